@@ -77,7 +77,9 @@ def _parse(line, where):
         try:
             text.decode()
         except UnicodeDecodeError as error:
-            raise CorpusError(f"{where}: the {side} is not valid UTF-8 ({error.reason} at byte {error.start})") from None
+            raise CorpusError(
+                f"{where}: the {side} is not valid UTF-8 ({error.reason} at byte {error.start})"
+            ) from None
     return source, target
 
 

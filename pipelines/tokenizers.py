@@ -30,7 +30,6 @@ class CharTokenizer:
     def __init__(self, vocabulary=()):
         self.characters = list(vocabulary)
         self._lookup = keras.layers.StringLookup(
-            # As UTF-8: a lone surrogate or other text Python cannot encode fails here, where it came from.
             vocabulary=RESERVED_TOKENS[START:] + self.characters,
             mask_token=RESERVED_TOKENS[PADDING],
             oov_token=RESERVED_TOKENS[UNKNOWN],
@@ -54,11 +53,15 @@ class CharTokenizer:
         """
         if not isinstance(texts, tf.data.Dataset):
             texts = tf.data.Dataset.from_tensor_slices(texts)
+
+        def characters(batch):
+            found = self.split(batch).flat_values
+            # NumPy, in which StringLookup keeps its vocabulary, cannot tell the NUL character from an empty string.
+            return tf.boolean_mask(found, found != "\0")
+
         counter = keras.layers.StringLookup(mask_token="")
-        counter.adapt(texts.batch(4096).map(lambda batch: self.split(batch).flat_values))
-        # NumPy, in which StringLookup keeps its vocabulary, cannot tell the NUL character from an empty string.
-        characters = [c for c in counter.get_vocabulary(include_special_tokens=False) if c != "\0"]
-        self.__init__(characters)
+        counter.adapt(texts.batch(4096).map(characters))
+        self.__init__(counter.get_vocabulary(include_special_tokens=False))
 
     def split(self, texts):
         """Cuts texts `[B]` into tokens, a ragged string tensor `[B, (S)]`; invalid UTF-8 becomes U+FFFD."""

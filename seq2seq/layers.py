@@ -75,6 +75,8 @@ class Decoder(_Recurrent):
     Args:
         vocabulary_size: number of target ids, Vt.
         units: size of the state, D; the encoder's.
+        attention: None, where the encoder's last state is all the decoder knows of the source (Sutskever et al. 2014), or
+            "dot", where each step looks back at the whole source (Luong et al. 2015, arxiv.org/abs/1508.04025, 3.1).
 
     Call arguments:
         target: the tokens so far, one-hot `[B, T, Vt]` or ids `[B, T]`, padded on the right.
@@ -86,13 +88,20 @@ class Decoder(_Recurrent):
         of padding hold numbers without meaning, which the loss leaves out.
     """
 
-    def __init__(self, vocabulary_size, units, **kwargs):
+    def __init__(self, vocabulary_size, units, attention=None, **kwargs):
         super().__init__(vocabulary_size, units, **kwargs)
+        if attention not in (None, "dot"):
+            raise ValueError(f"attention={attention!r}: expected None or 'dot'")
+        self.attention = attention
+        if attention:
+            self.combine = keras.layers.Dense(units, activation="tanh", use_bias=False, dtype=self.dtype_policy)
         # Under mixed precision too, a softmax over many tokens wants all of float32.
         self.output_layer = keras.layers.Dense(vocabulary_size, dtype="float32")
 
     def build(self, *_):
         super().build()
+        if self.attention:
+            self.combine.build((None, None, 2 * self.units))
         self.output_layer.build((None, None, self.units))
 
     def call(self, target, encoded, state):
@@ -102,4 +111,27 @@ class Decoder(_Recurrent):
             output = output[:, None]
         else:
             output, *state = self.lstm(tokens, initial_state=state)
+        if self.attention:
+            context, _ = dot_attention(output, encoded.memory, encoded.mask)
+            output = self.combine(tf.concat([context, output], axis=-1))
         return self.output_layer(output), state
+
+    def get_config(self):
+        return {**super().get_config(), "attention": self.attention}
+
+
+def dot_attention(query, memory, mask):
+    """Averages the memory, weighted by how well each position's vector matches the query.
+
+    Args:
+        query: `[B, T, D]`, the decoder's output at each step.
+        memory: `[B, S, D]`.
+        mask: bool `[B, S]`, the positions that may be looked at.
+
+    Returns:
+        context `[B, T, D]` and weights `[B, T, S]`, which sum to 1 over S.
+    """
+    scores = tf.matmul(query, memory, transpose_b=True)
+    scores = tf.where(mask[:, None, :], scores, scores.dtype.min)
+    weights = tf.nn.softmax(scores)
+    return tf.matmul(weights, memory), weights

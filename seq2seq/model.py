@@ -24,15 +24,18 @@ class Seq2Seq(keras.Model):
     Args:
         source_tokenizer, target_tokenizer: adapted tokenizers; they are saved inside the model.
         units: size of the recurrent state, D.
+        attention: "dot" or None, as in `Decoder`.
     """
 
-    def __init__(self, source_tokenizer, target_tokenizer, units=256, **kwargs):
+    def __init__(self, source_tokenizer, target_tokenizer, units=256, attention="dot", **kwargs):
         super().__init__(**kwargs)
         self.source_tokenizer = source_tokenizer
         self.target_tokenizer = target_tokenizer
         self.units = units
-        self.encoder = Encoder(source_tokenizer.vocabulary_size, units, dtype=self.dtype_policy, name="encoder")
-        self.decoder = Decoder(target_tokenizer.vocabulary_size, units, dtype=self.dtype_policy, name="decoder")
+        self.attention = attention
+        dtype = self.dtype_policy
+        self.encoder = Encoder(source_tokenizer.vocabulary_size, units, dtype=dtype, name="encoder")
+        self.decoder = Decoder(target_tokenizer.vocabulary_size, units, attention, dtype=dtype, name="decoder")
         self.build()
 
     def build(self, *_):
@@ -62,6 +65,11 @@ class Seq2Seq(keras.Model):
         if weighted_metrics == "auto":
             weighted_metrics = [token_accuracy(), Perplexity()]
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
+
+    def compile_from_config(self, config):
+        """Compiles a loaded model as the saved one was. Keras asks for this where `compile` is overridden."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     def train_step(self, data):
         """Learns from one batch of (source, target) with teacher forcing."""
@@ -112,6 +120,7 @@ class Seq2Seq(keras.Model):
             "source_tokenizer": keras.saving.serialize_keras_object(self.source_tokenizer),
             "target_tokenizer": keras.saving.serialize_keras_object(self.target_tokenizer),
             "units": self.units,
+            "attention": self.attention,
         }
 
     @classmethod

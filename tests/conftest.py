@@ -1,0 +1,60 @@
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pipelines import CharTokenizer, batch_pairs, read_pairs
+from seq2seq import Seq2Seq
+
+WORDS = ["sol", "mar", "luz", "pan", "rey", "flor", "tren", "gato", "nube", "año", "niño", "árbol"]
+
+
+@pytest.fixture
+def tsv(tmp_path):
+    """A function that writes bytes or text to a file and returns its path."""
+
+    def write(content, name="pairs.tsv"):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+@pytest.fixture
+def pairs(tsv):
+    """A dataset of real pairs: words and the same words in upper case."""
+    return read_pairs(tsv("".join(f"{word}\t{word.upper()}\n" for word in WORDS)))
+
+
+@pytest.fixture
+def tokenizers(pairs):
+    source, target = CharTokenizer(), CharTokenizer()
+    source.adapt(pairs.map(lambda source, _: source))
+    target.adapt(pairs.map(lambda _, target: target))
+    return source, target
+
+
+@pytest.fixture
+def model(tokenizers):
+    model = Seq2Seq(*tokenizers, units=16)
+    model.compile()
+    return model
+
+
+@pytest.fixture
+def batches(pairs, tokenizers):
+    return batch_pairs(pairs, *tokenizers, batch_size=5, seed=1)
+
+
+@pytest.fixture
+def spa_eng():
+    """The real corpus, where the Keras cache has it; CI fails without it."""
+    keras_home = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"))
+    if not (keras_home / "datasets" / "spa-eng.zip").exists():
+        if os.environ.get("SEQ2SEQ_CI"):
+            pytest.fail("CI must put spa-eng.zip into the Keras cache")
+        pytest.skip("spa-eng is not in the Keras cache; `seq2seq train spa-eng` downloads it")
+    return "spa-eng"
