@@ -21,8 +21,8 @@ def batch_pairs(pairs, source_tokenizer, target_tokenizer, batch_size=64, shuffl
         seed: makes those orders the same in every run.
 
     Returns:
-        A `tf.data.Dataset` of (source `[B, S, Vs]`, target `[B, T + 1, Vt]`), float32 one-hot rows; the target runs from
-        START to END; padding is all-zero rows on the right.
+        A `tf.data.Dataset` of (source `[B, S, Vs]`, target `[B, T + 1, Vt]`), float32 one-hot rows; the target runs
+        from START to END; padding is all-zero rows on the right.
     """
 
     def group_by_length(sources, targets):

@@ -85,7 +85,7 @@ def _parse(line, where):
 
 @contextlib.contextmanager
 def corpus_errors():
-    """Raises a `CorpusError` from inside a dataset as itself, not as the `tf.errors.OpError` that TensorFlow makes of it."""
+    """Raises a `CorpusError` from inside a dataset as itself, not as the `tf.errors.OpError` TensorFlow makes of it."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -98,8 +98,8 @@ def corpus_errors():
 def split_by_hash(pairs, fraction):
     """Divides pairs into (training, validation) by a hash of the source text.
 
-    All translations of one source fall on the same side; the side depends on nothing but that text, so it is the same in
-    every epoch, on every machine and in every corpus, and nothing is read to know it.
+    All translations of one source fall on the same side; the side depends on nothing but that text, so it is the same
+    in every epoch, on every machine and in every corpus, and nothing is read to know it.
 
     Args:
         pairs: a `tf.data.Dataset` of (source, target) scalar strings.

@@ -75,8 +75,8 @@ class Decoder(_Recurrent):
     Args:
         vocabulary_size: number of target ids, Vt.
         units: size of the state, D; the encoder's.
-        attention: None, where the encoder's last state is all the decoder knows of the source (Sutskever et al. 2014), or
-            "dot", where each step looks back at the whole source (Luong et al. 2015, arxiv.org/abs/1508.04025, 3.1).
+        attention: None, where the encoder's last state is all the decoder knows of the source, or "dot", where each
+            step looks back at the whole source (Luong et al. 2015, arxiv.org/abs/1508.04025, section 3.1).
 
     Call arguments:
         target: the tokens so far, one-hot `[B, T, Vt]` or ids `[B, T]`, padded on the right.

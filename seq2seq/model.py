@@ -11,7 +11,7 @@ from seq2seq.metrics import Perplexity, token_accuracy, token_crossentropy
 
 @keras.saving.register_keras_serializable("seq2seq")
 class Seq2Seq(keras.Model):
-    """A recurrent encoder-decoder (Sutskever et al. 2014, arxiv.org/abs/1409.3215; Cho et al. 2014, arxiv.org/abs/1406.1078).
+    """A recurrent encoder-decoder (Sutskever et al. 2014, arxiv.org/abs/1409.3215).
 
     ```python
     model = Seq2Seq(source_tokenizer, target_tokenizer, units=256)
@@ -138,8 +138,8 @@ def teacher_forcing(source, target):
         target: one-hot `[B, T + 1, Vt]`, from START to END, then padding: all-zero rows.
 
     Returns:
-        ((source, decoder input `[B, T, Vt]`), labels `[B, T, Vt]`, weights `[B, T]`); a weight is 1 where the label is a
-        token and 0 where it is padding.
+        ((source, decoder input `[B, T, Vt]`), labels `[B, T, Vt]`, weights `[B, T]`); a weight is 1 where the label is
+        a token and 0 where it is padding.
     """
     labels = target[:, 1:]
     return (source, target[:, :-1]), labels, tf.reduce_sum(labels, axis=-1)

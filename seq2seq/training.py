@@ -48,7 +48,7 @@ class Config:
 
 PRESETS = {
     "default": {},
-    # The Keras tutorial's settings (blog.keras.io, "A ten-minute introduction to sequence-to-sequence learning in Keras").
+    # Of blog.keras.io/a-ten-minute-introduction-to-sequence-to-sequence-learning-in-keras.html
     "tutorial": {
         "limit": 10_000,
         "split": "last",
@@ -98,6 +98,8 @@ def train(config, folder, overwrite=False, callbacks=()):
             training,
             validation_data=validation,
             epochs=config.epochs,
+            # Left to find the end by itself, Keras counts one step more than it takes in each epoch.
+            steps_per_epoch=len(training),
             shuffle=False,  # the pipeline has done it
             verbose=0,
             callbacks=[save, *callbacks],

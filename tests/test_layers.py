@@ -68,7 +68,7 @@ def test_an_unknown_attention_is_refused():
 
 
 def test_keras_finds_the_lstms_fit_for_cudnn(layers, monkeypatch):
-    # Private, as Keras has no public way to ask; it is what its LSTM layer itself asks before it takes the fused kernel.
+    # Private, as Keras has no public way to ask; it is what its LSTM itself asks before it takes the fused kernel.
     rnn = importlib.import_module("keras.src.backend.tensorflow.rnn")
     monkeypatch.setattr(rnn, "_is_gpu_available", lambda: True)
     for layer in layers:

@@ -25,6 +25,7 @@ def test_a_run_folder_holds_the_model_what_made_it_and_how_it_went(config, tmp_p
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert {"loss", "accuracy", "perplexity", "val_loss", "val_accuracy", "val_perplexity"} < set(rows[0])
+    assert int(model.optimizer.iterations) == 2 * 3  # 19 to 24 of the 25 pairs, in batches of 8
     again = load_run(tmp_path / "run")
     assert again.translate("ab", max_length=9) == model.translate("ab", max_length=9)
 
@@ -44,7 +45,7 @@ def test_a_run_is_not_overwritten_unasked(config, tmp_path):
     run = tmp_path / "run"
     train(config, run)
     model = (run / "model.keras").read_bytes()
-    with pytest.raises(RunError, match="run is not empty; choose another folder .* or say --overwrite"):
+    with pytest.raises(RunError, match=r"run is not empty; choose another folder .* or say --overwrite"):
         train(config, run)
     with pytest.raises(CorpusError):
         train(dataclasses.replace(config, corpus="nowhere.tsv"), run, overwrite=True)
