@@ -1,7 +1,9 @@
 """Corpora: pairs of strings, read lazily from text files, and their division into training and validation."""
 
 import contextlib
+import os
 import re
+import sys
 from pathlib import Path
 
 import keras
@@ -143,12 +145,18 @@ def _phrasebook():
 
 
 def _spa_eng():
-    folder = keras.utils.get_file(
-        "spa-eng.zip",
-        "https://storage.googleapis.com/download.tensorflow.org/data/spa-eng.zip",
-        file_hash="f80e581ae291aa34dd3aba7bd98b5e9505234da4318e2f3295df70a1520c7f61",
-        extract=True,
-    )
+    url = "https://storage.googleapis.com/download.tensorflow.org/data/spa-eng.zip"
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # where Keras announces the download; stdout is for results
+            folder = keras.utils.get_file(
+                "spa-eng.zip",
+                url,
+                file_hash="f80e581ae291aa34dd3aba7bd98b5e9505234da4318e2f3295df70a1520c7f61",
+                extract=True,
+            )
+    except Exception as error:  # get_file raises no narrower one
+        cache = Path(os.environ.get("KERAS_HOME", "~/.keras"), "datasets").expanduser()
+        raise CorpusError(f"spa-eng: {error}; {url} can also be put into {cache} by hand") from None
     return Path(folder) / "spa-eng" / "spa.txt"
 
 

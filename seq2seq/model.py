@@ -83,13 +83,16 @@ class Seq2Seq(keras.Model):
         """Translates texts by greedy decoding.
 
         Args:
-            texts: strings, any number of them: a list, an array or a tensor `[N]`, or one string alone.
+            texts: strings, any number of them: a list, an array, a tensor `[N]` or a `tf.data.Dataset` of scalar
+                strings; or one string alone.
             max_length: where a translation that does not end by itself is cut, in tokens.
             batch_size: how many are decoded together. It changes the speed, not the translations.
 
         Returns:
             A string tensor `[N]` in the order of `texts`; a scalar for one string alone.
         """
+        if isinstance(texts, tf.data.Dataset):
+            texts = list(texts)
         texts = tf.convert_to_tensor(texts, tf.string)
         if texts.shape.rank == 0:
             return self.translate(texts[None], max_length, batch_size)[0]

@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +78,15 @@ def test_spa_eng_is_read_whole(spa_eng):
     pairs = read_pairs(spa_eng)
     assert count_pairs(pairs) == 118_964
     assert strings(pairs.take(1)) == [("Go.", "Ve.")]
+
+
+def test_a_download_that_fails_says_what_to_do(tmp_path):
+    # A real process with an empty cache, and a proxy that nobody listens on.
+    script = "from pipelines import read_pairs; read_pairs('spa-eng')"
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert "CorpusError: spa-eng: URL fetch failure" in done.stderr and "can also be put into" in done.stderr
+    assert str(tmp_path / "datasets") in done.stderr and done.stdout == ""
 
 
 def test_a_path_beside_a_named_corpus_is_a_path(tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ def test_a_saved_model_translates_the_same_in_a_process_that_only_imported_seq2s
 def test_translate_takes_one_string_a_list_an_array_a_tensor_and_nothing(model):
     one = model.translate("sol", max_length=5)
     assert one.shape == () and one.dtype == tf.string
-    for texts in (["sol"], np.array(["sol"]), tf.constant(["sol"])):
+    for texts in (["sol"], np.array(["sol"]), tf.constant(["sol"]), tf.data.Dataset.from_tensors("sol")):
         assert model.translate(texts, max_length=5)[0] == one
     assert model.translate([]).shape == (0,)
 

@@ -6,6 +6,7 @@ import keras
 import pytest
 
 from pipelines import CorpusError
+from seq2seq import cli
 from seq2seq.training import PRESETS, Config, RunError, load_run, train
 
 
@@ -95,6 +96,14 @@ def test_the_tutorial_preset_is_the_tutorial():
         "last",
         0.2,
     )
+
+
+def test_the_help_of_the_command_line_tells_the_presets_as_they_are():
+    default, tutorial = Config("x"), Config("x", **PRESETS["tutorial"])
+    for text, config in zip(cli._PRESETS.split("tutorial:"), (default, tutorial), strict=True):
+        for told in (f"{config.units} units", f"batches of {config.batch_size}", f"{config.epochs} epochs"):
+            assert told in text
+        assert config.optimizer in text.lower() and f"{config.validation_fraction:.0%}" in text
 
 
 def test_the_same_seed_gives_the_same_start_and_order(config, tmp_path):

@@ -185,8 +185,8 @@ def main():
     training, held_out = pairs[:8000], pairs[8000:]
     step = len(held_out) // options.sentences
     one_by_one = [[number] for number in range(0, step * options.sentences, step)]
-    tutorial = run(Tutorial, training, held_out, options.epochs, one_by_one)
     library = run(Library, training, held_out, options.epochs, [range(len(held_out))] * 3)
+    tutorial = run(Tutorial, training, held_out, options.epochs, one_by_one)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}")
     print(f"{options.epochs} epochs, 8,000 pairs; held out: 2,000; {time.strftime('%Y-%m-%d')}\n")
     print("| | tutorial | this library | ratio |\n|---|---|---|---|")
