@@ -8,9 +8,13 @@ forced and over real characters (the end mark included, padding not), computed f
 tutorial decodes one sentence at a time with one `predict` call per character; that is timed on the first
 `--sentences` of the 2,000. Its translations of all 2,000 come from the same two inference models with all rows in one
 `predict` call per character: the same arithmetic, in minutes instead of hours.
+
+Each runs in a process of its own: the tutorial with TensorFlow's threads as they come, the library with those that its
+command line sets. `--threads` gives the tutorial the library's.
 """
 
 import argparse
+import multiprocessing
 import os
 import platform
 import time
@@ -24,6 +28,7 @@ import tensorflow as tf
 
 from pipelines import CharTokenizer, batch_pairs, read_pairs
 from seq2seq import Seq2Seq
+from seq2seq.cli import start_tensorflow
 
 UNITS, BATCH = 256, 70
 
@@ -152,8 +157,12 @@ def loss_and_accuracy(log_probabilities, labels, real):
     return nats.mean(), right.mean()
 
 
-def run(kind, training, held_out, epochs, timed):
+def run(kind, pairs, epochs, timed, threads):
+    """Trains and measures one `kind` of the two, in a process of its own."""
+    if threads:
+        start_tensorflow()
     keras.utils.set_random_seed(0)
+    training, held_out = pairs[:8000], pairs[8000:]
     it = kind(training, held_out)
     seconds = it.fit(training, epochs)
     sources, references = [source for source, _ in held_out], [target for _, target in held_out]
@@ -180,13 +189,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--sentences", type=int, default=20, help="how many the tutorial's loop is timed on")
+    parser.add_argument("--threads", action="store_true", help="set threads for the tutorial as for the library")
     options = parser.parse_args()
     pairs = [(s.decode(), t.decode()) for s, t in read_pairs("spa-eng", limit=10_000).as_numpy_iterator()]
-    training, held_out = pairs[:8000], pairs[8000:]
-    step = len(held_out) // options.sentences
+    step = 2000 // options.sentences
     one_by_one = [[number] for number in range(0, step * options.sentences, step)]
-    library = run(Library, training, held_out, options.epochs, [range(len(held_out))] * 3)
-    tutorial = run(Tutorial, training, held_out, options.epochs, one_by_one)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as process:
+        library = process.apply(run, (Library, pairs, options.epochs, [range(2000)] * 3, True))
+        tutorial = process.apply(run, (Tutorial, pairs, options.epochs, one_by_one, options.threads))
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}")
     print(f"{options.epochs} epochs, 8,000 pairs; held out: 2,000; {time.strftime('%Y-%m-%d')}\n")
     print("| | tutorial | this library | ratio |\n|---|---|---|---|")
