@@ -1,16 +1,20 @@
 """From text on disk to batches of tensors: `read_pairs`, `CharTokenizer`, `batch_pairs`."""
 
-from pipelines.batches import batch_pairs
-from pipelines.corpora import CorpusError, corpus_errors, count_pairs, read_pairs, split_by_hash, split_last
-from pipelines.tokenizers import CharTokenizer
+import importlib
 
-__all__ = [
-    "CharTokenizer",
-    "CorpusError",
-    "batch_pairs",
-    "corpus_errors",
-    "count_pairs",
-    "read_pairs",
-    "split_by_hash",
-    "split_last",
-]
+_MODULES = {
+    "batches": ["batch_pairs"],
+    "corpora": ["Survey", "corpus_errors", "count_pairs", "read_pairs", "split_by_hash", "split_last", "survey"],
+    "readers": ["CorpusError", "Report"],
+    "shuffling": ["damaged_shards", "shuffle_corpus"],
+    "tokenizers": ["CharTokenizer"],
+}
+__all__ = [name for names in _MODULES.values() for name in names]
+
+
+def __getattr__(name):
+    """Imports a name where it is first used, so that what needs no TensorFlow does not wait for it."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"pipelines.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,45 +1,116 @@
 """Batches: pairs of strings, shuffled, grouped by length and encoded a whole batch at a time."""
 
+import os
+
+import numpy as np
 import tensorflow as tf
 
-_SHUFFLE_BUFFER = 1 << 17  # pairs of short strings: some tens of megabytes
-_WINDOW_BATCHES = 128  # batches whose pairs are sorted by length together
+_WINDOW = 1 << 16  # pairs sorted by length together
 
 
-def batch_pairs(pairs, source_tokenizer, target_tokenizer, batch_size=64, shuffle=True, seed=None):
+def batch_pairs(
+    pairs,
+    source_tokenizer,
+    target_tokenizer,
+    batch_size=64,
+    *,
+    batch_tokens=None,
+    encoding="one_hot",
+    pad_to_multiple=None,
+    shuffle=True,
+    shuffle_buffer=1 << 17,
+    seed=None,
+):
     """Makes the batches that `Seq2Seq.fit` and `evaluate` read, lazily.
 
-    Text stays text until it is in a batch: a window of pairs is sorted by length and cut into batches, so that a batch
-    holds little padding; splitting, look-up and one-hot encoding then run once on each batch, on several threads, while
-    the model works on the one before.
+    Text stays text until it is in a batch: a window of 65,536 pairs is sorted by length and cut into batches, so that a
+    batch holds little padding; splitting, look-up and one-hot encoding then run once on each batch, on several threads,
+    while the model works on the one before.
 
     Args:
         pairs: a `tf.data.Dataset` of (source, target) scalar strings.
         source_tokenizer, target_tokenizer: adapted tokenizers.
-        batch_size: pairs in a batch, B; the last batch of an epoch may hold fewer.
+        batch_size: pairs in a batch, B; the last of a window may hold fewer.
+        batch_tokens: in place of `batch_size`, how much a batch may hold: its pairs times the longer side of its
+            longest pair, in characters, marks and padding included. A pair that is longer is a batch of its own.
+        encoding: "one_hot", float32 rows, or "ids", which are V times smaller. A model learns the same from both.
+        pad_to_multiple: makes S and T multiples of this number and fills batches up with rows of padding, so that only
+            few shapes occur; for `jit_compile=True`, which compiles each shape anew.
         shuffle: whether pairs and batches come in a new random order each epoch.
+        shuffle_buffer: how many pairs wait, from which the next is drawn at random.
         seed: makes those orders the same in every run.
 
     Returns:
-        A `tf.data.Dataset` of (source `[B, S, Vs]`, target `[B, T + 1, Vt]`), float32 one-hot rows; the target runs
-        from START to END; padding is all-zero rows on the right.
+        A `tf.data.Dataset` of (source `[B, S, Vs]`, target `[B, T + 1, Vt]`), the target from START to END, padding as
+        all-zero rows on the right; with `encoding="ids"`, int32 `[B, S]` and `[B, T + 1]`, padding as 0.
+
+    Raises:
+        ValueError: for an encoding that is neither of the two.
     """
+    if encoding not in ("one_hot", "ids"):
+        raise ValueError(f"encoding={encoding!r}: expected 'one_hot' or 'ids'")
+    multiple = pad_to_multiple or 1
 
     def group_by_length(sources, targets):
-        lengths = [tf.strings.length(side, unit="UTF8_CHAR") for side in (targets, sources)]
-        order = tf.argsort(lengths[0] * (1 + tf.reduce_max(lengths[1])) + lengths[1], stable=True)
-        window = tf.data.Dataset.from_tensor_slices((tf.gather(sources, order), tf.gather(targets, order)))
-        return window.batch(batch_size)
+        lengths = [tf.strings.length(side, unit="UTF8_CHAR") for side in (sources, targets)]
+        order = _length_order(*lengths)
+        sources, targets = tf.gather(sources, order), tf.gather(targets, order)
+        if batch_tokens:
+            longer = tf.gather(tf.maximum(lengths[0], lengths[1] + 1), order)
+            ends = tf.numpy_function(_token_ends, [_round_up(longer, multiple), batch_tokens], tf.int64, stateful=False)
+            ends.set_shape([None])
+        else:
+            count = tf.size(order, tf.int64)
+            ends = tf.minimum(tf.range(batch_size, count + batch_size, batch_size, tf.int64), count)
+        starts = tf.concat([tf.zeros([1], tf.int64), ends[:-1]], axis=0)
+        cuts = tf.data.Dataset.from_tensor_slices((starts, ends))
+        return cuts.map(lambda start, end: (sources[start:end], targets[start:end]))
 
     def encode(sources, targets):
-        return (
-            source_tokenizer.one_hot(source_tokenizer.tokenize(sources)),
-            target_tokenizer.one_hot(target_tokenizer.tokenize(targets, start_end=True)),
-        )
+        source, target = source_tokenizer.tokenize(sources), target_tokenizer.tokenize(targets, start_end=True)
+        if pad_to_multiple:
+            lengths = [_round_up(tf.shape(source)[1], multiple), _round_up(tf.shape(target)[1] - 1, multiple)]
+            rows = tf.maximum(batch_tokens // tf.reduce_max(lengths), 1) if batch_tokens else batch_size
+            source, target = _pad(source, rows, lengths[0]), _pad(target, rows, lengths[1] + 1)
+        if encoding == "one_hot":
+            source, target = source_tokenizer.one_hot(source), target_tokenizer.one_hot(target)
+        return source, target
 
     if shuffle:
-        pairs = pairs.shuffle(_SHUFFLE_BUFFER, seed=seed)
-    batches = pairs.batch(batch_size * _WINDOW_BATCHES).flat_map(group_by_length)
+        pairs = pairs.shuffle(shuffle_buffer, seed=seed)
+    # Whole batches to a window, so that only the last batch of an epoch is smaller than the others.
+    window = _WINDOW if batch_tokens else -(-_WINDOW // batch_size) * batch_size
+    batches = pairs.batch(window).flat_map(group_by_length)
     if shuffle:
-        batches = batches.shuffle(_WINDOW_BATCHES, seed=seed)
-    return batches.map(encode, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        batches = batches.shuffle(1024 if batch_tokens else window // batch_size, seed=seed)
+    return batches.prefetch(16).map(encode, num_parallel_calls=os.cpu_count()).prefetch(tf.data.AUTOTUNE)
+
+
+def _length_order(source_lengths, target_lengths):
+    """The order of pairs by target length and then by source length, the latter rising and falling in turns.
+
+    So neighbours are alike on both sides, also where the target length changes. Two target lengths count as one: that
+    gives up a little on one side for more on the other.
+    """
+    step, longest = target_lengths // 2, tf.reduce_max(source_lengths)
+    within = tf.where(step % 2 == 0, source_lengths, longest - source_lengths)
+    return tf.argsort(step * (longest + 1) + within, stable=True)
+
+
+def _token_ends(lengths, budget):
+    """Where to cut a window so that each batch's rows times its longest length stay within the budget."""
+    ends, start, longest = [], 0, 0
+    for position, length in enumerate(lengths.tolist()):
+        longest = max(longest, length)
+        if position > start and (position + 1 - start) * longest > budget:
+            ends.append(position)
+            start, longest = position, length
+    return np.array([*ends, len(lengths)], np.int64)
+
+
+def _round_up(number, multiple):
+    return (number + multiple - 1) // multiple * multiple
+
+
+def _pad(ids, rows, length):
+    return tf.pad(ids, [[0, rows - tf.shape(ids)[0]], [0, length - tf.shape(ids)[1]]])

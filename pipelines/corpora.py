@@ -1,88 +1,96 @@
-"""Corpora: pairs of strings, read lazily from text files, and their division into training and validation."""
+"""Corpora: pairs of strings as a `tf.data.Dataset`, their division into training and validation, and their survey."""
 
+import collections
 import contextlib
-import os
+import dataclasses
+import itertools
+import math
 import re
-import sys
-from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-_CHUNK = 4096  # lines read, checked and handed to TensorFlow at a time
+from pipelines.readers import CorpusError, Reader, Report, dataset_shard, find_shards
+
+_CHUNK = 4096  # pairs handed to TensorFlow at a time
 
 
-class CorpusError(ValueError):
-    """A corpus that cannot be read. The message names the file, the line where there is one, and what is wrong."""
-
-
-def read_pairs(corpus, limit=None):
-    """Reads parallel text lazily: one pair a line, source and target divided by a tab.
-
-    A third column (the attribution in Tatoeba's files) is ignored, as are a byte order mark, CRLF line ends and lines
-    with nothing in them.
+def read_pairs(corpus, limit=None, *, seed=0, report=None, **options):
+    """Reads parallel text lazily, in memory that does not grow with the corpus.
 
     Args:
-        corpus: the path of a UTF-8 text file, or the name of a corpus: `phrasebook` comes with this package, `spa-eng`
-            (118,964 English-Spanish pairs from tatoeba.org) is downloaded once into the Keras cache.
+        corpus: what to read, or a list of such:
+
+            - the name of a corpus: `phrasebook` comes with this package, `spa-eng` (118,964 English-Spanish pairs from
+              tatoeba.org) is downloaded once into the Keras cache;
+            - a file: tab-separated text (`source TAB target` on each line; a third column is ignored), JSON Lines
+              (`.jsonl`, `.ndjson`), each plain or with `.gz`, or TFRecord (`.tfrecord`) of examples with two strings;
+            - a file in a zip, `archive.zip/folder/file.tsv`, or the zip alone if there is one file in it;
+            - two parallel files of equally many lines, `corpus.en+corpus.es`;
+            - a glob, or a folder: all its files in the order of their names;
+            - a `tf.data.Dataset` of (source, target) scalar strings.
+
+            A byte order mark, CRLF line ends and lines with nothing in them are ignored.
         limit: how many pairs to read at most; None for all.
+        seed: decides the order of files where `shuffle_files` is set.
+        report: a `Report`, which each complete pass fills with what it read and left out.
+        columns: which two columns or keys to read: two names, which a tab-separated file has in its first line, or
+            (tab-separated only) two numbers counted from 1, as in `cut -f`. Default: the first two columns, or the
+            keys `source` and `target`.
+        reverse: whether to swap source and target.
+        weights: how often to draw from each of several corpora, relative to the others. The smaller ones start over
+            until each has been read once. Default: one after the other.
+        on_bad_line: "error", or "skip" for lines with missing columns, an empty side or invalid UTF-8.
+        max_length: leave out pairs with a side of more characters.
+        max_ratio: leave out pairs with one side so many times longer than the other.
+        drop_duplicates: leave out pairs that came before among the last 131,072 or more of the same file.
+        shuffle_files: whether to read several files in turns, in an order that is new each epoch.
+        num_shards, index: read one part of so many, for one worker among several. Together the parts are the corpus:
+            whole files where there are enough, else every so-manieth pair of each.
 
     Returns:
-        A `tf.data.Dataset` of (source, target) scalar strings, in the order of the file.
+        A `tf.data.Dataset` of (source, target) scalar strings.
 
     Raises:
-        CorpusError: here if the file cannot be opened; while the dataset is iterated, for a line with other than two or
-            three columns, an empty side or invalid UTF-8. TensorFlow wraps the latter in an error of its own that
-            quotes it; `corpus_errors` takes it out again.
+        CorpusError: here if there is no such corpus or an option does not fit; while the dataset is iterated, for text
+            that cannot be read. TensorFlow wraps the latter in an error of its own that quotes it; `corpus_errors`
+            takes it out again.
     """
-    path = corpus_path(corpus)
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise CorpusError(f"{path}: {error.strerror}; the built-in corpora are {', '.join(NAMED_CORPORA)}") from None
+    corpora = corpus if isinstance(corpus, list | tuple) else [corpus]
+    if limit is not None and options.get("num_shards", 1) > 1:
+        raise CorpusError("limit and num_shards exclude each other")
+    reader = Reader(tuple(_shards(corpus) for corpus in corpora), **options)
     column = tf.TensorSpec([None], tf.string)
-    chunks = tf.data.Dataset.from_generator(lambda: _read_chunks(path), output_signature=(column, column))
-    pairs = chunks.unbatch()
+    generator = _chunks(reader, report)
+
+    def chunks(seed):
+        return tf.data.Dataset.from_generator(generator, args=[seed], output_signature=(column, column)).prefetch(4)
+
+    if reader.shuffle_files:
+        seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
+        pairs = seeds.flat_map(chunks).unbatch()
+    else:
+        pairs = chunks(seed).unbatch()
     return pairs if limit is None else pairs.take(limit)
 
 
-def _read_chunks(path):
-    """Yields the checked pairs of a file as (sources, targets), lists of at most `_CHUNK` byte strings."""
-    sources, targets = [], []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            line = line.rstrip(b"\r\n")
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line:
-                continue
-            source, target = _parse(line, f"{path}, line {number}")
-            sources.append(source)
-            targets.append(target)
-            if len(sources) == _CHUNK:
-                yield sources, targets
-                sources, targets = [], []
-    if sources:
-        yield sources, targets
+def _shards(corpus):
+    return [dataset_shard(corpus)] if isinstance(corpus, tf.data.Dataset) else find_shards(corpus)
 
 
-def _parse(line, where):
-    columns = line.split(b"\t")
-    if len(columns) not in (2, 3):
-        found = "no tab" if len(columns) == 1 else f"{len(columns)} columns"
-        raise CorpusError(f"{where}: expected source TAB target (and at most one more column), found {found}")
-    source, target = columns[:2]
-    for side, text in (("source", source), ("target", target)):
-        if not text.strip():
-            raise CorpusError(f"{where}: the {side} is empty")
-        try:
-            text.decode()
-        except UnicodeDecodeError as error:
-            raise CorpusError(
-                f"{where}: the {side} is not valid UTF-8 ({error.reason} at byte {error.start})"
-            ) from None
-    return source, target
+def _chunks(reader, report):
+    """A generator function: the pairs of one pass as (sources, targets), two lists of at most `_CHUNK` byte strings."""
+
+    def chunks(seed):
+        own = Report()
+        pairs = reader.pairs(int(seed), own)
+        while chunk := list(itertools.islice(pairs, _CHUNK)):
+            sources, targets = zip(*chunk, strict=True)
+            yield sources, targets
+        if report is not None:
+            vars(report).update(vars(own))
+
+    return chunks
 
 
 @contextlib.contextmanager
@@ -129,35 +137,64 @@ def split_last(pairs, fraction):
     return pairs.take(training), pairs.skip(training)
 
 
+@dataclasses.dataclass
+class Survey:
+    """What one pass over pairs has found."""
+
+    pairs: int = 0
+    longer: int = 0  # sum over all pairs of the length of their longer side
+    tokens: tuple = dataclasses.field(default_factory=lambda: (collections.Counter(), collections.Counter()))
+    lengths: tuple = dataclasses.field(default_factory=lambda: (collections.Counter(), collections.Counter()))
+
+    def length(self, side, quantile):
+        """The length in tokens that this share of the texts of a side (0 source, 1 target) does not exceed."""
+        left = max(1, math.ceil(quantile * self.pairs))
+        for length in sorted(self.lengths[side]):
+            left -= self.lengths[side][length]
+            if left <= 0:
+                return length
+        return 0
+
+    def as_dict(self):
+        """All of it, as JSON can hold it: tokens the most frequent first, lengths rising."""
+        tokens = [{token.decode(): count for token, count in side.most_common()} for side in self.tokens]
+        lengths = [dict(sorted(side.items())) for side in self.lengths]
+        return {
+            "pairs": self.pairs,
+            "source": {"tokens": tokens[0], "lengths": lengths[0]},
+            "target": {"tokens": tokens[1], "lengths": lengths[1]},
+        }
+
+
+def survey(pairs, source_tokenizer, target_tokenizer, progress=None):
+    """Counts pairs, tokens and lengths in tokens, of both sides in one streaming pass.
+
+    Args:
+        pairs: a `tf.data.Dataset` of (source, target) scalar strings.
+        source_tokenizer, target_tokenizer: what cuts the text into tokens; they need no vocabulary yet.
+        progress: a function to call now and then with the number of pairs counted so far.
+
+    Returns:
+        A `Survey`, each of its tuples for (source, target); `take_vocabulary` makes a vocabulary of its tokens.
+    """
+
+    def count(sources, targets):
+        return source_tokenizer.count(sources), target_tokenizer.count(targets)
+
+    found = Survey()
+    batches = pairs.batch(_CHUNK).map(count, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    for sides in batches.as_numpy_iterator():
+        for side, (tokens, numbers, lengths) in enumerate(sides):
+            found.tokens[side].update(dict(zip(tokens.tolist(), numbers.tolist(), strict=True)))
+            found.lengths[side].update(lengths.tolist())
+        found.pairs += len(lengths)
+        found.longer += int(np.maximum(sides[0][2], sides[1][2]).sum())
+        if progress:
+            progress(found.pairs)
+    return found
+
+
 def count_pairs(pairs):
     """Number of pairs in a dataset, by reading it once."""
     counts = pairs.batch(_CHUNK).map(lambda sources, _: tf.size(sources, tf.int64))
     return int(counts.reduce(np.int64(0), tf.add))
-
-
-def corpus_path(corpus):
-    """The file behind the name or path of a corpus; downloads a named one that is not yet in the Keras cache."""
-    return NAMED_CORPORA[corpus]() if corpus in NAMED_CORPORA else Path(corpus)
-
-
-def _phrasebook():
-    return Path(__file__).with_name("phrasebook.tsv")
-
-
-def _spa_eng():
-    url = "https://storage.googleapis.com/download.tensorflow.org/data/spa-eng.zip"
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # where Keras announces the download; stdout is for results
-            folder = keras.utils.get_file(
-                "spa-eng.zip",
-                url,
-                file_hash="f80e581ae291aa34dd3aba7bd98b5e9505234da4318e2f3295df70a1520c7f61",
-                extract=True,
-            )
-    except Exception as error:  # get_file raises no narrower one
-        cache = Path(os.environ.get("KERAS_HOME", "~/.keras"), "datasets").expanduser()
-        raise CorpusError(f"spa-eng: {error}; {url} can also be put into {cache} by hand") from None
-    return Path(folder) / "spa-eng" / "spa.txt"
-
-
-NAMED_CORPORA = {"phrasebook": _phrasebook, "spa-eng": _spa_eng}

@@ -1,6 +1,9 @@
 """Tokenizers: text to ids and back, as graph operations that run on a whole batch of strings at once."""
 
+import collections
+
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
@@ -29,11 +32,15 @@ class CharTokenizer:
 
     def __init__(self, vocabulary=()):
         self.characters = list(vocabulary)
-        self._lookup = keras.layers.StringLookup(
+        lookup = keras.layers.StringLookup(
             vocabulary=RESERVED_TOKENS[START:] + self.characters,
             mask_token=RESERVED_TOKENS[PADDING],
             oov_token=RESERVED_TOKENS[UNKNOWN],
         )
+        # The id of each code point, and of those beyond: a row to read where looking up strings takes twice the time.
+        code_points = [ord(character) for character in self.characters]
+        self._ids = np.full(max(code_points, default=0) + 2, UNKNOWN, np.int32)
+        self._ids[code_points] = lookup(tf.constant(self.characters, tf.string))
 
     @property
     def vocabulary(self):
@@ -45,23 +52,42 @@ class CharTokenizer:
         """Number of ids, the reserved ones included: V in the shapes below."""
         return len(RESERVED_TOKENS) + len(self.characters)
 
-    def adapt(self, texts):
-        """Takes the vocabulary from text: every character in it, the most frequent first.
+    def adapt(self, texts, min_frequency=1, max_size=None):
+        """Takes the vocabulary from text: every token in it, the most frequent first.
 
         Args:
             texts: a `tf.data.Dataset` of scalar strings, or anything `from_tensor_slices` makes one of.
+            min_frequency, max_size: as in `take_vocabulary`.
         """
         if not isinstance(texts, tf.data.Dataset):
             texts = tf.data.Dataset.from_tensor_slices(texts)
+        counts = collections.Counter()
+        for tokens, numbers, _ in texts.batch(4096).map(self.count).as_numpy_iterator():
+            counts.update(dict(zip(tokens.tolist(), numbers.tolist(), strict=True)))
+        self.take_vocabulary(counts, min_frequency, max_size)
 
-        def characters(batch):
-            found = self.split(batch).flat_values
-            # NumPy, in which StringLookup keeps its vocabulary, cannot tell the NUL character from an empty string.
-            return tf.boolean_mask(found, found != "\0")
+    def count(self, texts):
+        """Counts the tokens of texts `[B]`.
 
-        counter = keras.layers.StringLookup(mask_token="")
-        counter.adapt(texts.batch(4096).map(characters))
-        self.__init__(counter.get_vocabulary(include_special_tokens=False))
+        Returns:
+            The different tokens `[N]`, how often each comes (int64 `[N]`), and how many each text has (int64 `[B]`).
+        """
+        split = self.split(texts)
+        tokens, _, numbers = tf.unique_with_counts(split.flat_values, tf.int64)
+        return tokens, numbers, split.row_lengths()
+
+    def take_vocabulary(self, counts, min_frequency=1, max_size=None):
+        """Takes the vocabulary from counted tokens: the most frequent first, equally frequent ones in code point order.
+
+        Args:
+            counts: a mapping of tokens, as UTF-8, to how often they come.
+            min_frequency: leave out tokens that come less often.
+            max_size: how many tokens to take at most, without the reserved ones; None for all.
+        """
+        # NumPy, in which StringLookup keeps its vocabulary, cannot tell the NUL character from an empty string.
+        wanted = [token for token, count in counts.items() if count >= min_frequency and token.strip(b"\0")]
+        wanted.sort(key=lambda token: (-counts[token], token))
+        self.__init__(token.decode() for token in wanted[:max_size])
 
     def split(self, texts):
         """Cuts texts `[B]` into tokens, a ragged string tensor `[B, (S)]`; invalid UTF-8 becomes U+FFFD."""
@@ -78,11 +104,17 @@ class CharTokenizer:
             int32 `[B, S]`, each row padded on the right with 0 up to the longest. S is at least 1, since a recurrent
             layer cannot run over no steps: a batch of empty texts is one column of padding.
         """
-        ids = tf.cast(tf.ragged.map_flat_values(self._lookup, self.split(texts)), tf.int32)
-        if start_end:
-            mark = tf.ones_like(ids[:, :1].to_tensor(shape=[None, 1]))
-            ids = tf.concat([START * mark, ids, END * mark], axis=1)
+        code_points = tf.strings.unicode_decode(tf_text.normalize_utf8(texts, "NFC"), "UTF-8")
+        ids = code_points.with_flat_values(
+            tf.gather(self._ids, tf.minimum(code_points.flat_values, len(self._ids) - 1))
+        )
+        lengths = ids.row_lengths()
         ids = ids.to_tensor(default_value=PADDING)
+        if start_end:
+            ids = tf.pad(ids, [[0, 0], [1, 1]], constant_values=PADDING)
+            starts, ends = tf.zeros_like(lengths), lengths + 1
+            marks = [tf.one_hot(at, tf.shape(ids)[1], mark, 0) for at, mark in ((starts, START), (ends, END))]
+            return ids + sum(marks)
         empty = tf.cast(tf.shape(ids)[1] == 0, tf.int32)
         return tf.pad(ids, [[0, 0], [0, empty]], constant_values=PADDING)
 

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pipelines.tokenizers import one_hot
 from seq2seq import decoding
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.metrics import Perplexity, token_accuracy, token_crossentropy
@@ -16,7 +17,7 @@ class Seq2Seq(keras.Model):
     ```python
     model = Seq2Seq(source_tokenizer, target_tokenizer, units=256)
     model.compile(optimizer="adam")
-    model.fit(batch_pairs(pairs, source_tokenizer, target_tokenizer), epochs=30)
+    model.fit(batch_pairs(pairs, source_tokenizer, target_tokenizer), epochs=26)
     model.translate(["Good morning."])                  # a tensor of strings, one for each
     model.save("model.keras")
     ```
@@ -48,7 +49,7 @@ class Seq2Seq(keras.Model):
         """Scores the next target token at every position.
 
         Args:
-            inputs: (source `[B, S, Vs]`, target from START on `[B, T, Vt]`), one-hot.
+            inputs: (source `[B, S, Vs]`, target from START on `[B, T, Vt]`), one-hot; or ids `[B, S]` and `[B, T]`.
 
         Returns:
             logits `[B, T, Vt]`.
@@ -73,11 +74,11 @@ class Seq2Seq(keras.Model):
 
     def train_step(self, data):
         """Learns from one batch of (source, target) with teacher forcing."""
-        return super().train_step(teacher_forcing(*data))
+        return super().train_step(teacher_forcing(*data, self.target_tokenizer.vocabulary_size))
 
     def test_step(self, data):
         """Measures one batch of (source, target) with teacher forcing."""
-        return super().test_step(teacher_forcing(*data))
+        return super().test_step(teacher_forcing(*data, self.target_tokenizer.vocabulary_size))
 
     def translate(self, texts, max_length=256, batch_size=256):
         """Translates texts by greedy decoding.
@@ -133,16 +134,19 @@ class Seq2Seq(keras.Model):
         return cls(**config)
 
 
-def teacher_forcing(source, target):
+def teacher_forcing(source, target, vocabulary_size):
     """Makes a training example of a pair: the decoder reads the right tokens so far and predicts the one after each.
 
     Args:
-        source: one-hot `[B, S, Vs]`.
-        target: one-hot `[B, T + 1, Vt]`, from START to END, then padding: all-zero rows.
+        source: one-hot `[B, S, Vs]` or ids `[B, S]`.
+        target: one-hot `[B, T + 1, Vt]` or ids `[B, T + 1]`, from START to END, then padding.
+        vocabulary_size: Vt.
 
     Returns:
-        ((source, decoder input `[B, T, Vt]`), labels `[B, T, Vt]`, weights `[B, T]`); a weight is 1 where the label is
-        a token and 0 where it is padding.
+        ((source, decoder input `[B, T, Vt]` or `[B, T]`), labels `[B, T, Vt]`, weights `[B, T]`); a weight is 1 where
+        the label is a token and 0 where it is padding.
     """
     labels = target[:, 1:]
+    if labels.dtype.is_integer:
+        labels = one_hot(labels, vocabulary_size)
     return (source, target[:, :-1]), labels, tf.reduce_sum(labels, axis=-1)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,12 +15,13 @@ import tensorflow as tf
 from pipelines import (
     CharTokenizer,
     CorpusError,
+    Report,
     batch_pairs,
     corpus_errors,
-    count_pairs,
     read_pairs,
     split_by_hash,
     split_last,
+    survey,
 )
 from seq2seq.model import Seq2Seq
 
@@ -32,19 +34,33 @@ class RunError(ValueError):
 class Config:
     """All that decides how a run comes out; saved as `config.json` in the run folder."""
 
-    corpus: str = "phrasebook"  # a name or a path, as `read_pairs` takes it
-    limit: int | None = None  # pairs of the corpus to use, from its start; None for all
+    corpus: str | tuple[str, ...] = "phrasebook"  # what to read, this and the next nine as `read_pairs` takes them
+    limit: int | None = None
+    columns: tuple | None = None
+    reverse: bool = False
+    weights: tuple[float, ...] | None = None  # of several corpora; for training alone, validation reads each pair once
+    on_bad_line: str = "error"
+    max_length: int | None = None
+    max_ratio: float | None = None
+    drop_duplicates: bool = False
+    min_frequency: int = 1  # of the tokens in the vocabulary
+    max_vocabulary: int | None = None  # tokens on each side
     split: str = "hash"  # how pairs are held out: by a hash of the source, or the "last" ones
     validation_fraction: float = 0.05
     units: int = 256
     attention: str | None = "dot"  # as in `Decoder`
-    batch_size: int = 64
-    epochs: int = 30
+    batch_size: int = 32
+    batch_tokens: int | None = None  # in place of batch_size, as in `batch_pairs`
+    encoding: str = "one_hot"  # or "ids"
+    epochs: int = 26
     optimizer: str = "adam"
     learning_rate: float = 3e-3  # at the start
     decay: bool = True  # whether the learning rate falls to zero along half a cosine, or stays
     seed: int = 0
 
+
+# The fields of a `Config` that `read_pairs` takes as they are.
+_READING = ("columns", "reverse", "on_bad_line", "max_length", "max_ratio", "drop_duplicates")
 
 PRESETS = {
     "default": {},
@@ -63,15 +79,18 @@ PRESETS = {
 }
 
 
-def train(config, folder, overwrite=False, callbacks=()):
+def train(config, folder, overwrite=False, callbacks=(), progress=None, report=None):
     """Trains a model and keeps it in a run folder, saved anew after each epoch.
 
     Args:
         config: a `Config`.
-        folder: the run folder to make: `model.keras`, `config.json`, `history.csv`.
+        folder: the run folder to make: `model.keras`, `config.json`, `history.csv`, and in `survey.json` the tokens and
+            lengths of the training side, counted.
         overwrite: whether a run that is there may be replaced; it is left alone until the first epoch is over.
         callbacks: more Keras callbacks. Before training, each one's `held_out`, where it has one, is set to a few
             (source, target) pairs of the validation side.
+        progress: a function to call now and then with the number of pairs read, while the corpus is surveyed.
+        report: a function to call with the `Report` of what was read and left out, after that.
 
     Returns:
         The trained `Seq2Seq`.
@@ -86,20 +105,23 @@ def train(config, folder, overwrite=False, callbacks=()):
     if not overwrite and folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} is not empty; choose another folder (--out) or say --overwrite")
     keras.utils.set_random_seed(config.seed)
-    with corpus_errors():
-        training, validation, steps, held_out, tokenizers = _prepare(config)
+    # Keras warns of every dataset that does not know its length, and nobody has counted the validation side.
+    ran_out = {"message": "Your input ran out of data", "category": UserWarning}
+    with corpus_errors(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", **ran_out)
+        training, steps, validation, held_out, tokenizers, found = _prepare(config, progress, report)
         for callback in callbacks:
             if hasattr(callback, "held_out"):
                 callback.held_out = held_out
         model = Seq2Seq(*tokenizers, units=config.units, attention=config.attention)
-        model.compile(optimizer=_optimizer(config, steps))
-        save = _SaveRun(folder, config)
+        model.compile(optimizer=_optimizer(config, steps * config.epochs))
+        save = _SaveRun(folder, config, found)
         model.fit(
             training,
             validation_data=validation,
             epochs=config.epochs,
             # Left to find the end by itself, Keras counts one step more than it takes in each epoch.
-            steps_per_epoch=len(training),
+            steps_per_epoch=steps,
             shuffle=False,  # the pipeline has done it
             verbose=0,
             callbacks=[save, *callbacks],
@@ -107,32 +129,50 @@ def train(config, folder, overwrite=False, callbacks=()):
     return model
 
 
-def _prepare(config):
-    """Reads the corpus through once: (training batches, validation batches, steps, held-out pairs, tokenizers)."""
-    pairs = read_pairs(config.corpus, config.limit)
+def _prepare(config, progress, report):
+    """Reads the corpus through once and makes of it all that training needs, in the order of the return statement."""
+    cleaning = Report()
+    options = {name: getattr(config, name) for name in _READING}
     split = {"hash": split_by_hash, "last": split_last}[config.split]
+    if config.weights and (config.limit or config.split == "last"):
+        raise CorpusError("weights cannot be used with a limit or with the last pairs held out")
+    pairs = read_pairs(config.corpus, config.limit, report=cleaning, **options)
     training, validation = split(pairs, config.validation_fraction)
-    training_pairs, validation_pairs = count_pairs(training), count_pairs(validation)
-    if training_pairs == 0:
-        raise CorpusError(f"{config.corpus}: no pairs to train on")
+    if config.split == "hash" and config.limit is None:
+        options.update(shuffle_files=True, weights=config.weights)
+        pairs = read_pairs(config.corpus, seed=config.seed, report=cleaning, **options)
+        training, _ = split(pairs, config.validation_fraction)
+
     tokenizers = CharTokenizer(), CharTokenizer()
-    tokenizers[0].adapt(training.map(lambda source, target: source))
-    tokenizers[1].adapt(training.map(lambda source, target: target))
-    held_out = [
-        (source.decode(), target.decode())
-        for source, target in validation.shuffle(10_000, seed=config.seed).take(3).as_numpy_iterator()
-    ]
+    found = survey(training, *tokenizers, progress)
+    if report:
+        report(cleaning)
+    if found.pairs == 0:
+        raise CorpusError(f"{config.corpus}: no pairs to train on")
+    for tokenizer, counts in zip(tokenizers, found.tokens, strict=True):
+        tokenizer.take_vocabulary(counts, config.min_frequency, config.max_vocabulary)
+    held_out = list(validation.take(300).shuffle(300, seed=config.seed).take(3).as_numpy_iterator())
 
-    def batches(pairs, count, shuffle):
-        made = batch_pairs(pairs, *tokenizers, batch_size=config.batch_size, shuffle=shuffle, seed=config.seed)
-        return made.apply(tf.data.experimental.assert_cardinality(math.ceil(count / config.batch_size)))
+    def batches(pairs, **options):
+        return batch_pairs(
+            pairs, *tokenizers, config.batch_size, batch_tokens=config.batch_tokens, encoding=config.encoding, **options
+        )
 
+    training = batches(training, seed=config.seed)
+    if config.batch_tokens:
+        # How many batches a pass makes depends on its order. An epoch has about as many; pass follows on pass.
+        training = training.repeat()
+        steps = math.ceil((found.longer + found.pairs) / config.batch_tokens)
+    else:
+        steps = math.ceil(found.pairs / config.batch_size)
+        training = training.apply(tf.data.experimental.assert_cardinality(steps))
     return (
-        batches(training, training_pairs, shuffle=True),
-        batches(validation, validation_pairs, shuffle=False) if validation_pairs else None,
-        math.ceil(training_pairs / config.batch_size) * config.epochs,
-        held_out,
+        training,
+        steps,
+        batches(validation, shuffle=False) if held_out else None,
+        [(source.decode(), target.decode()) for source, target in held_out],
         tokenizers,
+        found,
     )
 
 
@@ -151,10 +191,11 @@ def _optimizer(config, steps):
 class _SaveRun(keras.callbacks.Callback):
     """Writes the run folder after each epoch, every file aside first, so that what is there is always whole."""
 
-    def __init__(self, folder, config):
+    def __init__(self, folder, config, survey):
         super().__init__()
         self.folder = folder
         self.config = config
+        self.survey = survey
         self.epochs = []
 
     def on_epoch_end(self, epoch, logs=None):
@@ -165,6 +206,9 @@ class _SaveRun(keras.callbacks.Callback):
         settings = {**dataclasses.asdict(self.config), "versions": versions}
         self._write("config.json", lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
         self._write("history.csv", self._write_history)
+        if epoch == 0:
+            found = json.dumps(self.survey.as_dict(), ensure_ascii=False, indent=1)
+            self._write("survey.json", lambda path: path.write_text(found + "\n"))
 
     def _write(self, name, write):
         aside = self.folder / f"aside-{name}"  # Keras looks at the ending

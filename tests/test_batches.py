@@ -1,7 +1,11 @@
 import numpy as np
+import pytest
 import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipelines import batch_pairs, read_pairs
+from pipelines import CharTokenizer, batch_pairs, read_pairs
+from seq2seq import teacher_forcing
 
 
 def texts(batches, tokenizers):
@@ -45,3 +49,70 @@ def test_batches_hold_pairs_of_like_length(tsv, tokenizers):
     for source, _ in batch_pairs(pairs, *tokenizers, batch_size=16):
         lengths = tf.reduce_sum(tf.reduce_max(source, -1), 1)
         assert tf.reduce_max(lengths) - tf.reduce_min(lengths) <= 1
+
+
+def padding(batches):
+    real = sum(int(tf.math.count_nonzero(ids)) for batch in batches for ids in batch)
+    return 1 - real / sum(int(tf.size(ids)) for batch in batches for ids in batch)
+
+
+def test_at_most_a_twentieth_of_spa_eng_is_padding(spa_eng):
+    pairs = read_pairs(spa_eng)
+    source, target = CharTokenizer(["e"]), CharTokenizer(["e"])  # what is unknown is not padding either
+    assert padding(batch_pairs(pairs, source, target, 128, encoding="ids", seed=0)) < 0.05
+
+
+def test_ids_are_the_positions_of_the_one_hot_rows(pairs, tokenizers):
+    one_hot, ids = (batch_pairs(pairs, *tokenizers, 5, encoding=encoding, seed=1) for encoding in ("one_hot", "ids"))
+    for (source, target), (source_ids, target_ids) in zip(one_hot, ids, strict=True):
+        assert source_ids.dtype == target_ids.dtype == tf.int32
+        np.testing.assert_array_equal(tf.argmax(source, -1), source_ids)
+        np.testing.assert_array_equal(tf.argmax(target, -1), target_ids)
+    with pytest.raises(ValueError, match="expected 'one_hot' or 'ids'"):
+        batch_pairs(pairs, *tokenizers, encoding="one-hot")
+
+
+@pytest.mark.parametrize("budget", [30, 200])
+@pytest.mark.parametrize("multiple", [None, 4])
+def test_a_token_budget_is_kept_and_used(tsv, tokenizers, budget, multiple):
+    lines = [f"{'a' * (n * 7 % 40 + 1)}\t{'A' * (n * 11 % 40 + 1)}\n" for n in range(640)]
+    batches = list(
+        batch_pairs(
+            read_pairs(tsv("".join(lines))),
+            *tokenizers,
+            batch_tokens=budget,
+            encoding="ids",
+            pad_to_multiple=multiple,
+            seed=3,
+        )
+    )
+    sizes = [source.shape[0] * max(source.shape[1], target.shape[1] - 1) for source, target in batches]
+    assert all(size <= budget or source.shape[0] == 1 for size, (source, _) in zip(sizes, batches, strict=True))
+    assert sum(int(tf.math.count_nonzero(source[:, 0])) for source, _ in batches) == 640
+    if budget == 200 and not multiple:
+        assert np.mean(sizes) > 150
+
+
+def test_static_shapes_are_few_and_the_rows_that_fill_them_weigh_nothing(tsv, tokenizers):
+    lines = [f"{'a' * (n * 7 % 40 + 1)}\t{'A' * (n * 11 % 40 + 1)}\n" for n in range(100)]
+    batches = list(batch_pairs(read_pairs(tsv("".join(lines))), *tokenizers, 16, pad_to_multiple=8))
+    assert {source.shape[0] for source, _ in batches} == {16}
+    assert {source.shape[1] % 8 for source, _ in batches} == {(target.shape[1] - 1) % 8 for _, target in batches} == {0}
+    weights = [teacher_forcing(source, target, target.shape[2])[2] for source, target in batches]
+    assert sum(float(tf.reduce_sum(w)) for w in weights) == sum(n * 11 % 40 + 2 for n in range(100))
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    st.lists(st.tuples(st.text("abc", min_size=1), st.text("xyz", min_size=1)), max_size=60),
+    st.sampled_from([{}, {"batch_tokens": 20}, {"pad_to_multiple": 4}, {"shuffle": False}, {"shuffle_buffer": 3}]),
+)
+def test_no_pair_is_lost_repeated_or_mismatched(lines, options):
+    source, target = CharTokenizer("abc"), CharTokenizer("xyz")
+    sources, targets = zip(*lines, strict=True) if lines else ([], [])
+    dataset = tf.data.Dataset.from_tensor_slices((tf.constant(sources, tf.string), tf.constant(targets, tf.string)))
+    read = []
+    for source_ids, target_ids in batch_pairs(dataset, source, target, 7, encoding="ids", **options):
+        read += zip(source.detokenize(source_ids).numpy(), target.detokenize(target_ids).numpy(), strict=True)
+    wanted = [(source.encode(), target.encode()) for source, target in lines]
+    assert sorted(pair for pair in read if pair != (b"", b"")) == sorted(wanted)

@@ -5,8 +5,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
-from pipelines import CorpusError, corpus_errors, count_pairs, read_pairs, split_by_hash, split_last
+from pipelines import (
+    CharTokenizer,
+    CorpusError,
+    Report,
+    corpus_errors,
+    count_pairs,
+    read_pairs,
+    split_by_hash,
+    split_last,
+    survey,
+)
 
 
 def strings(pairs):
@@ -35,10 +46,10 @@ def test_a_bad_line_is_named_with_its_file_and_number(tsv, line, message):
         strings(read_pairs(path))
 
 
-def test_a_missing_file_and_a_folder_are_refused_at_once(tmp_path):
+def test_a_missing_file_and_an_empty_folder_are_refused_at_once(tmp_path):
     with pytest.raises(CorpusError, match=r"none\.tsv: No such file"):
         read_pairs(tmp_path / "none.tsv")
-    with pytest.raises(CorpusError, match="Is a directory"):
+    with pytest.raises(CorpusError, match="no file in this folder"):
         read_pairs(tmp_path)
 
 
@@ -93,3 +104,65 @@ def test_a_path_beside_a_named_corpus_is_a_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("phrasebook").write_text("Go.\tVe.\n")
     assert count_pairs(read_pairs("./phrasebook")) == 1
+
+
+def test_several_corpora_and_datasets_are_read_one_after_the_other(tsv):
+    dataset = tf.data.Dataset.from_tensor_slices((["x", "xxxxxx"], ["y", "y"]))
+    path = tsv("Go.\tVe.\n")
+    assert strings(read_pairs([path, dataset])) == [("Go.", "Ve."), ("x", "y"), ("xxxxxx", "y")]
+    report = Report()
+    assert strings(read_pairs(dataset, max_length=5, report=report)) == [("x", "y")]
+    assert report.first == {"too long": ["dataset, pair 2: 6 characters"]}
+    with pytest.raises(CorpusError, match="exclude each other"):
+        read_pairs(path, limit=1, num_shards=2)
+
+
+def test_shuffled_files_come_in_a_new_order_each_epoch_and_the_same_for_a_seed(tsv, tmp_path):
+    for file in range(9):
+        tsv(f"{file}\tx\n", f"{file}.tsv")
+
+    def epochs(seed):
+        pairs = read_pairs(tmp_path, shuffle_files=True, seed=seed)
+        return [strings(pairs), strings(pairs)] if seed is None else strings(pairs.repeat(2))
+
+    assert epochs(1) == epochs(1) != epochs(2)
+    assert epochs(1)[:9] != epochs(1)[9:]
+    assert sorted(epochs(1)[:9]) == sorted(strings(read_pairs(tmp_path)))
+
+
+def test_a_report_is_of_the_last_whole_pass(tsv):
+    report = Report()
+    pairs = read_pairs(tsv("a\tb\nno tab\n"), report=report, on_bad_line="skip")
+    strings(pairs)
+    strings(pairs)
+    assert (report.pairs, report.dropped) == (1, {"wrong columns": 1})
+
+
+def test_a_survey_counts_pairs_tokens_and_lengths(tsv):
+    seen = []
+    found = survey(read_pairs(tsv("aab\tx\na\txyxyx\n")), CharTokenizer(), CharTokenizer(), seen.append)
+    assert (found.pairs, found.longer, seen) == (2, 3 + 5, [2])
+    assert found.tokens == ({b"a": 3, b"b": 1}, {b"x": 4, b"y": 2})
+    assert found.lengths == ({3: 1, 1: 1}, {1: 1, 5: 1})
+    assert [found.length(0, quantile) for quantile in (0, 0.5, 0.51, 1)] == [1, 1, 3, 3]
+    assert found.as_dict()["target"] == {"tokens": {"x": 4, "y": 2}, "lengths": {1: 1, 5: 1}}
+
+
+def test_memory_does_not_grow_with_the_corpus(tsv):
+    script = """if True:
+        import itertools, resource, sys
+        from pipelines.readers import Reader, Shard
+
+        def rows(_):
+            for n in range(int(sys.argv[1])):
+                yield n, b"source %d" % n, b"target %d" % n, ""
+
+        reader = Reader(([Shard("made", rows)],), drop_duplicates=True, max_length=100, max_ratio=9)
+        assert sum(1 for _ in reader.pairs()) == int(sys.argv[1])
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    """
+    small, large = (
+        int(subprocess.run([sys.executable, "-c", script, str(n)], capture_output=True, check=True).stdout)
+        for n in (400_000, 2_000_000)
+    )
+    assert large < 1.1 * small

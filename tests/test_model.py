@@ -91,7 +91,8 @@ def test_translate_is_traced_once_for_all_shapes(model):
 def test_teacher_forcing_gives_the_right_tokens_so_far_and_asks_for_the_next(tokenizers):
     source, target = tokenizers
     ids = target.tokenize(["SOL", "MA"], start_end=True)
-    (_, inputs), labels, weights = teacher_forcing(source.one_hot(source.tokenize(["sol", "ma"])), target.one_hot(ids))
+    one_hot = source.one_hot(source.tokenize(["sol", "ma"])), target.one_hot(ids)
+    (_, inputs), labels, weights = teacher_forcing(*one_hot, target.vocabulary_size)
     np.testing.assert_array_equal(tf.argmax(inputs, -1), ids[:, :-1])
     np.testing.assert_array_equal(tf.argmax(labels, -1), ids[:, 1:])
     np.testing.assert_array_equal(weights, [[1, 1, 1, 1], [1, 1, 1, 0]])
@@ -110,6 +111,20 @@ def test_the_loss_of_a_train_step_is_the_one_computed_by_hand(model, batches):
     right = (logits.argmax(-1) == labels.argmax(-1))[real].mean()
     np.testing.assert_allclose(logs["accuracy"], right, rtol=1e-6)
     assert all((old != new.numpy()).any() for old, new in zip(before, model.trainable_weights, strict=True))
+
+
+def test_ids_train_the_same_model_as_one_hot_rows(pairs, tokenizers):
+    losses, models = [], []
+    for encoding in ("one_hot", "ids"):
+        keras.utils.set_random_seed(1)
+        model = Seq2Seq(*tokenizers, units=16)
+        model.compile(optimizer="sgd")
+        batches = batch_pairs(pairs, *tokenizers, batch_size=5, encoding=encoding, seed=1)
+        losses.append(model.fit(batches, epochs=3, shuffle=False, verbose=0).history["loss"])
+        models.append(model)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    for one, other in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_padding_costs_nothing_in_a_test_step(model, batches):

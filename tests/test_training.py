@@ -18,7 +18,12 @@ def config(tsv):
 
 def test_a_run_folder_holds_the_model_what_made_it_and_how_it_went(config, tmp_path):
     model = train(config, tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "history.csv", "model.keras"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "config.json",
+        "history.csv",
+        "model.keras",
+        "survey.json",
+    ]
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved.pop("versions")["keras"] == keras.__version__
     assert saved == dataclasses.asdict(config)
@@ -110,3 +115,36 @@ def test_the_same_seed_gives_the_same_start_and_order(config, tmp_path):
     models = [train(dataclasses.replace(config, seed=seed), tmp_path / f"{n}") for n, seed in enumerate((4, 4, 5))]
     sums = [sum(float(abs(weight.numpy()).sum()) for weight in model.weights) for model in models]
     assert sums[0] == pytest.approx(sums[1], rel=1e-5) and sums[0] != pytest.approx(sums[2], rel=1e-5)
+
+
+def test_what_was_read_is_reported_and_kept(tsv, tmp_path):
+    corpus = tsv("".join(f"{c}{c}\txy\n" for c in "abcdefghij") + "no tab\n" + "a" * 30 + "\tx\n")
+    options = {"on_bad_line": "skip", "max_length": 20, "min_frequency": 2, "max_vocabulary": 5}
+    config = Config(str(corpus), validation_fraction=0, units=4, epochs=1, **options)
+    counted, reports = [], []
+    model = train(config, tmp_path / "run", progress=counted.append, report=reports.append)
+    assert counted == [10]
+    assert reports[0].dropped == {"wrong columns": 1, "too long": 1}
+    assert model.source_tokenizer.characters == list("abcde")
+    kept = json.loads((tmp_path / "run" / "survey.json").read_text())
+    assert kept["pairs"] == 10 and kept["target"]["tokens"] == {"x": 10, "y": 10}
+
+
+def test_weights_draw_from_the_training_side_only(tsv, tmp_path):
+    large = tsv("".join(f"large {n}\tx\n" for n in range(200)), "large.tsv")
+    small = tsv("".join(f"small {n}\ty\n" for n in range(20)), "small.tsv")
+    config = Config((str(large), str(small)), weights=(1, 1), validation_fraction=0.2, units=4, epochs=1, batch_size=50)
+    train(config, tmp_path / "run")
+    tokens = json.loads((tmp_path / "run" / "survey.json").read_text())["target"]["tokens"]
+    assert tokens["x"] == pytest.approx(160, abs=20) and tokens["y"] == pytest.approx(tokens["x"], rel=0.3)
+    for other in ({"limit": 100}, {"split": "last"}):
+        with pytest.raises(CorpusError, match="weights cannot be used"):
+            train(dataclasses.replace(config, **other), tmp_path / "other")
+
+
+def test_a_token_budget_and_ids_train_too(config, tmp_path):
+    model = train(dataclasses.replace(config, batch_tokens=30, encoding="ids"), tmp_path / "run")
+    with (tmp_path / "run" / "history.csv").open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    assert losses[1] < losses[0]
+    assert 2 * 2 <= int(model.optimizer.iterations) <= 2 * 3  # 3 tokens to each of about 20 pairs, in batches of 30

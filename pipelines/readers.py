@@ -1,0 +1,415 @@
+"""Readers: pairs of texts out of files of several formats, checked, cleaned and counted.
+
+Plain Python, a pair at a time, in bounded memory and without TensorFlow; `corpora.read_pairs` makes a `tf.data.Dataset`
+of it.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import glob
+import gzip
+import io
+import itertools
+import json
+import os
+import random
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+_OPEN_FILES = 16  # read in turns where files are shuffled
+_TURN = 256  # pairs taken from each of them in its turn
+_DUPLICATE_WINDOW = 1 << 17  # pairs remembered at least, and twice as many at most
+_ENDINGS = (".tsv", ".txt", ".csv", ".jsonl", ".ndjson", ".tfrecord", ".tfrecords")
+
+# Why a pair is left out. The first three are faults of the text, and stop the reading unless told to skip.
+COLUMNS, ENCODING, EMPTY = "wrong columns", "invalid UTF-8", "empty side"
+LENGTH, RATIO, DUPLICATE = "too long", "length ratio", "duplicate"
+
+
+class CorpusError(ValueError):
+    """A corpus that cannot be read. The message names the file, the line where there is one, and what is wrong."""
+
+
+@dataclasses.dataclass
+class Report:
+    """What one pass over a corpus has read, and what it left out and why."""
+
+    pairs: int = 0
+    dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # pairs by reason
+    first: dict = dataclasses.field(default_factory=dict)  # reason -> messages about the first three of them
+
+    def drop(self, reason, message):
+        self.dropped[reason] += 1
+        if self.dropped[reason] <= 3:
+            self.first.setdefault(reason, []).append(message)
+
+    def __str__(self):
+        lines = [f"{self.dropped.total():,} of {self.pairs + self.dropped.total():,} pairs left out"]
+        for reason, count in self.dropped.most_common():
+            lines.append(f"  {count:,} {reason}")
+            lines += [f"    {message}" for message in self.first[reason]]
+        return "\n".join(lines)
+
+
+class Shard(NamedTuple):
+    """One file, or two parallel ones, or anything else that pairs come from.
+
+    `rows` takes the columns to read, or None, and yields (number of the line, source, target, what is wrong with its
+    form or ""), before any other check. They are plain tuples, since making one is all the work there is on many lines.
+    """
+
+    name: str
+    rows: Callable[[tuple | None], Iterator[tuple[int, bytes | None, bytes | None, str]]]
+    unit: str = "line"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads the pairs of one corpus or several. The arguments are those of `read_pairs`, which explains them."""
+
+    corpora: tuple  # of lists of shards
+    columns: tuple | None = None
+    reverse: bool = False
+    weights: tuple | None = None
+    on_bad_line: str = "error"
+    max_length: int | None = None
+    max_ratio: float | None = None
+    drop_duplicates: bool = False
+    shuffle_files: bool = False
+    num_shards: int = 1
+    index: int = 0
+
+    def __post_init__(self):
+        if self.on_bad_line not in ("error", "skip"):
+            raise CorpusError(f"on_bad_line={self.on_bad_line!r}: expected 'error' or 'skip'")
+        if not 0 <= self.index < self.num_shards:
+            raise CorpusError(f"index={self.index}: expected 0 to {self.num_shards - 1}, num_shards being that many")
+        if self.weights and (len(self.weights) != len(self.corpora) or min(self.weights) <= 0):
+            raise CorpusError(f"weights={self.weights}: expected {len(self.corpora)} positive numbers, one a corpus")
+        if self.columns and (len(self.columns) != 2 or len(set(map(type, self.columns))) != 1 or 0 in self.columns):
+            raise CorpusError(f"columns={self.columns}: expected two names, or two numbers counted from 1")
+
+    def pairs(self, seed=0, report=None):
+        """Yields (source, target) byte strings, once through.
+
+        Args:
+            seed: decides the order of files where they are shuffled.
+            report: a `Report` to count in.
+        """
+        report = Report() if report is None else report
+        if self.weights:
+            starts = [lambda report, shards=shards: self._corpus(shards, seed, report) for shards in self.corpora]
+            return _mixed(starts, self.weights, report)
+        return self._corpus([shard for corpus in self.corpora for shard in corpus], seed, report)
+
+    def _corpus(self, shards, seed, report):
+        by_file = len(shards) >= self.num_shards
+        if by_file:
+            shards = shards[self.index :: self.num_shards]
+        parts = [self._clean(shard, report) for shard in shards]
+        if not by_file:
+            parts = [itertools.islice(part, self.index, None, self.num_shards) for part in parts]
+        if not self.shuffle_files:
+            return itertools.chain.from_iterable(parts)
+        random.Random(seed).shuffle(parts)
+        return _in_turns(parts)
+
+    def _clean(self, shard, report):
+        """Yields the pairs of a shard that pass every check."""
+        recent, older = set(), set()
+        for number, source, target, problem in shard.rows(self.columns):
+            if self.reverse:
+                source, target = target, source
+            reason = COLUMNS
+            if not problem:
+                try:
+                    lengths = len(source.decode()), len(target.decode())
+                except UnicodeDecodeError as error:
+                    side = "source" if error.object is source else "target"
+                    reason = ENCODING
+                    problem = f"the {side} is not valid UTF-8 ({error.reason} at byte {error.start})"
+                else:
+                    if not (source.strip() and target.strip()):
+                        reason = EMPTY
+                        problem = f"the {'target' if source.strip() else 'source'} is empty"
+            if problem:
+                message = f"{shard.name}, {shard.unit} {number}: {problem}"
+                if self.on_bad_line == "error":
+                    raise CorpusError(message)
+                report.drop(reason, message)
+                continue
+            if self.max_length and max(lengths) > self.max_length:
+                reason, problem = LENGTH, f"{max(lengths)} characters"
+            elif self.max_ratio and max(lengths) > self.max_ratio * min(lengths):
+                reason, problem = RATIO, f"{lengths[0]} to {lengths[1]} characters"
+            elif self.drop_duplicates:
+                key = hash((source, target))
+                if key in recent or key in older:
+                    reason, problem = DUPLICATE, "read before"
+                elif len(recent) == _DUPLICATE_WINDOW:
+                    recent, older = {key}, recent
+                else:
+                    recent.add(key)
+            if problem:
+                report.drop(reason, f"{shard.name}, {shard.unit} {number}: {problem}")
+                continue
+            report.pairs += 1
+            yield source, target
+
+
+def _in_turns(parts):
+    """Yields from several iterators, a block from each in turn, with a bounded number of files open at a time."""
+    waiting = iter(parts)
+    reading = list(itertools.islice(waiting, _OPEN_FILES))
+    while reading:
+        for part in list(reading):
+            block = list(itertools.islice(part, _TURN))
+            yield from block
+            if len(block) < _TURN:
+                reading.remove(part)
+                reading.extend(itertools.islice(waiting, 1))
+
+
+def _mixed(corpora, weights, report):
+    """Yields from several corpora in proportion to their weights, evenly, until each has been read to its end once.
+
+    The ones that are through sooner start over. Every pair is therefore read at least once, and how many are read does
+    not depend on chance. (Smooth weighted round-robin, as in nginx.)
+    """
+    reading = [corpus(report) for corpus in corpora]
+    credit = [0.0] * len(weights)
+    to_finish = set(range(len(weights)))
+    while True:
+        for number, weight in enumerate(weights):
+            credit[number] += weight
+        chosen = max(range(len(weights)), key=credit.__getitem__)
+        credit[chosen] -= sum(weights)
+        pair = next(reading[chosen], None)
+        if pair is None:
+            to_finish.discard(chosen)
+            if not to_finish:
+                return
+            reading[chosen] = corpora[chosen](Report())  # counted the first time
+            pair = next(reading[chosen], None)
+            if pair is None:
+                raise CorpusError(f"corpus {chosen + 1} of the weighted ones has no pairs")
+        yield pair
+
+
+def find_shards(corpus):
+    """The shards of a corpus: a name, a file, a glob, a folder, `SOURCE-FILE+TARGET-FILE`, or a member of a zip.
+
+    Raises:
+        CorpusError: if there is nothing of that name, or a zip holds several files and none is chosen.
+    """
+    text = os.fspath(corpus)
+    if text in NAMED_CORPORA:
+        text = os.fspath(NAMED_CORPORA[text]())
+    if "+" not in text or os.path.exists(text):
+        return [_file_shard(path) for path in _expand(text)]
+    sources, targets = (_expand(side) for side in text.split("+", 1))
+    if len(sources) != len(targets):
+        raise CorpusError(f"{text}: {len(sources)} source files, but {len(targets)} target files")
+    return [
+        Shard(f"{source}+{target}", lambda _, s=source, t=target: _parallel_rows(s, t))
+        for source, target in zip(sources, targets, strict=True)
+    ]
+
+
+def _expand(text):
+    """The files that a path, a glob or a folder stands for, in the order of their names."""
+    path = Path(text)
+    if path.is_dir():
+        paths = sorted(p for p in path.iterdir() if _plain_name(p).endswith(_ENDINGS) and not p.name.startswith("."))
+        if not paths:
+            raise CorpusError(f"{path}: no file in this folder ends in {', '.join(_ENDINGS)} (or these with .gz)")
+        manifest = path / "manifest.json"
+        if manifest.is_file():
+            for name in json.loads(manifest.read_text())["shards"]:
+                if path / name not in paths:
+                    raise CorpusError(f"{path / name}: missing, though {manifest} lists it")
+        return paths
+    if path.is_file() or _archive(path):
+        return [_member(path)]
+    found = sorted(Path(name) for name in glob.glob(text) if os.path.isfile(name))
+    if not found:
+        raise CorpusError(f"{path}: No such file or folder; the built-in corpora are {', '.join(NAMED_CORPORA)}")
+    return found
+
+
+def _plain_name(path):
+    return path.name.removesuffix(".gz")
+
+
+def _archive(path):
+    """The zip file that a path leads into, or None."""
+    return next((p for p in (path, *path.parents) if p.suffix == ".zip" and p.is_file()), None)
+
+
+def _member(path):
+    """Completes the path of a zip with its only member; other paths stay as they are."""
+    archive = _archive(path)
+    if archive is None:
+        return path
+    try:
+        with zipfile.ZipFile(archive) as file:
+            names = [name for name in file.namelist() if not name.endswith("/")]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise CorpusError(f"{archive}: {error}") from None
+    if path == archive and len(names) == 1:
+        return archive / names[0]
+    if path == archive or path.relative_to(archive).as_posix() not in names:
+        raise CorpusError(f"{path}: which of its files? {', '.join(f'{archive}/{name}' for name in names)}")
+    return path
+
+
+def _file_shard(path):
+    name = _plain_name(path)
+    if name.endswith((".tfrecord", ".tfrecords")):
+        return Shard(str(path), lambda columns: _tfrecord_rows(path, columns), "record")
+    rows = _json_rows if name.endswith((".jsonl", ".ndjson")) else _tab_rows
+    return Shard(str(path), lambda columns: rows(path, columns))
+
+
+def dataset_shard(dataset):
+    """A shard of what is already a `tf.data.Dataset` of (source, target) scalar strings."""
+
+    def rows(_):
+        numbers = itertools.count(1)
+        for sources, targets in dataset.batch(4096).as_numpy_iterator():
+            for source, target in zip(sources, targets, strict=True):
+                yield next(numbers), source, target, ""
+
+    return Shard("dataset", rows, "pair")
+
+
+@contextlib.contextmanager
+def _open(path):
+    """Opens a plain file, a gzip or a member of a zip for reading lines of bytes."""
+    archive = _archive(path)
+    with contextlib.ExitStack() as stack:
+        if archive:
+            member = stack.enter_context(zipfile.ZipFile(archive)).open(path.relative_to(archive).as_posix())
+            file = stack.enter_context(member)
+        else:
+            file = stack.enter_context(path.open("rb"))
+        if path.name.endswith(".gz"):
+            file = stack.enter_context(gzip.GzipFile(fileobj=file))
+        yield io.BufferedReader(file, 1 << 18)
+
+
+def _lines(path):
+    """Yields (number, line) of a text file, without line ends and byte order mark."""
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                yield number, line.removesuffix(b"\n").removesuffix(b"\r")
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
+        raise CorpusError(f"{path}: damaged or cut short after {number:,} lines ({error})") from None
+    except OSError as error:
+        raise CorpusError(f"{path}: {error.strerror or error}") from None
+
+
+def _tab_rows(path, columns):
+    lines = _lines(path)
+    default = columns is None
+    first, second = (0, 1) if default else columns
+    if isinstance(first, str):
+        _, header = next(lines, (1, b""))
+        names = header.decode(errors="replace").split("\t")
+        for name in columns:
+            if name not in names:
+                raise CorpusError(f"{path}, line 1: no column is called {name!r}, but {', '.join(map(repr, names))}")
+        first, second = names.index(first), names.index(second)
+    elif not default:
+        first, second = first - 1, second - 1
+    for number, line in lines:
+        if not line:
+            continue
+        found = line.split(b"\t")
+        if len(found) <= max(first, second) or (default and len(found) > 3):
+            wanted = "source TAB target (and at most one more column)" if default else f"columns {columns}"
+            problem = f"expected {wanted}, found {'no tab' if len(found) == 1 else f'{len(found)} columns'}"
+            yield number, None, None, problem
+        else:
+            yield number, found[first], found[second], ""
+
+
+def _json_rows(path, columns):
+    keys = columns or ("source", "target")
+    for number, line in _lines(path):
+        if not line:
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            yield number, None, None, f"not JSON ({error})"
+            continue
+        sides = [entry.get(key) if isinstance(entry, dict) else None for key in keys]
+        missing = [key for key, side in zip(keys, sides, strict=True) if not isinstance(side, str)]
+        if missing:
+            yield number, None, None, f"no text under the key {missing[0]!r}"
+        else:
+            # A lone surrogate, which JSON can write, stays the invalid UTF-8 that it is.
+            yield number, *(side.encode(errors="surrogatepass") for side in sides), ""
+
+
+def _parallel_rows(source_path, target_path):
+    sources, targets = _lines(source_path), _lines(target_path)
+    for source, target in itertools.zip_longest(sources, targets):
+        if source is None or target is None:
+            shorter = (target or source)[0] - 1
+            longer = shorter + 1 + sum(1 for _ in (sources if target is None else targets))
+            counts = (longer, shorter) if target is None else (shorter, longer)
+            raise CorpusError(
+                f"{source_path} has {counts[0]:,} lines and {target_path} {counts[1]:,}; they must have equally many"
+            )
+        if source[1] or target[1]:
+            yield *source, target[1], ""
+
+
+def _tfrecord_rows(path, columns):
+    import tensorflow as tf
+
+    keys = columns or ("source", "target")
+    features = {key: tf.io.FixedLenFeature([], tf.string) for key in keys}
+    compression = "GZIP" if path.name.endswith(".gz") else ""
+    records = tf.data.TFRecordDataset(str(path), compression_type=compression)
+    number = 0
+    try:
+        for batch in records.batch(4096).map(lambda r: tf.io.parse_example(r, features)).as_numpy_iterator():
+            for source, target in zip(*(batch[key] for key in keys), strict=True):
+                number += 1
+                yield number, source, target, ""
+    except tf.errors.OpError as error:
+        raise CorpusError(f"{path}: damaged after record {number:,} ({error.message.splitlines()[0]})") from None
+
+
+def _phrasebook():
+    return Path(__file__).with_name("phrasebook.tsv")
+
+
+def _spa_eng():
+    url = "https://storage.googleapis.com/download.tensorflow.org/data/spa-eng.zip"
+    import keras
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # where Keras announces the download; stdout is for results
+            archive = keras.utils.get_file(
+                "spa-eng.zip", url, file_hash="f80e581ae291aa34dd3aba7bd98b5e9505234da4318e2f3295df70a1520c7f61"
+            )
+    except Exception as error:  # get_file raises no narrower one
+        cache = Path(os.environ.get("KERAS_HOME", "~/.keras"), "datasets").expanduser()
+        raise CorpusError(f"spa-eng: {error}; {url} can also be put into {cache} by hand") from None
+    return Path(archive) / "spa-eng" / "spa.txt"
+
+
+NAMED_CORPORA = {"phrasebook": _phrasebook, "spa-eng": _spa_eng}

@@ -1,0 +1,259 @@
+import gzip
+import itertools
+import json
+import zipfile
+
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines import CorpusError, Report
+from pipelines.readers import Reader, find_shards
+
+PAIRS = [("Go.", "Ve."), ("Hi.", "Hola."), ("Run!", "¡Corre!")]
+TSV = "".join(f"{source}\t{target}\n" for source, target in PAIRS)
+
+
+def read(corpus, report=None, seed=0, **options):
+    """The pairs of one corpus, or of a list of them."""
+    corpora = corpus if isinstance(corpus, list) else [corpus]
+    reader = Reader(tuple(map(find_shards, corpora)), **options)
+    return [(source.decode(), target.decode()) for source, target in reader.pairs(seed, report)]
+
+
+def test_text_is_read_plain_gzipped_and_from_a_zip(tsv, tmp_path):
+    plain, packed = tsv(TSV), tsv(gzip.compress(TSV.encode()), "pairs.tsv.gz")
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as archive:
+        archive.writestr("folder/pairs.tsv", TSV)
+    for path in (plain, packed, tmp_path / "one.zip", tmp_path / "one.zip/folder/pairs.tsv"):
+        assert read(path) == PAIRS
+
+
+def test_a_zip_of_several_files_asks_which(tmp_path):
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.writestr("a.tsv", TSV)
+        archive.writestr("b.tsv", "x\ty\n")
+    with pytest.raises(CorpusError, match=r"two\.zip: which of its files\? .*two\.zip/a\.tsv, .*two\.zip/b\.tsv"):
+        read(tmp_path / "two.zip")
+    assert read(tmp_path / "two.zip/b.tsv") == [("x", "y")]
+    with pytest.raises(CorpusError, match="which of its files"):
+        read(tmp_path / "two.zip/c.tsv")
+
+
+def test_columns_are_chosen_by_number_or_by_name(tsv):
+    path = tsv("id\tspanish\tenglish\tby\n1\tVe.\tGo.\tme\n")
+    assert read(path, columns=("english", "spanish")) == [("Go.", "Ve.")]
+    assert read(path, columns=(3, 2)) == [("english", "spanish"), ("Go.", "Ve.")]
+    assert read(path, columns=("english", "spanish"), reverse=True) == [("Ve.", "Go.")]
+    with pytest.raises(
+        CorpusError, match=r"line 1: no column is called 'french', but 'id', 'spanish', 'english', 'by'"
+    ):
+        read(path, columns=("english", "french"))
+    with pytest.raises(CorpusError, match=r"line 1: expected columns \(1, 5\), found 4 columns"):
+        read(path, columns=(1, 5))
+    for columns in [(0, 1), (1,), (1, "x")]:
+        with pytest.raises(CorpusError, match="expected two names, or two numbers"):
+            read(path, columns=columns)
+
+
+def test_json_lines_are_read_by_their_keys(tsv):
+    lines = [json.dumps({"source": s, "target": t, "es": t}, ensure_ascii=False) for s, t in PAIRS]
+    path = tsv("\n".join(lines), "pairs.jsonl")
+    assert read(path) == PAIRS
+    assert read(path, columns=("source", "es")) == PAIRS
+    assert read(tsv('{"source": "two\\tcolumns", "target": "two\\nlines"}', "tab.jsonl")) == [
+        ("two\tcolumns", "two\nlines")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"source": "a"', r"line 2: not JSON \(.*\)"),
+        ("[1, 2]", "line 2: no text under the key 'source'"),
+        ('{"source": "a", "target": 3}', "line 2: no text under the key 'target'"),
+        ('{"source": "a", "target": "\\ud800"}', "line 2: the target is not valid UTF-8"),
+    ],
+)
+def test_bad_json_is_named_by_its_line(tsv, line, message):
+    with pytest.raises(CorpusError, match=message):
+        read(tsv('{"source": "a", "target": "b"}\n' + line, "bad.jsonl"))
+
+
+def test_parallel_files_are_read_side_by_side(tsv):
+    source = tsv("Go.\r\n\nHi.\n", "c.en")
+    target = tsv("Ve.\n\nHola.", "c.es")
+    assert read(f"{source}+{target}") == PAIRS[:2]
+    assert read(f"{source.parent}/c*.en+{source.parent}/c*.es") == PAIRS[:2]
+    longer = tsv("1\n\n3\n4\n5\n", "d.es")
+    with pytest.raises(CorpusError, match=r"c\.en has 3 lines and .*d\.es 5; they must have equally many"):
+        read(f"{source}+{longer}")
+    with pytest.raises(CorpusError, match=r"d\.es has 5 lines and .*c\.en 3"):
+        read(f"{longer}+{source}")
+    with pytest.raises(CorpusError, match="1 source files, but 2 target files"):
+        read(f"{source}+{source.parent}/*.es")
+
+
+def test_tfrecord_is_read_by_its_features(tmp_path):
+    def example(**texts):
+        features = {
+            key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[t.encode()])) for key, t in texts.items()
+        }
+        return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+    for name, options in (("a.tfrecord", None), ("b.tfrecord.gz", "GZIP")):
+        with tf.io.TFRecordWriter(str(tmp_path / name), options) as file:
+            for source, target in PAIRS:
+                file.write(example(source=source, target=target, es=target))
+        assert read(tmp_path / name) == read(tmp_path / name, columns=("source", "es")) == PAIRS
+    data = (tmp_path / "a.tfrecord").read_bytes()
+    (tmp_path / "cut.tfrecord").write_bytes(data[:-5])
+    with pytest.raises(CorpusError, match=r"cut\.tfrecord: damaged after record"):
+        read(tmp_path / "cut.tfrecord")
+    with pytest.raises(CorpusError, match=r"a\.tfrecord: damaged after record 0 .*nothing"):
+        read(tmp_path / "a.tfrecord", columns=("source", "nothing"))
+
+
+def test_a_folder_and_a_glob_are_their_files_in_order(tsv, tmp_path):
+    for name, text in (("b.tsv", "b\tB"), ("a.txt", "a\tA"), ("notes.md", "no tabs"), (".hidden.tsv", "no tabs")):
+        tsv(text, name)
+    tsv(gzip.compress(b"c\tC"), "c.tsv.gz")
+    assert read(tmp_path) == [("a", "A"), ("b", "B"), ("c", "C")]
+    assert read(tmp_path / "[bc]*") == [("b", "B"), ("c", "C")]
+    with pytest.raises(CorpusError, match="No such file or folder"):
+        read(tmp_path / "*.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CorpusError, match="no file in this folder ends in"):
+        read(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("cut", [10, 60, 300])
+def test_a_gzip_that_is_cut_short_says_how_far_it_came(tsv, cut):
+    data = gzip.compress("".join(f"line {n}\tlínea {n * n}\n" for n in range(900)).encode())
+    with pytest.raises(CorpusError, match=r"cut\.tsv\.gz: damaged or cut short after [\d,]+ lines"):
+        read(tsv(data[:-cut], "cut.tsv.gz"))
+    with pytest.raises(CorpusError, match=r"no\.tsv\.gz: damaged or cut short after 0 lines"):
+        read(tsv(b"plain text", "no.tsv.gz"))
+
+
+def test_a_file_that_vanishes_while_others_are_read_is_named(tsv, tmp_path):
+    for name in "abc":
+        tsv(f"{name}\t{name}\n", f"{name}.tsv")
+    pairs = Reader((find_shards(tmp_path),)).pairs()
+    next(pairs)
+    (tmp_path / "c.tsv").unlink()
+    with pytest.raises(CorpusError, match=r"c\.tsv: No such file"):
+        list(pairs)
+
+
+def test_cleaning_leaves_out_and_reports_by_reason(tsv):
+    path = tsv(
+        b"Go.\tVe.\nno tab\n\tempty\nbad\t\xff\nGo.\tVe.\nmuch too long a source\tshort\na\tnot alike\nHi.\tHola.\n"
+    )
+    report = Report()
+    options = {"on_bad_line": "skip", "max_length": 20, "max_ratio": 5, "drop_duplicates": True}
+    assert read(path, report, **options) == PAIRS[:2]
+    assert report.pairs == 2
+    assert report.dropped == {
+        "wrong columns": 1,
+        "empty side": 1,
+        "invalid UTF-8": 1,
+        "duplicate": 1,
+        "too long": 1,
+        "length ratio": 1,
+    }
+    assert str(report).startswith("6 of 8 pairs left out\n")
+    assert f"    {path}, line 7: 1 to 9 characters" in str(report).splitlines()
+    with pytest.raises(CorpusError, match=r"line 2: .*no tab"):
+        read(path, max_length=20)
+    with pytest.raises(CorpusError, match="expected 'error' or 'skip'"):
+        read(path, on_bad_line="ignore")
+
+
+def test_only_the_first_three_offenders_are_named(tsv):
+    report = Report()
+    read(tsv("no tab\n" * 50 + "a\tb\n"), report, on_bad_line="skip")
+    assert report.dropped["wrong columns"] == 50 and len(report.first["wrong columns"]) == 3
+
+
+def test_duplicates_are_found_within_a_window(tsv, monkeypatch):
+    monkeypatch.setattr("pipelines.readers._DUPLICATE_WINDOW", 10)
+    near = [f"{n}\tx" for n in range(9)] + ["0\tx"]
+    far = [f"{n}\tx" for n in range(25)] + ["0\tx"]
+    assert len(read(tsv("\n".join(near)), drop_duplicates=True)) == 9
+    assert len(read(tsv("\n".join(far)), drop_duplicates=True)) == 26
+
+
+@pytest.mark.parametrize(("files", "num_shards"), [(1, 3), (5, 3), (2, 3), (4, 1), (3, 3)])
+@pytest.mark.parametrize("shuffle_files", [False, True])
+def test_workers_share_a_corpus_without_loss_or_repetition(tsv, tmp_path, files, num_shards, shuffle_files):
+    for file in range(files):
+        tsv("".join(f"{file}.{n % 60}\tx\n" for n in range(100)), f"{file}.tsv")
+    options = {"shuffle_files": shuffle_files, "drop_duplicates": True}
+    shares = [read(tmp_path, num_shards=num_shards, index=index, **options) for index in range(num_shards)]
+    together = list(itertools.chain(*shares))
+    assert sorted(together) == sorted(read(tmp_path, drop_duplicates=True))
+    assert len(together) == 60 * files and all(shares)
+    with pytest.raises(CorpusError, match="index=3: expected 0 to 2"):
+        read(tmp_path, num_shards=3, index=3)
+
+
+def test_shuffled_files_are_read_in_turns_in_an_order_of_the_seed(tsv, tmp_path):
+    for file in range(40):
+        tsv("".join(f"{file}\t{n}\n" for n in range(600)), f"{file:02}.tsv")
+    first = read(tmp_path, seed=1, shuffle_files=True)
+    assert first == read(tmp_path, seed=1, shuffle_files=True) != read(tmp_path, seed=2, shuffle_files=True)
+    assert sorted(first) == sorted(read(tmp_path))
+    assert len({source for source, _ in first[:4096]}) == 16
+
+
+def test_weights_mix_corpora_evenly_until_each_has_been_read(tsv):
+    large, small = tsv("large\tx\n" * 300, "large.tsv"), tsv("".join(f"small\t{n}\n" for n in range(40)), "small.tsv")
+    report = Report()
+    mixed = read([large, small], report, weights=(3, 1))
+    assert sum(source == "small" for source, _ in mixed) == pytest.approx(len(mixed) / 4, abs=1)
+    assert sum(source == "small" for source, _ in mixed[:40]) == 10
+    assert [source for source, _ in mixed].count("large") == 300
+    assert {target for source, target in mixed if source == "small"} == {str(n) for n in range(40)}
+    assert report.pairs == 340, "each is counted once"
+    for weights in ((1,), (1, 0)):
+        with pytest.raises(CorpusError, match="expected 2 positive numbers"):
+            read([large, small], weights=weights)
+    with pytest.raises(CorpusError, match="corpus 2 of the weighted ones has no pairs"):
+        read([large, tsv("", "none.tsv")], weights=(1, 1))
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r"), min_size=1).filter(
+    lambda text: text.encode().strip() and not text.startswith("\ufeff")
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(TEXT, TEXT)), st.sampled_from(["tsv", "tsv.gz", "jsonl", "parallel"]))
+def test_any_text_is_read_as_it_was_written(tmp_path_factory, pairs, form):
+    folder = tmp_path_factory.mktemp("any")
+    if form == "jsonl":
+        path = folder / "pairs.jsonl"
+        path.write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in pairs))
+    elif form == "parallel":
+        for side, name in enumerate(("a.x", "a.y")):
+            (folder / name).write_bytes("".join(pair[side] + "\n" for pair in pairs).encode())
+        path = f"{folder}/a.x+{folder}/a.y"
+    else:
+        data = "".join(f"{source}\t{target}\n" for source, target in pairs).encode()
+        path = folder / f"pairs.{form}"
+        path.write_bytes(gzip.compress(data) if form == "tsv.gz" else data)
+    assert read(path) == pairs
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.binary())
+def test_no_bytes_crash_it_and_none_are_lost_uncounted(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("bytes") / "pairs.tsv"
+    path.write_bytes(data)
+    report = Report()
+    kept = read(path, report, on_bad_line="skip", max_length=5, drop_duplicates=True)
+    lines = [line.removesuffix(b"\r") for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    assert len(kept) == report.pairs
+    assert report.pairs + report.dropped.total() == sum(1 for line in lines if line)

@@ -1,0 +1,78 @@
+import json
+
+import pytest
+
+from pipelines import CorpusError, Report, damaged_shards, read_pairs, shuffle_corpus
+
+LINES = [f"source {n}\ttarget {n % 7}" for n in range(2000)]
+
+
+def strings(folder):
+    return [f"{source.decode()}\t{target.decode()}" for source, target in read_pairs(folder).as_numpy_iterator()]
+
+
+@pytest.mark.parametrize("format", ["gzip", "tfrecord"])
+def test_shards_hold_every_pair_once_in_random_order(tsv, tmp_path, format):
+    report = Report()
+    folder = tmp_path / "shuffled"
+    manifest = shuffle_corpus(tsv("\n".join(LINES)), folder, shards=3, format=format, report=report)
+    read = strings(folder)
+    assert sorted(read) == sorted(LINES) and read != LINES
+    # The first shard holds as many of the first half as any third of a shuffled corpus would.
+    assert 270 < len(set(read[:666]) & set(LINES[:1000])) < 396
+    assert manifest == json.loads((folder / "manifest.json").read_text())
+    assert manifest["pairs"] == report.pairs == 2000
+    assert [shard["pairs"] for shard in manifest["shards"].values()] == [666, 667, 667]
+    assert manifest["lengths"]["target"] == {"8": 2000}
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*manifest["shards"], "manifest.json"])
+
+
+def test_the_same_seed_gives_the_same_files(tsv, tmp_path):
+    path = tsv("\n".join(LINES))
+    made = [shuffle_corpus(path, tmp_path / str(n), shards=2, seed=seed)["shards"] for n, seed in enumerate([5, 5, 6])]
+    assert made[0] == made[1] != made[2]
+
+
+def test_it_cleans_while_it_reads(tsv, tmp_path):
+    shuffle_corpus(tsv("\n".join([*LINES, "no tab", *LINES])), tmp_path / "s", on_bad_line="skip", drop_duplicates=True)
+    assert sorted(strings(tmp_path / "s")) == sorted(LINES)
+
+
+def test_a_missing_or_changed_shard_is_noticed(tsv, tmp_path):
+    folder = tmp_path / "s"
+    shuffle_corpus(tsv("\n".join(LINES)), folder, shards=2)
+    assert damaged_shards(folder) == [] == damaged_shards(tmp_path)
+    shard = folder / "shard-00001-of-00002.tsv.gz"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    assert damaged_shards(folder) == [shard.name]
+    shard.unlink()
+    with pytest.raises(CorpusError, match=r"shard-00001-of-00002\.tsv\.gz: missing, though .*manifest\.json lists it"):
+        read_pairs(folder)
+
+
+def test_nothing_is_overwritten_and_nothing_half_made_is_left(tsv, tmp_path):
+    path = tsv("a\tb\nno tab\n")
+    with pytest.raises(CorpusError, match="is there already"):
+        shuffle_corpus(path, tmp_path)
+    with pytest.raises(CorpusError, match="line 2"):
+        shuffle_corpus(path, tmp_path / "s")
+    with pytest.raises(CorpusError, match="no pairs to shuffle"):
+        shuffle_corpus(tsv("", "empty.tsv"), tmp_path / "s")
+    with pytest.raises(ValueError, match="expected 'gzip' or 'tfrecord'"):
+        shuffle_corpus(path, tmp_path / "s", format="zip")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["empty.tsv", "pairs.tsv"]
+
+
+def test_texts_that_tab_separation_cannot_hold_are_refused_and_kept_as_tfrecord(tsv, tmp_path):
+    path = tsv('{"source": "one\\ttwo", "target": "\\ufeffx"}', "tab.jsonl")
+    with pytest.raises(CorpusError, match=r"'one\\ttwo' holds a tab .* as tfrecord"):
+        shuffle_corpus(path, tmp_path / "s")
+    shuffle_corpus(path, tmp_path / "s", shards=1, format="tfrecord")
+    assert strings(tmp_path / "s") == ["one\ttwo\t\ufeffx"]
+
+
+def test_a_first_text_that_begins_with_a_byte_order_mark_keeps_it(tsv, tmp_path):
+    shuffle_corpus(tsv('{"source": "\\ufeffa", "target": "b"}', "bom.jsonl"), tmp_path / "s", shards=1)
+    assert strings(tmp_path / "s") == ["\ufeffa\tb"]
