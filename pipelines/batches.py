@@ -5,8 +5,6 @@ import os
 import numpy as np
 import tensorflow as tf
 
-_WINDOW = 1 << 16  # pairs sorted by length together
-
 
 def batch_pairs(
     pairs,
@@ -17,27 +15,28 @@ def batch_pairs(
     batch_tokens=None,
     encoding="one_hot",
     pad_to_multiple=None,
+    window=1 << 17,
     shuffle=True,
-    shuffle_buffer=1 << 17,
     seed=None,
 ):
     """Makes the batches that `Seq2Seq.fit` and `evaluate` read, lazily.
 
-    Text stays text until it is in a batch: a window of 65,536 pairs is sorted by length and cut into batches, so that a
-    batch holds little padding; splitting, look-up and one-hot encoding then run once on each batch, on several threads,
-    while the model works on the one before.
+    Text stays text until it is in a batch. A window of pairs is shuffled, sorted by length and cut into batches, which
+    are shuffled again; so a batch holds pairs of like length, drawn at random, and little padding. Splitting, look-up
+    and one-hot encoding then run once on each batch, on several threads, while the model works on the one before.
 
     Args:
         pairs: a `tf.data.Dataset` of (source, target) scalar strings.
         source_tokenizer, target_tokenizer: adapted tokenizers.
-        batch_size: pairs in a batch, B; the last of a window may hold fewer.
+        batch_size: pairs in a batch, B; the last of the corpus may hold fewer.
         batch_tokens: in place of `batch_size`, how much a batch may hold: its pairs times the longer side of its
             longest pair, in characters, marks and padding included. A pair that is longer is a batch of its own.
         encoding: "one_hot", float32 rows, or "ids", which are V times smaller. A model learns the same from both.
         pad_to_multiple: makes S and T multiples of this number and fills batches up with rows of padding, so that only
             few shapes occur; for `jit_compile=True`, which compiles each shape anew.
+        window: how many pairs are shuffled and sorted together. They are what is in memory at a time: some tens of
+            megabytes where the texts are sentences.
         shuffle: whether pairs and batches come in a new random order each epoch.
-        shuffle_buffer: how many pairs wait, from which the next is drawn at random.
         seed: makes those orders the same in every run.
 
     Returns:
@@ -51,7 +50,10 @@ def batch_pairs(
         raise ValueError(f"encoding={encoding!r}: expected 'one_hot' or 'ids'")
     multiple = pad_to_multiple or 1
 
-    def group_by_length(sources, targets):
+    def group_by_length(sources, targets, seed):
+        if shuffle:  # the sort keeps this order where lengths are equal
+            drawn = tf.random.experimental.stateless_shuffle(tf.range(tf.size(sources)), [seed, 0])
+            sources, targets = tf.gather(sources, drawn), tf.gather(targets, drawn)
         lengths = [tf.strings.length(side, unit="UTF8_CHAR") for side in (sources, targets)]
         order = _length_order(*lengths)
         sources, targets = tf.gather(sources, order), tf.gather(targets, order)
@@ -62,9 +64,11 @@ def batch_pairs(
         else:
             count = tf.size(order, tf.int64)
             ends = tf.minimum(tf.range(batch_size, count + batch_size, batch_size, tf.int64), count)
-        starts = tf.concat([tf.zeros([1], tf.int64), ends[:-1]], axis=0)
-        cuts = tf.data.Dataset.from_tensor_slices((starts, ends))
-        return cuts.map(lambda start, end: (sources[start:end], targets[start:end]))
+        cuts = tf.stack([tf.concat([[0], ends[:-1]], axis=0), ends], axis=1)
+        if shuffle:
+            cuts = tf.random.experimental.stateless_shuffle(cuts, [seed, 1])
+        batches = tf.data.Dataset.from_tensor_slices(cuts)
+        return batches.map(lambda cut: (sources[cut[0] : cut[1]], targets[cut[0] : cut[1]]))
 
     def encode(sources, targets):
         source, target = source_tokenizer.tokenize(sources), target_tokenizer.tokenize(targets, start_end=True)
@@ -76,13 +80,10 @@ def batch_pairs(
             source, target = source_tokenizer.one_hot(source), target_tokenizer.one_hot(target)
         return source, target
 
-    if shuffle:
-        pairs = pairs.shuffle(shuffle_buffer, seed=seed)
     # Whole batches to a window, so that only the last batch of an epoch is smaller than the others.
-    window = _WINDOW if batch_tokens else -(-_WINDOW // batch_size) * batch_size
-    batches = pairs.batch(window).flat_map(group_by_length)
-    if shuffle:
-        batches = batches.shuffle(1024 if batch_tokens else window // batch_size, seed=seed)
+    windows = pairs.batch(window if batch_tokens else -(-window // batch_size) * batch_size)
+    seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
+    batches = tf.data.Dataset.zip(windows, seeds).flat_map(lambda pairs, seed: group_by_length(*pairs, seed))
     return batches.prefetch(16).map(encode, num_parallel_calls=os.cpu_count()).prefetch(tf.data.AUTOTUNE)
 
 

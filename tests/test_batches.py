@@ -105,7 +105,16 @@ def test_static_shapes_are_few_and_the_rows_that_fill_them_weigh_nothing(tsv, to
 @settings(deadline=None, max_examples=20)
 @given(
     st.lists(st.tuples(st.text("abc", min_size=1), st.text("xyz", min_size=1)), max_size=60),
-    st.sampled_from([{}, {"batch_tokens": 20}, {"pad_to_multiple": 4}, {"shuffle": False}, {"shuffle_buffer": 3}]),
+    st.sampled_from(
+        [
+            {},
+            {"batch_tokens": 20},
+            {"pad_to_multiple": 4},
+            {"shuffle": False},
+            {"window": 10},
+            {"window": 10, "batch_tokens": 20},
+        ]
+    ),
 )
 def test_no_pair_is_lost_repeated_or_mismatched(lines, options):
     source, target = CharTokenizer("abc"), CharTokenizer("xyz")
