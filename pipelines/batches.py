@@ -51,11 +51,11 @@ def batch_pairs(
     multiple = pad_to_multiple or 1
 
     def group_by_length(sources, targets, seed):
-        if shuffle:  # the sort keeps this order where lengths are equal
-            drawn = tf.random.experimental.stateless_shuffle(tf.range(tf.size(sources)), [seed, 0])
-            sources, targets = tf.gather(sources, drawn), tf.gather(targets, drawn)
         lengths = [tf.strings.length(side, unit="UTF8_CHAR") for side in (sources, targets)]
-        order = _length_order(*lengths)
+        order = tf.range(tf.size(sources))
+        if shuffle:  # the sort keeps this order where lengths are equal
+            order = tf.random.experimental.stateless_shuffle(order, [seed, 0])
+        order = tf.gather(order, _length_order(*(tf.gather(side, order) for side in lengths)))
         sources, targets = tf.gather(sources, order), tf.gather(targets, order)
         if batch_tokens:
             longer = tf.gather(tf.maximum(lengths[0], lengths[1] + 1), order)

@@ -149,7 +149,7 @@ def test_a_survey_counts_pairs_tokens_and_lengths(tsv):
 
 
 def test_memory_does_not_grow_with_the_corpus(tsv):
-    script = """if True:
+    script = r"""if True:
         import re, sys
         from pathlib import Path
         from pipelines.readers import Reader, Shard
