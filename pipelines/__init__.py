@@ -5,9 +5,10 @@ import importlib
 _MODULES = {
     "batches": ["batch_pairs"],
     "corpora": ["Survey", "corpus_errors", "count_pairs", "read_pairs", "split_by_hash", "split_last", "survey"],
-    "readers": ["CorpusError", "Report"],
+    "names": ["OptionError", "choose", "load_class"],
+    "readers": ["CorpusError", "Report", "checksums", "open_corpora"],
     "shuffling": ["damaged_shards", "shuffle_corpus"],
-    "tokenizers": ["CharTokenizer"],
+    "tokenizers": ["ByteTokenizer", "CharTokenizer", "SubwordTokenizer", "Tokenizer", "WhitespaceTokenizer"],
 }
 __all__ = [name for names in _MODULES.values() for name in names]
 

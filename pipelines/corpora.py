@@ -10,7 +10,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
-from pipelines.readers import CorpusError, Reader, Report, dataset_shard, find_shards
+from pipelines.readers import CorpusError, Report, open_corpora
 
 _CHUNK = 4096  # pairs handed to TensorFlow at a time
 
@@ -26,6 +26,7 @@ def read_pairs(corpus, limit=None, *, seed=0, report=None, **options):
             - a file: tab-separated text (`source TAB target` on each line; a third column is ignored), JSON Lines
               (`.jsonl`, `.ndjson`), each plain or with `.gz`, or TFRecord (`.tfrecord`) of examples with two strings;
             - a file in a zip, `archive.zip/folder/file.tsv`, or the zip alone if there is one file in it;
+            - `-`, tab-separated text on standard input, which can be read once;
             - two parallel files of equally many lines, `corpus.en+corpus.es`;
             - a glob, or a folder: all its files in the order of their names;
             - a `tf.data.Dataset` of (source, target) scalar strings.
@@ -56,10 +57,9 @@ def read_pairs(corpus, limit=None, *, seed=0, report=None, **options):
             that cannot be read. TensorFlow wraps the latter in an error of its own that quotes it; `corpus_errors`
             takes it out again.
     """
-    corpora = corpus if isinstance(corpus, list | tuple) else [corpus]
     if limit is not None and options.get("num_shards", 1) > 1:
         raise CorpusError("limit and num_shards exclude each other")
-    reader = Reader(tuple(_shards(corpus) for corpus in corpora), **options)
+    reader = open_corpora(corpus, **options)
     column = tf.TensorSpec([None], tf.string)
     generator = _chunks(reader, report)
 
@@ -72,10 +72,6 @@ def read_pairs(corpus, limit=None, *, seed=0, report=None, **options):
     else:
         pairs = chunks(seed).unbatch()
     return pairs if limit is None else pairs.take(limit)
-
-
-def _shards(corpus):
-    return [dataset_shard(corpus)] if isinstance(corpus, tf.data.Dataset) else find_shards(corpus)
 
 
 def _chunks(reader, report):
@@ -142,7 +138,7 @@ class Survey:
     """What one pass over pairs has found."""
 
     pairs: int = 0
-    longer: int = 0  # sum over all pairs of the length of their longer side
+    longer: int = 0  # sum over all pairs of the length of their longer side, in characters
     tokens: tuple = dataclasses.field(default_factory=lambda: (collections.Counter(), collections.Counter()))
     lengths: tuple = dataclasses.field(default_factory=lambda: (collections.Counter(), collections.Counter()))
 
@@ -179,16 +175,17 @@ def survey(pairs, source_tokenizer, target_tokenizer, progress=None):
     """
 
     def count(sources, targets):
-        return source_tokenizer.count(sources), target_tokenizer.count(targets)
+        longer = tf.maximum(*(tf.strings.length(side, "UTF8_CHAR") for side in (sources, targets)))
+        return (source_tokenizer.count(sources), target_tokenizer.count(targets)), tf.reduce_sum(longer)
 
     found = Survey()
     batches = pairs.batch(_CHUNK).map(count, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-    for sides in batches.as_numpy_iterator():
+    for sides, longer in batches.as_numpy_iterator():
         for side, (tokens, numbers, lengths) in enumerate(sides):
             found.tokens[side].update(dict(zip(tokens.tolist(), numbers.tolist(), strict=True)))
             found.lengths[side].update(lengths.tolist())
         found.pairs += len(lengths)
-        found.longer += int(np.maximum(sides[0][2], sides[1][2]).sum())
+        found.longer += int(longer)
         if progress:
             progress(found.pairs)
     return found

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import glob
 import gzip
+import hashlib
 import io
 import itertools
 import json
@@ -66,6 +67,7 @@ class Shard(NamedTuple):
     name: str
     rows: Callable[[tuple | None], Iterator[tuple[int, bytes | None, bytes | None, str]]]
     unit: str = "line"
+    files: tuple = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,13 +203,29 @@ def _mixed(corpora, weights, report):
         yield pair
 
 
+def open_corpora(corpus, **options):
+    """A `Reader` of a corpus or of a list of such.
+
+    Args:
+        corpus: as `read_pairs` takes it.
+        **options: the further arguments of `Reader`.
+    """
+    corpora = corpus if isinstance(corpus, list | tuple) else [corpus]
+    return Reader(tuple(find_shards(corpus) for corpus in corpora), **options)
+
+
 def find_shards(corpus):
-    """The shards of a corpus: a name, a file, a glob, a folder, `SOURCE-FILE+TARGET-FILE`, or a member of a zip.
+    """The shards of a corpus: a dataset, `-` for standard input, a name, a file, a glob, a folder, two parallel files
+    `SOURCE-FILE+TARGET-FILE`, or a member of a zip.
 
     Raises:
         CorpusError: if there is nothing of that name, or a zip holds several files and none is chosen.
     """
+    if not isinstance(corpus, str | os.PathLike):
+        return [_dataset_shard(corpus)]
     text = os.fspath(corpus)
+    if text == "-":
+        return [Shard("standard input", lambda columns: _tab_rows(Path(text), columns))]
     if text in NAMED_CORPORA:
         text = os.fspath(NAMED_CORPORA[text]())
     if "+" not in text or os.path.exists(text):
@@ -216,9 +234,25 @@ def find_shards(corpus):
     if len(sources) != len(targets):
         raise CorpusError(f"{text}: {len(sources)} source files, but {len(targets)} target files")
     return [
-        Shard(f"{source}+{target}", lambda _, s=source, t=target: _parallel_rows(s, t))
+        Shard(f"{source}+{target}", lambda _, s=source, t=target: _parallel_rows(s, t), files=(source, target))
         for source, target in zip(sources, targets, strict=True)
     ]
+
+
+def checksums(corpus):
+    """What the files of a corpus held: {path: sha256 in hexadecimal}, a zip counted as a whole."""
+    corpora = corpus if isinstance(corpus, list | tuple) else [corpus]
+    names = [name for corpus in corpora for shard in find_shards(corpus) for name in shard.files]
+    return {str(name): sha256(name) for name in dict.fromkeys(_archive(name) or name for name in names)}
+
+
+def sha256(path):
+    """The sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _expand(text):
@@ -271,12 +305,12 @@ def _member(path):
 def _file_shard(path):
     name = _plain_name(path)
     if name.endswith((".tfrecord", ".tfrecords")):
-        return Shard(str(path), lambda columns: _tfrecord_rows(path, columns), "record")
+        return Shard(str(path), lambda columns: _tfrecord_rows(path, columns), "record", (path,))
     rows = _json_rows if name.endswith((".jsonl", ".ndjson")) else _tab_rows
-    return Shard(str(path), lambda columns: rows(path, columns))
+    return Shard(str(path), lambda columns: rows(path, columns), files=(path,))
 
 
-def dataset_shard(dataset):
+def _dataset_shard(dataset):
     """A shard of what is already a `tf.data.Dataset` of (source, target) scalar strings."""
 
     def rows(_):
@@ -290,7 +324,10 @@ def dataset_shard(dataset):
 
 @contextlib.contextmanager
 def _open(path):
-    """Opens a plain file, a gzip or a member of a zip for reading lines of bytes."""
+    """Opens a plain file, a gzip, a member of a zip or standard input for reading lines of bytes."""
+    if path == Path("-"):
+        yield sys.stdin.buffer
+        return
     archive = _archive(path)
     with contextlib.ExitStack() as stack:
         if archive:

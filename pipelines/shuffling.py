@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import gzip
-import hashlib
 import json
 import os
 import random
@@ -11,7 +10,7 @@ import shutil
 import struct
 from pathlib import Path
 
-from pipelines.readers import CorpusError, Reader, Report, find_shards
+from pipelines.readers import CorpusError, Report, open_corpora, sha256
 
 _BUCKETS = 256
 _BUFFER = 1 << 16  # bytes collected for a bucket before they are written
@@ -49,8 +48,7 @@ def shuffle_corpus(corpus, folder, shards=16, format="gzip", seed=0, report=None
         raise ValueError(f"format={format!r}: expected {' or '.join(map(repr, _WRITERS))}")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CorpusError(f"{folder} is there already; choose another folder")
-    corpora = corpus if isinstance(corpus, list | tuple) else [corpus]
-    reader = Reader(tuple(find_shards(corpus) for corpus in corpora), **options)
+    reader = open_corpora(corpus, **options)
     rng = random.Random(seed)
     aside = folder.with_name(folder.name + ".partial")
     aside.mkdir(parents=True)
@@ -128,7 +126,7 @@ def _write_shards(pairs, count, folder, shards, format):
         with _WRITERS[format](path) as write:
             for _ in range(size):
                 write(*next(pairs))
-        written[path.name] = {"pairs": size, "sha256": _sha256(path)}
+        written[path.name] = {"pairs": size, "sha256": sha256(path)}
     return written
 
 
@@ -177,12 +175,4 @@ def damaged_shards(folder):
         return []
     shards = json.loads(path.read_text())["shards"]
     files = {name: path.with_name(name) for name in shards}
-    return [name for name, file in files.items() if not file.is_file() or _sha256(file) != shards[name]["sha256"]]
-
-
-def _sha256(path):
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return [name for name, file in files.items() if not file.is_file() or sha256(file) != shards[name]["sha256"]]

@@ -1,56 +1,82 @@
 """Tokenizers: text to ids and back, as graph operations that run on a whole batch of strings at once."""
 
+import base64
 import collections
+import io
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
+from pipelines.names import OptionError, choose
+
 # The first ids of every vocabulary. END is the last of them, so that what a decoder may emit is one slice: [END, ...).
 PADDING, UNKNOWN, START, END = range(4)
 RESERVED_TOKENS = ["", "[UNK]", "[START]", "[END]"]
+NORMAL_FORMS = ["NFC", "NFD", "NFKC", "NFKD", None]
+_WHITESPACE = r"\t-\r\x{85}\p{Z}"  # Unicode's; tf.strings.split alone knows ASCII's
 
 
-@keras.saving.register_keras_serializable("pipelines")
-class CharTokenizer:
-    """One token for each Unicode character of the text's NFC form.
+class Tokenizer(tf.Module):
+    """Text to ids and back. A kind of tokenizer says how text is cut into tokens, and how tokens become text again.
 
     ```python
-    tokenizer = CharTokenizer()
-    tokenizer.adapt(["¡Hola!", "Adiós."])
-    ids = tokenizer.tokenize(["Hola."])     # [[7, 4, 12, 6, 5]]
-    tokenizer.detokenize(ids)               # [b"Hola."]
+    @keras.saving.register_keras_serializable("mine")
+    class CommaTokenizer(Tokenizer):
+        def split(self, texts):
+            return tf.strings.split(texts, ",")
+
+        def join(self, tokens):
+            return tf.strings.reduce_join(tokens, axis=1, separator=",")
     ```
 
-    `detokenize(tokenize(text))` is the NFC form of every text whose characters are in the vocabulary. Every method runs
-    eagerly, inside `tf.data.Dataset.map` and inside a `tf.function`, and the object is a part of what Keras saves.
+    Every method runs eagerly, inside `tf.data.Dataset.map` and inside a `tf.function`. The object is a part of what
+    Keras saves by way of `get_config`, and a `tf.Module`, so that `tf.saved_model` exports its tables with it.
 
     Args:
-        vocabulary: the characters, in the order of their ids after the reserved tokens; none before `adapt`.
+        vocabulary: the tokens, in the order of their ids after the reserved ones; none before `adapt`.
+        normal_form: the Unicode normal form of all text that is read, "NFC", "NFD", "NFKC" or "NFKD"; None leaves the
+            text as it is.
+        lowercase: whether to fold case before that, by Unicode's rules for all languages (NFKC_Casefold): "Straße"
+            becomes "strasse", and compatibility characters what they stand for, "½" "1⁄2".
+
+    Raises:
+        OptionError: for another normal form.
     """
 
-    def __init__(self, vocabulary=()):
-        self.characters = list(vocabulary)
-        lookup = keras.layers.StringLookup(
-            vocabulary=RESERVED_TOKENS[START:] + self.characters,
-            mask_token=RESERVED_TOKENS[PADDING],
-            oov_token=RESERVED_TOKENS[UNKNOWN],
-        )
-        # The id of each code point, and of those beyond: a row to read where looking up strings takes twice the time.
-        code_points = [ord(character) for character in self.characters]
-        self._ids = np.full(max(code_points, default=0) + 2, UNKNOWN, np.int32)
-        self._ids[code_points] = lookup(tf.constant(self.characters, tf.string))
+    def __init__(self, vocabulary=(), normal_form="NFC", lowercase=False):
+        super().__init__()
+        choose("normal_form", normal_form, NORMAL_FORMS)
+        self.normal_form = normal_form
+        self.lowercase = lowercase
+        self._set_tokens(vocabulary)
+
+    def split(self, texts):
+        """Cuts texts `[B]`, as `normalize` leaves them, into tokens: a ragged string tensor `[B, (S)]`."""
+        raise NotImplementedError(f"{type(self).__name__} must define split")
+
+    def join(self, tokens):
+        """Makes texts `[B]` of tokens, a ragged string tensor `[B, (T)]`; here with nothing between them."""
+        return tf.strings.reduce_join(tokens, axis=1)
+
+    def normalize(self, texts):
+        """Brings texts `[B]` into the normal form; invalid UTF-8 becomes U+FFFD."""
+        texts = tf.ensure_shape(tf.convert_to_tensor(texts, tf.string), [None])
+        texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8")
+        if self.lowercase:  # tf.strings.lower would follow the locale, and end a text at NUL
+            texts = tf_text.case_fold_utf8(texts)
+        return tf_text.normalize_utf8(texts, self.normal_form) if self.normal_form else texts
 
     @property
     def vocabulary(self):
         """All tokens, the reserved ones first; a token's index is its id."""
-        return RESERVED_TOKENS + self.characters
+        return RESERVED_TOKENS + list(self.tokens)
 
     @property
     def vocabulary_size(self):
         """Number of ids, the reserved ones included: V in the shapes below."""
-        return len(RESERVED_TOKENS) + len(self.characters)
+        return len(RESERVED_TOKENS) + len(self.tokens)
 
     def adapt(self, texts, min_frequency=1, max_size=None):
         """Takes the vocabulary from text: every token in it, the most frequent first.
@@ -72,7 +98,7 @@ class CharTokenizer:
         Returns:
             The different tokens `[N]`, how often each comes (int64 `[N]`), and how many each text has (int64 `[B]`).
         """
-        split = self.split(texts)
+        split = self._split(texts)
         tokens, _, numbers = tf.unique_with_counts(split.flat_values, tf.int64)
         return tokens, numbers, split.row_lengths()
 
@@ -84,14 +110,9 @@ class CharTokenizer:
             min_frequency: leave out tokens that come less often.
             max_size: how many tokens to take at most, without the reserved ones; None for all.
         """
-        # NumPy, in which StringLookup keeps its vocabulary, cannot tell the NUL character from an empty string.
-        wanted = [token for token, count in counts.items() if count >= min_frequency and token.strip(b"\0")]
+        wanted = _frequent(counts, min_frequency)
         wanted.sort(key=lambda token: (-counts[token], token))
-        self.__init__(token.decode() for token in wanted[:max_size])
-
-    def split(self, texts):
-        """Cuts texts `[B]` into tokens, a ragged string tensor `[B, (S)]`; invalid UTF-8 becomes U+FFFD."""
-        return tf.strings.unicode_split(tf_text.normalize_utf8(texts, "NFC"), "UTF-8")
+        self._set_tokens([token.decode() for token in wanted[:max_size]])
 
     def tokenize(self, texts, start_end=False):
         """Turns texts into ids.
@@ -103,11 +124,11 @@ class CharTokenizer:
         Returns:
             int32 `[B, S]`, each row padded on the right with 0 up to the longest. S is at least 1, since a recurrent
             layer cannot run over no steps: a batch of empty texts is one column of padding.
+
+        Raises:
+            ValueError: if `split` returns anything but ragged strings; if a SubwordTokenizer is not trained yet.
         """
-        code_points = tf.strings.unicode_decode(tf_text.normalize_utf8(texts, "NFC"), "UTF-8")
-        ids = code_points.with_flat_values(
-            tf.gather(self._ids, tf.minimum(code_points.flat_values, len(self._ids) - 1))
-        )
+        ids = self._look_up(texts)
         lengths = ids.row_lengths()
         ids = ids.to_tensor(default_value=PADDING)
         if start_end:
@@ -129,20 +150,282 @@ class CharTokenizer:
         """
         ids = tf.convert_to_tensor(ids)
         ended = tf.cumsum(tf.cast(ids == END, tf.int32), axis=1) > 0
-        written = tf.constant(["", "\ufffd", "", "", *self.characters])
-        return tf.strings.reduce_join(tf.where(ended, "", tf.gather(written, ids)), axis=1)
+        written = tf.concat([["", "\ufffd", "", ""], tf.constant(self.tokens, tf.string)], axis=0)
+        written = tf.gather(written, ids)
+        return self.join(tf.ragged.boolean_mask(written, (written != "") & ~ended))
 
     def get_config(self):
-        return {"vocabulary": self.characters}
+        return {"vocabulary": list(self.tokens), "normal_form": self.normal_form, "lowercase": self.lowercase}
 
     @classmethod
     def from_config(cls, config):
         return cls(**config)
 
     def __repr__(self):
-        return f"{type(self).__name__}({self.vocabulary_size} tokens: {''.join(self.characters[:40])!r})"
+        return f"{type(self).__name__}({self.vocabulary_size} tokens: {' '.join(self.vocabulary[4:24])!r})"
+
+    def _set_tokens(self, tokens):
+        self.tokens = list(tokens)
+        # Not `keras.layers.StringLookup`, to which the word "[END]" in a text would be the end of it.
+        with tf.init_scope():
+            keys = tf.constant(["", *self.tokens])  # TensorFlow makes no empty table
+            ids = tf.constant([UNKNOWN, *range(len(RESERVED_TOKENS), self.vocabulary_size)])
+            self._table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, ids), UNKNOWN)
+
+    def _split(self, texts):
+        tokens = self.split(self.normalize(texts))
+        if not isinstance(tokens, tf.RaggedTensor) or tokens.dtype != tf.string or tokens.shape.rank != 2:
+            found = f"{type(tokens).__name__} {getattr(tokens, 'dtype', '')} {getattr(tokens, 'shape', '')}"
+            raise ValueError(f"{type(self).__name__}.split must return ragged strings [B, (S)], not {found}")
+        return tokens
+
+    def _look_up(self, texts):
+        """The ids of texts `[B]`, ragged int32 `[B, (S)]`."""
+        tokens = self._split(texts)
+        return tokens.with_flat_values(self._table.lookup(tokens.flat_values))
+
+
+@keras.saving.register_keras_serializable("pipelines")
+class CharTokenizer(Tokenizer):
+    """One token for each Unicode character.
+
+    ```python
+    tokenizer = CharTokenizer()
+    tokenizer.adapt(["¡Hola!", "Adiós."])
+    ids = tokenizer.tokenize(["Hola."])     # [[7, 4, 12, 6, 5]]
+    tokenizer.detokenize(ids)               # [b"Hola."]
+    ```
+
+    `detokenize(tokenize(text))` is the normal form of every text whose characters are in the vocabulary.
+    """
+
+    @property
+    def characters(self):
+        """The vocabulary without the reserved tokens."""
+        return self.tokens
+
+    def split(self, texts):
+        return tf.strings.unicode_split(texts, "UTF-8")
+
+    def _set_tokens(self, tokens):
+        self.tokens = list(tokens)
+        # The id of each code point, and of those beyond: a row to read where looking up strings takes twice the time.
+        code_points = [ord(character) for character in self.tokens]
+        self._ids = np.full(max(code_points, default=0) + 2, UNKNOWN, np.int32)
+        self._ids[code_points] = np.arange(len(RESERVED_TOKENS), self.vocabulary_size)
+
+    def _look_up(self, texts):
+        code_points = tf.strings.unicode_decode(self.normalize(texts), "UTF-8")
+        return code_points.with_flat_values(
+            tf.gather(self._ids, tf.minimum(code_points.flat_values, len(self._ids) - 1))
+        )
+
+
+@keras.saving.register_keras_serializable("pipelines")
+class ByteTokenizer(Tokenizer):
+    """One token for each byte of the text's UTF-8: 256 of them, whatever the text, and none is unknown.
+
+    There is nothing to adapt. `detokenize(tokenize(text))` is the text's normal form, without one the text itself;
+    bytes that are not UTF-8, as a model may write them, come back as U+FFFD.
+
+    Args:
+        normal_form, lowercase: as in `Tokenizer`. With None and False, invalid UTF-8 is read as the bytes it is.
+    """
+
+    def __init__(self, normal_form="NFC", lowercase=False):
+        super().__init__([bytes([byte]) for byte in range(256)], normal_form, lowercase)
+
+    @property
+    def vocabulary(self):
+        """All tokens as strings, the reserved ones first; bytes beyond ASCII are written as `\\xc3`."""
+        return RESERVED_TOKENS + [byte.decode(errors="backslashreplace") for byte in self.tokens]
+
+    def normalize(self, texts):
+        """Brings texts `[B]` into the normal form; invalid UTF-8 becomes U+FFFD if there is one, or case is folded."""
+        return super().normalize(texts) if self.normal_form or self.lowercase else tf.convert_to_tensor(texts)
+
+    def split(self, texts):
+        return tf.strings.bytes_split(texts)
+
+    def join(self, tokens):
+        return tf.strings.unicode_transcode(super().join(tokens), "UTF-8", "UTF-8")
+
+    def adapt(self, texts=None, min_frequency=1, max_size=None):
+        """Changes nothing and reads no text, as `take_vocabulary`."""
+        self.take_vocabulary({}, min_frequency, max_size)
+
+    def take_vocabulary(self, counts, min_frequency=1, max_size=None):
+        """Changes nothing: the vocabulary is fixed.
+
+        Raises:
+            OptionError: where that would leave out a byte.
+        """
+        for argument, value, default in (("min_frequency", min_frequency, 1), ("max_size", max_size, None)):
+            if value != default:
+                raise OptionError(f"{argument}={value!r}: bytes are a fixed vocabulary; leave it at {default}")
+
+    def get_config(self):
+        return {"normal_form": self.normal_form, "lowercase": self.lowercase}
+
+    def _set_tokens(self, tokens):
+        self.tokens = tokens
+
+    def _look_up(self, texts):
+        texts = self.normalize(texts)
+        values = tf.io.decode_raw(tf.strings.reduce_join(texts), tf.uint8)  # of the whole batch in one piece
+        ids = tf.cast(values, tf.int32) + len(RESERVED_TOKENS)
+        return tf.RaggedTensor.from_row_lengths(ids, tf.strings.length(texts), validate=False)
+
+
+@keras.saving.register_keras_serializable("pipelines")
+class WhitespaceTokenizer(Tokenizer):
+    """One token for each stretch of text between whitespace: phones, words.
+
+    `detokenize(tokenize(text))` is the text's normal form with a single space for each stretch of whitespace, for every
+    text whose tokens are in the vocabulary.
+    """
+
+    def split(self, texts):
+        return tf.strings.split(tf.strings.regex_replace(texts, f"[{_WHITESPACE}]", " "))
+
+    def join(self, tokens):
+        return tf.strings.reduce_join(tokens, axis=1, separator=" ")
+
+
+@keras.saving.register_keras_serializable("pipelines")
+class SubwordTokenizer(Tokenizer):
+    """Pieces of words, frequent words whole, rare ones in several.
+
+    SentencePiece (Kudo and Richardson 2018, arxiv.org/abs/1808.06226) with a unigram language model (Kudo 2018,
+    arxiv.org/abs/1804.10959), which is trained on a vocabulary of words by the package `sentencepiece` and applied
+    without it. "▁" begins a word. Before training, `split` and so `count` cut at whitespace: what they count, words, is
+    what `take_vocabulary` trains on.
+
+    `detokenize(tokenize(text))` is the text's normal form with a single space for each stretch of whitespace (and of
+    "▁"), for every text whose characters are in the vocabulary.
+
+    Args:
+        model: a serialized SentencePiece model, as a SubwordTokenizer has it in `model`; none before `adapt`.
+        normal_form, lowercase: as in `Tokenizer`.
+
+    Raises:
+        OptionError: if the model is none of this class.
+    """
+
+    DEFAULT_SIZE = 2000
+    # Names with a space, which no word has in it. Training would take them out of words.
+    _RESERVED_PIECES = ("[PADDING] ", "[UNK] ", "[START] ", "[END] ")
+
+    def __init__(self, model=b"", normal_form="NFC", lowercase=False):
+        super().__init__((), normal_form, lowercase)
+        self._set_model(model)
+
+    def split(self, texts):
+        texts = tf.strings.regex_replace(texts, f"[{_WHITESPACE}▁]", " ")
+        return self._pieces.tokenize(texts) if self.model else tf.strings.split(texts)
+
+    def join(self, tokens):
+        return tf.strings.strip(tf.strings.regex_replace(tf.strings.reduce_join(tokens, axis=1), "▁+", " "))
+
+    def adapt(self, texts, min_frequency=1, max_size=None):
+        """Trains anew on text.
+
+        Args:
+            texts: a `tf.data.Dataset` of scalar strings, or anything `from_tensor_slices` makes one of.
+            min_frequency, max_size: as in `take_vocabulary`.
+        """
+        self._set_model(b"")
+        super().adapt(texts, min_frequency, max_size)
+
+    def take_vocabulary(self, counts, min_frequency=1, max_size=None):
+        """Trains on counted words. The same words make the same model.
+
+        Args:
+            counts: a mapping of words, as UTF-8, to how often they come.
+            min_frequency: leave out words that come less often.
+            max_size: how many pieces to make at most, without the reserved tokens; few words give fewer. None for 2,000
+                or twice the number of characters, whichever is more.
+
+        Raises:
+            OptionError: if no words are left, or there are more characters than `max_size`: each is a piece.
+            ModuleNotFoundError: if the package `sentencepiece` is not installed.
+        """
+        # An extra: what is trained can do without.
+        from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
+
+        words = sorted(word for word in _frequent(counts, min_frequency) if "▅".encode() not in word)  # its own mark
+        if not words:
+            raise OptionError(f"min_frequency={min_frequency}: no word comes so often, so there is nothing to train on")
+        characters = len(set(b"".join(words).decode()) | {"▁"})
+        if max_size is not None and max_size < characters:
+            raise OptionError(f"max_size={max_size}: expected {characters} or more, as many as there are characters")
+        pieces = zip(("pad_piece", "unk_piece", "bos_piece", "eos_piece"), self._RESERVED_PIECES, strict=True)
+        trained = io.BytesIO()
+        SentencePieceTrainer.train(
+            sentence_iterator=(b"%s\t%d" % (word, counts[word]) for word in words),
+            input_format="tsv",
+            model_writer=trained,
+            vocab_size=len(RESERVED_TOKENS) + (max_size or max(self.DEFAULT_SIZE, 2 * characters)),
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            max_sentence_length=1 << 30,  # a word of Chinese may be a paragraph
+            num_threads=4,  # on every machine: sums of floats, and so the model, depend on it
+            minloglevel=2,
+            pad_id=PADDING,
+            unk_id=UNKNOWN,
+            bos_id=START,
+            eos_id=END,
+            **dict(pieces),
+        )
+        model = sentencepiece_model_pb2.ModelProto.FromString(trained.getvalue())
+        # A map that changes no character (a trie of 1024 bytes with no key in it), since each time a model without any
+        # is loaded, TensorFlow Text says so on stderr.
+        model.normalizer_spec.precompiled_charsmap = (1024).to_bytes(4, "little") + bytes(1024 + 1)
+        self._set_model(model.SerializeToString(deterministic=True))
+
+    def get_config(self):
+        model = base64.b64encode(self.model).decode()
+        return {"model": model, "normal_form": self.normal_form, "lowercase": self.lowercase}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "model": base64.b64decode(config["model"])})
+
+    def _set_model(self, model):
+        self.model = model
+        if not model:
+            return self._set_tokens(())
+        with tf.init_scope():
+            try:
+                self._pieces = tf_text.SentencepieceTokenizer(model, out_type=tf.string)
+                pieces = self._pieces.id_to_string(tf.range(self._pieces.vocab_size()))
+            except tf.errors.OpError:
+                pieces = tf.constant([""])
+        reserved, tokens = np.split([piece.decode() for piece in pieces.numpy()], [len(RESERVED_TOKENS)])
+        if tuple(reserved) != self._RESERVED_PIECES:
+            raise OptionError("model: expected one that SubwordTokenizer.take_vocabulary has trained")
+        self._set_tokens(tokens.tolist())
+
+    def _look_up(self, texts):
+        if not self.model:
+            raise ValueError("SubwordTokenizer is not trained yet: call adapt or take_vocabulary first")
+        return super()._look_up(texts)
+
+
+TOKENIZERS = {
+    "char": CharTokenizer,
+    "byte": ByteTokenizer,
+    "whitespace": WhitespaceTokenizer,
+    "subword": SubwordTokenizer,
+}
 
 
 def one_hot(ids, vocabulary_size, dtype="float32"):
     """One-hot rows `[..., V]` of ids `[...]`, all zero where the id is padding."""
     return tf.one_hot(tf.where(ids == PADDING, tf.constant(-1, ids.dtype), ids), vocabulary_size, dtype=dtype)
+
+
+def _frequent(counts, min_frequency):
+    """The tokens that come so often; never an empty one, nor one with NUL, at which SentencePiece and NumPy end it."""
+    return [token for token, count in counts.items() if count >= min_frequency and token and b"\0" not in token]

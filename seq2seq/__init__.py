@@ -3,12 +3,31 @@
 import sys
 from pathlib import Path
 
-__all__ = ["Decoder", "Encoder", "Perplexity", "Seq2Seq", "teacher_forcing"]
+__all__ = [
+    "Alignment",
+    "Attention",
+    "BeamSearch",
+    "Config",
+    "Decoder",
+    "Encoded",
+    "Encoder",
+    "Greedy",
+    "Perplexity",
+    "Sampling",
+    "Seq2Seq",
+    "TokenVectors",
+    "Translations",
+    "rows_by_source",
+    "source_mask",
+    "teacher_forcing",
+]
 
 # The console script `seq2seq` passes through here on its way to seq2seq.cli, and its `--help` shall not take the three
 # seconds of importing TensorFlow. Everyone else gets the names, and with them the classes that Keras needs to know to
 # load a model.
 if Path(sys.argv[0] if sys.argv else "").stem != "seq2seq":
-    from seq2seq.layers import Decoder, Encoder
+    from seq2seq.config import Config
+    from seq2seq.decoding import BeamSearch, Greedy, Sampling
+    from seq2seq.layers import Attention, Decoder, Encoded, Encoder, TokenVectors, rows_by_source, source_mask
     from seq2seq.metrics import Perplexity
-    from seq2seq.model import Seq2Seq, teacher_forcing
+    from seq2seq.model import Alignment, Seq2Seq, Translations, teacher_forcing

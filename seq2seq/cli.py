@@ -1,4 +1,4 @@
-"""The command line: `seq2seq train`, `translate`, `inspect` and `shuffle`. It parses, calls and prints.
+"""The command line: `seq2seq train`, `translate`, `score`, `inspect` and `shuffle`. It parses, calls and prints.
 
 A command's result goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed while running, 2 bad input or
 usage, 130 and 143 interrupted. TensorFlow is imported inside the commands, so that `--help` does not wait for it.
@@ -6,10 +6,13 @@ usage, 130 and 143 interrupted. TensorFlow is imported inside the commands, so t
 
 import contextlib
 import dataclasses
+import importlib.util
+import inspect as signatures
 import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import textwrap
@@ -19,12 +22,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines import CorpusError
+from pipelines import CorpusError, OptionError, choose, load_class
+from seq2seq.config import PRESETS, Config, choose_preset, load_config, own_classes
 
 _PRESETS = (
-    "The settings to start from. default: 256 units, attention, Adam, batches of 32, 26 epochs, 5% held out "
-    "by a hash of the source. tutorial: those of the Keras tutorial, 256 units, RMSprop, batches of 70, 40 epochs, "
-    "the first 10000 pairs, of them the last 20% held out."
+    "The settings to start from: default (characters, for little text and single words), subword (pieces of words, for "
+    "20000 pairs of sentences and more), grapheme-to-phoneme (letters to phones), tutorial (those of the Keras "
+    "tutorial). Without it, the corpus decides between the first two."
 )
 
 _CORPUS = (
@@ -32,25 +36,16 @@ _CORPUS = (
     "zip (a.zip/b.tsv); two parallel files (a.en+a.es); a folder or a quoted glob of such; or a corpus by name: "
     "phrasebook, spa-eng. Several are read together."
 )
-_EXTRAS = {"matplotlib": "plots"}  # a package that not everyone needs, and the extra it comes with
+_EXTRAS = {
+    "matplotlib": "plots",
+    "sentencepiece": "subword",
+}  # a package that not everyone needs, and the extra it comes with
 
-Corpus = Annotated[list[str], typer.Argument(metavar="CORPUS...", help=_CORPUS)]
-Columns = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SOURCE,TARGET",
-        help="The columns or JSON keys to read: two names (which tab-separated text has in its first line) or two "
-        "numbers from 1. Default: 1,2, or source,target.",
-    ),
+Corpus = Annotated[list[str], typer.Argument(metavar="CORPUS", help=_CORPUS)]
+Import = Annotated[
+    list[str] | None,
+    typer.Option("--import", metavar="MODULE:CLASS", help="Load this class of your own first: the run is made of it."),
 ]
-Reverse = Annotated[bool, typer.Option("--reverse", help="Swap source and target.")]
-OnBadLine = Annotated[
-    Literal["error", "skip"],
-    typer.Option(help="What to do with a line that has too few columns, an empty side or invalid UTF-8."),
-]
-MaxLength = Annotated[int | None, typer.Option(min=1, help="Leave out pairs with a side of more characters.")]
-MaxRatio = Annotated[float | None, typer.Option(min=1, help="Leave out pairs with one side so many times longer.")]
-DropDuplicates = Annotated[bool, typer.Option("--drop-duplicates", help="Leave out pairs that came shortly before.")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,7 +80,7 @@ def _exit_codes(tensorflow=True):
             raise
         typer.echo(f"seq2seq: this needs {error.name}: pip install 'keras-seq2seq[{_EXTRAS[error.name]}]'", err=True)
         raise typer.Exit(2) from None
-    except CorpusError as error:
+    except (CorpusError, OptionError) as error:
         typer.echo(f"seq2seq: {error}", err=True)
         raise typer.Exit(2) from None
     except OSError as error:  # a full or read-only disk
@@ -116,89 +111,119 @@ def start_tensorflow():
     cores = os.cpu_count() or 1
     tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // 2))
     tf.config.threading.set_inter_op_parallelism_threads(cores)
+    tf.config.experimental.enable_op_determinism()  # one seed, one result
+
+
+def _with_options(*names):
+    """Gives a command the options of these names, as `Config` declares them, or all; it gets `given`, those in use."""
+    fields = [field for field in dataclasses.fields(Config) if field.metadata and (not names or field.name in names)]
+
+    def decorate(command):
+        def run(**arguments):
+            given = {}
+            for field in fields:
+                value, parse = arguments.pop(field.name), field.metadata.get("parser")
+                if value is not None:
+                    given[field.name] = _parsed(field.name, value, parse) if parse else value
+            return command(**arguments, given=given)
+
+        parameters = [p for p in signatures.signature(command).parameters.values() if p.name != "given"]
+        for field in fields:
+            how = {name: value for name, value in field.metadata.items() if name != "parser"}
+            if names:
+                del how["rich_help_panel"]
+            elif field.default not in (None, False):
+                how["help"] += f" Default: {_as_text(field.default)}."
+            # None is what is not said, so that a preset or a configuration says it; "none" is text until it is parsed.
+            kind = str if "parser" in field.metadata else field.type
+            annotation = Annotated[kind | None, typer.Option(**how)]
+            parameters.append(
+                signatures.Parameter(field.name, signatures.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            )
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = signatures.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in parameters])
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def _parsed(name, text, parse):
+    try:
+        return parse(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} does not fit", param_hint=f"--{name.replace('_', '-')}") from None
+
+
+def _as_text(value):
+    if isinstance(value, tuple):
+        return ",".join(f"{number:g}" for number in value)
+    return "yes" if value is True else value
 
 
 @app.command()
 @_exit_codes()
+@_with_options()
 def train(
-    corpus: Corpus = ["phrasebook"],  # noqa: B006 (typer copies it)
-    preset: Annotated[Literal["default", "tutorial"], typer.Option(help=_PRESETS)] = "default",
+    corpus: Annotated[list[str] | None, typer.Argument(metavar="CORPUS", help=_CORPUS)] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder to make (default: runs/NAME-OF-CORPUS).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the corpus.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first pairs of the corpus.")] = None,
-    columns: Columns = None,
-    reverse: Reverse = False,
-    weights: Annotated[
-        str | None, typer.Option(metavar="W,W,...", help="How often to draw from each CORPUS, relative to the others.")
+    preset: Annotated[str | None, typer.Option(help=_PRESETS)] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Repeat a run: the config.json in its folder. Options given beside it count.")
     ] = None,
-    on_bad_line: OnBadLine = "error",
-    max_length: MaxLength = None,
-    max_ratio: MaxRatio = None,
-    drop_duplicates: DropDuplicates = False,
-    min_frequency: Annotated[int, typer.Option(min=1, help="Leave rarer tokens out of the vocabulary.")] = 1,
-    max_vocabulary: Annotated[int | None, typer.Option(min=1, help="Tokens in a vocabulary, at most.")] = None,
-    units: Annotated[int | None, typer.Option(min=1, help="Size of the recurrent state.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pairs in a batch.")] = None,
-    batch_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens in a batch, padding included, in place of --batch-size.")
-    ] = None,
-    encoding: Annotated[
-        Literal["one_hot", "ids"], typer.Option(help="What batches hold; it trains the same.")
-    ] = "one_hot",
-    learning_rate: Annotated[float | None, typer.Option(min=0, help="Step size, at the start.")] = None,
-    seed: Annotated[int | None, typer.Option(help="For another random start and order.")] = None,
+    given=None,
 ):
     """Train a model on pairs of texts and keep it in a run folder, whose path is printed at the end.
 
     Example: seq2seq train my-pairs.tsv --out runs/mine --epochs 20
     """
-    from seq2seq.training import PRESETS, Config
     from seq2seq.training import train as run
 
-    given = {
-        "limit": limit,
-        "epochs": epochs,
-        "units": units,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
-    config = Config(
-        corpus=corpus[0] if len(corpus) == 1 else tuple(corpus),
-        columns=_columns(columns),
-        reverse=reverse,
-        weights=weights and tuple(_number(weight, "--weights") for weight in weights.split(",")),
-        on_bad_line=on_bad_line,
-        max_length=max_length,
-        max_ratio=max_ratio,
-        drop_duplicates=drop_duplicates,
-        min_frequency=min_frequency,
-        max_vocabulary=max_vocabulary,
-        batch_tokens=batch_tokens,
-        encoding=encoding,
-        **PRESETS[preset],
+    checksums = None
+    if config:
+        if preset:
+            raise OptionError("preset and config exclude each other")
+        options, record = load_config(config)
+        if not corpus:
+            checksums = record.get("checksums")
+    else:
+        corpus = corpus or ["phrasebook"]
+        options = {}
+    if corpus:
+        options["corpus"] = corpus[0] if len(corpus) == 1 else tuple(corpus)
+    if not config:
+        preset = preset or _corpus_preset(Config(**options | given))
+        options |= choose("preset", preset, PRESETS)
+    settings = Config(**options | given)
+    first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
+    folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
+    run(
+        settings,
+        folder,
+        overwrite,
+        callbacks=[_progress()],
+        progress=_reading(),
+        report=_print_report,
+        command=shlex.join(["seq2seq", *sys.argv[1:]]),
+        expected_checksums=checksums,
     )
-    config = dataclasses.replace(config, **{name: value for name, value in given.items() if value is not None})
-    folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(corpus[0]).name.split(".")[0]).strip("-") or "corpus")
-    run(config, folder, overwrite, callbacks=[_progress()], progress=_reading(), report=_print_report)
-    typer.echo(f'Translate with:  seq2seq translate {folder} "TEXT"', err=True)
+    imports = "".join(f" --import {name}" for name in own_classes(settings))
+    typer.echo(f'Translate with:  seq2seq translate {folder}{imports} "TEXT"', err=True)
     typer.echo(folder)
 
 
-def _columns(text):
-    """The columns of `--columns`: names, or numbers where both are."""
-    if text is None:
-        return None
-    columns = tuple(text.split(","))
-    return tuple(map(int, columns)) if all(column.isdigit() for column in columns) else columns
-
-
-def _number(text, option):
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a number", param_hint=option) from None
+def _corpus_preset(config):
+    """The preset that suits the corpus and can be used here; says on stderr which."""
+    preset = choose_preset(config)
+    if preset == "subword" and importlib.util.find_spec("sentencepiece") is None:
+        typer.echo(
+            "Preset: default. For so many sentences subword would be better: pip install 'keras-seq2seq[subword]'",
+            err=True,
+        )
+        return "default"
+    typer.echo(f"Preset: {preset}", err=True)
+    return preset
 
 
 def _reading():
@@ -258,24 +283,98 @@ def _figures(logs, side):
 @_exit_codes()
 def translate(
     run: Annotated[Path, typer.Argument(help="The run folder that `seq2seq train` made.")],
-    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="What to translate.")] = None,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="What to translate.")] = None,
+    beam_width: Annotated[int | None, typer.Option(min=1, help="Search with so many hypotheses, not greedily.")] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(min=0, help="Of beam search: 0 favours short translations, 1 long ones.")
+    ] = None,
+    n_best: Annotated[
+        int | None, typer.Option(min=1, help="Write the best so many of a beam, a line for each.")
+    ] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw each token at random, as likely as it is.")] = False,
+    temperature: Annotated[float | None, typer.Option(help="Of sampling: below 1 tamer, above 1 wilder.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from so many likeliest tokens only.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens of this share only.")] = None,
+    seed: Annotated[int, typer.Option(help="For another sample.")] = 0,
+    min_length: Annotated[int, typer.Option(min=0, help="Tokens in a translation, at least.")] = 0,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens in a translation, at most. Default: by the length of the text."),
+    ] = None,
+    scores: Annotated[
+        bool,
+        typer.Option(
+            "--scores",
+            help="Before each translation write its log-likelihood and why it stopped: end, limit, repetition.",
+        ),
+    ] = False,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Write JSON: tokens, and for each of the target where the model looked.")
+    ] = False,
+    imports: Import = None,
 ):
     """Translate the TEXTs, or stdin line for line, to stdout.
 
-    Example: cat questions.txt | seq2seq translate runs/phrasebook > answers.txt
+    With --scores and --n-best, columns stand between tabs: with --n-best above 1 the number of the text, with --scores
+    the log-likelihood and why the translation stopped, and the translation last.
+
+    Example: cat questions.txt | seq2seq translate runs/phrasebook --beam-width 5 > answers.txt
     """
+    strategy = _strategy(
+        {"width": beam_width, "length_penalty": length_penalty, "n_best": n_best},
+        {"temperature": temperature, "top_k": top_k, "top_p": top_p},
+        sample,
+    )
+    model = _load(run, imports)
+    lengths = {"min_length": min_length, "max_length": max_length}
+
+    def write(texts, done):
+        if attention:
+            lines = _attention_lines(model, texts, model.translate(texts, strategy, seed=seed + done, **lengths))
+        elif scores or (n_best or 1) > 1:
+            found = model.translate(texts, strategy, seed=seed + done, details=True, **lengths)
+            lines = _hypothesis_lines(found, done, scores)
+        else:
+            lines = model.translate(texts, strategy, seed=seed + done, **lengths).numpy()
+        sys.stdout.buffer.writelines(line + b"\n" for line in lines)
+        sys.stdout.buffer.flush()
+
+    if texts:
+        write([os.fsencode(text) for text in texts], 0)
+    else:
+        _in_blocks((line.rstrip(b"\r\n") for line in sys.stdin.buffer), write)
+
+
+def _load(run, imports):
+    """Loads a run, and before it the classes of one's own that it is made of."""
     from seq2seq.training import load_run
 
-    model = load_run(run)
-    if texts:
-        _print_translations(model, [text.encode() for text in texts])
-        return
-    lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+    for name in imports or ():
+        load_class("import", name)
+    return load_run(run)
+
+
+def _strategy(beam, sampling, sample):
+    """The strategy that these options ask for; the ones not given are None."""
+    from seq2seq.decoding import BeamSearch, Greedy, Sampling
+
+    beam, sampling = (
+        {name: value for name, value in options.items() if value is not None} for options in (beam, sampling)
+    )
+    if beam and (sampling or sample):
+        raise OptionError(f"{next(iter(beam))} is of beam search, which excludes sampling")
+    if beam:
+        return BeamSearch(**{"width": max(5, beam.get("n_best", 1)), **beam})
+    return Sampling(**sampling) if sampling or sample else Greedy()
+
+
+def _in_blocks(lines, write):
+    """Hands lines on in blocks, with the number of those before, and shows on a terminal how many are done."""
     # Someone typing wants an answer after each line; a file is faster in blocks.
     block_size = 1 if sys.stdin.isatty() else 2048
     done = 0
     while block := list(itertools.islice(lines, block_size)):
-        _print_translations(model, block)
+        write(block, done)
         done += len(block)
         if _tty() and not sys.stdin.isatty():
             typer.echo(f"\r{done:,} lines", err=True, nl=False)
@@ -283,24 +382,59 @@ def translate(
         typer.echo(err=True)
 
 
-def _print_translations(model, texts):
-    sys.stdout.buffer.writelines(translation + b"\n" for translation in model.translate(texts).numpy())
-    sys.stdout.buffer.flush()
+def _hypothesis_lines(found, done, scores):
+    """Lines of what is known of each hypothesis, between tabs."""
+    for number, row in enumerate(zip(*(part.numpy() for part in found), strict=True), start=done + 1):
+        for text, score, stopped in zip(*row, strict=True):
+            columns = [b"%d" % number] if len(row[0]) > 1 else []
+            if scores:
+                columns += [b"%.4f" % score, stopped]
+            yield b"\t".join([*columns, text])
+
+
+def _attention_lines(model, texts, translations):
+    """Lines of JSON about where the model looked."""
+    if len(translations.shape) > 1:
+        raise OptionError("attention and n_best exclude each other")
+    for alignment in model.attention(texts, translations):
+        weights = [[round(float(weight), 4) for weight in row] for row in alignment.weights]
+        yield json.dumps(alignment._replace(weights=weights)._asdict(), ensure_ascii=False).encode()
 
 
 @app.command()
 @_exit_codes()
+@_with_options("columns", "reverse", "on_bad_line")
+def score(
+    run: Annotated[Path, typer.Argument(help="The run folder that `seq2seq train` made.")],
+    corpus: Annotated[
+        list[str] | None, typer.Argument(metavar="CORPUS", help=f"{_CORPUS} Default: -, standard input.")
+    ] = None,
+    imports: Import = None,
+    given=None,
+):
+    """Write the log-likelihood of each pair of texts, in nats: how well the target translates the source.
+
+    Example: paste source.txt target.txt | seq2seq score runs/phrasebook
+    """
+    from pipelines import open_corpora
+
+    model = _load(run, imports)
+    pairs = open_corpora(corpus or ["-"], **given).pairs()
+    while block := list(itertools.islice(pairs, 2048)):
+        for number in model.score(*zip(*block, strict=True)).numpy():
+            typer.echo(f"{number:.4f}")
+
+
+@app.command()
+@_exit_codes()
+@_with_options("columns", "reverse", "max_length", "max_ratio", "drop_duplicates")
 def inspect(
-    corpus: Corpus = ["phrasebook"],  # noqa: B006
-    columns: Columns = None,
-    reverse: Reverse = False,
-    max_length: MaxLength = None,
-    max_ratio: MaxRatio = None,
-    drop_duplicates: DropDuplicates = False,
+    corpus: Corpus = ["phrasebook"],  # noqa: B006 (typer copies it)
     histogram: Annotated[
         Path | None, typer.Option(metavar="PICTURE", help="Draw the lengths into a .png, .svg or .pdf file.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    given=None,
 ):
     """Show what a corpus holds: pairs, tokens, lengths, and the lines that cannot be used.
 
@@ -318,16 +452,7 @@ def inspect(
             raise typer.BadParameter(f"{histogram} does not end in .png, .svg or .pdf", param_hint="--histogram")
     report = Report()
     with corpus_errors():
-        pairs = read_pairs(
-            corpus,
-            report=report,
-            columns=_columns(columns),
-            reverse=reverse,
-            on_bad_line="skip",
-            max_length=max_length,
-            max_ratio=max_ratio,
-            drop_duplicates=drop_duplicates,
-        )
+        pairs = read_pairs(corpus, report=report, on_bad_line="skip", **given)
         found = survey(pairs, CharTokenizer(), CharTokenizer(), _reading())
     _print_report(report)
     if not found.pairs:
@@ -360,18 +485,14 @@ def _visible(token):
 
 @app.command()
 @_exit_codes(tensorflow=False)
+@_with_options("columns", "reverse", "on_bad_line", "max_length", "max_ratio", "drop_duplicates")
 def shuffle(
     corpus: Corpus,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of shards to make.")],
     shards: Annotated[int, typer.Option(min=1, help="Files to write.")] = 16,
     format: Annotated[Literal["gzip", "tfrecord"], typer.Option(help="Tab-separated text or TFRecord.")] = "gzip",
     seed: Annotated[int, typer.Option(help="For another order.")] = 0,
-    columns: Columns = None,
-    reverse: Reverse = False,
-    on_bad_line: OnBadLine = "error",
-    max_length: MaxLength = None,
-    max_ratio: MaxRatio = None,
-    drop_duplicates: DropDuplicates = False,
+    given=None,
 ):
     """Shuffle a corpus that does not fit in memory, on disk, into a folder of shards to train on.
 
@@ -384,21 +505,7 @@ def shuffle(
     if format == "tfrecord":
         start_tensorflow()
     report = Report()
-    shuffle_corpus(
-        corpus,
-        folder,
-        shards,
-        format,
-        seed,
-        report,
-        _reading(),
-        columns=_columns(columns),
-        reverse=reverse,
-        on_bad_line=on_bad_line,
-        max_length=max_length,
-        max_ratio=max_ratio,
-        drop_duplicates=drop_duplicates,
-    )
+    shuffle_corpus(corpus, folder, shards, format, seed, report, _reading(), **given)
     _print_report(report)
     typer.echo(folder)
 

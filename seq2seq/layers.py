@@ -1,6 +1,6 @@
-"""The two halves of the model: `Encoder` reads the source, `Decoder` predicts the target.
+"""The two halves of the model: `Encoder` reads the source, `Decoder` predicts the target, and `Attention` between them.
 
-Shapes: B rows in a batch, S source length, T target length, V vocabulary size, D units.
+Shapes: B rows in a batch, S source length, T target length, V vocabulary size, D units, E size of an embedding.
 """
 
 from typing import NamedTuple
@@ -8,7 +8,11 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from pipelines import OptionError, choose
 from pipelines.tokenizers import PADDING, one_hot
+
+CELLS = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
+ATTENTIONS = (None, "dot", "general", "additive")
 
 
 class Encoded(NamedTuple):
@@ -16,122 +20,366 @@ class Encoded(NamedTuple):
 
     memory: tf.Tensor  # [B, S, D] the output at each source position
     mask: tf.Tensor  # bool [B, S] which positions hold a token
-    state: list[tf.Tensor]  # [B, D] each: where the decoder starts
-
-
-class _Recurrent(keras.layers.Layer):
-    """An LSTM over tokens, given as one-hot floats `[B, T, V]` or as ids `[B, T]`; it computes the same from either."""
-
-    def __init__(self, vocabulary_size, units, **kwargs):
-        super().__init__(**kwargs)
-        self.vocabulary_size = vocabulary_size
-        self.units = units
-        # Keras runs this on a GPU with the fused cuDNN kernel, as long as masks are right-padded and these arguments
-        # stay as they are: tanh, sigmoid, no recurrent dropout.
-        self.lstm = keras.layers.LSTM(units, return_sequences=True, return_state=True, dtype=self.dtype_policy)
-
-    def build(self, *_):
-        self.lstm.build((None, None, self.vocabulary_size))
-
-    def _one_hot(self, tokens):
-        if tokens.dtype.is_integer:
-            return one_hot(tokens, self.vocabulary_size, self.compute_dtype)
-        return tokens
-
-    def get_config(self):
-        return {**super().get_config(), "vocabulary_size": self.vocabulary_size, "units": self.units}
+    state: list  # where the decoder starts: for each of its layers, [h, c] of an LSTM or [h] of a GRU, [B, D] each
+    keys: tf.Tensor | None = None  # [B, S, D] the memory as queries are compared with it; `Decoder.start` adds it
 
 
 @keras.saving.register_keras_serializable("seq2seq")
-class Encoder(_Recurrent):
-    """Reads the source with an LSTM.
+class Encoder(keras.layers.Layer):
+    """Reads the source with a recurrent network.
 
     Args:
         vocabulary_size: number of source ids, Vs.
-        units: size of the state, D.
+        units: size of the memory and of the state, D.
+        cell: "lstm" (Hochreiter & Schmidhuber 1997) or "gru" (Cho et al. 2014, arxiv.org/abs/1406.1078).
+        layers: how many recurrent layers stand on each other.
+        bidirectional: whether half of the units read the source backwards (Schuster & Paliwal 1997). The two halves of
+            the state are joined, so the decoder does not know the difference.
+        embedding: size of the vectors that stand for tokens, E; None to give one-hot rows straight to the first layer.
+        dropout: share of numbers left out, in training, of the embedding and of every layer's output. Never of the
+            recurrent state, which the fused GPU kernels could not do (Zaremba et al. 2014, arxiv.org/abs/1409.2329).
 
     Call arguments:
         source: one-hot `[B, S, Vs]` or ids `[B, S]`, padded on the right.
 
     Returns:
         `Encoded`; its state is the one after each row's last token.
+
+    Raises:
+        OptionError: for an unknown cell, or an odd number of units to be halved.
     """
 
-    def call(self, source):
-        filled = source != PADDING if source.dtype.is_integer else tf.reduce_any(source != 0, axis=-1)
-        # An empty source counts as one step of nothing: cuDNN refuses rows that are masked from end to end.
-        mask = tf.concat([tf.ones_like(filled[:, :1]), filled[:, 1:]], axis=1)
-        memory, *state = self.lstm(self._one_hot(source), mask=mask)
-        return Encoded(memory, mask, state)
+    def __init__(
+        self,
+        vocabulary_size,
+        units=256,
+        cell="lstm",
+        layers=1,
+        bidirectional=False,
+        embedding=None,
+        dropout=0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if bidirectional and units % 2:
+            raise OptionError(f"units={units}: two directions need an even number of them")
+        self.options = {
+            "vocabulary_size": vocabulary_size,
+            "units": units,
+            "cell": cell,
+            "layers": layers,
+            "bidirectional": bidirectional,
+            "embedding": embedding,
+            "dropout": dropout,
+        }
+        dtype = self.dtype_policy
+        self.vectors = TokenVectors(vocabulary_size, embedding, dropout, dtype=dtype)
+        self.recurrent = _recurrent_layers(cell, layers, self.vectors.size, units, bidirectional, dtype)
+        self.drop = keras.layers.Dropout(dropout, dtype=dtype)
+
+    def call(self, source, training=False):
+        mask = source_mask(source)
+        output = self.vectors(source, training=training)
+        state = []
+        for layer in self.recurrent:
+            output, *last = layer(output, mask=mask, training=training)
+            if self.options["bidirectional"]:
+                half = len(last) // 2
+                last = [tf.concat(halves, axis=-1) for halves in zip(last[:half], last[half:], strict=True)]
+            output = self.drop(output, training=training)
+            state.append(last)
+        return Encoded(output, mask, state)
+
+    def get_config(self):
+        return {**super().get_config(), **self.options}
 
 
 @keras.saving.register_keras_serializable("seq2seq")
-class Decoder(_Recurrent):
-    """Predicts each next token of the target with an LSTM that starts from the encoder's state.
+class Decoder(keras.layers.Layer):
+    """Predicts each next token of the target with a recurrent network that starts from the encoder's state.
 
     The same call trains and translates. Training gives it the whole target at once, translation one token and the state
-    that the call before returned.
+    that the call before returned:
+
+    ```python
+    encoded, state = decoder.start(encoder(source))
+    logits, _ = decoder(target, encoded, state)                 # [B, T, Vt], or
+    logits, state = decoder(target[:, :1], encoded, state)      # [B, 1, Vt], and so on
+    ```
 
     Args:
         vocabulary_size: number of target ids, Vt.
-        units: size of the state, D; the encoder's.
-        attention: None, where the encoder's last state is all the decoder knows of the source, or "dot", where each
-            step looks back at the whole source (Luong et al. 2015, arxiv.org/abs/1508.04025, section 3.1).
+        units, cell, layers, embedding, dropout: as in `Encoder`, and with the encoder's values: the state is handed on.
+        attention: how each step looks back at the whole source, as in `Attention`; None where the encoder's last state
+            is all the decoder knows of it.
+        input_feeding: whether each step is also given what attention found at the one before (Luong et al. 2015,
+            section 3.3). Training then goes step by step, which is several times slower.
+        tied: whether the embedding is also the output's matrix (Press & Wolf 2017, arxiv.org/abs/1608.05859).
 
     Call arguments:
         target: the tokens so far, one-hot `[B, T, Vt]` or ids `[B, T]`, padded on the right.
-        encoded: the `Encoded` source.
-        state: what the call for the tokens before returned, or `encoded.state` at the start.
+        encoded: the `Encoded` source, as `start` returned it.
+        state: what the call for the tokens before returned, or `start`.
+        return_attention: whether to return the attention weights too.
 
     Returns:
-        logits `[B, T, Vt]`, the score of every token as the next one after each position, and the new state. Positions
-        of padding hold numbers without meaning, which the loss leaves out.
+        logits `[B, T, Vt]`, the score of every token as the next one after each position, and the new state; then, on
+        request, weights `[B, T, S]`, which sum to 1 over S. Positions of padding hold numbers without meaning, which
+        the loss leaves out. In beam search B is K times the number of sources (see `rows_by_source`).
+
+    Raises:
+        OptionError: for an unknown cell or attention, input feeding without attention, or tying without embedding.
     """
 
-    def __init__(self, vocabulary_size, units, attention=None, **kwargs):
-        super().__init__(vocabulary_size, units, **kwargs)
-        if attention not in (None, "dot"):
-            raise ValueError(f"attention={attention!r}: expected None or 'dot'")
-        self.attention = attention
-        if attention:
-            self.combine = keras.layers.Dense(units, activation="tanh", use_bias=False, dtype=self.dtype_policy)
-        # Under mixed precision too, a softmax over many tokens wants all of float32.
-        self.output_layer = keras.layers.Dense(vocabulary_size, dtype="float32")
-
-    def build(self, *_):
-        super().build()
-        if self.attention:
-            self.combine.build((None, None, 2 * self.units))
-        self.output_layer.build((None, None, self.units))
-
-    def call(self, target, encoded, state):
-        tokens = self._one_hot(target)
-        if tokens.shape[1] == 1:  # one step needs no loop around it
-            output, state = self.lstm.cell(tokens[:, 0], state)
-            output = output[:, None]
+    def __init__(
+        self,
+        vocabulary_size,
+        units=256,
+        cell="lstm",
+        layers=1,
+        embedding=None,
+        attention=None,
+        input_feeding=False,
+        tied=False,
+        dropout=0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        choose("attention", attention, ATTENTIONS)
+        if input_feeding and not attention:
+            raise OptionError("input_feeding=True: there is nothing to feed without attention")
+        if tied and not embedding:
+            raise OptionError("tied=True: there is nothing to tie the output to without an embedding")
+        self.options = {
+            "vocabulary_size": vocabulary_size,
+            "units": units,
+            "cell": cell,
+            "layers": layers,
+            "embedding": embedding,
+            "attention": attention,
+            "input_feeding": input_feeding,
+            "tied": tied,
+            "dropout": dropout,
+        }
+        dtype = self.dtype_policy
+        self.vectors = TokenVectors(vocabulary_size, embedding, dropout, dtype=dtype)
+        # What the output layer reads: h~ of Luong et al., equation 5, or the recurrent output if nothing is mixed in.
+        self.width = embedding if tied else units
+        self.input_feeding = input_feeding
+        size = self.vectors.size + (self.width if input_feeding else 0)
+        self.recurrent = _recurrent_layers(cell, layers, size, units, False, dtype)
+        self.drop = keras.layers.Dropout(dropout, dtype=dtype)
+        self.attention = Attention(units, attention, dtype=dtype) if attention else None
+        if attention or self.width != units:
+            self.combine = keras.layers.Dense(self.width, activation="tanh", use_bias=False, dtype=dtype)
         else:
-            output, *state = self.lstm(tokens, initial_state=state)
+            self.combine = None
+        # Under mixed precision too, a softmax over many tokens wants all of float32.
+        self.output_layer = _TiedOutput(self.vectors) if tied else keras.layers.Dense(vocabulary_size, dtype="float32")
+
+    def start(self, encoded):
+        """What each of the calls for one batch of sources is given: `encoded`, its keys projected, and the first state.
+
+        Args:
+            encoded: what the encoder returned.
+        """
+        state = list(encoded.state)
         if self.attention:
-            context, _ = dot_attention(output, encoded.memory, encoded.mask)
-            output = self.combine(tf.concat([context, output], axis=-1))
-        return self.output_layer(output), state
+            encoded = encoded._replace(keys=self.attention.project(encoded.memory))
+        if self.input_feeding:
+            nothing = tf.zeros([tf.shape(encoded.memory)[0], self.width], self.compute_dtype)
+            state.append([nothing])
+        return encoded, state
+
+    def call(self, target, encoded, state, training=False, return_attention=False):
+        vectors = self.vectors(target, training=training)
+        if self.input_feeding:
+            output, state, weights = self._feed(vectors, encoded, state, training)
+        else:
+            output, state = self._recur(vectors, state, training)
+            output, weights = self._look_back(output, encoded)
+        logits = self.output_layer(output)
+        if not return_attention:
+            return logits, state
+        if weights is None:
+            raise OptionError("attention=None: this decoder has no attention weights to return")
+        return logits, state, weights
+
+    def _recur(self, output, state, training):
+        """Runs the recurrent layers over `[B, T, ...]`; returns their output `[B, T, D]` and the new state."""
+        after = []
+        for layer, before in zip(self.recurrent, state, strict=True):
+            if output.shape[1] == 1:  # one step needs no loop around it
+                step, last = layer.cell(output[:, 0], before)
+                output = step[:, None]
+            else:
+                output, *last = layer(output, initial_state=before, training=training)
+            output = self.drop(output, training=training)
+            after.append(list(last))
+        return output, after
+
+    def _look_back(self, output, encoded):
+        """Mixes what attention finds for each step `[B, T, D]` into it: `[B, T, width]`, and the weights."""
+        weights = None
+        if self.attention:
+            context, weights = self.attention(output, encoded)
+            output = tf.concat([context, output], axis=-1)
+        return self.combine(output) if self.combine else output, weights
+
+    def _feed(self, vectors, encoded, state, training):
+        """Both of these, a step at a time, each step's result `[B, width]` being part of the next one's input."""
+
+        def step(vector, state):
+            *state, [fed] = state
+            output, state = self._recur(tf.concat([vector, fed], axis=-1)[:, None], state, training)
+            output, weights = self._look_back(output, encoded)
+            return output[:, 0], weights[:, 0], [*state, [output[:, 0]]]
+
+        if vectors.shape[1] == 1:
+            output, weights, state = step(vectors[:, 0], state)
+            return output[:, None], state, weights[:, None]
+
+        def extend(position, state, outputs, weights):
+            output, found, state = step(vectors[:, position], state)
+            return position + 1, state, outputs.write(position, output), weights.write(position, found)
+
+        length = tf.shape(vectors)[1]
+        arrays = [tf.TensorArray(self.compute_dtype, size=length, element_shape=[None, n]) for n in (self.width, None)]
+        _, state, *arrays = tf.while_loop(lambda position, *_: position < length, extend, (0, state, *arrays))
+        output, weights = (tf.transpose(array.stack(), [1, 0, 2]) for array in arrays)
+        return output, state, weights
 
     def get_config(self):
-        return {**super().get_config(), "attention": self.attention}
+        return {**super().get_config(), **self.options}
 
 
-def dot_attention(query, memory, mask):
-    """Averages the memory, weighted by how well each position's vector matches the query.
+@keras.saving.register_keras_serializable("seq2seq")
+class Attention(keras.layers.Layer):
+    """Averages the memory, weighted by how well each of its positions matches a query, for all queries at once.
 
     Args:
+        units: size of queries, D.
+        kind: how a query q and the memory m at a position are compared. "dot": q . m, "general": q . W m (both Luong et
+            al. 2015, arxiv.org/abs/1508.04025, equation 8), "additive": v . tanh(U q + W m) (Bahdanau et al. 2014,
+            arxiv.org/abs/1409.0473), which takes `[B, T, S, D]` of memory.
+
+    Call arguments:
         query: `[B, T, D]`, the decoder's output at each step.
-        memory: `[B, S, D]`.
-        mask: bool `[B, S]`, the positions that may be looked at.
+        encoded: an `Encoded` with keys, those that `project` made of its memory.
 
     Returns:
-        context `[B, T, D]` and weights `[B, T, S]`, which sum to 1 over S.
+        context `[B, T, D]` and weights `[B, T, S]`, which sum to 1 over S and are 0 where the mask is False. In beam
+        search the queries have K times as many rows as the memory; it is not repeated for them.
     """
-    scores = tf.matmul(query, memory, transpose_b=True)
-    scores = tf.where(mask[:, None, :], scores, scores.dtype.min)
-    weights = tf.nn.softmax(scores)
-    return tf.matmul(weights, memory), weights
+
+    def __init__(self, units, kind="general", **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.kind = choose("attention", kind, ATTENTIONS[1:])
+        dense = {"use_bias": False, "dtype": self.dtype_policy}
+        self.key = keras.layers.Dense(units, **dense) if kind != "dot" else None  # W
+        if kind == "additive":
+            self.query = keras.layers.Dense(units, **dense)  # U
+            self.match = keras.layers.Dense(1, **dense)  # v
+
+    def project(self, memory):
+        """The part of the comparison that is the same for every query: keys `[B, S, D]`."""
+        return self.key(memory) if self.key else memory
+
+    def call(self, query, encoded):
+        queries = rows_by_source(query, encoded)
+        if self.kind == "additive":
+            hidden = tf.tanh(self.query(queries)[:, :, None] + encoded.keys[:, None])
+            scores = self.match(hidden)[..., 0]
+        else:
+            scores = tf.matmul(queries, encoded.keys, transpose_b=True)
+        scores = tf.where(encoded.mask[:, None], scores, scores.dtype.min)
+        weights = tf.nn.softmax(scores)
+        context = tf.matmul(weights, encoded.memory)
+        rows, length = tf.shape(query)[0], tf.shape(query)[1]
+        return tuple(tf.reshape(x, [rows, length, tf.shape(x)[2]]) for x in (context, weights))
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units, "kind": self.kind}
+
+
+def rows_by_source(rows, encoded):
+    """Puts the rows that belong to one source side by side: `[B x K, T, D]` becomes `[B, K x T, D]`.
+
+    In beam search a decoder is called with K hypotheses, in successive rows, for each row of `encoded`. What looks at
+    the memory takes them for K times as many steps of one row, and shapes the result back, so that the memory need not
+    be there K times. Everywhere else K is 1 and nothing changes.
+    """
+    shape, sources = tf.shape(rows), tf.shape(encoded.memory)[0]
+    return tf.reshape(rows, [sources, shape[0] // tf.maximum(sources, 1) * shape[1], rows.shape[2]])
+
+
+def source_mask(source):
+    """Which positions of a source, ids `[B, S]` or one-hot `[B, S, V]`, hold a token: bool `[B, S]`."""
+    filled = source != PADDING if source.dtype.is_integer else tf.reduce_any(source != 0, axis=-1)
+    # An empty source counts as one step of nothing: cuDNN refuses rows that are masked from end to end.
+    return tf.concat([tf.ones_like(filled[:, :1]), filled[:, 1:]], axis=1)
+
+
+@keras.saving.register_keras_serializable("seq2seq")
+class TokenVectors(keras.layers.Layer):
+    """Tokens as vectors, given as ids `[B, T]` or as one-hot rows `[B, T, V]`; it computes the same from either.
+
+    Args:
+        vocabulary_size: V.
+        embedding: size of the vectors, E; None for the one-hot rows themselves.
+        dropout: share of the embedding's numbers left out in training.
+
+    Returns:
+        `[B, T, E]`, or `[B, T, V]` without an embedding.
+    """
+
+    def __init__(self, vocabulary_size, embedding=None, dropout=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.vocabulary_size = vocabulary_size
+        self.embedding = embedding
+        self.size = embedding or vocabulary_size  # of a vector
+        self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
+        if embedding:
+            self.matrix = self.add_weight(shape=(vocabulary_size, embedding), initializer="uniform", name="embedding")
+
+    def call(self, tokens, training=False):
+        if not self.embedding:
+            is_ids = tokens.dtype.is_integer
+            return one_hot(tokens, self.vocabulary_size, self.compute_dtype) if is_ids else tokens
+        matrix = tf.cast(self.matrix, self.compute_dtype)
+        vectors = tf.gather(matrix, tokens) if tokens.dtype.is_integer else tf.tensordot(tokens, matrix, 1)
+        return self.drop(vectors, training=training)
+
+    def get_config(self):
+        config = {"vocabulary_size": self.vocabulary_size, "embedding": self.embedding, "dropout": self.drop.rate}
+        return {**super().get_config(), **config}
+
+
+class _TiedOutput(keras.layers.Layer):
+    """logits `[B, T, V]` of `[B, T, E]`, by likeness to the embedding of each token."""
+
+    def __init__(self, vectors):
+        super().__init__(dtype="float32", name="output")
+        self.vectors = vectors
+        self.bias = self.add_weight(shape=(vectors.vocabulary_size,), initializer="zeros", name="bias")
+
+    def call(self, output):
+        matrix = tf.convert_to_tensor(self.vectors.matrix)
+        return tf.tensordot(tf.cast(output, matrix.dtype), matrix, [[2], [1]]) + self.bias
+
+
+def _recurrent_layers(cell, layers, size, units, bidirectional, dtype):
+    """So many recurrent layers, the first one for inputs `[B, T, size]`, each of the others for the one before it."""
+    stack = []
+    for _ in range(layers):
+        # Keras runs these on a GPU with the fused cuDNN kernels, as long as masks are right-padded and their arguments
+        # stay as they are: tanh, sigmoid, no recurrent dropout.
+        layer = choose("cell", cell, CELLS)(
+            units // 2 if bidirectional else units, return_sequences=True, return_state=True, dtype=dtype
+        )
+        stack.append(keras.layers.Bidirectional(layer, dtype=dtype) if bidirectional else layer)
+        # Now and not when it is first called: with input feeding only its cell ever is.
+        stack[-1].build((None, None, size))
+        size = units
+    return stack

@@ -4,13 +4,18 @@ import keras
 import tensorflow as tf
 
 
-def token_crossentropy():
+def token_crossentropy(label_smoothing=0.0):
     """Crossentropy of one-hot labels `[B, T, V]` and logits `[B, T, V]`, averaged over real tokens, in nats.
+
+    A share of `label_smoothing` of each label is spread over all tokens; padding has no label, and its weight of 0
+    keeps it from getting one.
 
     It is divided by the sum of the weights, not by B x T: divided by the padding too, a token would count for less the
     longer the rows beside it are.
     """
-    return keras.losses.CategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
+    return keras.losses.CategoricalCrossentropy(
+        from_logits=True, label_smoothing=label_smoothing, reduction="mean_with_sample_weight"
+    )
 
 
 def token_accuracy():

@@ -1,13 +1,35 @@
 """`Seq2Seq`: the encoder-decoder as a Keras model, from teacher forcing to translation."""
 
+import functools
+import inspect
+from typing import NamedTuple
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines.tokenizers import one_hot
-from seq2seq import decoding
+from pipelines import OptionError, choose
+from pipelines.tokenizers import PADDING, START, one_hot
+from seq2seq.contract import check_contract
+from seq2seq.decoding import STOPPED, STRATEGIES, Greedy
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.metrics import Perplexity, token_accuracy, token_crossentropy
+
+
+class Translations(NamedTuple):
+    """What `Seq2Seq.translate` knows of N texts, n hypotheses each, the best first."""
+
+    texts: tf.Tensor  # strings [N, n]
+    scores: tf.Tensor  # float32 [N, n] log-likelihood, in nats
+    stopped: tf.Tensor  # strings [N, n] why it is no longer: "end", "limit" or "repetition"
+
+
+class Alignment(NamedTuple):
+    """Where the decoder looked while it wrote one text."""
+
+    source: list  # S tokens
+    target: list  # T tokens, END included
+    weights: np.ndarray  # [T, S], each row sums to 1
 
 
 @keras.saving.register_keras_serializable("seq2seq")
@@ -15,7 +37,7 @@ class Seq2Seq(keras.Model):
     """A recurrent encoder-decoder (Sutskever et al. 2014, arxiv.org/abs/1409.3215).
 
     ```python
-    model = Seq2Seq(source_tokenizer, target_tokenizer, units=256)
+    model = Seq2Seq(source_tokenizer, target_tokenizer, units=256, attention="general")
     model.compile(optimizer="adam")
     model.fit(batch_pairs(pairs, source_tokenizer, target_tokenizer), epochs=26)
     model.translate(["Good morning."])                  # a tensor of strings, one for each
@@ -24,28 +46,57 @@ class Seq2Seq(keras.Model):
 
     Args:
         source_tokenizer, target_tokenizer: adapted tokenizers; they are saved inside the model.
-        units: size of the recurrent state, D.
-        attention: "dot" or None, as in `Decoder`.
+        encoder, decoder: a layer, or a class that `options` make one of. Default: `Encoder` and `Decoder`.
+        label_smoothing: share of each label that the loss spreads evenly over all tokens (Szegedy et al. 2016).
+        teacher_forcing: how likely the decoder, in training, is given the right token and not its own guess. A number,
+            or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's steps. Below 1 it is scheduled
+            sampling (Bengio et al. 2015, arxiv.org/abs/1506.03099).
+        **options: arguments of encoder and decoder: `units`, `cell`, `layers`, `bidirectional`, `embedding`,
+            `attention`, `input_feeding`, `tied`, `dropout`; each goes to the one or the two that have it.
+
+    Raises:
+        OptionError: for an option that neither has, or an encoder or decoder that does not keep to the contract.
     """
 
-    def __init__(self, source_tokenizer, target_tokenizer, units=256, attention="dot", **kwargs):
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        source_tokenizer,
+        target_tokenizer,
+        *,
+        encoder=Encoder,
+        decoder=Decoder,
+        label_smoothing=0.0,
+        teacher_forcing=1.0,
+        name=None,
+        trainable=True,
+        dtype=None,
+        **options,
+    ):
+        super().__init__(name=name, trainable=trainable, dtype=dtype)
         self.source_tokenizer = source_tokenizer
         self.target_tokenizer = target_tokenizer
-        self.units = units
-        self.attention = attention
-        dtype = self.dtype_policy
-        self.encoder = Encoder(source_tokenizer.vocabulary_size, units, dtype=dtype, name="encoder")
-        self.decoder = Decoder(target_tokenizer.vocabulary_size, units, attention, dtype=dtype, name="decoder")
+        self.label_smoothing = label_smoothing
+        self.teacher_forcing = teacher_forcing
+        taken = set().union(*(accepted(half) for half in (encoder, decoder) if isinstance(half, type)))
+        for option in options:
+            choose("option", option, sorted(taken))
+        options["dtype"] = self.dtype_policy
+        self.encoder = _make(encoder, source_tokenizer.vocabulary_size, options, "encoder")
+        self.decoder = _make(decoder, target_tokenizer.vocabulary_size, options, "decoder")
+        # How long a target is, compared with its source: number of pairs seen in training, sum and sum of squares.
+        self.length_ratios = self.add_weight(
+            shape=(3,), dtype="float64", initializer="zeros", trainable=False, autocast=False, name="length_ratios"
+        )
+        self.guesses = keras.random.SeedGenerator()
+        self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
         self.build()
 
     def build(self, *_):
-        """Makes the weights; their shapes follow from the vocabularies, whatever the batches will look like."""
-        self.encoder.build()
-        self.decoder.build()
+        """Makes the weights, by a tiny batch, and sees on the way that encoder and decoder are what they should be."""
+        check_contract(self.encoder, self.decoder, self.target_tokenizer.vocabulary_size)
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs, training=False):
         """Scores the next target token at every position.
 
         Args:
@@ -55,14 +106,14 @@ class Seq2Seq(keras.Model):
             logits `[B, T, Vt]`.
         """
         source, target = inputs
-        encoded = self.encoder(source)
-        logits, _ = self.decoder(target, encoded, encoded.state)
+        encoded, state = self.decoder.start(self.encoder(source, training=training))
+        logits, _ = self.decoder(target, encoded, state, training=training)
         return logits
 
     def compile(self, optimizer="adam", loss="auto", weighted_metrics="auto", **kwargs):
         """As `keras.Model.compile`; by default with the loss, accuracy and perplexity of real tokens."""
         if loss == "auto":
-            loss = token_crossentropy()
+            loss = token_crossentropy(self.label_smoothing)
         if weighted_metrics == "auto":
             weighted_metrics = [token_accuracy(), Perplexity()]
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
@@ -74,64 +125,222 @@ class Seq2Seq(keras.Model):
 
     def train_step(self, data):
         """Learns from one batch of (source, target) with teacher forcing."""
-        return super().train_step(teacher_forcing(*data, self.target_tokenizer.vocabulary_size))
+        (source, inputs), labels, weights = teacher_forcing(*data, self.target_tokenizer.vocabulary_size)
+        self._see_lengths(source, weights)
+        if self.teacher_forcing != 1.0:
+            inputs = self._own_guesses(source, inputs)
+        return super().train_step(((source, inputs), labels, weights))
 
     def test_step(self, data):
         """Measures one batch of (source, target) with teacher forcing."""
         return super().test_step(teacher_forcing(*data, self.target_tokenizer.vocabulary_size))
 
-    def translate(self, texts, max_length=256, batch_size=256):
-        """Translates texts by greedy decoding.
+    def translate(
+        self, texts, strategy="greedy", *, min_length=0, max_length=None, seed=0, batch_size=256, details=False
+    ):
+        """Translates texts.
 
         Args:
             texts: strings, any number of them: a list, an array, a tensor `[N]` or a `tf.data.Dataset` of scalar
                 strings; or one string alone.
-            max_length: where a translation that does not end by itself is cut, in tokens.
+            strategy: "greedy", "beam" or "sampling", or one of these with settings of its own, as in
+                `BeamSearch(width=10, n_best=3)`.
+            min_length: how many tokens a translation has at least.
+            max_length: where one that does not end by itself is cut, in tokens; a number for all texts. By default the
+                length of each text and the lengths seen in training decide, see `limits`.
+            seed: decides what sampling draws: for each text by this number and its place among the texts.
             batch_size: how many are decoded together. It changes the speed, not the translations.
+            details: whether to return scores, all n-best hypotheses and why each stopped.
 
         Returns:
-            A string tensor `[N]` in the order of `texts`; a scalar for one string alone.
+            A string tensor `[N]` in the order of `texts`, `[N, n]` where the strategy gives n > 1 hypotheses; without
+            the N for one string alone. With `details` it is `Translations`, always `[N, n]`.
+
+        Raises:
+            OptionError: for an unknown strategy, a beam wider than the vocabulary or impossible lengths.
         """
+        if isinstance(strategy, str):
+            strategy = choose("strategy", strategy, STRATEGIES)()
+        if max_length is not None and not 1 <= max(min_length, 1) <= max_length:
+            raise OptionError(f"max_length={max_length}: expected at least 1, and min_length={min_length}")
+        width, ends = strategy.rows_per_source, self.target_tokenizer.vocabulary_size - START - 1
+        if width > ends:
+            raise OptionError(f"width={width}: wider than the vocabulary, which has {ends} tokens to choose from")
         if isinstance(texts, tf.data.Dataset):
             texts = list(texts)
         texts = tf.convert_to_tensor(texts, tf.string)
-        if texts.shape.rank == 0:
-            return self.translate(texts[None], max_length, batch_size)[0]
-        # Texts of one length share a batch, so that a short one does not wait for a long one to end.
-        order = np.argsort(tf.strings.length(texts), kind="stable")
-        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        translations = [self._translate_batch(tf.gather(texts, batch), max_length) for batch in batches]
-        return tf.gather(tf.concat([tf.zeros([0], tf.string), *translations], axis=0), np.argsort(order))
+        single = texts.shape.rank == 0
+        if single:
+            texts = texts[None]
+        run = self._translate_with(strategy, details)
+        order, batches = _by_length(tf.strings.length(texts), batch_size)
+        done = [
+            run(tf.gather(texts, batch), seed + batch, min_length, -1 if max_length is None else max_length)
+            for batch in batches
+        ]
+        found = [tf.gather(tf.concat(parts, axis=0), np.argsort(order)) for parts in zip(*done, strict=True)]
+        if details:
+            return Translations(*found)
+        (texts,) = found
+        texts = texts[:, 0] if texts.shape[1] == 1 else texts
+        return texts[0] if single else texts
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([], tf.int32)])
-    def _translate_batch(self, texts, max_length):
-        ids = self.decode(self.source_tokenizer.tokenize(texts), max_length)
-        return self.target_tokenizer.detokenize(ids)
+    def _compile_translate(self, strategy, details):
+        signature = [tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)]
 
-    def decode(self, source, max_length):
-        """Decodes ids `[B, S]`, or their one-hot form, into target ids `[B, T]`."""
-        encoded = self.encoder(source)
+        @tf.function(input_signature=[*signature, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32)])
+        def run(texts, seeds, min_length, max_length):
+            source = self.source_tokenizer.tokenize(texts)
+            ids, scores, stopped = self.decode(source, strategy, min_length, max_length, seeds)
+            rows, n_best, length = (tf.shape(ids)[axis] for axis in range(3))
+            translations = self.target_tokenizer.detokenize(tf.reshape(ids, [rows * n_best, length]))
+            translations = tf.ensure_shape(tf.reshape(translations, [rows, n_best]), ids.shape[:2])
+            if not details:
+                return (translations,)
+            if scores is None:
+                scores = self._log_likelihood(source, tf.pad(ids[:, 0], [[0, 0], [1, 0]], constant_values=START))[
+                    :, None
+                ]
+            return translations, scores, tf.gather(tf.constant(STOPPED), stopped)
+
+        return run
+
+    def decode(self, source, strategy=Greedy(), min_length=0, max_length=-1, seeds=None):  # noqa: B008 (frozen)
+        """Decodes source ids `[B, S]`, or their one-hot form, into target ids.
+
+        Args:
+            source: the sources.
+            strategy: an object of those in `decoding.STRATEGIES`.
+            min_length, max_length: as in `translate`; -1 for each row's own limit.
+            seeds: int64 `[B]`, for sampling.
+
+        Returns:
+            `decoding.Hypotheses`, ids `[B, n, T]`.
+        """
+        encoded, state = self.decoder.start(self.encoder(source))
 
         def step(token, state):
             logits, state = self.decoder(token[:, None], encoded, state)
             return logits[:, 0], state
 
-        return decoding.greedy(step, encoded.state, tf.shape(source)[0], max_length)
+        limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length), max_length)
+        seeds = tf.zeros_like(limits, tf.int64) if seeds is None else seeds
+        return strategy.search(step, state, limits, min_length, seeds)
+
+    def limits(self, source):
+        """How long a translation of each source may become, in tokens: int32 `[B]`.
+
+        Twice what nearly all targets of so long a source had in training, by the mean and four standard deviations of
+        the ratio of lengths, and 16 more.
+        """
+        count, total, squares = tf.unstack(tf.convert_to_tensor(self.length_ratios))
+        mean = tf.math.divide_no_nan(total, count)
+        deviation = tf.sqrt(tf.maximum(tf.math.divide_no_nan(squares, count) - mean**2, 0))
+        ratio = tf.where(count > 0, mean + 4 * deviation, 1)
+        lengths = tf.cast(_lengths(source), ratio.dtype)
+        return 16 + tf.cast(tf.math.ceil(2 * ratio * lengths), tf.int32)
+
+    def _see_lengths(self, source, weights):
+        """Takes note of how long the targets of a batch are, compared with their sources."""
+        targets = tf.cast(tf.reduce_sum(weights, axis=1), tf.float64)
+        sources = tf.cast(tf.maximum(_lengths(source), 1), tf.float64)
+        ratios = targets / sources
+        real = tf.cast(targets > 0, tf.float64)  # and not a row that fills a batch up
+        self.length_ratios.assign_add(tf.stack([tf.reduce_sum(x) for x in (real, ratios, ratios**2)]))
+
+    def _own_guesses(self, source, inputs):
+        """Puts the model's guesses in the place of some of the right tokens, as often as `teacher_forcing` says.
+
+        Every token is guessed from the right ones before it, all in one pass, and the second pass then trains on the
+        mixture (Mihaylova & Martins 2019, arxiv.org/abs/1906.07651; Duckworth et al. 2019, arxiv.org/abs/1906.04331):
+        two passes for each batch in place of one step after another.
+        """
+        probability = self.teacher_forcing
+        if callable(probability):
+            probability = probability(self.optimizer.iterations)
+        ids = inputs if inputs.dtype.is_integer else tf.argmax(inputs, axis=-1, output_type=tf.int32)
+        logits = self((source, inputs))
+        rows, length, size = (tf.shape(logits)[axis] for axis in range(3))
+        drawn = keras.random.categorical(tf.reshape(logits, [-1, size]), 1, dtype="int32", seed=self.guesses)
+        guesses = tf.concat([ids[:, :1], tf.reshape(drawn, [rows, length])[:, :-1]], axis=1)
+        right = keras.random.uniform([rows, length], seed=self.guesses) < tf.cast(probability, "float32")
+        mixed = tf.where(right | (ids == PADDING), ids, guesses)
+        return mixed if inputs.dtype.is_integer else one_hot(mixed, inputs.shape[-1], inputs.dtype)
+
+    def score(self, sources, targets, batch_size=256):
+        """The log-likelihood of each target, given its source.
+
+        Args:
+            sources, targets: strings, N of each.
+            batch_size: how many pairs are scored together.
+
+        Returns:
+            float32 `[N]`, in nats: the sum over the tokens of the target and END.
+
+        Raises:
+            OptionError: if there are not as many targets as sources.
+        """
+        sources, targets = (tf.convert_to_tensor(texts, tf.string) for texts in (sources, targets))
+        if sources.shape != targets.shape:
+            raise OptionError(f"targets: expected as many as sources, {sources.shape[0]}, and not {targets.shape[0]}")
+        order, batches = _by_length(tf.strings.length(targets), batch_size)
+        scores = [self._score(tf.gather(sources, batch), tf.gather(targets, batch)) for batch in batches]
+        return tf.gather(tf.concat(scores, axis=0), np.argsort(order))
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)] * 2)
+    def _score(self, sources, targets):
+        source = self.source_tokenizer.tokenize(sources)
+        return self._log_likelihood(source, self.target_tokenizer.tokenize(targets, start_end=True))
+
+    def _log_likelihood(self, source, target):
+        """That of target ids `[B, T + 1]` from START on, given source ids `[B, S]`: float32 `[B]`."""
+        logits = self((source, target[:, :-1]))
+        nats = tf.nn.sparse_softmax_cross_entropy_with_logits(target[:, 1:], logits)
+        return -tf.reduce_sum(tf.where(target[:, 1:] == PADDING, 0.0, nats), axis=1)
+
+    def attention(self, sources, targets=None):
+        """Where the decoder looks while it writes each target.
+
+        Args:
+            sources: strings.
+            targets: as many strings; by default the greedy translations.
+
+        Returns:
+            A list of `Alignment`.
+
+        Raises:
+            OptionError: if the decoder has no attention.
+        """
+        targets = self.translate(sources) if targets is None else targets
+        source = self.source_tokenizer.tokenize(sources)
+        target = self.target_tokenizer.tokenize(targets, start_end=True)
+        encoded, state = self.decoder.start(self.encoder(source))
+        if "return_attention" not in accepted(type(self.decoder).call):
+            raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
+        *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
+        alignments = []
+        for source_ids, target_ids, row in zip(source.numpy(), target[:, 1:].numpy(), weights.numpy(), strict=True):
+            source_tokens, target_tokens = (
+                [tokenizer.vocabulary[number] for number in ids if number != PADDING]
+                for tokenizer, ids in ((self.source_tokenizer, source_ids), (self.target_tokenizer, target_ids))
+            )
+            alignments.append(
+                Alignment(source_tokens, target_tokens, row[: len(target_tokens), : max(1, len(source_tokens))])
+            )
+        return alignments
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "source_tokenizer": keras.saving.serialize_keras_object(self.source_tokenizer),
-            "target_tokenizer": keras.saving.serialize_keras_object(self.target_tokenizer),
-            "units": self.units,
-            "attention": self.attention,
+        parts = {
+            name: keras.saving.serialize_keras_object(getattr(self, name))
+            for name in ("source_tokenizer", "target_tokenizer", "encoder", "decoder", "teacher_forcing")
         }
+        for half in ("encoder", "decoder"):
+            parts[half].pop("build_config")  # the model builds them
+        return {**super().get_config(), **parts, "label_smoothing": self.label_smoothing}
 
     @classmethod
     def from_config(cls, config):
-        for side in ("source_tokenizer", "target_tokenizer"):
-            config[side] = keras.saving.deserialize_keras_object(config[side])
-        return cls(**config)
+        return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
 
 
 def teacher_forcing(source, target, vocabulary_size):
@@ -150,3 +359,28 @@ def teacher_forcing(source, target, vocabulary_size):
     if labels.dtype.is_integer:
         labels = one_hot(labels, vocabulary_size)
     return (source, target[:, :-1]), labels, tf.reduce_sum(labels, axis=-1)
+
+
+def accepted(function):
+    """The names of the arguments that a function, or the constructor of a class, takes as options."""
+    return set(inspect.signature(function).parameters) - {"vocabulary_size", "args", "kwargs"}
+
+
+def _make(half, vocabulary_size, options, name):
+    """A layer of a class, with those options that its constructor names; a layer stays what it is."""
+    if not isinstance(half, type):
+        return half
+    taken = {option: value for option, value in options.items() if option in accepted(half) | {"dtype"}}
+    return half(vocabulary_size, name=name, **taken)
+
+
+def _lengths(source):
+    """How many tokens each row of ids `[B, S]`, or of their one-hot form, holds: int32 `[B]`."""
+    tokens = source != PADDING if source.dtype.is_integer else tf.reduce_any(source != 0, axis=-1)
+    return tf.reduce_sum(tf.cast(tokens, tf.int32), axis=1)
+
+
+def _by_length(lengths, batch_size):
+    """An order in which like lengths stand together, so that short rows do not wait for long ones, and its batches."""
+    order = np.argsort(lengths, kind="stable")
+    return order, [order[start : start + batch_size] for start in range(0, max(1, len(order)), batch_size)]

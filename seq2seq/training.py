@@ -13,73 +13,31 @@ import keras
 import tensorflow as tf
 
 from pipelines import (
-    CharTokenizer,
     CorpusError,
     Report,
     batch_pairs,
+    checksums,
+    choose,
     corpus_errors,
+    load_class,
     read_pairs,
     split_by_hash,
     split_last,
     survey,
 )
-from seq2seq.model import Seq2Seq
+from pipelines.tokenizers import TOKENIZERS
+from seq2seq.config import reading_options
+from seq2seq.layers import Decoder, Encoder
+from seq2seq.model import Seq2Seq, accepted
 
 
 class RunError(ValueError):
     """A run folder that cannot be read, or that may not be written. The message names it and says what to do."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """All that decides how a run comes out; saved as `config.json` in the run folder."""
-
-    corpus: str | tuple[str, ...] = "phrasebook"  # what to read, this and the next nine as `read_pairs` takes them
-    limit: int | None = None
-    columns: tuple | None = None
-    reverse: bool = False
-    weights: tuple[float, ...] | None = None  # of several corpora; for training alone, validation reads each pair once
-    on_bad_line: str = "error"
-    max_length: int | None = None
-    max_ratio: float | None = None
-    drop_duplicates: bool = False
-    min_frequency: int = 1  # of the tokens in the vocabulary
-    max_vocabulary: int | None = None  # tokens on each side
-    split: str = "hash"  # how pairs are held out: by a hash of the source, or the "last" ones
-    validation_fraction: float = 0.05
-    units: int = 256
-    attention: str | None = "dot"  # as in `Decoder`
-    batch_size: int = 32
-    batch_tokens: int | None = None  # in place of batch_size, as in `batch_pairs`
-    encoding: str = "one_hot"  # or "ids"
-    epochs: int = 26
-    optimizer: str = "adam"
-    learning_rate: float = 3e-3  # at the start
-    decay: bool = True  # whether the learning rate falls to zero along half a cosine, or stays
-    seed: int = 0
-
-
-# The fields of a `Config` that `read_pairs` takes as they are.
-_READING = ("columns", "reverse", "on_bad_line", "max_length", "max_ratio", "drop_duplicates")
-
-PRESETS = {
-    "default": {},
-    # Of blog.keras.io/a-ten-minute-introduction-to-sequence-to-sequence-learning-in-keras.html
-    "tutorial": {
-        "limit": 10_000,
-        "split": "last",
-        "validation_fraction": 0.2,
-        "attention": None,
-        "batch_size": 70,
-        "epochs": 40,
-        "optimizer": "rmsprop",
-        "learning_rate": 1e-3,
-        "decay": False,
-    },
-}
-
-
-def train(config, folder, overwrite=False, callbacks=(), progress=None, report=None):
+def train(
+    config, folder, overwrite=False, callbacks=(), progress=None, report=None, command=None, expected_checksums=None
+):
     """Trains a model and keeps it in a run folder, saved anew after each epoch.
 
     Args:
@@ -91,13 +49,19 @@ def train(config, folder, overwrite=False, callbacks=(), progress=None, report=N
             (source, target) pairs of the validation side.
         progress: a function to call now and then with the number of pairs read, while the corpus is surveyed.
         report: a function to call with the `Report` of what was read and left out, after that.
+        command: the command line, to be kept in `config.json`.
+        expected_checksums: {path: sha256} of the corpus's files in the run that this one repeats.
+
+    The same configuration gives the same weights, to the bit on a CPU, where
+    `tf.config.experimental.enable_op_determinism()` has been called before, as the command line does.
 
     Returns:
         The trained `Seq2Seq`.
 
     Raises:
         RunError: if the folder is in use and may not be overwritten.
-        CorpusError: if the corpus cannot be read or holds nothing to train on.
+        CorpusError: if the corpus cannot be read, holds nothing to train on, or is not the one of those checksums.
+        OptionError: if options do not go together, or a name in them stands for nothing.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -109,17 +73,26 @@ def train(config, folder, overwrite=False, callbacks=(), progress=None, report=N
     ran_out = {"message": "Your input ran out of data", "category": UserWarning}
     with corpus_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", **ran_out)
-        training, steps, validation, held_out, tokenizers, found = _prepare(config, progress, report)
+        record = {
+            "command": command,
+            "versions": {package: version(package) for package in ("keras-seq2seq", "tensorflow", "keras")},
+            "checksums": _checksums(config.corpus, expected_checksums),
+        }
+        # Before anything is read, so that options that do not go together are not found out after an hour.
+        tokenizers = [_tokenizer(config, side) for side in ("source_tokenizer", "target_tokenizer")]
+        _model(config, tokenizers, steps=1)
+        training, steps, epochs, validation, held_out, found = _prepare(config, tokenizers, progress, report)
         for callback in callbacks:
             if hasattr(callback, "held_out"):
                 callback.held_out = held_out
-        model = Seq2Seq(*tokenizers, units=config.units, attention=config.attention)
-        model.compile(optimizer=_optimizer(config, steps * config.epochs))
-        save = _SaveRun(folder, config, found)
+        keras.utils.set_random_seed(config.seed)
+        model = _model(config, tokenizers, steps * epochs)
+        model.compile(optimizer=_optimizer(config, steps * epochs))
+        save = _SaveRun(folder, {"options": dataclasses.asdict(config), **record}, found)
         model.fit(
             training,
             validation_data=validation,
-            epochs=config.epochs,
+            epochs=epochs,
             # Left to find the end by itself, Keras counts one step more than it takes in each epoch.
             steps_per_epoch=steps,
             shuffle=False,  # the pipeline has done it
@@ -129,13 +102,48 @@ def train(config, folder, overwrite=False, callbacks=(), progress=None, report=N
     return model
 
 
-def _prepare(config, progress, report):
-    """Reads the corpus through once and makes of it all that training needs, in the order of the return statement."""
+def _checksums(corpus, expected):
+    if "-" in (corpus if isinstance(corpus, tuple) else (corpus,)):
+        raise CorpusError("standard input can be read only once, and training reads its corpus many times; use a file")
+    found = checksums(corpus)
+    for path, digest in (expected or found).items():
+        if found.get(path) != digest:
+            raise CorpusError(f"{path}: no longer what that run was trained on, by its sha256")
+    return found
+
+
+def _tokenizer(config, side):
+    name = getattr(config, side)
+    kind = load_class(side, name) if ":" in name else choose(side, name, TOKENIZERS)
+    return kind(normal_form=config.normal_form, lowercase=config.lowercase)
+
+
+def _model(config, tokenizers, steps):
+    """The `Seq2Seq` of a configuration."""
+    encoder = load_class("encoder", config.encoder) if config.encoder else Encoder
+    decoder = load_class("decoder", config.decoder) if config.decoder else Decoder
+    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    first, *last = config.teacher_forcing
+    return Seq2Seq(
+        *tokenizers,
+        encoder=encoder,
+        decoder=decoder,
+        label_smoothing=config.label_smoothing,
+        teacher_forcing=keras.optimizers.schedules.PolynomialDecay(first, steps, *last) if last else first,
+        **{name: options[name] for name in (accepted(encoder) | accepted(decoder)) & set(options)},
+    )
+
+
+def _prepare(config, tokenizers, progress, report):
+    """Reads the corpus through once, gives the tokenizers their vocabularies and returns what else training needs.
+
+    Returns:
+        The training batches, steps in an epoch, epochs, the validation batches or None, a few held-out pairs, and the
+        `Survey` of the training side.
+    """
     cleaning = Report()
-    options = {name: getattr(config, name) for name in _READING}
+    options = reading_options(config)
     split = {"hash": split_by_hash, "last": split_last}[config.split]
-    if config.weights and (config.limit or config.split == "last"):
-        raise CorpusError("weights cannot be used with a limit or with the last pairs held out")
     pairs = read_pairs(config.corpus, config.limit, report=cleaning, **options)
     training, validation = split(pairs, config.validation_fraction)
     if config.split == "hash" and config.limit is None:
@@ -143,7 +151,6 @@ def _prepare(config, progress, report):
         pairs = read_pairs(config.corpus, seed=config.seed, report=cleaning, **options)
         training, _ = split(pairs, config.validation_fraction)
 
-    tokenizers = CharTokenizer(), CharTokenizer()
     found = survey(training, *tokenizers, progress)
     if report:
         report(cleaning)
@@ -169,9 +176,9 @@ def _prepare(config, progress, report):
     return (
         training,
         steps,
+        config.epochs or min(100, max(8, round(3000 / steps))),
         batches(validation, shuffle=False) if held_out else None,
         [(source.decode(), target.decode()) for source, target in held_out],
-        tokenizers,
         found,
     )
 
@@ -180,9 +187,10 @@ def _optimizer(config, steps):
     rate = config.learning_rate
     if config.decay:
         rate = keras.optimizers.schedules.CosineDecay(rate, decay_steps=steps)
+    known = [name.lower() for name, found in vars(keras.optimizers).items() if isinstance(found, type)]
     return keras.optimizers.get(
         {
-            "class_name": config.optimizer,
+            "class_name": choose("optimizer", config.optimizer.lower(), sorted({*known} - {"optimizer"})),
             "config": {"learning_rate": rate, "global_clipnorm": 1.0 if config.decay else None},
         }
     )
@@ -191,10 +199,10 @@ def _optimizer(config, steps):
 class _SaveRun(keras.callbacks.Callback):
     """Writes the run folder after each epoch, every file aside first, so that what is there is always whole."""
 
-    def __init__(self, folder, config, survey):
+    def __init__(self, folder, record, survey):
         super().__init__()
         self.folder = folder
-        self.config = config
+        self.record = record
         self.survey = survey
         self.epochs = []
 
@@ -202,9 +210,8 @@ class _SaveRun(keras.callbacks.Callback):
         self.epochs.append({"epoch": epoch + 1, **logs})
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write("model.keras", self.model.save)
-        versions = {package: version(package) for package in ("keras-seq2seq", "tensorflow", "keras")}
-        settings = {**dataclasses.asdict(self.config), "versions": versions}
-        self._write("config.json", lambda path: path.write_text(json.dumps(settings, indent=2) + "\n"))
+        record = json.dumps(self.record, ensure_ascii=False, indent=2)
+        self._write("config.json", lambda path: path.write_text(record + "\n"))
         self._write("history.csv", self._write_history)
         if epoch == 0:
             found = json.dumps(self.survey.as_dict(), ensure_ascii=False, indent=1)

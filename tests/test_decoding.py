@@ -1,35 +1,378 @@
+import itertools
+
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from pipelines.tokenizers import END, CharTokenizer
-from seq2seq.decoding import greedy
+from pipelines.names import OptionError
+from pipelines.tokenizers import END, START, CharTokenizer
+from seq2seq.decoding import STOPPED, STRATEGIES, BeamSearch, Greedy, Sampling
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz")
+EVERY_STRATEGY = pytest.mark.parametrize(
+    "strategy", [Greedy(), BeamSearch(3, n_best=2), Sampling(), Sampling(0.8, top_k=4, top_p=0.9)], ids=repr
+)
+
+
+def search(strategy, step, state=(), limits=(), min_length=0, seeds=None):
+    limits = tf.constant(limits, tf.int32)
+    seeds = tf.range(tf.size(limits)) if seeds is None else tf.constant(seeds)
+    return strategy.search(step, state, limits, tf.constant(min_length), seeds)
 
 
 def spelling(words):
-    """A step function that spells one word for each row, whatever it is given; its state is the position."""
+    """A step that spells a word for each row, whatever it is given; its state is which word `[R]` and where `[R]`."""
     ids = tf.constant(TOKENIZER.tokenize(words, start_end=True)[:, 1:])
 
-    def step(token, position):
-        written = ids[:, tf.minimum(position, tf.shape(ids)[1] - 1)]
-        reserved = 9.0 * tf.one_hot([0, 1, 2], TOKENIZER.vocabulary_size)  # louder, yet never the answer
-        return tf.one_hot(written, TOKENIZER.vocabulary_size) + tf.reduce_sum(reserved, 0), position + 1
+    def step(tokens, state):
+        word, position = state
+        written = tf.gather(tf.gather(ids, word), tf.minimum(position, tf.shape(ids)[1] - 1), batch_dims=1)
+        right = tf.one_hot(written, TOKENIZER.vocabulary_size, on_value=50.0)
+        # The reserved tokens are louder, yet never the answer; END comes where it is right or not at all.
+        others = tf.constant([51.0, 51.0, 51.0, -1000.0] + [0.0] * 26)
+        return tf.where(right > 0, right, others), (word, position + 1)
 
-    return step
+    return step, (tf.range(len(words)), tf.zeros([len(words)], tf.int32))
 
 
-def test_greedy_spells_the_words_and_stops_with_the_longest():
+def wandering(seed, sources, letters=8, places=997):
+    """A random model: its state is a place `[R]`, from which each token leads to another with other logits."""
+    random = np.random.default_rng(seed)
+    logits = tf.constant(2 * random.normal(size=(places, END + 1 + letters)), tf.float32)
+    paths = tf.constant(random.integers(places, size=(places, END + 1 + letters)), tf.int32)
+
+    def step(tokens, place):
+        place = tf.gather(tf.gather(paths, place), tokens, batch_dims=1)
+        return tf.gather(logits, place), place
+
+    return step, tf.constant(random.integers(places, size=sources), tf.int32)
+
+
+def remembering(seed, sources, letters=3):
+    """A random model whose state grows: all tokens so far `[R, t]`, beside which source it is of, `[R]`."""
+    random = np.random.default_rng(seed)
+    first = tf.constant(random.normal(size=(sources, END + 1 + letters)), tf.float32)
+    table = tf.constant(random.normal(size=(9, END + 1 + letters, END + 1 + letters)), tf.float32)
+
+    def step(tokens, state):
+        source, history = state
+        history = tf.concat([history, tokens[:, None]], axis=1)
+        places = tf.range(tf.shape(history)[1])[None] + tf.zeros_like(history)
+        heard = tf.gather_nd(table, tf.stack([places, history], axis=-1))  # [R, t, V]
+        return tf.gather(first, source) + tf.reduce_sum(heard, axis=1), (source, history)
+
+    return step, (tf.range(sources), tf.zeros([sources, 0], tf.int32))
+
+
+def rows(tensors, *chosen):
+    return tf.nest.map_structure(lambda tensor: tf.gather(tensor, chosen), tensors)
+
+
+def texts(hypotheses):
+    """The hypotheses as nested lists of ids up to and with END, padding left out."""
+    return [[[int(token) for token in ids if token] for ids in source] for source in hypotheses.ids.numpy()]
+
+
+def reasons(hypotheses):
+    return [[STOPPED[index] for index in source] for source in hypotheses.stopped.numpy()]
+
+
+def log_likelihoods(step, state, ids):
+    """What a model says of texts `[N, T]` of one source, token by token: float `[N, T]`."""
+    state, before, found = rows(state, *[0] * len(ids)), tf.fill([len(ids)], START), []
+    for tokens in tf.unstack(tf.constant(ids), axis=1):
+        logits, state = step(before, state)
+        found.append(tf.gather(tf.nn.log_softmax(logits), tokens, batch_dims=1))
+        before = tokens
+    return np.stack(found, axis=1)
+
+
+def all_hypotheses(step, state, limit, alpha, min_length=0, letters=2):
+    """Every hypothesis of one source as (ids, log-likelihood, reason), in the order in which a beam should put them."""
+    ids = list(itertools.product(range(END, END + 1 + letters), repeat=limit))
+    found = {}
+    for one, scores in zip(ids, log_likelihoods(step, state, ids), strict=True):
+        length = one.index(END) + 1 if END in one else limit
+        if END not in one or length > min_length:
+            found[one[:length]] = (list(one[:length]), scores[:length].sum(), "end" if END in one else "limit")
+    return sorted(found.values(), key=lambda one: (one[2] != "end", -one[1] / ((5 + len(one[0])) / 6) ** alpha))
+
+
+@pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(), BeamSearch(1), Sampling()], ids=repr)
+def test_words_are_spelt_up_to_the_end_of_the_longest(strategy):
     words = ["hola", "", "a"]
-    ids = greedy(spelling(words), tf.constant(0), 3, 50)
-    assert ids.shape == (3, 5)
-    assert [text.decode() for text in TOKENIZER.detokenize(ids).numpy()] == words
-    np.testing.assert_array_equal(ids[1], [END, 0, 0, 0, 0])
+    hypotheses = search(strategy, *spelling(words), limits=[50, 50, 50])
+    assert hypotheses.ids.shape == (3, 1, 5)
+    assert [text.decode() for text in TOKENIZER.detokenize(hypotheses.ids[:, 0]).numpy()] == words
+    np.testing.assert_array_equal(hypotheses.ids[1, 0], [END, 0, 0, 0, 0])
+    assert reasons(hypotheses) == [["end"]] * 3
 
 
-def test_greedy_cuts_what_does_not_end():
-    assert greedy(spelling(["abcdefgh"]), tf.constant(0), 1, 3).shape == (1, 3)
+@EVERY_STRATEGY
+@pytest.mark.parametrize("run", [lambda function: function, tf.function], ids=["eager", "graph"])
+def test_no_rows_are_no_rows(strategy, run):
+    step, state = wandering(0, sources=0)
+    hypotheses = run(strategy.search)(step, state, tf.zeros([0], tf.int32), 0, tf.zeros([0], tf.int32))
+    assert hypotheses.ids.shape[:2] == (0, hypotheses.stopped.shape[1])
 
 
-def test_greedy_of_no_rows_is_no_rows():
-    assert greedy(lambda token, state: (tf.zeros([0, 5]), state), tf.constant(0), 0, 3).shape[0] == 0
+@pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(), Sampling()], ids=repr)
+def test_each_row_is_cut_at_its_own_limit(strategy):
+    hypotheses = search(strategy, *spelling(["abcdefgh", "abcdefgh", "abc", "abc"]), limits=[3, 20, 3, 4])
+    letters = [TOKENIZER.detokenize(hypotheses.ids[row]).numpy()[0].decode() for row in range(4)]
+    assert letters == ["abc", "abcdefgh", "abc", "abc"]
+    assert reasons(hypotheses) == [["limit"], ["end"], ["limit"], ["end"]]
+    assert hypotheses.ids.shape == (4, 1, 9)
+
+
+@EVERY_STRATEGY
+def test_nothing_ends_before_the_minimum_length(strategy):
+    step, state = wandering(1, sources=40)
+    free = search(strategy, step, state, [9] * 40)
+    held = search(strategy, step, state, [9] * 40, min_length=5)
+    assert min(len(ids) for source in texts(free) for ids in source) < 6
+    lengths = [len(ids) for source in texts(held) for ids in source]
+    assert min(lengths) == 6  # END is the sixth
+    assert all(
+        (ids[-1] == END) == (reason == "end")
+        for source, why in zip(texts(held), reasons(held), strict=True)
+        for ids, reason in zip(source, why, strict=True)
+    )
+
+
+@EVERY_STRATEGY
+def test_a_row_does_not_depend_on_its_neighbours(strategy):
+    step, state = wandering(2, sources=12)
+    limits, seeds = tf.constant([3, 25, 7, 20, 1, 9, 30, 5, 12, 15, 2, 8]), tf.constant(range(100, 112), tf.int64)
+    together = search(strategy, step, state, limits, seeds=seeds)
+    assert len({len(ids) for source in texts(together) for ids in source}) > 3
+    for order in [*([row] for row in range(12)), [11, 3, 1, 10], list(range(11, -1, -1))]:
+        some = search(strategy, step, *rows((state, limits), *order), seeds=tf.gather(seeds, order))
+        assert texts(some) == [texts(together)[row] for row in order]
+        assert reasons(some) == [reasons(together)[row] for row in order]
+        if together.scores is not None:
+            np.testing.assert_allclose(some.scores, tf.gather(together.scores, order), rtol=1e-6)
+
+
+@EVERY_STRATEGY
+def test_eager_and_graph_agree_and_one_trace_serves_every_batch(strategy):
+    step, state = wandering(3, sources=6)
+    traces = []
+
+    def run(state, limits, min_length, seeds):
+        traces.append(1)
+        return strategy.search(step, state, limits, min_length, seeds)
+
+    vector, scalar = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
+    graph = tf.function(run, input_signature=[vector, vector, scalar, vector])
+    for size, min_length in ((6, 0), (1, 2), (3, 1), (0, 0)):
+        arguments = (state[:size], tf.constant([5, 30, 12, 9, 1, 20][:size], tf.int32), min_length, tf.range(size))
+        for in_graph, eager in zip(graph(*arguments), run(*arguments), strict=True):
+            if eager is not None:
+                np.testing.assert_allclose(in_graph, eager, rtol=1e-6)
+    assert len(traces) == 1 + 4
+
+
+@EVERY_STRATEGY
+@pytest.mark.parametrize("run", [lambda function: function, tf.function], ids=["eager", "graph"])
+def test_a_state_may_grow(strategy, run):
+    step, state = remembering(4, sources=5)
+    hypotheses = run(strategy.search)(step, state, tf.constant([8, 3, 8, 5, 8]), 3, tf.range(5))
+    assert all(1 <= len(ids) <= 8 for source in texts(hypotheses) for ids in source)
+
+
+# Repetition
+
+
+@pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(), Sampling()], ids=repr)
+@pytest.mark.parametrize(("phrase", "limit", "length"), [("a", 200, 101), ("abc", 200, 103), ("ab", 20, 18)])
+def test_a_phrase_said_over_and_over_is_cut(strategy, phrase, limit, length):
+    hypotheses = search(strategy, *spelling([phrase * 300]), limits=[limit])
+    assert reasons(hypotheses) == [["repetition"]]
+    assert texts(hypotheses)[0][0] == TOKENIZER.tokenize([phrase * 300])[0, :length].numpy().tolist()
+
+
+@pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(), Sampling()], ids=repr)
+def test_repetition_that_ends_or_is_of_long_phrases_is_left_alone(strategy):
+    words = ["a" * 40, "abcdefghi" * 9, "abcabcabcd" * 5, "x" * 14]
+    hypotheses = search(strategy, *spelling(words), limits=[200, 100, 60, 20])
+    assert [text.decode() for text in TOKENIZER.detokenize(hypotheses.ids[:, 0]).numpy()] == words
+    assert reasons(hypotheses) == [["end"]] * 4
+    assert reasons(search(strategy, *spelling(["x" * 99]), limits=[16])) == [["limit"]]
+
+
+# Beam search
+
+
+def test_a_beam_of_one_is_greedy_search():
+    for seed in range(8):
+        step, state = wandering(seed, sources=50)
+        limits = [1, 2, 5, 10, 20] * 10
+        greedy, beam = (search(strategy, step, state, limits, 1) for strategy in (Greedy(), BeamSearch(1)))
+        np.testing.assert_array_equal(greedy.ids, beam.ids)
+        np.testing.assert_array_equal(greedy.stopped, beam.stopped)
+        assert greedy.scores is None
+
+
+@pytest.mark.parametrize("model", [wandering, remembering])
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
+@pytest.mark.parametrize("min_length", [0, 2])
+def test_a_wide_beam_finds_what_trying_everything_finds(model, alpha, min_length):
+    # 15 hypotheses of at most 4 tokens out of two letters end, and 16 are cut.
+    step, state = model(5, sources=4, letters=2)
+    limits = [4, 3, 2, 1]
+    strategy = BeamSearch(width=31, length_penalty=alpha, n_best=31)
+    hypotheses = tf.function(strategy.search)(step, state, tf.constant(limits), min_length, None)
+    for row, limit in enumerate(limits):
+        expected = all_hypotheses(step, rows(state, row), limit, alpha, min_length)
+        missing = 31 - len(expected)
+        assert texts(hypotheses)[row] == [ids for ids, _, _ in expected] + [[]] * missing
+        assert reasons(hypotheses)[row] == [reason for _, _, reason in expected] + ["limit"] * missing
+        scores = [score for _, score, _ in expected] + [-np.inf] * missing
+        np.testing.assert_allclose(hypotheses.scores[row], scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("n_best", [1, 3])
+def test_a_beam_that_may_stop_early_still_finds_the_best(alpha, n_best):
+    for seed in range(4):
+        step, state = remembering(seed, sources=3, letters=2)
+        strategy = BeamSearch(width=31, length_penalty=alpha, n_best=n_best)
+        hypotheses = tf.function(strategy.search)(step, state, tf.constant([4, 4, 4]), 0, None)
+        for row in range(3):
+            expected = all_hypotheses(step, rows(state, row), 4, alpha)[:n_best]
+            assert texts(hypotheses)[row] == [ids for ids, _, _ in expected]
+
+
+def test_a_narrow_beam_scores_what_it_finds_as_the_model_does():
+    step, state = wandering(6, sources=10)
+    hypotheses = search(BeamSearch(4, n_best=4), step, state, [12] * 10)
+    for row, source in enumerate(texts(hypotheses)):
+        assert len(set(map(tuple, source))) == 4
+        for ids, score in zip(source, hypotheses.scores[row], strict=True):
+            expected = log_likelihoods(step, rows(state, row), [ids]).sum()
+            np.testing.assert_allclose(score, expected, rtol=1e-5)
+
+
+def test_what_is_cut_ranks_below_all_that_ended():
+    # "a" goes on for ever and is likely; END is unlikely at every step.
+    logits = tf.constant([[0.0, 0.0, 0.0, 1.0, 9.0]])
+    hypotheses = search(BeamSearch(3, n_best=3), lambda tokens, _: (tf.repeat(logits, len(tokens), 0), ()), (), [2])
+    assert texts(hypotheses) == [[[4, END], [END], [4, 4]]]
+    assert reasons(hypotheses) == [["end", "end", "limit"]]
+    assert hypotheses.scores[0, 2] > hypotheses.scores[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "steps"),
+    [(BeamSearch(3, 0.0), 1), (BeamSearch(3, 0.0, n_best=2), 2), (BeamSearch(3, 1.0), 3), (BeamSearch(4, 1.0), 4)],
+    ids=repr,
+)
+def test_the_search_is_over_once_enough_have_ended_or_none_can_do_better(strategy, steps):
+    calls = []
+
+    def step(tokens, state):  # END and "a" are equally likely, whatever comes before
+        calls.append(1)
+        return tf.zeros([len(tokens), END + 2]), state
+
+    search(strategy, step, (), [500, 300])
+    assert len(calls) == steps
+
+
+def test_a_long_penalty_prefers_long_hypotheses():
+    step, state = wandering(7, sources=50)
+    mean_lengths = []
+    for alpha in (0.0, 1.0, 4.0):
+        found = texts(search(BeamSearch(6, alpha), step, state, [15] * 50))
+        mean_lengths.append(np.mean([len(ids) for source in found for ids in source]))
+    assert mean_lengths[0] < mean_lengths[1] < mean_lengths[2]
+
+
+def test_a_vocabulary_without_letters_has_one_hypothesis():
+    hypotheses = search(BeamSearch(3, n_best=2), lambda tokens, _: (tf.zeros([len(tokens), END + 1]), ()), (), [5])
+    assert texts(hypotheses) == [[[END], []]]
+    np.testing.assert_allclose(hypotheses.scores, [[-np.log(4), -np.inf]], rtol=1e-6)
+
+
+# Sampling
+
+PROBABILITIES = np.array([0.05, 0.4, 0.2, 0.3, 0.04, 0.01])  # of END, a, b, c, d, e
+
+
+def frequencies(strategy, rows=4000):
+    """How often each token from END on comes first, where a model gives them PROBABILITIES, and reserved ones more."""
+    logits = tf.constant(np.concatenate([[3.0, 4.0, 5.0], np.log(PROBABILITIES)])[None], tf.float32)
+    step = tf.function(lambda tokens, _: (tf.repeat(logits, tf.size(tokens), axis=0), ()))
+    hypotheses = tf.function(strategy.search)(step, (), tf.fill([rows], 2), 0, tf.range(rows))
+    return [np.bincount(hypotheses.ids[:, 0, t], minlength=END + 6)[END:] / rows for t in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "weights"),
+    [
+        (Sampling(), PROBABILITIES),
+        (Sampling(temperature=2.0), PROBABILITIES**0.5),
+        (Sampling(temperature=0.5), PROBABILITIES**2),
+        (Sampling(top_k=3), PROBABILITIES * [0, 1, 1, 1, 0, 0]),
+        (Sampling(top_k=99), PROBABILITIES),
+        (Sampling(top_p=0.69), PROBABILITIES * [0, 1, 0, 1, 0, 0]),
+        (Sampling(top_p=0.71), PROBABILITIES * [0, 1, 1, 1, 0, 0]),
+        (Sampling(top_p=1.0), PROBABILITIES),
+        (Sampling(top_k=2, top_p=0.58), PROBABILITIES * [0, 1, 0, 1, 0, 0]),
+        (Sampling(top_k=2, top_p=0.56), PROBABILITIES * [0, 1, 0, 0, 0, 0]),  # a has 4 / 7 of the two
+    ],
+    ids=repr,
+)
+def test_tokens_come_as_often_as_they_are_likely(strategy, weights):
+    expected = np.array(weights) / np.sum(weights)
+    first, second = frequencies(strategy)
+    np.testing.assert_allclose(first, expected, atol=0.03)  # four standard deviations of the mean of 4000
+    assert not np.any(first[expected == 0])
+    goes_on = 1 - first[0]
+    np.testing.assert_allclose(second / goes_on, expected, atol=0.03)
+
+
+@pytest.mark.parametrize("strategy", [Sampling(top_k=1), Sampling(top_p=1e-6), Sampling(1e-6), Sampling(5.0, 1, 0.5)])
+def test_sampling_from_the_likeliest_alone_is_greedy_search(strategy):
+    step, state = wandering(8, sources=50)
+    greedy, sampled = (search(choice, step, state, [12] * 50) for choice in (Greedy(), strategy))
+    np.testing.assert_array_equal(sampled.ids, greedy.ids)
+
+
+@pytest.mark.parametrize("dtype", [tf.int32, tf.int64])
+def test_a_sample_follows_from_its_seed(dtype):
+    step, state = wandering(9, sources=1, letters=25)
+    state, limits = tf.repeat(state, 60), [30] * 60
+    seeds = tf.cast(tf.range(60) % 30, dtype)
+    found = texts(search(Sampling(3.0), step, state, limits, seeds=seeds))
+    assert found[:30] == found[30:]
+    assert len({tuple(source[0]) for source in found}) > 25
+    again = texts(search(Sampling(3.0), step, state, limits, seeds=seeds + 1000))
+    assert sum(one == other for one, other in zip(found, again, strict=True)) < 10
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("beam", {"width": 0}, "width=0: expected 1 or more"),
+        ("beam", {"length_penalty": -0.5}, "length_penalty=-0.5: expected 0 or more"),
+        ("beam", {"width": 2, "n_best": 3}, "n_best=3: expected 1 to 2, the width"),
+        ("beam", {"n_best": 0}, "n_best=0: expected 1 to 5, the width"),
+        ("sampling", {"temperature": 0}, "temperature=0: expected more than 0"),
+        ("sampling", {"temperature": float("nan")}, "temperature=nan: expected more than 0"),
+        ("sampling", {"top_k": 0}, "top_k=0: expected 1 or more, or None"),
+        ("sampling", {"top_p": 0.0}, "top_p=0.0: expected more than 0 and at most 1"),
+        ("sampling", {"top_p": 1.5}, "top_p=1.5: expected more than 0 and at most 1"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_by_name(name, options, message):
+    with pytest.raises(OptionError) as error:
+        STRATEGIES[name](**options)
+    assert str(error.value) == message
+
+
+def test_strategies_say_how_many_rows_they_decode_for_a_source():
+    assert [Greedy().rows_per_source, BeamSearch(7).rows_per_source, Sampling().rows_per_source] == [1, 7, 1]

@@ -1,17 +1,60 @@
+import functools
+import re
 import string
 import unicodedata
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.tokenizers import END, PADDING, START, UNKNOWN, CharTokenizer
+from pipelines.names import OptionError
+from pipelines.tokenizers import (
+    END,
+    NORMAL_FORMS,
+    PADDING,
+    START,
+    TOKENIZERS,
+    UNKNOWN,
+    ByteTokenizer,
+    CharTokenizer,
+    SubwordTokenizer,
+    Tokenizer,
+    WhitespaceTokenizer,
+)
 
 CHARACTERS = string.ascii_letters + string.whitespace + "¿¡ñüé漢字かな🙂אבاب\u0301\u2028\ufeff"
 TOKENIZER = CharTokenizer()
 TOKENIZER.adapt(list(CHARACTERS))
+
+WORDS = ["Straße", "ﬁn", "½", "e\u0301te\u0301", "ÉTÉ", "ΑΣ", "漢字", "🙂", "אבا", "caterpillar", "cat", "cats", "a"]
+WORDS += ["[UNK]", "[END]", "[START]x", "<s>", "</s>"]
+SPACES = [" ", "  ", "\t", "\n", "\xa0", "\u3000", "\u2028", "\x85"]
+
+
+@keras.saving.register_keras_serializable("tests")
+class CommaTokenizer(Tokenizer):
+    def split(self, texts):
+        return tf.strings.split(texts, ",")
+
+    def join(self, tokens):
+        return tf.strings.reduce_join(tokens, axis=1, separator=",")
+
+
+KINDS = [*TOKENIZERS.values(), CommaTokenizer]
+
+
+@functools.cache
+def adapted(kind, **options):
+    tokenizer = kind(**options)
+    tokenizer.adapt(WORDS + SPACES)
+    return tokenizer
+
+
+def decoded(texts):
+    return [text.decode() for text in texts.numpy()]
 
 
 def known(text):
@@ -70,14 +113,199 @@ def test_nul_is_not_taken_into_the_vocabulary():
     assert tokenizer.characters == ["a"]
 
 
-def test_eager_and_dataset_map_agree():
-    texts = tf.constant(["Hola.", "", "¿qué?"])
-    (mapped,) = tf.data.Dataset.from_tensors(texts).map(TOKENIZER.tokenize)
-    np.testing.assert_array_equal(mapped, TOKENIZER.tokenize(texts))
-    (back,) = tf.data.Dataset.from_tensors(mapped).map(TOKENIZER.detokenize)
-    np.testing.assert_array_equal(back, TOKENIZER.detokenize(mapped))
+@pytest.mark.parametrize("normal_form", NORMAL_FORMS)
+@pytest.mark.parametrize("kind", TOKENIZERS.values())
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.lists(st.sampled_from(WORDS + SPACES)).map("".join), min_size=1, max_size=4), st.booleans())
+def test_round_trip_gives_the_normal_form_and_single_spaces_where_whitespace_separates(
+    kind, normal_form, texts, lowercase
+):
+    tokenizer = adapted(kind, normal_form=normal_form, lowercase=lowercase)
+    if kind is WhitespaceTokenizer:
+        texts = [" ".join(re.findall("|".join(map(re.escape, WORDS)), text)) for text in texts]
+    normal = [unicodedata.normalize(normal_form, text) if normal_form else text for text in texts]
+    if lowercase:
+        normal = decoded(tokenizer.normalize(texts))
+    if kind in (WhitespaceTokenizer, SubwordTokenizer):
+        normal = [" ".join(text.split()) for text in normal]
+    assert decoded(tokenizer.detokenize(tokenizer.tokenize(texts))) == normal
 
 
-def test_keras_serializes_it_whole():
-    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(TOKENIZER))
-    assert copy.vocabulary == TOKENIZER.vocabulary
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.binary(max_size=20), max_size=4), st.sampled_from(NORMAL_FORMS), st.booleans())
+def test_any_bytes_can_be_read_and_what_is_written_is_utf8(kind, texts, normal_form, lowercase):
+    tokenizer = adapted(kind, normal_form=normal_form, lowercase=lowercase)
+    texts = tf.constant(texts, tf.string)
+    ids = tokenizer.tokenize(texts, start_end=True)
+    assert len(decoded(tokenizer.detokenize(ids))) == len(texts)
+    np.testing.assert_array_equal(tf.reduce_sum(tf.cast(ids > END, tf.int64), axis=1) <= ids.shape[1] - 2, True)
+    _, numbers, lengths = tokenizer.count(texts)
+    assert sum(numbers) == sum(lengths)
+
+
+def test_lowercase_folds_case_alike_in_all_languages_before_the_normal_form():
+    texts = ["TITLE Straße", "ΑΣ ½", "E\u0301"]
+    assert decoded(CharTokenizer(lowercase=True).normalize(texts)) == ["title strasse", "ασ 1⁄2", "é"]
+    assert decoded(CharTokenizer(lowercase=True, normal_form="NFD").normalize(texts))[2] == "e\u0301"
+
+
+def test_another_normal_form_is_an_error_that_names_those_there_are():
+    with pytest.raises(OptionError, match="normal_form='nfc': expected 'NFC', 'NFD', 'NFKC', 'NFKD', None"):
+        CharTokenizer(normal_form="nfc")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_eager_graph_and_dataset_agree(kind):
+    tokenizer, texts = adapted(kind), tf.constant(["cat, cats", "", "¿qué? a"])
+    ids = tokenizer.tokenize(texts, start_end=True)
+    (mapped,) = tf.data.Dataset.from_tensors(texts).map(lambda texts: tokenizer.tokenize(texts, start_end=True))
+    np.testing.assert_array_equal(mapped, ids)
+    np.testing.assert_array_equal(tf.function(tokenizer.tokenize)(texts, start_end=True), ids)
+    (back,) = tf.data.Dataset.from_tensors(ids).map(tokenizer.detokenize)
+    np.testing.assert_array_equal(back, tokenizer.detokenize(ids))
+    np.testing.assert_array_equal(tf.function(tokenizer.detokenize)(ids), back)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_empty_texts_are_padding_whatever_the_kind(kind):
+    tokenizer = adapted(kind)
+    if kind is not CommaTokenizer:  # to which an empty text is one empty token
+        np.testing.assert_array_equal(tokenizer.tokenize(["", ""]), [[PADDING], [PADDING]])
+    assert tokenizer.tokenize(tf.constant([], tf.string)).shape == (0, 1)
+    assert decoded(tokenizer.detokenize(tf.zeros([2, 0], tf.int32))) == ["", ""]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_keras_serializes_every_kind_whole(kind):
+    tokenizer = adapted(kind, normal_form="NFKD", lowercase=True)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(tokenizer))
+    assert (copy.vocabulary, copy.normal_form, copy.lowercase) == (tokenizer.vocabulary, "NFKD", True)
+    texts = ["Caterpillar CATS", "é,漢 ½"]
+    np.testing.assert_array_equal(copy.tokenize(texts), tokenizer.tokenize(texts))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_model_takes_the_tables_along(kind, tmp_path):
+    class Echo(tf.Module):
+        def __init__(self, tokenizer):
+            super().__init__()
+            self.tokenizer = tokenizer
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def __call__(self, texts):
+            ids = self.tokenizer.tokenize(texts)
+            return ids, self.tokenizer.detokenize(ids)
+
+    echo = Echo(adapted(kind))
+    tf.saved_model.save(echo, tmp_path)
+    texts = tf.constant(["cat cats", "漢字 x"])
+    for loaded, own in zip(tf.saved_model.load(tmp_path)(texts), echo(texts), strict=True):
+        np.testing.assert_array_equal(loaded, own)
+
+
+def test_a_dataset_keeps_the_vocabulary_it_was_made_with():
+    tokenizer = WhitespaceTokenizer(["a", "b"])
+    ids = tf.data.Dataset.from_tensors(["a b"]).map(tokenizer.tokenize)
+    tokenizer.adapt(["b"])
+    np.testing.assert_array_equal(list(ids), [[[4, 5]]])
+
+
+def test_bytes_need_no_adapting_and_none_is_unknown():
+    tokenizer = ByteTokenizer(normal_form=None)
+    assert (tokenizer.vocabulary_size, len(set(tokenizer.vocabulary))) == (260, 260)
+    np.testing.assert_array_equal(tokenizer.tokenize(tf.constant([b"\xff\0", b"a"])), [[4 + 255, 4], [4 + 97, PADDING]])
+    assert decoded(tokenizer.detokenize([[4 + 97, 4 + 255, END, 4 + 98]])) == ["a\ufffd"]
+    tokenizer.adapt(["b"])
+    tokenizer.take_vocabulary({b"a": 1})
+    assert tokenizer.vocabulary_size == 260
+    with pytest.raises(OptionError, match="min_frequency=2"):
+        tokenizer.adapt(["b"], min_frequency=2)
+    with pytest.raises(OptionError, match="max_size=9"):
+        tokenizer.take_vocabulary({}, max_size=9)
+
+
+def test_words_that_look_like_reserved_tokens_are_words():
+    tokenizer = WhitespaceTokenizer()
+    tokenizer.adapt(["[END] [UNK] [UNK]", "[START]\0 \0"])
+    assert tokenizer.tokens == ["[UNK]", "[END]"]
+    np.testing.assert_array_equal(tokenizer.tokenize(["[END] [UNK] [START]"]), [[5, 4, UNKNOWN]])
+
+
+def test_subwords_are_counted_as_words_before_training_and_as_pieces_after():
+    tokenizer = SubwordTokenizer()
+    words, numbers, lengths = tokenizer.count(["cat  cats cat", ""])
+    assert (words.numpy().tolist(), numbers.numpy().tolist(), lengths.numpy().tolist()) == (
+        [b"cat", b"cats"],
+        [2, 1],
+        [3, 0],
+    )
+    tokenizer.take_vocabulary({b"cat": 50, b"cats": 20, b"dogs": 20, b"dog": 40, b"sings": 9})
+    pieces, _, lengths = tokenizer.count(["cat cats"])
+    assert set(pieces.numpy().tolist()) <= {token.encode() for token in tokenizer.vocabulary}
+    assert pieces.numpy()[0] == "▁cat".encode() and lengths.numpy() > 2
+    assert decoded(tokenizer.detokenize(tokenizer.tokenize(["cat xyz dog"]))) == ["cat \ufffd dog"]
+
+
+def test_the_same_words_train_the_same_subwords_silently(capfd):
+    counts = {
+        f"{a}{b}{c}".encode(): 1 + len(a + c) for a in ("un", "re", "") for b in WORDS for c in ("ing", "ed", "s")
+    }
+    models = []
+    for words in (counts, dict(reversed(counts.items()))):
+        tokenizer = SubwordTokenizer()
+        tokenizer.take_vocabulary(words, max_size=60)
+        models.append(tokenizer.model)
+    assert models[0] == models[1] and tokenizer.vocabulary_size <= 64
+    assert capfd.readouterr() == ("", "")
+
+
+def test_adapting_subwords_again_starts_over():
+    tokenizer = SubwordTokenizer()
+    for texts in (["ab abab"], ["cd"]):
+        tokenizer.adapt(texts)
+    assert set("".join(tokenizer.tokens)) == set("▁cd")
+
+
+def test_long_words_and_few_make_subwords_too():
+    tokenizer = SubwordTokenizer()
+    tokenizer.adapt(["漢字" * 4000])
+    assert decoded(tokenizer.detokenize(tokenizer.tokenize(["漢 字字"]))) == ["漢 字字"]
+    tokenizer.adapt(["a"])
+    assert decoded(tokenizer.detokenize(tokenizer.tokenize(["a aa"]))) == ["a aa"]
+
+
+def test_what_subwords_cannot_be_made_of_is_an_error():
+    tokenizer = SubwordTokenizer()
+    with pytest.raises(ValueError, match="not trained yet: call adapt"):
+        tokenizer.tokenize(["a"])
+    with pytest.raises(ValueError, match="not trained yet: call adapt"):
+        tf.data.Dataset.from_tensors(["a"]).map(tokenizer.tokenize)
+    with pytest.raises(OptionError, match="max_size=3: expected 4 or more"):
+        tokenizer.take_vocabulary({b"abc": 1}, max_size=3)
+    with pytest.raises(OptionError, match="min_frequency=2: no word"):
+        tokenizer.take_vocabulary({b"abc": 1}, min_frequency=2)
+    with pytest.raises(OptionError, match="model: expected"):
+        SubwordTokenizer(b"none")
+
+
+def test_a_tokenizer_of_ones_own_needs_split_and_join_only():
+    tokenizer = CommaTokenizer(lowercase=True)
+    tokenizer.adapt(["A b,c", "c"])
+    assert tokenizer.vocabulary[4:] == ["c", "a b"]
+    assert decoded(tokenizer.detokenize(tokenizer.tokenize(["C,A B,c", "d,c"], start_end=True))) == [
+        "c,a b,c",
+        "\ufffd,c",
+    ]
+
+
+@pytest.mark.parametrize("wrong", [tf.strings.upper, lambda texts: tf.strings.unicode_decode(texts, "UTF-8"), list])
+def test_a_split_that_returns_something_else_is_an_error(wrong):
+    class Wrong(Tokenizer):
+        def split(self, texts):
+            return wrong(texts)
+
+    with pytest.raises(ValueError, match=r"Wrong.split must return ragged strings \[B, \(S\)\]"):
+        Wrong().tokenize(["a"])
+    with pytest.raises(NotImplementedError, match="Tokenizer must define split"):
+        Tokenizer().tokenize(["a"])

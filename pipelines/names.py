@@ -1,0 +1,52 @@
+"""Names of things: one chosen out of several, and classes of one's own written `module:Class`."""
+
+import difflib
+import importlib
+import os
+import sys
+
+
+class OptionError(ValueError):
+    """An option that cannot be. The message names the argument, what was given and what would do."""
+
+
+def choose(argument, name, choices):
+    """Checks that a name is one of those there are, and says which one is nearest if it is not.
+
+    Args:
+        argument: what the name was given for, as the message shall call it.
+        name: the name; it may be None where that is one of the choices.
+        choices: the names there are, or a mapping of them to what they stand for.
+
+    Returns:
+        The name; of a mapping, what it stands for.
+
+    Raises:
+        OptionError: if it is none of them.
+    """
+    if name not in choices:
+        near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise OptionError(f"{argument}={name!r}: expected {', '.join(map(repr, choices))}{hint}")
+    return choices[name] if isinstance(choices, dict) else name
+
+
+def load_class(argument, name):
+    """Imports a class by its name, `module:Class`; the module may lie in the working directory.
+
+    Raises:
+        OptionError: if there is no such module, or no such class in it.
+    """
+    module_name, _, class_name = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name.partition(".")[0] and error.name != module_name:
+            raise
+        raise OptionError(f"{argument}={name!r}: there is no module {module_name!r} here or installed") from None
+    if not isinstance(getattr(module, class_name, None), type):
+        classes = [found for found, value in vars(module).items() if isinstance(value, type)]
+        raise OptionError(f"{argument}={name!r}: {module_name} has no class {class_name!r}, but {', '.join(classes)}")
+    return getattr(module, class_name)

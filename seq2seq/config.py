@@ -1,0 +1,225 @@
+"""All that decides how a run comes out: `Config`, a line for each option, and the presets. Imports no TensorFlow.
+
+The command line is made of these lines: what is added here is an option of `seq2seq train` and stands in `config.json`.
+"""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+from pipelines import OptionError, choose, open_corpora
+
+
+def _option(default, panel, help, **how):
+    """A field of `Config` with what the command line says and checks of it, as `typer.Option` takes it."""
+    return dataclasses.field(default=default, metadata={"rich_help_panel": panel, "help": help, **how})
+
+
+def _or_none(convert):
+    """A parser for what may also be "none"."""
+
+    def parse(text):
+        return None if str(text).lower() == "none" else convert(text)
+
+    parse.__name__ = "none" if convert is str else f"{convert.__name__} or none"  # shown where a value does not fit
+    return parse
+
+
+def _columns(text):
+    """Two columns: names, or numbers where both are."""
+    columns = tuple(text.split(","))
+    return tuple(map(int, columns)) if all(column.isdigit() for column in columns) else columns
+
+
+def _numbers(text):
+    return tuple(float(number) for number in text.split(","))
+
+
+CORPUS, TOKENS, MODEL, TRAINING = "Corpus", "Tokens", "Model", "Training"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One training run. What each option means is said once, in its `help`, which the command line shows."""
+
+    corpus: str | tuple[str, ...] = "phrasebook"  # as `read_pairs` takes it; the argument of the command line
+
+    limit: int | None = _option(None, CORPUS, "Use only the first pairs of the corpus.", parser=_or_none(int))
+    columns: tuple | None = _option(
+        None,
+        CORPUS,
+        "The columns or JSON keys to read: two names (which tab-separated text has in its first line) or two numbers "
+        "from 1. Default: 1,2, or source,target.",
+        parser=_columns,
+        metavar="SOURCE,TARGET",
+    )
+    reverse: bool = _option(False, CORPUS, "Swap source and target.")
+    weights: tuple[float, ...] | None = _option(
+        None,
+        CORPUS,
+        "How often to draw from each CORPUS, relative to the others; validation reads each pair once.",
+        parser=_numbers,
+        metavar="W,W,...",
+    )
+    on_bad_line: str = _option(
+        "error", CORPUS, "What to do with a line of too few columns, an empty side or invalid UTF-8: error, skip."
+    )
+    max_length: int | None = _option(
+        None, CORPUS, "Leave out pairs with a side of more characters.", parser=_or_none(int)
+    )
+    max_ratio: float | None = _option(
+        None, CORPUS, "Leave out pairs with one side so many times longer.", parser=_or_none(float)
+    )
+    drop_duplicates: bool = _option(False, CORPUS, "Leave out pairs that came shortly before.")
+    split: str = _option("hash", CORPUS, "How pairs are held out: by a hash of the source, or the last ones.")
+    validation_fraction: float = _option(0.05, CORPUS, "Share of the sources to hold out.", min=0, max=1)
+
+    source_tokenizer: str = _option(
+        "char", TOKENS, "What source texts are cut into: char, byte, whitespace, subword, or module:Class."
+    )
+    target_tokenizer: str = _option("char", TOKENS, "What target texts are cut into.")
+    normal_form: str | None = _option(
+        "NFC", TOKENS, "Unicode normal form of all text: NFC, NFD, NFKC, NFKD, none.", parser=_or_none(str)
+    )
+    lowercase: bool = _option(False, TOKENS, "Fold capitals into small letters, in source and target.")
+    min_frequency: int = _option(1, TOKENS, "Leave rarer tokens out of the vocabulary.", min=1)
+    max_vocabulary: int | None = _option(None, TOKENS, "Tokens in a vocabulary, at most.", parser=_or_none(int))
+
+    units: int = _option(256, MODEL, "Size of the recurrent state.", min=1)
+    cell: str = _option("lstm", MODEL, "Recurrent cell: lstm, gru.")
+    layers: int = _option(1, MODEL, "Recurrent layers on each side.", min=1)
+    bidirectional: bool = _option(True, MODEL, "Half of the units read the source backwards.")
+    embedding: int | None = _option(
+        None, MODEL, "Size of the vectors that stand for tokens; none for one-hot rows.", parser=_or_none(int)
+    )
+    attention: str | None = _option(
+        "general",
+        MODEL,
+        "How the decoder looks back at the source: dot, general, additive, none.",
+        parser=_or_none(str),
+    )
+    input_feeding: bool = _option(False, MODEL, "Give each step what attention found before. Several times slower.")
+    tied: bool = _option(False, MODEL, "Use the target's embedding as the output's matrix.")
+    dropout: float = _option(0.0, MODEL, "Share of numbers left out in training.", min=0, max=0.99)
+    encoder: str | None = _option(None, MODEL, "An encoder of your own, module:Class.", metavar="MODULE:CLASS")
+    decoder: str | None = _option(None, MODEL, "A decoder of your own, module:Class.", metavar="MODULE:CLASS")
+
+    batch_size: int = _option(32, TRAINING, "Pairs in a batch.", min=1)
+    batch_tokens: int | None = _option(
+        None, TRAINING, "Tokens in a batch, padding included, in place of --batch-size.", parser=_or_none(int)
+    )
+    encoding: str = _option("one_hot", TRAINING, "What batches hold: one_hot, ids. It trains the same.")
+    epochs: int | None = _option(
+        None,
+        TRAINING,
+        "Passes over the corpus. Default: as many as make 3000 updates, but at least 8 and at most 100.",
+        parser=_or_none(int),
+    )
+    optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
+    learning_rate: float = _option(3e-3, TRAINING, "Step size, at the start.", min=0)
+    decay: bool = _option(True, TRAINING, "Let the step size fall to zero along half a cosine, and clip gradients.")
+    label_smoothing: float = _option(0.0, TRAINING, "Share of each label spread over all tokens.", min=0, max=0.99)
+    teacher_forcing: tuple[float, ...] = _option(
+        (1.0,),
+        TRAINING,
+        "How often the decoder is given the right token and not its own guess: a number, or two, the first falling or "
+        "rising to the second in the course of training.",
+        parser=_numbers,
+        metavar="P[,P]",
+    )
+    seed: int = _option(0, TRAINING, "Decides first weights, order, dropout and sampling.")
+
+    def __post_init__(self):
+        for name, choices in _CHOICES.items():
+            choose(name, getattr(self, name), choices)
+        if self.weights and (self.limit or self.split == "last"):
+            raise OptionError("weights cannot be used with a limit or with the last pairs held out")
+        if len(self.teacher_forcing) > 2 or not all(0 <= p <= 1 for p in self.teacher_forcing):
+            raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one or two numbers between 0 and 1")
+
+
+_CHOICES = {
+    "on_bad_line": ("error", "skip"),
+    "split": ("hash", "last"),
+    "encoding": ("one_hot", "ids"),
+}
+
+PRESETS = {
+    # Characters: for everything, and best for little text.
+    "default": {},
+    # Pieces of words: a quarter as many steps as characters, for sentences where there are enough to learn pieces from.
+    "subword": {
+        "source_tokenizer": "subword",
+        "target_tokenizer": "subword",
+        "max_vocabulary": 1500,
+        "embedding": 128,
+        "tied": True,
+        "dropout": 0.1,
+        "batch_size": 64,
+        "encoding": "ids",
+    },
+    # From letters to phones, "cat TAB K AE T": many more tokens to each pair than pairs, so it is held back.
+    "grapheme-to-phoneme": {
+        "target_tokenizer": "whitespace",
+        "embedding": 64,
+        "dropout": 0.3,
+        "label_smoothing": 0.1,
+    },
+    # Of blog.keras.io/a-ten-minute-introduction-to-sequence-to-sequence-learning-in-keras.html
+    "tutorial": {
+        "limit": 10_000,
+        "split": "last",
+        "validation_fraction": 0.2,
+        "bidirectional": False,
+        "attention": None,
+        "batch_size": 70,
+        "epochs": 40,
+        "optimizer": "rmsprop",
+        "learning_rate": 1e-3,
+        "decay": False,
+    },
+}
+SUBWORD_PAIRS = 20_000  # from how many pairs of sentences on `choose_preset` takes subwords
+
+
+def choose_preset(config):
+    """The preset for a corpus: "subword" where it holds 20,000 pairs of sentences or more, else "default".
+
+    Sentences are texts of three words or more, on average: where words are written without spaces or stand alone,
+    characters are the better choice. Reads no more than those first pairs.
+    """
+    pairs = itertools.islice(open_corpora(config.corpus, **reading_options(config)).pairs(), SUBWORD_PAIRS)
+    words = [len(source.split()) for source, _ in pairs]
+    return "subword" if len(words) == SUBWORD_PAIRS and sum(words) >= 3 * len(words) else "default"
+
+
+def reading_options(config):
+    """Those options that `read_pairs` takes as they are."""
+    names = ("columns", "reverse", "on_bad_line", "max_length", "max_ratio", "drop_duplicates")
+    return {name: getattr(config, name) for name in names}
+
+
+def own_classes(config):
+    """The names of the classes, `module:Class`, that a configuration takes from outside this library."""
+    names = (config.source_tokenizer, config.target_tokenizer, config.encoder, config.decoder)
+    return list(dict.fromkeys(name for name in names if name and ":" in name))
+
+
+def load_config(path):
+    """Reads the `config.json` of a run: its options, ready for `Config`, and all of it as it stands there.
+
+    Raises:
+        OptionError: if it cannot be read or names an option that there is none of.
+    """
+    try:
+        found = json.loads(Path(path).read_text())
+        options = dict(found["options"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OptionError(f"{path}: no configuration of a run ({type(error).__name__}: {error})") from None
+    names = [field.name for field in dataclasses.fields(Config)]
+    for name, value in options.items():
+        choose(f"{path}: option", name, names)
+        if isinstance(value, list):
+            options[name] = tuple(value)
+    return options, found
