@@ -152,8 +152,11 @@ class Survey:
         return 0
 
     def as_dict(self):
-        """All of it, as JSON can hold it: tokens the most frequent first, lengths rising."""
-        tokens = [{token.decode(): count for token, count in side.most_common()} for side in self.tokens]
+        """All of it, as JSON can hold it: tokens by frequency, bytes of no UTF-8 as `\\xc3`, lengths rising."""
+        tokens = [
+            {token.decode(errors="backslashreplace"): count for token, count in side.most_common()}
+            for side in self.tokens
+        ]
         lengths = [dict(sorted(side.items())) for side in self.lengths]
         return {
             "pairs": self.pairs,

@@ -166,11 +166,10 @@ class Tokenizer(tf.Module):
 
     def _set_tokens(self, tokens):
         self.tokens = list(tokens)
-        # Not `keras.layers.StringLookup`, to which the word "[END]" in a text would be the end of it.
         with tf.init_scope():
-            keys = tf.constant(["", *self.tokens])  # TensorFlow makes no empty table
-            ids = tf.constant([UNKNOWN, *range(len(RESERVED_TOKENS), self.vocabulary_size)])
-            self._table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(keys, ids), UNKNOWN)
+            # Without the reserved tokens, or the word "[END]" in a text would be the end of it. What stands for all
+            # that is unknown is the one string that is no token. And Keras makes no empty look-up.
+            self._lookup = keras.layers.StringLookup(vocabulary=self.tokens or ["nothing"], oov_token="")
 
     def _split(self, texts):
         tokens = self.split(self.normalize(texts))
@@ -182,7 +181,9 @@ class Tokenizer(tf.Module):
     def _look_up(self, texts):
         """The ids of texts `[B]`, ragged int32 `[B, (S)]`."""
         tokens = self._split(texts)
-        return tokens.with_flat_values(self._table.lookup(tokens.flat_values))
+        places = tf.cast(self._lookup(tokens.flat_values), tf.int32)  # 0 if unknown, else counted from 1
+        known = (places > 0) & (places <= len(self.tokens))
+        return tokens.with_flat_values(tf.where(known, places + END, UNKNOWN))
 
 
 @keras.saving.register_keras_serializable("pipelines")
@@ -322,7 +323,10 @@ class SubwordTokenizer(Tokenizer):
 
     def split(self, texts):
         texts = tf.strings.regex_replace(texts, f"[{_WHITESPACE}▁]", " ")
-        return self._pieces.tokenize(texts) if self.model else tf.strings.split(texts)
+        if not self.model:
+            return tf.strings.split(texts)
+        ids = self._sentencepiece.tokenize(texts).with_row_splits_dtype(tf.int64)
+        return ids.with_flat_values(tf.gather(self._pieces, ids.flat_values))
 
     def join(self, tokens):
         return tf.strings.strip(tf.strings.regex_replace(tf.strings.reduce_join(tokens, axis=1), "▁+", " "))
@@ -398,14 +402,16 @@ class SubwordTokenizer(Tokenizer):
             return self._set_tokens(())
         with tf.init_scope():
             try:
-                self._pieces = tf_text.SentencepieceTokenizer(model, out_type=tf.string)
-                pieces = self._pieces.id_to_string(tf.range(self._pieces.vocab_size()))
+                trained = tf_text.SentencepieceTokenizer(model)
+                self._pieces = trained.id_to_string(tf.range(trained.vocab_size())).numpy()
             except tf.errors.OpError:
-                pieces = tf.constant([""])
-        reserved, tokens = np.split([piece.decode() for piece in pieces.numpy()], [len(RESERVED_TOKENS)])
+                self._pieces = np.array([b""])
+        reserved, tokens = np.split([piece.decode() for piece in self._pieces], [len(RESERVED_TOKENS)])
         if tuple(reserved) != self._RESERVED_PIECES:
             raise OptionError("model: expected one that SubwordTokenizer.take_vocabulary has trained")
         self._set_tokens(tokens.tolist())
+        # It does the same as the other without a resource, which `tf.random.set_seed` would destroy.
+        self._sentencepiece = tf_text.FastSentencepieceTokenizer(model)
 
     def _look_up(self, texts):
         if not self.model:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ from pipelines import (
     survey,
 )
 from pipelines.tokenizers import TOKENIZERS
-from seq2seq.config import reading_options
+from seq2seq.config import Config, load_config, own_classes, reading_options
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.model import Seq2Seq, accepted
 
@@ -85,7 +86,6 @@ def train(
         for callback in callbacks:
             if hasattr(callback, "held_out"):
                 callback.held_out = held_out
-        keras.utils.set_random_seed(config.seed)
         model = _model(config, tokenizers, steps * epochs)
         model.compile(optimizer=_optimizer(config, steps * epochs))
         save = _SaveRun(folder, {"options": dataclasses.asdict(config), **record}, found)
@@ -230,10 +230,10 @@ class _SaveRun(keras.callbacks.Callback):
 
 
 def load_run(folder):
-    """Loads the `Seq2Seq` of a run folder.
+    """Loads the `Seq2Seq` of a run folder. Classes of one's own that it is made of must have been imported before.
 
     Raises:
-        RunError: if the folder is not there, is no run, or its model file is damaged.
+        RunError: if the folder is not there, is no run, its model file is damaged, or such a class is missing.
     """
     folder = Path(folder)
     path = folder / "model.keras"
@@ -241,6 +241,11 @@ def load_run(folder):
         raise RunError(f"{folder}: no such run folder; `seq2seq train --out {folder}` makes one")
     if not path.is_file():
         raise RunError(f"{folder}: not a run folder, it holds no model.keras")
+    if (folder / "config.json").is_file():
+        options, _ = load_config(folder / "config.json")
+        for name in own_classes(Config(**options)):
+            if name.partition(":")[0] not in sys.modules:  # and nobody has said that its code may run
+                raise RunError(f"{folder}: made of {name}, which is not of this library; say --import {name}")
     try:
         model = keras.models.load_model(path)
     except Exception as error:  # Keras raises whatever the zip, JSON or HDF5 reader does

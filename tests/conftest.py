@@ -39,7 +39,7 @@ def tokenizers(pairs):
 
 @pytest.fixture
 def model(tokenizers):
-    model = Seq2Seq(*tokenizers, units=16)
+    model = Seq2Seq(*tokenizers, units=16, attention="general")
     model.compile()
     return model
 

@@ -1,11 +1,17 @@
+import dataclasses
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import h5py
 import pytest
+
+from seq2seq.config import Config
 
 SEQ2SEQ = str(Path(sys.executable).with_name("seq2seq"))
 
@@ -24,9 +30,10 @@ def run(tmp_path_factory):
 
 def test_help_teaches_and_imports_no_tensorflow():
     for arguments, words in (
-        (["--help"], ["train", "translate", "inspect", "shuffle"]),
-        (["train", "--help"], ["phrasebook", "spa-eng", "--preset", "--overwrite", "Example:"]),
-        (["translate", "--help"], ["stdin", "Example:"]),
+        (["--help"], ["train", "translate", "score", "inspect", "shuffle"]),
+        (["train", "--help"], ["phrasebook", "spa-eng", "--preset", "--overwrite", "--cell", "Example:"]),
+        (["translate", "--help"], ["stdin", "--beam-width", "--temperature", "Example:"]),
+        (["score", "--help"], ["log-likelihood", "Example:"]),
         (["inspect", "--help"], ["--histogram", "Example:"]),
         (["shuffle", "--help"], ["--shards", "Example:"]),
     ):
@@ -145,10 +152,123 @@ def test_bad_options_exit_2(tsv, tmp_path):
     path = tsv("a\tb\n")
     for options, message in (
         (["--weights", "1,2"], "expected 1 positive numbers"),
-        (["--weights", "one"], "'one' is not a number"),
+        (["--weights", "one"], "'one' does not fit"),
+        (["--limit", "few"], "'few' does not fit"),
+        (["--units", "0"], "--units"),
+        (["--cell", "lstmm"], "did you mean 'lstm'"),
+        (["--preset", "tutorail"], "preset='tutorail': expected 'default', 'subword'"),
+        (["--preset", "tutorial", "--config", "x.json"], "preset and config exclude each other"),
+        (["--config", "x.json"], "x.json"),
+        (["--tied"], "tied=True"),
+        (["--decoder", "nowhere:Decoder"], "there is no module 'nowhere'"),
+        (["--min-frequency", "2", "--source-tokenizer", "byte"], "min_frequency=2"),
         (["--columns", "1"], "expected two names, or two numbers"),
         (["--columns", "en,es"], "no column is called 'en'"),
     ):
         done = seq2seq("train", path, *options, "--out", tmp_path / "run")
         assert done.returncode == 2 and message in done.stderr.decode(), done.stderr
         assert b"Traceback" not in done.stderr
+
+
+def test_every_option_of_a_configuration_is_one_of_the_command_line():
+    shown = subprocess.run(
+        [SEQ2SEQ, "train", "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
+    ).stdout
+    for field in dataclasses.fields(Config):
+        if field.name != "corpus":
+            assert f"--{field.name.replace('_', '-')} " in shown
+
+
+@pytest.mark.slow
+def test_options_of_a_model_are_kept_and_a_run_is_repeated_from_its_configuration(run, tmp_path):
+    toy = run[0].parent.parent / "toy.tsv"
+    options = "--preset subword --epochs 1 --units 8 --cell gru --no-bidirectional --attention none --embedding 6"
+    options += " --teacher-forcing 1,0.5 --dropout 0.2 --max-vocabulary 40 --seed 3"
+    done = seq2seq("train", toy, *options.split(), "--out", "first", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((tmp_path / "first" / "config.json").read_text())
+    kept = {"cell": "gru", "attention": None, "bidirectional": False, "embedding": 6, "teacher_forcing": [1.0, 0.5]}
+    assert {name: saved["options"][name] for name in kept} == kept
+    assert saved["command"] == f"seq2seq train {toy} {options} --out first"
+    done = seq2seq("train", "--config", "first/config.json", "--out", "again", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, again = (zipfile.ZipFile(tmp_path / run / "model.keras") for run in ("first", "again"))
+    assert first.read("config.json") == again.read("config.json")
+    weights = [h5_numbers(file.read("model.weights.h5")) for file in (first, again)]
+    assert weights[0] == weights[1] and len(weights[0]) > 5
+    toy.write_text(toy.read_text() + "x\tX\n")
+    done = seq2seq("train", "--config", "first/config.json", "--out", "third", cwd=tmp_path)
+    toy.write_text(toy.read_text().removesuffix("x\tX\n"))
+    assert done.returncode == 2 and b"no longer what that run was trained on" in done.stderr
+
+
+def h5_numbers(content):
+    """All arrays of an HDF5 file: {path: bytes}."""
+    found = {}
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset):
+            found[name] = item[()].tobytes()
+
+    h5py.File(io.BytesIO(content)).visititems(visit)
+    return found
+
+
+@pytest.mark.slow
+def test_strategies_and_what_is_known_of_each_hypothesis(run):
+    folder, _ = run
+    lines = seq2seq("translate", folder, "ab", "cd", "--beam-width", 4, "--n-best", 3, "--scores").stdout.decode()
+    rows = [line.split("\t") for line in lines.splitlines()]
+    assert [row[0] for row in rows] == ["1", "1", "1", "2", "2", "2"]
+    assert all(float(row[1]) < 0 and row[2] in ("end", "limit", "repetition") and len(row) == 4 for row in rows)
+    scored = seq2seq("translate", folder, "ab", "--scores").stdout.decode().rstrip("\n").split("\t")
+    again = seq2seq("score", folder, stdin=f"ab\t{scored[2]}\n".encode()).stdout
+    assert scored[1] != "end" or float(again) == pytest.approx(float(scored[0]), abs=1e-3)
+    samples = [seq2seq("translate", folder, "ab", "cd", "--sample", "--seed", seed).stdout for seed in (1, 1, 2)]
+    assert samples[0] == samples[1] != samples[2]
+    assert seq2seq("translate", folder, "ab", "--top-k", 1).stdout == seq2seq("translate", folder, "ab").stdout
+    (alignment,) = seq2seq("translate", folder, "ab", "--attention").stdout.splitlines()
+    alignment = json.loads(alignment)
+    assert alignment["source"] == ["a", "b"] and all(len(row) == 2 for row in alignment["weights"])
+    assert len(alignment["weights"]) == len(alignment["target"])
+
+
+@pytest.mark.slow
+def test_score_reads_a_corpus_or_stdin_and_writes_a_number_for_each_pair(run):
+    folder, _ = run
+    toy = folder.parent.parent / "toy.tsv"
+    numbers = seq2seq("score", folder, toy).stdout
+    assert numbers.count(b"\n") == 25 and all(float(number) < 0 for number in numbers.split())
+    assert seq2seq("score", folder, stdin=toy.read_bytes()).stdout == numbers
+    bad = seq2seq("score", folder, stdin=b"ab\tAB\nno tab\n")
+    assert bad.returncode == 2 and b"standard input, line 2" in bad.stderr
+
+
+@pytest.mark.slow
+def test_what_cannot_be_asked_of_translate_exits_2(run):
+    folder, _ = run
+    for options, message in (
+        (["--beam-width", 4, "--sample"], "width is of beam search, which excludes sampling"),
+        (["--beam-width", 2, "--n-best", 3], "n_best=3"),
+        (["--beam-width", 99], "width=99: wider than the vocabulary"),
+        (["--top-p", 2], "top_p=2.0"),
+        (["--min-length", 5, "--max-length", 2], "max_length=2"),
+        (["--n-best", 2, "--attention"], "attention and n_best exclude each other"),
+        (["--import", "nowhere:Class"], "there is no module 'nowhere'"),
+    ):
+        done = seq2seq("translate", folder, "ab", *options)
+        assert (done.returncode, done.stdout) == (2, b"") and message in done.stderr.decode(), done.stderr
+        assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.slow
+def test_the_corpus_decides_the_preset(tmp_path):
+    (tmp_path / "sentences.tsv").write_text("I saw him there.\tLo vi ahí.\n" * 20_000)
+    arguments = ["train", "sentences.tsv", "--limit", 50, "--validation-fraction", 0, "--epochs", 1, "--units", 8]
+    done = seq2seq(*arguments, cwd=tmp_path)
+    assert done.returncode == 0 and b"Preset: subword" in done.stderr, done.stderr
+    (tmp_path / "sentencepiece.py").write_text("raise ModuleNotFoundError('none', name='sentencepiece')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [SEQ2SEQ, *map(str, arguments), "--preset", "subword", "--overwrite"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 2 and "pip install 'keras-seq2seq[subword]'" in done.stderr

@@ -244,6 +244,28 @@ def test_a_beam_that_may_stop_early_still_finds_the_best(alpha, n_best):
             assert texts(hypotheses)[row] == [ids for ids, _, _ in expected]
 
 
+@pytest.mark.parametrize(("width", "alpha"), [(2, 0.0), (3, 0.6), (4, 2.0)])
+def test_a_narrow_beam_is_the_textbook_procedure(width, alpha):
+    def by_hand(place, limit):
+        living, ended = [([START], 0.0, place)], []
+        while len(ended) < width and len(living[0][0]) <= limit:
+            extensions = []
+            for ids, score, before in living:
+                logits, after = step(tf.constant(ids[-1:]), before)
+                scores = score + tf.nn.log_softmax(logits)[0].numpy()
+                extensions += [([*ids, token], scores[token], after) for token in range(END, len(scores))]
+            extensions.sort(key=lambda one: -one[1])
+            ended += [one for one in extensions[:width] if one[0][-1] == END]
+            living = [one for one in extensions if one[0][-1] != END][:width]
+        ended.sort(key=lambda one: -one[1] / ((4 + len(one[0])) / 6) ** alpha)  # START is no part of the length
+        return [ids[1:] for ids, _, _ in (ended + living)[:width]]
+
+    step, state = wandering(10, sources=20, letters=4)
+    limits = [4, 6, 8, 10] * 5
+    found = texts(search(BeamSearch(width, alpha, n_best=width), step, state, limits))
+    assert found == [by_hand(rows(state, row), limit) for row, limit in enumerate(limits)]
+
+
 def test_a_narrow_beam_scores_what_it_finds_as_the_model_does():
     step, state = wandering(6, sources=10)
     hypotheses = search(BeamSearch(4, n_best=4), step, state, [12] * 10)

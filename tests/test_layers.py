@@ -1,41 +1,62 @@
 import importlib
+import itertools
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from pipelines import OptionError
 from pipelines.tokenizers import one_hot
-from seq2seq.layers import Decoder, Encoder, dot_attention
+from seq2seq.layers import Attention, Decoder, Encoded, Encoder, TokenVectors, rows_by_source, source_mask
 
 SOURCE = tf.constant([[4, 5, 6], [7, 4, 0]])
 TARGET = tf.constant([[2, 5, 6, 7], [2, 4, 0, 0]])
 
+# Every value of every option, and pairs of those that touch each other.
+OPTIONS = [
+    {},
+    {"cell": "gru"},
+    {"layers": 2, "attention": "dot"},
+    {"cell": "gru", "layers": 2, "bidirectional": True, "attention": "general"},
+    {"bidirectional": True, "layers": 2, "embedding": 4, "attention": "additive"},
+    {"embedding": 4, "tied": True},
+    {"embedding": 6, "tied": True, "attention": "general", "dropout": 0.5},
+    {"attention": "dot", "input_feeding": True},
+    {"cell": "gru", "layers": 2, "embedding": 4, "tied": True, "attention": "additive", "input_feeding": True},
+]
 
-@pytest.fixture(params=[None, "dot"])
+
+def half(kind, options):
+    """An encoder or a decoder with those of the options that it has."""
+    other = {"bidirectional"} if kind is Decoder else {"attention", "input_feeding", "tied"}
+    return kind(8, 6, **{name: value for name, value in options.items() if name not in other})
+
+
+@pytest.fixture(params=OPTIONS, ids=str)
 def layers(request):
-    encoder, decoder = Encoder(8, 6), Decoder(8, 6, request.param)
-    encoder.build()
-    decoder.build()
-    return encoder, decoder
+    keras.utils.set_random_seed(0)
+    return half(Encoder, request.param), half(Decoder, request.param)
+
+
+def run(layers, source=SOURCE, target=TARGET):
+    encoder, decoder = layers
+    encoded, state = decoder.start(encoder(source))
+    return encoded, state, decoder(target, encoded, state)[0]
 
 
 def test_ids_and_one_hot_rows_compute_the_same(layers):
-    encoder, decoder = layers
-    encoded, same = encoder(SOURCE), encoder(one_hot(SOURCE, 8))
-    np.testing.assert_array_equal(encoded.memory, same.memory)
-    logits, _ = decoder(TARGET, encoded, encoded.state)
-    from_rows, _ = decoder(one_hot(TARGET, 8), encoded, encoded.state)
-    np.testing.assert_array_equal(logits, from_rows)
+    encoded, _, logits = run(layers)
+    same, _, from_rows = run(layers, one_hot(SOURCE, 8), one_hot(TARGET, 8))
+    real = TARGET != 0
+    np.testing.assert_allclose(encoded.memory[encoded.mask], same.memory[same.mask], atol=1e-6)
+    np.testing.assert_allclose(logits[real], from_rows[real], atol=1e-6)
     assert encoded.memory.shape == (2, 3, 6) and logits.shape == (2, 4, 8)
 
 
 def test_padding_changes_nothing(layers):
-    encoder, decoder = layers
-    encoded, wider = encoder(SOURCE), encoder(tf.pad(SOURCE, [[0, 0], [0, 4]]))
-    np.testing.assert_allclose(encoded.state, wider.state, atol=1e-6)
-    logits, _ = decoder(TARGET, encoded, encoded.state)
-    same, _ = decoder(tf.pad(TARGET, [[0, 0], [0, 2]]), wider, wider.state)
+    _, _, logits = run(layers)
+    _, _, same = run(layers, tf.pad(SOURCE, [[0, 0], [0, 4]]), tf.pad(TARGET, [[0, 0], [0, 2]]))
     np.testing.assert_allclose(logits, same[:, :4], atol=1e-6)
 
 
@@ -45,41 +66,146 @@ def test_an_empty_source_is_encoded_in_a_mask_that_cudnn_takes(layers):
     assert np.isfinite(encoded.memory).all()
 
 
-def test_one_step_after_another_is_the_whole_sequence(layers):
-    encoder, decoder = layers
-    encoded = encoder(SOURCE)
-    whole, _ = decoder(TARGET, encoded, encoded.state)
-    state = encoded.state
+@pytest.mark.parametrize("copies", [1, 3])
+def test_one_step_after_another_is_the_whole_sequence_for_every_hypothesis(layers, copies):
+    encoded, state, whole = run(layers)
+    state = tf.nest.map_structure(lambda x: tf.repeat(x, copies, axis=0), state)
     for position in range(TARGET.shape[1]):
-        logits, state = decoder(TARGET[:, position : position + 1], encoded, state)
-        np.testing.assert_allclose(logits[:, 0], whole[:, position], atol=1e-5)
+        tokens = tf.repeat(TARGET[:, position : position + 1], copies, axis=0)
+        logits, state = layers[1](tokens, encoded, state)
+        np.testing.assert_allclose(logits[:, 0], tf.repeat(whole[:, position], copies, axis=0), atol=1e-5)
 
 
-def test_attention_looks_only_where_the_mask_is():
-    memory = tf.constant([[[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]])
-    context, weights = dot_attention(tf.constant([[[100.0, 0.0]]]), memory, tf.constant([[True, True, False]]))
-    np.testing.assert_allclose(weights, [[[1, 0, 0]]], atol=1e-6)
-    np.testing.assert_allclose(context, [[[1, 0]]], atol=1e-6)
-
-
-def test_an_unknown_attention_is_refused():
-    with pytest.raises(ValueError, match="attention='sideways'"):
-        Decoder(8, 6, "sideways")
-
-
-def test_keras_finds_the_lstms_fit_for_cudnn(layers, monkeypatch):
-    # Private, as Keras has no public way to ask; it is what its LSTM itself asks before it takes the fused kernel.
-    rnn = importlib.import_module("keras.src.backend.tensorflow.rnn")
-    monkeypatch.setattr(rnn, "_is_gpu_available", lambda: True)
-    for layer in layers:
-        cell = layer.lstm.cell
-        assert rnn.cudnn_ok(cell.activation, cell.recurrent_activation, layer.lstm.unroll, cell.use_bias)
-        assert layer.lstm.use_cudnn == "auto" and not layer.lstm.recurrent_dropout
-    mask = layers[0](tf.constant([[0, 0], [4, 5]])).mask
-    rnn._assert_valid_mask(mask)
+def test_every_weight_learns(layers):
+    with tf.GradientTape() as tape:
+        encoded, state = layers[1].start(layers[0](SOURCE, training=True))
+        logits, _ = layers[1](TARGET, encoded, state, training=True)
+        loss = tf.reduce_sum(logits**2)
+    weights = [weight for layer in layers for weight in layer.trainable_weights]
+    for weight, gradient in zip(weights, tape.gradient(loss, weights), strict=True):
+        assert gradient is not None, weight.path
+        assert np.abs(tf.convert_to_tensor(gradient)).max() > 0, weight.path
 
 
 def test_they_come_back_from_their_configuration(layers):
     for layer in layers:
-        copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+        config = keras.saving.serialize_keras_object(layer)
+        config.pop("build_config", None)
+        copy = keras.saving.deserialize_keras_object(config)
         assert copy.get_config() == layer.get_config()
+
+
+@pytest.mark.parametrize("kind", ["dot", "general", "additive"])
+def test_attention_is_the_published_formula_and_looks_only_where_the_mask_is(kind):
+    keras.utils.set_random_seed(1)
+    attention = Attention(2, kind)
+    memory = np.array([[[1.0, 0.5], [0.2, 1.0], [9.0, 9.0]]], "float32")
+    query = np.array([[[1.0, -2.0], [0.3, 0.7]]], "float32")
+    encoded = Encoded(tf.constant(memory), tf.constant([[True, True, False]]), [], attention.project(memory))
+    context, weights = attention(tf.constant(query), encoded)
+    for q, c, found in zip(query[0], context[0], weights[0], strict=True):
+        if kind == "additive":
+            u, w, v = (layer.kernel.numpy() for layer in (attention.query, attention.key, attention.match))
+            scores = [float((np.tanh(q @ u + m @ w) @ v)[0]) for m in memory[0, :2]]
+        else:
+            w = np.eye(2) if kind == "dot" else attention.key.kernel.numpy()
+            scores = [q @ (m @ w) for m in memory[0, :2]]
+        wanted = np.exp(scores) / np.exp(scores).sum()
+        np.testing.assert_allclose(found, [*wanted, 0], atol=1e-6)
+        np.testing.assert_allclose(c, wanted @ memory[0, :2], atol=1e-6)
+
+
+def test_attention_weights_come_on_request(layers):
+    encoded, state, logits = run(layers)
+    decoder = layers[1]
+    if not decoder.attention:
+        with pytest.raises(OptionError, match="attention=None"):
+            decoder(TARGET, encoded, state, return_attention=True)
+        return
+    same, _, weights = decoder(TARGET, encoded, state, return_attention=True)
+    np.testing.assert_array_equal(same, logits)
+    assert weights.shape == (2, 4, 3)
+    np.testing.assert_allclose(tf.reduce_sum(weights, -1), np.ones((2, 4)), atol=1e-6)
+    np.testing.assert_allclose(weights[1, :, 2], 0, atol=1e-6)
+
+
+def test_input_feeding_makes_what_attention_found_a_part_of_the_next_input():
+    keras.utils.set_random_seed(0)
+    encoder, decoder = Encoder(8, 6), Decoder(8, 6, attention="dot", input_feeding=True)
+    encoded, state = decoder.start(encoder(SOURCE))
+    *recurrent, [fed] = state
+    assert fed.shape == (2, 6)
+    logits, _ = decoder(TARGET[:, :1], encoded, state)
+    other, _ = decoder(TARGET[:, :1], encoded, [*recurrent, [fed + 1]])
+    assert np.abs(logits - other).max() > 1e-3
+
+
+def test_a_tied_output_is_the_embedding():
+    decoder = Decoder(8, 6, embedding=4, tied=True, attention="dot")
+    run((Encoder(8, 6), decoder))
+    assert [weight.shape for weight in decoder.weights].count((8, 4)) == 1
+    assert not any(weight.shape == (6, 8) for weight in decoder.weights)
+
+
+def test_dropout_leaves_numbers_out_in_training_only():
+    encoder = Encoder(8, 6, embedding=4, dropout=0.5)
+    one, same = encoder(SOURCE).memory, encoder(SOURCE).memory
+    np.testing.assert_array_equal(one, same)
+    assert (encoder(SOURCE, training=True).memory.numpy() == 0).mean() > 0.2
+    assert not any(layer.dropout or layer.recurrent_dropout for layer in encoder.recurrent)  # which cuDNN has not
+
+
+def test_two_directions_read_the_source_from_both_ends():
+    encoder = Encoder(8, 6, bidirectional=True)
+    first = encoder(SOURCE).memory[0, 0]
+    assert np.abs(first - encoder(SOURCE + tf.constant([[0, 0, 1], [0, 0, 0]])).memory[0, 0]).max() > 1e-4
+
+
+def test_options_that_do_not_go_together_are_refused_by_name():
+    for options, message in (
+        ({"attention": "sideways"}, "attention='sideways'"),
+        ({"attention": "genral"}, "did you mean 'general'"),
+        ({"cell": "lstn"}, "did you mean 'lstm'"),
+        ({"input_feeding": True}, "input_feeding=True"),
+        ({"tied": True}, "tied=True"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            Decoder(8, 6, **options)
+    with pytest.raises(OptionError, match="units=5"):
+        Encoder(8, 5, bidirectional=True)
+
+
+@pytest.mark.parametrize(("cell", "bidirectional"), [*itertools.product(["lstm", "gru"], [False, True])])
+def test_keras_finds_the_layers_fit_for_cudnn(cell, bidirectional, monkeypatch):
+    # Private, as Keras has no public way to ask; it is what its LSTM itself asks before it takes the fused kernel.
+    rnn = importlib.import_module("keras.src.backend.tensorflow.rnn")
+    monkeypatch.setattr(rnn, "_is_gpu_available", lambda: True)
+    encoder, decoder = Encoder(8, 6, cell, 2, bidirectional, dropout=0.3), Decoder(8, 6, cell, 2, dropout=0.3)
+    found = [*encoder.recurrent, *decoder.recurrent]
+    if bidirectional:
+        found += [getattr(layer, side) for layer in found[:2] for side in ("forward_layer", "backward_layer")]
+        del found[:2]
+    assert len(found) == (6 if bidirectional else 4)
+    for layer in found:
+        arguments = {"reset_after": True} if cell == "gru" else {}
+        assert rnn.cudnn_ok(
+            layer.cell.activation, layer.cell.recurrent_activation, layer.unroll, layer.cell.use_bias, **arguments
+        )
+        assert layer.use_cudnn == "auto" and not layer.dropout and not layer.recurrent_dropout
+        assert cell != "gru" or layer.reset_after
+    rnn._assert_valid_mask(encoder(tf.constant([[0, 0], [4, 5]])).mask)
+
+
+def test_token_vectors_are_rows_of_the_embedding():
+    vectors = TokenVectors(8, 4)
+    np.testing.assert_array_equal(vectors(SOURCE), vectors.matrix.numpy()[SOURCE])
+    np.testing.assert_allclose(vectors(one_hot(SOURCE, 8))[0], vectors(SOURCE)[0], atol=1e-7)
+    np.testing.assert_array_equal(TokenVectors(8)(SOURCE), one_hot(SOURCE, 8))
+
+
+def test_rows_by_source_puts_hypotheses_side_by_side():
+    encoded = Encoded(tf.zeros([2, 3, 5]), source_mask(SOURCE), [])
+    rows = tf.reshape(tf.range(12.0), [6, 1, 2])
+    np.testing.assert_array_equal(rows_by_source(rows, encoded), np.arange(12.0).reshape(2, 3, 2))
+    nothing = Encoded(tf.zeros([0, 3, 5]), tf.zeros([0, 3], tf.bool), [])
+    assert rows_by_source(tf.zeros([0, 4, 2]), nothing).shape[0] == 0

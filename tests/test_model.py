@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import batch_pairs
-from seq2seq import Seq2Seq, teacher_forcing
+from pipelines import CharTokenizer, OptionError, batch_pairs
+from pipelines.tokenizers import PADDING
+from seq2seq import BeamSearch, Greedy, Sampling, Seq2Seq, teacher_forcing
 
 
 @pytest.fixture(scope="module")
@@ -15,14 +16,12 @@ def upper_case(tmp_path_factory):
     """A model that has learned to write words in upper case, and the words."""
     from conftest import WORDS
 
-    from pipelines import CharTokenizer
-
     keras.utils.set_random_seed(3)
     pairs = tf.data.Dataset.from_tensor_slices((WORDS, [word.upper() for word in WORDS]))
     source, target = CharTokenizer(), CharTokenizer()
     source.adapt(WORDS)
     target.adapt([word.upper() for word in WORDS])
-    model = Seq2Seq(source, target, units=48)
+    model = Seq2Seq(source, target, units=48, attention="general")
     model.compile(keras.optimizers.Adam(0.02))
     model.fit(batch_pairs(pairs.repeat(20), source, target, batch_size=12), epochs=12, verbose=0, shuffle=False)
     return model, WORDS
@@ -39,22 +38,26 @@ def test_it_learns_and_translates(upper_case):
 
 
 @pytest.mark.slow
-def test_a_translation_depends_on_neither_its_batch_nor_its_place(upper_case):
+@pytest.mark.parametrize("strategy", ["greedy", BeamSearch(3), "sampling"], ids=str)
+def test_a_translation_depends_on_neither_its_batch_nor_its_place(upper_case, strategy):
     model, words = upper_case
     texts = [*words, "", "中🙂", "sol", "a" * 40, "gato\0"]
-    together = decoded(model.translate(texts))
-    assert together == [decoded(model.translate([text]))[0] for text in texts]
-    assert together == decoded(model.translate(texts, batch_size=3))
-    assert together[::-1] == decoded(model.translate(texts[::-1]))
+    together = decoded(model.translate(texts, strategy, seed=5))
+    assert together == decoded(model.translate(texts, strategy, seed=5, batch_size=3))
+    # What sampling draws for a text follows from the seed and the text's place.
+    assert together == [decoded(model.translate([text], strategy, seed=5 + n))[0] for n, text in enumerate(texts)]
+    if strategy != "sampling":
+        assert together[::-1] == decoded(model.translate(texts[::-1], strategy))
 
 
 @pytest.mark.slow
 def test_padding_a_batch_differently_gives_the_same_translations(upper_case):
     model, words = upper_case
     ids = model.source_tokenizer.tokenize(words)
-    texts = model.target_tokenizer.detokenize(model.decode(ids, 20))
-    wider = model.target_tokenizer.detokenize(model.decode(tf.pad(ids, [[0, 0], [0, 13]]), 20))
-    assert decoded(texts) == decoded(wider) == [word.upper() for word in words]
+    for strategy in (Greedy(), BeamSearch(4)):
+        texts = model.target_tokenizer.detokenize(model.decode(ids, strategy).ids[:, 0])
+        wider = model.target_tokenizer.detokenize(model.decode(tf.pad(ids, [[0, 0], [0, 13]]), strategy).ids[:, 0])
+        assert decoded(texts) == decoded(wider) == [word.upper() for word in words]
 
 
 @pytest.mark.slow
@@ -82,10 +85,179 @@ def test_translate_takes_one_string_a_list_an_array_a_tensor_and_nothing(model):
     assert model.translate([]).shape == (0,)
 
 
-def test_translate_is_traced_once_for_all_shapes(model):
-    for texts in (["a"], ["b" * n for n in range(7)], [""], []):
-        model.translate(texts, max_length=4, batch_size=3)
-    assert model._translate_batch.experimental_get_tracing_count() == 1
+def test_translate_is_traced_once_for_each_strategy_whatever_the_shapes(model):
+    for strategy in ("greedy", "beam", "sampling"):
+        for texts in (["a"], ["b" * n for n in range(7)], [""], []):
+            for lengths in ({"max_length": 4}, {"min_length": 2}):
+                model.translate(texts, strategy, batch_size=3, seed=len(texts), **lengths)
+    assert model._translate_with.cache_info().currsize == 3
+    assert model._translate_with(Greedy(), False).experimental_get_tracing_count() == 1
+    assert model._translate_with(BeamSearch(), False).experimental_get_tracing_count() == 1
+    assert model._score.experimental_get_tracing_count() == 0
+
+
+def test_a_beam_of_one_is_greedy_and_a_wider_one_finds_likelier_texts(model):
+    texts = ["sol", "niño", "", "gatogato"]
+    assert decoded(model.translate(texts, BeamSearch(1))) == decoded(model.translate(texts))
+    one, nine = (model.translate(texts, BeamSearch(n, length_penalty=0.0), details=True) for n in (1, 9))
+    ended = (one.stopped[:, 0] == b"end") & (nine.stopped[:, 0] == b"end")
+    assert (nine.scores[:, 0] >= one.scores[:, 0] - 1e-4)[ended].numpy().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["greedy", BeamSearch(4, n_best=4), "sampling"], ids=str)
+def test_scores_are_those_of_the_texts(upper_case, strategy):
+    model, words = upper_case
+    texts, scores, stopped = model.translate(words, strategy, details=True)
+    assert texts.shape == scores.shape == stopped.shape
+    for column in range(texts.shape[1]):
+        ended = (stopped[:, column] == b"end").numpy()
+        assert ended[: len(words)].any()
+        again = model.score(words, texts[:, column]).numpy()
+        np.testing.assert_allclose(again[ended], scores[:, column].numpy()[ended], rtol=1e-3, atol=1e-3)
+
+
+def test_score_is_the_sum_over_the_tokens_and_end(model):
+    source, target = model.source_tokenizer.tokenize(["sol"]), model.target_tokenizer.tokenize(["SOL"], start_end=True)
+    logits = model((source, target[:, :-1])).numpy()[0].astype("float64")
+    nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(4), target[0, 1:]]
+    np.testing.assert_allclose(model.score(["sol", "m", "sol"], ["SOL", "A", "SOL"])[2], -nats.sum(), rtol=1e-5)
+    with pytest.raises(OptionError, match="targets: expected as many as sources, 2"):
+        model.score(["a", "b"], ["A"])
+
+
+def test_lengths_seen_in_training_are_kept_and_limit_each_translation(tokenizers, tmp_path):
+    model = Seq2Seq(*tokenizers, units=8)
+    model.compile()
+    source, target = tokenizers[0].tokenize(["sol", "flor"]), tokenizers[1].tokenize(["SOLSOL", "FLOR"], start_end=True)
+    blank = [[0, 1], [0, 0]]  # a row that fills the batch up
+    model.train_step((tf.pad(source, blank), tf.pad(target, blank)))
+    ratios = [7 / 3, 5 / 4]
+    np.testing.assert_allclose(model.length_ratios, [2, sum(ratios), sum(r * r for r in ratios)])
+    ratio = np.mean(ratios) + 4 * np.std(ratios)
+    limits = model.limits(model.source_tokenizer.tokenize(["", "sol", "s" * 50])).numpy().tolist()
+    assert limits == [16, 16 + np.ceil(6 * ratio), 16 + np.ceil(100 * ratio)]
+    model.save(tmp_path / "x.keras")
+    np.testing.assert_array_equal(keras.models.load_model(tmp_path / "x.keras").length_ratios, model.length_ratios)
+
+
+def test_a_translation_is_as_long_as_it_was_told_to_be(model):
+    texts = ["sol", "niño"]
+    for strategy in ("greedy", "beam", "sampling"):
+        long, short = (
+            model.translate(texts, strategy, details=True, **o) for o in ({"min_length": 9}, {"max_length": 2})
+        )
+        assert (tf.strings.length(long.texts, "UTF8_CHAR") >= 9).numpy().all()
+        assert (tf.strings.length(short.texts, "UTF8_CHAR") <= 2).numpy().all()
+        assert set(short.stopped.numpy().ravel()) <= {b"limit", b"end"}
+
+
+def test_n_best_and_details_say_more_of_each_text(model):
+    found = model.translate(["sol", "mar"], BeamSearch(5, n_best=3), max_length=6)
+    assert found.shape == (2, 3) and len(set(found[0].numpy())) == 3
+    assert model.translate("sol", BeamSearch(5, n_best=3), max_length=6).shape == (3,)
+    assert model.translate("sol", details=True, max_length=6).texts.shape == (1, 1)
+    assert model.translate([], "beam", details=True).scores.shape == (0, 1)
+
+
+def test_what_cannot_be_asked_of_translate_is_refused_by_name(model):
+    for options, message in (
+        ({"strategy": "beem"}, "strategy='beem'.*did you mean 'beam'"),
+        ({"strategy": BeamSearch(50)}, "width=50: wider than the vocabulary"),
+        ({"min_length": 3, "max_length": 2}, "max_length=2"),
+        ({"max_length": 0}, "max_length=0"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            model.translate(["sol"], **options)
+    with pytest.raises(OptionError, match="attention=None"):
+        Seq2Seq(model.source_tokenizer, model.target_tokenizer, units=8).attention(["sol"])
+    with pytest.raises(OptionError, match=r"option='unit'.*did you mean 'units'"):
+        Seq2Seq(model.source_tokenizer, model.target_tokenizer, unit=8)
+
+
+@pytest.mark.slow
+def test_attention_follows_the_source(upper_case):
+    model, words = upper_case
+    for word, alignment in zip(words, model.attention(words), strict=True):
+        assert alignment.source == list(word) and alignment.target == [*word.upper(), "[END]"]
+        np.testing.assert_allclose(alignment.weights.sum(axis=1), np.ones(len(word) + 1), atol=1e-5)
+    (given,) = model.attention(["sol"], ["MAR"])
+    assert given.target == ["M", "A", "R", "[END]"] and given.weights.shape == (4, 3)
+
+
+def test_label_smoothing_spreads_labels_but_never_padding(tokenizers, batches):
+    model = Seq2Seq(*tokenizers, units=8, label_smoothing=0.1)
+    model.compile()
+    source, target = next(iter(batches))
+    logs = model.test_step((source, target))
+    logits = model((source, target[:, :-1])).numpy().astype("float64")
+    labels = target[:, 1:].numpy()
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    real = labels.sum(-1) == 1
+    smoothed = 0.9 * labels + 0.1 / labels.shape[-1]
+    np.testing.assert_allclose(logs["loss"], -(smoothed * log_probabilities).sum(-1)[real].mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        logs["perplexity"], np.exp(-(labels * log_probabilities).sum(-1)[real].mean()), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("encoding", ["one_hot", "ids"])
+def test_scheduled_sampling_puts_guesses_in_the_place_of_right_tokens(tokenizers, encoding):
+    keras.utils.set_random_seed(0)
+    source, target = (
+        tokenizer.tokenize(texts, start_end=True)
+        for tokenizer, texts in zip(tokenizers, (["sol", "a"] * 200, ["SOLSOLSOL", "MAR"] * 200), strict=True)
+    )
+    inputs = target[:, :-1]
+    if encoding == "one_hot":
+        source, inputs = tokenizers[0].one_hot(source), tokenizers[1].one_hot(inputs)
+    for probability, share in ((0.0, 1.0), (0.5, 0.5), (1.0, 0.0)):
+        model = Seq2Seq(*tokenizers, units=8, teacher_forcing=probability)
+        mixed = model._own_guesses(source, inputs)
+        assert mixed.shape == inputs.shape and mixed.dtype == inputs.dtype
+        ids = tf.argmax(mixed, -1).numpy() if encoding == "one_hot" else mixed.numpy()
+        right = target[:, :-1].numpy()
+        np.testing.assert_array_equal(ids[:, 0], right[:, 0])  # START stays,
+        np.testing.assert_array_equal(ids[right == PADDING], 0)  # and padding
+        changed = (ids != right)[:, 1:][right[:, 1:] != PADDING].mean()
+        by_chance = 1 / tokenizers[1].vocabulary_size  # a guess may be right
+        assert changed == pytest.approx(share * (1 - by_chance), abs=0.05)
+
+
+def test_teacher_forcing_may_follow_a_schedule(tokenizers, batches, tmp_path):
+    schedule = keras.optimizers.schedules.PolynomialDecay(1.0, 10, 0.25)
+    model = Seq2Seq(*tokenizers, units=8, teacher_forcing=schedule)
+    model.compile()
+    model.fit(batches, verbose=0, shuffle=False)
+    model.save(tmp_path / "x.keras")
+    again = keras.models.load_model(tmp_path / "x.keras")
+    assert again.teacher_forcing.get_config() == schedule.get_config()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cell": "gru", "layers": 2, "bidirectional": True, "attention": "additive", "embedding": 12, "tied": True},
+        {"attention": "dot", "input_feeding": True, "dropout": 0.1},
+        {"label_smoothing": 0.1, "teacher_forcing": 0.8, "embedding": 24},
+    ],
+    ids=str,
+)
+def test_every_kind_of_model_learns_saves_and_translates(tokenizers, tmp_path, options):
+    from conftest import WORDS
+
+    keras.utils.set_random_seed(0)
+    pairs = tf.data.Dataset.from_tensor_slices((WORDS, [word.upper() for word in WORDS]))
+    model = Seq2Seq(*tokenizers, units=48, **options)
+    model.compile(keras.optimizers.Adam(0.01, global_clipnorm=1.0))
+    batches = batch_pairs(pairs.repeat(60), *tokenizers, batch_size=12, encoding="ids", seed=0)
+    model.fit(batches, epochs=12, verbose=0, shuffle=False)
+    wanted = [word.upper() for word in WORDS]
+    model.save(tmp_path / "x.keras")
+    for it in (model, keras.models.load_model(tmp_path / "x.keras")):
+        for strategy in ("greedy", "beam"):
+            assert decoded(it.translate(WORDS, strategy)) == wanted
 
 
 def test_teacher_forcing_gives_the_right_tokens_so_far_and_asks_for_the_next(tokenizers):
@@ -168,11 +340,12 @@ def test_own_loss_and_metrics_are_taken(model):
     assert type(model.optimizer).__name__ == "SGD"
 
 
-def test_the_decode_loop_is_one_loop_of_operations_with_gpu_kernels(model):
+@pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(3), Sampling(top_k=5)], ids=str)
+def test_the_decode_loop_is_one_loop_of_operations_with_gpu_kernels(model, strategy):
     # Private: nothing public lists the kernels of an operation. setup.cfg bounds TensorFlow to this series.
     from tensorflow.python.framework import kernels
 
-    graph = model._translate_batch.get_concrete_function().graph.as_graph_def()
+    graph = model._translate_with(strategy, False).get_concrete_function().graph.as_graph_def()
     functions = {function.signature.name: function for function in graph.library.function}
 
     def operations(nodes):
@@ -182,17 +355,30 @@ def test_the_decode_loop_is_one_loop_of_operations_with_gpu_kernels(model):
             for name in called:
                 yield from operations(functions[name].node_def)
 
-    greedy = [node for node, called in operations(graph.node) if any("greedy" in name for name in called)]
-    assert len(greedy) == 1
-    loops = [
-        (node, called)
-        for node, called in operations(functions[greedy[0].attr["f"].func.name].node_def)
-        if node.op in ("While", "StatelessWhile")
-    ]
+    def inside(node):
+        called = [attr.func.name for attr in node.attr.values() if attr.func.name in functions]
+        return [inner for name in called for inner, _ in operations(functions[name].node_def)]
+
+    chosen = {Greedy: "ArgMax", BeamSearch: "TopKV2", Sampling: "TopKV2"}[type(strategy)]
+    loops = [node for node, _ in operations(graph.node) if node.op in ("While", "StatelessWhile")]
+    loops = [found for found in map(inside, loops) if chosen in {node.op for node in found}]
     assert len(loops) == 1  # and no loop inside it: one step of the LSTM is its cell
-    inside = {node.op for name in loops[0][1] for node, _ in operations(functions[name].node_def)}
-    assert {"MatMul", "ArgMax"} <= inside and not {op for op in inside if "String" in op or "Lookup" in op}
-    registered = {op: kernels.get_registered_kernels_for_op(op).kernel for op in inside}
+    ops = {node.op for node in loops[0]}
+    assert "MatMul" in ops and not {op for op in ops if "String" in op or "Lookup" in op or "While" in op}
+    registered = {op: kernels.get_registered_kernels_for_op(op).kernel for op in ops}
     assert [
         op for op, found in registered.items() if not {"GPU", "DEFAULT"} & {kernel.device_type for kernel in found}
     ] == []
+
+
+def test_the_memory_is_not_repeated_for_the_hypotheses_of_a_beam(model):
+    seen = []
+    call = model.decoder.call
+
+    def spy(target, encoded, state, **options):
+        seen.append((target.shape[0], encoded.memory.shape[0], encoded.keys is encoded.memory))
+        return call(target, encoded, state, **options)
+
+    model.decoder.call = spy
+    model.decode(model.source_tokenizer.tokenize(["sol", "mar"]), BeamSearch(4), max_length=3)
+    assert set(seen) == {(8, 2, False)}  # and the keys are those that start has projected

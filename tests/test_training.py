@@ -1,19 +1,23 @@
 import csv
 import dataclasses
+import hashlib
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import pytest
 
-from pipelines import CorpusError
-from seq2seq import cli
-from seq2seq.training import PRESETS, Config, RunError, load_run, train
+from pipelines import CorpusError, OptionError
+from seq2seq.config import Config, load_config
+from seq2seq.training import RunError, load_run, train
 
 
 @pytest.fixture
 def config(tsv):
     lines = "".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "abcde")
-    return Config(corpus=str(tsv(lines)), units=8, epochs=2, batch_size=8, validation_fraction=0.2)
+    return Config(corpus=str(tsv(lines)), units=8, epochs=2, attention="dot", batch_size=8, validation_fraction=0.2)
 
 
 def test_a_run_folder_holds_the_model_what_made_it_and_how_it_went(config, tmp_path):
@@ -24,9 +28,10 @@ def test_a_run_folder_holds_the_model_what_made_it_and_how_it_went(config, tmp_p
         "model.keras",
         "survey.json",
     ]
-    saved = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert saved.pop("versions")["keras"] == keras.__version__
-    assert saved == dataclasses.asdict(config)
+    options, saved = load_config(tmp_path / "run" / "config.json")
+    assert Config(**options) == config
+    assert saved["versions"]["keras"] == keras.__version__
+    assert saved["checksums"] == {config.corpus: hashlib.sha256(Path(config.corpus).read_bytes()).hexdigest()}
     with (tmp_path / "run" / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -92,29 +97,84 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
         load_run(tmp_path)
 
 
-def test_the_tutorial_preset_is_the_tutorial():
-    config = Config(corpus="spa-eng", **PRESETS["tutorial"])
-    assert (config.units, config.batch_size, config.epochs, config.limit) == (256, 70, 40, 10_000)
-    assert (config.optimizer, config.attention, config.split, config.validation_fraction) == (
-        "rmsprop",
-        None,
-        "last",
-        0.2,
+SAME_RUN = """
+import sys
+import tensorflow as tf
+tf.config.experimental.enable_op_determinism()
+from seq2seq.config import Config, load_config
+from seq2seq.training import train
+options, record = load_config(sys.argv[1])
+train(Config(**options), sys.argv[2], expected_checksums=record["checksums"])
+"""
+
+
+@pytest.mark.slow
+def test_the_same_configuration_gives_the_same_weights_to_the_bit(config, tmp_path):
+    """Every source of chance is in it: first weights, order, dropout, scheduled sampling."""
+    config = dataclasses.replace(
+        config, embedding=6, dropout=0.3, teacher_forcing=(1.0, 0.3), tied=True, layers=2, target_tokenizer="subword"
     )
+    train(config, tmp_path / "first")
+    command = [sys.executable, "-c", SAME_RUN, tmp_path / "first" / "config.json"]
+    weights = []
+    for run in ("second", "third"):
+        subprocess.run([*command, tmp_path / run], check=True, capture_output=True)
+        weights.append([weight.numpy().tobytes() for weight in load_run(tmp_path / run).weights])
+    assert weights[0] == weights[1]
+    options, _ = load_config(tmp_path / "second" / "config.json")
+    options["seed"] = 1
+    other = train(Config(**options), tmp_path / "other")
+    assert [weight.numpy().tobytes() for weight in other.weights] != weights[0]
 
 
-def test_the_help_of_the_command_line_tells_the_presets_as_they_are():
-    default, tutorial = Config("x"), Config("x", **PRESETS["tutorial"])
-    for text, config in zip(cli._PRESETS.split("tutorial:"), (default, tutorial), strict=True):
-        for told in (f"{config.units} units", f"batches of {config.batch_size}", f"{config.epochs} epochs"):
-            assert told in text
-        assert config.optimizer in text.lower() and f"{config.validation_fraction:.0%}" in text
+def test_a_changed_corpus_is_no_repetition(config, tmp_path):
+    train(dataclasses.replace(config, epochs=1), tmp_path / "run")
+    _, record = load_config(tmp_path / "run" / "config.json")
+    with open(config.corpus, "a") as file:
+        file.write("xx\tXX\n")
+    with pytest.raises(CorpusError, match="no longer what that run was trained on"):
+        train(config, tmp_path / "again", expected_checksums=record["checksums"])
+    with pytest.raises(CorpusError, match="standard input can be read only once"):
+        train(dataclasses.replace(config, corpus="-"), tmp_path / "again")
 
 
-def test_the_same_seed_gives_the_same_start_and_order(config, tmp_path):
-    models = [train(dataclasses.replace(config, seed=seed), tmp_path / f"{n}") for n, seed in enumerate((4, 4, 5))]
-    sums = [sum(float(abs(weight.numpy()).sum()) for weight in model.weights) for model in models]
-    assert sums[0] == pytest.approx(sums[1], rel=1e-5) and sums[0] != pytest.approx(sums[2], rel=1e-5)
+def test_as_many_epochs_as_make_3000_updates_are_the_default(config, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+            assert self.params["epochs"] == 100  # at most
+
+    train(dataclasses.replace(config, epochs=None), tmp_path / "run", callbacks=[Stop()])
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "byte", "whitespace", "subword"])
+def test_every_kind_of_tokens_can_be_trained_on_and_comes_back(config, tmp_path, tokenizer):
+    options = {"source_tokenizer": tokenizer, "target_tokenizer": tokenizer, "lowercase": True, "epochs": 1}
+    model = train(dataclasses.replace(config, **options, normal_form="NFKC"), tmp_path / "run")
+    again = load_run(tmp_path / "run")
+    for tokenizers in (
+        (model.source_tokenizer, again.source_tokenizer),
+        (model.target_tokenizer, again.target_tokenizer),
+    ):
+        assert tokenizers[0].get_config() == tokenizers[1].get_config()
+    assert again.source_tokenizer.lowercase and again.source_tokenizer.normal_form == "NFKC"
+    assert again.translate("AB") == model.translate("ab")
+    assert json.loads((tmp_path / "run" / "survey.json").read_text())["pairs"] > 0
+
+
+def test_options_that_cannot_be_are_refused_before_anything_is_read(config, tmp_path):
+    for options, message in (
+        ({"cell": "lstmm"}, "cell='lstmm'.*did you mean 'lstm'"),
+        ({"target_tokenizer": "words"}, "target_tokenizer='words': expected 'char'"),
+        ({"optimizer": "adamm"}, "optimizer='adamm'.*did you mean 'adam'"),
+        ({"tied": True}, "tied=True"),
+        ({"decoder": "nowhere:Decoder"}, "there is no module 'nowhere'"),
+        ({"encoder": "json:Encoder"}, "json has no class 'Encoder'"),
+        ({"units": 7}, "units=7"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            train(dataclasses.replace(config, **options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_was_read_is_reported_and_kept(tsv, tmp_path):
@@ -138,8 +198,8 @@ def test_weights_draw_from_the_training_side_only(tsv, tmp_path):
     tokens = json.loads((tmp_path / "run" / "survey.json").read_text())["target"]["tokens"]
     assert tokens["x"] == pytest.approx(160, abs=20) and tokens["y"] == pytest.approx(tokens["x"], rel=0.3)
     for other in ({"limit": 100}, {"split": "last"}):
-        with pytest.raises(CorpusError, match="weights cannot be used"):
-            train(dataclasses.replace(config, **other), tmp_path / "other")
+        with pytest.raises(OptionError, match="weights cannot be used"):
+            dataclasses.replace(config, **other)
 
 
 def test_a_token_budget_and_ids_train_too(config, tmp_path):

@@ -1,0 +1,65 @@
+import dataclasses
+import json
+
+import pytest
+
+from pipelines import OptionError
+from seq2seq.config import PRESETS, SUBWORD_PAIRS, Config, choose_preset, load_config, own_classes
+
+
+def test_the_tutorial_preset_is_the_tutorial():
+    config = Config(corpus="spa-eng", **PRESETS["tutorial"])
+    assert (config.units, config.batch_size, config.epochs, config.limit) == (256, 70, 40, 10_000)
+    assert (config.optimizer, config.split, config.validation_fraction) == ("rmsprop", "last", 0.2)
+    assert (config.attention, config.embedding, config.bidirectional, config.layers) == (None, None, False, 1)
+    assert (config.source_tokenizer, config.target_tokenizer) == ("char", "char")
+
+
+@pytest.mark.parametrize(
+    ("line", "count", "preset"),
+    [
+        ("I saw him there.\tLo vi ahí.\n", SUBWORD_PAIRS, "subword"),
+        ("I saw him there.\tLo vi ahí.\n", SUBWORD_PAIRS - 1, "default"),
+        ("saw\tS AO\n", SUBWORD_PAIRS, "default"),
+        ("我在那里看见他了。\tLo vi ahí.\n", SUBWORD_PAIRS, "default"),
+    ],
+)
+def test_many_sentences_are_cut_into_subwords_and_all_else_into_characters(tsv, line, count, preset):
+    assert choose_preset(Config(str(tsv(line * count)))) == preset
+
+
+def test_a_preset_is_chosen_by_what_is_read(tsv):
+    path = tsv("x\tI saw him there.\tLo vi ahí.\n" * SUBWORD_PAIRS)
+    assert choose_preset(Config(str(path), columns=(2, 3))) == "subword"
+    assert choose_preset(Config(str(path), columns=(1, 3))) == "default"
+
+
+def test_options_stand_in_json_and_come_back(tmp_path):
+    config = Config(("a", "b"), columns=(1, 3), weights=(1.0, 2.0), teacher_forcing=(1.0, 0.5), attention=None)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"options": dataclasses.asdict(config), "command": "seq2seq train"}))
+    options, found = load_config(path)
+    assert Config(**options) == config and found["command"] == "seq2seq train"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"options": 3}', '{"options": {"unit": 3}}'])
+def test_what_is_no_configuration_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(OptionError, match=r"config\.json"):
+        load_config(path)
+    with pytest.raises(OptionError, match="none"):
+        load_config(tmp_path / "none")
+
+
+def test_choices_are_checked_and_the_nearest_is_suggested():
+    with pytest.raises(OptionError, match="encoding='onehot': expected 'one_hot', 'ids'; did you mean 'one_hot'"):
+        Config(encoding="onehot")
+    with pytest.raises(OptionError, match="teacher_forcing"):
+        Config(teacher_forcing=(1.5,))
+
+
+def test_own_classes_are_those_written_with_a_colon():
+    config = Config(target_tokenizer="mine:Tokens", decoder="mine:Decoder", source_tokenizer="mine:Tokens")
+    assert own_classes(config) == ["mine:Tokens", "mine:Decoder"]
+    assert own_classes(Config()) == []

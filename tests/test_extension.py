@@ -1,0 +1,211 @@
+"""The examples in the README's section "Write your own" are modules outside the library, and do all that its own do."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import WORDS
+
+from pipelines import CharTokenizer, OptionError, batch_pairs, load_class
+from seq2seq import BeamSearch, Sampling, Seq2Seq
+
+README = Path(__file__).parent.parent / "README.md"
+UPPER = [word.upper() for word in WORDS]
+SEQ2SEQ = str(Path(sys.executable).with_name("seq2seq"))
+
+DECODER, ENCODER, TOKENIZER = (
+    "transformer:TransformerDecoder",
+    "convolution:ConvolutionalEncoder",
+    "bigrams:BigramTokenizer",
+)
+EACH = pytest.mark.parametrize("name", [DECODER, ENCODER, TOKENIZER])
+
+# What is broken in an example, by one change to it, and what the message says of that.
+BROKEN_DECODERS = {
+    "no start": ("def start(", "def begin(", "has no method `start`"),
+    "start returns no pair": ("return encoded, tf.zeros(", "return tf.zeros(", "start"),
+    "another shape": ("self.output_layer(x), state", "self.output_layer(x)[:, 0], state", "expected (2, 3, 14)"),
+    "no state": ("return self.output_layer(x), state", "return self.output_layer(x)", "(logits, state)"),
+    "forgets where it is": ("tf.range(past, past + length)", "tf.range(length)", "one token after another"),
+    "looks ahead": (", attention_mask=not_after", "", "one token after another"),
+    "sources as hypotheses": ("rows_by_source(x, encoded)", "x", "three hypotheses"),
+    "hypotheses of other sources": (
+        "rows_by_source(x, encoded), encoded.memory, attention_mask=encoded.mask[:, None]",
+        "x, tf.tile(encoded.memory, [tf.shape(x)[0] // tf.shape(encoded.memory)[0], 1, 1])",
+        "",
+    ),
+    "looks at padding": (", attention_mask=encoded.mask[:, None]", "", "padding"),
+}
+BROKEN_ENCODERS = {
+    "a pair": ("return Encoded(", "return (", "returns tuple, not Encoded"),
+    "a mask of floats": ("Encoded(x, mask", "Encoded(x, real[:, :, 0]", "float32 mask"),
+    "raises": ("mask = source_mask(source)", "raise ValueError('far too\\nlong')", "far too"),
+    "reads padding": ("x *= real", "pass", "padding"),
+    "counts padding": ("tf.reduce_sum(real, axis=1)", "tf.cast(tf.shape(x)[1], x.dtype)", "padding"),
+}
+
+
+def examples():
+    """{module: its text} of the README's section, and {module: the lines of shell that follow it}."""
+    _, section = re.split("^## Write your own\n", README.read_text(), flags=re.MULTILINE)
+    section = re.split("^## ", section, flags=re.MULTILINE)[0]
+    found = re.findall(r"```python\n(# (\w+)\.py\n.*?)```\n\n```bash\n(.*?)```", section, re.DOTALL)
+    assert len(found) == 3 == section.count("```python")
+    return {module: text for text, module, _ in found}, {module: lines for _, module, lines in found}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the three modules and `pairs.tsv`, where Python finds them."""
+    folder = tmp_path_factory.mktemp("own")
+    for module, text in examples()[0].items():
+        (folder / f"{module}.py").write_text(text)
+    (folder / "pairs.tsv").write_text("".join(f"{a}{b}\t{b}{a}\n" for a in "abcdefg" for b in "abcdefg"))
+    sys.path.insert(0, str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+    for module in examples()[0]:
+        sys.modules.pop(module, None)
+
+
+def options(name):
+    """Arguments of `Seq2Seq` that put a class in its place, adapted tokenizers first."""
+    kind = load_class("test", TOKENIZER) if name == TOKENIZER else CharTokenizer
+    tokenizers = kind(), kind()
+    tokenizers[0].adapt(WORDS)
+    tokenizers[1].adapt(UPPER)
+    if name == DECODER:
+        return tokenizers, {"decoder": load_class("test", DECODER)}
+    if name == ENCODER:
+        return tokenizers, {"encoder": load_class("test", ENCODER), "attention": "general"}
+    return tokenizers, {}
+
+
+def answers(model):
+    """All that a model says of the words, as JSON holds it."""
+    beam = model.translate(WORDS, BeamSearch(3, n_best=2), details=True)
+    return {
+        "greedy": decoded(model.translate(WORDS)),
+        "beam": [decoded(texts) for texts in beam.texts],
+        "beam scores": beam.scores.numpy().tolist(),
+        "sampling": decoded(model.translate(WORDS, Sampling(3.0), seed=7)),
+        "score": model.score(WORDS, UPPER).numpy().tolist(),
+    }
+
+
+def decoded(texts):
+    return [text.decode() for text in texts.numpy()]
+
+
+@pytest.mark.slow
+@EACH
+def test_it_learns_decodes_with_every_strategy_and_does_so_in_another_process(folder, name):
+    keras.utils.set_random_seed(3)
+    tokenizers, parts = options(name)
+    model = Seq2Seq(*tokenizers, units=32, **parts)
+    model.compile(keras.optimizers.Adam({DECODER: 3e-3, ENCODER: 1e-2, TOKENIZER: 2e-2}[name]))
+    pairs = tf.data.Dataset.from_tensor_slices((WORDS, UPPER)).repeat(20)
+    model.fit(batch_pairs(pairs, *tokenizers, batch_size=12), epochs=8, verbose=0, shuffle=False)
+    found = answers(model)
+    assert sum(text == right for text, right in zip(found["greedy"], UPPER, strict=True)) >= 11
+    assert found["sampling"] == answers(model)["sampling"] != found["greedy"]
+
+    # What beam search sums up token by token, three hypotheses side by side, is what the whole text scores at once: the
+    # best, and of characters the second too. Bigrams can spell a text in several ways, and the score is that of one.
+    for rank in range(1 if name == TOKENIZER else 2):
+        texts, scores = ([row[rank] for row in found[kind]] for kind in ("beam", "beam scores"))
+        np.testing.assert_allclose(model.score(WORDS, texts), scores, atol=1e-4)
+
+    model.save(folder / "own.keras")
+    script = f"""
+        import json, sys, keras
+        sys.path.append({str(Path(__file__).parent)!r})
+        import {name.partition(":")[0]}
+        from test_extension import answers
+        print(json.dumps(answers(keras.models.load_model("own.keras"))))
+    """
+    script = "\n".join(line.strip() for line in script.splitlines())
+    done = subprocess.run([sys.executable, "-c", script], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    again = json.loads(done.stdout)
+    for kind in ("greedy", "beam", "sampling"):
+        assert again[kind] == found[kind]
+    for kind in ("beam scores", "score"):
+        np.testing.assert_allclose(again[kind], found[kind], atol=1e-4)
+
+
+@pytest.mark.slow
+@EACH
+def test_the_command_line_makes_runs_of_it_as_the_readme_says(folder, name):
+    train, translate = examples()[1][name.partition(":")[0]].splitlines()
+    out = f"runs/{name.partition(':')[0]}"
+
+    def seq2seq(line, *more):
+        _, *arguments = shlex.split(line.replace("runs/pairs", out))
+        return subprocess.run([SEQ2SEQ, *arguments, *more], cwd=folder, capture_output=True, text=True)
+
+    done = seq2seq(train, "--out", out, "--epochs", "1", "--units", "8")
+    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    assert f"--import {name}" in translate and f"--import {name}" in done.stderr
+    for more in ((), ("--beam-width", "3", "--scores")):
+        done = seq2seq(translate, *more)
+        assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
+    done = seq2seq(translate.replace(f"--import {name}", ""))
+    assert (done.returncode, done.stdout) == (2, "") and f"--import {name}" in done.stderr, done.stderr
+
+
+def broken(module, right, wrong):
+    """The text of a module with one change, registered under another name, and its classes by their names."""
+    text = examples()[0][module]
+    assert text.count(right) == 1
+    text = text.replace(right, wrong).replace(f'("{module}")', '("broken")')
+    scope = {"__name__": "broken"}
+    exec(text, scope)
+    return text, scope
+
+
+@pytest.mark.parametrize("what", BROKEN_DECODERS)
+@pytest.mark.parametrize("units", [8, 128])
+def test_a_decoder_that_breaks_the_contract_is_refused(what, units):
+    right, wrong, message = BROKEN_DECODERS[what]
+    _, scope = broken("transformer", right, wrong)
+    tokenizer = CharTokenizer("abcdefghij")
+    with pytest.raises(OptionError, match=f"(?s)^decoder=TransformerDecoder: .*{re.escape(message)}") as raised:
+        Seq2Seq(tokenizer, tokenizer, units=units, decoder=scope["TransformerDecoder"])
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("what", BROKEN_ENCODERS)
+@pytest.mark.parametrize("units", [8, 128])
+def test_an_encoder_that_breaks_the_contract_is_refused(what, units):
+    right, wrong, message = BROKEN_ENCODERS[what]
+    _, scope = broken("convolution", right, wrong)
+    tokenizer = CharTokenizer("abcdefghij")
+    with pytest.raises(OptionError, match=f"(?s)^encoder=ConvolutionalEncoder: .*{re.escape(message)}") as raised:
+        Seq2Seq(tokenizer, tokenizer, units=units, encoder=scope["ConvolutionalEncoder"], attention="general")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("half", "module", "what"),
+    [("decoder", "transformer", "sources as hypotheses"), ("encoder", "convolution", "a pair")],
+)
+def test_the_command_line_refuses_it_in_one_line(folder, half, module, what):
+    right, wrong, message = (BROKEN_DECODERS | BROKEN_ENCODERS)[what]
+    text, scope = broken(module, right, wrong)
+    (folder / "broken.py").write_text(text)
+    (name,) = (name for name, value in scope.items() if isinstance(value, type) and value.__module__ == "broken")
+    arguments = ["train", "pairs.tsv", f"--{half}", f"broken:{name}", "--out", "runs/broken"]
+    done = subprocess.run([SEQ2SEQ, *arguments], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    _preset, line = done.stderr.splitlines()
+    assert line.startswith(f"seq2seq: {half}={name}: ") and message in line
+    assert not (folder / "runs" / "broken").exists()
