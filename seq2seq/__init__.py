@@ -1,5 +1,6 @@
 """Sequence to sequence with Keras: `Seq2Seq`, its `Encoder` and `Decoder`."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -31,3 +32,11 @@ if Path(sys.argv[0] if sys.argv else "").stem != "seq2seq":
     from seq2seq.layers import Attention, Decoder, Encoded, Encoder, TokenVectors, rows_by_source, source_mask
     from seq2seq.metrics import Perplexity
     from seq2seq.model import Alignment, Seq2Seq, Translations, teacher_forcing
+
+
+def __getattr__(name):
+    """Imports a name where it is first used: by modules of one's own that the command line loads."""
+    for module in ("config", "decoding", "layers", "metrics", "model"):
+        if name in __all__ and hasattr(importlib.import_module(f"seq2seq.{module}"), name):
+            return getattr(importlib.import_module(f"seq2seq.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

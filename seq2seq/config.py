@@ -87,7 +87,7 @@ class Config:
     max_vocabulary: int | None = _option(None, TOKENS, "Tokens in a vocabulary, at most.", parser=_or_none(int))
 
     units: int = _option(256, MODEL, "Size of the recurrent state.", min=1)
-    cell: str = _option("lstm", MODEL, "Recurrent cell: lstm, gru.")
+    cell: str = _option("gru", MODEL, "Recurrent cell: lstm, gru.")
     layers: int = _option(1, MODEL, "Recurrent layers on each side.", min=1)
     bidirectional: bool = _option(True, MODEL, "Half of the units read the source backwards.")
     embedding: int | None = _option(
@@ -105,7 +105,7 @@ class Config:
     encoder: str | None = _option(None, MODEL, "An encoder of your own, module:Class.", metavar="MODULE:CLASS")
     decoder: str | None = _option(None, MODEL, "A decoder of your own, module:Class.", metavar="MODULE:CLASS")
 
-    batch_size: int = _option(32, TRAINING, "Pairs in a batch.", min=1)
+    batch_size: int = _option(64, TRAINING, "Pairs in a batch.", min=1)
     batch_tokens: int | None = _option(
         None, TRAINING, "Tokens in a batch, padding included, in place of --batch-size.", parser=_or_none(int)
     )
@@ -113,7 +113,7 @@ class Config:
     epochs: int | None = _option(
         None,
         TRAINING,
-        "Passes over the corpus. Default: as many as make 3000 updates, but at least 8 and at most 100.",
+        "Passes over the corpus. Default: as many as make 2000 updates, but at least 8 and at most 100.",
         parser=_or_none(int),
     )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
@@ -152,11 +152,11 @@ PRESETS = {
     "subword": {
         "source_tokenizer": "subword",
         "target_tokenizer": "subword",
+        "cell": "lstm",
         "max_vocabulary": 1500,
         "embedding": 128,
         "tied": True,
         "dropout": 0.1,
-        "batch_size": 64,
         "encoding": "ids",
     },
     # From letters to phones, "cat TAB K AE T": many more tokens to each pair than pairs, so it is held back.
@@ -171,6 +171,7 @@ PRESETS = {
         "limit": 10_000,
         "split": "last",
         "validation_fraction": 0.2,
+        "cell": "lstm",
         "bidirectional": False,
         "attention": None,
         "batch_size": 70,
@@ -198,6 +199,11 @@ def reading_options(config):
     """Those options that `read_pairs` takes as they are."""
     names = ("columns", "reverse", "on_bad_line", "max_length", "max_ratio", "drop_duplicates")
     return {name: getattr(config, name) for name in names}
+
+
+def model_options():
+    """The names of those options that encoders and decoders are given, if they name them."""
+    return [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") == MODEL]
 
 
 def own_classes(config):

@@ -1,10 +1,14 @@
 """What an encoder and a decoder must do for the model to train and translate with them, tried on a tiny batch."""
 
+import contextlib
+import re
+
+import keras
 import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError
-from pipelines.tokenizers import PADDING, START, UNKNOWN
+from pipelines.tokenizers import END, PADDING, START, UNKNOWN
 from seq2seq.layers import Decoder, Encoded, Encoder
 
 
@@ -12,59 +16,89 @@ def check_contract(encoder, decoder, vocabulary_size):
     """Runs the two on two short rows, which makes their weights, and compares what comes out with what should.
 
     Args:
-        encoder: a layer, (source ids `[B, S]` or one-hot) -> `Encoded`.
+        encoder: a layer, (source ids `[B, S]` or one-hot) -> `Encoded`, the same however far a row is padded.
         decoder: a layer with `start(encoded)` -> (encoded, state), and (target `[B, T]`, encoded, state) ->
             (logits `[B, T, V]`, state), which gives the same logits for the whole target at once and for one token
-            after another, also with K rows of target and state for each one of `encoded`.
+            after another, also with K rows of target and state for each one of `encoded`, and does not look at padding.
         vocabulary_size: V of the target.
 
     Raises:
         OptionError: names the argument, encoder or decoder, the class, and what it got wrong.
     """
+    for name, layer in (("encoder", encoder), ("decoder", decoder)):
+        with _refusing(name, layer, "being saved") as refuse:
+            kind = type(layer)
+            if keras.saving.get_registered_object(keras.saving.get_registered_name(kind)) is not kind:
+                refuse("put @keras.saving.register_keras_serializable() above it, or what is saved cannot be loaded")
+            keras.saving.serialize_keras_object(layer)
 
-    def demand(good, name, layer, what):
-        if not good:
-            raise OptionError(f"{name}={type(layer).__name__}: {what}")
+    source = tf.constant([[UNKNOWN, START, END], [END, START, PADDING]])
+    target = tf.constant([[START, UNKNOWN, END], [START, END, UNKNOWN]])
 
-    source = tf.constant([[UNKNOWN, UNKNOWN, UNKNOWN], [UNKNOWN, PADDING, PADDING]])
-    target = tf.constant([[START, UNKNOWN, UNKNOWN], [START, START, UNKNOWN]])
-    encoded = encoder(source)
-    demand(isinstance(encoded, Encoded), "encoder", encoder, f"returns {type(encoded).__name__}, not Encoded")
-    shapes = encoded.memory.shape[:-1], encoded.mask.shape
-    demand(
-        shapes == ((2, 3), (2, 3)) and encoded.mask.dtype == tf.bool,
-        "encoder",
-        encoder,
-        f"memory {encoded.memory.shape} and {encoded.mask.dtype.name} mask {encoded.mask.shape} of a source (2, 3); "
-        "expected [B, S, D] and bool [B, S]",
-    )
-    demand(hasattr(decoder, "start"), "decoder", decoder, "has no method `start`")
-    encoded, first = decoder.start(encoded)
-    found = decoder(target, encoded, first)
-    demand(isinstance(found, tuple) and len(found) == 2, "decoder", decoder, "does not return (logits, state)")
-    logits = found[0]
-    demand(
-        logits.shape == (2, 3, vocabulary_size),
-        "decoder",
-        decoder,
-        f"logits {logits.shape} of a target (2, 3); expected {(2, 3, vocabulary_size)}, [B, T, V]",
-    )
+    with _refusing("encoder", encoder, "source ids [B, S]") as refuse:
+        encoded = encoder(source)
+        if not isinstance(encoded, Encoded):
+            refuse(f"returns {type(encoded).__name__}, not Encoded")
+        memory, mask = (tf.convert_to_tensor(tensor) for tensor in encoded[:2])
+        if memory.shape[:-1] != (2, 3) or mask.shape != (2, 3) or mask.dtype != tf.bool:
+            refuse(
+                f"memory {memory.shape} and {mask.dtype.name} mask {mask.shape} of a source (2, 3); "
+                "expected [B, S, D] and bool [B, S]"
+            )
+    with _refusing("decoder", decoder, f"what {type(encoder).__name__} made of a source") as refuse:
+        if not hasattr(decoder, "start"):
+            refuse("has no method `start`")
+        started = decoder.start(encoded)
+        if not isinstance(started, tuple) or len(started) != 2 or not isinstance(started[0], Encoded):
+            refuse("`start` does not return (encoded, state)")
+        found = decoder(target, *started)
+        if not isinstance(found, tuple) or len(found) != 2:
+            refuse("does not return (logits, state)")
+        whole = found[0]
+        if whole.shape != (2, 3, vocabulary_size):
+            refuse(f"logits {whole.shape} of a target (2, 3); expected {(2, 3, vocabulary_size)}, [B, T, V]")
     if type(encoder) is Encoder and type(decoder) is Decoder:
         return  # the tests of the library have seen to the rest
 
-    def one_by_one(copies):
-        state = tf.nest.map_structure(lambda x: tf.repeat(x, copies, axis=0), first)
-        for position in range(3):
-            tokens = tf.repeat(target[:, position : position + 1], copies, axis=0)
-            step, after = decoder(tokens, encoded, state)
-            tf.nest.assert_same_structure(state, after)
-            yield step[:, 0]
-            state = after
+    tolerance = 1e-3 if keras.backend.standardize_dtype(decoder.compute_dtype) == "float32" else 0.05
+
+    def same(one, other):
+        flat = zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True)
+        return all(np.allclose(*(tf.cast(x, tf.float32) for x in pair), tolerance, tolerance) for pair in flat)
+
+    # The second text again, without the padding that its neighbour gave it.
+    with _refusing("encoder", encoder, "a text alone") as refuse:
+        alone = encoder(source[1:, :2])
+        second = tf.nest.map_structure(lambda tensor: tensor[1:], (encoded.memory[:, :2], encoded.state))
+        if not same((alone.memory, alone.state), second):
+            refuse("another memory or state for a text alone than for the same with padding after it")
+    with _refusing("decoder", decoder, "a text alone") as refuse:
+        if not same(decoder(target[1:], *decoder.start(alone))[0], whole[1:]):
+            refuse("other logits where the source has padding after it: does it heed the mask?")
 
     for copies, case in ((1, "one token after another"), (3, "three hypotheses for each source (see rows_by_source)")):
-        try:
-            steps = np.stack([step.numpy() for step in one_by_one(copies)], axis=1)
-        except Exception as error:
-            raise OptionError(f"decoder={type(decoder).__name__}: fails on {case}: {error}") from error
-        same = np.allclose(steps, np.repeat(logits, copies, axis=0), rtol=0.05, atol=0.05)
-        demand(same, "decoder", decoder, f"other logits for {case} than for the whole target at once")
+        with _refusing("decoder", decoder, case) as refuse:
+            encoded, state = started
+            state = tf.nest.map_structure(lambda x, copies=copies: tf.repeat(x, copies, axis=0), state)
+            for position in range(3):
+                before, tokens = state, tf.repeat(target[:, position : position + 1], copies, axis=0)
+                logits, state = decoder(tokens, encoded, state)
+                tf.nest.assert_same_structure(before, state)
+                if not same(logits[:, 0], tf.repeat(whole[:, position], copies, axis=0)):
+                    refuse(f"other logits for {case} than for the whole target at once")
+
+
+@contextlib.contextmanager
+def _refusing(name, layer, given):
+    """Gives a function that refuses the layer, and does it too where the layer raises, in one line."""
+
+    def refuse(what):
+        raise OptionError(f"{name}={type(layer).__name__}: {what}")
+
+    try:
+        yield refuse
+    except OptionError:
+        raise
+    except Exception as error:
+        said = " ".join(re.sub("\x1b\\[\\d*m", "", str(error)).split())  # Keras says it in several lines and colours
+        raise OptionError(f"{name}={type(layer).__name__}: fails on {given}: {type(error).__name__}: {said}") from error

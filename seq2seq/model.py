@@ -80,7 +80,7 @@ class Seq2Seq(keras.Model):
         taken = set().union(*(accepted(half) for half in (encoder, decoder) if isinstance(half, type)))
         for option in options:
             choose("option", option, sorted(taken))
-        options["dtype"] = self.dtype_policy
+        options["dtype"] = self.dtype_policy.name  # by which Keras makes a `get_config` for classes without
         self.encoder = _make(encoder, source_tokenizer.vocabulary_size, options, "encoder")
         self.decoder = _make(decoder, target_tokenizer.vocabulary_size, options, "decoder")
         # How long a target is, compared with its source: number of pairs seen in training, sum and sum of squares.
@@ -173,12 +173,14 @@ class Seq2Seq(keras.Model):
         if single:
             texts = texts[None]
         run = self._translate_with(strategy, details)
+        count = texts.shape[0]
+        texts = texts if count else tf.constant([""])  # not every layer takes a batch of nothing
         order, batches = _by_length(tf.strings.length(texts), batch_size)
         done = [
             run(tf.gather(texts, batch), seed + batch, min_length, -1 if max_length is None else max_length)
             for batch in batches
         ]
-        found = [tf.gather(tf.concat(parts, axis=0), np.argsort(order)) for parts in zip(*done, strict=True)]
+        found = [tf.gather(tf.concat(parts, axis=0), np.argsort(order)[:count]) for parts in zip(*done, strict=True)]
         if details:
             return Translations(*found)
         (texts,) = found
@@ -186,24 +188,23 @@ class Seq2Seq(keras.Model):
         return texts[0] if single else texts
 
     def _compile_translate(self, strategy, details):
-        signature = [tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)]
+        texts, seeds = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)
+        length = tf.TensorSpec([], tf.int32)
+        run = functools.partial(self._translate_batch, strategy, details)
+        return tf.function(run, input_signature=[texts, seeds, length, length])
 
-        @tf.function(input_signature=[*signature, tf.TensorSpec([], tf.int32), tf.TensorSpec([], tf.int32)])
-        def run(texts, seeds, min_length, max_length):
-            source = self.source_tokenizer.tokenize(texts)
-            ids, scores, stopped = self.decode(source, strategy, min_length, max_length, seeds)
-            rows, n_best, length = (tf.shape(ids)[axis] for axis in range(3))
-            translations = self.target_tokenizer.detokenize(tf.reshape(ids, [rows * n_best, length]))
-            translations = tf.ensure_shape(tf.reshape(translations, [rows, n_best]), ids.shape[:2])
-            if not details:
-                return (translations,)
-            if scores is None:
-                scores = self._log_likelihood(source, tf.pad(ids[:, 0], [[0, 0], [1, 0]], constant_values=START))[
-                    :, None
-                ]
-            return translations, scores, tf.gather(tf.constant(STOPPED), stopped)
-
-        return run
+    def _translate_batch(self, strategy, details, texts, seeds, min_length, max_length):
+        source = self.source_tokenizer.tokenize(texts)
+        ids, scores, stopped = self.decode(source, strategy, min_length, max_length, seeds)
+        rows, n_best, length = (tf.shape(ids)[axis] for axis in range(3))
+        translations = self.target_tokenizer.detokenize(tf.reshape(ids, [rows * n_best, length]))
+        translations = tf.ensure_shape(tf.reshape(translations, [rows, n_best]), ids.shape[:2])
+        if not details:
+            return (translations,)
+        if scores is None:
+            target = tf.pad(ids[:, 0], [[0, 0], [1, 0]], constant_values=START)
+            scores = self._log_likelihood(source, target)[:, None]
+        return translations, scores, tf.gather(tf.constant(STOPPED), stopped)
 
     def decode(self, source, strategy=Greedy(), min_length=0, max_length=-1, seeds=None):  # noqa: B008 (frozen)
         """Decodes source ids `[B, S]`, or their one-hot form, into target ids.
@@ -285,7 +286,7 @@ class Seq2Seq(keras.Model):
             raise OptionError(f"targets: expected as many as sources, {sources.shape[0]}, and not {targets.shape[0]}")
         order, batches = _by_length(tf.strings.length(targets), batch_size)
         scores = [self._score(tf.gather(sources, batch), tf.gather(targets, batch)) for batch in batches]
-        return tf.gather(tf.concat(scores, axis=0), np.argsort(order))
+        return tf.gather(tf.concat([*scores, tf.zeros([0])], axis=0), np.argsort(order))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)] * 2)
     def _score(self, sources, targets):
@@ -371,7 +372,10 @@ def _make(half, vocabulary_size, options, name):
     if not isinstance(half, type):
         return half
     taken = {option: value for option, value in options.items() if option in accepted(half) | {"dtype"}}
-    return half(vocabulary_size, name=name, **taken)
+    try:
+        return half(vocabulary_size, name=name, **taken)
+    except TypeError as error:
+        raise OptionError(f"{name}={half.__name__}: must take vocabulary_size and **kwargs ({error})") from error
 
 
 def _lengths(source):
@@ -383,4 +387,4 @@ def _lengths(source):
 def _by_length(lengths, batch_size):
     """An order in which like lengths stand together, so that short rows do not wait for long ones, and its batches."""
     order = np.argsort(lengths, kind="stable")
-    return order, [order[start : start + batch_size] for start in range(0, max(1, len(order)), batch_size)]
+    return order, [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -27,7 +27,7 @@ from pipelines import (
     survey,
 )
 from pipelines.tokenizers import TOKENIZERS
-from seq2seq.config import Config, load_config, own_classes, reading_options
+from seq2seq.config import Config, load_config, model_options, own_classes, reading_options
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.model import Seq2Seq, accepted
 
@@ -122,7 +122,7 @@ def _model(config, tokenizers, steps):
     """The `Seq2Seq` of a configuration."""
     encoder = load_class("encoder", config.encoder) if config.encoder else Encoder
     decoder = load_class("decoder", config.decoder) if config.decoder else Decoder
-    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    options = {name: getattr(config, name) for name in model_options()}
     first, *last = config.teacher_forcing
     return Seq2Seq(
         *tokenizers,
@@ -176,7 +176,7 @@ def _prepare(config, tokenizers, progress, report):
     return (
         training,
         steps,
-        config.epochs or min(100, max(8, round(3000 / steps))),
+        config.epochs or min(100, max(8, round(2000 / steps))),
         batches(validation, shuffle=False) if held_out else None,
         [(source.decode(), target.decode()) for source, target in held_out],
         found,

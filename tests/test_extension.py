@@ -29,6 +29,7 @@ EACH = pytest.mark.parametrize("name", [DECODER, ENCODER, TOKENIZER])
 
 # What is broken in an example, by one change to it, and what the message says of that.
 BROKEN_DECODERS = {
+    "cannot be loaded": ('@keras.saving.register_keras_serializable("transformer")', "", "register_keras_serializable"),
     "no start": ("def start(", "def begin(", "has no method `start`"),
     "start returns no pair": ("return encoded, tf.zeros(", "return tf.zeros(", "start"),
     "another shape": ("self.output_layer(x), state", "self.output_layer(x)[:, 0], state", "expected (2, 3, 14)"),
@@ -38,8 +39,9 @@ BROKEN_DECODERS = {
     "sources as hypotheses": ("rows_by_source(x, encoded)", "x", "three hypotheses"),
     "hypotheses of other sources": (
         "rows_by_source(x, encoded), encoded.memory, attention_mask=encoded.mask[:, None]",
-        "x, tf.tile(encoded.memory, [tf.shape(x)[0] // tf.shape(encoded.memory)[0], 1, 1])",
-        "",
+        "x, tf.tile(encoded.memory, [(k := tf.shape(x)[0] // tf.shape(encoded.memory)[0]), 1, 1]), "
+        "attention_mask=tf.tile(encoded.mask, [k, 1])[:, None]",
+        "three hypotheses",
     ),
     "looks at padding": (", attention_mask=encoded.mask[:, None]", "", "padding"),
 }

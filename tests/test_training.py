@@ -138,7 +138,7 @@ def test_a_changed_corpus_is_no_repetition(config, tmp_path):
         train(dataclasses.replace(config, corpus="-"), tmp_path / "again")
 
 
-def test_as_many_epochs_as_make_3000_updates_are_the_default(config, tmp_path):
+def test_as_many_epochs_as_make_2000_updates_are_the_default(config, tmp_path):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.model.stop_training = True
