@@ -190,8 +190,10 @@ def choose_preset(config):
     Sentences are texts of three words or more, on average: where words are written without spaces or stand alone,
     characters are the better choice. Reads no more than those first pairs.
     """
-    pairs = itertools.islice(open_corpora(config.corpus, **reading_options(config)).pairs(), SUBWORD_PAIRS)
-    words = [len(source.split()) for source, _ in pairs]
+    pairs = open_corpora(config.corpus, **reading_options(config)).pairs()
+    words = [
+        len(source.split()) for source, _ in itertools.islice(pairs, min(SUBWORD_PAIRS, config.limit or SUBWORD_PAIRS))
+    ]
     return "subword" if len(words) == SUBWORD_PAIRS and sum(words) >= 3 * len(words) else "default"
 
 

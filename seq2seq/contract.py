@@ -25,13 +25,6 @@ def check_contract(encoder, decoder, vocabulary_size):
     Raises:
         OptionError: names the argument, encoder or decoder, the class, and what it got wrong.
     """
-    for name, layer in (("encoder", encoder), ("decoder", decoder)):
-        with _refusing(name, layer, "being saved") as refuse:
-            kind = type(layer)
-            if keras.saving.get_registered_object(keras.saving.get_registered_name(kind)) is not kind:
-                refuse("put @keras.saving.register_keras_serializable() above it, or what is saved cannot be loaded")
-            keras.saving.serialize_keras_object(layer)
-
     source = tf.constant([[UNKNOWN, START, END], [END, START, PADDING]])
     target = tf.constant([[START, UNKNOWN, END], [START, END, UNKNOWN]])
 
@@ -88,6 +81,28 @@ def check_contract(encoder, decoder, vocabulary_size):
                     refuse(f"other logits for {case} than for the whole target at once")
 
 
+def check_savable(name, part):
+    """Sees that a part of a model can be saved, and loaded again.
+
+    Args:
+        name: the argument that the part was given for.
+        part: a layer or a tokenizer.
+
+    Raises:
+        OptionError: if Keras does not know its class, or cannot serialize it.
+    """
+    with _refusing(name, part, "being saved") as refuse:
+        kind = type(part)
+        if keras.saving.get_registered_object(keras.saving.get_registered_name(kind)) is not kind:
+            refuse("put @keras.saving.register_keras_serializable() above it, or what is saved cannot be loaded")
+        keras.saving.serialize_keras_object(part)
+
+
+def one_line(error):
+    """What an error is and says, in one line; Keras says it in several, in colours."""
+    return " ".join([f"{type(error).__name__}:", *re.sub("\x1b\\[\\d*m", "", str(error)).split()])
+
+
 @contextlib.contextmanager
 def _refusing(name, layer, given):
     """Gives a function that refuses the layer, and does it too where the layer raises, in one line."""
@@ -100,5 +115,4 @@ def _refusing(name, layer, given):
     except OptionError:
         raise
     except Exception as error:
-        said = " ".join(re.sub("\x1b\\[\\d*m", "", str(error)).split())  # Keras says it in several lines and colours
-        raise OptionError(f"{name}={type(layer).__name__}: fails on {given}: {type(error).__name__}: {said}") from error
+        raise OptionError(f"{name}={type(layer).__name__}: fails on {given}: {one_line(error)}") from error

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, choose
 from pipelines.tokenizers import PADDING, START, one_hot
-from seq2seq.contract import check_contract
+from seq2seq.contract import check_contract, check_savable
 from seq2seq.decoding import STOPPED, STRATEGIES, Greedy
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.metrics import Perplexity, token_accuracy, token_crossentropy
@@ -52,7 +52,8 @@ class Seq2Seq(keras.Model):
             or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's steps. Below 1 it is scheduled
             sampling (Bengio et al. 2015, arxiv.org/abs/1506.03099).
         **options: arguments of encoder and decoder: `units`, `cell`, `layers`, `bidirectional`, `embedding`,
-            `attention`, `input_feeding`, `tied`, `dropout`; each goes to the one or the two that have it.
+            `attention`, `input_feeding`, `tied`, `dropout`; each goes to the one or the two that have it. Without any
+            it is the plain model of the Keras tutorial; what `seq2seq train` takes is in `config.PRESETS`.
 
     Raises:
         OptionError: for an option that neither has, or an encoder or decoder that does not keep to the contract.
@@ -93,6 +94,8 @@ class Seq2Seq(keras.Model):
 
     def build(self, *_):
         """Makes the weights, by a tiny batch, and sees on the way that encoder and decoder are what they should be."""
+        for part in ("source_tokenizer", "target_tokenizer", "encoder", "decoder"):
+            check_savable(part, getattr(self, part))
         check_contract(self.encoder, self.decoder, self.target_tokenizer.vocabulary_size)
         self.built = True
 

@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import importlib
 import json
 import math
 import os
+import platform
 import sys
 import warnings
 from importlib.metadata import version
@@ -15,6 +17,7 @@ import tensorflow as tf
 
 from pipelines import (
     CorpusError,
+    OptionError,
     Report,
     batch_pairs,
     checksums,
@@ -28,8 +31,12 @@ from pipelines import (
 )
 from pipelines.tokenizers import TOKENIZERS
 from seq2seq.config import Config, load_config, model_options, own_classes, reading_options
+from seq2seq.contract import one_line
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.model import Seq2Seq, accepted
+
+
+_PACKAGES = ("keras-seq2seq", "tensorflow", "tensorflow-text", "keras", "numpy")  # whose versions a run records
 
 
 class RunError(ValueError):
@@ -76,7 +83,7 @@ def train(
         warnings.filterwarnings("ignore", **ran_out)
         record = {
             "command": command,
-            "versions": {package: version(package) for package in ("keras-seq2seq", "tensorflow", "keras")},
+            "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
             "checksums": _checksums(config.corpus, expected_checksums),
         }
         # Before anything is read, so that options that do not go together are not found out after an hour.
@@ -113,9 +120,17 @@ def _checksums(corpus, expected):
 
 
 def _tokenizer(config, side):
+    """The tokenizer that a configuration names for a side, tried on a text; without a vocabulary yet."""
     name = getattr(config, side)
     kind = load_class(side, name) if ":" in name else choose(side, name, TOKENIZERS)
-    return kind(normal_form=config.normal_form, lowercase=config.lowercase)
+    if kind is TOKENIZERS["subword"]:
+        importlib.import_module("sentencepiece")  # which is needed once all text has been read, and may be missing
+    try:
+        tokenizer = kind(normal_form=config.normal_form, lowercase=config.lowercase)
+        tokenizer.count(tf.constant(["a text"]))
+    except Exception as error:
+        raise OptionError(f"{side}={name!r}: cannot split a text: {one_line(error)}") from error
+    return tokenizer
 
 
 def _model(config, tokenizers, steps):
@@ -249,7 +264,7 @@ def load_run(folder):
     try:
         model = keras.models.load_model(path)
     except Exception as error:  # Keras raises whatever the zip, JSON or HDF5 reader does
-        raise RunError(f"{path}: damaged, or no model of this library ({type(error).__name__}: {error})") from error
+        raise RunError(f"{path}: damaged, or no model of this library ({one_line(error)})") from error
     if not isinstance(model, Seq2Seq):
         raise RunError(f"{path}: a {type(model).__name__}, not a Seq2Seq")
     return model

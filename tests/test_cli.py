@@ -264,7 +264,7 @@ def test_what_cannot_be_asked_of_translate_exits_2(run):
 @pytest.mark.slow
 def test_the_corpus_decides_the_preset(tmp_path):
     (tmp_path / "sentences.tsv").write_text("I saw him there.\tLo vi ahí.\n" * 20_000)
-    arguments = ["train", "sentences.tsv", "--limit", 50, "--validation-fraction", 0, "--epochs", 1, "--units", 8]
+    arguments = ["train", "sentences.tsv", "--batch-size", 1000, "--epochs", 1, "--units", 8]
     done = seq2seq(*arguments, cwd=tmp_path)
     assert done.returncode == 0 and b"Preset: subword" in done.stderr, done.stderr
     (tmp_path / "sentencepiece.py").write_text("raise ModuleNotFoundError('none', name='sentencepiece')")

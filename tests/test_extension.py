@@ -14,7 +14,8 @@ import tensorflow as tf
 from conftest import WORDS
 
 from pipelines import CharTokenizer, OptionError, batch_pairs, load_class
-from seq2seq import BeamSearch, Sampling, Seq2Seq
+from seq2seq import BeamSearch, Config, Sampling, Seq2Seq
+from seq2seq.training import train
 
 README = Path(__file__).parent.parent / "README.md"
 UPPER = [word.upper() for word in WORDS]
@@ -51,6 +52,17 @@ BROKEN_ENCODERS = {
     "raises": ("mask = source_mask(source)", "raise ValueError('far too\\nlong')", "far too"),
     "reads padding": ("x *= real", "pass", "padding"),
     "counts padding": ("tf.reduce_sum(real, axis=1)", "tf.cast(tf.shape(x)[1], x.dtype)", "padding"),
+}
+
+BROKEN_TOKENIZERS = {
+    "cannot be loaded": ('@keras.saving.register_keras_serializable("bigrams")', "", "register_keras_serializable"),
+    "not ragged": ('"\\x1f")[:, 1:]', '"\\x1f").to_tensor()', "must return ragged strings"),
+    "raises": ("marked = ", "raise ValueError('far too\\nlong')\n        marked = ", "far too long"),
+    "takes no options": (
+        "def split(",
+        "def __init__(self):\n        pass\n\n    def split(",
+        "unexpected keyword argument",
+    ),
 }
 
 
@@ -146,14 +158,14 @@ def test_it_learns_decodes_with_every_strategy_and_does_so_in_another_process(fo
 @pytest.mark.slow
 @EACH
 def test_the_command_line_makes_runs_of_it_as_the_readme_says(folder, name):
-    train, translate = examples()[1][name.partition(":")[0]].splitlines()
+    learn, translate = examples()[1][name.partition(":")[0]].splitlines()
     out = f"runs/{name.partition(':')[0]}"
 
     def seq2seq(line, *more):
         _, *arguments = shlex.split(line.replace("runs/pairs", out))
         return subprocess.run([SEQ2SEQ, *arguments, *more], cwd=folder, capture_output=True, text=True)
 
-    done = seq2seq(train, "--out", out, "--epochs", "1", "--units", "8")
+    done = seq2seq(learn, "--out", out, "--epochs", "1", "--units", "8")
     assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
     assert f"--import {name}" in translate and f"--import {name}" in done.stderr
     for more in ((), ("--beam-width", "3", "--scores")):
@@ -193,6 +205,19 @@ def test_an_encoder_that_breaks_the_contract_is_refused(what, units):
     with pytest.raises(OptionError, match=f"(?s)^encoder=ConvolutionalEncoder: .*{re.escape(message)}") as raised:
         Seq2Seq(tokenizer, tokenizer, units=units, encoder=scope["ConvolutionalEncoder"], attention="general")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("what", BROKEN_TOKENIZERS)
+def test_a_tokenizer_that_cannot_split_or_be_saved_is_refused(folder, monkeypatch, what):
+    right, wrong, message = BROKEN_TOKENIZERS[what]
+    text, _ = broken("bigrams", right, wrong)
+    module = f"broken_{list(BROKEN_TOKENIZERS).index(what)}"
+    (folder / f"{module}.py").write_text(text)
+    name = f"{module}:BigramTokenizer"
+    config = Config(str(folder / "pairs.tsv"), target_tokenizer=name, units=8, epochs=1)
+    with pytest.raises(OptionError, match=f"target_tokenizer=.*{re.escape(message)}") as raised:
+        train(config, folder / "runs" / module)
+    assert "\n" not in str(raised.value) and not (folder / "runs" / module).exists()
 
 
 @pytest.mark.slow

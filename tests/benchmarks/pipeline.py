@@ -94,7 +94,9 @@ def compare(copies):
     next(iter(batch_pairs(clean, source, target, BATCH, window=BUFFER)))
     figures["first batch"] = time.perf_counter() - started - full
     print(f"window full after {full:.2f} s, first batch {figures['first batch']:.2f} s later")
-    figures["waiting"] = waiting(batch_pairs(clean, source, target, 64, seed=0), Seq2Seq(source, target, units=256))
+    figures["waiting"] = waiting(
+        batch_pairs(clean, source, target, 64, seed=0), Seq2Seq(source, target, units=256, attention="general")
+    )
     print(f"share of training (256 units, batches of 64) spent waiting for input: {figures['waiting']:.2%}")
     return figures
 
