@@ -35,7 +35,6 @@ from seq2seq.contract import one_line
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.model import Seq2Seq, accepted
 
-
 _PACKAGES = ("keras-seq2seq", "tensorflow", "tensorflow-text", "keras", "numpy")  # whose versions a run records
 
 
