@@ -214,15 +214,15 @@ def train(
 
 
 def _corpus_preset(config):
-    """The preset that suits the corpus and can be used here; says on stderr which."""
+    """The preset that suits the corpus and can be used here; says so on stderr where it is not the usual one."""
     preset = choose_preset(config)
-    if preset == "subword" and importlib.util.find_spec("sentencepiece") is None:
-        typer.echo(
-            "Preset: default. For so many sentences subword would be better: pip install 'keras-seq2seq[subword]'",
-            err=True,
-        )
-        return "default"
-    typer.echo(f"Preset: {preset}", err=True)
+    if preset == "subword":
+        if importlib.util.find_spec("sentencepiece"):
+            said = "so many sentences are cut into subwords (--preset default for characters)"
+        else:
+            preset = "default"
+            said = "for so many sentences subwords would be better: pip install 'keras-seq2seq[subword]'"
+        typer.echo(f"Preset {preset}: {said}", err=True)
     return preset
 
 

@@ -188,12 +188,14 @@ def choose_preset(config):
     """The preset for a corpus: "subword" where it holds 20,000 pairs of sentences or more, else "default".
 
     Sentences are texts of three words or more, on average: where words are written without spaces or stand alone,
-    characters are the better choice. Reads no more than those first pairs.
+    characters are the better choice. Whoever has said what tokens to take gets "default" too. Reads no more than those
+    first pairs.
     """
+    if (config.source_tokenizer, config.target_tokenizer) != (Config.source_tokenizer, Config.target_tokenizer):
+        return "default"
     pairs = open_corpora(config.corpus, **reading_options(config)).pairs()
-    words = [
-        len(source.split()) for source, _ in itertools.islice(pairs, min(SUBWORD_PAIRS, config.limit or SUBWORD_PAIRS))
-    ]
+    pairs = itertools.islice(pairs, min(SUBWORD_PAIRS, config.limit or SUBWORD_PAIRS))
+    words = [len(source.split()) for source, _ in pairs]
     return "subword" if len(words) == SUBWORD_PAIRS and sum(words) >= 3 * len(words) else "default"
 
 

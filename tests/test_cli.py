@@ -131,7 +131,7 @@ def test_a_shuffled_corpus_is_inspected_and_trained_on(tsv, tmp_path):
     assert b"Traceback" not in done.stderr and b"cuda" not in done.stderr
     done = seq2seq("train", "shuffled", "--epochs", 1, "--units", 8, "--reverse", "--batch-tokens", 99, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, b"runs/shuffled\n"), done.stderr
-    assert json.loads((tmp_path / "runs/shuffled/config.json").read_text())["reverse"] is True
+    assert json.loads((tmp_path / "runs/shuffled/config.json").read_text())["options"]["reverse"] is True
     shard = next((tmp_path / "shuffled").glob("*.gz"))
     shard.write_bytes(shard.read_bytes()[:-9])
     for command in (["inspect", "shuffled"], ["train", "shuffled", "--out", "runs/other"]):
@@ -266,7 +266,7 @@ def test_the_corpus_decides_the_preset(tmp_path):
     (tmp_path / "sentences.tsv").write_text("I saw him there.\tLo vi ahí.\n" * 20_000)
     arguments = ["train", "sentences.tsv", "--batch-size", 1000, "--epochs", 1, "--units", 8]
     done = seq2seq(*arguments, cwd=tmp_path)
-    assert done.returncode == 0 and b"Preset: subword" in done.stderr, done.stderr
+    assert done.returncode == 0 and b"Preset subword" in done.stderr, done.stderr
     (tmp_path / "sentencepiece.py").write_text("raise ModuleNotFoundError('none', name='sentencepiece')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [SEQ2SEQ, *map(str, arguments), "--preset", "subword", "--overwrite"]

@@ -33,6 +33,7 @@ def test_a_preset_is_chosen_by_what_is_read(tsv):
     assert choose_preset(Config(str(path), columns=(2, 3))) == "subword"
     assert choose_preset(Config(str(path), columns=(1, 3))) == "default"
     assert choose_preset(Config(str(path), columns=(2, 3), limit=SUBWORD_PAIRS - 1)) == "default"
+    assert choose_preset(Config(str(path), columns=(2, 3), target_tokenizer="whitespace")) == "default"
 
 
 def test_options_stand_in_json_and_come_back(tmp_path):

@@ -233,6 +233,6 @@ def test_the_command_line_refuses_it_in_one_line(folder, half, module, what):
     arguments = ["train", "pairs.tsv", f"--{half}", f"broken:{name}", "--out", "runs/broken"]
     done = subprocess.run([SEQ2SEQ, *arguments], cwd=folder, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    _preset, line = done.stderr.splitlines()
+    (line,) = done.stderr.splitlines()
     assert line.startswith(f"seq2seq: {half}={name}: ") and message in line
     assert not (folder / "runs" / "broken").exists()
