@@ -315,23 +315,23 @@ class Seq2Seq(keras.Model):
         Raises:
             OptionError: if the decoder has no attention.
         """
+        if "return_attention" not in accepted(self.decoder.call):
+            raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
         targets = self.translate(sources) if targets is None else targets
         source = self.source_tokenizer.tokenize(sources)
         target = self.target_tokenizer.tokenize(targets, start_end=True)
         encoded, state = self.decoder.start(self.encoder(source))
-        if "return_attention" not in accepted(type(self.decoder).call):
-            raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
         *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
-        alignments = []
-        for source_ids, target_ids, row in zip(source.numpy(), target[:, 1:].numpy(), weights.numpy(), strict=True):
-            source_tokens, target_tokens = (
-                [tokenizer.vocabulary[number] for number in ids if number != PADDING]
-                for tokenizer, ids in ((self.source_tokenizer, source_ids), (self.target_tokenizer, target_ids))
-            )
-            alignments.append(
-                Alignment(source_tokens, target_tokens, row[: len(target_tokens), : max(1, len(source_tokens))])
-            )
-        return alignments
+
+        def tokens(tokenizer, ids):
+            vocabulary = tokenizer.vocabulary
+            return [[vocabulary[number] for number in row if number != PADDING] for row in ids.numpy()]
+
+        source, target = tokens(self.source_tokenizer, source), tokens(self.target_tokenizer, target[:, 1:])
+        return [  # an empty source is one step of nothing
+            Alignment(source, target, row[: len(target), : max(1, len(source))])
+            for source, target, row in zip(source, target, weights.numpy(), strict=True)
+        ]
 
     def get_config(self):
         parts = {

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from pipelines import OptionError
+from seq2seq import cli
 from seq2seq.config import PRESETS, SUBWORD_PAIRS, Config, choose_preset, load_config, own_classes
 
 
@@ -59,6 +60,11 @@ def test_choices_are_checked_and_the_nearest_is_suggested():
         Config(encoding="onehot")
     with pytest.raises(OptionError, match="teacher_forcing"):
         Config(teacher_forcing=(1.5,))
+
+
+def test_the_help_of_the_command_line_tells_the_presets_as_they_are():
+    assert all(name in cli._PRESETS for name in PRESETS)
+    assert f"{SUBWORD_PAIRS} pairs of sentences" in cli._PRESETS
 
 
 def test_own_classes_are_those_written_with_a_colon():
