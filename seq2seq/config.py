@@ -159,7 +159,7 @@ PRESETS = {
         "dropout": 0.1,
         "encoding": "ids",
     },
-    # From letters to phones, "cat TAB K AE T": many more tokens to each pair than pairs, so it is held back.
+    # From letters to phones, "cat TAB K AE T". Lists of words are short, so the model is held back from learning them.
     "grapheme-to-phoneme": {
         "target_tokenizer": "whitespace",
         "embedding": 64,
