@@ -212,6 +212,6 @@ def test_rows_by_source_puts_hypotheses_side_by_side():
 
 
 def test_numbers_of_an_embedding_begin_with_a_variance_of_one():
-    """With Keras's own initial values, a twentieth at most, subwords took three times as long to learn."""
+    """With Keras's own initial values, a twentieth at most, subwords took several times as long to learn."""
     for size in (16, 256):
         assert np.std(TokenVectors(2000, size)(tf.range(2000)[None])) == pytest.approx(1, abs=0.05)
