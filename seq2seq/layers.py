@@ -341,9 +341,9 @@ class TokenVectors(keras.layers.Layer):
         self.size = embedding or vocabulary_size  # of a vector
         self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         if embedding:
-            # Read times the root of E, as in Vaswani et al. 2017, section 3.4: to the recurrent layers a number has a
-            # variance of 1 at the start, and an output that is tied to the matrix yet begins with small logits.
-            initializer = keras.initializers.RandomNormal(stddev=embedding**-0.5)
+            # Large numbers, as in the one-hot rows that they stand for: from Keras's own, a twentieth at most, recurrent
+            # layers take several times as long to learn.
+            initializer = keras.initializers.RandomNormal(stddev=1.0)
             self.matrix = self.add_weight(shape=(vocabulary_size, embedding), initializer=initializer, name="embedding")
 
     def call(self, tokens, training=False):
@@ -352,7 +352,7 @@ class TokenVectors(keras.layers.Layer):
             return one_hot(tokens, self.vocabulary_size, self.compute_dtype) if is_ids else tokens
         matrix = tf.cast(self.matrix, self.compute_dtype)
         vectors = tf.gather(matrix, tokens) if tokens.dtype.is_integer else tf.tensordot(tokens, matrix, 1)
-        return self.drop(vectors * self.embedding**0.5, training=training)
+        return self.drop(vectors, training=training)
 
     def get_config(self):
         config = {"vocabulary_size": self.vocabulary_size, "embedding": self.embedding, "dropout": self.drop.rate}
