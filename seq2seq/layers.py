@@ -341,8 +341,8 @@ class TokenVectors(keras.layers.Layer):
         self.size = embedding or vocabulary_size  # of a vector
         self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         if embedding:
-            # Large numbers, as in the one-hot rows that they stand for: from Keras's own, a twentieth at most, recurrent
-            # layers take several times as long to learn.
+            # Large numbers, as in the one-hot rows that they stand for: from Keras's own, a twentieth at most,
+            # recurrent layers take several times as long to learn.
             initializer = keras.initializers.RandomNormal(stddev=1.0)
             self.matrix = self.add_weight(shape=(vocabulary_size, embedding), initializer=initializer, name="embedding")
 
