@@ -22,7 +22,6 @@ def _or_none(convert):
     def parse(text):
         return None if str(text).lower() == "none" else convert(text)
 
-    parse.__name__ = "none" if convert is str else f"{convert.__name__} or none"  # shown where a value does not fit
     return parse
 
 

@@ -314,9 +314,14 @@ def rows_by_source(rows, encoded):
     return tf.reshape(rows, [sources, shape[0] // tf.maximum(sources, 1) * shape[1], rows.shape[2]])
 
 
+def holds_token(tokens):
+    """Which positions of ids `[B, T]`, or of their one-hot form `[B, T, V]`, are not padding: bool `[B, T]`."""
+    return tokens != PADDING if tokens.dtype.is_integer else tf.reduce_any(tokens != 0, axis=-1)
+
+
 def source_mask(source):
-    """Which positions of a source, ids `[B, S]` or one-hot `[B, S, V]`, hold a token: bool `[B, S]`."""
-    filled = source != PADDING if source.dtype.is_integer else tf.reduce_any(source != 0, axis=-1)
+    """Which positions of a source, ids `[B, S]` or one-hot `[B, S, V]`, an encoder reads: bool `[B, S]`."""
+    filled = holds_token(source)
     # An empty source counts as one step of nothing: cuDNN refuses rows that are masked from end to end.
     return tf.concat([tf.ones_like(filled[:, :1]), filled[:, 1:]], axis=1)
 

@@ -12,7 +12,7 @@ from pipelines import OptionError, choose
 from pipelines.tokenizers import PADDING, START, one_hot
 from seq2seq.contract import check_contract, check_savable
 from seq2seq.decoding import STOPPED, STRATEGIES, Greedy
-from seq2seq.layers import Decoder, Encoder
+from seq2seq.layers import Decoder, Encoder, holds_token
 from seq2seq.metrics import Perplexity, token_accuracy, token_crossentropy
 
 
@@ -383,8 +383,7 @@ def _make(half, vocabulary_size, options, name):
 
 def _lengths(source):
     """How many tokens each row of ids `[B, S]`, or of their one-hot form, holds: int32 `[B]`."""
-    tokens = source != PADDING if source.dtype.is_integer else tf.reduce_any(source != 0, axis=-1)
-    return tf.reduce_sum(tf.cast(tokens, tf.int32), axis=1)
+    return tf.reduce_sum(tf.cast(holds_token(source), tf.int32), axis=1)
 
 
 def _by_length(lengths, batch_size):

@@ -187,25 +187,19 @@ def broken(module, right, wrong):
     return text, scope
 
 
-@pytest.mark.parametrize("what", BROKEN_DECODERS)
+@pytest.mark.parametrize(
+    ("half", "name", "what"),
+    [("decoder", DECODER, what) for what in BROKEN_DECODERS] + [("encoder", ENCODER, what) for what in BROKEN_ENCODERS],
+)
 @pytest.mark.parametrize("units", [8, 128])
-def test_a_decoder_that_breaks_the_contract_is_refused(what, units):
-    right, wrong, message = BROKEN_DECODERS[what]
-    _, scope = broken("transformer", right, wrong)
+def test_an_encoder_or_decoder_that_breaks_the_contract_is_refused(half, name, what, units):
+    module, kind = name.split(":")
+    right, wrong, message = {"decoder": BROKEN_DECODERS, "encoder": BROKEN_ENCODERS}[half][what]
+    _, scope = broken(module, right, wrong)
     tokenizer = CharTokenizer("abcdefghij")
-    with pytest.raises(OptionError, match=f"(?s)^decoder=TransformerDecoder: .*{re.escape(message)}") as raised:
-        Seq2Seq(tokenizer, tokenizer, units=units, decoder=scope["TransformerDecoder"])
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("what", BROKEN_ENCODERS)
-@pytest.mark.parametrize("units", [8, 128])
-def test_an_encoder_that_breaks_the_contract_is_refused(what, units):
-    right, wrong, message = BROKEN_ENCODERS[what]
-    _, scope = broken("convolution", right, wrong)
-    tokenizer = CharTokenizer("abcdefghij")
-    with pytest.raises(OptionError, match=f"(?s)^encoder=ConvolutionalEncoder: .*{re.escape(message)}") as raised:
-        Seq2Seq(tokenizer, tokenizer, units=units, encoder=scope["ConvolutionalEncoder"], attention="general")
+    attention = {"attention": "general"} if half == "encoder" else {}
+    with pytest.raises(OptionError, match=f"(?s)^{half}={kind}: .*{re.escape(message)}") as raised:
+        Seq2Seq(tokenizer, tokenizer, units=units, **{half: scope[kind]}, **attention)
     assert "\n" not in str(raised.value)
 
 
