@@ -319,6 +319,11 @@ def holds_token(tokens):
     return tokens != PADDING if tokens.dtype.is_integer else tf.reduce_any(tokens != 0, axis=-1)
 
 
+def token_ids(tokens):
+    """Ids `[B, T]` of themselves, or of their one-hot form `[B, T, V]`, in which a row of padding is all zeros."""
+    return tokens if tokens.dtype.is_integer else tf.argmax(tokens, axis=-1, output_type=tf.int32)
+
+
 def source_mask(source):
     """Which positions of a source, ids `[B, S]` or one-hot `[B, S, V]`, an encoder reads: bool `[B, S]`."""
     filled = holds_token(source)

@@ -1,30 +1,46 @@
-"""What training reports, over real tokens only: give these to `compile` as `weighted_metrics`."""
+"""What training minimises and reports, over real tokens only.
+
+Labels are ids `[B, T]`, logits `[B, T, V]`; sample weights `[B, T]` are 1 for a token and 0 for padding.
+"""
 
 import keras
 import tensorflow as tf
 
 
-def token_crossentropy(label_smoothing=0.0):
-    """Crossentropy of one-hot labels `[B, T, V]` and logits `[B, T, V]`, averaged over real tokens, in nats.
-
-    A share of `label_smoothing` of each label is spread over all tokens; padding has no label, and its weight of 0
-    keeps it from getting one.
+@keras.saving.register_keras_serializable("seq2seq")
+class TokenCrossentropy(keras.losses.Loss):
+    """Crossentropy of the right tokens, averaged over them, in nats.
 
     It is divided by the sum of the weights, not by B x T: divided by the padding too, a token would count for less the
     longer the rows beside it are.
+
+    Args:
+        label_smoothing: share of each label that is spread evenly over all tokens (Szegedy et al. 2016,
+            arxiv.org/abs/1512.00567).
     """
-    return keras.losses.CategoricalCrossentropy(
-        from_logits=True, label_smoothing=label_smoothing, reduction="mean_with_sample_weight"
-    )
+
+    def __init__(self, label_smoothing=0.0, reduction="mean_with_sample_weight", name="token_crossentropy", dtype=None):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.label_smoothing = label_smoothing
+
+    def call(self, labels, logits):
+        nats = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
+        if self.label_smoothing:
+            of_all = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
+            nats += self.label_smoothing * (of_all - nats)
+        return nats
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
 
 
 def token_accuracy():
     """How often the likeliest token is the right one, given the right ones before it."""
-    return keras.metrics.CategoricalAccuracy(name="accuracy")
+    return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
 
 
 @keras.saving.register_keras_serializable("seq2seq")
-class Perplexity(keras.metrics.CategoricalCrossentropy):
+class Perplexity(keras.metrics.SparseCategoricalCrossentropy):
     """The exponential of the crossentropy per token: the number of tokens the model hesitates between.
 
     Exact over an epoch: every token counts the same, where the `loss` that Keras shows counts every batch by its rows.

@@ -12,8 +12,8 @@ from pipelines import OptionError, choose
 from pipelines.tokenizers import PADDING, START, one_hot
 from seq2seq.contract import check_contract, check_savable
 from seq2seq.decoding import STOPPED, STRATEGIES, Greedy
-from seq2seq.layers import Decoder, Encoder, holds_token
-from seq2seq.metrics import Perplexity, token_accuracy, token_crossentropy
+from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
+from seq2seq.metrics import Perplexity, TokenCrossentropy, token_accuracy
 
 
 class Translations(NamedTuple):
@@ -39,7 +39,7 @@ class Seq2Seq(keras.Model):
     ```python
     model = Seq2Seq(source_tokenizer, target_tokenizer, units=256, attention="general")
     model.compile(optimizer="adam")
-    model.fit(batch_pairs(pairs, source_tokenizer, target_tokenizer), epochs=26)
+    model.fit(batch_pairs(pairs, source_tokenizer, target_tokenizer), epochs=38)
     model.translate(["Good morning."])                  # a tensor of strings, one for each
     model.save("model.keras")
     ```
@@ -116,7 +116,7 @@ class Seq2Seq(keras.Model):
     def compile(self, optimizer="adam", loss="auto", weighted_metrics="auto", **kwargs):
         """As `keras.Model.compile`; by default with the loss, accuracy and perplexity of real tokens."""
         if loss == "auto":
-            loss = token_crossentropy(self.label_smoothing)
+            loss = TokenCrossentropy(self.label_smoothing)
         if weighted_metrics == "auto":
             weighted_metrics = [token_accuracy(), Perplexity()]
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
@@ -128,7 +128,7 @@ class Seq2Seq(keras.Model):
 
     def train_step(self, data):
         """Learns from one batch of (source, target) with teacher forcing."""
-        (source, inputs), labels, weights = teacher_forcing(*data, self.target_tokenizer.vocabulary_size)
+        (source, inputs), labels, weights = teacher_forcing(*data)
         self._see_lengths(source, weights)
         if self.teacher_forcing != 1.0:
             inputs = self._own_guesses(source, inputs)
@@ -136,7 +136,7 @@ class Seq2Seq(keras.Model):
 
     def test_step(self, data):
         """Measures one batch of (source, target) with teacher forcing."""
-        return super().test_step(teacher_forcing(*data, self.target_tokenizer.vocabulary_size))
+        return super().test_step(teacher_forcing(*data))
 
     def translate(
         self, texts, strategy="greedy", *, min_length=0, max_length=None, seed=0, batch_size=256, details=False
@@ -262,7 +262,7 @@ class Seq2Seq(keras.Model):
         probability = self.teacher_forcing
         if callable(probability):
             probability = probability(self.optimizer.iterations)
-        ids = inputs if inputs.dtype.is_integer else tf.argmax(inputs, axis=-1, output_type=tf.int32)
+        ids = token_ids(inputs)
         logits = self((source, inputs))
         rows, length, size = (tf.shape(logits)[axis] for axis in range(3))
         drawn = keras.random.categorical(tf.reshape(logits, [-1, size]), 1, dtype="int32", seed=self.guesses)
@@ -302,6 +302,13 @@ class Seq2Seq(keras.Model):
         nats = tf.nn.sparse_softmax_cross_entropy_with_logits(target[:, 1:], logits)
         return -tf.reduce_sum(tf.where(target[:, 1:] == PADDING, 0.0, nats), axis=1)
 
+    @property
+    def has_attention(self):
+        """Whether the decoder can say where it looks, as `attention` wants to know."""
+        return (
+            "return_attention" in accepted(self.decoder.call) and getattr(self.decoder, "attention", True) is not None
+        )
+
     def attention(self, sources, targets=None):
         """Where the decoder looks while it writes each target.
 
@@ -315,7 +322,7 @@ class Seq2Seq(keras.Model):
         Raises:
             OptionError: if the decoder has no attention.
         """
-        if "return_attention" not in accepted(self.decoder.call):
+        if not self.has_attention:
             raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
         targets = self.translate(sources) if targets is None else targets
         source = self.source_tokenizer.tokenize(sources)
@@ -347,22 +354,19 @@ class Seq2Seq(keras.Model):
         return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
 
 
-def teacher_forcing(source, target, vocabulary_size):
+def teacher_forcing(source, target):
     """Makes a training example of a pair: the decoder reads the right tokens so far and predicts the one after each.
 
     Args:
         source: one-hot `[B, S, Vs]` or ids `[B, S]`.
         target: one-hot `[B, T + 1, Vt]` or ids `[B, T + 1]`, from START to END, then padding.
-        vocabulary_size: Vt.
 
     Returns:
-        ((source, decoder input `[B, T, Vt]` or `[B, T]`), labels `[B, T, Vt]`, weights `[B, T]`); a weight is 1 where
-        the label is a token and 0 where it is padding.
+        ((source, decoder input `[B, T, Vt]` or `[B, T]`), labels `[B, T]`, weights `[B, T]`); labels are ids, and a
+        weight is 1 where the label is a token and 0 where it is padding.
     """
-    labels = target[:, 1:]
-    if labels.dtype.is_integer:
-        labels = one_hot(labels, vocabulary_size)
-    return (source, target[:, :-1]), labels, tf.reduce_sum(labels, axis=-1)
+    labels = token_ids(target[:, 1:])
+    return (source, target[:, :-1]), labels, tf.cast(labels != PADDING, tf.float32)
 
 
 def accepted(function):

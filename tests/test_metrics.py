@@ -1,16 +1,17 @@
+import keras
 import numpy as np
 import tensorflow as tf
 
-from seq2seq.metrics import Perplexity, token_accuracy, token_crossentropy
+from seq2seq.metrics import Perplexity, TokenCrossentropy, token_accuracy
 
-LABELS = np.eye(3)[[[0, 1], [2, 0]]] * [[[1], [1]], [[1], [0]]]  # the second row ends in padding
-LOGITS = np.array([[[2.0, 0, 0], [2, 0, 0]], [[0, 0, 2], [5, 0, 0]]])
-WEIGHTS = LABELS.sum(-1)
-NATS = [np.log(np.exp(2) + 2) - 2, np.log(np.exp(2) + 2), np.log(np.exp(2) + 2) - 2]  # of the three real tokens
+LABELS = np.array([[1, 2], [3, 0]])  # the second row ends in padding
+LOGITS = np.array([[[0.0, 2, 0, 0], [0, 2, 0, 0]], [[0, 0, 0, 2], [0, 5, 0, 0]]])
+WEIGHTS = (LABELS != 0).astype(float)
+NATS = [np.log(np.exp(2) + 3) - 2, np.log(np.exp(2) + 3), np.log(np.exp(2) + 3) - 2]  # of the three real tokens
 
 
 def test_loss_accuracy_and_perplexity_count_real_tokens_only():
-    np.testing.assert_allclose(token_crossentropy()(LABELS, LOGITS, WEIGHTS), np.mean(NATS), rtol=1e-6)
+    np.testing.assert_allclose(TokenCrossentropy()(LABELS, LOGITS, WEIGHTS), np.mean(NATS), rtol=1e-6)
     accuracy, perplexity = token_accuracy(), Perplexity()
     for metric in (accuracy, perplexity):
         metric.update_state(LABELS, LOGITS, sample_weight=WEIGHTS)
@@ -19,6 +20,12 @@ def test_loss_accuracy_and_perplexity_count_real_tokens_only():
 
 
 def test_more_padding_changes_none_of_them():
-    wider = [np.pad(array, [(0, 0), (0, 3), (0, 0)]) for array in (LABELS, LOGITS)]
-    same = token_crossentropy()(*wider, np.pad(WEIGHTS, [(0, 0), (0, 3)]))
-    tf.debugging.assert_near(same, token_crossentropy()(LABELS, LOGITS, WEIGHTS))
+    labels, weights = (np.pad(array, [(0, 0), (0, 3)]) for array in (LABELS, WEIGHTS))
+    same = TokenCrossentropy()(labels, np.pad(LOGITS, [(0, 0), (0, 3), (0, 0)]), weights)
+    tf.debugging.assert_near(same, TokenCrossentropy()(LABELS, LOGITS, WEIGHTS))
+
+
+def test_label_smoothing_is_that_of_one_hot_labels():
+    one_hot = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2, reduction="none")
+    right = tf.reduce_sum(one_hot(np.eye(4)[LABELS], LOGITS) * WEIGHTS) / 3
+    tf.debugging.assert_near(TokenCrossentropy(0.2)(LABELS, LOGITS, WEIGHTS), tf.cast(right, tf.float32))
