@@ -1,4 +1,4 @@
-"""The command line: `seq2seq train`, `translate`, `score`, `inspect` and `shuffle`. It parses, calls and prints.
+"""The command line: `seq2seq train`, `translate`, `evaluate` and so on. It parses, calls and prints.
 
 A command's result goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed while running, 2 bad input or
 usage, 130 and 143 interrupted. TensorFlow is imported inside the commands, so that `--help` does not wait for it.
@@ -36,16 +36,32 @@ _CORPUS = (
     "zip (a.zip/b.tsv); two parallel files (a.en+a.es); a folder or a quoted glob of such; or a corpus by name: "
     "phrasebook, spa-eng. Several are read together."
 )
-_EXTRAS = {
+_EXTRAS = {  # packages that not everyone needs, and the extra each comes with
     "matplotlib": "plots",
+    "rapidfuzz": "evaluation",
+    "sacrebleu": "evaluation",
     "sentencepiece": "subword",
-}  # a package that not everyone needs, and the extra it comes with
+    "tensorboard": "tensorboard",
+}
 
+Run = Annotated[Path, typer.Argument(help="The run folder that `seq2seq train` made.")]
 Corpus = Annotated[list[str], typer.Argument(metavar="CORPUS", help=_CORPUS)]
 Import = Annotated[
     list[str] | None,
     typer.Option("--import", metavar="MODULE:CLASS", help="Load this class of your own first: the run is made of it."),
 ]
+BeamWidth = Annotated[int | None, typer.Option(min=1, help="Search with so many hypotheses, not greedily.")]
+LengthPenalty = Annotated[
+    float | None, typer.Option(min=0, help="Of beam search: 0 favours short translations, 1 long ones.")
+]
+MinLength = Annotated[int, typer.Option(min=0, help="Tokens in a translation, at least.")]
+MaxLength = Annotated[
+    int | None, typer.Option(min=1, help="Tokens in a translation, at most. Default: by the length of the text.")
+]
+BleuTokenizer = Annotated[
+    str, typer.Option(metavar="NAME", help="How BLEU cuts text into words: 13a; zh, char where none stand apart; intl.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -172,6 +188,9 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="Repeat a run: the config.json in its folder. Options given beside it count.")
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves and pictures for TensorBoard into the run folder too.")
+    ] = False,
     given=None,
 ):
     """Train a model on pairs of texts and keep it in a run folder, whose path is printed at the end.
@@ -179,6 +198,9 @@ def train(
     Example: seq2seq train my-pairs.tsv --out runs/mine --epochs 20
     """
     from seq2seq.training import train as run
+
+    if tensorboard:
+        importlib.import_module("tensorboard")
 
     checksums = None
     if config:
@@ -198,19 +220,51 @@ def train(
     settings = Config(**options | given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
-    run(
+    callbacks = [_progress()]
+    if tensorboard:
+        import keras
+
+        callbacks.append(keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False))
+    model = run(
         settings,
         folder,
         overwrite,
-        callbacks=[_progress()],
-        progress=_reading(),
+        callbacks=callbacks,
+        progress=_counting("pairs read"),
         report=_print_report,
         command=shlex.join(["seq2seq", *sys.argv[1:]]),
         expected_checksums=checksums,
     )
+    if all(map(importlib.util.find_spec, ("matplotlib", "rapidfuzz", "sacrebleu"))):
+        _draw(folder, model)
     imports = "".join(f" --import {name}" for name in own_classes(settings))
     typer.echo(f'Translate with:  seq2seq translate {folder}{imports} "TEXT"', err=True)
     typer.echo(folder)
+
+
+def _draw(folder, model):
+    """Draws a run's pictures, into TensorBoard too where the run has it; returns their paths."""
+    from seq2seq.training import draw_run
+
+    drawn = draw_run(folder, model)
+    if (folder / "tensorboard").is_dir():
+        import tensorflow as tf
+
+        with tf.summary.create_file_writer(str(folder / "tensorboard" / "pictures")).as_default(step=0):
+            for path in drawn:
+                tf.summary.image(path.stem, tf.io.decode_png(path.read_bytes(), channels=3)[None])
+    return drawn
+
+
+@app.command()
+@_exit_codes()
+def plot(run: Run, imports: Import = None):
+    """Draw a run's pictures again, into its folder: curves, error rates by length, attention. Prints their paths.
+
+    Example: seq2seq plot runs/phrasebook
+    """
+    for path in _draw(run, _load(run, imports)):
+        typer.echo(path)
 
 
 def _corpus_preset(config):
@@ -226,15 +280,15 @@ def _corpus_preset(config):
     return preset
 
 
-def _reading():
-    """A function that shows on a terminal how many pairs have been read, four times a second."""
+def _counting(what):
+    """A function that shows on a terminal how many there are of what is counted, four times a second."""
     shown = time.monotonic()
 
-    def show(pairs):
+    def show(number):
         nonlocal shown
         if _tty() and time.monotonic() > shown + 0.25:
             shown = time.monotonic()
-            typer.echo(f"\r\033[K{pairs:,} pairs read", err=True, nl=False)
+            typer.echo(f"\r\033[K{number:,} {what}", err=True, nl=False)
 
     return show
 
@@ -276,18 +330,17 @@ def _progress():
 
 
 def _figures(logs, side):
-    return f"loss {logs[side + 'loss']:.3f}  accuracy {logs[side + 'accuracy']:.1%}"
+    line = f"loss {logs[side + 'loss']:.3f}  accuracy {logs[side + 'accuracy']:.1%}"
+    return f"{line}  chrF {logs['val_chrf']:.1f}" if side and "val_chrf" in logs else line
 
 
 @app.command()
 @_exit_codes()
 def translate(
-    run: Annotated[Path, typer.Argument(help="The run folder that `seq2seq train` made.")],
+    run: Run,
     texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="What to translate.")] = None,
-    beam_width: Annotated[int | None, typer.Option(min=1, help="Search with so many hypotheses, not greedily.")] = None,
-    length_penalty: Annotated[
-        float | None, typer.Option(min=0, help="Of beam search: 0 favours short translations, 1 long ones.")
-    ] = None,
+    beam_width: BeamWidth = None,
+    length_penalty: LengthPenalty = None,
     n_best: Annotated[
         int | None, typer.Option(min=1, help="Write the best so many of a beam, a line for each.")
     ] = None,
@@ -296,11 +349,8 @@ def translate(
     top_k: Annotated[int | None, typer.Option(help="Sample from so many likeliest tokens only.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens of this share only.")] = None,
     seed: Annotated[int, typer.Option(help="For another sample.")] = 0,
-    min_length: Annotated[int, typer.Option(min=0, help="Tokens in a translation, at least.")] = 0,
-    max_length: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens in a translation, at most. Default: by the length of the text."),
-    ] = None,
+    min_length: MinLength = 0,
+    max_length: MaxLength = None,
     scores: Annotated[
         bool,
         typer.Option(
@@ -354,12 +404,12 @@ def _load(run, imports):
     return load_run(run)
 
 
-def _strategy(beam, sampling, sample):
+def _strategy(beam, sampling=None, sample=False):
     """The strategy that these options ask for; the ones not given are None."""
     from seq2seq.decoding import BeamSearch, Greedy, Sampling
 
     beam, sampling = (
-        {name: value for name, value in options.items() if value is not None} for options in (beam, sampling)
+        {name: value for name, value in options.items() if value is not None} for options in (beam, sampling or {})
     )
     if beam and (sampling or sample):
         raise OptionError(f"{next(iter(beam))} is of beam search, which excludes sampling")
@@ -403,9 +453,139 @@ def _attention_lines(model, texts, translations):
 
 @app.command()
 @_exit_codes()
+@_with_options("limit", "columns", "reverse", "on_bad_line")
+def evaluate(
+    run: Run,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="CORPUS", help=f"{_CORPUS} Default: what the run has held out of its own corpus."),
+    ] = None,
+    beam_width: BeamWidth = None,
+    length_penalty: LengthPenalty = None,
+    min_length: MinLength = 0,
+    max_length: MaxLength = None,
+    bleu_tokenizer: BleuTokenizer = "13a",
+    worst: Annotated[int, typer.Option(min=0, help="Show so many of the worst translations.")] = 5,
+    write: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write sources, translations and references into this folder.")
+    ] = None,
+    as_json: AsJson = False,
+    imports: Import = None,
+    given=None,
+):
+    """Translate a corpus and measure how well, by all the translations it has of each source.
+
+    Example: seq2seq evaluate runs/mine test-pairs.tsv --beam-width 5
+    """
+    strategy = _strategy({"width": beam_width, "length_penalty": length_penalty})
+    settings = {"min_length": min_length, "max_length": max_length, "bleu_tokenizer": bleu_tokenizer}
+    (found,), seconds = _evaluations([run], corpus, strategy, imports, given, settings)
+    if write:
+        found.write(write)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(worst) | {"loading_seconds": seconds}, ensure_ascii=False))
+    else:
+        _print_evaluation(found, worst)
+    speed = f"{found.seconds:.1f} s, {len(found.sources) / found.seconds:,.0f} a second"
+    typer.echo(f"{len(found.sources):,} translated in {speed}; {seconds:.1f} s to load", err=True)
+
+
+@app.command()
+@_exit_codes()
+@_with_options("limit", "columns", "reverse", "on_bad_line")
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="A run folder.")],
+    run_b: Annotated[Path, typer.Argument(help="Another.")],
+    corpus: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="CORPUS", help=f"{_CORPUS} Default: what RUN_A has held out of its own corpus."),
+    ] = None,
+    beam_width: BeamWidth = None,
+    length_penalty: LengthPenalty = None,
+    bleu_tokenizer: BleuTokenizer = "13a",
+    as_json: AsJson = False,
+    imports: Import = None,
+    given=None,
+):
+    """Translate a corpus with two runs and test which is better: paired bootstrap, p below 0.05 is no chance.
+
+    Example: seq2seq compare runs/characters runs/subwords test-pairs.tsv
+    """
+    from seq2seq.evaluation import compare as test
+    from seq2seq.training import check_same_corpus
+
+    check_same_corpus(run_a, run_b)
+    strategy = _strategy({"width": beam_width, "length_penalty": length_penalty})
+    both, _ = _evaluations([run_a, run_b], corpus, strategy, imports, given, {"bleu_tokenizer": bleu_tokenizer})
+    found = test(*both)
+    if as_json:
+        columns = ("a", "b", "p")
+        typer.echo(json.dumps({name: dict(zip(columns, row, strict=True)) for name, row in found.items()}))
+        return
+    typer.echo(f"{len(both[0].sources):,} sources\n")
+    typer.echo(f"{'':<12}{'A':>8}{'B':>8}{'B - A':>8}{'p':>8}")
+    for name, (a, b, p) in found.items():
+        typer.echo(f"{name:<12}{a:>8.1f}{b:>8.1f}{b - a:>+8.1f}{p:>8.3f}{'' if p >= 0.05 else '  *'}")
+
+
+def _evaluations(runs, corpus, strategy, imports, given, settings):
+    """What `evaluate` finds of some runs on one corpus, and how many seconds it took to load the last."""
+    from pipelines import corpus_errors, read_pairs
+    from seq2seq.evaluation import evaluate as measure
+    from seq2seq.training import held_out_pairs
+
+    if given and not corpus:
+        raise OptionError(f"{next(iter(given))} is for a corpus, and none is named")
+    found = []
+    with corpus_errors():
+        pairs = read_pairs(corpus, **given) if corpus else held_out_pairs(runs[0])
+        for run in runs:
+            started = time.monotonic()
+            model = _load(run, imports)
+            seconds = time.monotonic() - started
+            found.append(measure(model, pairs, strategy, progress=_counting("translated"), **settings))
+    return found, seconds
+
+
+def _print_evaluation(found, worst):
+    """The figures of an `Evaluation` as tables."""
+    references = sum(map(len, found.references))
+    typer.echo(f"{len(found.sources):,} sources, {references:,} references\n")
+    for name, measured in found.scores.items():
+        typer.echo(f"{name:<12}{measured.score:>8.1f}  \u00b1 {measured.margin:.1f}   {_EXPLAINED[name]}")
+    typer.echo(f"{'perplexity':<12}{found.perplexity:>8.2f}          of a reference's tokens (loss {found.loss:.3f})")
+    stopped = (f"{found.stopped.count(why) / len(found.stopped):.1%} {said}" for why, said in _STOPPED.items())
+    typer.echo(f"\nTranslations: {', '.join(stopped)}")
+    names = list(found.scores)
+    typer.echo(f"\n{'characters':<12}{'sources':>8}" + "".join(f"{name.split()[0]:>8}" for name in names))
+    for part in found.by_length():
+        span = f"{part['from']}" if part["from"] == part["to"] else f"{part['from']}-{part['to']}"
+        typer.echo(f"{span:<12}{part['texts']:>8,}" + "".join(f"{part[name]:>8.1f}" for name in names))
+    if worst:
+        typer.echo("\nThe worst:")
+    for text in found.worst(worst):
+        typer.echo(f"    {text['source']}  ->  {text['translation']}   ({' | '.join(text['references'])})")
+    typer.echo()
+    for name in ("BLEU", "chrF", "TER"):
+        typer.echo(f"{name} {found.scores[name].signature}")
+
+
+_EXPLAINED = {
+    "BLEU": "words in a row found in a reference",
+    "chrF": "characters in a row found in a reference",
+    "TER": "words to edit or move, of 100; less is better",
+    "CER": "characters to edit, of 100; less is better",
+    "WER": "words (or phones, or whatever spaces part) to edit, of 100; less is better",
+    "exact match": "are a reference, letter for letter, of 100",
+}
+_STOPPED = {"end": "ended by themselves", "limit": "were cut", "repetition": "repeated themselves"}
+
+
+@app.command()
+@_exit_codes()
 @_with_options("columns", "reverse", "on_bad_line")
 def score(
-    run: Annotated[Path, typer.Argument(help="The run folder that `seq2seq train` made.")],
+    run: Run,
     corpus: Annotated[
         list[str] | None, typer.Argument(metavar="CORPUS", help=f"{_CORPUS} Default: -, standard input.")
     ] = None,
@@ -433,7 +613,7 @@ def inspect(
     histogram: Annotated[
         Path | None, typer.Option(metavar="PICTURE", help="Draw the lengths into a .png, .svg or .pdf file.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: AsJson = False,
     given=None,
 ):
     """Show what a corpus holds: pairs, tokens, lengths, and the lines that cannot be used.
@@ -453,7 +633,7 @@ def inspect(
     report = Report()
     with corpus_errors():
         pairs = read_pairs(corpus, report=report, on_bad_line="skip", **given)
-        found = survey(pairs, CharTokenizer(), CharTokenizer(), _reading())
+        found = survey(pairs, CharTokenizer(), CharTokenizer(), _counting("pairs read"))
     _print_report(report)
     if not found.pairs:
         raise CorpusError(f"{' '.join(corpus)}: no pairs")
@@ -505,7 +685,7 @@ def shuffle(
     if format == "tfrecord":
         start_tensorflow()
     report = Report()
-    shuffle_corpus(corpus, folder, shards, format, seed, report, _reading(), **given)
+    shuffle_corpus(corpus, folder, shards, format, seed, report, _counting("pairs read"), **given)
     _print_report(report)
     typer.echo(folder)
 

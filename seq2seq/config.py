@@ -117,7 +117,16 @@ class Config:
     )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
     learning_rate: float = _option(3e-3, TRAINING, "Step size, at the start.", min=0)
-    decay: bool = _option(True, TRAINING, "Let the step size fall to zero along half a cosine, and clip gradients.")
+    schedule: str = _option(
+        "cosine",
+        TRAINING,
+        "How the step size changes: cosine (falls to zero along half a cosine), constant, inverse_sqrt (falls with the "
+        "root of the steps after --warmup), plateau (halved when --monitor is no better for two epochs).",
+    )
+    warmup: int = _option(0, TRAINING, "Steps in which the step size rises from zero, before that.", min=0)
+    clip_norm: float | None = _option(
+        1.0, TRAINING, "Length to which longer gradients are cut.", parser=_or_none(float)
+    )
     label_smoothing: float = _option(0.0, TRAINING, "Share of each label spread over all tokens.", min=0, max=0.99)
     teacher_forcing: tuple[float, ...] = _option(
         (1.0,),
@@ -127,6 +136,17 @@ class Config:
         parser=_numbers,
         metavar="P[,P]",
     )
+    monitor: str | None = _option(
+        None,
+        TRAINING,
+        "Keep the epoch that is best by this figure of what is held out: val_loss, val_accuracy, val_perplexity, or, "
+        "of translations, val_bleu, val_chrf, val_exact_match, val_ter, val_cer, val_wer. Default: keep the last.",
+        parser=_or_none(str),
+    )
+    patience: int | None = _option(
+        None, TRAINING, "Stop when --monitor has not become better for so many epochs.", parser=_or_none(int)
+    )
+    average: int = _option(1, TRAINING, "Keep the average of the weights after each of the last so many epochs.", min=1)
     seed: int = _option(0, TRAINING, "Decides first weights, order, dropout and sampling.")
 
     def __post_init__(self):
@@ -134,6 +154,13 @@ class Config:
             choose(name, getattr(self, name), choices)
         if self.weights and (self.limit or self.split == "last"):
             raise OptionError("weights cannot be used with a limit or with the last pairs held out")
+        if self.monitor is not None:
+            choose("monitor", self.monitor, MONITORS)
+        elif self.patience is not None or self.schedule == "plateau":
+            option = "patience" if self.patience is not None else "schedule"
+            raise OptionError(f"{option}={getattr(self, option)!r}: there is no monitor to tell better from worse")
+        if (self.schedule, self.warmup > 0) in (("inverse_sqrt", False), ("plateau", True)):
+            raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} do not go together")
         if len(self.teacher_forcing) > 2 or not all(0 <= p <= 1 for p in self.teacher_forcing):
             raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one or two numbers between 0 and 1")
 
@@ -142,7 +169,20 @@ _CHOICES = {
     "on_bad_line": ("error", "skip"),
     "split": ("hash", "last"),
     "encoding": ("one_hot", "ids"),
+    "schedule": ("cosine", "constant", "inverse_sqrt", "plateau"),
 }
+
+# What can be watched, and whether more of it is better or less: figures of teacher forcing, and of translations.
+_FIGURES = {"val_loss": "min", "val_accuracy": "max", "val_perplexity": "min"}
+TRANSLATION_FIGURES = {
+    "val_bleu": "max",
+    "val_chrf": "max",
+    "val_exact_match": "max",
+    "val_ter": "min",
+    "val_cer": "min",
+    "val_wer": "min",
+}
+MONITORS = _FIGURES | TRANSLATION_FIGURES
 
 PRESETS = {
     # Characters: for everything, and best for little text.
@@ -177,7 +217,8 @@ PRESETS = {
         "epochs": 40,
         "optimizer": "rmsprop",
         "learning_rate": 1e-3,
-        "decay": False,
+        "schedule": "constant",
+        "clip_norm": None,
     },
 }
 SUBWORD_PAIRS = 20_000  # from how many pairs of sentences on `choose_preset` takes subwords

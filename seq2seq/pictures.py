@@ -1,6 +1,18 @@
-"""Pictures, for which matplotlib is needed: the extra `plots`."""
+"""Pictures, for which matplotlib is needed: the extra `plots`. Each function returns the `Figure` it wrote."""
+
+import re
+import warnings
 
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
+from matplotlib.ticker import MaxNLocator
+
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#AA3377"]  # the colour-blind can tell them apart
+
+# Fonts of many scripts, as systems come with them. A letter that one lacks is taken from the next.
+FONTS = ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Noto Sans Devanagari"]
+FONTS += ["Arial Unicode MS", "Hiragino Sans", "PingFang SC", "Kohinoor Devanagari"]  # macOS
+FONTS += ["Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI"]  # Windows
 
 
 def draw_lengths(survey, path):
@@ -22,4 +34,107 @@ def draw_lengths(survey, path):
         axes.annotate(f"{beyond:,} texts are longer", (0.99, 0.02), xycoords="axes fraction", ha="right", va="bottom")
     axes.margins(x=0)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    return _save(figure, path)
+
+
+def draw_curves(history, path, best=None):
+    """Draws how a training went, epoch by epoch: loss, accuracy and, where measured, the translations.
+
+    Args:
+        history: a dict for each epoch, as `csv.DictReader` reads a run's `history.csv`.
+        path: as in `draw_lengths`.
+        best: the epoch whose weights were kept.
+    """
+    measured = {name for row in history for name, value in row.items() if value not in (None, "")}
+    panels = {
+        "loss": {"training": "loss", "held out": "val_loss"},
+        "accuracy": {"training": "accuracy", "held out": "val_accuracy"},
+    }
+    if "val_chrf" in measured:
+        panels["held-out translations"] = {"chrF": "val_chrf", "exact match": "val_exact_match"}
+    figure = Figure(figsize=(4 * len(panels), 3.5), layout="constrained")
+    for axes, (title, names) in zip(figure.subplots(1, len(panels), sharex=True), panels.items(), strict=True):
+        lines = {}
+        for label, name in names.items():
+            if name in measured:
+                rows = [row for row in history if row.get(name) not in (None, "")]
+                scale = 100 if title == "accuracy" else 1
+                lines[label] = [int(row["epoch"]) for row in rows], [scale * float(row[name]) for row in rows]
+        _draw_lines(axes, lines, COLORS[2:] if "chrF" in names else COLORS)
+        axes.set_title(title, pad=20 if best else None)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if title != "loss":
+            axes.yaxis.set_major_formatter("{x:g}%")
+        if best:
+            axes.axvline(best, color="0.5", linewidth=0.8, zorder=0)
+            axes.annotate("kept", (best, 1.02), xycoords=("data", "axes fraction"), ha="center", color="0.4")
+    return _save(figure, path)
+
+
+def draw_attention(alignment, path):
+    """Draws where the decoder looked: for each token it wrote, a row, how much it looked at each token of the source.
+
+    Args:
+        alignment: a `seq2seq.model.Alignment`.
+        path: as in `draw_lengths`.
+    """
+    source, target = ([re.sub(r"\s", "␣", token) for token in tokens] for tokens in alignment[:2])
+    rows, columns = alignment.weights.shape
+    cell = min(0.25, 80 / max(rows, columns))  # inches; of too large a picture matplotlib makes an error
+    height, width = cell * max(rows, 6), cell * max(columns, 6)
+    beside, above = (0.1 * max(map(len, tokens), default=0) for tokens in (target, source))
+    figure = Figure(figsize=(width + beside + 1.3, height + above + 0.6), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(alignment.weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set(xlabel="source", ylabel="target")
+    installed = set(get_font_names())
+    style = {"fontfamily": [font for font in FONTS if font in installed], "parse_math": False}
+    axes.set_xticks(range(len(source)), source, **style)
+    axes.set_yticks(range(len(target)), target, **style)
+    axes.tick_params(length=0)
+    for label in axes.get_xticklabels():
+        label.set_rotation(90 if len(label.get_text()) > 1 else 0)
+    bar = min(height, 2.0)
+    figure.colorbar(image, label="attention", ticks=[0, 0.5, 1], shrink=bar / height, aspect=bar / 0.12, anchor=(0, 1))
+    return _save(figure, path)
+
+
+def draw_error_rates(parts, path):
+    """Draws how many errors there are in the translations of short and of long sources.
+
+    Args:
+        parts: what `Evaluation.by_length` returns.
+        path: as in `draw_lengths`.
+    """
+    figure = Figure(figsize=(max(4, 1.3 * len(parts) + 1), 4), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(parts))
+    _draw_lines(axes, {name: (places, [part[name] for part in parts]) for name in ("CER", "WER")}, COLORS)
+    spans = ["–".join(str(end) for end in sorted({part["from"], part["to"]})) for part in parts]
+    axes.set_xticks(places, [f"{span}\n{part['texts']:,} texts" for span, part in zip(spans, parts, strict=True)])
+    axes.set(xlabel="length of the source in characters", ylabel="error rate")
+    axes.set_ylim(0, max(1, axes.get_ylim()[1]))
+    axes.yaxis.set_major_formatter("{x:g}%")
+    return _save(figure, path)
+
+
+def _draw_lines(axes, lines, colors):
+    """Draws {label: (x, y)}, two at most, and writes each label where its line ends."""
+    lowest = min(lines, key=lambda label: lines[label][1][-1])
+    for color, (label, (x, y)) in zip(colors, lines.items(), strict=False):
+        axes.plot(x, y, marker="o", markersize=3.5, color=color)
+        side = "center" if len(lines) == 1 else "top" if label == lowest else "bottom"
+        axes.annotate(label, (x[-1], y[-1]), (8, 0), textcoords="offset points", color=color, va=side)
+    axes.margins(y=0.12)  # or labels would touch what is above and below
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", alpha=0.3)
+
+
+def _save(figure, path):
+    with warnings.catch_warnings():  # a letter that no font has is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from|Matplotlib currently does not support")
+        figure.savefig(path, dpi=150)
+    return figure

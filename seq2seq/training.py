@@ -1,18 +1,23 @@
 """One training run: from a corpus and a `Config` to a run folder with the model, what made it and how it went."""
 
+import collections
 import csv
 import dataclasses
 import importlib
+import importlib.util
+import itertools
 import json
 import math
 import os
 import platform
+import random
 import sys
 import warnings
 from importlib.metadata import version
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from pipelines import (
@@ -30,7 +35,15 @@ from pipelines import (
     survey,
 )
 from pipelines.tokenizers import TOKENIZERS
-from seq2seq.config import Config, load_config, model_options, own_classes, reading_options
+from seq2seq.config import (
+    MONITORS,
+    TRANSLATION_FIGURES,
+    Config,
+    load_config,
+    model_options,
+    own_classes,
+    reading_options,
+)
 from seq2seq.contract import one_line
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.model import Seq2Seq, accepted
@@ -49,8 +62,8 @@ def train(
 
     Args:
         config: a `Config`.
-        folder: the run folder to make: `model.keras`, `config.json`, `history.csv`, and in `survey.json` the tokens and
-            lengths of the training side, counted.
+        folder: the run folder to make: `model.keras`, the last epoch's or the best by `config.monitor`; `config.json`;
+            `history.csv`; and in `survey.json` the tokens and lengths of the training side, counted.
         overwrite: whether a run that is there may be replaced; it is left alone until the first epoch is over.
         callbacks: more Keras callbacks. Before training, each one's `held_out`, where it has one, is set to a few
             (source, target) pairs of the validation side.
@@ -62,8 +75,11 @@ def train(
     The same configuration gives the same weights, to the bit on a CPU, where
     `tf.config.experimental.enable_op_determinism()` has been called before, as the command line does.
 
+    After each epoch up to 500 held-out sources are translated greedily and measured as in `evaluation`, if what that
+    needs is installed.
+
     Returns:
-        The trained `Seq2Seq`.
+        The trained `Seq2Seq`, as it was kept.
 
     Raises:
         RunError: if the folder is in use and may not be overwritten.
@@ -88,13 +104,18 @@ def train(
         # Before anything is read, so that options that do not go together are not found out after an hour.
         tokenizers = [_tokenizer(config, side) for side in ("source_tokenizer", "target_tokenizer")]
         _model(config, tokenizers, steps=1)
+        if config.monitor in TRANSLATION_FIGURES or importlib.util.find_spec("sacrebleu"):
+            importlib.import_module("seq2seq.evaluation")  # missing packages are named now, and not after an epoch
         training, steps, epochs, validation, held_out, found = _prepare(config, tokenizers, progress, report)
+        if config.monitor and not held_out:
+            raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
         for callback in callbacks:
             if hasattr(callback, "held_out"):
-                callback.held_out = held_out
+                callback.held_out = [
+                    (source, references[0]) for source, references in itertools.islice(held_out.items(), 3)
+                ]
         model = _model(config, tokenizers, steps * epochs)
-        model.compile(optimizer=_optimizer(config, steps * epochs))
-        save = _SaveRun(folder, {"options": dataclasses.asdict(config), **record}, found)
+        model.compile(optimizer=make_optimizer(config, steps * epochs))
         model.fit(
             training,
             validation_data=validation,
@@ -103,9 +124,26 @@ def train(
             steps_per_epoch=steps,
             shuffle=False,  # the pipeline has done it
             verbose=0,
-            callbacks=[save, *callbacks],
+            callbacks=[
+                *_own_callbacks(config, held_out),
+                _SaveRun(folder, config, record, found),
+                *callbacks,
+            ],
         )
-    return model
+    return load_run(folder) if config.monitor else model
+
+
+def _own_callbacks(config, held_out):
+    """What happens after each epoch before it is saved, in this order."""
+    if config.average > 1:
+        yield _Average(config.average)
+    if held_out and "seq2seq.evaluation" in sys.modules:
+        yield _Translate(held_out)
+    watched = {"monitor": config.monitor, "mode": MONITORS.get(config.monitor)}
+    if config.schedule == "plateau":
+        yield keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=2, **watched)
+    if config.patience is not None:
+        yield keras.callbacks.EarlyStopping(patience=config.patience, **watched)
 
 
 def _checksums(corpus, expected):
@@ -152,18 +190,14 @@ def _prepare(config, tokenizers, progress, report):
     """Reads the corpus through once, gives the tokenizers their vocabularies and returns what else training needs.
 
     Returns:
-        The training batches, steps in an epoch, epochs, the validation batches or None, a few held-out pairs, and the
-        `Survey` of the training side.
+        The training batches, steps in an epoch, epochs, the validation batches or None, a `sample` of the held-out
+        side, and the `Survey` of the training side.
     """
     cleaning = Report()
-    options = reading_options(config)
-    split = {"hash": split_by_hash, "last": split_last}[config.split]
-    pairs = read_pairs(config.corpus, config.limit, report=cleaning, **options)
-    training, validation = split(pairs, config.validation_fraction)
+    training, validation = _sides(config, report=cleaning)
     if config.split == "hash" and config.limit is None:
-        options.update(shuffle_files=True, weights=config.weights)
-        pairs = read_pairs(config.corpus, seed=config.seed, report=cleaning, **options)
-        training, _ = split(pairs, config.validation_fraction)
+        order = {"shuffle_files": True, "weights": config.weights, "seed": config.seed}
+        training, _ = _sides(config, report=cleaning, **order)
 
     found = survey(training, *tokenizers, progress)
     if report:
@@ -172,7 +206,7 @@ def _prepare(config, tokenizers, progress, report):
         raise CorpusError(f"{config.corpus}: no pairs to train on")
     for tokenizer, counts in zip(tokenizers, found.tokens, strict=True):
         tokenizer.take_vocabulary(counts, config.min_frequency, config.max_vocabulary)
-    held_out = list(validation.take(300).shuffle(300, seed=config.seed).take(3).as_numpy_iterator())
+    held_out = sample(validation, config.seed)
 
     def batches(pairs, **options):
         return batch_pairs(
@@ -192,38 +226,165 @@ def _prepare(config, tokenizers, progress, report):
         steps,
         config.epochs or min(100, max(8, round(2000 / steps))),
         batches(validation, shuffle=False) if held_out else None,
-        [(source.decode(), target.decode()) for source, target in held_out],
+        held_out,
         found,
     )
 
 
-def _optimizer(config, steps):
-    rate = config.learning_rate
-    if config.decay:
-        rate = keras.optimizers.schedules.CosineDecay(rate, decay_steps=steps)
+def _sides(config, **options):
+    """The pairs to train on and those held out."""
+    split = {"hash": split_by_hash, "last": split_last}[config.split]
+    return split(
+        read_pairs(config.corpus, config.limit, **options, **reading_options(config)), config.validation_fraction
+    )
+
+
+def held_out_pairs(folder):
+    """The pairs that a run has never trained on: a `tf.data.Dataset` of (source, target) strings.
+
+    Raises:
+        RunError: if there are none, or the folder does not say what it was trained on.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise RunError(f"{folder}: holds no config.json to say what was held out; name a corpus")
+    options, _ = load_config(path)
+    config = Config(**options)
+    _, validation = _sides(config)
+    if not config.validation_fraction:
+        raise RunError(f"{folder}: nothing was held out; name a corpus")
+    return validation
+
+
+def check_same_corpus(*folders):
+    """Sees that runs were trained on the same corpus, split in the same way.
+
+    Raises:
+        RunError: if not, since what one of them has held out the other may have learned.
+    """
+    found = []
+    for folder in folders:
+        options, record = load_config(Path(folder) / "config.json")
+        config = Config(**options)
+        found.append((sorted(record.get("checksums", {}).values()), config.split, config.validation_fraction))
+    for folder, this in zip(folders, found, strict=True):
+        if this != found[0]:
+            raise RunError(
+                f"{folder} and {folders[0]} were not trained on the same corpus, or it was split in another way: "
+                "what one has held out the other may have learned"
+            )
+
+
+def sample(pairs, seed=0, count=500):
+    """So many sources of a corpus at random, of its first 20,000 pairs, each with all its references: a dict."""
+    references = collections.defaultdict(list)
+    for source, target in pairs.take(20_000).as_numpy_iterator():
+        references[source.decode()].append(target.decode())
+    sources = list(references)
+    return {source: references[source] for source in random.Random(seed).sample(sources, min(count, len(sources)))}
+
+
+def make_optimizer(config, steps):
+    """The optimizer of a configuration, for a training of so many steps."""
+    schedules, rate, warmup = keras.optimizers.schedules, config.learning_rate, config.warmup
+    if config.schedule == "cosine":
+        rise = {"warmup_target": rate, "warmup_steps": warmup} if warmup else {}
+        rate = schedules.CosineDecay(0.0 if warmup else rate, max(1, steps - warmup), **rise)
+    elif config.schedule == "inverse_sqrt":
+        rate = InverseSqrt(rate, warmup)
+    elif warmup:
+        rate = schedules.PolynomialDecay(0.0, warmup, rate)
     known = [name.lower() for name, found in vars(keras.optimizers).items() if isinstance(found, type)]
     return keras.optimizers.get(
         {
             "class_name": choose("optimizer", config.optimizer.lower(), sorted({*known} - {"optimizer"})),
-            "config": {"learning_rate": rate, "global_clipnorm": 1.0 if config.decay else None},
+            "config": {"learning_rate": rate, "global_clipnorm": config.clip_norm},
         }
     )
+
+
+@keras.saving.register_keras_serializable("seq2seq")
+class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
+    """Rises in a line to a rate and then falls with the root of the steps, as in Vaswani et al. 2017.
+
+    Args:
+        rate: the highest step size.
+        warmup: the step at which it is reached.
+    """
+
+    def __init__(self, rate, warmup):
+        self.rate = rate
+        self.warmup = warmup
+
+    def __call__(self, step):
+        share = (tf.cast(step, tf.float32) + 1) / self.warmup
+        return self.rate * tf.minimum(share, tf.math.rsqrt(share))
+
+    def get_config(self):
+        return {"rate": self.rate, "warmup": self.warmup}
+
+
+class _Average(keras.callbacks.Callback):
+    """Puts the average of the weights after the latest epochs in their place while an epoch is measured and saved."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.latest = collections.deque(maxlen=count)
+        self.swapped = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.swapped:
+            self._assign(self.latest[-1])
+            self.swapped = False
+
+    def on_test_begin(self, logs=None):
+        self._swap()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._swap()  # where nothing is held out, nobody has begun to test
+
+    def _swap(self):
+        if not self.swapped:
+            self.latest.append([weight.numpy() for weight in self.model.trainable_variables])
+            self._assign([np.mean(weights, axis=0) for weights in zip(*self.latest, strict=True)])
+            self.swapped = True
+
+    def _assign(self, weights):
+        for variable, weight in zip(self.model.trainable_variables, weights, strict=True):
+            variable.assign(weight)
+
+
+class _Translate(keras.callbacks.Callback):
+    """Adds how good the translations of held-out sources are to the figures of each epoch."""
+
+    def __init__(self, held_out):
+        super().__init__()
+        self.sources, self.references = list(held_out), list(held_out.values())
+
+    def on_epoch_end(self, epoch, logs=None):
+        from seq2seq.evaluation import corpus_scores
+
+        texts = [text.decode() for text in self.model.translate(self.sources).numpy()]
+        for name, score in corpus_scores(texts, self.references).items():
+            logs[f"val_{name.lower().replace(' ', '_')}"] = score
 
 
 class _SaveRun(keras.callbacks.Callback):
     """Writes the run folder after each epoch, every file aside first, so that what is there is always whole."""
 
-    def __init__(self, folder, record, survey):
+    def __init__(self, folder, config, record, survey):
         super().__init__()
         self.folder = folder
-        self.record = record
+        self.monitor = config.monitor
+        self.record = {"options": dataclasses.asdict(config), **record}
         self.survey = survey
         self.epochs = []
 
     def on_epoch_end(self, epoch, logs=None):
         self.epochs.append({"epoch": epoch + 1, **logs})
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._write("model.keras", self.model.save)
+        if best_epoch(self.epochs, self.monitor) == epoch + 1:
+            self._write("model.keras", self.model.save)
         record = json.dumps(self.record, ensure_ascii=False, indent=2)
         self._write("config.json", lambda path: path.write_text(record + "\n"))
         self._write("history.csv", self._write_history)
@@ -241,6 +402,57 @@ class _SaveRun(keras.callbacks.Callback):
             writer = csv.DictWriter(file, self.epochs[0])
             writer.writeheader()
             writer.writerows(self.epochs)
+
+
+def best_epoch(history, monitor):
+    """The number of the epoch whose model is kept: the first one that is best, or the last where nothing is watched.
+
+    Args:
+        history: the rows of `history.csv`.
+        monitor: the name of a figure, or None.
+    """
+    if monitor is None:
+        return int(history[-1]["epoch"])
+    sign = -1 if MONITORS[monitor] == "max" else 1
+    # Not a number is worse than any.
+    order = [(sign * figure if math.isfinite(figure := float(row[monitor])) else math.inf) for row in history]
+    return int(history[order.index(min(order))]["epoch"])
+
+
+def draw_run(folder, model):
+    """Draws a run's pictures into its folder, those that can be: `curves.png`, `error-rates.png`, `attention-1.png` ...
+
+    Curves are of the history, error rates against length and attention of a `sample` of what was held out.
+
+    Returns:
+        The files, a list of paths.
+
+    Raises:
+        RunError: if the folder does not tell what it was trained on.
+    """
+    from seq2seq.evaluation import evaluate
+    from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates
+
+    folder = Path(folder)
+    options, _ = load_config(folder / "config.json")
+    config = Config(**options)
+    with (folder / "history.csv").open(newline="") as file:
+        history = list(csv.DictReader(file))
+    drawn = [folder / "curves.png"]
+    draw_curves(history, drawn[0], best=best_epoch(history, config.monitor) if config.monitor else None)
+    held_out = sample(_sides(config)[1], config.seed) if config.validation_fraction else {}
+    if held_out:
+        pairs = [(source, target) for source, targets in held_out.items() for target in targets]
+        parts = evaluate(
+            model, tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs, strict=True))))
+        ).by_length()
+        drawn.append(folder / "error-rates.png")
+        draw_error_rates(parts, drawn[-1])
+    if held_out and model.has_attention:
+        for number, alignment in enumerate(model.attention(list(held_out)[:4]), start=1):
+            drawn.append(folder / f"attention-{number}.png")
+            draw_attention(alignment, drawn[-1])
+    return drawn
 
 
 def load_run(folder):

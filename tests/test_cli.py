@@ -30,10 +30,13 @@ def run(tmp_path_factory):
 
 def test_help_teaches_and_imports_no_tensorflow():
     for arguments, words in (
-        (["--help"], ["train", "translate", "score", "inspect", "shuffle"]),
+        (["--help"], ["train", "translate", "evaluate", "compare", "plot", "score", "inspect", "shuffle"]),
         (["train", "--help"], ["phrasebook", "spa-eng", "--preset", "--overwrite", "--cell", "Example:"]),
         (["translate", "--help"], ["stdin", "--beam-width", "--temperature", "Example:"]),
         (["score", "--help"], ["log-likelihood", "Example:"]),
+        (["evaluate", "--help"], ["--json", "--write", "held out", "Example:"]),
+        (["compare", "--help"], ["bootstrap", "Example:"]),
+        (["plot", "--help"], ["attention", "Example:"]),
         (["inspect", "--help"], ["--histogram", "Example:"]),
         (["shuffle", "--help"], ["--shards", "Example:"]),
     ):
@@ -272,3 +275,77 @@ def test_the_corpus_decides_the_preset(tmp_path):
     command = [SEQ2SEQ, *map(str, arguments), "--preset", "subword", "--overwrite"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 2 and "pip install 'keras-seq2seq[subword]'" in done.stderr
+
+
+@pytest.mark.slow
+def test_evaluate_prints_tables_or_json_and_writes_what_it_measured(run, tmp_path):
+    folder, _ = run
+    done = seq2seq("evaluate", folder, "--write", tmp_path / "out", "--worst", 2, cwd=folder.parent.parent)
+    assert done.returncode == 0 and b"translated in" in done.stderr and b"Warning" not in done.stderr
+    table = done.stdout.decode()
+    assert all(name in table for name in ("BLEU", "chrF", "TER", "CER", "WER", "exact match", "perplexity"))
+    assert "nrefs:1|bs:1000" in table and table.count(" -> ") == 2
+    as_json = seq2seq("evaluate", folder, "--json", "--beam-width", 3, cwd=folder.parent.parent)
+    found = json.loads(as_json.stdout)
+    assert 0 <= found["scores"]["chrF"]["score"] <= 100 and found["loading_seconds"] > 0
+    sources = (tmp_path / "out" / "sources.txt").read_text().split()
+    assert found["sources"] == len(sources) == sum(part["texts"] for part in found["by_length"])
+    translations = seq2seq("translate", folder, stdin="\n".join(sources).encode()).stdout.decode()
+    assert (tmp_path / "out" / "translations.txt").read_text() == translations
+    named = seq2seq("evaluate", folder, "-", "--columns", "2,1", "--json", stdin=b"AB\tab\nXY\tab\n")
+    assert json.loads(named.stdout)["references"] == 2
+
+
+@pytest.mark.slow
+def test_compare_wants_runs_of_one_corpus(run, tmp_path):
+    folder, _ = run
+    done = seq2seq("compare", folder, folder, "--json", cwd=folder.parent.parent)
+    assert json.loads(done.stdout)["chrF"]["p"] == 1
+    assert "B - A" in seq2seq("compare", folder, folder, cwd=folder.parent.parent).stdout.decode()
+    (tmp_path / "other.tsv").write_text("".join(f"{c}\t{c}\n" for c in "abcdef"))
+    assert seq2seq("train", "other.tsv", "--epochs", 1, "--units", 4, cwd=tmp_path).returncode == 0
+    refused = seq2seq("compare", folder, tmp_path / "runs" / "other", cwd=folder.parent.parent)
+    assert refused.returncode == 2 and b"not trained on the same corpus" in refused.stderr
+
+
+@pytest.mark.slow
+def test_pictures_are_made_by_train_and_again_by_plot(run):
+    folder, _ = run
+    first = (folder / "curves.png").read_bytes()
+    (folder / "curves.png").unlink()
+    done = seq2seq("plot", folder, cwd=folder.parent.parent)
+    assert done.returncode == 0, done.stderr
+    paths = [Path(line) for line in done.stdout.decode().splitlines()]
+    assert {"curves.png", "error-rates.png", "attention-1.png"} <= {path.name for path in paths}
+    assert all(path.is_file() for path in paths) and (folder / "curves.png").read_bytes() == first
+
+
+@pytest.mark.slow
+def test_tensorboard_gets_curves_and_pictures(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (tmp_path / "pairs.tsv").write_text("".join(f"{c}\t{c}\n" for c in "abcdefghijklmnopqrstuvwxyz"))
+    done = seq2seq("train", "pairs.tsv", "--epochs", 2, "--units", 4, "--tensorboard", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for name in ("train", "validation", "pictures"):
+        events = EventAccumulator(str(tmp_path / "runs" / "pairs" / "tensorboard" / name))
+        found[name] = events.Reload().Tags()["tensors"]
+    assert "epoch_loss" in found["train"] and {"epoch_loss", "epoch_chrf"} <= set(found["validation"])
+    assert {"curves", "attention-1"} <= set(found["pictures"])
+
+
+@pytest.mark.slow
+def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(run, tmp_path):
+    folder, _ = run
+    (tmp_path / "empty.tsv").write_text("\n")
+    for arguments, message in (
+        (["evaluate", folder, tmp_path / "empty.tsv"], "no pairs to evaluate on"),
+        (["evaluate", folder, "--limit", 3], "limit is for a corpus, and none is named"),
+        (["evaluate", folder, tmp_path / "empty.tsv", "--bleu-tokenizer", "13b"], "did you mean '13a'"),
+        (["evaluate", tmp_path], "holds no config.json"),
+        (["plot", tmp_path], "not a run folder"),
+    ):
+        done = seq2seq(*arguments, cwd=folder.parent.parent)
+        assert done.returncode == 2 and done.stdout == b"", done.stderr
+        assert message in done.stderr.decode() and done.stderr.count(b"\n") == 1

@@ -2,16 +2,29 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from pipelines import CorpusError, OptionError
 from seq2seq.config import Config, load_config
-from seq2seq.training import RunError, load_run, train
+from seq2seq.evaluation import evaluate
+from seq2seq.training import (
+    RunError,
+    best_epoch,
+    check_same_corpus,
+    draw_run,
+    held_out_pairs,
+    load_run,
+    make_optimizer,
+    train,
+)
 
 
 @pytest.fixture
@@ -200,6 +213,143 @@ def test_weights_draw_from_the_training_side_only(tsv, tmp_path):
     for other in ({"limit": 100}, {"split": "last"}):
         with pytest.raises(OptionError, match="weights cannot be used"):
             dataclasses.replace(config, **other)
+
+
+def history(run):
+    with (run / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_figures_of_an_epoch_are_those_of_evaluate(config, tmp_path):
+    model = train(config, tmp_path / "run")
+    found = evaluate(model, held_out_pairs(tmp_path / "run"))
+    last = history(tmp_path / "run")[-1]
+    for name, measured in found.scores.items():
+        assert float(last[f"val_{name.lower().replace(' ', '_')}"]) == pytest.approx(measured.score)
+    assert float(last["val_perplexity"]) == pytest.approx(found.perplexity, rel=1e-4)
+
+
+class Worsen(keras.callbacks.Callback):
+    """Spoils the model after each epoch but the first three, before it is measured."""
+
+    def on_test_begin(self, logs=None):
+        if len(self.model.history.epoch) >= 3:
+            bias = self.model.decoder.output_layer.bias
+            bias.assign(bias + 3.0 * (tf.range(bias.shape[0], dtype=tf.float32) % 3))
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", "val_accuracy"])
+def test_the_best_epoch_is_kept_and_training_stops_when_none_is_better(config, tmp_path, monitor):
+    config = dataclasses.replace(config, epochs=40, learning_rate=0.02, monitor=monitor, patience=2)
+    model = train(config, tmp_path / "run", callbacks=[Worsen()])
+    rows = history(tmp_path / "run")
+    best = best_epoch(rows, monitor)
+    assert 1 <= best <= 3 and len(rows) == best + 2
+    assert int(model.optimizer.iterations) == best * 3  # 19 to 24 pairs in batches of 8
+    known = evaluate(model, held_out_pairs(tmp_path / "run"))
+    assert known.perplexity == pytest.approx(float(rows[best - 1]["val_perplexity"]), rel=1e-4)
+
+
+def test_without_a_monitor_the_last_epoch_is_kept(config, tmp_path):
+    model = train(dataclasses.replace(config, epochs=5), tmp_path / "run", callbacks=[Worsen()])
+    assert int(model.optimizer.iterations) == int(load_run(tmp_path / "run").optimizer.iterations) == 5 * 3
+
+
+@pytest.mark.parametrize("validation_fraction", [0, 0.2])
+def test_the_average_of_the_last_epochs_is_measured_and_kept(config, tmp_path, validation_fraction):
+    class Remember(keras.callbacks.Callback):
+        weights, steps = [], 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.now = [weight.numpy() for weight in self.model.trainable_variables]
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch:  # training goes on from where it was, not from the average
+                for weight, own in zip(self.model.trainable_variables, self.weights[-1], strict=True):
+                    np.testing.assert_array_equal(weight, own)
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.weights.append(self.now)
+
+    remember = Remember()
+    config = dataclasses.replace(config, epochs=4, average=3, validation_fraction=validation_fraction)
+    train(config, tmp_path / "run", callbacks=[remember])
+    kept = load_run(tmp_path / "run")
+    for weight, own in zip(kept.trainable_variables, zip(*remember.weights[1:], strict=True), strict=True):
+        np.testing.assert_allclose(weight, np.mean(own, axis=0), rtol=1e-6)
+    if validation_fraction:
+        known = evaluate(kept, held_out_pairs(tmp_path / "run"))
+        assert known.perplexity == pytest.approx(float(history(tmp_path / "run")[-1]["val_perplexity"]), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({"schedule": "constant"}, [0.1] * 10),
+        ({"schedule": "constant", "warmup": 5}, [0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.1, 0.1, 0.1]),
+        ({"schedule": "cosine"}, [0.05 * (1 + math.cos(math.pi * step / 10)) for step in range(10)]),
+        ({"schedule": "inverse_sqrt", "warmup": 4}, [0.025, 0.05, 0.075, *(0.2 / n**0.5 for n in range(4, 11))]),
+    ],
+)
+def test_the_step_size_follows_its_schedule(options, rates):
+    optimizer = make_optimizer(Config(learning_rate=0.1, **options), 10)
+    optimizer.build([keras.Variable([1.0])])
+    found = []
+    for _ in rates:
+        found.append(float(optimizer.learning_rate))
+        optimizer.iterations.assign_add(1)
+    np.testing.assert_allclose(found, rates, rtol=1e-5, atol=1e-8)
+
+
+def test_a_plateau_halves_the_step_size(config, tmp_path):
+    options = {"schedule": "plateau", "monitor": "val_loss", "epochs": 7, "learning_rate": 0.004}
+    train(dataclasses.replace(config, **options), tmp_path / "run", callbacks=[Worsen()])
+    rates = [float(row["learning_rate"]) for row in history(tmp_path / "run")]
+    assert rates[0] == pytest.approx(0.004) and rates[-1] < 0.003
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"monitor": "val_bleuu"}, "monitor='val_bleuu'.*did you mean 'val_bleu'"),
+        ({"patience": 3}, "patience=3: there is no monitor"),
+        ({"schedule": "plateau"}, "schedule='plateau': there is no monitor"),
+        ({"schedule": "inverse_sqrt"}, "schedule='inverse_sqrt' and warmup=0 do not go together"),
+        ({"schedule": "cosin"}, "schedule='cosin'.*did you mean 'cosine'"),
+        ({"monitor": "val_loss", "validation_fraction": 0}, "nothing is held out"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused(config, tmp_path, options, message):
+    with pytest.raises(OptionError, match=message):
+        train(dataclasses.replace(config, **options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_run_held_out_is_read_again(config, tmp_path, tsv):
+    train(dataclasses.replace(config, epochs=1), tmp_path / "run")
+    held = {source for source, _ in held_out_pairs(tmp_path / "run").as_numpy_iterator()}
+    assert 1 <= len(held) <= 6
+    counted = json.loads((tmp_path / "run" / "survey.json").read_text())["pairs"]
+    assert counted + len(held) == 25
+    other = dataclasses.replace(config, epochs=1, corpus=str(tsv("a\tb\nc\td\n", "other.tsv")), validation_fraction=0)
+    train(other, tmp_path / "other")
+    with pytest.raises(RunError, match="nothing was held out"):
+        held_out_pairs(tmp_path / "other")
+    with pytest.raises(RunError, match="not trained on the same corpus"):
+        check_same_corpus(tmp_path / "run", tmp_path / "other")
+    (tmp_path / "other" / "config.json").unlink()
+    with pytest.raises(RunError, match=r"no config\.json"):
+        held_out_pairs(tmp_path / "other")
+
+
+def test_a_runs_pictures_are_drawn_into_its_folder(config, tmp_path):
+    model = train(config, tmp_path / "run")
+    drawn = draw_run(tmp_path / "run", model)
+    names = ["curves.png", "error-rates.png", *(f"attention-{n}.png" for n in range(1, len(drawn) - 1))]
+    assert [path.name for path in drawn] == names and len(drawn) > 2
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    model = train(dataclasses.replace(config, attention=None, validation_fraction=0), tmp_path / "other")
+    assert [path.name for path in draw_run(tmp_path / "other", model)] == ["curves.png"]
 
 
 def test_a_token_budget_and_ids_train_too(config, tmp_path):

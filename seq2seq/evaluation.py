@@ -1,0 +1,279 @@
+"""How good translations are, by the measures that papers print: `evaluate` a model, `compare` two.
+
+Needs the extra `evaluation`: sacrebleu (Post 2018, arxiv.org/abs/1804.08771) and rapidfuzz.
+"""
+
+import dataclasses
+import itertools
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from rapidfuzz.distance import Levenshtein
+from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.metrics.base import Metric, Score
+from sacrebleu.significance import PairedTest
+
+from pipelines import CorpusError, OptionError, batch_pairs, choose
+
+# `sacrebleu.metrics.base.Metric` is written to be derived from, by overriding methods that begin with an underscore; so
+# bootstrap and paired tests are sacrebleu's for every measure here. Tests see to it that they stay what they are.
+
+
+class _Rate(Metric):
+    """A percentage: two numbers of each text, the sum of the first over the sum of the second."""
+
+    name = ""
+
+    def _preprocess_segment(self, sent):
+        return sent.strip()
+
+    def _extract_reference_info(self, refs):
+        return {"references": refs}
+
+    def _compute_segment_statistics(self, hypothesis, ref_kwargs):
+        return self.count(hypothesis, ref_kwargs["references"])
+
+    def _aggregate_and_compute(self, stats):
+        return self._compute_score_from_stats(np.sum(stats, axis=0))
+
+    def _compute_score_from_stats(self, stats):
+        part, whole = stats
+        return Score(self.name, 100 * float(part) / max(float(whole), 1.0))
+
+
+class ErrorRate(_Rate):
+    """Tokens to insert, delete or replace until a text is a reference, in percent of the reference's tokens.
+
+    Of several references the one counts that is closest by this rate.
+    """
+
+    def __init__(self, name, split):
+        super().__init__()
+        self.name = name
+        self.split = split
+
+    def count(self, text, references):
+        tokens = self.split(text)
+        counts = [(Levenshtein.distance(tokens, right), len(right)) for right in map(self.split, references)]
+        return min(counts, key=lambda count: (count[0] / max(count[1], 1), count))
+
+
+class ExactMatch(_Rate):
+    """Texts that are one of their references, letter for letter, in percent."""
+
+    name = "exact match"
+
+    def count(self, text, references):
+        return text in references, 1
+
+
+def metrics(bleu_tokenizer="13a"):
+    """The measures of a corpus of texts, by name; for all but the error rates more is better."""
+    return {
+        "BLEU": BLEU(tokenize=bleu_tokenizer, force=True),  # or it warns of tokenized text
+        "chrF": CHRF(),
+        "TER": TER(),
+        "CER": ErrorRate("CER", list),  # characters
+        "WER": ErrorRate("WER", str.split),  # words, or whatever stands between spaces
+        "exact match": ExactMatch(),
+    }
+
+
+LOWER_IS_BETTER = ("TER", "CER", "WER")
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A measure of a corpus of texts."""
+
+    score: float
+    margin: float  # half of the 95% confidence interval, by bootstrap (Koehn 2004)
+    signature: str  # what others need to know to measure the same
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found: N texts, what is known of them, and how well they do."""
+
+    sources: list  # N texts
+    references: list  # of each, one text or more
+    translations: list  # N texts
+    stopped: list  # why each is no longer: "end", "limit" or "repetition"
+    scores: dict  # `Measured` by name
+    loss: float  # of the references, in nats for each token, END included
+    perplexity: float  # its exponential
+    accuracy: float  # how many tokens the model predicts right, given those before
+    seconds: float  # for translating, without loading and compiling
+    bleu_tokenizer: str
+
+    def as_dict(self, worst=5):
+        """All of it for JSON, with the breakdown by length and so many of the worst texts in place of all texts."""
+        names = ("loss", "perplexity", "accuracy", "seconds")
+        return {
+            "sources": len(self.sources),
+            "references": sum(map(len, self.references)),
+            **{name: getattr(self, name) for name in names},
+            "scores": {name: dataclasses.asdict(measured) for name, measured in self.scores.items()},
+            "stopped": {reason: self.stopped.count(reason) for reason in dict.fromkeys(sorted(self.stopped))},
+            "by_length": self.by_length(),
+            "worst": self.worst(worst),
+        }
+
+    def by_length(self, parts=5):
+        """The measures of short and of long sources: for each of so many parts of like size, a dict.
+
+        Returns:
+            [{"from": characters, "to": characters, "texts": number, measure: score, ...}, ...], the shortest first.
+        """
+        lengths = np.array([len(source) for source in self.sources])
+        cuts = sorted(set(np.quantile(lengths, np.linspace(0, 1, parts + 1)[1:], method="inverted_cdf").tolist()))
+        part_of = np.searchsorted(cuts, lengths)
+        found = []
+        for part in range(len(cuts)):
+            (chosen,) = np.nonzero(part_of == part)
+            texts, references = [self.translations[n] for n in chosen], [self.references[n] for n in chosen]
+            scores = corpus_scores(texts, references, self.bleu_tokenizer)
+            found.append(
+                {"from": int(lengths[chosen].min()), "to": int(lengths[chosen].max()), "texts": len(chosen), **scores}
+            )
+        return found
+
+    def worst(self, count=5):
+        """The texts with the most errors for their length: [{"source", "translation", "references", "CER"}, ...]."""
+        rate = metrics()["CER"]
+        rates = [rate.sentence_score(*pair).score for pair in zip(self.translations, self.references, strict=True)]
+        order = np.argsort(-np.array(rates), kind="stable")[:count]
+        return [
+            {
+                "source": self.sources[n],
+                "translation": self.translations[n],
+                "references": self.references[n],
+                "CER": rates[n],
+            }
+            for n in order
+        ]
+
+    def write(self, folder):
+        """Writes sources.txt, translations.txt, references.0.txt and so on, line for line, for other tools.
+
+        Where a text has fewer references than others, its first one is repeated: `sacrebleu` takes as many of each.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"sources": self.sources, "translations": self.translations}
+        for n, column in enumerate(_streams(self.references)):
+            files[f"references.{n}"] = [text or those[0] for text, those in zip(column, self.references, strict=True)]
+        for name, lines in files.items():
+            text = "".join(f"{line}\n" for line in (" ".join(line.splitlines()) for line in lines))
+            (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+
+
+def evaluate(model, pairs, strategy="greedy", *, bleu_tokenizer="13a", resamples=1000, progress=None, **lengths):
+    """Translates the sources of a corpus and measures how well.
+
+    Args:
+        model: a `Seq2Seq`.
+        pairs: a `tf.data.Dataset` of (source, target) scalar strings, as `read_pairs` gives it. All targets of one
+            source are its references; the source is translated once.
+        strategy, **lengths: as in `Seq2Seq.translate`.
+        bleu_tokenizer: how BLEU cuts texts into words: "13a", or "zh", "char", "intl", "none".
+        resamples: of the bootstrap.
+        progress: a function to call now and then with the number of sources translated.
+
+    Returns:
+        An `Evaluation`. Scores are of the texts as they are, cased and accented; only TER folds case, as Tercom does.
+
+    Raises:
+        CorpusError: if there are no pairs.
+        OptionError: for an unknown BLEU tokenizer.
+    """
+    choose("bleu_tokenizer", bleu_tokenizer, list(BLEU.TOKENIZERS))
+    pairs = [(source.decode(), target.decode()) for source, target in pairs.as_numpy_iterator()]
+    if not pairs:
+        raise CorpusError("no pairs to evaluate on")
+    references = {}
+    for source, target in pairs:
+        references.setdefault(source, []).append(target)
+    sources = list(references)
+    references = [list(dict.fromkeys(those)) for those in references.values()]
+
+    tokenizers = model.source_tokenizer, model.target_tokenizer
+    again = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs, strict=True))))  # stdin is read only once
+    batches = batch_pairs(again, *tokenizers, batch_size=64, encoding="ids", shuffle=False, seed=0)
+    if not model.compiled:
+        model.compile()
+    known = model.evaluate(batches, steps=math.ceil(len(pairs) / 64), verbose=0, return_dict=True)
+
+    model.translate(sources[:1], strategy, details=True, **lengths)  # compiles it
+    found, seconds = [], 0.0
+    for start in range(0, len(sources), 2048):
+        started = time.perf_counter()
+        found.append(model.translate(sources[start : start + 2048], strategy, details=True, **lengths))
+        seconds += time.perf_counter() - started
+        if progress:
+            progress(sum(len(done.texts) for done in found))
+    translations = [row[0].decode() for done in found for row in done.texts.numpy()]
+    return Evaluation(
+        sources,
+        references,
+        translations,
+        [row[0].decode() for done in found for row in done.stopped.numpy()],
+        measure(translations, references, bleu_tokenizer, resamples),
+        math.log(known["perplexity"]),
+        known["perplexity"],
+        known["accuracy"],
+        seconds,
+        bleu_tokenizer,
+    )
+
+
+def corpus_scores(translations, references, bleu_tokenizer="13a"):
+    """Measures N texts by the references of each, a list of lists: scores by name."""
+    streams = _streams(references)
+    measures = metrics(bleu_tokenizer)
+    return {name: float(metric.corpus_score(translations, streams).score) for name, metric in measures.items()}
+
+
+def measure(translations, references, bleu_tokenizer="13a", resamples=1000):
+    """The same with confidence intervals and signatures: `Measured` by name."""
+    signatures, scores = PairedTest(
+        [("", translations)], metrics(bleu_tokenizer), _streams(references), "bs", resamples
+    )()
+    return {
+        name: Measured(float(scores[key][0].score), float(scores[key][0].ci), str(signatures[key]))
+        for name, key in zip(metrics(), signatures, strict=True)
+    }
+
+
+def compare(first, second, resamples=1000):
+    """Tests whether two models differ, by a paired bootstrap over the texts (Koehn 2004, aclanthology.org/W04-3250).
+
+    Args:
+        first, second: what `evaluate` found for each on the same corpus.
+
+    Returns:
+        {measure: (score of the first, score of the second, p)}: how likely so large a difference would be if there were
+        none.
+
+    Raises:
+        OptionError: if they are not of the same texts and references.
+    """
+    if (first.sources, first.references) != (second.sources, second.references):
+        raise OptionError("compare: expected two evaluations of the same texts")
+    systems = [("first", first.translations), ("second", second.translations)]
+    measures = metrics(first.bleu_tokenizer)
+    signatures, scores = PairedTest(systems, measures, _streams(first.references), "bs", resamples)()
+    found = {}
+    for name, key in zip(measures, signatures, strict=True):
+        one, other = scores[key]
+        # sacrebleu takes no difference for the surest of all.
+        found[name] = float(one.score), float(other.score), float(other.p_value) if one.score != other.score else 1.0
+    return found
+
+
+def _streams(references):
+    """The references as sacrebleu takes them: all first ones, all second ones, ..., with None where a text has none."""
+    return list(itertools.zip_longest(*references))

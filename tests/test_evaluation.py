@@ -1,0 +1,149 @@
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tensorflow as tf
+
+from pipelines import CorpusError, OptionError, read_pairs
+from seq2seq.evaluation import Evaluation, compare, evaluate, measure
+
+TRANSLATIONS = [
+    "the old cat sat on a warm mat.",
+    "where is the nearest station, please?",
+    "i don't like the coffee here",
+    "She reads a  book every evening.",
+    "Él no tiene ningún amigo.",
+]
+REFERENCES = [
+    ["The old cat sat on the warm mat.", "The old cat was sitting on a warm mat."],
+    ["Where is the nearest station, please?", "Could you tell me where the next station is?"],
+    ["I don't like the coffee here.", "The coffee here is not to my taste."],
+    ["Every evening she reads a book.", "She reads a book in the evenings."],
+    ["Él no tiene amigos.", "No tiene ni un solo amigo."],
+]
+
+
+def evaluation(translations, references):
+    sources = [f"source {n}" for n in range(len(translations))]
+    stopped = ["end"] * len(sources)
+    scores = measure(translations, references)
+    return Evaluation(sources, references, translations, stopped, scores, 1.0, math.e, 0.5, 1.0, "13a")
+
+
+def tool(name, *arguments):
+    command = [Path(sys.executable).with_name(name), *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.slow
+def test_the_figures_are_those_of_sacrebleu_and_jiwer_on_the_written_files(tmp_path):
+    one = evaluation(TRANSLATIONS, [references[:1] for references in REFERENCES])
+    both = evaluation(TRANSLATIONS, REFERENCES)
+    for found, folder in ((one, tmp_path / "one"), (both, tmp_path / "both")):
+        found.write(folder)
+        files = sorted(folder.glob("references.*.txt"))
+        assert len(files) == len(found.references[0])
+        said = tool(
+            "sacrebleu", *files, "-i", folder / "translations.txt", "-m", "bleu", "chrf", "ter", "-w", 6, "--force"
+        )
+        figures = {figure["name"]: figure for figure in json.loads(said)}
+        for name, theirs in (("BLEU", "BLEU"), ("chrF", "chrF2"), ("TER", "TER")):
+            assert found.scores[name].score == pytest.approx(figures[theirs]["score"], abs=1e-5)
+            assert set(figures[theirs]["signature"].split("|")) <= set(found.scores[name].signature.split("|"))
+    files = ["-r", tmp_path / "one" / "references.0.txt", "-h", tmp_path / "one" / "translations.txt"]
+    assert one.scores["WER"].score == pytest.approx(100 * float(tool("jiwer", *files)))
+    assert one.scores["CER"].score == pytest.approx(100 * float(tool("jiwer", *files, "-c")))
+
+
+def test_a_text_is_held_against_its_closest_reference():
+    one = measure(["K AE T", "D AA G"], [["K AA T"], ["D AO G"]])
+    assert one["WER"].score == pytest.approx(100 * 2 / 6)  # the phone error rate, where words are phones
+    assert one["exact match"].score == 0
+    more = measure(["K AE T", "D AA G"], [["K AA T", "K AE T"], ["D AO G", "T AO G Z"]])
+    assert more["WER"].score == pytest.approx(100 * 1 / 6)
+    assert more["exact match"].score == 50
+    assert "nrefs:2" in more["WER"].signature
+
+
+def test_texts_may_have_different_numbers_of_references(tmp_path):
+    references = [REFERENCES[0], *([text] for text in TRANSLATIONS[1:])]
+    found = evaluation(TRANSLATIONS, references)
+    assert found.scores["BLEU"].score > 90 and found.scores["exact match"].score == 80
+    assert "nrefs:var" in found.scores["BLEU"].signature
+    found.write(tmp_path)
+    second = (tmp_path / "references.1.txt").read_text().splitlines()
+    assert second == [REFERENCES[0][1], *(" ".join(text.split(" ")) for text in TRANSLATIONS[1:])]
+
+
+def test_one_interval_belongs_to_each_figure():
+    exact = measure(["a"] * 50 + ["b"] * 50, [["a"]] * 100)["exact match"]
+    # Half of 95% of a binomial distribution of 100 draws: 1.96 * 5%.
+    assert exact.score == 50 and exact.margin == pytest.approx(9.8, abs=1.5)
+
+
+def test_by_length_and_worst_tell_where_the_errors_are():
+    sources = [letter * length for length in (1, 5, 20) for letter in "abcd"]
+    translations = [text.upper() if len(text) < 20 else "X" * 20 for text in sources]
+    references = [[text.upper()] for text in sources]
+    scores = measure(translations, references)
+    found = Evaluation(sources, references, translations, ["end"] * 12, scores, 1.0, math.e, 0.5, 1.0, "13a")
+    parts = found.by_length(3)
+    assert [(part["from"], part["to"], part["texts"]) for part in parts] == [(1, 1, 4), (5, 5, 4), (20, 20, 4)]
+    assert [part["CER"] for part in parts] == [0, 0, 100]
+    assert [text["source"] for text in found.worst(4)] == sources[8:]
+    assert found.worst(1)[0] == {
+        "source": "a" * 20,
+        "translation": "X" * 20,
+        "references": ["A" * 20],
+        "CER": 100.0,
+    }
+    assert json.loads(json.dumps(found.as_dict()))["stopped"] == {"end": 12}
+
+
+def test_compare_tells_a_difference_from_chance():
+    references = [[f"this is sentence number {n} of many"] for n in range(60)]
+    right = [text for (text,) in references]
+    wrong = [text.replace("sentence", "something") if n % 2 else text for n, text in enumerate(right)]
+    almost = [right[0] + "!", *right[1:]]
+    better = compare(evaluation(wrong, references), evaluation(right, references))
+    assert all(p < 0.05 for _, _, p in better.values())
+    assert better["exact match"][:2] == (50, 100) and better["WER"][0] > better["WER"][1] == 0
+    same = compare(evaluation(right, references), evaluation(right, references))
+    assert all(p == 1 for _, _, p in same.values())
+    assert compare(evaluation(right, references), evaluation(almost, references))["exact match"][2] > 0.05
+    with pytest.raises(OptionError, match="of the same texts"):
+        compare(evaluation(right, references), evaluation(right[1:], references[1:]))
+
+
+def test_a_model_is_evaluated_on_each_source_once_by_all_its_references(model, batches, tsv):
+    model.fit(batches, epochs=3, verbose=0, shuffle=False)
+    pairs = read_pairs(tsv("sol\tSOL\nmar\tMAR\nsol\tLUZ\nsol\tSOL\nmar\tM\n"))
+    counted = []
+    found = evaluate(model, pairs, max_length=5, progress=counted.append)
+    assert found.sources == ["sol", "mar"] and counted == [2]
+    assert found.references == [["SOL", "LUZ"], ["MAR", "M"]]
+    assert found.translations == [text.decode() for text in model.translate(["sol", "mar"], max_length=5).numpy()]
+    nats = -model.score(["sol", "mar", "sol", "sol", "mar"], ["SOL", "MAR", "LUZ", "SOL", "M"]).numpy()
+    assert found.loss == pytest.approx(nats.sum() / (4 + 4 + 4 + 4 + 2), rel=1e-4)
+    assert found.perplexity == pytest.approx(math.exp(found.loss)) and found.seconds > 0
+    beam = evaluate(model, pairs, "beam", max_length=5)
+    assert beam.loss == pytest.approx(found.loss) and beam.translations == [
+        text.decode() for text in model.translate(["sol", "mar"], "beam", max_length=5).numpy()
+    ]
+
+
+def test_what_cannot_be_evaluated_is_refused(model, pairs):
+    with pytest.raises(CorpusError, match="no pairs to evaluate on"):
+        evaluate(model, pairs.take(0))
+    with pytest.raises(OptionError, match=r"bleu_tokenizer='13b'.*did you mean '13a'"):
+        evaluate(model, pairs, bleu_tokenizer="13b")
+
+
+def test_a_model_that_was_never_compiled_is_evaluated_too(tokenizers, pairs):
+    from seq2seq import Seq2Seq
+
+    tf.random.set_seed(0)
+    assert evaluate(Seq2Seq(*tokenizers, units=8), pairs, max_length=4).perplexity > 1

@@ -1,0 +1,118 @@
+import itertools
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from seq2seq.model import Alignment
+from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates
+
+HISTORY = [  # as csv.DictReader reads it
+    {"epoch": "1", "loss": "2.5", "accuracy": "0.25", "perplexity": "12.2", "val_loss": "2.25", "val_accuracy": "0.5"},
+    {"epoch": "2", "loss": "1.5", "accuracy": "0.75", "perplexity": "4.5", "val_loss": "1.75", "val_accuracy": "0.625"},
+]
+PARTS = [
+    {"from": 3, "to": 21, "texts": 1200, "chrF": 61.0, "CER": 20.0, "WER": 35.0, "exact match": 30.0},
+    {"from": 22, "to": 22, "texts": 800, "chrF": 55.0, "CER": 30.0, "WER": 130.0, "exact match": 10.0},
+]
+
+
+def alignment(source, target):
+    weights = np.random.default_rng(0).dirichlet(np.ones(max(1, len(source))), len(target))
+    return Alignment(list(source), list(target), weights.astype("float32"))
+
+
+def lines(axes):
+    """What is drawn, by the label written where it ends."""
+    drawn = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"]
+    labels = {text.xy: text.get_text() for text in axes.texts}
+    return {labels[tuple(points[-1])]: points for points in drawn}
+
+
+def labels(axis):
+    return [label.get_text() for label in axis.get_ticklabels()]
+
+
+def test_curves_of_training_and_held_out_pairs_with_the_kept_epoch(tmp_path):
+    figure = draw_curves(HISTORY, tmp_path / "curves.png", best=2)
+    loss, accuracy = figure.axes
+    assert lines(loss) == {"training": [[1, 2.5], [2, 1.5]], "held out": [[1, 2.25], [2, 1.75]]}
+    assert lines(accuracy) == {"training": [[1, 25], [2, 75]], "held out": [[1, 50], [2, 62.5]]}
+    for axes in figure.axes:
+        assert [list(line.get_xdata()) for line in axes.lines if line.get_marker() != "o"] == [[2, 2]]
+    height, width, _ = imread(tmp_path / "curves.png").shape
+    assert 400 < height < width < 2000
+
+
+def test_curves_of_translations_only_where_they_were_measured(tmp_path):
+    scores = [{"val_chrf": "", "val_exact_match": ""}, {"val_chrf": 40.5, "val_exact_match": 0.0}]
+    history = [row | more for row, more in zip(HISTORY, scores, strict=True)]
+    *_, translations = draw_curves(history, tmp_path / "curves.png").axes
+    assert lines(translations) == {"chrF": [[2, 40.5]], "exact match": [[2, 0]]}
+    assert len(draw_curves(history[:1], tmp_path / "curves.png").axes) == 2
+
+
+def test_curves_of_one_epoch_and_nothing_held_out(tmp_path):
+    history = [{name: HISTORY[0][name] for name in ("epoch", "loss", "accuracy", "perplexity")}]
+    loss, accuracy = draw_curves(history, tmp_path / "curves.png").axes
+    assert (lines(loss), lines(accuracy)) == ({"training": [[1, 2.5]]}, {"training": [[1, 25]]})
+    low, high = loss.get_xlim()
+    assert [tick for tick in loss.get_xticks() if low <= tick <= high] == [1]
+
+
+def test_attention_labels_every_token_and_turns_the_long_ones(tmp_path):
+    figure = draw_attention(alignment(["▁Good", " ", "ñ"], ["¿", "▁días", "[END]"]), tmp_path / "attention.png")
+    axes, bar = figure.axes
+    assert labels(axes.xaxis) == ["▁Good", "␣", "ñ"]
+    assert labels(axes.yaxis) == ["¿", "▁días", "[END]"]
+    assert [label.get_rotation() for label in axes.get_xticklabels()] == [90, 0, 0]
+    assert bar.get_ylim() == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "你好，世界。",
+        "こんにちは",
+        "안녕하세요",
+        "مرحبا بالعالم",
+        "नमस्ते दुनिया",
+        "Привет",
+        "Γειά",
+        "$x_2^",
+        "$$",
+        "\\$",
+        "😀",
+        "a\nb",
+    ],
+)
+def test_attention_takes_any_script_and_no_text_for_a_formula(tmp_path, text):
+    figure = draw_attention(alignment(text, [text, "$\\nothing$", "[END]"]), tmp_path / "attention.png")
+    assert labels(figure.axes[0].yaxis)[1] == "$\\nothing$"
+    assert labels(figure.axes[0].xaxis) == ["␣" if letter.isspace() else letter for letter in text]
+
+
+@pytest.mark.parametrize(("source", "target"), [(0, 1), (3, 4), (100, 120), (2, 500)])
+def test_attention_pictures_grow_with_their_tokens_and_labels_do_not_overlap(tmp_path, source, target):
+    figure = draw_attention(alignment("W" * source, "m" * target), tmp_path / "attention.png")
+    axes = figure.axes[0]
+    for ticks, start, end in ((axes.get_xticklabels(), "x0", "x1"), (axes.get_yticklabels()[::-1], "y0", "y1")):
+        boxes = [label.get_window_extent() for label in ticks]
+        assert all(getattr(box, end) < getattr(after, start) for box, after in itertools.pairwise(boxes))
+    assert all(150 < side < 15000 for side in imread(tmp_path / "attention.png").shape[:2])
+
+
+def test_error_rates_by_length(tmp_path):
+    (axes,) = draw_error_rates(PARTS, tmp_path / "rates.png").axes
+    assert lines(axes) == {"CER": [[0, 20], [1, 30]], "WER": [[0, 35], [1, 130]]}
+    assert labels(axes.xaxis) == ["3–21\n1,200 texts", "22\n800 texts"]
+    low, high = axes.get_ylim()
+    assert low == 0
+    assert high > 130
+    height, width, _ = imread(tmp_path / "rates.png").shape
+    assert 400 < height <= width < 2000
+
+
+def test_error_rates_of_one_part_without_errors(tmp_path):
+    (axes,) = draw_error_rates([PARTS[0] | {"CER": 0.0, "WER": 0.0}], tmp_path / "rates.png").axes
+    assert axes.get_ylim() == (0, 1)
