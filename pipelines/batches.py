@@ -30,7 +30,7 @@ def batch_pairs(
         source_tokenizer, target_tokenizer: adapted tokenizers.
         batch_size: pairs in a batch, B; the last of the corpus may hold fewer.
         batch_tokens: in place of `batch_size`, how much a batch may hold: its pairs times the longer side of its
-            longest pair, in characters, marks and padding included. A pair that is longer is a batch of its own.
+            longest pair, in tokens, marks and padding included. A pair that is longer is a batch of its own.
         encoding: "one_hot", float32 rows, or "ids", which are V times smaller. A model learns the same from both.
         pad_to_multiple: makes S and T multiples of this number and fills batches up with rows of padding, so that only
             few shapes occur; for `jit_compile=True`, which compiles each shape anew.
@@ -51,7 +51,7 @@ def batch_pairs(
     multiple = pad_to_multiple or 1
 
     def group_by_length(sources, targets, seed):
-        lengths = [tf.strings.length(side, unit="UTF8_CHAR") for side in (sources, targets)]
+        lengths = [source_tokenizer.lengths(sources), target_tokenizer.lengths(targets)]
         order = tf.range(tf.size(sources))
         if shuffle:  # the sort keeps this order where lengths are equal
             order = tf.random.experimental.stateless_shuffle(order, [seed, 0])

@@ -102,6 +102,10 @@ class Tokenizer(tf.Module):
         tokens, _, numbers = tf.unique_with_counts(split.flat_values, tf.int64)
         return tokens, numbers, split.row_lengths()
 
+    def lengths(self, texts):
+        """How many tokens each of texts `[B]` has: int32 `[B]`."""
+        return tf.cast(self._split(texts).row_lengths(), tf.int32)
+
     def take_vocabulary(self, counts, min_frequency=1, max_size=None):
         """Takes the vocabulary from counted tokens: the most frequent first, equally frequent ones in code point order.
 
@@ -207,6 +211,10 @@ class CharTokenizer(Tokenizer):
 
     def split(self, texts):
         return tf.strings.unicode_split(texts, "UTF-8")
+
+    def lengths(self, texts):
+        """How many characters each of texts `[B]` has, not yet in the normal form: that is quick to tell."""
+        return tf.strings.length(texts, "UTF8_CHAR")
 
     def _set_tokens(self, tokens):
         self.tokens = list(tokens)

@@ -114,7 +114,8 @@ class Decoder(keras.layers.Layer):
             is all the decoder knows of it.
         input_feeding: whether each step is also given what attention found at the one before (Luong et al. 2015,
             section 3.3). Training then goes step by step, which is several times slower.
-        tied: whether the embedding is also the output's matrix (Press & Wolf 2017, arxiv.org/abs/1608.05859).
+        tied: whether the embedding is also the output's matrix (Press & Wolf 2017, arxiv.org/abs/1608.05859), after a
+            projection to its size.
 
     Call arguments:
         target: the tokens so far, one-hot `[B, T, Vt]` or ids `[B, T]`, padded on the right.
@@ -163,19 +164,18 @@ class Decoder(keras.layers.Layer):
         }
         dtype = self.dtype_policy
         self.vectors = TokenVectors(vocabulary_size, embedding, dropout, dtype=dtype)
-        # What the output layer reads: h~ of Luong et al., equation 5, or the recurrent output if nothing is mixed in.
-        self.width = embedding if tied else units
+        self.units = units
         self.input_feeding = input_feeding
-        size = self.vectors.size + (self.width if input_feeding else 0)
+        size = self.vectors.size + (units if input_feeding else 0)
         self.recurrent = _recurrent_layers(cell, layers, size, units, False, dtype)
         self.drop = keras.layers.Dropout(dropout, dtype=dtype)
         self.attention = Attention(units, attention, dtype=dtype) if attention else None
-        if attention or self.width != units:
-            self.combine = keras.layers.Dense(self.width, activation="tanh", use_bias=False, dtype=dtype)
-        else:
-            self.combine = None
+        # Makes what the output layer reads: h~ of Luong et al., equation 5.
+        self.combine = keras.layers.Dense(units, "tanh", use_bias=False, dtype=dtype) if attention else None
         # Under mixed precision too, a softmax over many tokens wants all of float32.
-        self.output_layer = _TiedOutput(self.vectors) if tied else keras.layers.Dense(vocabulary_size, dtype="float32")
+        self.output_layer = (
+            _TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype="float32")
+        )
 
     def start(self, encoded):
         """What each of the calls for one batch of sources is given: `encoded`, its keys projected, and the first state.
@@ -187,7 +187,7 @@ class Decoder(keras.layers.Layer):
         if self.attention:
             encoded = encoded._replace(keys=self.attention.project(encoded.memory))
         if self.input_feeding:
-            nothing = tf.zeros([tf.shape(encoded.memory)[0], self.width], self.compute_dtype)
+            nothing = tf.zeros([tf.shape(encoded.memory)[0], self.units], self.compute_dtype)
             state.append([nothing])
         return encoded, state
 
@@ -219,7 +219,7 @@ class Decoder(keras.layers.Layer):
         return output, after
 
     def _look_back(self, output, encoded):
-        """Mixes what attention finds for each step `[B, T, D]` into it: `[B, T, width]`, and the weights."""
+        """Mixes what attention finds for each step `[B, T, D]` into it: `[B, T, D]`, and the weights."""
         weights = None
         if self.attention:
             context, weights = self.attention(output, encoded)
@@ -227,7 +227,7 @@ class Decoder(keras.layers.Layer):
         return self.combine(output) if self.combine else output, weights
 
     def _feed(self, vectors, encoded, state, training):
-        """Both of these, a step at a time, each step's result `[B, width]` being part of the next one's input."""
+        """Both of these, a step at a time, each step's result `[B, D]` being part of the next one's input."""
 
         def step(vector, state):
             *state, [fed] = state
@@ -244,7 +244,7 @@ class Decoder(keras.layers.Layer):
             return position + 1, state, outputs.write(position, output), weights.write(position, found)
 
         length = tf.shape(vectors)[1]
-        arrays = [tf.TensorArray(self.compute_dtype, size=length, element_shape=[None, n]) for n in (self.width, None)]
+        arrays = [tf.TensorArray(self.compute_dtype, size=length, element_shape=[None, n]) for n in (self.units, None)]
         _, state, *arrays = tf.while_loop(lambda position, *_: position < length, extend, (0, state, *arrays))
         output, weights = (tf.transpose(array.stack(), [1, 0, 2]) for array in arrays)
         return output, state, weights
@@ -351,17 +351,24 @@ class TokenVectors(keras.layers.Layer):
         self.size = embedding or vocabulary_size  # of a vector
         self.drop = keras.layers.Dropout(dropout, dtype=self.dtype_policy)
         if embedding:
-            # Large numbers, as in the one-hot rows that they stand for: from Keras's own, a twentieth at most,
-            # recurrent layers take several times as long to learn.
-            initializer = keras.initializers.RandomNormal(stddev=1.0)
+            initializer = keras.initializers.RandomNormal(stddev=embedding**-0.5)
             self.matrix = self.add_weight(shape=(vocabulary_size, embedding), initializer=initializer, name="embedding")
 
     def call(self, tokens, training=False):
         if not self.embedding:
             is_ids = tokens.dtype.is_integer
             return one_hot(tokens, self.vocabulary_size, self.compute_dtype) if is_ids else tokens
-        matrix = tf.cast(self.matrix, self.compute_dtype)
-        vectors = tf.gather(matrix, tokens) if tokens.dtype.is_integer else tf.tensordot(tokens, matrix, 1)
+        # Rows of length 1, times the root of E (Vaswani et al. 2017, section 3.4): large where a cell reads them, small
+        # where the output is tied to them, and quick to learn.
+        matrix, scale = tf.cast(self.matrix, self.compute_dtype), self.embedding**0.5
+        if not tokens.dtype.is_integer:
+            vectors = tf.tensordot(tokens, matrix, 1) * scale
+        elif training:
+            # So the gradient is dense. Of a sparse one, Keras's Adam squares the parts of a token one by one, which
+            # makes steps too large for frequent tokens.
+            vectors = tf.gather(matrix * scale, tokens)
+        else:
+            vectors = tf.gather(matrix, tokens) * scale
         return self.drop(vectors, training=training)
 
     def get_config(self):
@@ -370,16 +377,18 @@ class TokenVectors(keras.layers.Layer):
 
 
 class _TiedOutput(keras.layers.Layer):
-    """logits `[B, T, V]` of `[B, T, E]`, by likeness to the embedding of each token."""
+    """logits `[B, T, V]` of `[B, T, D]`, by likeness to the embedding of each token."""
 
-    def __init__(self, vectors):
+    def __init__(self, vectors, units):
         super().__init__(dtype="float32", name="output")
         self.vectors = vectors
+        self.project = keras.layers.Dense(vectors.size, use_bias=False, dtype="float32")
+        self.project.build((None, None, units))
         self.bias = self.add_weight(shape=(vectors.vocabulary_size,), initializer="zeros", name="bias")
 
     def call(self, output):
         matrix = tf.convert_to_tensor(self.vectors.matrix)
-        return tf.tensordot(tf.cast(output, matrix.dtype), matrix, [[2], [1]]) + self.bias
+        return tf.tensordot(self.project(output), matrix, [[2], [1]]) + self.bias
 
 
 def _recurrent_layers(cell, layers, size, units, bidirectional, dtype):

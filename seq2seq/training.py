@@ -213,14 +213,14 @@ def _prepare(config, tokenizers, progress, report):
             pairs, *tokenizers, config.batch_size, batch_tokens=config.batch_tokens, encoding=config.encoding, **options
         )
 
-    training = batches(training, seed=config.seed)
     if config.batch_tokens:
         # How many batches a pass makes depends on its order. An epoch has about as many; pass follows on pass.
-        training = training.repeat()
-        steps = math.ceil((found.longer + found.pairs) / config.batch_tokens)
+        longer = found.longer * _tokens_per_character(training, tokenizers)
+        steps = math.ceil((longer + found.pairs) / config.batch_tokens)
+        training = batches(training, seed=config.seed).repeat()
     else:
         steps = math.ceil(found.pairs / config.batch_size)
-        training = training.apply(tf.data.experimental.assert_cardinality(steps))
+        training = batches(training, seed=config.seed).apply(tf.data.experimental.assert_cardinality(steps))
     return (
         training,
         steps,
@@ -229,6 +229,15 @@ def _prepare(config, tokenizers, progress, report):
         held_out,
         found,
     )
+
+
+def _tokens_per_character(pairs, tokenizers):
+    """How many tokens the longer sides of pairs have for each character: of the first 10,000 pairs, as an estimate."""
+    tokens = characters = 0
+    for sides in pairs.take(10_000).batch(1000):
+        tokens += tf.reduce_sum(tf.maximum(*(of.lengths(side) for of, side in zip(tokenizers, sides, strict=True))))
+        characters += tf.reduce_sum(tf.maximum(*(tf.strings.length(side, "UTF8_CHAR") for side in sides)))
+    return int(tokens) / max(1, int(characters))
 
 
 def _sides(config, **options):
