@@ -35,8 +35,15 @@ if Path(sys.argv[0] if sys.argv else "").stem != "seq2seq":
 
 
 def __getattr__(name):
-    """Imports a name where it is first used: by modules of one's own that the command line loads."""
-    for module in ("config", "decoding", "layers", "metrics", "model"):
-        if name in __all__ and hasattr(importlib.import_module(f"seq2seq.{module}"), name):
+    """Imports a name where it is first used.
+
+    Those of `evaluation` need an extra; the others come this way where modules of one's own, which the command line
+    loads, ask for them.
+    """
+    modules = ("evaluation",) if name in ("Evaluation", "compare", "evaluate") else ()
+    if name in __all__:
+        modules = ("config", "decoding", "layers", "metrics", "model")
+    for module in modules:
+        if hasattr(importlib.import_module(f"seq2seq.{module}"), name):
             return getattr(importlib.import_module(f"seq2seq.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

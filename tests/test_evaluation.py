@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from pipelines import CorpusError, OptionError, read_pairs
-from seq2seq.evaluation import Evaluation, compare, evaluate, measure
+from seq2seq import Evaluation, Seq2Seq, compare, evaluate
+from seq2seq.evaluation import measure
 
 TRANSLATIONS = [
     "the old cat sat on a warm mat.",
@@ -143,7 +144,5 @@ def test_what_cannot_be_evaluated_is_refused(model, pairs):
 
 
 def test_a_model_that_was_never_compiled_is_evaluated_too(tokenizers, pairs):
-    from seq2seq import Seq2Seq
-
     tf.random.set_seed(0)
     assert evaluate(Seq2Seq(*tokenizers, units=8), pairs, max_length=4).perplexity > 1

@@ -10,7 +10,7 @@ README = (ROOT / "README.md").read_text()
 @pytest.mark.slow
 def test_the_python_example_runs_as_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    example, _ = re.findall(r"```python\n(.*?)```", README.split("## From Python")[1].split("\n## ")[0], re.DOTALL)
+    example, *_ = re.findall(r"```python\n(.*?)```", README.split("## From Python")[1].split("\n## ")[0], re.DOTALL)
     assert "epochs=38" in example
     scope = {}
     exec(example.replace("epochs=38", "epochs=1, verbose=0, shuffle=False"), scope)
