@@ -123,23 +123,8 @@ class Evaluation:
         }
 
     def by_length(self, parts=5):
-        """The measures of short and of long sources: for each of so many parts of like size, a dict.
-
-        Returns:
-            [{"from": characters, "to": characters, "texts": number, measure: score, ...}, ...], the shortest first.
-        """
-        lengths = np.array([len(source) for source in self.sources])
-        cuts = sorted(set(np.quantile(lengths, np.linspace(0, 1, parts + 1)[1:], method="inverted_cdf").tolist()))
-        part_of = np.searchsorted(cuts, lengths)
-        found = []
-        for part in range(len(cuts)):
-            (chosen,) = np.nonzero(part_of == part)
-            texts, references = [self.translations[n] for n in chosen], [self.references[n] for n in chosen]
-            scores = corpus_scores(texts, references, self.bleu_tokenizer)
-            found.append(
-                {"from": int(lengths[chosen].min()), "to": int(lengths[chosen].max()), "texts": len(chosen), **scores}
-            )
-        return found
+        """The measures of short and of long sources, as `scores_by_length` gives them."""
+        return scores_by_length(self.sources, self.translations, self.references, parts, self.bleu_tokenizer)
 
     def worst(self, count=5):
         """The texts with the most errors for their length: [{"source", "translation", "references", "CER"}, ...]."""
@@ -235,6 +220,24 @@ def corpus_scores(translations, references, bleu_tokenizer="13a"):
     streams = _streams(references)
     measures = metrics(bleu_tokenizer)
     return {name: float(metric.corpus_score(translations, streams).score) for name, metric in measures.items()}
+
+
+def scores_by_length(sources, translations, references, parts=5, bleu_tokenizer="13a"):
+    """The measures of short and of long sources: for each of so many parts of like size, a dict.
+
+    Returns:
+        [{"from": characters, "to": characters, "texts": number, measure: score, ...}, ...], the shortest first.
+    """
+    lengths = np.array([len(source) for source in sources])
+    cuts = sorted(set(np.quantile(lengths, np.linspace(0, 1, parts + 1)[1:], method="inverted_cdf").tolist()))
+    part_of = np.searchsorted(cuts, lengths)
+    found = []
+    for part in range(len(cuts)):
+        (chosen,) = np.nonzero(part_of == part)
+        scores = corpus_scores([translations[n] for n in chosen], [references[n] for n in chosen], bleu_tokenizer)
+        span = {"from": int(lengths[chosen].min()), "to": int(lengths[chosen].max())}
+        found.append({**span, "texts": len(chosen), **scores})
+    return found
 
 
 def measure(translations, references, bleu_tokenizer="13a", resamples=1000):

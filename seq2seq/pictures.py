@@ -106,7 +106,7 @@ def draw_error_rates(parts, path):
     """Draws how many errors there are in the translations of short and of long sources.
 
     Args:
-        parts: what `Evaluation.by_length` returns.
+        parts: what `Evaluation.by_length` or `scores_by_length` returns.
         path: as in `draw_lengths`.
     """
     figure = Figure(figsize=(max(4, 1.3 * len(parts) + 1), 4), layout="constrained")

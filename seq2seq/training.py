@@ -439,7 +439,7 @@ def draw_run(folder, model):
     Raises:
         RunError: if the folder does not tell what it was trained on.
     """
-    from seq2seq.evaluation import evaluate
+    from seq2seq.evaluation import scores_by_length
     from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates
 
     folder = Path(folder)
@@ -451,12 +451,9 @@ def draw_run(folder, model):
     draw_curves(history, drawn[0], best=best_epoch(history, config.monitor) if config.monitor else None)
     held_out = sample(_sides(config)[1], config.seed) if config.validation_fraction else {}
     if held_out:
-        pairs = [(source, target) for source, targets in held_out.items() for target in targets]
-        parts = evaluate(
-            model, tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs, strict=True))))
-        ).by_length()
+        texts = [text.decode() for text in model.translate(list(held_out)).numpy()]
         drawn.append(folder / "error-rates.png")
-        draw_error_rates(parts, drawn[-1])
+        draw_error_rates(scores_by_length(list(held_out), texts, list(held_out.values())), drawn[-1])
     if held_out and model.has_attention:
         for number, alignment in enumerate(model.attention(list(held_out)[:4]), start=1):
             drawn.append(folder / f"attention-{number}.png")
