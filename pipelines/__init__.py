@@ -4,7 +4,16 @@ import importlib
 
 _MODULES = {
     "batches": ["batch_pairs"],
-    "corpora": ["Survey", "corpus_errors", "count_pairs", "read_pairs", "split_by_hash", "split_last", "survey"],
+    "corpora": [
+        "Survey",
+        "corpus_errors",
+        "count_pairs",
+        "group_by_source",
+        "read_pairs",
+        "split_by_hash",
+        "split_last",
+        "survey",
+    ],
     "names": ["OptionError", "choose", "load_class"],
     "readers": ["CorpusError", "Report", "checksums", "open_corpora"],
     "shuffling": ["damaged_shards", "shuffle_corpus"],

@@ -198,3 +198,11 @@ def count_pairs(pairs):
     """Number of pairs in a dataset, by reading it once."""
     counts = pairs.batch(_CHUNK).map(lambda sources, _: tf.size(sources, tf.int64))
     return int(counts.reduce(np.int64(0), tf.add))
+
+
+def group_by_source(pairs):
+    """Reads pairs into memory, as text: {source: [its targets, in the order they come]}."""
+    found = collections.defaultdict(list)
+    for source, target in pairs.as_numpy_iterator():
+        found[source.decode()].append(target.decode())
+    return dict(found)

@@ -46,6 +46,10 @@ _EXTRAS = {  # packages that not everyone needs, and the extra each comes with
 
 Run = Annotated[Path, typer.Argument(help="The run folder that `seq2seq train` made.")]
 Corpus = Annotated[list[str], typer.Argument(metavar="CORPUS", help=_CORPUS)]
+HeldOut = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="CORPUS", help=f"{_CORPUS} Default: what the run, the first one, has held out of its own."),
+]
 Import = Annotated[
     list[str] | None,
     typer.Option("--import", metavar="MODULE:CLASS", help="Load this class of your own first: the run is made of it."),
@@ -197,6 +201,7 @@ def train(
 
     Example: seq2seq train my-pairs.tsv --out runs/mine --epochs 20
     """
+    from seq2seq.training import can_measure
     from seq2seq.training import train as run
 
     if tensorboard:
@@ -235,7 +240,7 @@ def train(
         command=shlex.join(["seq2seq", *sys.argv[1:]]),
         expected_checksums=checksums,
     )
-    if all(map(importlib.util.find_spec, ("matplotlib", "rapidfuzz", "sacrebleu"))):
+    if can_measure() and importlib.util.find_spec("matplotlib"):
         _draw(folder, model)
     imports = "".join(f" --import {name}" for name in own_classes(settings))
     typer.echo(f'Translate with:  seq2seq translate {folder}{imports} "TEXT"', err=True)
@@ -456,10 +461,7 @@ def _attention_lines(model, texts, translations):
 @_with_options("limit", "columns", "reverse", "on_bad_line")
 def evaluate(
     run: Run,
-    corpus: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="CORPUS", help=f"{_CORPUS} Default: what the run has held out of its own corpus."),
-    ] = None,
+    corpus: HeldOut = None,
     beam_width: BeamWidth = None,
     length_penalty: LengthPenalty = None,
     min_length: MinLength = 0,
@@ -496,10 +498,7 @@ def evaluate(
 def compare(
     run_a: Annotated[Path, typer.Argument(help="A run folder.")],
     run_b: Annotated[Path, typer.Argument(help="Another.")],
-    corpus: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="CORPUS", help=f"{_CORPUS} Default: what RUN_A has held out of its own corpus."),
-    ] = None,
+    corpus: HeldOut = None,
     beam_width: BeamWidth = None,
     length_penalty: LengthPenalty = None,
     bleu_tokenizer: BleuTokenizer = "13a",

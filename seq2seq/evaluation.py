@@ -16,7 +16,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric, Score
 from sacrebleu.significance import PairedTest
 
-from pipelines import CorpusError, OptionError, batch_pairs, choose
+from pipelines import CorpusError, OptionError, batch_pairs, choose, group_by_source
 
 # `sacrebleu.metrics.base.Metric` is written to be derived from, by overriding methods that begin with an underscore; so
 # bootstrap and paired tests are sacrebleu's for every measure here. Tests see to it that they stay what they are.
@@ -82,9 +82,6 @@ def metrics(bleu_tokenizer="13a"):
     }
 
 
-LOWER_IS_BETTER = ("TER", "CER", "WER")
-
-
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """A measure of a corpus of texts."""
@@ -103,11 +100,15 @@ class Evaluation:
     translations: list  # N texts
     stopped: list  # why each is no longer: "end", "limit" or "repetition"
     scores: dict  # `Measured` by name
-    loss: float  # of the references, in nats for each token, END included
-    perplexity: float  # its exponential
+    perplexity: float  # of the tokens of the references, END included
     accuracy: float  # how many tokens the model predicts right, given those before
     seconds: float  # for translating, without loading and compiling
     bleu_tokenizer: str
+
+    @property
+    def loss(self):
+        """The crossentropy of the tokens of the references, in nats for each."""
+        return math.log(self.perplexity)
 
     def as_dict(self, worst=5):
         """All of it for JSON, with the breakdown by length and so many of the worst texts in place of all texts."""
@@ -176,17 +177,15 @@ def evaluate(model, pairs, strategy="greedy", *, bleu_tokenizer="13a", resamples
         OptionError: for an unknown BLEU tokenizer.
     """
     choose("bleu_tokenizer", bleu_tokenizer, list(BLEU.TOKENIZERS))
-    pairs = [(source.decode(), target.decode()) for source, target in pairs.as_numpy_iterator()]
-    if not pairs:
+    targets = group_by_source(pairs)
+    if not targets:
         raise CorpusError("no pairs to evaluate on")
-    references = {}
-    for source, target in pairs:
-        references.setdefault(source, []).append(target)
-    sources = list(references)
-    references = [list(dict.fromkeys(those)) for those in references.values()]
+    sources, references = list(targets), [list(dict.fromkeys(those)) for those in targets.values()]
 
     tokenizers = model.source_tokenizer, model.target_tokenizer
-    again = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs, strict=True))))  # stdin is read only once
+    # Not `pairs` again: standard input is read only once.
+    pairs = [(source, target) for source, those in targets.items() for target in those]
+    again = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs, strict=True))))
     batches = batch_pairs(again, *tokenizers, batch_size=64, encoding="ids", shuffle=False, seed=0)
     if not model.compiled:
         model.compile()
@@ -207,7 +206,6 @@ def evaluate(model, pairs, strategy="greedy", *, bleu_tokenizer="13a", resamples
         translations,
         [row[0].decode() for done in found for row in done.stopped.numpy()],
         measure(translations, references, bleu_tokenizer, resamples),
-        math.log(known["perplexity"]),
         known["perplexity"],
         known["accuracy"],
         seconds,
@@ -242,13 +240,8 @@ def scores_by_length(sources, translations, references, parts=5, bleu_tokenizer=
 
 def measure(translations, references, bleu_tokenizer="13a", resamples=1000):
     """The same with confidence intervals and signatures: `Measured` by name."""
-    signatures, scores = PairedTest(
-        [("", translations)], metrics(bleu_tokenizer), _streams(references), "bs", resamples
-    )()
-    return {
-        name: Measured(float(scores[key][0].score), float(scores[key][0].ci), str(signatures[key]))
-        for name, key in zip(metrics(), signatures, strict=True)
-    }
+    found = _bootstrap([translations], references, bleu_tokenizer, resamples)
+    return {name: Measured(float(only.score), float(only.ci), signature) for name, (signature, [only]) in found.items()}
 
 
 def compare(first, second, resamples=1000):
@@ -266,15 +259,21 @@ def compare(first, second, resamples=1000):
     """
     if (first.sources, first.references) != (second.sources, second.references):
         raise OptionError("compare: expected two evaluations of the same texts")
-    systems = [("first", first.translations), ("second", second.translations)]
-    measures = metrics(first.bleu_tokenizer)
-    signatures, scores = PairedTest(systems, measures, _streams(first.references), "bs", resamples)()
-    found = {}
-    for name, key in zip(measures, signatures, strict=True):
-        one, other = scores[key]
+    both = [first.translations, second.translations]
+    found = _bootstrap(both, first.references, first.bleu_tokenizer, resamples)
+    return {
         # sacrebleu takes no difference for the surest of all.
-        found[name] = float(one.score), float(other.score), float(other.p_value) if one.score != other.score else 1.0
-    return found
+        name: (float(one.score), float(other.score), float(other.p_value) if one.score != other.score else 1.0)
+        for name, (_, [one, other]) in found.items()
+    }
+
+
+def _bootstrap(systems, references, bleu_tokenizer, resamples):
+    """sacrebleu's test of one system or more, N texts each: {measure: (signature, [its result for each system])}."""
+    measures, named = metrics(bleu_tokenizer), [(str(n), texts) for n, texts in enumerate(systems)]
+    signatures, results = PairedTest(named, measures, _streams(references), "bs", resamples)()
+    # It has names of its own for them, in the order given.
+    return {name: (str(signatures[key]), results[key]) for name, key in zip(measures, signatures, strict=True)}
 
 
 def _streams(references):

@@ -28,6 +28,7 @@ from pipelines import (
     checksums,
     choose,
     corpus_errors,
+    group_by_source,
     load_class,
     read_pairs,
     split_by_hash,
@@ -104,7 +105,8 @@ def train(
         # Before anything is read, so that options that do not go together are not found out after an hour.
         tokenizers = [_tokenizer(config, side) for side in ("source_tokenizer", "target_tokenizer")]
         _model(config, tokenizers, steps=1)
-        if config.monitor in TRANSLATION_FIGURES or importlib.util.find_spec("sacrebleu"):
+        measured = config.monitor in TRANSLATION_FIGURES or can_measure()
+        if measured:
             importlib.import_module("seq2seq.evaluation")  # missing packages are named now, and not after an epoch
         training, steps, epochs, validation, held_out, found = _prepare(config, tokenizers, progress, report)
         if config.monitor and not held_out:
@@ -125,7 +127,7 @@ def train(
             shuffle=False,  # the pipeline has done it
             verbose=0,
             callbacks=[
-                *_own_callbacks(config, held_out),
+                *_own_callbacks(config, held_out if measured else {}),
                 _SaveRun(folder, config, record, found),
                 *callbacks,
             ],
@@ -133,12 +135,17 @@ def train(
     return load_run(folder) if config.monitor else model
 
 
-def _own_callbacks(config, held_out):
-    """What happens after each epoch before it is saved, in this order."""
+def can_measure():
+    """Whether what `seq2seq.evaluation` needs is installed."""
+    return all(map(importlib.util.find_spec, ("rapidfuzz", "sacrebleu")))
+
+
+def _own_callbacks(config, translated):
+    """What happens after each epoch before it is saved, in this order; `translated` is a `sample`, or empty."""
     if config.average > 1:
         yield _Average(config.average)
-    if held_out and "seq2seq.evaluation" in sys.modules:
-        yield _Translate(held_out)
+    if translated:
+        yield _Translate(translated)
     watched = {"monitor": config.monitor, "mode": MONITORS.get(config.monitor)}
     if config.schedule == "plateau":
         yield keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=2, **watched)
@@ -254,15 +261,18 @@ def held_out_pairs(folder):
     Raises:
         RunError: if there are none, or the folder does not say what it was trained on.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
+    if not (Path(folder) / "config.json").is_file():
         raise RunError(f"{folder}: holds no config.json to say what was held out; name a corpus")
-    options, _ = load_config(path)
-    config = Config(**options)
-    _, validation = _sides(config)
+    config, _ = _configuration(folder)
     if not config.validation_fraction:
         raise RunError(f"{folder}: nothing was held out; name a corpus")
-    return validation
+    return _sides(config)[1]
+
+
+def _configuration(folder):
+    """The `Config` of a run, and all that its `config.json` holds."""
+    options, record = load_config(Path(folder) / "config.json")
+    return Config(**options), record
 
 
 def check_same_corpus(*folders):
@@ -273,8 +283,7 @@ def check_same_corpus(*folders):
     """
     found = []
     for folder in folders:
-        options, record = load_config(Path(folder) / "config.json")
-        config = Config(**options)
+        config, record = _configuration(folder)
         found.append((sorted(record.get("checksums", {}).values()), config.split, config.validation_fraction))
     for folder, this in zip(folders, found, strict=True):
         if this != found[0]:
@@ -286,9 +295,7 @@ def check_same_corpus(*folders):
 
 def sample(pairs, seed=0, count=500):
     """So many sources of a corpus at random, of its first 20,000 pairs, each with all its references: a dict."""
-    references = collections.defaultdict(list)
-    for source, target in pairs.take(20_000).as_numpy_iterator():
-        references[source.decode()].append(target.decode())
+    references = group_by_source(pairs.take(20_000))
     sources = list(references)
     return {source: references[source] for source in random.Random(seed).sample(sources, min(count, len(sources)))}
 
@@ -437,14 +444,13 @@ def draw_run(folder, model):
         The files, a list of paths.
 
     Raises:
-        RunError: if the folder does not tell what it was trained on.
+        OptionError: if the folder does not tell what it was trained on.
     """
     from seq2seq.evaluation import scores_by_length
     from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates
 
     folder = Path(folder)
-    options, _ = load_config(folder / "config.json")
-    config = Config(**options)
+    config, _ = _configuration(folder)
     with (folder / "history.csv").open(newline="") as file:
         history = list(csv.DictReader(file))
     drawn = [folder / "curves.png"]
@@ -474,8 +480,7 @@ def load_run(folder):
     if not path.is_file():
         raise RunError(f"{folder}: not a run folder, it holds no model.keras")
     if (folder / "config.json").is_file():
-        options, _ = load_config(folder / "config.json")
-        for name in own_classes(Config(**options)):
+        for name in own_classes(_configuration(folder)[0]):
             if name.partition(":")[0] not in sys.modules:  # and nobody has said that its code may run
                 raise RunError(f"{folder}: made of {name}, which is not of this library; say --import {name}")
     try:

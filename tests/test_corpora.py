@@ -13,6 +13,7 @@ from pipelines import (
     Report,
     corpus_errors,
     count_pairs,
+    group_by_source,
     read_pairs,
     split_by_hash,
     split_last,
@@ -168,3 +169,9 @@ def test_memory_does_not_grow_with_the_corpus(tsv):
         for n in (400_000, 2_000_000)
     )
     assert large < 1.1 * small
+
+
+def test_pairs_are_grouped_by_source_in_their_order(tsv):
+    pairs = read_pairs(tsv("go\tve\nñu\tx\ngo\tvaya\ngo\tve\n"))
+    assert group_by_source(pairs) == {"go": ["ve", "vaya", "ve"], "ñu": ["x"]}
+    assert group_by_source(pairs.take(0)) == {}

@@ -27,11 +27,11 @@ REFERENCES = [
 ]
 
 
-def evaluation(translations, references):
-    sources = [f"source {n}" for n in range(len(translations))]
+def evaluation(translations, references, sources=None):
+    sources = sources or [f"source {n}" for n in range(len(translations))]
     stopped = ["end"] * len(sources)
     scores = measure(translations, references)
-    return Evaluation(sources, references, translations, stopped, scores, 1.0, math.e, 0.5, 1.0, "13a")
+    return Evaluation(sources, references, translations, stopped, scores, math.e, 0.5, 1.0, "13a")
 
 
 def tool(name, *arguments):
@@ -88,9 +88,7 @@ def test_one_interval_belongs_to_each_figure():
 def test_by_length_and_worst_tell_where_the_errors_are():
     sources = [letter * length for length in (1, 5, 20) for letter in "abcd"]
     translations = [text.upper() if len(text) < 20 else "X" * 20 for text in sources]
-    references = [[text.upper()] for text in sources]
-    scores = measure(translations, references)
-    found = Evaluation(sources, references, translations, ["end"] * 12, scores, 1.0, math.e, 0.5, 1.0, "13a")
+    found = evaluation(translations, [[text.upper()] for text in sources], sources)
     parts = found.by_length(3)
     assert [(part["from"], part["to"], part["texts"]) for part in parts] == [(1, 1, 4), (5, 5, 4), (20, 20, 4)]
     assert [part["CER"] for part in parts] == [0, 0, 100]

@@ -12,12 +12,12 @@ Measured are 2,000 held-out sources, none of which is in the training side, each
 corpus has of it; first as they are, then with both sides normalised as in TensorFlow's tutorial `nmt_with_attention`
 (no accents, capitals or digits), to compare with its kind of figures. Each run is loaded in a process of its own, with
 the threads that the command line sets. RUN_DIR receives the sources, the translations and presets.json, which holds
-all figures with sacrebleu's signatures, and why translations stopped.
+all figures with confidence intervals and sacrebleu's signatures, and why translations stopped.
 """
 
 import argparse
 import collections
-import itertools
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -33,12 +33,12 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
-from sacrebleu.metrics import BLEU, CHRF
 
-from pipelines import read_pairs, split_by_hash
+from pipelines import group_by_source, read_pairs, split_by_hash
 from seq2seq import BeamSearch, Greedy
 from seq2seq.cli import start_tensorflow
 from seq2seq.config import PRESETS, load_config
+from seq2seq.evaluation import measure as measure_texts
 from seq2seq.training import load_run
 
 # Whatever a preset says, all learn from these pairs.
@@ -76,12 +76,8 @@ def check_run(folder, corpus):
 def held_out(corpus, count):
     """Draws so many sources of the held-out side: the sources, and all references of each."""
     pairs = read_pairs(corpus, max_length=PAIRS["max_length"])
-    sides = split_by_hash(pairs, PAIRS["validation_fraction"])
-    training, validation = ([(s.decode(), t.decode()) for s, t in side.as_numpy_iterator()] for side in sides)
-    references = collections.defaultdict(list)
-    for source, target in validation:
-        references[source].append(target)
-    assert references.keys().isdisjoint(source for source, _ in training)
+    training, references = map(group_by_source, split_by_hash(pairs, PAIRS["validation_fraction"]))
+    assert references.keys().isdisjoint(training)
     sources = sorted(references)
     random.Random(0).shuffle(sources)
     return sources[:count], [references[source] for source in sources[:count]]
@@ -104,14 +100,8 @@ def translate(folder, sources, strategies):
 
 
 def scores(texts, references):
-    """BLEU and chrF of a corpus, and the percentage of texts that are one of their references."""
-    # One list for each text's first reference, one for each second, ... with None where a text has no more.
-    streams = list(itertools.zip_longest(*references))
-    found = {"exact": 100 * sum(text in those for text, those in zip(texts, references, strict=True)) / len(texts)}
-    for name, metric in (("BLEU", BLEU(force=True)), ("chrF", CHRF())):  # by force: it warns of tokenized text
-        found[name] = metric.corpus_score(texts, streams).score
-        found[f"{name} signature"] = str(metric.get_signature())
-    return found
+    """What `seq2seq.evaluation` measures of texts, as JSON can hold it."""
+    return {name: dataclasses.asdict(found) for name, found in measure_texts(texts, references).items()}
 
 
 def normalise(text):
@@ -145,7 +135,7 @@ def write_lines(path, lines):
 def print_tables(found):
     print(f"{found['machine']}, TensorFlow {found['tensorflow']}; {found['date']}")
     print(f"{found['sources']:,} held-out sources of {found['corpus']}, {found['references']:,} references\n")
-    columns = ("BLEU", "chrF", "exact")
+    columns = ("BLEU", "chrF", "exact match")
     heads = ["preset", "decoding", "minutes", "epochs", "BLEU", "chrF", "exact match"]
     heads += ["BLEU, normalised", "chrF, normalised", "exact match, normalised", "sentences/s"]
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
@@ -153,7 +143,7 @@ def print_tables(found):
         minutes = f"{run['seconds'] / 60:.1f}" if run["seconds"] else "?"
         for name, figures in run["decoding"].items():
             decoding = f"beam {found['beam_width']}" if name == "beam" else name
-            raw, plain = ([figures[text][column] for column in columns] for text in ("raw", "normalised"))
+            raw, plain = ([figures[text][column]["score"] for column in columns] for text in ("raw", "normalised"))
             cells = [f"{bleu:.1f} | {chrf:.1f} | {exact:.1f}%" for bleu, chrf, exact in (raw, plain)]
             rate = f"{figures['sentences_per_second']:,.0f}"
             print(f"| {' | '.join([preset, decoding, minutes, str(run['epochs']), *cells, rate])} |")
