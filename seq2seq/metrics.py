@@ -7,6 +7,22 @@ import keras
 import tensorflow as tf
 
 
+@tf.custom_gradient
+def crossentropy(labels, logits):
+    """Nats `[B, T]` by which each right token was missed.
+
+    As `tf.nn.sparse_softmax_cross_entropy_with_logits`, which TensorFlow computes several times slower where results
+    must be deterministic.
+    """
+    log_probabilities = tf.nn.log_softmax(logits)
+
+    def gradient(upstream):
+        missed = tf.exp(log_probabilities) - tf.one_hot(labels, tf.shape(logits)[-1], dtype=logits.dtype)
+        return None, missed * upstream[..., None]
+
+    return -tf.gather(log_probabilities, labels, batch_dims=2), gradient
+
+
 @keras.saving.register_keras_serializable("seq2seq")
 class TokenCrossentropy(keras.losses.Loss):
     """Crossentropy of the right tokens, averaged over them, in nats.
@@ -24,7 +40,7 @@ class TokenCrossentropy(keras.losses.Loss):
         self.label_smoothing = label_smoothing
 
     def call(self, labels, logits):
-        nats = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
+        nats = crossentropy(tf.cast(labels, tf.int32), logits)
         if self.label_smoothing:
             of_all = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
             nats += self.label_smoothing * (of_all - nats)
@@ -40,14 +56,18 @@ def token_accuracy():
 
 
 @keras.saving.register_keras_serializable("seq2seq")
-class Perplexity(keras.metrics.SparseCategoricalCrossentropy):
+class Perplexity(keras.metrics.Mean):
     """The exponential of the crossentropy per token: the number of tokens the model hesitates between.
 
     Exact over an epoch: every token counts the same, where the `loss` that Keras shows counts every batch by its rows.
     """
 
-    def __init__(self, name="perplexity", from_logits=True, **kwargs):
-        super().__init__(name=name, from_logits=from_logits, **kwargs)
+    def __init__(self, name="perplexity", **kwargs):
+        super().__init__(name=name, **kwargs)
+
+    def update_state(self, labels, logits, sample_weight=None):
+        # The graph holds this once, for the loss and for here.
+        super().update_state(crossentropy(tf.cast(labels, tf.int32), logits), sample_weight)
 
     def result(self):
         return tf.exp(super().result())

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from seq2seq.metrics import Perplexity, TokenCrossentropy, token_accuracy
+from seq2seq.metrics import Perplexity, TokenCrossentropy, crossentropy, token_accuracy
 
 LABELS = np.array([[1, 2], [3, 0]])  # the second row ends in padding
 LOGITS = np.array([[[0.0, 2, 0, 0], [0, 2, 0, 0]], [[0, 0, 0, 2], [0, 5, 0, 0]]])
@@ -29,3 +29,17 @@ def test_label_smoothing_is_that_of_one_hot_labels():
     one_hot = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2, reduction="none")
     right = tf.reduce_sum(one_hot(np.eye(4)[LABELS], LOGITS) * WEIGHTS) / 3
     tf.debugging.assert_near(TokenCrossentropy(0.2)(LABELS, LOGITS, WEIGHTS), tf.cast(right, tf.float32))
+
+
+def test_crossentropy_and_its_gradient_are_those_of_tensorflow():
+    logits = tf.random.stateless_normal([3, 5, 7], seed=[1, 2])
+    labels = tf.constant(np.arange(15).reshape(3, 5) % 7, tf.int32)
+    of_each = tf.random.stateless_uniform([3, 5], seed=[3, 4])
+    found = []
+    for function in (crossentropy, lambda x, y: tf.nn.sparse_softmax_cross_entropy_with_logits(x, y)):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            nats = function(labels, logits)
+        found.append((nats, tape.gradient(nats, logits, of_each)))
+    for ours, theirs in zip(*found, strict=True):
+        tf.debugging.assert_near(ours, theirs)
