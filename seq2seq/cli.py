@@ -380,7 +380,9 @@ def translate(
         {"temperature": temperature, "top_k": top_k, "top_p": top_p},
         sample,
     )
+    started = time.monotonic()
     model = _load(run, imports)
+    loading = time.monotonic() - started
     lengths = {"min_length": min_length, "max_length": max_length}
 
     def write(texts, done):
@@ -397,7 +399,7 @@ def translate(
     if texts:
         write([os.fsencode(text) for text in texts], 0)
     else:
-        _in_blocks((line.rstrip(b"\r\n") for line in sys.stdin.buffer), write)
+        _say_speed(*_in_blocks((line.rstrip(b"\r\n") for line in sys.stdin.buffer), write), loading)
 
 
 def _load(run, imports):
@@ -424,17 +426,29 @@ def _strategy(beam, sampling=None, sample=False):
 
 
 def _in_blocks(lines, write):
-    """Hands lines on in blocks, with the number of those before, and shows on a terminal how many are done."""
+    """Hands lines on in blocks, with the number of those before, and shows on a terminal how many are done.
+
+    Returns how many there were, and the seconds in which they were not waited for.
+    """
     # Someone typing wants an answer after each line; a file is faster in blocks.
     block_size = 1 if sys.stdin.isatty() else 2048
-    done = 0
+    done, seconds = 0, 0.0
     while block := list(itertools.islice(lines, block_size)):
+        started = time.monotonic()
         write(block, done)
+        seconds += time.monotonic() - started
         done += len(block)
         if _tty() and not sys.stdin.isatty():
-            typer.echo(f"\r{done:,} lines", err=True, nl=False)
+            typer.echo(f"\r\033[K{done:,} lines", err=True, nl=False)
     if done and _tty() and not sys.stdin.isatty():
-        typer.echo(err=True)
+        typer.echo("\r\033[K", err=True, nl=False)  # what comes next says it
+    return done, seconds
+
+
+def _say_speed(count, seconds, loading):
+    """Says on stderr how long the translating took, and what came before it."""
+    rate = f", {count / seconds:,.0f} a second" if seconds else ""
+    typer.echo(f"{count:,} translated in {seconds:.1f} s{rate}; {loading:.1f} s to load", err=True)
 
 
 def _hypothesis_lines(found, done, scores):
@@ -488,8 +502,7 @@ def evaluate(
         typer.echo(json.dumps(found.as_dict(worst) | {"loading_seconds": seconds}, ensure_ascii=False))
     else:
         _print_evaluation(found, worst)
-    speed = f"{found.seconds:.1f} s, {len(found.sources) / found.seconds:,.0f} a second"
-    typer.echo(f"{len(found.sources):,} translated in {speed}; {seconds:.1f} s to load", err=True)
+    _say_speed(len(found.sources), found.seconds, seconds)
 
 
 @app.command()

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def test_translate_writes_one_line_for_each_text(run):
     assert (spoken.returncode, spoken.stderr) == (0, b"") and spoken.stdout.count(b"\n") == 3
     piped = seq2seq("translate", folder, stdin="ab\r\n\nñ".encode())
     assert piped.stdout == spoken.stdout
+    assert re.fullmatch(rb"3 translated in .* s, .* a second; .* s to load\n", piped.stderr)
     assert seq2seq("translate", folder, stdin=b"").stdout == b""
 
 
