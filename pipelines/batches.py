@@ -18,6 +18,8 @@ def batch_pairs(
     window=1 << 17,
     shuffle=True,
     seed=None,
+    epoch=None,
+    skip=0,
 ):
     """Makes the batches that `Seq2Seq.fit` and `evaluate` read, lazily.
 
@@ -38,6 +40,9 @@ def batch_pairs(
             megabytes where the texts are sentences.
         shuffle: whether pairs and batches come in a new random order each epoch.
         seed: makes those orders the same in every run.
+        epoch: which of those orders to take, a number or a scalar tensor, for what must be able to go on in the middle
+            of one. Default: each iteration of the dataset is the next epoch.
+        skip: how many pairs of that epoch, those of its first batches, have been seen. They are read, but no more.
 
     Returns:
         A `tf.data.Dataset` of (source `[B, S, Vs]`, target `[B, T + 1, Vt]`), the target from START to END, padding as
@@ -49,8 +54,11 @@ def batch_pairs(
     if encoding not in ("one_hot", "ids"):
         raise ValueError(f"encoding={encoding!r}: expected 'one_hot' or 'ids'")
     multiple = pad_to_multiple or 1
+    skip = tf.cast(skip, tf.int64)
+    window = window if batch_tokens else -(-window // batch_size) * batch_size  # only an epoch's last batch is smaller
 
-    def group_by_length(sources, targets, seed):
+    def group_by_length(number, pairs, seed):
+        sources, targets = pairs
         lengths = [source_tokenizer.lengths(sources), target_tokenizer.lengths(targets)]
         order = tf.range(tf.size(sources))
         if shuffle:  # the sort keeps this order where lengths are equal
@@ -67,6 +75,8 @@ def batch_pairs(
         cuts = tf.stack([tf.concat([[0], ends[:-1]], axis=0), ends], axis=1)
         if shuffle:
             cuts = tf.random.experimental.stateless_shuffle(cuts, [seed, 1])
+        seen = tf.where(number == skip // window, skip % window, 0)
+        cuts = tf.boolean_mask(cuts, tf.cumsum(cuts[:, 1] - cuts[:, 0]) > seen)
         batches = tf.data.Dataset.from_tensor_slices(cuts)
         return batches.map(lambda cut: (sources[cut[0] : cut[1]], targets[cut[0] : cut[1]]))
 
@@ -80,11 +90,23 @@ def batch_pairs(
             source, target = source_tokenizer.one_hot(source), target_tokenizer.one_hot(target)
         return source, target
 
-    # Whole batches to a window, so that only the last batch of an epoch is smaller than the others.
-    windows = pairs.batch(window if batch_tokens else -(-window // batch_size) * batch_size)
-    seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-    batches = tf.data.Dataset.zip(windows, seeds).flat_map(lambda pairs, seed: group_by_length(*pairs, seed))
+    windows = pairs.batch(window).enumerate()
+    if epoch is None:
+        seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
+        windows = tf.data.Dataset.zip(windows, seeds).map(lambda window, seed: (*window, seed))
+    else:
+        windows = windows.skip(skip // window)
+        windows = windows.map(lambda number, pairs: (number, pairs, _random_number(seed or 0, epoch, number)))
+    batches = windows.flat_map(group_by_length)
     return batches.prefetch(16).map(encode, num_parallel_calls=os.cpu_count()).prefetch(tf.data.AUTOTUNE)
+
+
+def _random_number(seed, *numbers):
+    """An int64 that follows from these."""
+    seeds = tf.stack([tf.cast(seed, tf.int64), 0])
+    for number in numbers:
+        seeds = tf.random.experimental.stateless_fold_in(seeds, tf.cast(number, tf.int64))
+    return tf.random.stateless_uniform([], seeds, minval=None, maxval=None, dtype=tf.int64)
 
 
 def _length_order(source_lengths, target_lengths):

@@ -15,7 +15,7 @@ from pipelines.readers import CorpusError, Report, open_corpora
 _CHUNK = 4096  # pairs handed to TensorFlow at a time
 
 
-def read_pairs(corpus, limit=None, *, seed=0, report=None, **options):
+def read_pairs(corpus, limit=None, *, seed=0, epoch=None, report=None, **options):
     """Reads parallel text lazily, in memory that does not grow with the corpus.
 
     Args:
@@ -34,6 +34,8 @@ def read_pairs(corpus, limit=None, *, seed=0, report=None, **options):
             A byte order mark, CRLF line ends and lines with nothing in them are ignored.
         limit: how many pairs to read at most; None for all.
         seed: decides the order of files where `shuffle_files` is set.
+        epoch: which of the orders that follow from it to take, a number or a scalar tensor. Default: each iteration of
+            the dataset is the next epoch.
         report: a `Report`, which each complete pass fills with what it read and left out.
         columns: which two columns or keys to read: two names, which a tab-separated file has in its first line, or
             (tab-separated only) two numbers counted from 1, as in `cut -f`. Default: the first two columns, or the
@@ -66,7 +68,9 @@ def read_pairs(corpus, limit=None, *, seed=0, report=None, **options):
     def chunks(seed):
         return tf.data.Dataset.from_generator(generator, args=[seed], output_signature=(column, column)).prefetch(4)
 
-    if reader.shuffle_files:
+    if epoch is not None:
+        pairs = chunks(seed + tf.cast(epoch, tf.int64) * 2**32).unbatch()
+    elif reader.shuffle_files:
         seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
         pairs = seeds.flat_map(chunks).unbatch()
     else:

@@ -43,6 +43,23 @@ def test_the_order_is_new_each_epoch_and_the_same_for_a_seed(pairs, tokenizers):
     assert epochs[0][:4] != epochs[0][4:]
 
 
+@pytest.mark.parametrize("size", [{"batch_size": 3}, {"batch_tokens": 20}])
+def test_an_epoch_goes_on_where_it_was_left(tokenizers, size):
+    lines = [(f"{'a' * (n % 7 + 1)}{n}", "A" * (n * 5 % 9 + 1)) for n in range(40)]
+    pairs = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*lines, strict=True))))
+
+    def batches(**position):
+        found = batch_pairs(pairs, *tokenizers, encoding="ids", window=12, seed=1, **size, **position)
+        return [(source.numpy().tolist(), target.numpy().tolist()) for source, target in found]
+
+    whole = batches(epoch=2)
+    assert whole == batches(epoch=tf.constant(2)) != batches(epoch=3)
+    seen = np.cumsum([len(source) for source, _ in whole])
+    assert seen[-1] == len(lines)
+    for number, skip in enumerate(seen, start=1):
+        assert batches(epoch=2, skip=skip) == whole[number:]
+
+
 def test_batches_hold_pairs_of_like_length(tsv, tokenizers):
     lines = [f"{'a' * (n % 40 + 1)}\t{'A' * (n % 40 + 1)}\n" for n in range(640)]
     pairs = read_pairs(tsv("".join(lines)))

@@ -130,6 +130,12 @@ def test_shuffled_files_come_in_a_new_order_each_epoch_and_the_same_for_a_seed(t
     assert epochs(1)[:9] != epochs(1)[9:]
     assert sorted(epochs(1)[:9]) == sorted(strings(read_pairs(tmp_path)))
 
+    def one(epoch):
+        return strings(read_pairs(tmp_path, shuffle_files=True, seed=1, epoch=epoch))
+
+    assert one(4) == one(tf.constant(4)) != one(5)
+    assert sorted(one(4)) == sorted(one(5)) == sorted(epochs(1)[:9])
+
 
 def test_a_report_is_of_the_last_whole_pass(tsv):
     report = Report()
