@@ -107,7 +107,7 @@ def _exit_codes(tensorflow=True):
         typer.echo(f"seq2seq: {error}", err=True)
         raise typer.Exit(1) from None
     except ValueError as error:
-        from seq2seq.training import RunError
+        from seq2seq.checkpoints import RunError
 
         if not isinstance(error, RunError):
             raise
@@ -188,6 +188,14 @@ def train(
     corpus: Annotated[list[str] | None, typer.Argument(metavar="CORPUS", help=_CORPUS)] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder to make (default: runs/NAME-OF-CORPUS).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that is there.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with a training that was cut off, with the options it was begun with. So does the command that "
+            "began it.",
+        ),
+    ] = False,
     preset: Annotated[str | None, typer.Option(help=_PRESETS)] = None,
     config: Annotated[
         Path | None, typer.Option(help="Repeat a run: the config.json in its folder. Options given beside it count.")
@@ -195,19 +203,22 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write curves and pictures for TensorBoard into the run folder too.")
     ] = False,
+    imports: Import = None,
     given=None,
 ):
     """Train a model on pairs of texts and keep it in a run folder, whose path is printed at the end.
 
     Example: seq2seq train my-pairs.tsv --out runs/mine --epochs 20
     """
-    from seq2seq.training import can_measure
+    from seq2seq.training import DivergedError, can_measure
     from seq2seq.training import train as run
 
     if tensorboard:
         importlib.import_module("tensorboard")
 
     checksums = None
+    if resume and (given or preset or config):
+        raise OptionError("resume goes on with the options the training was begun with; it takes no others")
     if config:
         if preset:
             raise OptionError("preset and config exclude each other")
@@ -219,30 +230,43 @@ def train(
         options = {}
     if corpus:
         options["corpus"] = corpus[0] if len(corpus) == 1 else tuple(corpus)
-    if not config:
+    if not config and not resume:
         preset = preset or _corpus_preset(Config(**options | given))
         options |= choose("preset", preset, PRESETS)
     settings = Config(**options | given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
+    for name in imports or ():
+        load_class("import", name)
     callbacks = [_progress()]
     if tensorboard:
         import keras
 
         callbacks.append(keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False))
-    model = run(
-        settings,
-        folder,
-        overwrite,
-        callbacks=callbacks,
-        progress=_counting("pairs read"),
-        report=_print_report,
-        command=shlex.join(["seq2seq", *sys.argv[1:]]),
-        expected_checksums=checksums,
-    )
+    try:
+        model = run(
+            None if resume else settings,
+            folder,
+            overwrite,
+            resume,
+            callbacks=callbacks,
+            progress=_counting("pairs read"),
+            report=_print_report,
+            say=lambda text: typer.echo(text, err=True),
+            command=shlex.join(["seq2seq", *sys.argv[1:]]),
+            expected_checksums=checksums,
+        )
+    except DivergedError as error:
+        typer.echo(f"seq2seq: {error}", err=True)
+        raise typer.Exit(1) from None
+    except (KeyboardInterrupt, SystemExit, OSError):
+        if (folder / "unfinished" / "config.json").is_file():
+            typer.echo(f"Go on with:  seq2seq train --resume --out {folder}", err=True)
+        raise
     if can_measure() and importlib.util.find_spec("matplotlib"):
         _draw(folder, model)
-    imports = "".join(f" --import {name}" for name in own_classes(settings))
+    own = own_classes(Config(**load_config(folder / "config.json")[0]))
+    imports = "".join(f" --import {name}" for name in own)
     typer.echo(f'Translate with:  seq2seq translate {folder}{imports} "TEXT"', err=True)
     typer.echo(folder)
 

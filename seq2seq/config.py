@@ -147,6 +147,12 @@ class Config:
         None, TRAINING, "Stop when --monitor has not become better for so many epochs.", parser=_or_none(int)
     )
     average: int = _option(1, TRAINING, "Keep the average of the weights after each of the last so many epochs.", min=1)
+    on_divergence: str = _option(
+        "stop", TRAINING, "What to do when a batch has no finite gradient: stop, or skip that batch."
+    )
+    checkpoint_minutes: float = _option(
+        1.0, TRAINING, "How often to save what it takes to resume, in the middle of an epoch too.", min=0
+    )
     seed: int = _option(0, TRAINING, "Decides first weights, order, dropout and sampling.")
 
     def __post_init__(self):
@@ -169,6 +175,7 @@ _CHOICES = {
     "on_bad_line": ("error", "skip"),
     "split": ("hash", "last"),
     "encoding": ("one_hot", "ids"),
+    "on_divergence": ("stop", "skip"),
     "schedule": ("cosine", "constant", "inverse_sqrt", "plateau"),
 }
 

@@ -88,6 +88,10 @@ class Seq2Seq(keras.Model):
         self.length_ratios = self.add_weight(
             shape=(3,), dtype="float64", initializer="zeros", trainable=False, autocast=False, name="length_ratios"
         )
+        # The length of the last batch's gradient, before it is clipped.
+        self.gradient_norm = self.add_weight(
+            shape=(), initializer="zeros", trainable=False, autocast=False, name="gradient_norm"
+        )
         self.guesses = keras.random.SeedGenerator()
         self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
         self.build()
@@ -127,12 +131,28 @@ class Seq2Seq(keras.Model):
         self.optimizer.build(self.trainable_variables)
 
     def train_step(self, data):
-        """Learns from one batch of (source, target) with teacher forcing."""
+        """Learns from one batch of (source, target) with teacher forcing; not if its gradient is no finite number."""
         (source, inputs), labels, weights = teacher_forcing(*data)
         self._see_lengths(source, weights)
         if self.teacher_forcing != 1.0:
             inputs = self._own_guesses(source, inputs)
-        return super().train_step(((source, inputs), labels, weights))
+        with tf.GradientTape() as tape:
+            logits = self((source, inputs), training=True)
+            loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights)
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, self.trainable_weights)
+        self.gradient_norm.assign(tf.linalg.global_norm(gradients))
+
+        def learn():
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
+            for metric in self.metrics:
+                if metric.name == "loss":
+                    metric.update_state(loss, sample_weight=tf.shape(labels)[0])
+                else:
+                    metric.update_state(labels, logits, sample_weight=weights)
+
+        tf.cond(tf.math.is_finite(self.gradient_norm), learn, lambda: None)
+        return self.get_metrics_result()
 
     def test_step(self, data):
         """Measures one batch of (source, target) with teacher forcing."""

@@ -1,6 +1,7 @@
 """One training run: from a corpus and a `Config` to a run folder with the model, what made it and how it went."""
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import importlib
@@ -11,7 +12,10 @@ import math
 import os
 import platform
 import random
+import signal
 import sys
+import threading
+import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +40,7 @@ from pipelines import (
     survey,
 )
 from pipelines.tokenizers import TOKENIZERS
+from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file
 from seq2seq.config import (
     MONITORS,
     TRANSLATION_FIGURES,
@@ -46,30 +51,47 @@ from seq2seq.config import (
     reading_options,
 )
 from seq2seq.contract import one_line
-from seq2seq.layers import Decoder, Encoder
+from seq2seq.layers import Decoder, Encoder, token_ids
 from seq2seq.model import Seq2Seq, accepted
 
 _PACKAGES = ("keras-seq2seq", "tensorflow", "tensorflow-text", "keras", "numpy")  # whose versions a run records
 
 
-class RunError(ValueError):
-    """A run folder that cannot be read, or that may not be written. The message names it and says what to do."""
+class DivergedError(RuntimeError):
+    """A batch had no finite gradient. The message names the step and a file with the batch."""
 
 
 def train(
-    config, folder, overwrite=False, callbacks=(), progress=None, report=None, command=None, expected_checksums=None
+    config,
+    folder,
+    overwrite=False,
+    resume=False,
+    callbacks=(),
+    progress=None,
+    report=None,
+    say=None,
+    command=None,
+    expected_checksums=None,
 ):
     """Trains a model and keeps it in a run folder, saved anew after each epoch.
 
+    A training that was cut off goes on where it was, to the same weights as if nothing had happened, when it is begun
+    again with the same configuration. Its checkpoints are in the folder's `unfinished` until it comes to its end. On
+    SIGTERM and SIGINT (Ctrl-C) one more is saved, after the epoch where one has just ended; the second signal stops at
+    once.
+
     Args:
-        config: a `Config`.
+        config: a `Config`; None to resume with the one that the training was begun with.
         folder: the run folder to make: `model.keras`, the last epoch's or the best by `config.monitor`; `config.json`;
             `history.csv`; and in `survey.json` the tokens and lengths of the training side, counted.
         overwrite: whether a run that is there may be replaced; it is left alone until the first epoch is over.
+        resume: whether there must be an unfinished training to go on with.
         callbacks: more Keras callbacks. Before training, each one's `held_out`, where it has one, is set to a few
             (source, target) pairs of the validation side.
         progress: a function to call now and then with the number of pairs read, while the corpus is surveyed.
         report: a function to call with the `Report` of what was read and left out, after that.
+        say: a function to call with what else one should know, as text: of resuming, checkpoints that could not be
+            saved, batches left out.
         command: the command line, to be kept in `config.json`.
         expected_checksums: {path: sha256} of the corpus's files in the run that this one repeats.
 
@@ -83,74 +105,217 @@ def train(
         The trained `Seq2Seq`, as it was kept.
 
     Raises:
-        RunError: if the folder is in use and may not be overwritten.
+        RunError: if the folder is in use, may not be overwritten, or holds nothing to resume.
+        DivergedError: if loss or gradient are no longer finite numbers.
         CorpusError: if the corpus cannot be read, holds nothing to train on, or is not the one of those checksums.
         OptionError: if options do not go together, or a name in them stands for nothing.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file; a run needs a folder")
-    if not overwrite and folder.exists() and any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty; choose another folder (--out) or say --overwrite")
-    keras.utils.set_random_seed(config.seed)
+    say = say or (lambda text: None)
     # Keras warns of every dataset that does not know its length, and nobody has counted the validation side.
     ran_out = {"message": "Your input ran out of data", "category": UserWarning}
-    with corpus_errors(), warnings.catch_warnings():
+    with locked(folder), corpus_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", **ran_out)
-        record = {
-            "command": command,
-            "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
-            "checksums": _checksums(config.corpus, expected_checksums),
-        }
-        # Before anything is read, so that options that do not go together are not found out after an hour.
-        tokenizers = [_tokenizer(config, side) for side in ("source_tokenizer", "target_tokenizer")]
-        _model(config, tokenizers, steps=1)
-        measured = config.monitor in TRANSLATION_FIGURES or can_measure()
-        if measured:
-            importlib.import_module("seq2seq.evaluation")  # missing packages are named now, and not after an epoch
-        training, steps, epochs, validation, held_out, found = _prepare(config, tokenizers, progress, report)
-        if config.monitor and not held_out:
-            raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
-        for callback in callbacks:
-            if hasattr(callback, "held_out"):
-                callback.held_out = [
-                    (source, references[0]) for source, references in itertools.islice(held_out.items(), 3)
-                ]
-        model = _model(config, tokenizers, steps * epochs)
-        model.compile(optimizer=make_optimizer(config, steps * epochs))
-        model.fit(
-            training,
-            validation_data=validation,
-            epochs=epochs,
-            # Left to find the end by itself, Keras counts one step more than it takes in each epoch.
-            steps_per_epoch=steps,
-            shuffle=False,  # the pipeline has done it
-            verbose=0,
-            callbacks=[
-                *_own_callbacks(config, held_out if measured else {}),
-                _SaveRun(folder, config, record, found),
-                *callbacks,
-            ],
+        for name in own_classes(config) if config else ():
+            load_class("config", name)
+        if _goes_on(config, folder, overwrite, resume):
+            run = _resume(folder, say)
+        else:
+            run = _begin(config, folder, progress, report, command, expected_checksums)
+        _fit(run, callbacks, say)
+        run.checkpoints.clear()
+        run.checkpoints.folder.rmdir()
+        return load_run(folder) if run.config.monitor else run.model
+
+
+@dataclasses.dataclass
+class _Run:
+    """A training, begun or to be gone on with."""
+
+    folder: Path
+    config: Config
+    record: dict  # what `config.json` holds
+    model: Seq2Seq
+    checkpoints: Checkpoints
+    pairs: int  # in an epoch
+    steps: int  # in an epoch
+    epochs: int
+    history: list  # rows of history.csv
+    step: int = 0  # how many steps of the epoch after them are done
+    seen: int = 0  # how many pairs have been trained on, in all epochs
+    state: list | None = None  # the arrays of the checkpoint to go on from
+
+    def stopped(self):
+        """Whether nothing is left to do: the epochs are over, or patience is."""
+        patience, done = self.config.patience, len(self.history)
+        waited = done - best_epoch(self.history, self.config.monitor) if done else 0
+        return done == self.epochs or (patience is not None and waited >= patience)
+
+
+def _goes_on(config, folder, overwrite, resume):
+    """Whether there is a training in the folder to go on with; sees that one may be begun if there is not."""
+    unfinished = folder / "unfinished"
+    begun = (unfinished / "config.json").is_file()
+    if overwrite and resume:
+        raise OptionError("overwrite and resume exclude each other")
+    if begun and not overwrite:
+        old = _configuration(unfinished)[0]
+        if config is None or config == old:
+            return True
+        pairs = zip(dataclasses.asdict(old).items(), dataclasses.asdict(config).values(), strict=True)
+        other = ", ".join(f"{name} {was} and not {is_now}" for (name, was), is_now in pairs if was != is_now)
+        raise RunError(
+            f"{folder} holds an unfinished training with other options ({other}); --resume goes on with it as it was "
+            "begun, --overwrite begins anew, --out takes another folder"
         )
-    return load_run(folder) if config.monitor else model
+    if resume:
+        raise RunError(f"{folder}: no unfinished training to resume")
+    if not overwrite and any(path.name not in ("lock", "unfinished") for path in folder.iterdir()):
+        raise RunError(f"{folder} is not empty; choose another folder (--out) or say --overwrite")
+    return False
+
+
+def _begin(config, folder, progress, report, command, expected_checksums):
+    """Reads the corpus through and makes the `_Run`, with all in the folder that it takes to resume it."""
+    keras.utils.set_random_seed(config.seed)
+    record = {
+        "options": dataclasses.asdict(config),
+        "command": command,
+        "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
+        "checksums": _checksums(config.corpus, expected_checksums),
+    }
+    # Before anything is read, so that options that do not go together are not found out after an hour.
+    tokenizers = [_tokenizer(config, side) for side in ("source_tokenizer", "target_tokenizer")]
+    _model(config, tokenizers, steps=1)
+    make_optimizer(config, steps=1)
+    if config.monitor in TRANSLATION_FIGURES:
+        importlib.import_module("seq2seq.evaluation")  # whose packages may be missing
+    cleaning = Report()
+    found = survey(_one_pass(config, 0, report=cleaning), *tokenizers, progress)
+    if report:
+        report(cleaning)
+    if found.pairs == 0:
+        raise CorpusError(f"{config.corpus}: no pairs to train on")
+    if config.monitor and not list(_sides(config)[1].take(1)):
+        raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
+    for tokenizer, counts in zip(tokenizers, found.tokens, strict=True):
+        tokenizer.take_vocabulary(counts, config.min_frequency, config.max_vocabulary)
+    steps = _steps(config, tokenizers, found)
+    epochs = config.epochs or min(100, max(8, round(2000 / steps)))
+    checkpoints = Checkpoints(folder / "unfinished")
+    model = _model(config, tokenizers, steps * epochs)
+    run = _Run(folder, config, record, model, checkpoints, found.pairs, steps, epochs, history=[])
+    checkpoints.clear()
+    model.save(checkpoints.folder / "begun.keras")
+    _write_json(checkpoints.folder / "survey.json", found.as_dict(), indent=1)
+    _write_json(checkpoints.folder / "run.json", {name: getattr(run, name) for name in ("pairs", "steps", "epochs")})
+    _write_json(checkpoints.folder / "config.json", record)  # the last: with it the folder is one to resume from
+    return run
+
+
+def _resume(folder, say):
+    """The `_Run` of an unfinished training, as it was at its last checkpoint."""
+    checkpoints = Checkpoints(folder / "unfinished")
+    config, record = _configuration(checkpoints.folder)
+    _checksums(config.corpus, record["checksums"])
+    keras.utils.set_random_seed(config.seed)
+    facts = json.loads((checkpoints.folder / "run.json").read_text())
+    run = _Run(folder, config, record, _load_model(checkpoints.folder, "begun.keras"), checkpoints, **facts, history=[])
+    run.state, facts = checkpoints.load()
+    run.history, run.step, run.seen = (facts[name] for name in ("history", "step", "seen"))
+    say(f"Resuming {folder} in epoch {len(run.history) + 1}/{run.epochs}, after {run.step:,} of {run.steps:,} steps")
+    return run
+
+
+def _fit(run, callbacks, say):
+    """Trains from where a run is to its end."""
+    config, model = run.config, run.model
+    validation = _sides(config)[1]
+    held_out = sample(validation, config.seed)
+    for callback in callbacks:
+        if hasattr(callback, "held_out"):
+            callback.held_out = [(source, targets[0]) for source, targets in itertools.islice(held_out.items(), 3)]
+    model.compile(optimizer=make_optimizer(config, run.steps * run.epochs))
+    # Now, and not in the first step, so that a checkpoint finds them: the variables of optimizer and metrics.
+    model.optimizer.build(model.trainable_variables)
+    nothing = tf.zeros([1, 1, model.target_tokenizer.vocabulary_size])
+    model.compute_metrics(None, tf.zeros([1, 1]), nothing, tf.ones([1, 1]))
+    average = _Average(config.average)
+    safe = _Safe(run, average, say)
+    own = [*([average] if config.average > 1 else []), *([_Translate(held_out)] if held_out and can_measure() else [])]
+    with _first_signal() as safe.signal:
+        while not run.stopped():
+            epoch, step = len(run.history), run.step
+            model.fit(
+                _training_batches(run, run.seen),
+                validation_data=_batches(run, validation, shuffle=False) if held_out else None,
+                initial_epoch=epoch,
+                epochs=epoch + 1 if step else run.epochs,  # first to the end of the epoch that was begun
+                # Left to find the end by itself, Keras counts one step more than it takes in each epoch.
+                steps_per_epoch=run.steps - step,
+                shuffle=False,  # the pipeline has done it
+                verbose=0,
+                callbacks=[*own, safe, *callbacks],
+            )
+
+
+def _training_batches(run, seen):
+    """The batches after so many pairs, epoch after epoch: a `tf.data.Dataset` without end."""
+    config = run.config
+    # How many batches a pass makes depends on its order where they hold so many tokens, so passes are counted in pairs.
+    begun, skip = divmod(seen, run.pairs)
+    always = None if _reorders(config) else _sides(config)[0]
+
+    @tf.autograph.experimental.do_not_convert
+    def one_pass(number):
+        pairs = always or _one_pass(config, number)
+        return _batches(run, pairs, seed=config.seed, epoch=number, skip=tf.where(number == begun, skip, 0))
+
+    return tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_pass).prefetch(2)
+
+
+def _reorders(config):
+    """Whether files are read in a new order each epoch: not where what is trained on depends on the order."""
+    return config.split == "hash" and config.limit is None
+
+
+def _one_pass(config, number, **options):
+    """The pairs to train on, in the order of an epoch, given as a number or a tensor."""
+    if _reorders(config):
+        options |= {"shuffle_files": True, "weights": config.weights, "seed": config.seed, "epoch": number}
+    return _sides(config, **options)[0]
+
+
+def _batches(run, pairs, **options):
+    config, model = run.config, run.model
+    tokenizers = model.source_tokenizer, model.target_tokenizer
+    sizes = {"batch_tokens": config.batch_tokens, "encoding": config.encoding}
+    return batch_pairs(pairs, *tokenizers, config.batch_size, **sizes, **options)
+
+
+@contextlib.contextmanager
+def _first_signal():
+    """Holds back the first SIGINT or SIGTERM. Gives a list that then holds its number; the second one acts."""
+    received = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number, frame):
+        received.append(number)
+        signal.signal(number, old[number])
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 def can_measure():
     """Whether what `seq2seq.evaluation` needs is installed."""
     return all(map(importlib.util.find_spec, ("rapidfuzz", "sacrebleu")))
-
-
-def _own_callbacks(config, translated):
-    """What happens after each epoch before it is saved, in this order; `translated` is a `sample`, or empty."""
-    if config.average > 1:
-        yield _Average(config.average)
-    if translated:
-        yield _Translate(translated)
-    watched = {"monitor": config.monitor, "mode": MONITORS.get(config.monitor)}
-    if config.schedule == "plateau":
-        yield keras.callbacks.ReduceLROnPlateau(factor=0.5, patience=2, **watched)
-    if config.patience is not None:
-        yield keras.callbacks.EarlyStopping(patience=config.patience, **watched)
 
 
 def _checksums(corpus, expected):
@@ -193,49 +358,13 @@ def _model(config, tokenizers, steps):
     )
 
 
-def _prepare(config, tokenizers, progress, report):
-    """Reads the corpus through once, gives the tokenizers their vocabularies and returns what else training needs.
-
-    Returns:
-        The training batches, steps in an epoch, epochs, the validation batches or None, a `sample` of the held-out
-        side, and the `Survey` of the training side.
-    """
-    cleaning = Report()
-    training, validation = _sides(config, report=cleaning)
-    if config.split == "hash" and config.limit is None:
-        order = {"shuffle_files": True, "weights": config.weights, "seed": config.seed}
-        training, _ = _sides(config, report=cleaning, **order)
-
-    found = survey(training, *tokenizers, progress)
-    if report:
-        report(cleaning)
-    if found.pairs == 0:
-        raise CorpusError(f"{config.corpus}: no pairs to train on")
-    for tokenizer, counts in zip(tokenizers, found.tokens, strict=True):
-        tokenizer.take_vocabulary(counts, config.min_frequency, config.max_vocabulary)
-    held_out = sample(validation, config.seed)
-
-    def batches(pairs, **options):
-        return batch_pairs(
-            pairs, *tokenizers, config.batch_size, batch_tokens=config.batch_tokens, encoding=config.encoding, **options
-        )
-
-    if config.batch_tokens:
-        # How many batches a pass makes depends on its order. An epoch has about as many; pass follows on pass.
-        longer = found.longer * _tokens_per_character(training, tokenizers)
-        steps = math.ceil((longer + found.pairs) / config.batch_tokens)
-        training = batches(training, seed=config.seed).repeat()
-    else:
-        steps = math.ceil(found.pairs / config.batch_size)
-        training = batches(training, seed=config.seed).apply(tf.data.experimental.assert_cardinality(steps))
-    return (
-        training,
-        steps,
-        config.epochs or min(100, max(8, round(2000 / steps))),
-        batches(validation, shuffle=False) if held_out else None,
-        held_out,
-        found,
-    )
+def _steps(config, tokenizers, found):
+    """How many batches an epoch has."""
+    if not config.batch_tokens:
+        return math.ceil(found.pairs / config.batch_size)
+    # How many a pass makes depends on its order. An epoch has about as many; pass follows on pass.
+    longer = found.longer * _tokens_per_character(_sides(config)[0], tokenizers)
+    return math.ceil((longer + found.pairs) / config.batch_tokens)
 
 
 def _tokens_per_character(pairs, tokenizers):
@@ -348,6 +477,15 @@ class _Average(keras.callbacks.Callback):
         self.latest = collections.deque(maxlen=count)
         self.swapped = False
 
+    def arrays(self):
+        """The weights after those epochs, one list."""
+        return list(itertools.chain(*self.latest))
+
+    def restore(self, arrays):
+        """Takes such a list back."""
+        count = len(self.model.trainable_variables) if arrays else 1
+        self.latest.extend(arrays[start : start + count] for start in range(0, len(arrays), count))
+
     def on_epoch_begin(self, epoch, logs=None):
         if self.swapped:
             self._assign(self.latest[-1])
@@ -385,39 +523,119 @@ class _Translate(keras.callbacks.Callback):
             logs[f"val_{name.lower().replace(' ', '_')}"] = score
 
 
-class _SaveRun(keras.callbacks.Callback):
-    """Writes the run folder after each epoch, every file aside first, so that what is there is always whole."""
+class _Safe(keras.callbacks.Callback):
+    """Saves the run after each epoch, and in between what it takes to resume it; looks at whether it goes well.
 
-    def __init__(self, folder, config, record, survey):
+    Args:
+        run: the `_Run`, whose history and step this keeps.
+        average: the `_Average`, whose weights are saved too.
+        say: a function to call with what one should know.
+    """
+
+    def __init__(self, run, average, say):
         super().__init__()
-        self.folder = folder
-        self.monitor = config.monitor
-        self.record = {"options": dataclasses.asdict(config), **record}
-        self.survey = survey
-        self.epochs = []
+        self.run, self.average, self.say = run, average, say
+        self.signal = ()  # holds the number of one that has come
+        self.saved = time.monotonic()
+        self.norm = 0.0  # of the last gradient
+
+    def on_train_begin(self, logs=None):
+        if not self.run.history and not self.run.step:
+            self._checkpoint()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.run.state is not None:  # and not earlier, as Keras resets metrics before an epoch
+            variables = self._variables()
+            for variable, value in zip(variables, self.run.state):  # noqa: B905 (averages follow)
+                variable.assign(value)
+            self.average.restore(self.run.state[len(variables) :])
+            self.run.state = None
+        self.counted = int(self.model.length_ratios[0])  # the pairs that the model has been trained on
+
+    def on_train_batch_end(self, batch, logs=None):
+        norm = float(self.model.gradient_norm)
+        if math.isfinite(norm):
+            self.norm = norm
+        else:
+            self._diverged(norm)
+        counted = int(self.model.length_ratios[0])
+        self.run.seen += counted - self.counted
+        self.counted = counted
+        self.run.step += 1
+        if self.run.step == self.run.steps:
+            return  # the epoch is yet to be measured, which cannot be resumed
+        stop = len(self.signal) > 0
+        if stop or time.monotonic() >= self.saved + 60 * self.run.config.checkpoint_minutes:
+            self._checkpoint()
+        if stop:
+            self._report(self.run.checkpoints.wait())
+            raise KeyboardInterrupt if self.signal[0] == signal.SIGINT else SystemExit(143)
 
     def on_epoch_end(self, epoch, logs=None):
-        self.epochs.append({"epoch": epoch + 1, **logs})
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if best_epoch(self.epochs, self.monitor) == epoch + 1:
-            self._write("model.keras", self.model.save)
-        record = json.dumps(self.record, ensure_ascii=False, indent=2)
-        self._write("config.json", lambda path: path.write_text(record + "\n"))
-        self._write("history.csv", self._write_history)
-        if epoch == 0:
-            found = json.dumps(self.survey.as_dict(), ensure_ascii=False, indent=1)
-            self._write("survey.json", lambda path: path.write_text(found + "\n"))
-
-    def _write(self, name, write):
-        aside = self.folder / f"aside-{name}"  # Keras looks at the ending
-        write(aside)
-        os.replace(aside, self.folder / name)
-
-    def _write_history(self, path):
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.epochs[0])
+        run, folder = self.run, self.run.folder
+        rate = float(str(np.float32(self.model.optimizer.learning_rate)))  # 0.1 and not 0.10000000149
+        run.history.append({"epoch": epoch + 1, **logs, "learning_rate": rate})
+        run.step = 0
+        best = best_epoch(run.history, run.config.monitor)
+        if best == epoch + 1:
+            with whole_file(folder / "model.keras") as path:
+                self.model.save(path)
+        _write_json(folder / "config.json", run.record)
+        with whole_file(folder / "history.csv") as path, path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, run.history[0])
             writer.writeheader()
-            writer.writerows(self.epochs)
+            writer.writerows(run.history)
+        found = run.checkpoints.folder / "survey.json"
+        if found.is_file():
+            os.replace(found, folder / found.name)
+        if run.config.schedule == "plateau":
+            neighbours = itertools.pairwise(run.history)
+            changes = [row["epoch"] for row, after in neighbours if row["learning_rate"] != after["learning_rate"]]
+            if epoch + 1 - max([best, *changes]) >= 2:
+                self.model.optimizer.learning_rate = rate / 2
+        self.model.stop_training = run.stopped()
+
+    def on_train_end(self, logs=None):
+        self._report(self.run.checkpoints.wait())
+
+    def _variables(self):
+        """All that changes in training, but for the averages of weights."""
+        return [*self.model.variables, *self.model.optimizer.variables, *self.model.metrics_variables]
+
+    def _checkpoint(self):
+        run = self.run
+        self._report(run.checkpoints.wait())
+        arrays = [np.array(variable) for variable in self._variables()]
+        done = len(run.history) * run.steps + run.step
+        facts = {"history": list(run.history), "step": run.step, "seen": run.seen}
+        run.checkpoints.save(done, arrays + self.average.arrays(), facts)
+        self.saved = time.monotonic()
+
+    def _report(self, error):
+        if error:
+            self.say(f"A checkpoint could not be saved ({error}); the one before is still there")
+
+    def _diverged(self, norm):
+        """Tells of a batch without a finite gradient, which the model has not learned from.
+
+        Raises:
+            DivergedError: unless such batches are to be skipped.
+        """
+        run, model = self.run, self.model
+        source, target = next(iter(_training_batches(run, run.seen)))
+        sides = ((model.source_tokenizer, source), (model.target_tokenizer, target))
+        texts = [tokenizer.detokenize(token_ids(side)).numpy().tolist() for tokenizer, side in sides]
+        path = run.folder / "diverged.tsv"
+        with whole_file(path) as aside:
+            aside.write_bytes(b"".join(b"%b\t%b\n" % pair for pair in zip(*texts, strict=True)))
+        said = (
+            f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the loss is no finite number any more; the gradient "
+            f"has the length {norm}, a step before {self.norm:.3g}. The batch is in {path}"
+        )
+        if run.config.on_divergence == "stop":
+            kept = "the model of the last good epoch" if run.history else "no model, for it was the first epoch"
+            raise DivergedError(f"{said}. Kept is {kept}. A smaller --learning-rate or --clip-norm may help")
+        self.say(f"{said}; left out")
 
 
 def best_epoch(history, monitor):
@@ -474,15 +692,20 @@ def load_run(folder):
         RunError: if the folder is not there, is no run, its model file is damaged, or such a class is missing.
     """
     folder = Path(folder)
-    path = folder / "model.keras"
     if not folder.is_dir():
         raise RunError(f"{folder}: no such run folder; `seq2seq train --out {folder}` makes one")
-    if not path.is_file():
-        raise RunError(f"{folder}: not a run folder, it holds no model.keras")
+    if not (folder / "model.keras").is_file():
+        early = "; its training has not come to the end of an epoch" if (folder / "unfinished").is_dir() else ""
+        raise RunError(f"{folder}: not a run folder, it holds no model.keras{early}")
+    return _load_model(folder, "model.keras")
+
+
+def _load_model(folder, name):
+    path = folder / name
     if (folder / "config.json").is_file():
-        for name in own_classes(_configuration(folder)[0]):
-            if name.partition(":")[0] not in sys.modules:  # and nobody has said that its code may run
-                raise RunError(f"{folder}: made of {name}, which is not of this library; say --import {name}")
+        for own in own_classes(_configuration(folder)[0]):
+            if own.partition(":")[0] not in sys.modules:  # and nobody has said that its code may run
+                raise RunError(f"{folder}: made of {own}, which is not of this library; say --import {own}")
     try:
         model = keras.models.load_model(path)
     except Exception as error:  # Keras raises whatever the zip, JSON or HDF5 reader does
@@ -490,3 +713,8 @@ def load_run(folder):
     if not isinstance(model, Seq2Seq):
         raise RunError(f"{path}: a {type(model).__name__}, not a Seq2Seq")
     return model
+
+
+def _write_json(path, content, indent=2):
+    with whole_file(path) as aside:
+        aside.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n")

@@ -89,18 +89,27 @@ def test_bad_input_exits_2_with_one_line(run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_training_says_so_and_keeps_the_last_epoch(tmp_path, sent, code):
+def test_an_interrupted_training_is_saved_and_goes_on(tmp_path, sent, code):
     out = tmp_path / "run"
-    arguments = ["train", "--limit", "200", "--units", "8", "--epochs", "10000", "--out", str(out)]
+    arguments = ["train", "--limit", "200", "--units", "8", "--epochs", "400", "--out", str(out)]
     process = subprocess.Popen([SEQ2SEQ, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     for line in process.stderr:
         if line.startswith(b"Epoch 2/"):
             break
+    second = seq2seq(*arguments)
+    assert second.returncode == 2 and f"{out} is in use by process {process.pid} on ".encode() in second.stderr
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code and b"Traceback" not in stderr
-    assert (out / "model.keras").is_file()
+    assert f"Go on with:  seq2seq train --resume --out {out}\n".encode() in stderr
     assert seq2seq("translate", out, "Hello.").returncode == 0
+    other = seq2seq(*arguments[:-4], "--epochs", "3", "--out", out)
+    assert other.returncode == 2 and b"epochs 400 and not 3" in other.stderr
+    for again in (arguments, ["train", "--resume", "--out", out]):
+        process = subprocess.Popen([SEQ2SEQ, *again], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stderr.readline().startswith(f"Resuming {out} in epoch ".encode())
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.slow

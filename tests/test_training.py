@@ -16,6 +16,7 @@ from pipelines import CorpusError, OptionError
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
 from seq2seq.training import (
+    DivergedError,
     RunError,
     best_epoch,
     check_same_corpus,
@@ -76,6 +77,22 @@ def test_a_run_is_not_overwritten_unasked(config, tmp_path):
     assert (run / "model.keras").read_bytes() == model
     train(dataclasses.replace(config, epochs=1), run, overwrite=True)
     assert (run / "model.keras").read_bytes() != model
+
+
+def test_a_training_without_a_finite_gradient_stops_and_names_the_batch(config, tmp_path):
+    wild = dataclasses.replace(config, optimizer="sgd", learning_rate=1e38, clip_norm=None, schedule="constant")
+    with pytest.raises(
+        DivergedError, match=r"epoch \d, step \d: .* length (nan|inf), a step before [\d.]+\. The batch is in"
+    ):
+        train(wild, tmp_path / "run")
+    batch = (tmp_path / "run" / "diverged.tsv").read_text().splitlines()
+    assert len(batch) == 8 and set(batch) < set(Path(config.corpus).read_text().splitlines())
+    said = []
+    skipping = dataclasses.replace(wild, on_divergence="skip")
+    model = train(skipping, tmp_path / "run", overwrite=True, say=said.append)
+    assert said and all(text.endswith("left out") for text in said)
+    assert int(model.optimizer.iterations) == 2 * 3 - len(said)
+    assert all(np.isfinite(weight).all() for weight in model.trainable_weights)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])

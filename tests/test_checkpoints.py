@@ -1,0 +1,245 @@
+import dataclasses
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file
+from seq2seq.config import Config
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("before")
+    with pytest.raises(ZeroDivisionError), whole_file(path) as aside:
+        aside.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "before"
+    with whole_file(path) as aside:
+        aside.write_text("after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after" and os.listdir(tmp_path) == ["text"]
+
+
+def test_a_folder_is_one_processes_own_until_it_ends(tmp_path):
+    folder = tmp_path / "run"
+    with (
+        locked(folder),
+        pytest.raises(RunError, match=f"{folder} is in use by process {os.getpid()} on "),
+        locked(folder),
+    ):
+        pass
+    assert not folder.exists()  # as nothing was put into it
+    with locked(folder):
+        (folder / "kept").touch()
+    assert os.listdir(folder) == ["kept"]
+
+
+def _hold(folder, counter, failures):
+    for _ in range(200):
+        try:
+            with locked(folder):
+                before = int(counter.read_text())
+                counter.write_text(str(before + 1))
+        except RunError:
+            failures.put(1)
+
+
+def test_processes_racing_for_a_folder_never_have_it_both(tmp_path):
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    context = multiprocessing.get_context("spawn")
+    failures = context.Queue()
+    racers = [context.Process(target=_hold, args=(tmp_path / "run", counter, failures)) for _ in range(3)]
+    for racer in racers:
+        racer.start()
+    refused = 0
+    while any(racer.is_alive() for racer in racers) or not failures.empty():
+        while not failures.empty():
+            refused += failures.get()
+        time.sleep(0.01)
+    assert [racer.exitcode for racer in racers] == [0, 0, 0]
+    assert int(counter.read_text()) + refused == 600  # no increment was lost
+
+
+def test_the_last_two_states_are_kept_and_the_newest_whole_one_is_loaded(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "unfinished")
+    checkpoints.clear()
+    with pytest.raises(RunError, match="no checkpoint that is whole"):
+        checkpoints.load()
+    for number in (9, 10, 11):
+        checkpoints.save(number, [np.arange(number), np.float64(number) / 3], {"step": number, "text": "ñ"})
+    assert checkpoints.wait() is None
+    newest, older = sorted(checkpoints.folder.iterdir(), reverse=True)
+    arrays, facts = checkpoints.load()
+    assert facts == {"step": 11, "text": "ñ"} and len(arrays) == 2
+    np.testing.assert_array_equal(arrays[0], np.arange(11))
+    assert arrays[1] == np.float64(11) / 3
+    content = newest.read_bytes()
+    for damaged in (content[:-7], b"", content[:700] + bytes([content[700] ^ 1]) + content[701:]):
+        newest.write_bytes(damaged)
+        assert checkpoints.load()[1]["step"] == 10
+    older.unlink()
+    with pytest.raises(RunError, match="no checkpoint that is whole"):
+        checkpoints.load()
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of 100 KB."""
+    path = tmp_path / "full"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", path], capture_output=True).returncode:
+        pytest.skip("only root may mount a file system")
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def test_a_full_disk_takes_nothing_that_was_saved(full_disk):
+    checkpoints = Checkpoints(full_disk / "unfinished")
+    checkpoints.clear()
+    checkpoints.save(1, [np.zeros(1000)], {"step": 1})
+    checkpoints.save(2, [np.zeros(100_000)], {"step": 2})
+    assert "No space left" in str(checkpoints.wait()) and checkpoints.wait() is None
+    assert checkpoints.load()[1] == {"step": 1}
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["000000000001.npz"]
+    checkpoints.save(3, [np.zeros(1000)], {"step": 3})
+    assert checkpoints.wait() is None and checkpoints.load()[1] == {"step": 3}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """All that a training remembers: dropout, guesses, averages, the best epoch, steps that shrink, patience."""
+    path = tmp_path / "pairs.tsv"
+    path.write_text("".join(f"{a}{b}{c}\t{c}{b}{a}\n" for a in "abcde" for b in "abcde" for c in "abcd"))
+    return Config(
+        corpus=str(path),
+        units=8,
+        bidirectional=False,
+        attention=None,
+        embedding=4,
+        batch_size=4,
+        epochs=8,
+        dropout=0.2,
+        teacher_forcing=(1.0, 0.5),
+        average=2,
+        monitor="val_loss",
+        schedule="plateau",
+        learning_rate=0.05,
+        patience=4,
+        checkpoint_minutes=0.0,
+    )
+
+
+def _train(config, folder, events):
+    """Trains in a process of its own that says after each step and epoch that it is there."""
+    from seq2seq.cli import start_tensorflow
+
+    start_tensorflow()
+    import keras
+
+    from seq2seq.training import train
+
+    class Tell(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            events.send("step")
+
+        def on_epoch_end(self, epoch, logs=None):
+            events.send("epoch")
+
+    model = train(config, folder, callbacks=[Tell()])
+    events.send([weight.numpy() for weight in (*model.weights, *model.optimizer.variables)])
+
+
+def _run(config, folder, events_until_killed=None):
+    """What training returns; None if it was killed after so many events."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tensorflow", "keras", "sacrebleu", "tensorflow_text"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_train, args=(config, folder, sender))
+    process.start()
+    sender.close()
+    count = 0
+    while True:
+        event = receiver.recv()
+        if isinstance(event, list):
+            process.join()
+            return event
+        count += 1
+        if count == events_until_killed:
+            time.sleep(random.Random(count).uniform(0, 0.05))
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            return None
+
+
+@pytest.mark.slow
+def test_a_training_killed_twenty_times_ends_with_the_same_weights(config, tmp_path):
+    whole = _run(config, tmp_path / "whole")
+    moments, kills, found = random.Random(1), 0, None
+    while found is None:
+        found = _run(config, tmp_path / "run", moments.randint(1, 14) if kills < 20 else None)
+        kills += found is None
+    assert kills == 20
+    for one, other in zip(whole, found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    for name in ("history.csv", "config.json", "survey.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "config.json",
+        "history.csv",
+        "model.keras",
+        "survey.json",
+    ]
+    rates = {line.rpartition(",")[2] for line in (tmp_path / "run" / "history.csv").read_text().splitlines()[1:]}
+    assert len(rates) > 1  # or this would not have tested that the plateau is remembered
+
+
+class _StopHere(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_tokens": 40, "encoding": "ids"},
+        {"split": "last"},
+        {"limit": 60, "optimizer": "rmsprop", "schedule": "cosine", "average": 1},
+    ],
+)
+def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path, options):
+    import keras
+    import tensorflow as tf
+
+    from seq2seq.training import train
+
+    class Stop(keras.callbacks.Callback):
+        count = 0
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.count += 1
+            if self.count == 25:
+                raise _StopHere
+
+    tf.config.experimental.enable_op_determinism()
+    config = dataclasses.replace(config, epochs=3, monitor="val_perplexity", **options)
+    whole = train(config, tmp_path / "whole")
+    said = []
+    with pytest.raises(_StopHere):
+        train(config, tmp_path / "run", callbacks=[Stop()])
+    other = dataclasses.replace(config, units=4)
+    with pytest.raises(RunError, match=r"unfinished training with other options \(units 8 and not 4\)"):
+        train(other, tmp_path / "run")
+    resumed = train(None, tmp_path / "run", resume=True, say=said.append)
+    assert said[0].startswith(f"Resuming {tmp_path / 'run'} in epoch ")
+    for one, other in zip(whole.weights, resumed.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    history = [(tmp_path / name / "history.csv").read_text() for name in ("whole", "run")]
+    assert history[0] == history[1]
+    with pytest.raises(RunError, match="no unfinished training to resume"):
+        train(None, tmp_path / "run", resume=True)
