@@ -15,6 +15,9 @@ from seq2seq.decoding import STOPPED, STRATEGIES, Greedy
 from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
 from seq2seq.metrics import Perplexity, TokenCrossentropy, token_accuracy
 
+LONGEST_SOURCE = 1024  # tokens of a text that are read when it is translated; the rest is left out
+_BATCH_LENGTH = 256  # the length from which on a batch holds fewer texts, so that memory does not grow with it
+
 
 class Translations(NamedTuple):
     """What `Seq2Seq.translate` knows of N texts, n hypotheses each, the best first."""
@@ -165,14 +168,15 @@ class Seq2Seq(keras.Model):
 
         Args:
             texts: strings, any number of them: a list, an array, a tensor `[N]` or a `tf.data.Dataset` of scalar
-                strings; or one string alone.
+                strings; or one string alone. Each is read up to its 1,024th token.
             strategy: "greedy", "beam" or "sampling", or one of these with settings of its own, as in
                 `BeamSearch(width=10, n_best=3)`.
             min_length: how many tokens a translation has at least.
             max_length: where one that does not end by itself is cut, in tokens; a number for all texts. By default the
                 length of each text and the lengths seen in training decide, see `limits`.
             seed: decides what sampling draws: for each text by this number and its place among the texts.
-            batch_size: how many are decoded together. It changes the speed, not the translations.
+            batch_size: how many are decoded together, fewer where they are long. It changes the speed, not the
+                translations.
             details: whether to return scores, all n-best hypotheses and why each stopped.
 
         Returns:
@@ -198,7 +202,7 @@ class Seq2Seq(keras.Model):
         run = self._translate_with(strategy, details)
         count = texts.shape[0]
         texts = texts if count else tf.constant([""])  # not every layer takes a batch of nothing
-        order, batches = _by_length(tf.strings.length(texts), batch_size)
+        order, batches = _by_length(tf.minimum(tf.strings.length(texts), LONGEST_SOURCE), batch_size)
         done = [
             run(tf.gather(texts, batch), seed + batch, min_length, -1 if max_length is None else max_length)
             for batch in batches
@@ -217,7 +221,7 @@ class Seq2Seq(keras.Model):
         return tf.function(run, input_signature=[texts, seeds, length, length])
 
     def _translate_batch(self, strategy, details, texts, seeds, min_length, max_length):
-        source = self.source_tokenizer.tokenize(texts)
+        source = self.source_tokenizer.tokenize(texts)[:, :LONGEST_SOURCE]
         ids, scores, stopped = self.decode(source, strategy, min_length, max_length, seeds)
         rows, n_best, length = (tf.shape(ids)[axis] for axis in range(3))
         translations = self.target_tokenizer.detokenize(tf.reshape(ids, [rows * n_best, length]))
@@ -413,4 +417,11 @@ def _lengths(source):
 def _by_length(lengths, batch_size):
     """An order in which like lengths stand together, so that short rows do not wait for long ones, and its batches."""
     order = np.argsort(lengths, kind="stable")
-    return order, [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    ordered = np.maximum(np.asarray(lengths)[order], _BATCH_LENGTH)
+    batches, start = [], 0
+    while start < len(order):
+        rows = ordered[start : start + batch_size]
+        fit = np.arange(1, len(rows) + 1) * rows <= batch_size * _BATCH_LENGTH
+        batches.append(order[start : start + max(1, np.count_nonzero(fit))])
+        start += len(batches[-1])
+    return order, batches

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import warnings
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -701,18 +702,47 @@ def load_run(folder):
 
 
 def _load_model(folder, name):
+    """Loads a model that may come from anywhere: its file is data, and makes nothing run that nobody has asked for."""
     path = folder / name
-    if (folder / "config.json").is_file():
-        for own in own_classes(_configuration(folder)[0]):
-            if own.partition(":")[0] not in sys.modules:  # and nobody has said that its code may run
-                raise RunError(f"{folder}: made of {own}, which is not of this library; say --import {own}")
+    own = own_classes(_configuration(folder)[0]) if (folder / "config.json").is_file() else []
+    for one in own:
+        if one.partition(":")[0] not in sys.modules:  # and nobody has said that its code may run
+            raise RunError(f"{folder}: made of {one}, which is not of this library; say --import {one}")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise RunError(f"{path}: damaged in {damaged}; its checksum is another")
+            made_of = _classes(json.loads(archive.read("config.json")))
+        for module, kind, registered in made_of:
+            # Keras itself loads nothing but its own classes and registered ones; it has more than models here need.
+            layers = own and module == "keras.layers"
+            if not (layers or module in _KERAS_MODULES or keras.saving.get_registered_object(registered)):
+                raise RunError(f"{path}: made of {module}.{kind}, which is neither of this library nor imported")
         model = keras.models.load_model(path)
+    except RunError:
+        raise
     except Exception as error:  # Keras raises whatever the zip, JSON or HDF5 reader does
         raise RunError(f"{path}: damaged, or no model of this library ({one_line(error)})") from error
     if not isinstance(model, Seq2Seq):
         raise RunError(f"{path}: a {type(model).__name__}, not a Seq2Seq")
     return model
+
+
+# Classes of Keras that models here are saved with: numbers and how they change, and nothing that reads or runs.
+_KERAS_MODULES = ("keras", *(f"keras.{name}" for name in ("initializers", "losses", "metrics", "optimizers")))
+_KERAS_MODULES += ("keras.dtype_policies", "keras.optimizers.schedules")
+
+
+def _classes(config):
+    """The (module, class, registered name) of all objects that a saved configuration is made of."""
+    if isinstance(config, list):
+        return [found for part in config for found in _classes(part)]
+    if not isinstance(config, dict):
+        return []
+    found = [found for part in config.values() for found in _classes(part)]
+    if "class_name" in config:
+        found.append((config.get("module"), config["class_name"], config.get("registered_name")))
+    return found
 
 
 def _write_json(path, content, indent=2):

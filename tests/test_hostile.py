@@ -1,0 +1,161 @@
+"""Texts, model files and corpora from anywhere: each ends in success or in the documented error."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines import ByteTokenizer, CharTokenizer, WhitespaceTokenizer
+from seq2seq import BeamSearch, Greedy, Sampling, Seq2Seq
+from seq2seq.checkpoints import RunError
+from seq2seq.config import Config
+from seq2seq.model import LONGEST_SOURCE
+from seq2seq.training import load_run, train
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run on a few real words."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "pairs.tsv").write_text(
+        "".join(f"{word}\t{word[::-1]}\n" for word in ["sol", "año", "שלום", "🙂👍🏽"] * 9)
+    )
+    config = Config(str(folder / "pairs.tsv"), units=4, epochs=1, validation_fraction=0)
+    train(config, folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module", params=[CharTokenizer, ByteTokenizer, WhitespaceTokenizer])
+def any_model(request):
+    words = ["ab", "b c", "ñ", "e\N{COMBINING ACUTE ACCENT}"]
+    tokenizers = request.param(), request.param()
+    for tokenizer in tokenizers:
+        tokenizer.adapt(words)
+    return Seq2Seq(*tokenizers, units=4, attention="dot")
+
+
+WILD = ["", "\0", "a\0b", "\udc80", "\ud800x", "שלום", "e" + "\u0301" * 50, "\u202e", " \t\u2028", "x" * 3000]
+WILD.append("\N{ZERO WIDTH JOINER}".join("👩👩👧👦"))
+texts = st.lists(st.one_of(st.sampled_from(WILD), st.text()).map(lambda text: text.encode(errors="surrogatepass")))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.one_of(texts, st.lists(st.binary(max_size=40))))
+def test_every_text_has_a_translation_that_its_neighbours_do_not_change(any_model, texts):
+    found = any_model.translate(texts, max_length=5).numpy()
+    assert found.shape == (len(texts),)
+    for strategy in (BeamSearch(2), Sampling()):
+        assert any_model.translate(texts, strategy, max_length=3).shape == [len(texts)]
+    for text, translation in list(zip(texts, found, strict=True))[:2]:
+        assert any_model.translate(text, max_length=5).numpy() == translation
+
+
+def test_of_a_long_text_so_much_is_read_and_its_batch_is_small(any_model):
+    long = ["a b " * LONGEST_SOURCE, "a b " * 50_000]
+    found = any_model.translate([*long, "a"], max_length=5)
+    assert found[0] == found[1] and found[2] == any_model.translate("a", max_length=5)
+    assert any_model.translate(["a" * 5000] * 300, max_length=2).shape == [300]
+
+
+@pytest.mark.slow
+def test_a_stream_keeps_one_line_for_each_in_their_order(folder):
+    lines = [b"sol", b"x" * 100_000, b"", b"\0", b"\xff\xfe", *(b"%d" % n for n in range(100_000)), b"sol"]
+    command = [Path(sys.executable).with_name("seq2seq"), "translate", folder, "--max-length", "4"]
+    done = subprocess.run(command, input=b"\n".join(lines), capture_output=True)
+    found = done.stdout.split(b"\n")
+    assert done.returncode == 0 and len(found) == len(lines) + 1
+    assert found[0] == found[len(lines) - 1]
+
+
+def test_a_model_file_with_any_bit_changed_is_refused_or_the_same(folder, tmp_path):
+    whole = (folder / "model.keras").read_bytes()
+    right = load_run(folder).translate("sol", max_length=5)
+    places = random.Random(0)
+    refused = 0
+    for _ in range(60):
+        content = bytearray(whole)
+        content[places.randrange(len(content))] ^= 1 << places.randrange(8)
+        (tmp_path / "model.keras").write_bytes(content)
+        try:
+            assert load_run(tmp_path).translate("sol", max_length=5) == right  # as in a date that nobody reads
+        except RunError as error:
+            refused += 1
+            assert str(error).startswith(f"{tmp_path / 'model.keras'}: ") and "\n" not in str(error)
+    assert refused > 40
+
+
+@pytest.mark.parametrize("length", [0, 30, 5000, -1])
+def test_a_model_file_cut_short_is_refused(folder, tmp_path, length):
+    (tmp_path / "model.keras").write_bytes((folder / "model.keras").read_bytes()[:length])
+    with pytest.raises(RunError, match=r"model.keras: damaged"):
+        load_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [
+        ("keras.layers", "Lambda"),
+        ("keras.layers", "TFSMLayer"),
+        ("keras.layers", "StringLookup"),
+        ("keras.utils", "get_file"),
+        ("os", "system"),
+        ("seq2seq.layers", "NoSuchThing"),
+    ],
+)
+def test_a_model_of_other_classes_is_refused_before_anything_is_made(folder, tmp_path, module, kind):
+    with zipfile.ZipFile(folder / "model.keras") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(parts["config.json"])
+    marker = tmp_path / "marker"
+    config["config"]["encoder"] = {
+        "module": module,
+        "class_name": kind,
+        "config": {"name": f"touch {marker}", "vocabulary": str(folder / "config.json"), "filepath": str(folder)},
+        "registered_name": None,
+    }
+    parts["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(RunError, match=f"made of {module}.{kind}, which is neither of this library nor imported"):
+        load_run(tmp_path)
+    assert not marker.exists()
+
+
+def _resident():
+    """Megabytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.mark.slow
+def test_twenty_thousand_calls_of_any_shape_trace_once_and_take_no_more_memory(folder):
+    model, shapes = load_run(folder), random.Random(0)
+
+    def call(times):
+        for _ in range(times):
+            model.translate(
+                ["".join(shapes.choices("sola", k=shapes.randrange(20)))] * shapes.randint(0, 4), max_length=2
+            )
+
+    call(2000)
+    before = _resident()
+    call(18_000)
+    assert _resident() - before < 20
+    assert model._translate_with(Greedy(), False).experimental_get_tracing_count() == 1
+
+
+@pytest.mark.slow
+def test_a_training_of_many_epochs_takes_no_more_memory(folder, tmp_path):
+    resident = []
+    say = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: resident.append(_resident()))
+    config = Config(str(folder.parent / "pairs.tsv"), units=4, epochs=60, batch_size=4, checkpoint_minutes=0.0)
+    train(config, tmp_path / "run", callbacks=[say])
+    assert resident[-1] - resident[19] < 20
