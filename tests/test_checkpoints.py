@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from command_line import server
 
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file
 from seq2seq.config import Config
@@ -158,10 +159,8 @@ def _train(config, folder, events):
 
 def _run(config, folder, events_until_killed=None):
     """What training returns; None if it was killed after so many events."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tensorflow", "keras", "sacrebleu", "tensorflow_text"])
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_train, args=(config, folder, sender))
+    receiver, sender = server.Pipe(duplex=False)
+    process = server.Process(target=_train, args=(config, folder, sender))
     process.start()
     sender.close()
     count = 0

@@ -11,14 +11,9 @@ from pathlib import Path
 
 import h5py
 import pytest
+from command_line import SEQ2SEQ, seq2seq
 
 from seq2seq.config import Config
-
-SEQ2SEQ = str(Path(sys.executable).with_name("seq2seq"))
-
-
-def seq2seq(*arguments, stdin=None, cwd=None):
-    return subprocess.run([SEQ2SEQ, *map(str, arguments)], input=stdin, capture_output=True, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +21,8 @@ def run(tmp_path_factory):
     """A run folder made from the command line, and the process that made it."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "toy.tsv").write_text("".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "abcde"))
-    return folder / "runs" / "toy", seq2seq("train", "toy.tsv", "--epochs", 2, "--units", 8, "--seed", 1, cwd=folder)
+    command = [SEQ2SEQ, "train", "toy.tsv", "--epochs", "2", "--units", "8", "--seed", "1"]
+    return folder / "runs" / "toy", subprocess.run(command, cwd=folder, capture_output=True)
 
 
 def test_help_teaches_and_imports_no_tensorflow():
@@ -61,7 +57,7 @@ def test_train_prints_its_folder_to_stdout_and_its_progress_to_stderr(run):
 @pytest.mark.slow
 def test_translate_writes_one_line_for_each_text(run):
     folder, _ = run
-    spoken = seq2seq("translate", folder, "ab", "", "ñ")
+    spoken = subprocess.run([SEQ2SEQ, "translate", folder, "ab", "", "ñ"], capture_output=True)
     assert (spoken.returncode, spoken.stderr) == (0, b"") and spoken.stdout.count(b"\n") == 3
     piped = seq2seq("translate", folder, stdin="ab\r\n\nñ".encode())
     assert piped.stdout == spoken.stdout

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from command_line import seq2seq
 from conftest import WORDS
 
 from pipelines import CharTokenizer, OptionError, batch_pairs, load_class
@@ -19,7 +20,6 @@ from seq2seq.training import train
 
 README = Path(__file__).parent.parent / "README.md"
 UPPER = [word.upper() for word in WORDS]
-SEQ2SEQ = str(Path(sys.executable).with_name("seq2seq"))
 
 DECODER, ENCODER, TOKENIZER = (
     "transformer:TransformerDecoder",
@@ -163,18 +163,19 @@ def test_the_command_line_makes_runs_of_it_as_the_readme_says(folder, name):
     learn, translate = examples()[1][name.partition(":")[0]].splitlines()
     out = f"runs/{name.partition(':')[0]}"
 
-    def seq2seq(line, *more):
+    def run(line, *more):
         _, *arguments = shlex.split(line.replace("runs/pairs", out))
-        return subprocess.run([SEQ2SEQ, *arguments, *more], cwd=folder, capture_output=True, text=True)
+        done = seq2seq(*arguments, *more, cwd=folder)
+        return done.returncode, done.stdout.decode(), done.stderr.decode()
 
-    done = seq2seq(learn, "--out", out, "--epochs", "1", "--units", "8")
-    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
-    assert f"--import {name}" in translate and f"--import {name}" in done.stderr
+    code, stdout, stderr = run(learn, "--out", out, "--epochs", "1", "--units", "8")
+    assert (code, stdout) == (0, f"{out}\n"), stderr
+    assert f"--import {name}" in translate and f"--import {name}" in stderr
     for more in ((), ("--beam-width", "3", "--scores")):
-        done = seq2seq(translate, *more)
-        assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
-    done = seq2seq(translate.replace(f"--import {name}", ""))
-    assert (done.returncode, done.stdout) == (2, "") and f"--import {name}" in done.stderr, done.stderr
+        code, stdout, stderr = run(translate, *more)
+        assert (code, stdout.count("\n"), stderr) == (0, 1, "")
+    code, stdout, stderr = run(translate.replace(f"--import {name}", ""))
+    assert (code, stdout) == (2, "") and f"--import {name}" in stderr, stderr
 
 
 def broken(module, right, wrong):
@@ -227,8 +228,8 @@ def test_the_command_line_refuses_it_in_one_line(folder, half, module, what):
     (folder / "broken.py").write_text(text)
     (name,) = (name for name, value in scope.items() if isinstance(value, type) and value.__module__ == "broken")
     arguments = ["train", "pairs.tsv", f"--{half}", f"broken:{name}", "--out", "runs/broken"]
-    done = subprocess.run([SEQ2SEQ, *arguments], cwd=folder, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
+    done = seq2seq(*arguments, cwd=folder)
+    assert (done.returncode, done.stdout) == (2, b"")
+    (line,) = done.stderr.decode().splitlines()
     assert line.startswith(f"seq2seq: {half}={name}: ") and message in line
     assert not (folder / "runs" / "broken").exists()
