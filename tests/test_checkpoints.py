@@ -92,10 +92,10 @@ def test_the_last_two_states_are_kept_and_the_newest_whole_one_is_loaded(tmp_pat
 
 @pytest.fixture
 def full_disk(tmp_path):
-    """A file system of 100 KB."""
+    """A file system of one megabyte."""
     path = tmp_path / "full"
     path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", path], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True).returncode:
         pytest.skip("only root may mount a file system")
     yield path
     subprocess.run(["umount", "-l", path], check=True)
@@ -105,7 +105,7 @@ def test_a_full_disk_takes_nothing_that_was_saved(full_disk):
     checkpoints = Checkpoints(full_disk / "unfinished")
     checkpoints.clear()
     checkpoints.save(1, [np.zeros(1000)], {"step": 1})
-    checkpoints.save(2, [np.zeros(100_000)], {"step": 2})
+    checkpoints.save(2, [np.zeros(200_000)], {"step": 2})
     assert "No space left" in str(checkpoints.wait()) and checkpoints.wait() is None
     assert checkpoints.load()[1] == {"step": 1}
     assert [path.name for path in checkpoints.folder.iterdir()] == ["000000000001.npz"]
@@ -242,3 +242,28 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path, options)
     assert history[0] == history[1]
     with pytest.raises(RunError, match="no unfinished training to resume"):
         train(None, tmp_path / "run", resume=True)
+
+
+def test_a_training_that_filled_the_disk_goes_on_when_there_is_room(config, full_disk, tmp_path):
+    import keras
+
+    from seq2seq.training import load_run, train
+
+    class Fill(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                with pytest.raises(OSError), (full_disk / "filler").open("wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(1000))
+
+    said = []
+    config = dataclasses.replace(config, epochs=4, monitor=None, schedule="constant", patience=None)
+    whole = train(config, tmp_path / "whole")
+    with pytest.raises(OSError, match="No space left"):
+        train(config, full_disk / "run", callbacks=[Fill()], say=said.append)
+    assert said and all("A checkpoint could not be saved ([Errno 28] No space left" in text for text in said)
+    assert load_run(full_disk / "run").translate("abc").numpy()  # the epoch before
+    (full_disk / "filler").unlink()
+    resumed = train(config, full_disk / "run")
+    for one, other in zip(whole.weights, resumed.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
