@@ -269,7 +269,8 @@ def _training_batches(run, seen):
 
     @tf.autograph.experimental.do_not_convert
     def one_pass(number):
-        pairs = always or _one_pass(config, number)
+        # Where small corpora start over, how often may depend on the order; so as many in each pass as in the first.
+        pairs = (always or _one_pass(config, number)).repeat().take(run.pairs)
         return _batches(run, pairs, seed=config.seed, epoch=number, skip=tf.where(number == begun, skip, 0))
 
     return tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_pass).prefetch(2)
