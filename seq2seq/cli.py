@@ -619,6 +619,31 @@ _STOPPED = {"end": "ended by themselves", "limit": "were cut", "repetition": "re
 
 @app.command()
 @_exit_codes()
+def export(
+    run: Run,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
+    beam_width: Annotated[int, typer.Option(min=1, help="Hypotheses of the signature `beam`, all given out.")] = 5,
+    length_penalty: LengthPenalty = None,
+    imports: Import = None,
+):
+    """Write a SavedModel, tokenizers inside, for TensorFlow Serving and programs without this library.
+
+    Its signatures `greedy` and `beam` take strings and give strings. A few texts are translated by all: the model when
+    it was trained, as it was saved and as it is exported; any difference is an error. Prints the folder.
+
+    Example: seq2seq export runs/phrasebook exported/1
+    """
+    from seq2seq.training import export_run
+
+    for name in imports or ():
+        load_class("import", name)
+    beam = _strategy({"width": beam_width, "n_best": beam_width, "length_penalty": length_penalty})
+    export_run(run, folder, beam)
+    typer.echo(folder)
+
+
+@app.command()
+@_exit_codes()
 @_with_options("columns", "reverse", "on_bad_line")
 def score(
     run: Run,

@@ -12,6 +12,7 @@ from pipelines import OptionError, choose
 from pipelines.tokenizers import PADDING, START, one_hot
 from seq2seq.contract import check_contract, check_savable
 from seq2seq.decoding import STOPPED, STRATEGIES, Greedy
+from seq2seq.exporting import export
 from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
 from seq2seq.metrics import Perplexity, TokenCrossentropy, token_accuracy
 
@@ -217,10 +218,22 @@ class Seq2Seq(keras.Model):
     def _compile_translate(self, strategy, details):
         texts, seeds = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)
         length = tf.TensorSpec([], tf.int32)
-        run = functools.partial(self._translate_batch, strategy, details)
+
+        def run(texts, seeds, min_length, max_length):
+            return self.translate_batch(texts, strategy, seeds, min_length, max_length, details)
+
         return tf.function(run, input_signature=[texts, seeds, length, length])
 
-    def _translate_batch(self, strategy, details, texts, seeds, min_length, max_length):
+    def translate_batch(self, texts, strategy, seeds=None, min_length=0, max_length=-1, details=False):
+        """Translates texts `[B]`, at least one, all together: what `translate` makes a graph of.
+
+        Args:
+            texts, strategy, details: as in `translate`.
+            seeds, min_length, max_length: as in `decode`.
+
+        Returns:
+            A tuple of strings `[B, n]` and, with `details`, the other parts of `Translations`.
+        """
         source = self.source_tokenizer.tokenize(texts)[:, :LONGEST_SOURCE]
         ids, scores, stopped = self.decode(source, strategy, min_length, max_length, seeds)
         rows, n_best, length = (tf.shape(ids)[axis] for axis in range(3))
@@ -325,6 +338,10 @@ class Seq2Seq(keras.Model):
         logits = self((source, target[:, :-1]))
         nats = tf.nn.sparse_softmax_cross_entropy_with_logits(target[:, 1:], logits)
         return -tf.reduce_sum(tf.where(target[:, 1:] == PADDING, 0.0, nats), axis=1)
+
+    def export(self, filepath, beam=None, probe=()):
+        """Writes a SavedModel for programs without this library, see `exporting.export`."""
+        export(self, filepath, **({"beam": beam} if beam else {}), probe=probe)
 
     @property
     def has_attention(self):

@@ -242,7 +242,8 @@ def _fit(run, callbacks, say):
     nothing = tf.zeros([1, 1, model.target_tokenizer.vocabulary_size])
     model.compute_metrics(None, tf.zeros([1, 1]), nothing, tf.ones([1, 1]))
     average = _Average(config.average)
-    safe = _Safe(run, average, say)
+    probe = list(held_out)[:50] or [source.decode() for source, _ in _one_pass(config, 0).take(50).as_numpy_iterator()]
+    safe = _Safe(run, average, probe, say)
     own = [*([average] if config.average > 1 else []), *([_Translate(held_out)] if held_out and can_measure() else [])]
     with _first_signal() as safe.signal:
         while not run.stopped():
@@ -531,12 +532,13 @@ class _Safe(keras.callbacks.Callback):
     Args:
         run: the `_Run`, whose history and step this keeps.
         average: the `_Average`, whose weights are saved too.
+        probe: a few texts, whose translations are kept to tell whether a loaded or exported model is the same.
         say: a function to call with what one should know.
     """
 
-    def __init__(self, run, average, say):
+    def __init__(self, run, average, probe, say):
         super().__init__()
-        self.run, self.average, self.say = run, average, say
+        self.run, self.average, self.probe, self.say = run, average, probe, say
         self.signal = ()  # holds the number of one that has come
         self.saved = time.monotonic()
         self.norm = 0.0  # of the last gradient
@@ -582,6 +584,8 @@ class _Safe(keras.callbacks.Callback):
         if best == epoch + 1:
             with whole_file(folder / "model.keras") as path:
                 self.model.save(path)
+            translations = [text.decode() for text in self.model.translate(self.probe).numpy()]
+            _write_json(folder / "probe.json", dict(zip(self.probe, translations, strict=True)))
         _write_json(folder / "config.json", run.record)
         with whole_file(folder / "history.csv") as path, path.open("w", newline="") as file:
             writer = csv.DictWriter(file, run.history[0])
@@ -700,6 +704,27 @@ def load_run(folder):
         early = "; its training has not come to the end of an epoch" if (folder / "unfinished").is_dir() else ""
         raise RunError(f"{folder}: not a run folder, it holds no model.keras{early}")
     return _load_model(folder, "model.keras")
+
+
+def export_run(folder, out, beam):
+    """Exports the model of a run, as `exporting.export` does, and sees that all translate alike: the model when it was
+    trained, the one that was saved, and the one exported.
+
+    Raises:
+        RunError: if they do not, or there is no such run.
+    """
+    model = load_run(folder)
+    path = Path(folder) / "probe.json"
+    try:
+        probe = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: no translations to compare with ({one_line(error)})") from None
+    found = [text.decode() for text in model.translate(list(probe)).numpy()]
+    for source, translation in zip(probe, found, strict=True):
+        if translation != probe[source]:
+            kept = f"{probe[source]!r} when it was trained, and now {translation!r}"
+            raise RunError(f"{folder}: the saved model is not the one that was trained; {source!r} was {kept}")
+    model.export(out, beam, list(probe))
 
 
 def _load_model(folder, name):

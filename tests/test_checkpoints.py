@@ -193,6 +193,7 @@ def test_a_training_killed_twenty_times_ends_with_the_same_weights(config, tmp_p
         "config.json",
         "history.csv",
         "model.keras",
+        "probe.json",
         "survey.json",
     ]
     rates = {line.rpartition(",")[2] for line in (tmp_path / "run" / "history.csv").read_text().splitlines()[1:]}

@@ -40,6 +40,7 @@ def test_a_run_folder_holds_the_model_what_made_it_and_how_it_went(config, tmp_p
         "config.json",
         "history.csv",
         "model.keras",
+        "probe.json",
         "survey.json",
     ]
     options, saved = load_config(tmp_path / "run" / "config.json")

@@ -1,0 +1,78 @@
+"""A SavedModel of a trained model: strings in, strings out, for programs without this library."""
+
+import os
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from seq2seq.checkpoints import RunError
+from seq2seq.contract import one_line
+from seq2seq.decoding import BeamSearch, Greedy
+
+_BEAM = BeamSearch(n_best=5)
+
+
+def export(model, folder, beam=_BEAM, probe=()):
+    """Writes a SavedModel with tokenizers inside and two signatures, both of strings `texts` `[N]` for any N.
+
+    `greedy`, which is also the one served by default, gives `texts` `[N]`; `beam` gives `texts` and `scores` `[N, n]`,
+    the best first. It needs TensorFlow and, unless tokenizers are characters or bytes as they are (`normal_form=None`),
+    the operations of TensorFlow Text, which TensorFlow Serving has and Python gets by `import tensorflow_text`.
+
+    Args:
+        model: a `Seq2Seq`.
+        folder: where to write it; there must be nothing yet.
+        beam: a `BeamSearch`.
+        probe: texts that what was written must translate as the model does.
+
+    Raises:
+        RunError: if the folder exists, the encoder or decoder cannot be exported, or translations differ.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise RunError(f"{folder} is there already; choose another folder")
+    aside = folder.with_name(f"aside-{folder.name}")
+    try:
+        archive = keras.export.ExportArchive()
+        for part in (model, model.source_tokenizer, model.target_tokenizer):
+            archive.track(part)
+        try:
+            for name, strategy in (("greedy", Greedy()), ("beam", beam)):
+                texts = tf.TensorSpec([None], tf.string, "texts")
+                archive.add_endpoint(name, _endpoint(model, strategy), input_signature=[texts])
+            archive.write_out(str(aside), verbose=False)
+        except Exception as error:  # TensorFlow raises whatever it stumbles over
+            parts = f"{type(model.encoder).__name__} and {type(model.decoder).__name__}"
+            raise RunError(f"{folder}: {parts} cannot be exported ({one_line(error)})") from error
+        if probe:
+            _compare(model, tf.saved_model.load(str(aside)), list(probe), beam, folder)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _endpoint(model, strategy):
+    n_best = isinstance(strategy, BeamSearch)
+
+    def translate(texts):
+        texts = tf.concat([texts, [""]], axis=0)  # not every layer takes a batch of nothing
+        found, *known = model.translate_batch(texts, strategy, details=n_best)
+        return {"texts": found[:-1], "scores": known[0][:-1]} if n_best else {"texts": found[:-1, 0]}
+
+    return translate
+
+
+def _compare(model, exported, probe, beam, folder):
+    """Sees that what was exported translates as the model does."""
+    texts = tf.constant(probe)
+    right, found = model.translate(texts).numpy(), exported.greedy(texts)["texts"].numpy()
+    differ = [text for text, one, other in zip(probe, right, found, strict=True) if one != other]
+    right, found = model.translate(texts, beam, details=True), exported.beam(texts)
+    same = np.all(right.texts.numpy() == found["texts"].numpy(), axis=1)
+    same &= np.all(np.isclose(right.scores, found["scores"], atol=1e-3), axis=1)
+    differ += [text for text, is_same in zip(probe, same, strict=True) if not is_same]
+    if differ:
+        raise RunError(f"{folder}: what was exported translates {len(differ)} texts otherwise, as {differ[0]!r}")

@@ -1,0 +1,118 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from command_line import SEQ2SEQ, seq2seq
+
+from pipelines import read_pairs
+from seq2seq import BeamSearch, Config
+from seq2seq.checkpoints import RunError
+from seq2seq.exporting import export
+from seq2seq.training import load_run, train
+
+PRESETS = {
+    "characters": {"normal_form": None},
+    "subwords": {"source_tokenizer": "subword", "target_tokenizer": "subword", "embedding": 8, "encoding": "ids"},
+}
+
+
+@pytest.fixture(scope="module", params=PRESETS)
+def exported(request, tmp_path_factory):
+    """A run on the phrasebook and its SavedModel, made by the command line."""
+    folder = tmp_path_factory.mktemp("exported")
+    options = {"units": 16, "epochs": 2, "limit": 2000, "batch_size": 64, "average": 2, **PRESETS[request.param]}
+    train(Config("phrasebook", **options), folder / "run")
+    done = seq2seq("export", folder / "run", folder / "saved", "--beam-width", 3)
+    assert (done.returncode, done.stdout.decode()) == (0, f"{folder / 'saved'}\n"), done.stderr
+    return request.param, folder
+
+
+ALONE = """
+import json, sys
+sys.modules["seq2seq"] = sys.modules["pipelines"] = None  # importing one of them is an error now
+import tensorflow as tf
+if {text}:
+    import tensorflow_text
+texts, model = json.load(sys.stdin), tf.saved_model.load({folder!r})
+found = model.signatures["greedy"](texts=tf.constant(texts))
+default = model.signatures["serving_default"](texts=tf.constant(texts[:3]))
+beam = model.signatures["beam"](texts=tf.constant(texts))
+none = model.signatures["beam"](texts=tf.constant([], tf.string))
+assert default["texts"].numpy().tolist() == found["texts"].numpy()[:3].tolist()
+assert none["texts"].shape == none["scores"].shape == (0, 3)
+written = lambda array: [[text.decode() for text in row] for row in array.numpy().tolist()]
+print(json.dumps([written(found["texts"][:, None]), written(beam["texts"]), beam["scores"].numpy().tolist()]))
+"""
+
+
+@pytest.mark.slow
+def test_in_a_program_without_this_library_it_translates_the_same(exported):
+    name, folder = exported
+    texts = [source.decode() for source, _ in read_pairs("phrasebook").take(500).as_numpy_iterator()]
+    script = ALONE.format(text=name != "characters", folder=str(folder / "saved"))
+    command = [sys.executable, "-I", "-c", script]
+    done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    greedy, beam, scores = json.loads(done.stdout)
+    model = load_run(folder / "run")
+    right = model.translate(texts, BeamSearch(3, n_best=3), details=True)
+    assert [text for (text,) in greedy] == [text.decode() for text in model.translate(texts).numpy()]
+    assert beam == [[text.decode() for text in row] for row in right.texts.numpy()]
+    np.testing.assert_allclose(scores, right.scores, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_tool_that_comes_with_tensorflow_runs_it(exported):
+    name, folder = exported
+    if name != "characters":
+        pytest.skip("saved_model_cli knows no operations of TensorFlow Text")
+    tool = Path(sys.executable).with_name("saved_model_cli")
+    command = [tool, "run", "--dir", folder / "saved", "--tag_set", "serve", "--signature_def", "greedy"]
+    done = subprocess.run([*command, "--input_exprs", "texts=['Good morning.']"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(load_run(folder / "run").translate(["Good morning."]).numpy()) in done.stdout
+
+
+def test_what_is_there_is_not_overwritten(model, tmp_path):
+    with pytest.raises(RunError, match="is there already"):
+        export(model, tmp_path)
+
+
+def test_nothing_stays_of_what_cannot_be_exported(model, tmp_path):
+    def call(source, training=False):
+        raise NotImplementedError("not in a graph")
+
+    model.encoder.call = call
+    with pytest.raises(RunError, match=r"saved: Encoder and Decoder cannot be exported \(.*not in a graph"):
+        model.export(tmp_path / "saved")
+    assert os.listdir(tmp_path) == ["pairs.tsv"]
+
+
+def test_a_translation_that_differs_is_an_error(model, tmp_path, monkeypatch):
+    translate = type(model).translate
+    monkeypatch.setattr(type(model), "translate", lambda *a, **k: translate(*a, **k) if k else tf.constant(["x", "y"]))
+    with pytest.raises(RunError, match="translates 2 texts otherwise, as 'sol'"):
+        model.export(tmp_path / "saved", probe=["sol", "mar"])
+    assert os.listdir(tmp_path) == ["pairs.tsv"]
+
+
+@pytest.mark.slow
+def test_a_saved_model_that_is_not_the_trained_one_is_not_exported(exported, tmp_path):
+    _, folder = exported
+    probe = folder / "run" / "probe.json"
+    kept = probe.read_text()
+    translations = json.loads(kept)
+    assert len(translations) == 50
+    first = next(iter(translations))
+    probe.write_text(json.dumps(translations | {first: "something else"}))
+    done = seq2seq("export", folder / "run", tmp_path / "saved")
+    probe.write_text(kept)
+    assert done.returncode == 2 and b"the saved model is not the one that was trained" in done.stderr
+    assert b"\n" not in done.stderr.strip() and not (tmp_path / "saved").exists()
+    again = subprocess.run([SEQ2SEQ, "export", folder / "run", folder / "saved"], capture_output=True)
+    assert again.returncode == 2 and b"is there already" in again.stderr
