@@ -210,7 +210,8 @@ def train(
 
     Example: seq2seq train my-pairs.tsv --out runs/mine --epochs 20
     """
-    from seq2seq.training import DivergedError, can_measure
+    from seq2seq.runs import can_measure
+    from seq2seq.training import DivergedError
     from seq2seq.training import train as run
 
     if tensorboard:
@@ -273,7 +274,7 @@ def train(
 
 def _draw(folder, model):
     """Draws a run's pictures, into TensorBoard too where the run has it; returns their paths."""
-    from seq2seq.training import draw_run
+    from seq2seq.runs import draw_run
 
     drawn = draw_run(folder, model)
     if (folder / "tensorboard").is_dir():
@@ -428,7 +429,7 @@ def translate(
 
 def _load(run, imports):
     """Loads a run, and before it the classes of one's own that it is made of."""
-    from seq2seq.training import load_run
+    from seq2seq.runs import load_run
 
     for name in imports or ():
         load_class("import", name)
@@ -548,7 +549,7 @@ def compare(
     Example: seq2seq compare runs/characters runs/subwords test-pairs.tsv
     """
     from seq2seq.evaluation import compare as test
-    from seq2seq.training import check_same_corpus
+    from seq2seq.runs import check_same_corpus
 
     check_same_corpus(run_a, run_b)
     strategy = _strategy({"width": beam_width, "length_penalty": length_penalty})
@@ -568,7 +569,7 @@ def _evaluations(runs, corpus, strategy, imports, given, settings):
     """What `evaluate` finds of some runs on one corpus, and how many seconds it took to load the last."""
     from pipelines import corpus_errors, read_pairs
     from seq2seq.evaluation import evaluate as measure
-    from seq2seq.training import held_out_pairs
+    from seq2seq.runs import held_out_pairs
 
     if given and not corpus:
         raise OptionError(f"{next(iter(given))} is for a corpus, and none is named")
@@ -633,7 +634,7 @@ def export(
 
     Example: seq2seq export runs/phrasebook exported/1
     """
-    from seq2seq.training import export_run
+    from seq2seq.runs import export_run
 
     for name in imports or ():
         load_class("import", name)

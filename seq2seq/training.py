@@ -11,13 +11,10 @@ import json
 import math
 import os
 import platform
-import random
 import signal
-import sys
 import threading
 import time
 import warnings
-import zipfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,27 +30,21 @@ from pipelines import (
     checksums,
     choose,
     corpus_errors,
-    group_by_source,
     load_class,
-    read_pairs,
-    split_by_hash,
-    split_last,
     survey,
 )
 from pipelines.tokenizers import TOKENIZERS
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file
 from seq2seq.config import (
-    MONITORS,
     TRANSLATION_FIGURES,
     Config,
-    load_config,
     model_options,
     own_classes,
-    reading_options,
 )
 from seq2seq.contract import one_line
 from seq2seq.layers import Decoder, Encoder, token_ids
 from seq2seq.model import Seq2Seq, accepted
+from seq2seq.runs import best_epoch, both_sides, can_measure, configuration, load_model, load_run, sample
 
 _PACKAGES = ("keras-seq2seq", "tensorflow", "tensorflow-text", "keras", "numpy")  # whose versions a run records
 
@@ -156,11 +147,11 @@ class _Run:
 def _goes_on(config, folder, overwrite, resume):
     """Whether there is a training in the folder to go on with; sees that one may be begun if there is not."""
     unfinished = folder / "unfinished"
-    begun = (unfinished / "config.json").is_file()
+    begun = (unfinished / "config.json").is_file() and any(unfinished.glob("*.npz"))
     if overwrite and resume:
         raise OptionError("overwrite and resume exclude each other")
     if begun and not overwrite:
-        old = _configuration(unfinished)[0]
+        old = configuration(unfinished)[0]
         if config is None or config == old:
             return True
         pairs = zip(dataclasses.asdict(old).items(), dataclasses.asdict(config).values(), strict=True)
@@ -197,7 +188,7 @@ def _begin(config, folder, progress, report, command, expected_checksums):
         report(cleaning)
     if found.pairs == 0:
         raise CorpusError(f"{config.corpus}: no pairs to train on")
-    if config.monitor and not list(_sides(config)[1].take(1)):
+    if config.monitor and not list(both_sides(config)[1].take(1)):
         raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
     for tokenizer, counts in zip(tokenizers, found.tokens, strict=True):
         tokenizer.take_vocabulary(counts, config.min_frequency, config.max_vocabulary)
@@ -217,11 +208,11 @@ def _begin(config, folder, progress, report, command, expected_checksums):
 def _resume(folder, say):
     """The `_Run` of an unfinished training, as it was at its last checkpoint."""
     checkpoints = Checkpoints(folder / "unfinished")
-    config, record = _configuration(checkpoints.folder)
+    config, record = configuration(checkpoints.folder)
     _checksums(config.corpus, record["checksums"])
     keras.utils.set_random_seed(config.seed)
     facts = json.loads((checkpoints.folder / "run.json").read_text())
-    run = _Run(folder, config, record, _load_model(checkpoints.folder, "begun.keras"), checkpoints, **facts, history=[])
+    run = _Run(folder, config, record, load_model(checkpoints.folder, "begun.keras"), checkpoints, **facts, history=[])
     run.state, facts = checkpoints.load()
     run.history, run.step, run.seen = (facts[name] for name in ("history", "step", "seen"))
     say(f"Resuming {folder} in epoch {len(run.history) + 1}/{run.epochs}, after {run.step:,} of {run.steps:,} steps")
@@ -231,7 +222,7 @@ def _resume(folder, say):
 def _fit(run, callbacks, say):
     """Trains from where a run is to its end."""
     config, model = run.config, run.model
-    validation = _sides(config)[1]
+    validation = both_sides(config)[1]
     held_out = sample(validation, config.seed)
     for callback in callbacks:
         if hasattr(callback, "held_out"):
@@ -266,7 +257,7 @@ def _training_batches(run, seen):
     config = run.config
     # How many batches a pass makes depends on its order where they hold so many tokens, so passes are counted in pairs.
     begun, skip = divmod(seen, run.pairs)
-    always = None if _reorders(config) else _sides(config)[0]
+    always = None if _reorders(config) else both_sides(config)[0]
 
     @tf.autograph.experimental.do_not_convert
     def one_pass(number):
@@ -286,7 +277,7 @@ def _one_pass(config, number, **options):
     """The pairs to train on, in the order of an epoch, given as a number or a tensor."""
     if _reorders(config):
         options |= {"shuffle_files": True, "weights": config.weights, "seed": config.seed, "epoch": number}
-    return _sides(config, **options)[0]
+    return both_sides(config, **options)[0]
 
 
 def _batches(run, pairs, **options):
@@ -314,11 +305,6 @@ def _first_signal():
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def can_measure():
-    """Whether what `seq2seq.evaluation` needs is installed."""
-    return all(map(importlib.util.find_spec, ("rapidfuzz", "sacrebleu")))
 
 
 def _checksums(corpus, expected):
@@ -366,7 +352,7 @@ def _steps(config, tokenizers, found):
     if not config.batch_tokens:
         return math.ceil(found.pairs / config.batch_size)
     # How many a pass makes depends on its order. An epoch has about as many; pass follows on pass.
-    longer = found.longer * _tokens_per_character(_sides(config)[0], tokenizers)
+    longer = found.longer * _tokens_per_character(both_sides(config)[0], tokenizers)
     return math.ceil((longer + found.pairs) / config.batch_tokens)
 
 
@@ -377,59 +363,6 @@ def _tokens_per_character(pairs, tokenizers):
         tokens += tf.reduce_sum(tf.maximum(*(of.lengths(side) for of, side in zip(tokenizers, sides, strict=True))))
         characters += tf.reduce_sum(tf.maximum(*(tf.strings.length(side, "UTF8_CHAR") for side in sides)))
     return int(tokens) / max(1, int(characters))
-
-
-def _sides(config, **options):
-    """The pairs to train on and those held out."""
-    split = {"hash": split_by_hash, "last": split_last}[config.split]
-    return split(
-        read_pairs(config.corpus, config.limit, **options, **reading_options(config)), config.validation_fraction
-    )
-
-
-def held_out_pairs(folder):
-    """The pairs that a run has never trained on: a `tf.data.Dataset` of (source, target) strings.
-
-    Raises:
-        RunError: if there are none, or the folder does not say what it was trained on.
-    """
-    if not (Path(folder) / "config.json").is_file():
-        raise RunError(f"{folder}: holds no config.json to say what was held out; name a corpus")
-    config, _ = _configuration(folder)
-    if not config.validation_fraction:
-        raise RunError(f"{folder}: nothing was held out; name a corpus")
-    return _sides(config)[1]
-
-
-def _configuration(folder):
-    """The `Config` of a run, and all that its `config.json` holds."""
-    options, record = load_config(Path(folder) / "config.json")
-    return Config(**options), record
-
-
-def check_same_corpus(*folders):
-    """Sees that runs were trained on the same corpus, split in the same way.
-
-    Raises:
-        RunError: if not, since what one of them has held out the other may have learned.
-    """
-    found = []
-    for folder in folders:
-        config, record = _configuration(folder)
-        found.append((sorted(record.get("checksums", {}).values()), config.split, config.validation_fraction))
-    for folder, this in zip(folders, found, strict=True):
-        if this != found[0]:
-            raise RunError(
-                f"{folder} and {folders[0]} were not trained on the same corpus, or it was split in another way: "
-                "what one has held out the other may have learned"
-            )
-
-
-def sample(pairs, seed=0, count=500):
-    """So many sources of a corpus at random, of its first 20,000 pairs, each with all its references: a dict."""
-    references = group_by_source(pairs.take(20_000))
-    sources = list(references)
-    return {source: references[source] for source in random.Random(seed).sample(sources, min(count, len(sources)))}
 
 
 def make_optimizer(config, steps):
@@ -642,133 +575,6 @@ class _Safe(keras.callbacks.Callback):
             kept = "the model of the last good epoch" if run.history else "no model, for it was the first epoch"
             raise DivergedError(f"{said}. Kept is {kept}. A smaller --learning-rate or --clip-norm may help")
         self.say(f"{said}; left out")
-
-
-def best_epoch(history, monitor):
-    """The number of the epoch whose model is kept: the first one that is best, or the last where nothing is watched.
-
-    Args:
-        history: the rows of `history.csv`.
-        monitor: the name of a figure, or None.
-    """
-    if monitor is None:
-        return int(history[-1]["epoch"])
-    sign = -1 if MONITORS[monitor] == "max" else 1
-    # Not a number is worse than any.
-    order = [(sign * figure if math.isfinite(figure := float(row[monitor])) else math.inf) for row in history]
-    return int(history[order.index(min(order))]["epoch"])
-
-
-def draw_run(folder, model):
-    """Draws a run's pictures into its folder, those that can be: `curves.png`, `error-rates.png`, `attention-1.png` ...
-
-    Curves are of the history, error rates against length and attention of a `sample` of what was held out.
-
-    Returns:
-        The files, a list of paths.
-
-    Raises:
-        OptionError: if the folder does not tell what it was trained on.
-    """
-    from seq2seq.evaluation import scores_by_length
-    from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates
-
-    folder = Path(folder)
-    config, _ = _configuration(folder)
-    with (folder / "history.csv").open(newline="") as file:
-        history = list(csv.DictReader(file))
-    drawn = [folder / "curves.png"]
-    draw_curves(history, drawn[0], best=best_epoch(history, config.monitor) if config.monitor else None)
-    held_out = sample(_sides(config)[1], config.seed) if config.validation_fraction else {}
-    if held_out:
-        texts = [text.decode() for text in model.translate(list(held_out)).numpy()]
-        drawn.append(folder / "error-rates.png")
-        draw_error_rates(scores_by_length(list(held_out), texts, list(held_out.values())), drawn[-1])
-    if held_out and model.has_attention:
-        for number, alignment in enumerate(model.attention(list(held_out)[:4]), start=1):
-            drawn.append(folder / f"attention-{number}.png")
-            draw_attention(alignment, drawn[-1])
-    return drawn
-
-
-def load_run(folder):
-    """Loads the `Seq2Seq` of a run folder. Classes of one's own that it is made of must have been imported before.
-
-    Raises:
-        RunError: if the folder is not there, is no run, its model file is damaged, or such a class is missing.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise RunError(f"{folder}: no such run folder; `seq2seq train --out {folder}` makes one")
-    if not (folder / "model.keras").is_file():
-        early = "; its training has not come to the end of an epoch" if (folder / "unfinished").is_dir() else ""
-        raise RunError(f"{folder}: not a run folder, it holds no model.keras{early}")
-    return _load_model(folder, "model.keras")
-
-
-def export_run(folder, out, beam):
-    """Exports the model of a run, as `exporting.export` does, and sees that all translate alike: the model when it was
-    trained, the one that was saved, and the one exported.
-
-    Raises:
-        RunError: if they do not, or there is no such run.
-    """
-    model = load_run(folder)
-    path = Path(folder) / "probe.json"
-    try:
-        probe = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: no translations to compare with ({one_line(error)})") from None
-    found = [text.decode() for text in model.translate(list(probe)).numpy()]
-    for source, translation in zip(probe, found, strict=True):
-        if translation != probe[source]:
-            kept = f"{probe[source]!r} when it was trained, and now {translation!r}"
-            raise RunError(f"{folder}: the saved model is not the one that was trained; {source!r} was {kept}")
-    model.export(out, beam, list(probe))
-
-
-def _load_model(folder, name):
-    """Loads a model that may come from anywhere: its file is data, and makes nothing run that nobody has asked for."""
-    path = folder / name
-    own = own_classes(_configuration(folder)[0]) if (folder / "config.json").is_file() else []
-    for one in own:
-        if one.partition(":")[0] not in sys.modules:  # and nobody has said that its code may run
-            raise RunError(f"{folder}: made of {one}, which is not of this library; say --import {one}")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise RunError(f"{path}: damaged in {damaged}; its checksum is another")
-            made_of = _classes(json.loads(archive.read("config.json")))
-        for module, kind, registered in made_of:
-            # Keras itself loads nothing but its own classes and registered ones; it has more than models here need.
-            layers = own and module == "keras.layers"
-            if not (layers or module in _KERAS_MODULES or keras.saving.get_registered_object(registered)):
-                raise RunError(f"{path}: made of {module}.{kind}, which is neither of this library nor imported")
-        model = keras.models.load_model(path)
-    except RunError:
-        raise
-    except Exception as error:  # Keras raises whatever the zip, JSON or HDF5 reader does
-        raise RunError(f"{path}: damaged, or no model of this library ({one_line(error)})") from error
-    if not isinstance(model, Seq2Seq):
-        raise RunError(f"{path}: a {type(model).__name__}, not a Seq2Seq")
-    return model
-
-
-# Classes of Keras that models here are saved with: numbers and how they change, and nothing that reads or runs.
-_KERAS_MODULES = ("keras", *(f"keras.{name}" for name in ("initializers", "losses", "metrics", "optimizers")))
-_KERAS_MODULES += ("keras.dtype_policies", "keras.optimizers.schedules")
-
-
-def _classes(config):
-    """The (module, class, registered name) of all objects that a saved configuration is made of."""
-    if isinstance(config, list):
-        return [found for part in config for found in _classes(part)]
-    if not isinstance(config, dict):
-        return []
-    found = [found for part in config.values() for found in _classes(part)]
-    if "class_name" in config:
-        found.append((config.get("module"), config["class_name"], config.get("registered_name")))
-    return found
 
 
 def _write_json(path, content, indent=2):

@@ -6,7 +6,7 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from pipelines import CharTokenizer, batch_pairs, read_pairs
-from seq2seq import Seq2Seq
+from seq2seq import Config, Seq2Seq
 
 WORDS = ["sol", "mar", "luz", "pan", "rey", "flor", "tren", "gato", "nube", "año", "niño", "árbol"]
 
@@ -58,3 +58,9 @@ def spa_eng():
             pytest.fail("CI must put spa-eng.zip into the Keras cache")
         pytest.skip("spa-eng is not in the Keras cache; `seq2seq train spa-eng` downloads it")
     return "spa-eng"
+
+
+@pytest.fixture
+def config(tsv):
+    lines = "".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "abcde")
+    return Config(corpus=str(tsv(lines)), units=8, epochs=2, attention="dot", batch_size=8, validation_fraction=0.2)

@@ -248,7 +248,8 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path, options)
 def test_a_training_that_filled_the_disk_goes_on_when_there_is_room(config, full_disk, tmp_path):
     import keras
 
-    from seq2seq.training import load_run, train
+    from seq2seq.runs import load_run
+    from seq2seq.training import train
 
     class Fill(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):

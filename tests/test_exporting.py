@@ -13,7 +13,8 @@ from pipelines import read_pairs
 from seq2seq import BeamSearch, Config
 from seq2seq.checkpoints import RunError
 from seq2seq.exporting import export
-from seq2seq.training import load_run, train
+from seq2seq.runs import load_run
+from seq2seq.training import train
 
 PRESETS = {
     "characters": {"normal_form": None},

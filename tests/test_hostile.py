@@ -18,7 +18,8 @@ from seq2seq import BeamSearch, Greedy, Sampling, Seq2Seq
 from seq2seq.checkpoints import RunError
 from seq2seq.config import Config
 from seq2seq.model import LONGEST_SOURCE
-from seq2seq.training import load_run, train
+from seq2seq.runs import load_run
+from seq2seq.training import train
 
 
 @pytest.fixture(scope="module")

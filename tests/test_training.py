@@ -15,23 +15,8 @@ import tensorflow as tf
 from pipelines import CorpusError, OptionError
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
-from seq2seq.training import (
-    DivergedError,
-    RunError,
-    best_epoch,
-    check_same_corpus,
-    draw_run,
-    held_out_pairs,
-    load_run,
-    make_optimizer,
-    train,
-)
-
-
-@pytest.fixture
-def config(tsv):
-    lines = "".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "abcde")
-    return Config(corpus=str(tsv(lines)), units=8, epochs=2, attention="dot", batch_size=8, validation_fraction=0.2)
+from seq2seq.runs import RunError, best_epoch, held_out_pairs, load_run
+from seq2seq.training import DivergedError, make_optimizer, train
 
 
 def test_a_run_folder_holds_the_model_what_made_it_and_how_it_went(config, tmp_path):
@@ -101,31 +86,6 @@ def test_an_empty_corpus_is_refused(tsv, tmp_path, content):
     with pytest.raises(CorpusError, match="no pairs to train on"):
         train(Config(str(tsv(content))), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_what_is_no_run_is_refused_by_name(config, tmp_path):
-    with pytest.raises(RunError, match="none: no such run folder"):
-        load_run(tmp_path / "none")
-    with pytest.raises(RunError, match=r"holds no model\.keras"):
-        load_run(tmp_path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="is a file"):
-        train(config, tmp_path / "file")
-
-
-def test_a_damaged_model_file_is_refused_by_name(config, tmp_path):
-    train(config, tmp_path / "run")
-    path = tmp_path / "run" / "model.keras"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(RunError, match=r"model\.keras: damaged"):
-        load_run(tmp_path / "run")
-
-
-def test_a_model_of_another_kind_is_refused(tmp_path):
-    model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
-    model.save(tmp_path / "model.keras")
-    with pytest.raises(RunError, match="a Sequential, not a Seq2Seq"):
-        load_run(tmp_path)
 
 
 SAME_RUN = """
@@ -341,33 +301,6 @@ def test_what_cannot_be_watched_is_refused(config, tmp_path, options, message):
     with pytest.raises(OptionError, match=message):
         train(dataclasses.replace(config, **options), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_what_a_run_held_out_is_read_again(config, tmp_path, tsv):
-    train(dataclasses.replace(config, epochs=1), tmp_path / "run")
-    held = {source for source, _ in held_out_pairs(tmp_path / "run").as_numpy_iterator()}
-    assert 1 <= len(held) <= 6
-    counted = json.loads((tmp_path / "run" / "survey.json").read_text())["pairs"]
-    assert counted + len(held) == 25
-    other = dataclasses.replace(config, epochs=1, corpus=str(tsv("a\tb\nc\td\n", "other.tsv")), validation_fraction=0)
-    train(other, tmp_path / "other")
-    with pytest.raises(RunError, match="nothing was held out"):
-        held_out_pairs(tmp_path / "other")
-    with pytest.raises(RunError, match="not trained on the same corpus"):
-        check_same_corpus(tmp_path / "run", tmp_path / "other")
-    (tmp_path / "other" / "config.json").unlink()
-    with pytest.raises(RunError, match=r"no config\.json"):
-        held_out_pairs(tmp_path / "other")
-
-
-def test_a_runs_pictures_are_drawn_into_its_folder(config, tmp_path):
-    model = train(config, tmp_path / "run")
-    drawn = draw_run(tmp_path / "run", model)
-    names = ["curves.png", "error-rates.png", *(f"attention-{n}.png" for n in range(1, len(drawn) - 1))]
-    assert [path.name for path in drawn] == names and len(drawn) > 2
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
-    model = train(dataclasses.replace(config, attention=None, validation_fraction=0), tmp_path / "other")
-    assert [path.name for path in draw_run(tmp_path / "other", model)] == ["curves.png"]
 
 
 def test_a_token_budget_and_ids_train_too(config, tmp_path):

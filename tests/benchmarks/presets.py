@@ -39,7 +39,7 @@ from seq2seq import BeamSearch, Greedy
 from seq2seq.cli import start_tensorflow
 from seq2seq.config import PRESETS, load_config
 from seq2seq.evaluation import measure as measure_texts
-from seq2seq.training import load_run
+from seq2seq.runs import load_run
 
 # Whatever a preset says, all learn from these pairs.
 PAIRS = {"limit": None, "split": "hash", "validation_fraction": 0.05, "max_length": 100}

@@ -1,0 +1,203 @@
+"""A run folder, once there is something in it: its model, what it has held out, its pictures, its export."""
+
+import csv
+import importlib.util
+import json
+import math
+import random
+import sys
+import zipfile
+from pathlib import Path
+
+import keras
+
+from pipelines import group_by_source, read_pairs, split_by_hash, split_last
+from seq2seq.checkpoints import RunError
+from seq2seq.config import MONITORS, Config, load_config, own_classes, reading_options
+from seq2seq.contract import one_line
+from seq2seq.model import Seq2Seq
+
+
+def load_run(folder):
+    """Loads the `Seq2Seq` of a run folder. Classes of one's own that it is made of must have been imported before.
+
+    Raises:
+        RunError: if the folder is not there, is no run, its model file is damaged, or such a class is missing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such run folder; `seq2seq train --out {folder}` makes one")
+    if not (folder / "model.keras").is_file():
+        early = "; its training has not come to the end of an epoch" if (folder / "unfinished").is_dir() else ""
+        raise RunError(f"{folder}: not a run folder, it holds no model.keras{early}")
+    return load_model(folder, "model.keras")
+
+
+def load_model(folder, name):
+    """Loads a model that may come from anywhere: its file is data, and makes nothing run that nobody has asked for."""
+    path = folder / name
+    own = own_classes(configuration(folder)[0]) if (folder / "config.json").is_file() else []
+    for one in own:
+        if one.partition(":")[0] not in sys.modules:  # and nobody has said that its code may run
+            raise RunError(f"{folder}: made of {one}, which is not of this library; say --import {one}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise RunError(f"{path}: damaged in {damaged}; its checksum is another")
+            config = json.loads(archive.read("config.json"))
+        model_class = keras.saving.get_registered_object(config["registered_name"])
+        if not (model_class and issubclass(model_class, Seq2Seq)):
+            raise RunError(f"{path}: a {config['class_name']}, not a Seq2Seq")
+        for module, kind, registered in _classes(config):
+            # Keras itself loads nothing but its own classes and registered ones; it has more than models here need.
+            layers = own and module == "keras.layers"
+            if not (layers or module in _KERAS_MODULES or keras.saving.get_registered_object(registered)):
+                raise RunError(f"{path}: made of {module}.{kind}, which is neither of this library nor imported")
+        return keras.models.load_model(path)
+    except RunError:
+        raise
+    except Exception as error:  # Keras raises whatever the zip, JSON or HDF5 reader does
+        raise RunError(f"{path}: damaged, or no model of this library ({one_line(error)})") from error
+
+
+# Classes of Keras that models here are saved with: numbers and how they change, and nothing that reads or runs.
+_KERAS_MODULES = ("keras", *(f"keras.{name}" for name in ("initializers", "losses", "metrics", "optimizers")))
+_KERAS_MODULES += ("keras.dtype_policies", "keras.optimizers.schedules")
+
+
+def _classes(config):
+    """The (module, class, registered name) of all objects that a saved configuration is made of."""
+    if isinstance(config, list):
+        return [found for part in config for found in _classes(part)]
+    if not isinstance(config, dict):
+        return []
+    found = [found for part in config.values() for found in _classes(part)]
+    if "class_name" in config:
+        found.append((config.get("module"), config["class_name"], config.get("registered_name")))
+    return found
+
+
+def configuration(folder):
+    """The `Config` of a run, and all that its `config.json` holds."""
+    options, record = load_config(Path(folder) / "config.json")
+    return Config(**options), record
+
+
+def both_sides(config, **options):
+    """The pairs to train on and those held out."""
+    split = {"hash": split_by_hash, "last": split_last}[config.split]
+    return split(
+        read_pairs(config.corpus, config.limit, **options, **reading_options(config)), config.validation_fraction
+    )
+
+
+def held_out_pairs(folder):
+    """The pairs that a run has never trained on: a `tf.data.Dataset` of (source, target) strings.
+
+    Raises:
+        RunError: if there are none, or the folder does not say what it was trained on.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise RunError(f"{folder}: holds no config.json to say what was held out; name a corpus")
+    config, _ = configuration(folder)
+    if not config.validation_fraction:
+        raise RunError(f"{folder}: nothing was held out; name a corpus")
+    return both_sides(config)[1]
+
+
+def check_same_corpus(*folders):
+    """Sees that runs were trained on the same corpus, split in the same way.
+
+    Raises:
+        RunError: if not, since what one of them has held out the other may have learned.
+    """
+    found = []
+    for folder in folders:
+        config, record = configuration(folder)
+        found.append((sorted(record.get("checksums", {}).values()), config.split, config.validation_fraction))
+    for folder, this in zip(folders, found, strict=True):
+        if this != found[0]:
+            raise RunError(
+                f"{folder} and {folders[0]} were not trained on the same corpus, or it was split in another way: "
+                "what one has held out the other may have learned"
+            )
+
+
+def sample(pairs, seed=0, count=500):
+    """So many sources of a corpus at random, of its first 20,000 pairs, each with all its references: a dict."""
+    references = group_by_source(pairs.take(20_000))
+    sources = list(references)
+    return {source: references[source] for source in random.Random(seed).sample(sources, min(count, len(sources)))}
+
+
+def can_measure():
+    """Whether what `seq2seq.evaluation` needs is installed."""
+    return all(map(importlib.util.find_spec, ("rapidfuzz", "sacrebleu")))
+
+
+def best_epoch(history, monitor):
+    """The number of the epoch whose model is kept: the first one that is best, or the last where nothing is watched.
+
+    Args:
+        history: the rows of `history.csv`.
+        monitor: the name of a figure, or None.
+    """
+    if monitor is None:
+        return int(history[-1]["epoch"])
+    sign = -1 if MONITORS[monitor] == "max" else 1
+    # Not a number is worse than any.
+    order = [(sign * figure if math.isfinite(figure := float(row[monitor])) else math.inf) for row in history]
+    return int(history[order.index(min(order))]["epoch"])
+
+
+def draw_run(folder, model):
+    """Draws a run's pictures into its folder, those that can be: `curves.png`, `error-rates.png`, `attention-1.png` ...
+
+    Curves are of the history, error rates against length and attention of a `sample` of what was held out.
+
+    Returns:
+        The files, a list of paths.
+
+    Raises:
+        OptionError: if the folder does not tell what it was trained on.
+    """
+    from seq2seq.evaluation import scores_by_length
+    from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates
+
+    folder = Path(folder)
+    config, _ = configuration(folder)
+    with (folder / "history.csv").open(newline="") as file:
+        history = list(csv.DictReader(file))
+    drawn = [folder / "curves.png"]
+    draw_curves(history, drawn[0], best=best_epoch(history, config.monitor) if config.monitor else None)
+    held_out = sample(both_sides(config)[1], config.seed) if config.validation_fraction else {}
+    if held_out:
+        texts = [text.decode() for text in model.translate(list(held_out)).numpy()]
+        drawn.append(folder / "error-rates.png")
+        draw_error_rates(scores_by_length(list(held_out), texts, list(held_out.values())), drawn[-1])
+    if held_out and model.has_attention:
+        for number, alignment in enumerate(model.attention(list(held_out)[:4]), start=1):
+            drawn.append(folder / f"attention-{number}.png")
+            draw_attention(alignment, drawn[-1])
+    return drawn
+
+
+def export_run(folder, out, beam):
+    """Exports the model of a run, as `exporting.export` does, and sees that all translate alike: the model when it was
+    trained, the one that was saved, and the one exported.
+
+    Raises:
+        RunError: if they do not, or there is no such run.
+    """
+    model = load_run(folder)
+    path = Path(folder) / "probe.json"
+    try:
+        probe = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: no translations to compare with ({one_line(error)})") from None
+    found = [text.decode() for text in model.translate(list(probe)).numpy()]
+    for source, translation in zip(probe, found, strict=True):
+        if translation != probe[source]:
+            kept = f"{probe[source]!r} when it was trained, and now {translation!r}"
+            raise RunError(f"{folder}: the saved model is not the one that was trained; {source!r} was {kept}")
+    model.export(out, beam, list(probe))
