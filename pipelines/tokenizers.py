@@ -3,6 +3,7 @@
 import base64
 import collections
 import io
+import sys
 
 import keras
 import numpy as np
@@ -117,6 +118,16 @@ class Tokenizer(tf.Module):
         wanted = _frequent(counts, min_frequency)
         wanted.sort(key=lambda token: (-counts[token], token))
         self._set_tokens([token.decode() for token in wanted[:max_size]])
+
+    def extend_vocabulary(self, counts, min_frequency=1, max_size=None):
+        """Takes more tokens into the vocabulary, after those that are there, which keep their ids.
+
+        Args:
+            counts, min_frequency, max_size: as in `take_vocabulary`; `max_size` is of all tokens.
+        """
+        known = list(self.tokens)
+        self.take_vocabulary({token: n for token, n in counts.items() if token.decode() not in known}, min_frequency)
+        self._set_tokens((known + list(self.tokens))[: max(len(known), max_size or sys.maxsize)])
 
     def tokenize(self, texts, start_end=False):
         """Turns texts into ids.
@@ -273,6 +284,9 @@ class ByteTokenizer(Tokenizer):
             if value != default:
                 raise OptionError(f"{argument}={value!r}: bytes are a fixed vocabulary; leave it at {default}")
 
+    def extend_vocabulary(self, counts, min_frequency=1, max_size=None):
+        """Changes nothing, as `take_vocabulary`."""
+
     def get_config(self):
         return {"normal_form": self.normal_form, "lowercase": self.lowercase}
 
@@ -395,6 +409,9 @@ class SubwordTokenizer(Tokenizer):
         # is loaded, TensorFlow Text says so on stderr.
         model.normalizer_spec.precompiled_charsmap = (1024).to_bytes(4, "little") + bytes(1024 + 1)
         self._set_model(model.SerializeToString(deterministic=True))
+
+    def extend_vocabulary(self, counts, min_frequency=1, max_size=None):
+        """Changes nothing: pieces are trained once. Characters that are in none of them are unknown."""
 
     def get_config(self):
         model = base64.b64encode(self.model).decode()

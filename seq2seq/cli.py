@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines import CorpusError, OptionError, choose, load_class
-from seq2seq.config import PRESETS, Config, choose_preset, load_config, own_classes
+from seq2seq.config import PRESETS, Config, choose_preset, load_config, own_classes, warm_options
 
 _PRESETS = (
     "The settings to start from: default (characters, for little text and single words), subword (pieces of words, for "
@@ -149,14 +149,15 @@ def _with_options(*names):
 
         parameters = [p for p in signatures.signature(command).parameters.values() if p.name != "given"]
         for field in fields:
-            how = {name: value for name, value in field.metadata.items() if name != "parser"}
+            how = {name: value for name, value in field.metadata.items() if name not in ("parser", "flag")}
+            flags = [field.metadata["flag"]] if "flag" in field.metadata else []
             if names:
                 del how["rich_help_panel"]
             elif field.default not in (None, False):
                 how["help"] += f" Default: {_as_text(field.default)}."
             # None is what is not said, so that a preset or a configuration says it; "none" is text until it is parsed.
             kind = str if "parser" in field.metadata else field.type
-            annotation = Annotated[kind | None, typer.Option(**how)]
+            annotation = Annotated[kind | None, typer.Option(*flags, **how)]
             parameters.append(
                 signatures.Parameter(field.name, signatures.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             )
@@ -231,7 +232,11 @@ def train(
         options = {}
     if corpus:
         options["corpus"] = corpus[0] if len(corpus) == 1 else tuple(corpus)
-    if not config and not resume:
+    if given.get("warm_start"):
+        if preset or config:
+            raise OptionError("from goes on with the options of that run; it excludes preset and config")
+        options |= warm_options(load_config(Path(given["warm_start"]) / "config.json")[0])
+    elif not config and not resume:
         preset = preset or _corpus_preset(Config(**options | given))
         options |= choose("preset", preset, PRESETS)
     settings = Config(**options | given)

@@ -104,6 +104,13 @@ class Config:
     encoder: str | None = _option(None, MODEL, "An encoder of your own, module:Class.", metavar="MODULE:CLASS")
     decoder: str | None = _option(None, MODEL, "A decoder of your own, module:Class.", metavar="MODULE:CLASS")
 
+    warm_start: str | None = _option(
+        None,
+        TRAINING,
+        "Start from the weights of this run, with its options; new tokens extend its vocabularies.",
+        flag="--from",
+        metavar="RUN",
+    )
     batch_size: int = _option(64, TRAINING, "Pairs in a batch.", min=1)
     batch_tokens: int | None = _option(
         None, TRAINING, "Tokens in a batch, padding included, in place of --batch-size.", parser=_or_none(int)
@@ -256,6 +263,18 @@ def reading_options(config):
 def model_options():
     """The names of those options that encoders and decoders are given, if they name them."""
     return [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") == MODEL]
+
+
+def shaping_options():
+    """The names of those options that decide what tokens are and what weights there are."""
+    names = ("source_tokenizer", "target_tokenizer", "normal_form", "lowercase")
+    return [*names, *(name for name in model_options() if name != "dropout")]
+
+
+def warm_options(options):
+    """Those options of a run that are also for one that starts from it, on another corpus."""
+    names = [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") != CORPUS]
+    return {name: options[name] for name in names if name not in ("corpus", "epochs")}
 
 
 def own_classes(config):

@@ -381,6 +381,18 @@ class Seq2Seq(keras.Model):
             for source, target, row in zip(source, target, weights.numpy(), strict=True)
         ]
 
+    @staticmethod
+    def from_run(folder):
+        """Loads the model of a run folder, see `runs.load_run`."""
+        from seq2seq.runs import load_run  # which imports this module
+
+        return load_run(folder)
+
+    def __repr__(self):
+        sides = f"{self.source_tokenizer!r}, {self.target_tokenizer!r}"
+        halves = f"{type(self.encoder).__name__}, {type(self.decoder).__name__}"
+        return f"Seq2Seq({sides}, {halves}, {self.count_params():,} parameters)"
+
     def get_config(self):
         parts = {
             name: keras.saving.serialize_keras_object(getattr(self, name))

@@ -57,7 +57,7 @@ def load_model(folder, name):
     except RunError:
         raise
     except Exception as error:  # Keras raises whatever the zip, JSON or HDF5 reader does
-        raise RunError(f"{path}: damaged, or no model of this library ({one_line(error)})") from error
+        raise RunError(f"{path}: damaged, or no model of this version of the library ({one_line(error)})") from error
 
 
 # Classes of Keras that models here are saved with: numbers and how they change, and nothing that reads or runs.

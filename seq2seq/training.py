@@ -40,6 +40,7 @@ from seq2seq.config import (
     Config,
     model_options,
     own_classes,
+    shaping_options,
 )
 from seq2seq.contract import one_line
 from seq2seq.layers import Decoder, Encoder, token_ids
@@ -113,7 +114,7 @@ def train(
         if _goes_on(config, folder, overwrite, resume):
             run = _resume(folder, say)
         else:
-            run = _begin(config, folder, progress, report, command, expected_checksums)
+            run = _begin(config, folder, progress, report, say, command, expected_checksums)
         _fit(run, callbacks, say)
         run.checkpoints.clear()
         run.checkpoints.folder.rmdir()
@@ -167,7 +168,7 @@ def _goes_on(config, folder, overwrite, resume):
     return False
 
 
-def _begin(config, folder, progress, report, command, expected_checksums):
+def _begin(config, folder, progress, report, say, command, expected_checksums):
     """Reads the corpus through and makes the `_Run`, with all in the folder that it takes to resume it."""
     keras.utils.set_random_seed(config.seed)
     record = {
@@ -176,8 +177,14 @@ def _begin(config, folder, progress, report, command, expected_checksums):
         "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
         "checksums": _checksums(config.corpus, expected_checksums),
     }
+    old = _warm(config) if config.warm_start else None
+    sizes = [old.source_tokenizer.vocabulary_size, old.target_tokenizer.vocabulary_size] if old else []
     # Before anything is read, so that options that do not go together are not found out after an hour.
-    tokenizers = [_tokenizer(config, side) for side in ("source_tokenizer", "target_tokenizer")]
+    tokenizers = (
+        [old.source_tokenizer, old.target_tokenizer]
+        if old
+        else [_tokenizer(config, side) for side in ("source_tokenizer", "target_tokenizer")]
+    )
     _model(config, tokenizers, steps=1)
     make_optimizer(config, steps=1)
     if config.monitor in TRANSLATION_FIGURES:
@@ -191,11 +198,19 @@ def _begin(config, folder, progress, report, command, expected_checksums):
     if config.monitor and not list(both_sides(config)[1].take(1)):
         raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
     for tokenizer, counts in zip(tokenizers, found.tokens, strict=True):
-        tokenizer.take_vocabulary(counts, config.min_frequency, config.max_vocabulary)
+        take = tokenizer.extend_vocabulary if old else tokenizer.take_vocabulary
+        take(counts, config.min_frequency, config.max_vocabulary)
     steps = _steps(config, tokenizers, found)
     epochs = config.epochs or min(100, max(8, round(2000 / steps)))
     checkpoints = Checkpoints(folder / "unfinished")
     model = _model(config, tokenizers, steps * epochs)
+    if old:
+        _take_weights(model, old)
+        for side, tokenizer, counts, size in zip(("source", "target"), tokenizers, found.tokens, sizes, strict=True):
+            known = {token if isinstance(token, bytes) else token.encode() for token in tokenizer.tokens}
+            unknown = [token.decode() for token, _ in counts.most_common() if token not in known]
+            said = f"{side}: {tokenizer.vocabulary_size - size:,} new tokens"
+            say(f"{said}; {len(unknown):,} stay unknown, such as {' '.join(unknown[:20])}" if unknown else said)
     run = _Run(folder, config, record, model, checkpoints, found.pairs, steps, epochs, history=[])
     checkpoints.clear()
     model.save(checkpoints.folder / "begun.keras")
@@ -203,6 +218,27 @@ def _begin(config, folder, progress, report, command, expected_checksums):
     _write_json(checkpoints.folder / "run.json", {name: getattr(run, name) for name in ("pairs", "steps", "epochs")})
     _write_json(checkpoints.folder / "config.json", record)  # the last: with it the folder is one to resume from
     return run
+
+
+def _warm(config):
+    """The model of the run to start from."""
+    old = configuration(config.warm_start)[0]
+    for name in shaping_options():
+        if getattr(config, name) != getattr(old, name):
+            raise OptionError(
+                f"{name}={getattr(config, name)!r}: {config.warm_start}, to start from, has {getattr(old, name)!r}"
+            )
+    if config.input_feeding and not config.embedding:
+        raise OptionError("input_feeding=True: without an embedding, new tokens would move the weights of what is fed")
+    return load_run(config.warm_start)
+
+
+def _take_weights(model, old):
+    """Gives a model the weights of one with fewer tokens. What belongs to a token, rows or columns, keeps its id."""
+    for weight, known in zip(model.weights, old.weights, strict=True):
+        value = np.array(weight)
+        value[tuple(map(slice, known.shape))] = known
+        weight.assign(value)
 
 
 def _resume(folder, say):

@@ -187,7 +187,7 @@ def test_every_option_of_a_configuration_is_one_of_the_command_line():
     ).stdout
     for field in dataclasses.fields(Config):
         if field.name != "corpus":
-            assert f"--{field.name.replace('_', '-')} " in shown
+            assert f"{field.metadata.get('flag') or '--' + field.name.replace('_', '-')} " in shown
 
 
 @pytest.mark.slow
@@ -357,3 +357,15 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(run, tmp_path):
         done = seq2seq(*arguments, cwd=folder.parent.parent)
         assert done.returncode == 2 and done.stdout == b"", done.stderr
         assert message in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_another(run, tsv, tmp_path):
+    new = tsv("".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abxy" for b in "xyz"))
+    done = seq2seq("train", new, "--from", run[0], "--epochs", 1, "--out", tmp_path / "warm")
+    assert done.returncode == 0 and b"source: 3 new tokens\ntarget: 3 new tokens\n" in done.stderr, done.stderr
+    options = json.loads((tmp_path / "warm" / "config.json").read_text())["options"]
+    assert (options["units"], options["seed"], options["corpus"]) == (8, 1, str(new))
+    for more, message in ((["--preset", "default"], "excludes preset"), (["--units", 9], "units=9: ")):
+        done = seq2seq("train", new, "--from", run[0], "--out", tmp_path / "other", *more)
+        assert done.returncode == 2 and message in done.stderr.decode()

@@ -8,6 +8,14 @@ from seq2seq.runs import RunError, check_same_corpus, draw_run, held_out_pairs, 
 from seq2seq.training import train
 
 
+def test_a_run_is_loaded_and_tells_what_it_is(config, tmp_path):
+    model = train(config, tmp_path / "run")
+    again = Seq2Seq.from_run(tmp_path / "run")
+    assert again.translate("ab") == model.translate("ab")
+    assert repr(again) == repr(model)
+    assert repr(again).startswith("Seq2Seq(CharTokenizer(9 tokens: ") and ", Encoder, Decoder, " in repr(again)
+
+
 def test_what_is_no_run_is_refused_by_name(config, tmp_path):
     with pytest.raises(RunError, match="none: no such run folder"):
         load_run(tmp_path / "none")

@@ -320,3 +320,16 @@ def test_seeding_the_generators_of_chance_leaves_tokenizers_alone(tokenizer):
     keras.utils.set_random_seed(1)
     np.testing.assert_array_equal(tokenizer.tokenize(["the cat"]), before)
     np.testing.assert_array_equal(next(iter(batches)), before)
+
+
+def test_an_extended_vocabulary_keeps_the_ids_it_had():
+    tokenizer = WhitespaceTokenizer()
+    tokenizer.adapt(["b b a"])
+    before = tokenizer.tokenize(["a b"]).numpy().tolist()
+    tokenizer.extend_vocabulary({b"c": 3, b"b": 9, b"d": 1, b"e": 2}, min_frequency=2)
+    assert tokenizer.tokens == ["b", "a", "c", "e"]
+    assert tokenizer.tokenize(["a b"]).numpy().tolist() == before
+    tokenizer.extend_vocabulary({b"f": 3, b"g": 2}, max_size=5)
+    assert tokenizer.tokens == ["b", "a", "c", "e", "f"]
+    tokenizer.extend_vocabulary({b"h": 3}, max_size=2)
+    assert len(tokenizer.tokens) == 5

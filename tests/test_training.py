@@ -309,3 +309,34 @@ def test_a_token_budget_and_ids_train_too(config, tmp_path):
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert losses[1] < losses[0]
     assert 2 * 2 <= int(model.optimizer.iterations) <= 2 * 3  # 3 tokens to each of about 20 pairs, in batches of 30
+
+
+@pytest.mark.parametrize("options", [{}, {"embedding": 6, "tied": True, "encoding": "ids"}])
+def test_a_warm_start_keeps_what_was_learned_of_old_tokens_and_knows_new_ones(config, tmp_path, tsv, options):
+    config = dataclasses.replace(config, normal_form=None, **options)
+    old = train(config, tmp_path / "old")
+    new = str(tsv("".join(f"{a}{b}\t{a.upper()}{b}\n" for a in "abxy" for b in "xyz") + "€a\t€A\n", "new.tsv"))
+    said = []
+    still = {"learning_rate": 0.0, "warm_start": str(tmp_path / "old"), "validation_fraction": 0.0}
+    warm = train(dataclasses.replace(config, corpus=new, **still), tmp_path / "warm", say=said.append)
+    for side, tokenizer in (("source", warm.source_tokenizer), ("target", warm.target_tokenizer)):
+        known = getattr(old, f"{side}_tokenizer").tokens
+        assert tokenizer.tokens[: len(known)] == known and set("xyz") < set(tokenizer.tokens)
+    assert said[0] == "source: 4 new tokens" and said[1].startswith("target: 6 new tokens")
+    texts = ["ab", "ce", "dd"]
+    np.testing.assert_allclose(
+        warm.attention(texts, texts)[1].weights, old.attention(texts, texts)[1].weights, atol=1e-5
+    )
+    with pytest.raises(OptionError, match=r"units=4: .*old, to start from, has 8"):
+        train(dataclasses.replace(config, corpus=new, units=4, **still), tmp_path / "other")
+
+
+def test_a_warm_start_learns_faster_than_a_cold_one(config, tmp_path):
+    config = dataclasses.replace(config, epochs=30, learning_rate=0.02)
+    train(config, tmp_path / "old")
+    few = dataclasses.replace(config, epochs=1)
+    losses = []
+    for name, start in (("cold", None), ("warm", str(tmp_path / "old"))):
+        train(dataclasses.replace(few, warm_start=start), tmp_path / name)
+        losses.append(float(history(tmp_path / name)[0]["loss"]))
+    assert losses[1] < losses[0] / 2
