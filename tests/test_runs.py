@@ -4,6 +4,7 @@ import json
 import keras
 import pytest
 
+from seq2seq import Seq2Seq
 from seq2seq.runs import RunError, check_same_corpus, draw_run, held_out_pairs, load_run
 from seq2seq.training import train
 
