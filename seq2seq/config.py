@@ -212,6 +212,7 @@ PRESETS = {
         "tied": True,
         "dropout": 0.1,
         "encoding": "ids",
+        "learning_rate": 2e-3,
     },
     # From letters to phones, "cat TAB K AE T". Lists of words are short, so the model is held back from learning them.
     "grapheme-to-phoneme": {
