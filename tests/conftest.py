@@ -5,6 +5,9 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import tensorflow as tf
+from tensorflow.python.framework import config as determinism  # nothing public turns it off again
+
 from pipelines import CharTokenizer, batch_pairs, read_pairs
 from seq2seq import Config, Seq2Seq
 
@@ -58,6 +61,14 @@ def spa_eng():
             pytest.fail("CI must put spa-eng.zip into the Keras cache")
         pytest.skip("spa-eng is not in the Keras cache; `seq2seq train spa-eng` downloads it")
     return "spa-eng"
+
+
+@pytest.fixture
+def deterministic():
+    """Results that are the same to the bit, for one test: Keras refuses XLA where they are wanted."""
+    tf.config.experimental.enable_op_determinism()
+    yield
+    determinism.disable_op_determinism()
 
 
 @pytest.fixture

@@ -212,9 +212,8 @@ class _StopHere(Exception):
         {"limit": 60, "optimizer": "rmsprop", "schedule": "cosine", "average": 1},
     ],
 )
-def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path, options):
+def test_a_training_goes_on_in_the_middle_of_an_epoch(config, deterministic, tmp_path, options):
     import keras
-    import tensorflow as tf
 
     from seq2seq.training import train
 
@@ -226,7 +225,6 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path, options)
             if self.count == 25:
                 raise _StopHere
 
-    tf.config.experimental.enable_op_determinism()
     config = dataclasses.replace(config, epochs=3, monitor="val_perplexity", **options)
     whole = train(config, tmp_path / "whole")
     said = []
@@ -245,7 +243,7 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path, options)
         train(None, tmp_path / "run", resume=True)
 
 
-def test_a_training_that_filled_the_disk_goes_on_when_there_is_room(config, full_disk, tmp_path):
+def test_a_training_that_filled_the_disk_goes_on_when_there_is_room(config, deterministic, full_disk, tmp_path):
     import keras
 
     from seq2seq.runs import load_run
