@@ -4,13 +4,15 @@ import difflib
 import importlib
 import os
 import sys
+from collections.abc import Collection
+from typing import Any
 
 
 class OptionError(ValueError):
     """An option that cannot be. The message names the argument, what was given and what would do."""
 
 
-def choose(argument, name, choices):
+def choose(argument: str, name: str | None, choices: Collection) -> Any:
     """Checks that a name is one of those there are, and says which one is nearest if it is not.
 
     Args:
@@ -31,7 +33,7 @@ def choose(argument, name, choices):
     return choices[name] if isinstance(choices, dict) else name
 
 
-def load_class(argument, name):
+def load_class(argument: str, name: str) -> type:
     """Imports a class by its name, `module:Class`; the module may lie in the working directory.
 
     Raises:

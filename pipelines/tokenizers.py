@@ -4,6 +4,8 @@ import base64
 import collections
 import io
 import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import keras
 import numpy as np
@@ -18,6 +20,8 @@ RESERVED_TOKENS = ["", "[UNK]", "[START]", "[END]"]
 NORMAL_FORMS = ["NFC", "NFD", "NFKC", "NFKD", None]
 _WHITESPACE = r"\t-\r\x{85}\p{Z}"  # Unicode's; tf.strings.split alone knows ASCII's
 
+Texts: TypeAlias = tf.Tensor | np.ndarray | Sequence[str] | Sequence[bytes]  # [B]
+
 
 class Tokenizer(tf.Module):
     """Text to ids and back. A kind of tokenizer says how text is cut into tokens, and how tokens become text again.
@@ -25,10 +29,10 @@ class Tokenizer(tf.Module):
     ```python
     @keras.saving.register_keras_serializable("mine")
     class CommaTokenizer(Tokenizer):
-        def split(self, texts):
+        def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
             return tf.strings.split(texts, ",")
 
-        def join(self, tokens):
+        def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
             return tf.strings.reduce_join(tokens, axis=1, separator=",")
     ```
 
@@ -46,22 +50,24 @@ class Tokenizer(tf.Module):
         OptionError: for another normal form.
     """
 
-    def __init__(self, vocabulary=(), normal_form="NFC", lowercase=False):
+    def __init__(
+        self, vocabulary: Iterable[str | bytes] = (), normal_form: str | None = "NFC", lowercase: bool = False
+    ) -> None:
         super().__init__()
         choose("normal_form", normal_form, NORMAL_FORMS)
         self.normal_form = normal_form
         self.lowercase = lowercase
         self._set_tokens(vocabulary)
 
-    def split(self, texts):
+    def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         """Cuts texts `[B]`, as `normalize` leaves them, into tokens: a ragged string tensor `[B, (S)]`."""
         raise NotImplementedError(f"{type(self).__name__} must define split")
 
-    def join(self, tokens):
+    def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         """Makes texts `[B]` of tokens, a ragged string tensor `[B, (T)]`; here with nothing between them."""
         return tf.strings.reduce_join(tokens, axis=1)
 
-    def normalize(self, texts):
+    def normalize(self, texts: Texts) -> tf.Tensor:
         """Brings texts `[B]` into the normal form; invalid UTF-8 becomes U+FFFD."""
         texts = tf.ensure_shape(tf.convert_to_tensor(texts, tf.string), [None])
         texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8")
@@ -70,16 +76,16 @@ class Tokenizer(tf.Module):
         return tf_text.normalize_utf8(texts, self.normal_form) if self.normal_form else texts
 
     @property
-    def vocabulary(self):
+    def vocabulary(self) -> list[str]:
         """All tokens, the reserved ones first; a token's index is its id."""
         return RESERVED_TOKENS + list(self.tokens)
 
     @property
-    def vocabulary_size(self):
+    def vocabulary_size(self) -> int:
         """Number of ids, the reserved ones included: V in the shapes below."""
         return len(RESERVED_TOKENS) + len(self.tokens)
 
-    def adapt(self, texts, min_frequency=1, max_size=None):
+    def adapt(self, texts: Texts | tf.data.Dataset, min_frequency: int = 1, max_size: int | None = None) -> None:
         """Takes the vocabulary from text: every token in it, the most frequent first.
 
         Args:
@@ -88,12 +94,12 @@ class Tokenizer(tf.Module):
         """
         if not isinstance(texts, tf.data.Dataset):
             texts = tf.data.Dataset.from_tensor_slices(texts)
-        counts = collections.Counter()
+        counts = collections.Counter[bytes]()
         for tokens, numbers, _ in texts.batch(4096).map(self.count).as_numpy_iterator():
             counts.update(dict(zip(tokens.tolist(), numbers.tolist(), strict=True)))
         self.take_vocabulary(counts, min_frequency, max_size)
 
-    def count(self, texts):
+    def count(self, texts: Texts) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Counts the tokens of texts `[B]`.
 
         Returns:
@@ -103,11 +109,11 @@ class Tokenizer(tf.Module):
         tokens, _, numbers = tf.unique_with_counts(split.flat_values, tf.int64)
         return tokens, numbers, split.row_lengths()
 
-    def lengths(self, texts):
+    def lengths(self, texts: Texts) -> tf.Tensor:
         """How many tokens each of texts `[B]` has: int32 `[B]`."""
         return tf.cast(self._split(texts).row_lengths(), tf.int32)
 
-    def take_vocabulary(self, counts, min_frequency=1, max_size=None):
+    def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
         """Takes the vocabulary from counted tokens: the most frequent first, equally frequent ones in code point order.
 
         Args:
@@ -119,7 +125,9 @@ class Tokenizer(tf.Module):
         wanted.sort(key=lambda token: (-counts[token], token))
         self._set_tokens([token.decode() for token in wanted[:max_size]])
 
-    def extend_vocabulary(self, counts, min_frequency=1, max_size=None):
+    def extend_vocabulary(
+        self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None
+    ) -> None:
         """Takes more tokens into the vocabulary, after those that are there, which keep their ids.
 
         Args:
@@ -129,7 +137,7 @@ class Tokenizer(tf.Module):
         self.take_vocabulary({token: n for token, n in counts.items() if token.decode() not in known}, min_frequency)
         self._set_tokens((known + list(self.tokens))[: max(len(known), max_size or sys.maxsize)])
 
-    def tokenize(self, texts, start_end=False):
+    def tokenize(self, texts: Texts, start_end: bool = False) -> tf.Tensor:
         """Turns texts into ids.
 
         Args:
@@ -154,11 +162,11 @@ class Tokenizer(tf.Module):
         empty = tf.cast(tf.shape(ids)[1] == 0, tf.int32)
         return tf.pad(ids, [[0, 0], [0, empty]], constant_values=PADDING)
 
-    def one_hot(self, ids):
+    def one_hot(self, ids: tf.Tensor) -> tf.Tensor:
         """Turns ids `[B, S]` into floats `[B, S, V]`; padding becomes an all-zero row."""
         return one_hot(ids, self.vocabulary_size)
 
-    def detokenize(self, ids):
+    def detokenize(self, ids: tf.Tensor | Sequence[Sequence[int]]) -> tf.Tensor:
         """Turns ids `[B, T]` back into texts `[B]`.
 
         Each text ends before its row's first END. START and padding leave no trace; unknown tokens show as U+FFFD.
@@ -169,11 +177,11 @@ class Tokenizer(tf.Module):
         written = tf.gather(written, ids)
         return self.join(tf.ragged.boolean_mask(written, (written != "") & ~ended))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"vocabulary": list(self.tokens), "normal_form": self.normal_form, "lowercase": self.lowercase}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> "Tokenizer":
         return cls(**config)
 
     def __repr__(self):
@@ -216,14 +224,14 @@ class CharTokenizer(Tokenizer):
     """
 
     @property
-    def characters(self):
+    def characters(self) -> list[str]:
         """The vocabulary without the reserved tokens."""
         return self.tokens
 
-    def split(self, texts):
+    def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return tf.strings.unicode_split(texts, "UTF-8")
 
-    def lengths(self, texts):
+    def lengths(self, texts: Texts) -> tf.Tensor:
         """How many characters each of texts `[B]` has, not yet in the normal form: that is quick to tell."""
         return tf.strings.length(texts, "UTF8_CHAR")
 
@@ -252,29 +260,31 @@ class ByteTokenizer(Tokenizer):
         normal_form, lowercase: as in `Tokenizer`. With None and False, invalid UTF-8 is read as the bytes it is.
     """
 
-    def __init__(self, normal_form="NFC", lowercase=False):
+    def __init__(self, normal_form: str | None = "NFC", lowercase: bool = False) -> None:
         super().__init__([bytes([byte]) for byte in range(256)], normal_form, lowercase)
 
     @property
-    def vocabulary(self):
+    def vocabulary(self) -> list[str]:
         """All tokens as strings, the reserved ones first; bytes beyond ASCII are written as `\\xc3`."""
         return RESERVED_TOKENS + [byte.decode(errors="backslashreplace") for byte in self.tokens]
 
-    def normalize(self, texts):
+    def normalize(self, texts: Texts) -> tf.Tensor:
         """Brings texts `[B]` into the normal form; invalid UTF-8 becomes U+FFFD if there is one, or case is folded."""
         return super().normalize(texts) if self.normal_form or self.lowercase else tf.convert_to_tensor(texts)
 
-    def split(self, texts):
+    def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return tf.strings.bytes_split(texts)
 
-    def join(self, tokens):
+    def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         return tf.strings.unicode_transcode(super().join(tokens), "UTF-8", "UTF-8")
 
-    def adapt(self, texts=None, min_frequency=1, max_size=None):
+    def adapt(
+        self, texts: Texts | tf.data.Dataset | None = None, min_frequency: int = 1, max_size: int | None = None
+    ) -> None:
         """Changes nothing and reads no text, as `take_vocabulary`."""
         self.take_vocabulary({}, min_frequency, max_size)
 
-    def take_vocabulary(self, counts, min_frequency=1, max_size=None):
+    def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
         """Changes nothing: the vocabulary is fixed.
 
         Raises:
@@ -284,10 +294,12 @@ class ByteTokenizer(Tokenizer):
             if value != default:
                 raise OptionError(f"{argument}={value!r}: bytes are a fixed vocabulary; leave it at {default}")
 
-    def extend_vocabulary(self, counts, min_frequency=1, max_size=None):
+    def extend_vocabulary(
+        self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None
+    ) -> None:
         """Changes nothing, as `take_vocabulary`."""
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"normal_form": self.normal_form, "lowercase": self.lowercase}
 
     def _set_tokens(self, tokens):
@@ -308,10 +320,10 @@ class WhitespaceTokenizer(Tokenizer):
     text whose tokens are in the vocabulary.
     """
 
-    def split(self, texts):
+    def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return tf.strings.split(tf.strings.regex_replace(texts, f"[{_WHITESPACE}]", " "))
 
-    def join(self, tokens):
+    def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         return tf.strings.reduce_join(tokens, axis=1, separator=" ")
 
 
@@ -339,21 +351,21 @@ class SubwordTokenizer(Tokenizer):
     # Names with a space, which no word has in it. Training would take them out of words.
     _RESERVED_PIECES = ("[PADDING] ", "[UNK] ", "[START] ", "[END] ")
 
-    def __init__(self, model=b"", normal_form="NFC", lowercase=False):
+    def __init__(self, model: bytes = b"", normal_form: str | None = "NFC", lowercase: bool = False) -> None:
         super().__init__((), normal_form, lowercase)
         self._set_model(model)
 
-    def split(self, texts):
+    def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         texts = tf.strings.regex_replace(texts, f"[{_WHITESPACE}▁]", " ")
         if not self.model:
             return tf.strings.split(texts)
         ids = self._sentencepiece.tokenize(texts).with_row_splits_dtype(tf.int64)
         return ids.with_flat_values(tf.gather(self._pieces, ids.flat_values))
 
-    def join(self, tokens):
+    def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         return tf.strings.strip(tf.strings.regex_replace(tf.strings.reduce_join(tokens, axis=1), "▁+", " "))
 
-    def adapt(self, texts, min_frequency=1, max_size=None):
+    def adapt(self, texts: Texts | tf.data.Dataset, min_frequency: int = 1, max_size: int | None = None) -> None:
         """Trains anew on text.
 
         Args:
@@ -363,7 +375,7 @@ class SubwordTokenizer(Tokenizer):
         self._set_model(b"")
         super().adapt(texts, min_frequency, max_size)
 
-    def take_vocabulary(self, counts, min_frequency=1, max_size=None):
+    def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
         """Trains on counted words. The same words make the same model.
 
         Args:
@@ -410,15 +422,17 @@ class SubwordTokenizer(Tokenizer):
         model.normalizer_spec.precompiled_charsmap = (1024).to_bytes(4, "little") + bytes(1024 + 1)
         self._set_model(model.SerializeToString(deterministic=True))
 
-    def extend_vocabulary(self, counts, min_frequency=1, max_size=None):
+    def extend_vocabulary(
+        self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None
+    ) -> None:
         """Changes nothing: pieces are trained once. Characters that are in none of them are unknown."""
 
-    def get_config(self):
+    def get_config(self) -> dict:
         model = base64.b64encode(self.model).decode()
         return {"model": model, "normal_form": self.normal_form, "lowercase": self.lowercase}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> "Tokenizer":
         return cls(**{**config, "model": base64.b64decode(config["model"])})
 
     def _set_model(self, model):
@@ -452,7 +466,7 @@ TOKENIZERS = {
 }
 
 
-def one_hot(ids, vocabulary_size, dtype="float32"):
+def one_hot(ids: tf.Tensor, vocabulary_size: int, dtype: str = "float32") -> tf.Tensor:
     """One-hot rows `[..., V]` of ids `[...]`, all zero where the id is padding."""
     return tf.one_hot(tf.where(ids == PADDING, tf.constant(-1, ids.dtype), ids), vocabulary_size, dtype=dtype)
 

@@ -20,7 +20,8 @@ and returns `Hypotheses`. What it finds for a row depends on nothing in other ro
 """
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
@@ -33,6 +34,10 @@ ENDED, LIMITED, REPEATED = range(3)
 RUNNING = -1
 
 NEVER = float("-inf")  # the log-likelihood of what is no hypothesis
+
+
+State: TypeAlias = Any  # a nest of tensors
+Step: TypeAlias = Callable[[tf.Tensor, State], tuple[tf.Tensor, State]]
 
 
 class Hypotheses(NamedTuple):
@@ -49,7 +54,9 @@ class Greedy:
 
     rows_per_source = 1
 
-    def search(self, step, state, limits, min_length, seeds):
+    def search(
+        self, step: Step, state: State, limits: tf.Tensor, min_length: int | tf.Tensor, seeds: tf.Tensor
+    ) -> Hypotheses:
         """Decodes as this module says above."""
 
         def choose(logits, t):
@@ -87,10 +94,12 @@ class BeamSearch:
         _require("n_best", self.n_best, 1 <= self.n_best <= self.width, f"1 to {self.width}, the width")
 
     @property
-    def rows_per_source(self):
+    def rows_per_source(self) -> int:
         return self.width
 
-    def search(self, step, state, limits, min_length, seeds):
+    def search(
+        self, step: Step, state: State, limits: tf.Tensor, min_length: int | tf.Tensor, seeds: tf.Tensor
+    ) -> Hypotheses:
         """Decodes as this module says above."""
         batch, width = tf.shape(limits)[0], self.width
         limits = limits[:, None]
@@ -193,7 +202,9 @@ class Sampling:
         _require("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "1 or more, or None")
         _require("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "more than 0 and at most 1")
 
-    def search(self, step, state, limits, min_length, seeds):
+    def search(
+        self, step: Step, state: State, limits: tf.Tensor, min_length: int | tf.Tensor, seeds: tf.Tensor
+    ) -> Hypotheses:
         """Decodes as this module says above."""
         uniforms = _uniforms(seeds, limits)
 
@@ -223,7 +234,8 @@ class Sampling:
         return probabilities, tokens
 
 
-STRATEGIES = {"greedy": Greedy, "beam": BeamSearch, "sampling": Sampling}
+Strategy: TypeAlias = Greedy | BeamSearch | Sampling
+STRATEGIES: dict[str, type[Strategy]] = {"greedy": Greedy, "beam": BeamSearch, "sampling": Sampling}
 
 
 def _require(argument, value, condition, expected):

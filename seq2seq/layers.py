@@ -3,7 +3,7 @@
 Shapes: B rows in a batch, S source length, T target length, V vocabulary size, D units, E size of an embedding.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -51,15 +51,15 @@ class Encoder(keras.layers.Layer):
 
     def __init__(
         self,
-        vocabulary_size,
-        units=256,
-        cell="lstm",
-        layers=1,
-        bidirectional=False,
-        embedding=None,
-        dropout=0.0,
-        **kwargs,
-    ):
+        vocabulary_size: int,
+        units: int = 256,
+        cell: str = "lstm",
+        layers: int = 1,
+        bidirectional: bool = False,
+        embedding: int | None = None,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if bidirectional and units % 2:
             raise OptionError(f"units={units}: two directions need an even number of them")
@@ -77,7 +77,7 @@ class Encoder(keras.layers.Layer):
         self.recurrent = _recurrent_layers(cell, layers, self.vectors.size, units, bidirectional, dtype)
         self.drop = keras.layers.Dropout(dropout, dtype=dtype)
 
-    def call(self, source, training=False):
+    def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
         mask = source_mask(source)
         output = self.vectors(source, training=training)
         state = []
@@ -90,7 +90,7 @@ class Encoder(keras.layers.Layer):
             state.append(last)
         return Encoded(output, mask, state)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), **self.options}
 
 
@@ -134,17 +134,17 @@ class Decoder(keras.layers.Layer):
 
     def __init__(
         self,
-        vocabulary_size,
-        units=256,
-        cell="lstm",
-        layers=1,
-        embedding=None,
-        attention=None,
-        input_feeding=False,
-        tied=False,
-        dropout=0.0,
-        **kwargs,
-    ):
+        vocabulary_size: int,
+        units: int = 256,
+        cell: str = "lstm",
+        layers: int = 1,
+        embedding: int | None = None,
+        attention: str | None = None,
+        input_feeding: bool = False,
+        tied: bool = False,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         choose("attention", attention, ATTENTIONS)
         if input_feeding and not attention:
@@ -177,7 +177,7 @@ class Decoder(keras.layers.Layer):
             _TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype="float32")
         )
 
-    def start(self, encoded):
+    def start(self, encoded: Encoded) -> tuple[Encoded, list]:
         """What each of the calls for one batch of sources is given: `encoded`, its keys projected, and the first state.
 
         Args:
@@ -191,7 +191,14 @@ class Decoder(keras.layers.Layer):
             state.append([nothing])
         return encoded, state
 
-    def call(self, target, encoded, state, training=False, return_attention=False):
+    def call(
+        self,
+        target: tf.Tensor,
+        encoded: Encoded,
+        state: list,
+        training: bool = False,
+        return_attention: bool = False,
+    ) -> tuple[tf.Tensor, list] | tuple[tf.Tensor, list, tf.Tensor]:
         vectors = self.vectors(target, training=training)
         if self.input_feeding:
             output, state, weights = self._feed(vectors, encoded, state, training)
@@ -249,7 +256,7 @@ class Decoder(keras.layers.Layer):
         output, weights = (tf.transpose(array.stack(), [1, 0, 2]) for array in arrays)
         return output, state, weights
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), **self.options}
 
 
@@ -272,7 +279,7 @@ class Attention(keras.layers.Layer):
         search the queries have K times as many rows as the memory; it is not repeated for them.
     """
 
-    def __init__(self, units, kind="general", **kwargs):
+    def __init__(self, units: int, kind: str = "general", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.units = units
         self.kind = choose("attention", kind, ATTENTIONS[1:])
@@ -282,11 +289,12 @@ class Attention(keras.layers.Layer):
             self.query = keras.layers.Dense(units, **dense)  # U
             self.match = keras.layers.Dense(1, **dense)  # v
 
-    def project(self, memory):
+    def project(self, memory: tf.Tensor) -> tf.Tensor:
         """The part of the comparison that is the same for every query: keys `[B, S, D]`."""
         return self.key(memory) if self.key else memory
 
-    def call(self, query, encoded):
+    def call(self, query: tf.Tensor, encoded: Encoded) -> tuple[tf.Tensor, tf.Tensor]:
+        assert encoded.keys is not None  # they come from `project`, by way of `Decoder.start`
         queries = rows_by_source(query, encoded)
         if self.kind == "additive":
             hidden = tf.tanh(self.query(queries)[:, :, None] + encoded.keys[:, None])
@@ -299,11 +307,11 @@ class Attention(keras.layers.Layer):
         rows, length = tf.shape(query)[0], tf.shape(query)[1]
         return tuple(tf.reshape(x, [rows, length, tf.shape(x)[2]]) for x in (context, weights))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "units": self.units, "kind": self.kind}
 
 
-def rows_by_source(rows, encoded):
+def rows_by_source(rows: tf.Tensor, encoded: Encoded) -> tf.Tensor:
     """Puts the rows that belong to one source side by side: `[B x K, T, D]` becomes `[B, K x T, D]`.
 
     In beam search a decoder is called with K hypotheses, in successive rows, for each row of `encoded`. What looks at
@@ -314,17 +322,17 @@ def rows_by_source(rows, encoded):
     return tf.reshape(rows, [sources, shape[0] // tf.maximum(sources, 1) * shape[1], rows.shape[2]])
 
 
-def holds_token(tokens):
+def holds_token(tokens: tf.Tensor) -> tf.Tensor:
     """Which positions of ids `[B, T]`, or of their one-hot form `[B, T, V]`, are not padding: bool `[B, T]`."""
     return tokens != PADDING if tokens.dtype.is_integer else tf.reduce_any(tokens != 0, axis=-1)
 
 
-def token_ids(tokens):
+def token_ids(tokens: tf.Tensor) -> tf.Tensor:
     """Ids `[B, T]` of themselves, or of their one-hot form `[B, T, V]`, in which a row of padding is all zeros."""
     return tokens if tokens.dtype.is_integer else tf.argmax(tokens, axis=-1, output_type=tf.int32)
 
 
-def source_mask(source):
+def source_mask(source: tf.Tensor) -> tf.Tensor:
     """Which positions of a source, ids `[B, S]` or one-hot `[B, S, V]`, an encoder reads: bool `[B, S]`."""
     filled = holds_token(source)
     # An empty source counts as one step of nothing: cuDNN refuses rows that are masked from end to end.
@@ -344,7 +352,7 @@ class TokenVectors(keras.layers.Layer):
         `[B, T, E]`, or `[B, T, V]` without an embedding.
     """
 
-    def __init__(self, vocabulary_size, embedding=None, dropout=0.0, **kwargs):
+    def __init__(self, vocabulary_size: int, embedding: int | None = None, dropout: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.vocabulary_size = vocabulary_size
         self.embedding = embedding
@@ -354,7 +362,7 @@ class TokenVectors(keras.layers.Layer):
             initializer = keras.initializers.RandomNormal(stddev=embedding**-0.5)
             self.matrix = self.add_weight(shape=(vocabulary_size, embedding), initializer=initializer, name="embedding")
 
-    def call(self, tokens, training=False):
+    def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
         if not self.embedding:
             is_ids = tokens.dtype.is_integer
             return one_hot(tokens, self.vocabulary_size, self.compute_dtype) if is_ids else tokens
@@ -371,7 +379,7 @@ class TokenVectors(keras.layers.Layer):
             vectors = tf.gather(matrix, tokens) * scale
         return self.drop(vectors, training=training)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         config = {"vocabulary_size": self.vocabulary_size, "embedding": self.embedding, "dropout": self.drop.rate}
         return {**super().get_config(), **config}
 

@@ -3,12 +3,14 @@
 Labels are ids `[B, T]`, logits `[B, T, V]`; sample weights `[B, T]` are 1 for a token and 0 for padding.
 """
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 
 @tf.custom_gradient
-def crossentropy(labels, logits):
+def crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Nats `[B, T]` by which each right token was missed.
 
     As `tf.nn.sparse_softmax_cross_entropy_with_logits`, which TensorFlow computes several times slower where results
@@ -35,22 +37,28 @@ class TokenCrossentropy(keras.losses.Loss):
             arxiv.org/abs/1512.00567).
     """
 
-    def __init__(self, label_smoothing=0.0, reduction="mean_with_sample_weight", name="token_crossentropy", dtype=None):
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean_with_sample_weight",
+        name: str = "token_crossentropy",
+        dtype: str | None = None,
+    ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.label_smoothing = label_smoothing
 
-    def call(self, labels, logits):
+    def call(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         nats = crossentropy(tf.cast(labels, tf.int32), logits)
         if self.label_smoothing:
             of_all = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
             nats += self.label_smoothing * (of_all - nats)
         return nats
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
 
 
-def token_accuracy():
+def token_accuracy() -> keras.metrics.Metric:
     """How often the likeliest token is the right one, given the right ones before it."""
     return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
 
@@ -62,12 +70,12 @@ class Perplexity(keras.metrics.Mean):
     Exact over an epoch: every token counts the same, where the `loss` that Keras shows counts every batch by its rows.
     """
 
-    def __init__(self, name="perplexity", **kwargs):
+    def __init__(self, name: str = "perplexity", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
-    def update_state(self, labels, logits, sample_weight=None):
+    def update_state(self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
         # The graph holds this once, for the loss and for here.
         super().update_state(crossentropy(tf.cast(labels, tf.int32), logits), sample_weight)
 
-    def result(self):
+    def result(self) -> tf.Tensor:
         return tf.exp(super().result())

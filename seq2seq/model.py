@@ -2,16 +2,18 @@
 
 import functools
 import inspect
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, choose
-from pipelines.tokenizers import PADDING, START, one_hot
+from pipelines.tokenizers import PADDING, START, Texts, Tokenizer, one_hot
 from seq2seq.contract import check_contract, check_savable
-from seq2seq.decoding import STOPPED, STRATEGIES, Greedy
+from seq2seq.decoding import STOPPED, STRATEGIES, BeamSearch, Greedy, Hypotheses, Strategy
 from seq2seq.exporting import export
 from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
 from seq2seq.metrics import Perplexity, TokenCrossentropy, token_accuracy
@@ -31,8 +33,8 @@ class Translations(NamedTuple):
 class Alignment(NamedTuple):
     """Where the decoder looked while it wrote one text."""
 
-    source: list  # S tokens
-    target: list  # T tokens, END included
+    source: list[str]  # S tokens
+    target: list[str]  # T tokens, END included
     weights: np.ndarray  # [T, S], each row sums to 1
 
 
@@ -65,18 +67,18 @@ class Seq2Seq(keras.Model):
 
     def __init__(
         self,
-        source_tokenizer,
-        target_tokenizer,
+        source_tokenizer: Tokenizer,
+        target_tokenizer: Tokenizer,
         *,
-        encoder=Encoder,
-        decoder=Decoder,
-        label_smoothing=0.0,
-        teacher_forcing=1.0,
-        name=None,
-        trainable=True,
-        dtype=None,
-        **options,
-    ):
+        encoder: keras.layers.Layer | type = Encoder,
+        decoder: keras.layers.Layer | type = Decoder,
+        label_smoothing: float = 0.0,
+        teacher_forcing: float | keras.optimizers.schedules.LearningRateSchedule = 1.0,
+        name: str | None = None,
+        trainable: bool = True,
+        dtype: str | keras.DTypePolicy | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(name=name, trainable=trainable, dtype=dtype)
         self.source_tokenizer = source_tokenizer
         self.target_tokenizer = target_tokenizer
@@ -100,14 +102,14 @@ class Seq2Seq(keras.Model):
         self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
         self.build()
 
-    def build(self, *_):
+    def build(self, *_: Any) -> None:
         """Makes the weights, by a tiny batch, and sees on the way that encoder and decoder are what they should be."""
         for part in ("source_tokenizer", "target_tokenizer", "encoder", "decoder"):
             check_savable(part, getattr(self, part))
         check_contract(self.encoder, self.decoder, self.target_tokenizer.vocabulary_size)
         self.built = True
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Scores the next target token at every position.
 
         Args:
@@ -121,7 +123,13 @@ class Seq2Seq(keras.Model):
         logits, _ = self.decoder(target, encoded, state, training=training)
         return logits
 
-    def compile(self, optimizer="adam", loss="auto", weighted_metrics="auto", **kwargs):
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "adam",
+        loss: str | keras.losses.Loss = "auto",
+        weighted_metrics: str | list | None = "auto",
+        **kwargs: Any,
+    ) -> None:
         """As `keras.Model.compile`; by default with the loss, accuracy and perplexity of real tokens."""
         if loss == "auto":
             loss = TokenCrossentropy(self.label_smoothing)
@@ -129,12 +137,12 @@ class Seq2Seq(keras.Model):
             weighted_metrics = [token_accuracy(), Perplexity()]
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict) -> None:
         """Compiles a loaded model as the saved one was. Keras asks for this where `compile` is overridden."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def train_step(self, data):
+    def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Learns from one batch of (source, target) with teacher forcing; not if its gradient is no finite number."""
         (source, inputs), labels, weights = teacher_forcing(*data)
         self._see_lengths(source, weights)
@@ -158,13 +166,21 @@ class Seq2Seq(keras.Model):
         tf.cond(tf.math.is_finite(self.gradient_norm), learn, lambda: None)
         return self.get_metrics_result()
 
-    def test_step(self, data):
+    def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Measures one batch of (source, target) with teacher forcing."""
         return super().test_step(teacher_forcing(*data))
 
     def translate(
-        self, texts, strategy="greedy", *, min_length=0, max_length=None, seed=0, batch_size=256, details=False
-    ):
+        self,
+        texts: str | Texts | tf.data.Dataset,
+        strategy: str | Strategy = "greedy",
+        *,
+        min_length: int = 0,
+        max_length: int | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        details: bool = False,
+    ) -> tf.Tensor | Translations:
         """Translates texts.
 
         Args:
@@ -188,7 +204,7 @@ class Seq2Seq(keras.Model):
             OptionError: for an unknown strategy, a beam wider than the vocabulary or impossible lengths.
         """
         if isinstance(strategy, str):
-            strategy = choose("strategy", strategy, STRATEGIES)()
+            strategy = STRATEGIES[choose("strategy", strategy, list(STRATEGIES))]()
         if max_length is not None and not 1 <= max(min_length, 1) <= max_length:
             raise OptionError(f"max_length={max_length}: expected at least 1, and min_length={min_length}")
         width, ends = strategy.rows_per_source, self.target_tokenizer.vocabulary_size - START - 1
@@ -224,7 +240,15 @@ class Seq2Seq(keras.Model):
 
         return tf.function(run, input_signature=[texts, seeds, length, length])
 
-    def translate_batch(self, texts, strategy, seeds=None, min_length=0, max_length=-1, details=False):
+    def translate_batch(
+        self,
+        texts: tf.Tensor,
+        strategy: Strategy,
+        seeds: tf.Tensor | None = None,
+        min_length: int | tf.Tensor = 0,
+        max_length: int | tf.Tensor = -1,
+        details: bool = False,
+    ) -> tuple[tf.Tensor, ...]:
         """Translates texts `[B]`, at least one, all together: what `translate` makes a graph of.
 
         Args:
@@ -246,7 +270,14 @@ class Seq2Seq(keras.Model):
             scores = self._log_likelihood(source, target)[:, None]
         return translations, scores, tf.gather(tf.constant(STOPPED), stopped)
 
-    def decode(self, source, strategy=Greedy(), min_length=0, max_length=-1, seeds=None):  # noqa: B008 (frozen)
+    def decode(
+        self,
+        source: tf.Tensor,
+        strategy: Strategy = Greedy(),  # noqa: B008 (frozen)
+        min_length: int | tf.Tensor = 0,
+        max_length: int | tf.Tensor = -1,
+        seeds: tf.Tensor | None = None,
+    ) -> Hypotheses:
         """Decodes source ids `[B, S]`, or their one-hot form, into target ids.
 
         Args:
@@ -268,7 +299,7 @@ class Seq2Seq(keras.Model):
         seeds = tf.zeros_like(limits, tf.int64) if seeds is None else seeds
         return strategy.search(step, state, limits, min_length, seeds)
 
-    def limits(self, source):
+    def limits(self, source: tf.Tensor) -> tf.Tensor:
         """How long a translation of each source may become, in tokens: int32 `[B]`.
 
         Twice what nearly all targets of so long a source had in training, by the mean and four standard deviations of
@@ -308,7 +339,7 @@ class Seq2Seq(keras.Model):
         mixed = tf.where(right | (ids == PADDING), ids, guesses)
         return mixed if inputs.dtype.is_integer else one_hot(mixed, inputs.shape[-1], inputs.dtype)
 
-    def score(self, sources, targets, batch_size=256):
+    def score(self, sources: Texts, targets: Texts, batch_size: int = 256) -> tf.Tensor:
         """The log-likelihood of each target, given its source.
 
         Args:
@@ -339,18 +370,18 @@ class Seq2Seq(keras.Model):
         nats = tf.nn.sparse_softmax_cross_entropy_with_logits(target[:, 1:], logits)
         return -tf.reduce_sum(tf.where(target[:, 1:] == PADDING, 0.0, nats), axis=1)
 
-    def export(self, filepath, beam=None, probe=()):
+    def export(self, filepath: Path | str, beam: BeamSearch | None = None, probe: Iterable[str] = ()) -> None:
         """Writes a SavedModel for programs without this library, see `exporting.export`."""
         export(self, filepath, **({"beam": beam} if beam else {}), probe=probe)
 
     @property
-    def has_attention(self):
+    def has_attention(self) -> bool:
         """Whether the decoder can say where it looks, as `attention` wants to know."""
         return (
             "return_attention" in accepted(self.decoder.call) and getattr(self.decoder, "attention", True) is not None
         )
 
-    def attention(self, sources, targets=None):
+    def attention(self, sources: Texts, targets: Texts | None = None) -> list[Alignment]:
         """Where the decoder looks while it writes each target.
 
         Args:
@@ -382,7 +413,7 @@ class Seq2Seq(keras.Model):
         ]
 
     @staticmethod
-    def from_run(folder):
+    def from_run(folder: Path | str) -> "Seq2Seq":
         """Loads the model of a run folder, see `runs.load_run`."""
         from seq2seq.runs import load_run  # which imports this module
 
@@ -393,7 +424,7 @@ class Seq2Seq(keras.Model):
         halves = f"{type(self.encoder).__name__}, {type(self.decoder).__name__}"
         return f"Seq2Seq({sides}, {halves}, {self.count_params():,} parameters)"
 
-    def get_config(self):
+    def get_config(self) -> dict:
         parts = {
             name: keras.saving.serialize_keras_object(getattr(self, name))
             for name in ("source_tokenizer", "target_tokenizer", "encoder", "decoder", "teacher_forcing")
@@ -403,11 +434,11 @@ class Seq2Seq(keras.Model):
         return {**super().get_config(), **parts, "label_smoothing": self.label_smoothing}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict) -> "Seq2Seq":
         return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
 
 
-def teacher_forcing(source, target):
+def teacher_forcing(source: tf.Tensor, target: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor, tf.Tensor]:
     """Makes a training example of a pair: the decoder reads the right tokens so far and predicts the one after each.
 
     Args:
@@ -422,7 +453,7 @@ def teacher_forcing(source, target):
     return (source, target[:, :-1]), labels, tf.cast(labels != PADDING, tf.float32)
 
 
-def accepted(function):
+def accepted(function: Callable) -> set[str]:
     """The names of the arguments that a function, or the constructor of a class, takes as options."""
     return set(inspect.signature(function).parameters) - {"vocabulary_size", "args", "kwargs"}
 
@@ -451,6 +482,6 @@ def _by_length(lengths, batch_size):
     while start < len(order):
         rows = ordered[start : start + batch_size]
         fit = np.arange(1, len(rows) + 1) * rows <= batch_size * _BATCH_LENGTH
-        batches.append(order[start : start + max(1, np.count_nonzero(fit))])
+        batches.append(order[start : start + max(1, int(np.count_nonzero(fit)))])
         start += len(batches[-1])
     return order, batches
