@@ -1,6 +1,7 @@
 """From text on disk to batches of tensors: `read_pairs`, `CharTokenizer`, `batch_pairs`."""
 
 import importlib
+from typing import Any
 
 _MODULES = {
     "batches": ["batch_pairs"],
@@ -22,7 +23,7 @@ _MODULES = {
 __all__ = [name for names in _MODULES.values() for name in names]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     """Imports a name where it is first used, so that what needs no TensorFlow does not wait for it."""
     for module, names in _MODULES.items():
         if name in names:

@@ -5,22 +5,24 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from pipelines.tokenizers import Tokenizer
+
 
 def batch_pairs(
-    pairs,
-    source_tokenizer,
-    target_tokenizer,
-    batch_size=64,
+    pairs: tf.data.Dataset,
+    source_tokenizer: Tokenizer,
+    target_tokenizer: Tokenizer,
+    batch_size: int = 64,
     *,
-    batch_tokens=None,
-    encoding="one_hot",
-    pad_to_multiple=None,
-    window=1 << 17,
-    shuffle=True,
-    seed=None,
-    epoch=None,
-    skip=0,
-):
+    batch_tokens: int | None = None,
+    encoding: str = "one_hot",
+    pad_to_multiple: int | None = None,
+    window: int = 1 << 17,
+    shuffle: bool = True,
+    seed: int | None = None,
+    epoch: int | tf.Tensor | None = None,
+    skip: int | tf.Tensor = 0,
+) -> tf.data.Dataset:
     """Makes the batches that `Seq2Seq.fit` and `evaluate` read, lazily.
 
     Text stays text until it is in a batch. A window of pairs is shuffled, sorted by length and cut into batches, which

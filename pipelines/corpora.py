@@ -6,16 +6,27 @@ import dataclasses
 import itertools
 import math
 import re
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from pipelines.readers import CorpusError, Report, open_corpora
+from pipelines.readers import Corpora, CorpusError, Report, open_corpora
+from pipelines.tokenizers import Tokenizer
 
 _CHUNK = 4096  # pairs handed to TensorFlow at a time
 
 
-def read_pairs(corpus, limit=None, *, seed=0, epoch=None, report=None, **options):
+def read_pairs(
+    corpus: Corpora,
+    limit: int | None = None,
+    *,
+    seed: int = 0,
+    epoch: int | tf.Tensor | None = None,
+    report: Report | None = None,
+    **options: Any,
+) -> tf.data.Dataset:
     """Reads parallel text lazily, in memory that does not grow with the corpus.
 
     Args:
@@ -94,7 +105,7 @@ def _chunks(reader, report):
 
 
 @contextlib.contextmanager
-def corpus_errors():
+def corpus_errors() -> Iterator[None]:
     """Raises a `CorpusError` from inside a dataset as itself, not as the `tf.errors.OpError` TensorFlow makes of it."""
     try:
         yield
@@ -105,7 +116,7 @@ def corpus_errors():
         raise CorpusError(found[1]) from None
 
 
-def split_by_hash(pairs, fraction):
+def split_by_hash(pairs: tf.data.Dataset, fraction: float) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """Divides pairs into (training, validation) by a hash of the source text.
 
     All translations of one source fall on the same side; the side depends on nothing but that text, so it is the same
@@ -127,7 +138,7 @@ def split_by_hash(pairs, fraction):
     return side(False), side(True)
 
 
-def split_last(pairs, fraction):
+def split_last(pairs: tf.data.Dataset, fraction: float) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """Divides pairs into (training, validation) where the last `fraction` is held out, as the Keras tutorial does.
 
     Counts the pairs first, which reads them all. Several translations of one source may fall on both sides.
@@ -143,10 +154,14 @@ class Survey:
 
     pairs: int = 0
     longer: int = 0  # sum over all pairs of the length of their longer side, in characters
-    tokens: tuple = dataclasses.field(default_factory=lambda: (collections.Counter(), collections.Counter()))
-    lengths: tuple = dataclasses.field(default_factory=lambda: (collections.Counter(), collections.Counter()))
+    tokens: tuple[collections.Counter[bytes], collections.Counter[bytes]] = dataclasses.field(
+        default_factory=lambda: (collections.Counter(), collections.Counter())
+    )
+    lengths: tuple[collections.Counter[int], collections.Counter[int]] = dataclasses.field(
+        default_factory=lambda: (collections.Counter(), collections.Counter())
+    )
 
-    def length(self, side, quantile):
+    def length(self, side: int, quantile: float) -> int:
         """The length in tokens that this share of the texts of a side (0 source, 1 target) does not exceed."""
         left = max(1, math.ceil(quantile * self.pairs))
         for length in sorted(self.lengths[side]):
@@ -155,7 +170,7 @@ class Survey:
                 return length
         return 0
 
-    def as_dict(self):
+    def as_dict(self) -> dict:
         """All of it, as JSON can hold it: tokens by frequency, bytes of no UTF-8 as `\\xc3`, lengths rising."""
         tokens = [
             {token.decode(errors="backslashreplace"): count for token, count in side.most_common()}
@@ -169,7 +184,12 @@ class Survey:
         }
 
 
-def survey(pairs, source_tokenizer, target_tokenizer, progress=None):
+def survey(
+    pairs: tf.data.Dataset,
+    source_tokenizer: Tokenizer,
+    target_tokenizer: Tokenizer,
+    progress: Callable[[int], None] | None = None,
+) -> Survey:
     """Counts pairs, tokens and lengths in tokens, of both sides in one streaming pass.
 
     Args:
@@ -198,13 +218,13 @@ def survey(pairs, source_tokenizer, target_tokenizer, progress=None):
     return found
 
 
-def count_pairs(pairs):
+def count_pairs(pairs: tf.data.Dataset) -> int:
     """Number of pairs in a dataset, by reading it once."""
     counts = pairs.batch(_CHUNK).map(lambda sources, _: tf.size(sources, tf.int64))
     return int(counts.reduce(np.int64(0), tf.add))
 
 
-def group_by_source(pairs):
+def group_by_source(pairs: tf.data.Dataset) -> dict[str, list[str]]:
     """Reads pairs into memory, as text: {source: [its targets, in the order they come]}."""
     found = collections.defaultdict(list)
     for source, target in pairs.as_numpy_iterator():

@@ -7,6 +7,7 @@ of it.
 import collections
 import contextlib
 import dataclasses
+import functools
 import glob
 import gzip
 import hashlib
@@ -18,9 +19,16 @@ import random
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# What `read_pairs` reads, and several such.
+Corpus: TypeAlias = "str | os.PathLike[str] | tf.data.Dataset"
+Corpora: TypeAlias = "Corpus | Sequence[Corpus]"
 
 _OPEN_FILES = 16  # read in turns where files are shuffled
 _TURN = 256  # pairs taken from each of them in its turn
@@ -41,10 +49,10 @@ class Report:
     """What one pass over a corpus has read, and what it left out and why."""
 
     pairs: int = 0
-    dropped: collections.Counter = dataclasses.field(default_factory=collections.Counter)  # pairs by reason
-    first: dict = dataclasses.field(default_factory=dict)  # reason -> messages about the first three of them
+    dropped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # pairs by reason
+    first: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # messages about the first three, by reason
 
-    def drop(self, reason, message):
+    def drop(self, reason: str, message: str) -> None:
         self.dropped[reason] += 1
         if self.dropped[reason] <= 3:
             self.first.setdefault(reason, []).append(message)
@@ -67,17 +75,17 @@ class Shard(NamedTuple):
     name: str
     rows: Callable[[tuple | None], Iterator[tuple[int, bytes | None, bytes | None, str]]]
     unit: str = "line"
-    files: tuple = ()
+    files: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
     """Reads the pairs of one corpus or several. The arguments are those of `read_pairs`, which explains them."""
 
-    corpora: tuple  # of lists of shards
+    corpora: tuple[list[Shard], ...]
     columns: tuple | None = None
     reverse: bool = False
-    weights: tuple | None = None
+    weights: tuple[float, ...] | None = None
     on_bad_line: str = "error"
     max_length: int | None = None
     max_ratio: float | None = None
@@ -96,7 +104,7 @@ class Reader:
         if self.columns and (len(self.columns) != 2 or len(set(map(type, self.columns))) != 1 or 0 in self.columns):
             raise CorpusError(f"columns={self.columns}: expected two names, or two numbers counted from 1")
 
-    def pairs(self, seed=0, report=None):
+    def pairs(self, seed: int = 0, report: Report | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Yields (source, target) byte strings, once through.
 
         Args:
@@ -123,7 +131,7 @@ class Reader:
 
     def _clean(self, shard, report):
         """Yields the pairs of a shard that pass every check."""
-        recent, older = set(), set()
+        recent, older = set[int](), set[int]()
         for number, source, target, problem in shard.rows(self.columns):
             if self.reverse:
                 source, target = target, source
@@ -203,7 +211,7 @@ def _mixed(corpora, weights, report):
         yield pair
 
 
-def open_corpora(corpus, **options):
+def open_corpora(corpus: Corpora, **options: Any) -> Reader:
     """A `Reader` of a corpus or of a list of such.
 
     Args:
@@ -214,7 +222,7 @@ def open_corpora(corpus, **options):
     return Reader(tuple(find_shards(corpus) for corpus in corpora), **options)
 
 
-def find_shards(corpus):
+def find_shards(corpus: Corpus) -> list[Shard]:
     """The shards of a corpus: a dataset, `-` for standard input, a name, a file, a glob, a folder, two parallel files
     `SOURCE-FILE+TARGET-FILE`, or a member of a zip.
 
@@ -234,19 +242,19 @@ def find_shards(corpus):
     if len(sources) != len(targets):
         raise CorpusError(f"{text}: {len(sources)} source files, but {len(targets)} target files")
     return [
-        Shard(f"{source}+{target}", lambda _, s=source, t=target: _parallel_rows(s, t), files=(source, target))
+        Shard(f"{source}+{target}", functools.partial(_parallel_rows, source, target), files=(source, target))
         for source, target in zip(sources, targets, strict=True)
     ]
 
 
-def checksums(corpus):
+def checksums(corpus: Corpora) -> dict[str, str]:
     """What the files of a corpus held: {path: sha256 in hexadecimal}, a zip counted as a whole."""
     corpora = corpus if isinstance(corpus, list | tuple) else [corpus]
     names = [name for corpus in corpora for shard in find_shards(corpus) for name in shard.files]
     return {str(name): sha256(name) for name in dict.fromkeys(_archive(name) or name for name in names)}
 
 
-def sha256(path):
+def sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -332,7 +340,7 @@ def _open(path):
     with contextlib.ExitStack() as stack:
         if archive:
             member = stack.enter_context(zipfile.ZipFile(archive)).open(path.relative_to(archive).as_posix())
-            file = stack.enter_context(member)
+            file: Any = stack.enter_context(member)  # it has no type in common with the others
         else:
             file = stack.enter_context(path.open("rb"))
         if path.name.endswith(".gz"):
@@ -365,7 +373,7 @@ def _tab_rows(path, columns):
         for name in columns:
             if name not in names:
                 raise CorpusError(f"{path}, line 1: no column is called {name!r}, but {', '.join(map(repr, names))}")
-        first, second = names.index(first), names.index(second)
+        first, second = (names.index(name) for name in columns)
     elif not default:
         first, second = first - 1, second - 1
     for number, line in lines:
@@ -390,7 +398,7 @@ def _json_rows(path, columns):
         except ValueError as error:
             yield number, None, None, f"not JSON ({error})"
             continue
-        sides = [entry.get(key) if isinstance(entry, dict) else None for key in keys]
+        sides: list[Any] = [entry.get(key) if isinstance(entry, dict) else None for key in keys]
         missing = [key for key, side in zip(keys, sides, strict=True) if not isinstance(side, str)]
         if missing:
             yield number, None, None, f"no text under the key {missing[0]!r}"
@@ -399,7 +407,7 @@ def _json_rows(path, columns):
             yield number, *(side.encode(errors="surrogatepass") for side in sides), ""
 
 
-def _parallel_rows(source_path, target_path):
+def _parallel_rows(source_path, target_path, _):  # they have no columns
     sources, targets = _lines(source_path), _lines(target_path)
     for source, target in itertools.zip_longest(sources, targets):
         if source is None or target is None:

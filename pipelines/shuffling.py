@@ -8,16 +8,27 @@ import os
 import random
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from pipelines.readers import CorpusError, Report, open_corpora, sha256
+from pipelines.readers import Corpora, CorpusError, Report, open_corpora, sha256
 
 _BUCKETS = 256
 _BUFFER = 1 << 16  # bytes collected for a bucket before they are written
 _LENGTHS = struct.Struct("<II")
 
 
-def shuffle_corpus(corpus, folder, shards=16, format="gzip", seed=0, report=None, progress=None, **options):
+def shuffle_corpus(
+    corpus: Corpora,
+    folder: Path | str,
+    shards: int = 16,
+    format: str = "gzip",
+    seed: int = 0,
+    report: Report | None = None,
+    progress: Callable[[int], None] | None = None,
+    **options: Any,
+) -> dict:
     """Writes a corpus in random order into a folder of shards of equal size, which `read_pairs` reads.
 
     Every order is equally likely. Each pair goes into one of 256 buckets on disk, drawn at random; then one bucket
@@ -53,7 +64,7 @@ def shuffle_corpus(corpus, folder, shards=16, format="gzip", seed=0, report=None
     aside = folder.with_name(folder.name + ".partial")
     aside.mkdir(parents=True)
     try:
-        lengths = collections.Counter(), collections.Counter()
+        lengths = collections.Counter[int](), collections.Counter[int]()
         count = 0
         buckets = [_Bucket(aside / f"bucket-{number}") for number in range(_BUCKETS)]
         for count, pair in enumerate(reader.pairs(seed, report or Report()), start=1):
@@ -168,7 +179,7 @@ def _tfrecord_writer(path):
 _WRITERS = {"gzip": _gzip_writer, "tfrecord": _tfrecord_writer}
 
 
-def damaged_shards(folder):
+def damaged_shards(folder: Path | str) -> list[str]:
     """The names of those shards of a shuffled corpus that are not as in its manifest; none for a folder without one."""
     path = Path(folder) / "manifest.json"
     if not path.is_file():

@@ -3,6 +3,7 @@
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "Alignment",
@@ -34,13 +35,13 @@ if Path(sys.argv[0] if sys.argv else "").stem != "seq2seq":
     from seq2seq.model import Alignment, Seq2Seq, Translations, teacher_forcing
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     """Imports a name where it is first used.
 
     Those of `evaluation` need an extra; the others come this way where modules of one's own, which the command line
     loads, ask for them.
     """
-    modules = ("evaluation",) if name in ("Evaluation", "compare", "evaluate") else ()
+    modules: tuple[str, ...] = ("evaluation",) if name in ("Evaluation", "compare", "evaluate") else ()
     if name in __all__:
         modules = ("config", "decoding", "layers", "metrics", "model")
     for module in modules:

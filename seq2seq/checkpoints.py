@@ -8,6 +8,7 @@ import shutil
 import socket
 import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ class RunError(ValueError):
 
 
 @contextlib.contextmanager
-def whole_file(path):
+def whole_file(path: Path) -> Iterator[Path]:
     """Gives a path beside `path` to write to. What is written there takes its place, at once, when it is on the disk.
 
     After an error everything is as it was before.
@@ -42,7 +43,7 @@ def _flush(path):
 
 
 @contextlib.contextmanager
-def locked(folder):
+def locked(folder: Path) -> Iterator[None]:
     """Makes a folder, if it is not there, and keeps other processes out of it. An empty one is removed in the end.
 
     The operating system lets go of the lock when the process ends in whatever way, and so none is ever left behind.
@@ -88,12 +89,12 @@ class Checkpoints:
         folder: where to keep them.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.thread = None
-        self.error = None
+        self.thread: threading.Thread | None = None
+        self.error: OSError | None = None
 
-    def save(self, number, arrays, facts):
+    def save(self, number: int, arrays: list[np.ndarray], facts: dict) -> None:
         """Begins to write a state, when the one before is written.
 
         Args:
@@ -105,7 +106,7 @@ class Checkpoints:
         self.thread = threading.Thread(target=self._write, args=(number, arrays, facts))
         self.thread.start()
 
-    def wait(self):
+    def wait(self) -> OSError | None:
         """Waits until nothing is being written. Returns the error that writing ended with, if it did, only once."""
         if self.thread:
             self.thread.join()
@@ -122,7 +123,7 @@ class Checkpoints:
         except OSError as error:
             self.error = error
 
-    def load(self):
+    def load(self) -> tuple[list[np.ndarray], dict]:
         """The newest state that is whole: its arrays and facts.
 
         Raises:
@@ -144,7 +145,7 @@ class Checkpoints:
         """The newest first."""
         return sorted(self.folder.glob("[0-9]*.npz"), reverse=True)
 
-    def clear(self):
+    def clear(self) -> None:
         """Makes the folder empty, and makes it where it is not there."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)

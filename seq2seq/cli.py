@@ -17,6 +17,7 @@ import signal
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,7 +76,7 @@ app = typer.Typer(
 )
 
 
-def main():
+def main() -> None:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app()
@@ -115,7 +116,7 @@ def _exit_codes(tensorflow=True):
         raise typer.Exit(2) from None
 
 
-def start_tensorflow():
+def start_tensorflow() -> None:
     """Imports TensorFlow without the page of start-up log that its C++ side writes to stderr, and sets its threads."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # heeded only once it has started, hence the rest
     stderr = os.dup(2)
@@ -157,12 +158,13 @@ def _with_options(*names):
                 how["help"] += f" Default: {_as_text(field.default)}."
             # None is what is not said, so that a preset or a configuration says it; "none" is text until it is parsed.
             kind = str if "parser" in field.metadata else field.type
-            annotation = Annotated[kind | None, typer.Option(*flags, **how)]
+            annotation = Annotated[kind | None, typer.Option(*flags, **how)]  # type: ignore[valid-type]  # known only here
             parameters.append(
                 signatures.Parameter(field.name, signatures.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             )
         run.__name__, run.__doc__ = command.__name__, command.__doc__
-        run.__signature__ = signatures.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in parameters])
+        signature = signatures.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in parameters])
+        run.__signature__ = signature  # type: ignore[attr-defined]  # where `inspect` looks
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return run
 
@@ -205,8 +207,9 @@ def train(
         bool, typer.Option("--tensorboard", help="Write curves and pictures for TensorBoard into the run folder too.")
     ] = False,
     imports: Import = None,
-    given=None,
-):
+    *,
+    given: dict,
+) -> None:
     """Train a model on pairs of texts and keep it in a run folder, whose path is printed at the end.
 
     Example: seq2seq train my-pairs.tsv --out runs/mine --epochs 20
@@ -272,8 +275,8 @@ def train(
     if can_measure() and importlib.util.find_spec("matplotlib"):
         _draw(folder, model)
     own = own_classes(Config(**load_config(folder / "config.json")[0]))
-    imports = "".join(f" --import {name}" for name in own)
-    typer.echo(f'Translate with:  seq2seq translate {folder}{imports} "TEXT"', err=True)
+    importing = "".join(f" --import {name}" for name in own)
+    typer.echo(f'Translate with:  seq2seq translate {folder}{importing} "TEXT"', err=True)
     typer.echo(folder)
 
 
@@ -293,7 +296,7 @@ def _draw(folder, model):
 
 @app.command()
 @_exit_codes()
-def plot(run: Run, imports: Import = None):
+def plot(run: Run, imports: Import = None) -> None:
     """Draw a run's pictures again, into its folder: curves, error rates by length, attention. Prints their paths.
 
     Example: seq2seq plot runs/phrasebook
@@ -340,7 +343,7 @@ def _progress():
     import keras
 
     class Progress(keras.callbacks.Callback):
-        held_out = ()
+        held_out: Iterable[tuple[str, str]] = ()
 
         def on_epoch_begin(self, epoch, logs=None):
             self.started = time.monotonic()
@@ -397,7 +400,7 @@ def translate(
         bool, typer.Option("--attention", help="Write JSON: tokens, and for each of the target where the model looked.")
     ] = False,
     imports: Import = None,
-):
+) -> None:
     """Translate the TEXTs, or stdin line for line, to stdout.
 
     With --scores and --n-best, columns stand between tabs: with --n-best above 1 the number of the text, with --scores
@@ -455,7 +458,7 @@ def _strategy(beam, sampling=None, sample=False):
     return Sampling(**sampling) if sampling or sample else Greedy()
 
 
-def _in_blocks(lines, write):
+def _in_blocks(lines: Iterator[bytes], write: Callable[[list[bytes], int], None]) -> tuple[int, float]:
     """Hands lines on in blocks, with the number of those before, and shows on a terminal how many are done.
 
     Returns how many there were, and the seconds in which they were not waited for.
@@ -517,8 +520,9 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
     imports: Import = None,
-    given=None,
-):
+    *,
+    given: dict,
+) -> None:
     """Translate a corpus and measure how well, by all the translations it has of each source.
 
     Example: seq2seq evaluate runs/mine test-pairs.tsv --beam-width 5
@@ -547,8 +551,9 @@ def compare(
     bleu_tokenizer: BleuTokenizer = "13a",
     as_json: AsJson = False,
     imports: Import = None,
-    given=None,
-):
+    *,
+    given: dict,
+) -> None:
     """Translate a corpus with two runs and test which is better: paired bootstrap, p below 0.05 is no chance.
 
     Example: seq2seq compare runs/characters runs/subwords test-pairs.tsv
@@ -631,7 +636,7 @@ def export(
     beam_width: Annotated[int, typer.Option(min=1, help="Hypotheses of the signature `beam`, all given out.")] = 5,
     length_penalty: LengthPenalty = None,
     imports: Import = None,
-):
+) -> None:
     """Write a SavedModel, tokenizers inside, for TensorFlow Serving and programs without this library.
 
     Its signatures `greedy` and `beam` take strings and give strings. A few texts are translated by all: the model when
@@ -657,8 +662,9 @@ def score(
         list[str] | None, typer.Argument(metavar="CORPUS", help=f"{_CORPUS} Default: -, standard input.")
     ] = None,
     imports: Import = None,
-    given=None,
-):
+    *,
+    given: dict,
+) -> None:
     """Write the log-likelihood of each pair of texts, in nats: how well the target translates the source.
 
     Example: paste source.txt target.txt | seq2seq score runs/phrasebook
@@ -681,8 +687,9 @@ def inspect(
         Path | None, typer.Option(metavar="PICTURE", help="Draw the lengths into a .png, .svg or .pdf file.")
     ] = None,
     as_json: AsJson = False,
-    given=None,
-):
+    *,
+    given: dict,
+) -> None:
     """Show what a corpus holds: pairs, tokens, lengths, and the lines that cannot be used.
 
     Example: seq2seq inspect my-pairs.tsv --histogram lengths.png
@@ -739,8 +746,9 @@ def shuffle(
     shards: Annotated[int, typer.Option(min=1, help="Files to write.")] = 16,
     format: Annotated[Literal["gzip", "tfrecord"], typer.Option(help="Tab-separated text or TFRecord.")] = "gzip",
     seed: Annotated[int, typer.Option(help="For another order.")] = 0,
-    given=None,
-):
+    *,
+    given: dict,
+) -> None:
     """Shuffle a corpus that does not fit in memory, on disk, into a folder of shards to train on.
 
     Needs disk space for the corpus, uncompressed, and for the shards. Prints the folder.

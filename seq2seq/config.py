@@ -240,7 +240,7 @@ PRESETS = {
 SUBWORD_PAIRS = 20_000  # from how many pairs of sentences on `choose_preset` takes subwords
 
 
-def choose_preset(config):
+def choose_preset(config: Config) -> str:
     """The preset for a corpus: "subword" where it holds 20,000 pairs of sentences or more, else "default".
 
     Sentences are texts of three words or more, on average: where words are written without spaces or stand alone,
@@ -255,36 +255,36 @@ def choose_preset(config):
     return "subword" if len(words) == SUBWORD_PAIRS and sum(words) >= 3 * len(words) else "default"
 
 
-def reading_options(config):
+def reading_options(config: Config) -> dict:
     """Those options that `read_pairs` takes as they are."""
     names = ("columns", "reverse", "on_bad_line", "max_length", "max_ratio", "drop_duplicates")
     return {name: getattr(config, name) for name in names}
 
 
-def model_options():
+def model_options() -> list[str]:
     """The names of those options that encoders and decoders are given, if they name them."""
     return [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") == MODEL]
 
 
-def shaping_options():
+def shaping_options() -> list[str]:
     """The names of those options that decide what tokens are and what weights there are."""
     names = ("source_tokenizer", "target_tokenizer", "normal_form", "lowercase")
     return [*names, *(name for name in model_options() if name != "dropout")]
 
 
-def warm_options(options):
+def warm_options(options: dict) -> dict:
     """Those options of a run that are also for one that starts from it, on another corpus."""
     names = [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") != CORPUS]
     return {name: options[name] for name in names if name not in ("corpus", "epochs")}
 
 
-def own_classes(config):
+def own_classes(config: Config) -> list[str]:
     """The names of the classes, `module:Class`, that a configuration takes from outside this library."""
     names = (config.source_tokenizer, config.target_tokenizer, config.encoder, config.decoder)
     return list(dict.fromkeys(name for name in names if name and ":" in name))
 
 
-def load_config(path):
+def load_config(path: Path | str) -> tuple[dict, dict]:
     """Reads the `config.json` of a run: its options, ready for `Config`, and all of it as it stands there.
 
     Raises:

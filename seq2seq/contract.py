@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from pipelines.tokenizers import END, PADDING, START, UNKNOWN
 from seq2seq.layers import Decoder, Encoded, Encoder
 
 
-def check_contract(encoder, decoder, vocabulary_size):
+def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, vocabulary_size: int) -> None:
     """Runs the two on two short rows, which makes their weights, and compares what comes out with what should.
 
     Args:
@@ -56,8 +57,8 @@ def check_contract(encoder, decoder, vocabulary_size):
     tolerance = 1e-3 if keras.backend.standardize_dtype(decoder.compute_dtype) == "float32" else 0.05
 
     def same(one, other):
-        flat = zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True)
-        return all(np.allclose(*(tf.cast(x, tf.float32) for x in pair), tolerance, tolerance) for pair in flat)
+        one, other = ([tf.cast(x, tf.float32) for x in tf.nest.flatten(nest)] for nest in (one, other))
+        return all(np.allclose(x, y, tolerance, tolerance) for x, y in zip(one, other, strict=True))
 
     # The second text again, without the padding that its neighbour gave it.
     with _refusing("encoder", encoder, "a text alone") as refuse:
@@ -81,7 +82,7 @@ def check_contract(encoder, decoder, vocabulary_size):
                     refuse(f"other logits for {case} than for the whole target at once")
 
 
-def check_savable(name, part):
+def check_savable(name: str, part: Any) -> None:
     """Sees that a part of a model can be saved, and loaded again.
 
     Args:
@@ -98,7 +99,7 @@ def check_savable(name, part):
         keras.saving.serialize_keras_object(part)
 
 
-def one_line(error):
+def one_line(error: Exception) -> str:
     """What an error is and says, in one line; Keras says it in several, in colours."""
     return " ".join([f"{type(error).__name__}:", *re.sub("\x1b\\[\\d*m", "", str(error)).split()])
 

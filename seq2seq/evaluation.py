@@ -7,7 +7,9 @@ import dataclasses
 import itertools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +19,8 @@ from sacrebleu.metrics.base import Metric, Score
 from sacrebleu.significance import PairedTest
 
 from pipelines import CorpusError, OptionError, batch_pairs, choose, group_by_source
+from seq2seq.decoding import Strategy
+from seq2seq.model import Seq2Seq
 
 # `sacrebleu.metrics.base.Metric` is written to be derived from, by overriding methods that begin with an underscore; so
 # bootstrap and paired tests are sacrebleu's for every measure here. Tests see to it that they stay what they are.
@@ -26,6 +30,9 @@ class _Rate(Metric):
     """A percentage: two numbers of each text, the sum of the first over the sum of the second."""
 
     name = ""
+
+    def count(self, text: str, references: list[str]) -> tuple[int, int]:
+        raise NotImplementedError
 
     def _preprocess_segment(self, sent):
         return sent.strip()
@@ -50,12 +57,12 @@ class ErrorRate(_Rate):
     Of several references the one counts that is closest by this rate.
     """
 
-    def __init__(self, name, split):
+    def __init__(self, name: str, split: Callable[[str], list[str]]) -> None:
         super().__init__()
         self.name = name
         self.split = split
 
-    def count(self, text, references):
+    def count(self, text: str, references: list[str]) -> tuple[int, int]:
         tokens = self.split(text)
         counts = [(Levenshtein.distance(tokens, right), len(right)) for right in map(self.split, references)]
         return min(counts, key=lambda count: (count[0] / max(count[1], 1), count))
@@ -66,11 +73,11 @@ class ExactMatch(_Rate):
 
     name = "exact match"
 
-    def count(self, text, references):
+    def count(self, text: str, references: list[str]) -> tuple[bool, int]:
         return text in references, 1
 
 
-def metrics(bleu_tokenizer="13a"):
+def metrics(bleu_tokenizer: str = "13a") -> dict[str, Metric]:
     """The measures of a corpus of texts, by name; for all but the error rates more is better."""
     return {
         "BLEU": BLEU(tokenize=bleu_tokenizer, force=True),  # or it warns of tokenized text
@@ -95,22 +102,22 @@ class Measured:
 class Evaluation:
     """What `evaluate` found: N texts, what is known of them, and how well they do."""
 
-    sources: list  # N texts
-    references: list  # of each, one text or more
-    translations: list  # N texts
-    stopped: list  # why each is no longer: "end", "limit" or "repetition"
-    scores: dict  # `Measured` by name
+    sources: list[str]  # N texts
+    references: list[list[str]]  # of each, one text or more
+    translations: list[str]  # N texts
+    stopped: list[str]  # why each is no longer: "end", "limit" or "repetition"
+    scores: dict[str, Measured]  # by name
     perplexity: float  # of the tokens of the references, END included
     accuracy: float  # how many tokens the model predicts right, given those before
     seconds: float  # for translating, without loading and compiling
     bleu_tokenizer: str
 
     @property
-    def loss(self):
+    def loss(self) -> float:
         """The crossentropy of the tokens of the references, in nats for each."""
         return math.log(self.perplexity)
 
-    def as_dict(self, worst=5):
+    def as_dict(self, worst: int = 5) -> dict:
         """All of it for JSON, with the breakdown by length and so many of the worst texts in place of all texts."""
         names = ("loss", "perplexity", "accuracy", "seconds")
         return {
@@ -123,11 +130,11 @@ class Evaluation:
             "worst": self.worst(worst),
         }
 
-    def by_length(self, parts=5):
+    def by_length(self, parts: int = 5) -> list[dict]:
         """The measures of short and of long sources, as `scores_by_length` gives them."""
         return scores_by_length(self.sources, self.translations, self.references, parts, self.bleu_tokenizer)
 
-    def worst(self, count=5):
+    def worst(self, count: int = 5) -> list[dict]:
         """The texts with the most errors for their length: [{"source", "translation", "references", "CER"}, ...]."""
         rate = metrics()["CER"]
         rates = [rate.sentence_score(*pair).score for pair in zip(self.translations, self.references, strict=True)]
@@ -142,7 +149,7 @@ class Evaluation:
             for n in order
         ]
 
-    def write(self, folder):
+    def write(self, folder: Path | str) -> None:
         """Writes sources.txt, translations.txt, references.0.txt and so on, line for line, for other tools.
 
         Where a text has fewer references than others, its first one is repeated: `sacrebleu` takes as many of each.
@@ -157,7 +164,16 @@ class Evaluation:
             (folder / f"{name}.txt").write_text(text, encoding="utf-8")
 
 
-def evaluate(model, pairs, strategy="greedy", *, bleu_tokenizer="13a", resamples=1000, progress=None, **lengths):
+def evaluate(
+    model: Seq2Seq,
+    pairs: tf.data.Dataset,
+    strategy: str | Strategy = "greedy",
+    *,
+    bleu_tokenizer: str = "13a",
+    resamples: int = 1000,
+    progress: Callable[[int], None] | None = None,
+    **lengths: Any,
+) -> Evaluation:
     """Translates the sources of a corpus and measures how well.
 
     Args:
@@ -213,14 +229,22 @@ def evaluate(model, pairs, strategy="greedy", *, bleu_tokenizer="13a", resamples
     )
 
 
-def corpus_scores(translations, references, bleu_tokenizer="13a"):
+def corpus_scores(
+    translations: list[str], references: list[list[str]], bleu_tokenizer: str = "13a"
+) -> dict[str, float]:
     """Measures N texts by the references of each, a list of lists: scores by name."""
     streams = _streams(references)
     measures = metrics(bleu_tokenizer)
     return {name: float(metric.corpus_score(translations, streams).score) for name, metric in measures.items()}
 
 
-def scores_by_length(sources, translations, references, parts=5, bleu_tokenizer="13a"):
+def scores_by_length(
+    sources: list[str],
+    translations: list[str],
+    references: list[list[str]],
+    parts: int = 5,
+    bleu_tokenizer: str = "13a",
+) -> list[dict]:
     """The measures of short and of long sources: for each of so many parts of like size, a dict.
 
     Returns:
@@ -238,13 +262,15 @@ def scores_by_length(sources, translations, references, parts=5, bleu_tokenizer=
     return found
 
 
-def measure(translations, references, bleu_tokenizer="13a", resamples=1000):
+def measure(
+    translations: list[str], references: list[list[str]], bleu_tokenizer: str = "13a", resamples: int = 1000
+) -> dict[str, Measured]:
     """The same with confidence intervals and signatures: `Measured` by name."""
     found = _bootstrap([translations], references, bleu_tokenizer, resamples)
     return {name: Measured(float(only.score), float(only.ci), signature) for name, (signature, [only]) in found.items()}
 
 
-def compare(first, second, resamples=1000):
+def compare(first: Evaluation, second: Evaluation, resamples: int = 1000) -> dict[str, tuple[float, float, float]]:
     """Tests whether two models differ, by a paired bootstrap over the texts (Koehn 2004, aclanthology.org/W04-3250).
 
     Args:

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -12,10 +14,13 @@ from seq2seq.checkpoints import RunError
 from seq2seq.contract import one_line
 from seq2seq.decoding import BeamSearch, Greedy
 
+if TYPE_CHECKING:
+    from seq2seq.model import Seq2Seq  # which imports this module
+
 _BEAM = BeamSearch(n_best=5)
 
 
-def export(model, folder, beam=_BEAM, probe=()):
+def export(model: "Seq2Seq", folder: Path | str, beam: BeamSearch = _BEAM, probe: Sequence[str] = ()) -> None:
     """Writes a SavedModel with tokenizers inside and two signatures, both of strings `texts` `[N]` for any N.
 
     `greedy`, which is also the one served by default, gives `texts` `[N]`; `beam` gives `texts` and `scores` `[N, n]`,

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,7 +180,7 @@ class Seq2Seq(keras.Model):
         seed: int = 0,
         batch_size: int = 256,
         details: bool = False,
-    ) -> tf.Tensor | Translations:
+    ) -> Any:  # tf.Tensor, or Translations with details
         """Translates texts.
 
         Args:
@@ -370,7 +370,7 @@ class Seq2Seq(keras.Model):
         nats = tf.nn.sparse_softmax_cross_entropy_with_logits(target[:, 1:], logits)
         return -tf.reduce_sum(tf.where(target[:, 1:] == PADDING, 0.0, nats), axis=1)
 
-    def export(self, filepath: Path | str, beam: BeamSearch | None = None, probe: Iterable[str] = ()) -> None:
+    def export(self, filepath: Path | str, beam: BeamSearch | None = None, probe: Sequence[str] = ()) -> None:
         """Writes a SavedModel for programs without this library, see `exporting.export`."""
         export(self, filepath, **({"beam": beam} if beam else {}), probe=probe)
 

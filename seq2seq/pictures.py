@@ -2,10 +2,17 @@
 
 import re
 import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:  # for pictures alone nobody needs TensorFlow
+    from pipelines import Survey
+    from seq2seq.model import Alignment
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#AA3377"]  # the colour-blind can tell them apart
 
@@ -15,7 +22,7 @@ FONTS += ["Arial Unicode MS", "Hiragino Sans", "PingFang SC", "Kohinoor Devanaga
 FONTS += ["Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI"]  # Windows
 
 
-def draw_lengths(survey, path):
+def draw_lengths(survey: "Survey", path: Path | str) -> Figure:
     """Draws how many texts there are of each length, for both sides of a corpus.
 
     Args:
@@ -37,7 +44,7 @@ def draw_lengths(survey, path):
     return _save(figure, path)
 
 
-def draw_curves(history, path, best=None):
+def draw_curves(history: Sequence[dict], path: Path | str, best: int | None = None) -> Figure:
     """Draws how a training went, epoch by epoch: loss, accuracy and, where measured, the translations.
 
     Args:
@@ -72,7 +79,7 @@ def draw_curves(history, path, best=None):
     return _save(figure, path)
 
 
-def draw_attention(alignment, path):
+def draw_attention(alignment: "Alignment", path: Path | str) -> Figure:
     """Draws where the decoder looked: for each token it wrote, a row, how much it looked at each token of the source.
 
     Args:
@@ -91,7 +98,7 @@ def draw_attention(alignment, path):
     axes.xaxis.set_label_position("top")
     axes.set(xlabel="source", ylabel="target")
     installed = set(get_font_names())
-    style = {"fontfamily": [font for font in FONTS if font in installed], "parse_math": False}
+    style: dict[str, Any] = {"fontfamily": [font for font in FONTS if font in installed], "parse_math": False}
     axes.set_xticks(range(len(source)), source, **style)
     axes.set_yticks(range(len(target)), target, **style)
     axes.tick_params(length=0)
@@ -102,7 +109,7 @@ def draw_attention(alignment, path):
     return _save(figure, path)
 
 
-def draw_error_rates(parts, path):
+def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:
     """Draws how many errors there are in the translations of short and of long sources.
 
     Args:

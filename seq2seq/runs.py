@@ -7,18 +7,22 @@ import math
 import random
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
+import tensorflow as tf
 
 from pipelines import group_by_source, read_pairs, split_by_hash, split_last
 from seq2seq.checkpoints import RunError
 from seq2seq.config import MONITORS, Config, load_config, own_classes, reading_options
 from seq2seq.contract import one_line
+from seq2seq.decoding import BeamSearch
 from seq2seq.model import Seq2Seq
 
 
-def load_run(folder):
+def load_run(folder: Path | str) -> Seq2Seq:
     """Loads the `Seq2Seq` of a run folder. Classes of one's own that it is made of must have been imported before.
 
     Raises:
@@ -33,7 +37,7 @@ def load_run(folder):
     return load_model(folder, "model.keras")
 
 
-def load_model(folder, name):
+def load_model(folder: Path, name: str) -> Seq2Seq:
     """Loads a model that may come from anywhere: its file is data, and makes nothing run that nobody has asked for."""
     path = folder / name
     own = own_classes(configuration(folder)[0]) if (folder / "config.json").is_file() else []
@@ -77,13 +81,13 @@ def _classes(config):
     return found
 
 
-def configuration(folder):
+def configuration(folder: Path | str) -> tuple[Config, dict]:
     """The `Config` of a run, and all that its `config.json` holds."""
     options, record = load_config(Path(folder) / "config.json")
     return Config(**options), record
 
 
-def both_sides(config, **options):
+def both_sides(config: Config, **options: Any) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """The pairs to train on and those held out."""
     split = {"hash": split_by_hash, "last": split_last}[config.split]
     return split(
@@ -91,7 +95,7 @@ def both_sides(config, **options):
     )
 
 
-def held_out_pairs(folder):
+def held_out_pairs(folder: Path | str) -> tf.data.Dataset:
     """The pairs that a run has never trained on: a `tf.data.Dataset` of (source, target) strings.
 
     Raises:
@@ -105,7 +109,7 @@ def held_out_pairs(folder):
     return both_sides(config)[1]
 
 
-def check_same_corpus(*folders):
+def check_same_corpus(*folders: Path | str) -> None:
     """Sees that runs were trained on the same corpus, split in the same way.
 
     Raises:
@@ -123,19 +127,19 @@ def check_same_corpus(*folders):
             )
 
 
-def sample(pairs, seed=0, count=500):
+def sample(pairs: tf.data.Dataset, seed: int = 0, count: int = 500) -> dict[str, list[str]]:
     """So many sources of a corpus at random, of its first 20,000 pairs, each with all its references: a dict."""
     references = group_by_source(pairs.take(20_000))
     sources = list(references)
     return {source: references[source] for source in random.Random(seed).sample(sources, min(count, len(sources)))}
 
 
-def can_measure():
+def can_measure() -> bool:
     """Whether what `seq2seq.evaluation` needs is installed."""
     return all(map(importlib.util.find_spec, ("rapidfuzz", "sacrebleu")))
 
 
-def best_epoch(history, monitor):
+def best_epoch(history: Sequence[dict], monitor: str | None) -> int:
     """The number of the epoch whose model is kept: the first one that is best, or the last where nothing is watched.
 
     Args:
@@ -150,7 +154,7 @@ def best_epoch(history, monitor):
     return int(history[order.index(min(order))]["epoch"])
 
 
-def draw_run(folder, model):
+def draw_run(folder: Path | str, model: Seq2Seq) -> list[Path]:
     """Draws a run's pictures into its folder, those that can be: `curves.png`, `error-rates.png`, `attention-1.png` ...
 
     Curves are of the history, error rates against length and attention of a `sample` of what was held out.
@@ -182,7 +186,7 @@ def draw_run(folder, model):
     return drawn
 
 
-def export_run(folder, out, beam):
+def export_run(folder: Path | str, out: Path | str, beam: BeamSearch) -> None:
     """Exports the model of a run, as `exporting.export` does, and sees that all translate alike: the model when it was
     trained, the one that was saved, and the one exported.
 

@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,17 +56,17 @@ class DivergedError(RuntimeError):
 
 
 def train(
-    config,
-    folder,
-    overwrite=False,
-    resume=False,
-    callbacks=(),
-    progress=None,
-    report=None,
-    say=None,
-    command=None,
-    expected_checksums=None,
-):
+    config: Config | None,
+    folder: Path | str,
+    overwrite: bool = False,
+    resume: bool = False,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    progress: Callable[[int], None] | None = None,
+    report: Callable[[Report], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    command: str | None = None,
+    expected_checksums: dict[str, str] | None = None,
+) -> Seq2Seq:
     """Trains a model and keeps it in a run folder, saved anew after each epoch.
 
     A training that was cut off goes on where it was, to the same weights as if nothing had happened, when it is begun
@@ -105,10 +106,9 @@ def train(
     """
     folder = Path(folder)
     say = say or (lambda text: None)
-    # Keras warns of every dataset that does not know its length, and nobody has counted the validation side.
-    ran_out = {"message": "Your input ran out of data", "category": UserWarning}
     with locked(folder), corpus_errors(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", **ran_out)
+        # Keras warns of every dataset that does not know its length, and nobody has counted the validation side.
+        warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
         for name in own_classes(config) if config else ():
             load_class("config", name)
         if _goes_on(config, folder, overwrite, resume):
@@ -326,7 +326,7 @@ def _batches(run, pairs, **options):
 @contextlib.contextmanager
 def _first_signal():
     """Holds back the first SIGINT or SIGTERM. Gives a list that then holds its number; the second one acts."""
-    received = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
@@ -401,7 +401,7 @@ def _tokens_per_character(pairs, tokenizers):
     return int(tokens) / max(1, int(characters))
 
 
-def make_optimizer(config, steps):
+def make_optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
     """The optimizer of a configuration, for a training of so many steps."""
     schedules, rate, warmup = keras.optimizers.schedules, config.learning_rate, config.warmup
     if config.schedule == "cosine":
@@ -429,15 +429,15 @@ class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
         warmup: the step at which it is reached.
     """
 
-    def __init__(self, rate, warmup):
+    def __init__(self, rate: float, warmup: int) -> None:
         self.rate = rate
         self.warmup = warmup
 
-    def __call__(self, step):
+    def __call__(self, step: tf.Tensor) -> tf.Tensor:
         share = (tf.cast(step, tf.float32) + 1) / self.warmup
         return self.rate * tf.minimum(share, tf.math.rsqrt(share))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"rate": self.rate, "warmup": self.warmup}
 
 
@@ -446,7 +446,7 @@ class _Average(keras.callbacks.Callback):
 
     def __init__(self, count):
         super().__init__()
-        self.latest = collections.deque(maxlen=count)
+        self.latest: collections.deque[list[np.ndarray]] = collections.deque(maxlen=count)
         self.swapped = False
 
     def arrays(self):
@@ -508,7 +508,7 @@ class _Safe(keras.callbacks.Callback):
     def __init__(self, run, average, probe, say):
         super().__init__()
         self.run, self.average, self.probe, self.say = run, average, probe, say
-        self.signal = ()  # holds the number of one that has come
+        self.signal: list[int] = []  # holds the number of one that has come
         self.saved = time.monotonic()
         self.norm = 0.0  # of the last gradient
 
