@@ -1,5 +1,11 @@
+import importlib
+import inspect
+import pkgutil
+
 import pytest
 
+import pipelines
+import seq2seq
 from pipelines import OptionError, choose, load_class
 
 
@@ -36,3 +42,34 @@ def test_a_module_that_fails_to_import_says_so_itself(tmp_path, monkeypatch):
     (tmp_path / "needs_more.py").write_text("import something_missing\n")
     with pytest.raises(ModuleNotFoundError, match="something_missing"):
         load_class("decoder", "needs_more:Thing")
+
+
+def public(module):
+    """(name, function) of all public functions and methods, constructors included, that a module defines."""
+    for name, found in vars(module).items():
+        if name.startswith("_") or getattr(found, "__module__", None) != module.__name__:
+            continue
+        methods = vars(found).items() if isinstance(found, type) else [("", found)]
+        for method, function in methods:
+            function = getattr(function, "fget", None) or getattr(function, "__func__", function)
+            if inspect.isroutine(function) and (method == "__init__" or not method.startswith("_")):
+                yield f"{module.__name__}.{name}.{method}".rstrip("."), function
+
+
+MODULES = [
+    f"{package.__name__}.{module.name}"
+    for package in (pipelines, seq2seq)
+    for module in pkgutil.iter_modules(package.__path__)
+    if module.name != "cli"  # typer could not do without
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_all_that_is_public_has_type_hints(module):
+    for name, function in public(importlib.import_module(module)):
+        signature = inspect.signature(function)
+        bare = [
+            p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name not in ("self", "cls")
+        ]
+        assert set(bare) <= {"self", "cls"}, f"{name}: {bare}"
+        assert signature.return_annotation is not signature.empty, name
