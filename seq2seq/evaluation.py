@@ -32,6 +32,7 @@ class _Rate(Metric):
     name = ""
 
     def count(self, text: str, references: list[str]) -> tuple[int, int]:
+        """The two numbers of a text."""
         raise NotImplementedError
 
     def _preprocess_segment(self, sent):
