@@ -1,11 +1,13 @@
-"""Pictures, for which matplotlib is needed: the extra `plots`. Each function returns the `Figure` it wrote."""
+"""Pictures, for which matplotlib is needed: the extra `plots`. Each `draw_` function returns the `Figure` it wrote."""
 
+import io
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import MaxNLocator
@@ -86,6 +88,21 @@ def draw_attention(alignment: "Alignment", path: Path | str) -> Figure:
         alignment: a `seq2seq.model.Alignment`.
         path: as in `draw_lengths`.
     """
+    return _save(_attention_figure(alignment), path)
+
+
+def attention_svg(alignment):
+    """What `draw_attention` draws, as SVG for a browser: a string.
+
+    Tokens stay text in it, so that the browser shows scripts for which matplotlib has no font, or which it cannot join.
+    """
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        _save(_attention_figure(alignment), file, format="svg")
+    return file.getvalue()
+
+
+def _attention_figure(alignment):
     source, target = ([re.sub(r"\s", "␣", token) for token in tokens] for tokens in alignment[:2])
     rows, columns = alignment.weights.shape
     cell = min(0.25, 80 / max(rows, columns))  # inches; of too large a picture matplotlib makes an error
@@ -106,7 +123,7 @@ def draw_attention(alignment: "Alignment", path: Path | str) -> Figure:
         label.set_rotation(90 if len(label.get_text()) > 1 else 0)
     bar = min(height, 2.0)
     figure.colorbar(image, label="attention", ticks=[0, 0.5, 1], shrink=bar / height, aspect=bar / 0.12, anchor=(0, 1))
-    return _save(figure, path)
+    return figure
 
 
 def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:
@@ -140,8 +157,8 @@ def _draw_lines(axes, lines, colors):
     axes.grid(axis="y", alpha=0.3)
 
 
-def _save(figure, path):
+def _save(figure, path, **how):
     with warnings.catch_warnings():  # a letter that no font has is drawn as a box
         warnings.filterwarnings("ignore", "Glyph .* missing from|Matplotlib currently does not support")
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, **how)
     return figure

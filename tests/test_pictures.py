@@ -1,11 +1,12 @@
 import itertools
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from seq2seq.model import Alignment
-from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates
+from seq2seq.pictures import attention_svg, draw_attention, draw_curves, draw_error_rates
 
 HISTORY = [  # as csv.DictReader reads it
     {"epoch": "1", "loss": "2.5", "accuracy": "0.25", "perplexity": "12.2", "val_loss": "2.25", "val_accuracy": "0.5"},
@@ -100,6 +101,12 @@ def test_attention_pictures_grow_with_their_tokens_and_labels_do_not_overlap(tmp
         boxes = [label.get_window_extent() for label in ticks]
         assert all(getattr(box, end) < getattr(after, start) for box, after in itertools.pairwise(boxes))
     assert all(150 < side < 15000 for side in imread(tmp_path / "attention.png").shape[:2])
+
+
+def test_attention_as_svg_keeps_every_token_as_text():
+    svg = ElementTree.fromstring(attention_svg(alignment(["مرحبا", "नमस्ते", "<b>&amp;"], ["你好", "[END]"])))
+    texts = [element.text.strip() for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"مرحبا", "नमस्ते", "<b>&amp;", "你好", "[END]", "source", "target"} <= set(texts)
 
 
 def test_error_rates_by_length(tmp_path):
