@@ -193,15 +193,23 @@ def export_run(folder: Path | str, out: Path | str, beam: BeamSearch) -> None:
     Raises:
         RunError: if they do not, or there is no such run.
     """
-    model = load_run(folder)
+    model, kept = load_run(folder), probe(folder)
+    found = [text.decode() for text in model.translate(list(kept)).numpy()]
+    for source, translation in zip(kept, found, strict=True):
+        if translation != kept[source]:
+            change = f"{kept[source]!r} when it was trained, and now {translation!r}"
+            raise RunError(f"{folder}: the saved model is not the one that was trained; {source!r} was {change}")
+    model.export(out, beam, list(kept))
+
+
+def probe(folder):
+    """A few sources of a run, held out where any are, and what its model made of them in training: a dict.
+
+    Raises:
+        RunError: if the folder does not hold them.
+    """
     path = Path(folder) / "probe.json"
     try:
-        probe = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: no translations to compare with ({one_line(error)})") from None
-    found = [text.decode() for text in model.translate(list(probe)).numpy()]
-    for source, translation in zip(probe, found, strict=True):
-        if translation != probe[source]:
-            kept = f"{probe[source]!r} when it was trained, and now {translation!r}"
-            raise RunError(f"{folder}: the saved model is not the one that was trained; {source!r} was {kept}")
-    model.export(out, beam, list(probe))
