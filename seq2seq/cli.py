@@ -38,6 +38,7 @@ _CORPUS = (
     "phrasebook, spa-eng. Several are read together."
 )
 _EXTRAS = {  # packages that not everyone needs, and the extra each comes with
+    "gradio": "demo",
     "matplotlib": "plots",
     "rapidfuzz": "evaluation",
     "sacrebleu": "evaluation",
@@ -626,6 +627,29 @@ _EXPLAINED = {
     "exact match": "are a reference, letter for letter, of 100",
 }
 _STOPPED = {"end": "ended by themselves", "limit": "were cut", "repetition": "repeated themselves"}
+
+
+@app.command()
+@_exit_codes()
+def demo(
+    run: Run,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where the page is; 0 for any port that is free.")] = 7860,
+    imports: Import = None,
+):
+    """Serve a page that translates while one types, on this machine and for it alone. Prints its address.
+
+    It shows the n best translations with their log-likelihoods, and where the model looked. Ctrl-C ends it.
+
+    Example: seq2seq demo runs/phrasebook
+    """
+    from seq2seq.demo import demo_page, listen, serve
+    from seq2seq.runs import probe
+
+    with listen(port) as listener:
+        examples = list(probe(run))[:5] if (run / "probe.json").is_file() else []
+        page = demo_page(_load(run, imports), examples)
+        typer.echo(f"http://{':'.join(map(str, listener.getsockname()))}/")
+        serve(page, listener)
 
 
 @app.command()

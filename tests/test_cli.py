@@ -27,12 +27,16 @@ def run(tmp_path_factory):
 
 def test_help_teaches_and_imports_no_tensorflow():
     for arguments, words in (
-        (["--help"], ["train", "translate", "evaluate", "compare", "plot", "export", "score", "inspect", "shuffle"]),
+        (
+            ["--help"],
+            ["train", "translate", "evaluate", "compare", "plot", "demo", "export", "score", "inspect", "shuffle"],
+        ),
         (["train", "--help"], ["phrasebook", "spa-eng", "--preset", "--overwrite", "--cell", "Example:"]),
         (["translate", "--help"], ["stdin", "--beam-width", "--temperature", "Example:"]),
         (["score", "--help"], ["log-likelihood", "Example:"]),
         (["evaluate", "--help"], ["--json", "--write", "held out", "Example:"]),
         (["compare", "--help"], ["bootstrap", "Example:"]),
+        (["demo", "--help"], ["--port", "7860", "Example:"]),
         (["export", "--help"], ["SavedModel", "Example:"]),
         (["plot", "--help"], ["attention", "Example:"]),
         (["inspect", "--help"], ["--histogram", "Example:"]),

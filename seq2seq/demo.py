@@ -1,0 +1,124 @@
+"""A page on one's own machine that translates while one types. It needs gradio: the extra `demo`."""
+
+import base64
+import os
+import socket
+from html import escape
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when it is imported
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+
+from pipelines import OptionError
+from pipelines.tokenizers import START
+from seq2seq.decoding import BeamSearch, Greedy
+from seq2seq.pictures import attention_svg
+
+LOCALHOST = "127.0.0.1"
+_STYLE = """
+/* Text begins on the left or on the right, as its script does. */
+textarea, td, .gallery button { unicode-bidi: plaintext; text-align: start !important }
+table.hypotheses { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums }
+.hypotheses :is(th, td) { border: 0; padding: 3px 1.5em 3px 0; font-weight: normal; white-space: nowrap }
+.hypotheses th { text-align: start }
+.hypotheses th, .attention figcaption { opacity: 0.7 }
+.hypotheses :is(th, td):last-child { width: 100%; padding-right: 0; white-space: normal }
+.attention figure { overflow-x: auto }
+.attention img { max-width: none; margin-top: 8px; background: white }
+"""
+_CAPTION = "Where the model looked in the source, for each token that it wrote"
+_LONGEST_PICTURE = 300  # characters, of which a picture is drawn in seconds
+
+
+def demo_page(model, examples=()):
+    """The page: a text, its translation, the n best hypotheses, and where the decoder looked if it has attention.
+
+    Args:
+        model: a `Seq2Seq`.
+        examples: sources to click on.
+
+    Returns:
+        A `gradio.Blocks`.
+    """
+    widest = min(10, model.target_tokenizer.vocabulary_size - START - 1)  # as many as there are tokens to choose from
+
+    def translate(text, search, width):
+        text = " ".join(text.split())  # on one line, as texts in a corpus are
+        if not text:
+            return "", "", None
+        strategy = BeamSearch(width, n_best=width) if search == "beam" else Greedy()
+        found = model.translate([text], strategy, details=True)
+        best = found.texts.numpy()[0, 0].decode()
+        return best, _table(found), (text, best)
+
+    def draw(pair):
+        if not model.has_attention or not pair or max(map(len, pair)) > _LONGEST_PICTURE:
+            return ""
+        text, best = pair
+        (alignment,) = model.attention([text], [best])
+        svg = base64.b64encode(attention_svg(alignment).encode()).decode()
+        image = f'<img alt="{escape(f"attention: {text} → {best}")}" src="data:image/svg+xml;base64,{svg}">'
+        return f"<figure><figcaption>{_CAPTION}</figcaption>{image}</figure>"
+
+    for search in ("greedy", "beam"):  # the first of each takes seconds, which nobody shall wait for while typing
+        draw(translate(".", search, min(5, widest))[-1])
+    with gr.Blocks(analytics_enabled=False, title="seq2seq demo") as page:
+        with gr.Row():
+            with gr.Column():
+                text = gr.Textbox(label="Text", placeholder="Type a text", lines=3, autofocus=True)
+                if examples:
+                    gr.Examples([[source] for source in examples], text, label="Examples from the corpus")
+                with gr.Row():
+                    search = gr.Radio(["greedy", "beam"], value="greedy", label="Search")
+                    width = gr.Slider(1, widest, min(5, widest), step=1, label="Beam width", buttons=[], visible=False)
+            with gr.Column():
+                translation = gr.Textbox(label="Translation", lines=3, interactive=False)
+                hypotheses = gr.HTML(apply_default_css=False, padding=True)
+        picture = gr.HTML(apply_default_css=False, padding=True, elem_classes="attention", visible=model.has_attention)
+        pair = gr.State()  # what is to be drawn
+        # While one text is translated, only the last of those typed meanwhile waits. A picture takes longer, so it is
+        # drawn by itself, and the translation does not wait for it.
+        typing = {"show_progress": "hidden", "trigger_mode": "always_last"}
+        changes = [text.change, search.change, width.change]
+        typed = gr.on(changes, translate, [text, search, width], [translation, hypotheses, pair], **typing)
+        typed.then(draw, pair, picture, **typing)
+        search.change(lambda search: gr.Slider(visible=search == "beam"), search, width, **typing)
+    return page
+
+
+def _table(found):
+    """The hypotheses of one text, `Translations`, as HTML: log-likelihood, why it stopped, text."""
+    rows = zip(*(part.numpy()[0] for part in found), strict=True)
+    cells = [
+        f"<tr><td>{score:.2f}</td><td>{stopped.decode()}</td><td>{escape(text.decode())}</td></tr>"
+        for text, score, stopped in rows
+    ]
+    head = "<tr><th>log-likelihood</th><th>stopped by</th><th>hypothesis</th></tr>"
+    return f'<table class="hypotheses">{head}{"".join(cells)}</table>'
+
+
+def listen(port):
+    """Takes a port of this machine that only programs on it can reach: a socket for `serve`.
+
+    Args:
+        port: its number, or 0 for any that is free.
+
+    Raises:
+        OptionError: if another program has it, or it is not for everyone.
+    """
+    try:
+        return socket.create_server((LOCALHOST, port))
+    except OSError as error:
+        raise OptionError(f"port={port}: {os.strerror(error.errno)}; choose another with --port") from None
+
+
+def serve(page, listener):
+    """Serves a page on a listening socket until a signal comes, which is then raised as if it came now."""
+    # Gradio's own `launch` would take another port, ask for the page through a proxy, and hide the signal.
+    app = FastAPI(openapi_url=None)  # its documentation pages load scripts from elsewhere
+    options = {"run_history": False, "footer_links": [], "ssr_mode": False, "pwa": False}
+    app = gr.mount_gradio_app(app, page, "/", css=_STYLE, **options)
+    config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[listener])

@@ -1,0 +1,112 @@
+import asyncio
+import base64
+import dataclasses
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import gradio
+import pytest
+from command_line import SEQ2SEQ, seq2seq
+from playwright.sync_api import expect, sync_playwright
+
+from seq2seq import BeamSearch, Seq2Seq
+from seq2seq.demo import demo_page
+from seq2seq.training import train
+
+CHROMIUM = Path("/usr/bin/chromium")
+expect.set_options(timeout=60_000)  # milliseconds
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]  # the first one lets root start it
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture
+def browser():
+    """A real Chromium without a window; CI fails without it."""
+    if not CHROMIUM.exists():
+        if os.environ.get("SEQ2SEQ_CI"):
+            pytest.fail(f"CI must install {CHROMIUM}")
+        pytest.skip(f"there is no {CHROMIUM}; `apt-get install chromium` brings it")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.slow
+def test_the_translation_follows_the_typing_and_nothing_leaves_the_machine(config, tmp_path, browser):
+    train(dataclasses.replace(config, units=32, epochs=10), tmp_path / "run")
+    model, page, requests = Seq2Seq.from_run(tmp_path / "run"), browser.new_page(), []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("websocket", lambda websocket: requests.append(websocket.url))
+    text, translation = (page.get_by_label(label, exact=True) for label in ("Text", "Translation"))
+    rows = page.locator(".hypotheses tr:has(td)")
+
+    def shown(text, strategy="greedy"):
+        """Waits until the page shows what the model makes of a text, and returns the best translation."""
+        found = [part.numpy()[0] for part in model.translate([text], strategy, details=True)]
+        best = found[0][0].decode()
+        expect(translation).to_have_value(best)
+        expect(rows).to_have_text(
+            [f"{score:.2f}{why.decode()}{text.decode()}" for text, score, why in zip(*found, strict=True)]
+        )
+        picture = page.get_by_alt_text(f"attention: {text} → {best}", exact=True)
+        expect(picture).to_be_visible()
+        assert picture.evaluate("picture => picture.naturalWidth > 100 && picture.naturalHeight > 100")
+        svg = base64.b64decode(picture.get_attribute("src").partition("base64,")[2]).decode()
+        labels = "".join(re.findall(r">([^<]*)</text>", svg))
+        assert text in labels and f"{best}[END]" in labels
+        return best
+
+    command = [SEQ2SEQ, "demo", tmp_path / "run", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        address = process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
+        page.goto(address)
+        seen = []
+        for typed in ("a", "ad", "adb", "adbe"):
+            text.press_sequentially(typed[-1])
+            seen.append(shown(typed))
+        assert len(set(seen)) > 1
+        page.get_by_label("beam", exact=True).check()
+        shown("adbe", BeamSearch(5, n_best=5))
+        expect(rows).to_have_count(5)
+        text.fill("")
+        expect(translation).to_have_value("")
+        expect(rows).to_have_count(0)
+        expect(page.get_by_alt_text("attention")).to_have_count(0)
+        example = page.locator(".gallery button").first
+        example.click()
+        shown(example.text_content().strip(), BeamSearch(5, n_best=5))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130 and process.stderr.read() == "Interrupted.\n"
+    assert requests and all(url.startswith((address, "data:")) for url in requests)
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        done = seq2seq("demo", tmp_path, "--port", port)
+    assert done.returncode == 2 and done.stdout == b""
+    assert done.stderr.decode() == f"seq2seq: port={port}: Address already in use; choose another with --port\n"
+
+
+def test_without_attention_there_is_no_picture_and_gradio_tells_nobody(tokenizers, model):
+    async def page(model):  # where a loop runs; else Gradio makes one for each page and leaves it open
+        return demo_page(model)
+
+    for shown in (model, Seq2Seq(*tokenizers, units=8)):
+        made = asyncio.run(page(shown))
+        pictures = [block for block in made.blocks.values() if "attention" in block.elem_classes]
+        assert [picture.visible for picture in pictures] == [shown.has_attention]
+        assert not made.analytics_enabled and not gradio.analytics.analytics_enabled()
+
+
+def test_only_the_demo_imports_gradio():
+    code = "import seq2seq.cli, seq2seq.runs, sys; sys.exit('gradio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
