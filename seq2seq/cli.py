@@ -635,7 +635,7 @@ def demo(
     run: Run,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where the page is; 0 for any port that is free.")] = 7860,
     imports: Import = None,
-):
+) -> None:
     """Serve a page that translates while one types, on this machine and for it alone. Prints its address.
 
     It shows the n best translations with their log-likelihoods, and where the model looked. Ctrl-C ends it.

@@ -3,7 +3,9 @@
 import base64
 import os
 import socket
+from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when it is imported
 
@@ -14,6 +16,7 @@ from fastapi import FastAPI
 from pipelines import OptionError
 from pipelines.tokenizers import START
 from seq2seq.decoding import BeamSearch, Greedy
+from seq2seq.model import Seq2Seq
 from seq2seq.pictures import attention_svg
 
 LOCALHOST = "127.0.0.1"
@@ -32,7 +35,7 @@ _CAPTION = "Where the model looked in the source, for each token that it wrote"
 _LONGEST_PICTURE = 300  # characters, of which a picture is drawn in seconds
 
 
-def demo_page(model, examples=()):
+def demo_page(model: Seq2Seq, examples: Sequence[str] = ()) -> gr.Blocks:
     """The page: a text, its translation, the n best hypotheses, and where the decoder looked if it has attention.
 
     Args:
@@ -62,8 +65,8 @@ def demo_page(model, examples=()):
         image = f'<img alt="{escape(f"attention: {text} → {best}")}" src="data:image/svg+xml;base64,{svg}">'
         return f"<figure><figcaption>{_CAPTION}</figcaption>{image}</figure>"
 
-    for search in ("greedy", "beam"):  # the first of each takes seconds, which nobody shall wait for while typing
-        draw(translate(".", search, min(5, widest))[-1])
+    for kind in ("greedy", "beam"):  # the first of each takes seconds, which nobody shall wait for while typing
+        draw(translate(".", kind, min(5, widest))[-1])
     with gr.Blocks(analytics_enabled=False, title="seq2seq demo") as page:
         with gr.Row():
             with gr.Column():
@@ -80,7 +83,7 @@ def demo_page(model, examples=()):
         pair = gr.State()  # what is to be drawn
         # While one text is translated, only the last of those typed meanwhile waits. A picture takes longer, so it is
         # drawn by itself, and the translation does not wait for it.
-        typing = {"show_progress": "hidden", "trigger_mode": "always_last"}
+        typing: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
         changes = [text.change, search.change, width.change]
         typed = gr.on(changes, translate, [text, search, width], [translation, hypotheses, pair], **typing)
         typed.then(draw, pair, picture, **typing)
@@ -99,7 +102,7 @@ def _table(found):
     return f'<table class="hypotheses">{head}{"".join(cells)}</table>'
 
 
-def listen(port):
+def listen(port: int) -> socket.socket:
     """Takes a port of this machine that only programs on it can reach: a socket for `serve`.
 
     Args:
@@ -111,10 +114,10 @@ def listen(port):
     try:
         return socket.create_server((LOCALHOST, port))
     except OSError as error:
-        raise OptionError(f"port={port}: {os.strerror(error.errno)}; choose another with --port") from None
+        raise OptionError(f"port={port}: {error.strerror}; choose another with --port") from None
 
 
-def serve(page, listener):
+def serve(page: gr.Blocks, listener: socket.socket) -> None:
     """Serves a page on a listening socket until a signal comes, which is then raised as if it came now."""
     # Gradio's own `launch` would take another port, ask for the page through a proxy, and hide the signal.
     app = FastAPI(openapi_url=None)  # its documentation pages load scripts from elsewhere

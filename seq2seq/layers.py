@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from pipelines import OptionError, choose
 from pipelines.tokenizers import PADDING, one_hot
+from seq2seq.recurrence import Recurrent, Rows
 
-CELLS = {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}
 ATTENTIONS = (None, "dot", "general", "additive")
+_FEW_TOKENS = 500  # with so many a batch has more places than tokens
 
 
 class Encoded(NamedTuple):
@@ -79,13 +80,11 @@ class Encoder(keras.layers.Layer):
 
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
         mask = source_mask(source)
-        output = self.vectors(source, training=training)
+        lengths = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
+        output = self.vectors.rows(source, training=training)
         state = []
         for layer in self.recurrent:
-            output, *last = layer(output, mask=mask, training=training)
-            if self.options["bidirectional"]:
-                half = len(last) // 2
-                last = [tf.concat(halves, axis=-1) for halves in zip(last[:half], last[half:], strict=True)]
+            output, last = layer(output, lengths=lengths)
             output = self.drop(output, training=training)
             state.append(last)
         return Encoded(output, mask, state)
@@ -199,11 +198,10 @@ class Decoder(keras.layers.Layer):
         training: bool = False,
         return_attention: bool = False,
     ) -> tuple[tf.Tensor, list] | tuple[tf.Tensor, list, tf.Tensor]:
-        vectors = self.vectors(target, training=training)
         if self.input_feeding:
-            output, state, weights = self._feed(vectors, encoded, state, training)
+            output, state, weights = self._feed(self.vectors(target, training=training), encoded, state, training)
         else:
-            output, state = self._recur(vectors, state, training)
+            output, state = self._recur(self.vectors.rows(target, training=training), state, training)
             output, weights = self._look_back(output, encoded)
         logits = self.output_layer(output)
         if not return_attention:
@@ -213,16 +211,12 @@ class Decoder(keras.layers.Layer):
         return logits, state, weights
 
     def _recur(self, output, state, training):
-        """Runs the recurrent layers over `[B, T, ...]`; returns their output `[B, T, D]` and the new state."""
+        """Runs the recurrent layers over `[B, T, E]` or `Rows`; returns their output `[B, T, D]` and the new state."""
         after = []
         for layer, before in zip(self.recurrent, state, strict=True):
-            if output.shape[1] == 1:  # one step needs no loop around it
-                step, last = layer.cell(output[:, 0], before)
-                output = step[:, None]
-            else:
-                output, *last = layer(output, initial_state=before, training=training)
+            output, last = layer(output, state=before)
             output = self.drop(output, training=training)
-            after.append(list(last))
+            after.append(last)
         return output, after
 
     def _look_back(self, output, encoded):
@@ -361,6 +355,7 @@ class TokenVectors(keras.layers.Layer):
         if embedding:
             initializer = keras.initializers.RandomNormal(stddev=embedding**-0.5)
             self.matrix = self.add_weight(shape=(vocabulary_size, embedding), initializer=initializer, name="embedding")
+        self.built = True  # which Keras could not tell if only `rows` were ever called
 
     def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
         if not self.embedding:
@@ -369,15 +364,22 @@ class TokenVectors(keras.layers.Layer):
         # Rows of length 1, times the root of E (Vaswani et al. 2017, section 3.4): large where a cell reads them, small
         # where the output is tied to them, and quick to learn.
         matrix, scale = tf.cast(self.matrix, self.compute_dtype), self.embedding**0.5
-        if not tokens.dtype.is_integer:
-            vectors = tf.tensordot(tokens, matrix, 1) * scale
-        elif training:
+        if training:
             # So the gradient is dense. Of a sparse one, Keras's Adam squares the parts of a token one by one, which
             # makes steps too large for frequent tokens.
-            vectors = tf.gather(matrix * scale, tokens)
+            vectors = tf.gather(matrix * scale, token_ids(tokens))
         else:
-            vectors = tf.gather(matrix, tokens) * scale
+            vectors = tf.gather(matrix, token_ids(tokens)) * scale
         return self.drop(vectors, training=training)
+
+    def rows(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor | Rows:
+        """The same for a recurrent layer to read, which looks up less where there are fewer tokens than places."""
+        if not self.embedding:
+            return Rows(token_ids(tokens))
+        few = self.vocabulary_size <= _FEW_TOKENS and tokens.shape[1] != 1
+        if not few or (training and self.drop.rate):
+            return self(tokens, training=training)
+        return Rows(token_ids(tokens), tf.cast(self.matrix, self.compute_dtype) * self.embedding**0.5)
 
     def get_config(self) -> dict:
         config = {"vocabulary_size": self.vocabulary_size, "embedding": self.embedding, "dropout": self.drop.rate}
@@ -401,15 +403,5 @@ class _TiedOutput(keras.layers.Layer):
 
 def _recurrent_layers(cell, layers, size, units, bidirectional, dtype):
     """So many recurrent layers, the first one for inputs `[B, T, size]`, each of the others for the one before it."""
-    stack = []
-    for _ in range(layers):
-        # Keras runs these on a GPU with the fused cuDNN kernels, as long as masks are right-padded and their arguments
-        # stay as they are: tanh, sigmoid, no recurrent dropout.
-        layer = choose("cell", cell, CELLS)(
-            units // 2 if bidirectional else units, return_sequences=True, return_state=True, dtype=dtype
-        )
-        stack.append(keras.layers.Bidirectional(layer, dtype=dtype) if bidirectional else layer)
-        # Now and not when it is first called: with input feeding only its cell ever is.
-        stack[-1].build((None, None, size))
-        size = units
-    return stack
+    sizes = [size, *[units] * (layers - 1)]
+    return [Recurrent(cell, size, units, bidirectional, dtype=dtype) for size in sizes]

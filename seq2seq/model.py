@@ -17,6 +17,7 @@ from seq2seq.decoding import STOPPED, STRATEGIES, BeamSearch, Greedy, Hypotheses
 from seq2seq.exporting import export
 from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
 from seq2seq.metrics import Perplexity, TokenCrossentropy, token_accuracy
+from seq2seq.recurrence import cores, side_by_side
 
 LONGEST_SOURCE = 1024  # tokens of a text that are read when it is translated; the rest is left out
 _BATCH_LENGTH = 256  # the length from which on a batch holds fewer texts, so that memory does not grow with it
@@ -118,10 +119,12 @@ class Seq2Seq(keras.Model):
         Returns:
             logits `[B, T, Vt]`.
         """
-        source, target = inputs
-        encoded, state = self.decoder.start(self.encoder(source, training=training))
-        logits, _ = self.decoder(target, encoded, state, training=training)
-        return logits
+
+        def score(source, target):
+            encoded, state = self.decoder.start(self.encoder(source, training=training))
+            return self.decoder(target, encoded, state, training=training)[0]
+
+        return side_by_side(score, cores(), *inputs)
 
     def compile(
         self,
@@ -236,7 +239,10 @@ class Seq2Seq(keras.Model):
         length = tf.TensorSpec([], tf.int32)
 
         def run(texts, seeds, min_length, max_length):
-            return self.translate_batch(texts, strategy, seeds, min_length, max_length, details)
+            def translate(texts, seeds):
+                return self.translate_batch(texts, strategy, seeds, min_length, max_length, details)
+
+            return side_by_side(translate, cores(), texts, seeds)
 
         return tf.function(run, input_signature=[texts, seeds, length, length])
 

@@ -91,7 +91,7 @@ def draw_attention(alignment: "Alignment", path: Path | str) -> Figure:
     return _save(_attention_figure(alignment), path)
 
 
-def attention_svg(alignment):
+def attention_svg(alignment: "Alignment") -> str:
     """What `draw_attention` draws, as SVG for a browser: a string.
 
     Tokens stay text in it, so that the browser shows scripts for which matplotlib has no font, or which it cannot join.

@@ -202,7 +202,7 @@ def export_run(folder: Path | str, out: Path | str, beam: BeamSearch) -> None:
     model.export(out, beam, list(kept))
 
 
-def probe(folder):
+def probe(folder: Path | str) -> dict[str, str]:
     """A few sources of a run, held out where any are, and what its model made of them in training: a dict.
 
     Raises:

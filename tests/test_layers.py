@@ -152,7 +152,8 @@ def test_dropout_leaves_numbers_out_in_training_only():
     one, same = encoder(SOURCE).memory, encoder(SOURCE).memory
     np.testing.assert_array_equal(one, same)
     assert (encoder(SOURCE, training=True).memory.numpy() == 0).mean() > 0.2
-    assert not any(layer.dropout or layer.recurrent_dropout for layer in encoder.recurrent)  # which cuDNN has not
+    (direction,) = encoder.recurrent[0].directions
+    assert not direction.dropout and not direction.recurrent_dropout  # which cuDNN has not
 
 
 def test_two_directions_read_the_source_from_both_ends():
@@ -181,10 +182,7 @@ def test_keras_finds_the_layers_fit_for_cudnn(cell, bidirectional, monkeypatch):
     rnn = importlib.import_module("keras.src.backend.tensorflow.rnn")
     monkeypatch.setattr(rnn, "_is_gpu_available", lambda: True)
     encoder, decoder = Encoder(8, 6, cell, 2, bidirectional, dropout=0.3), Decoder(8, 6, cell, 2, dropout=0.3)
-    found = [*encoder.recurrent, *decoder.recurrent]
-    if bidirectional:
-        found += [getattr(layer, side) for layer in found[:2] for side in ("forward_layer", "backward_layer")]
-        del found[:2]
+    found = [direction for layer in encoder.recurrent + decoder.recurrent for direction in layer.directions]
     assert len(found) == (6 if bidirectional else 4)
     for layer in found:
         arguments = {"reset_after": True} if cell == "gru" else {}

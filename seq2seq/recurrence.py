@@ -1,0 +1,277 @@
+"""LSTM and GRU: `Recurrent`, a layer whose weights are those of Keras's, and the loop that runs it on a CPU.
+
+Shapes: B rows, T steps, E size of an input, D units, G gates (4 D of an LSTM, 3 D of a GRU).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from pipelines import choose
+
+State = list[tf.Tensor]  # [h, c] of an LSTM, [h] of a GRU, [B, D] each
+
+
+class Rows(NamedTuple):
+    """Vectors `[B, T, E]` that are rows of a matrix, not yet looked up.
+
+    A row times another matrix is a row of the product of the two, and there are fewer tokens than places for them.
+    """
+
+    ids: tf.Tensor  # [B, T]
+    matrix: tf.Tensor | None = None  # [V, E]; None for one-hot rows
+
+
+class Recurrent(keras.layers.Layer):
+    """A recurrent layer, in one direction or two.
+
+    On a GPU it runs Keras's layer and with it the fused cuDNN kernel, on a CPU `recur`, which computes the same.
+
+    Args:
+        cell: "lstm" (Hochreiter & Schmidhuber 1997) or "gru" (Cho et al. 2014, arxiv.org/abs/1406.1078).
+        size: of the vectors that come in, E.
+        units: of the output, D.
+        bidirectional: whether half of the units read backwards (Schuster & Paliwal 1997).
+
+    Call arguments:
+        x: `[B, T, E]` or `Rows`.
+        lengths: int32 `[B]`, at least 1: how many steps each row has. By default all have T.
+        state: the one to start from, of one direction; by default zeros.
+
+    Returns:
+        The output `[B, T, D]`, which after a row's length has no meaning, and the state after its last step. Those of
+        two directions are joined.
+    """
+
+    def __init__(self, cell: str, size: int, units: int, bidirectional: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.cell, count = CELLS[choose("cell", cell, list(CELLS))], 2 if bidirectional else 1
+        # Their arguments stay as they are: tanh, sigmoid and no recurrent dropout is what cuDNN can do.
+        options = {"return_sequences": True, "return_state": True, "dtype": self.dtype_policy}
+        self.directions = [self.cell.layer(units // count, **options) for _ in range(count)]
+        for direction in self.directions:
+            direction.build((None, None, size))
+        self.built = True
+
+    def call(
+        self, x: tf.Tensor | Rows, lengths: tf.Tensor | None = None, state: State | None = None
+    ) -> tuple[tf.Tensor, State]:
+        output, last = self._run(self.directions[0], x, lengths, state)
+        for backwards in self.directions[1:]:
+            read, first = self._run(backwards, _reverse(x, lengths), lengths, state)
+            output = tf.concat([output, _reverse(read, lengths)], axis=2)
+            last = [tf.concat(parts, axis=1) for parts in zip(last, first, strict=True)]
+        return output, last
+
+    def _run(self, direction, x, lengths, state):
+        size, cell = direction.cell.kernel.shape[0], direction.cell
+        steps = (x.ids if isinstance(x, Rows) else x).shape[1]
+        if steps != 1 and tf.config.list_logical_devices("GPU"):
+            x = _looked_up(x, size, self.compute_dtype)
+            mask = None if lengths is None else tf.sequence_mask(lengths, tf.shape(x)[1])
+            output, *state = direction(x, mask=mask, initial_state=state)
+            return output, state
+
+        kernel, recurrent_kernel, bias = map(tf.convert_to_tensor, (cell.kernel, cell.recurrent_kernel, cell.bias))
+        biases: list[tf.Tensor] = []  # of the recurrent product: a GRU has one there too, as cuDNN has
+        if self.cell is GRU:
+            bias, *biases = tf.unstack(bias)
+        given = _times(_transpose(x), kernel, bias)
+        if state is None:
+            state = [tf.zeros_like(given[0, :, : direction.units])] * self.cell.states
+        if steps == 1:  # one step needs no loop around it
+            state, _ = self.cell.step(given[0], sum(biases, tf.matmul(state[0], recurrent_kernel)), state)
+            return state[0][:, None], state
+        states = recur(self.cell, given, recurrent_kernel, biases, state)
+        if lengths is None:
+            last = [part[-1] for part in states]
+        else:
+            places = tf.stack([lengths - 1, tf.range(tf.shape(lengths)[0])], axis=1)
+            last = [tf.gather_nd(part, places) for part in states]
+        return _transpose(states[0]), last
+
+
+class LSTM:
+    """One step of an LSTM, whose state is [h, c], and the step back.
+
+    What the input and h have to say to the gates i, f, candidate and o, before they are squashed, is `given` and
+    `recurrent`, `[B, G]` each.
+    """
+
+    layer = keras.layers.LSTM
+    states = 2
+    saves = 5  # tensors
+    gradients = 1  # as `given` and `recurrent` are added up, theirs are the same
+
+    @staticmethod
+    def step(given: tf.Tensor, recurrent: tf.Tensor, state: State) -> tuple[State, list[tf.Tensor]]:
+        """The new state, and what the step back will need, `[B, D]` each."""
+        i, f, candidate, o = tf.split(given + recurrent, 4, axis=1)
+        i, f, candidate, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(candidate), tf.sigmoid(o)
+        c = f * state[1] + i * candidate
+        shown = tf.tanh(c)
+        return [o * shown, c], [i, f, candidate, o, shown]
+
+    @staticmethod
+    def back(saved: list[tf.Tensor], state: State, d_state: State) -> tuple[tf.Tensor, tf.Tensor, State]:
+        """Gradients of `given`, of `recurrent` and of the state before, but for those by way of `recurrent`."""
+        i, f, candidate, o, shown = saved
+        dh, dc = d_state
+        dc += dh * o * (1 - shown * shown)
+        d_i, d_f = dc * candidate * i * (1 - i), dc * state[1] * f * (1 - f)
+        d_candidate, d_o = dc * i * (1 - candidate * candidate), dh * shown * o * (1 - o)
+        d_gates = tf.concat([d_i, d_f, d_candidate, d_o], axis=1)
+        return d_gates, d_gates, [tf.zeros_like(dh), dc * f]
+
+
+class GRU:
+    """One step of a GRU, whose state is [h], and the step back. Its gates are z, r and candidate.
+
+    It resets h after the product, as cuDNN and Keras do. See `LSTM` for the rest.
+    """
+
+    layer = keras.layers.GRU
+    states = 1
+    saves = 4
+    gradients = 2
+
+    @staticmethod
+    def step(given: tf.Tensor, recurrent: tf.Tensor, state: State) -> tuple[State, list[tf.Tensor]]:
+        given_z, given_r, given_candidate = tf.split(given, 3, axis=1)
+        z, r, said = tf.split(recurrent, 3, axis=1)
+        z, r = tf.sigmoid(given_z + z), tf.sigmoid(given_r + r)
+        candidate = tf.tanh(given_candidate + r * said)
+        return [z * state[0] + (1 - z) * candidate], [z, r, candidate, said]
+
+    @staticmethod
+    def back(saved: list[tf.Tensor], state: State, d_state: State) -> tuple[tf.Tensor, tf.Tensor, State]:
+        z, r, candidate, said = saved
+        (dh,) = d_state
+        d_z = dh * (state[0] - candidate) * z * (1 - z)
+        d_candidate = dh * (1 - z) * (1 - candidate * candidate)
+        d_r = d_candidate * said * r * (1 - r)
+        d_given, d_recurrent = (tf.concat([d_z, d_r, d], axis=1) for d in (d_candidate, d_candidate * r))
+        return d_given, d_recurrent, [dh * z]
+
+
+CELLS: dict[str, type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU}
+
+
+def recur(
+    cell: type[LSTM] | type[GRU], given: tf.Tensor, kernel: tf.Tensor, biases: Sequence[tf.Tensor], first: State
+) -> State:
+    """Takes one step after another.
+
+    Left to itself, TensorFlow would find the gradient of the kernel by a product and a sum in every step back. Here the
+    loop back goes through the steps only, and the kernel's gradient is one large product at the end.
+
+    Args:
+        cell: `LSTM` or `GRU`.
+        given: `[T, B, G]`, for each of the steps.
+        kernel, biases: `[D, G]`, and `[G]` or none, which make of h what is recurrent.
+        first: the state before the first step.
+
+    Returns:
+        The states after each step, `[T, B, D]` each. The first is the output, h.
+    """
+    length, (units, gates) = tf.shape(given)[0], kernel.shape
+
+    def arrays(count, size, length):
+        array = functools.partial(tf.TensorArray, given.dtype, length, element_shape=[None, size])
+        return [array(clear_after_read=False) for _ in range(count)]
+
+    def write(arrays, t, values):
+        return [array.write(t, value) for array, value in zip(arrays, values, strict=True)]
+
+    def read(arrays, t):
+        return [array.read(t) for array in arrays]
+
+    @tf.custom_gradient
+    def run(given, kernel, *rest):
+        biases, state = rest[: -len(first)], rest[-len(first) :]
+
+        def forward(t, state, states, saved):
+            state, save = cell.step(given[t], sum(biases, tf.matmul(state[0], kernel)), state)
+            return t + 1, state, write(states, t + 1, state), write(saved, t, save)
+
+        states = write(arrays(len(first), units, length + 1), 0, state)
+        variables = (0, list(state), states, arrays(cell.saves, units, length))
+        *_, states, saved = tf.while_loop(lambda t, *_: t < length, forward, variables)
+        all_states = [array.stack() for array in states]
+
+        def gradient(*upstream):
+            transposed = tf.transpose(kernel)  # a product is faster so than with `transpose_b`
+
+            def back(t, d_state, d_gates):
+                d_state = [part + later[t] for part, later in zip(d_state, upstream, strict=True)]
+                d_given, d_recurrent, d_state = cell.back(read(saved, t), read(states, t), d_state)
+                d_state[0] += tf.matmul(d_recurrent, transposed)
+                return t - 1, d_state, write(d_gates, t, [d_given, d_recurrent][: cell.gradients])
+
+            d_gates = arrays(cell.gradients, gates, length)
+            variables = (length - 1, [tf.zeros_like(part) for part in state], d_gates)
+            _, d_state, d_gates = tf.while_loop(lambda t, *_: t >= 0, back, variables)
+            d_gates = [array.stack() for array in d_gates]
+            h, d_recurrent = tf.reshape(all_states[0][:-1], [-1, units]), tf.reshape(d_gates[-1], [-1, gates])
+            d_biases = [tf.reduce_sum(d_recurrent, axis=0) for _ in biases]
+            return d_gates[0], tf.matmul(h, d_recurrent, transpose_a=True), *d_biases, *d_state
+
+        return [states[1:] for states in all_states], gradient
+
+    return run(given, kernel, *biases, *first)
+
+
+def cores() -> int:
+    """How many parts of a batch are worked on side by side, each by a core or several of its own.
+
+    As many as there are threads for operations, over those for one operation (`tf.config.threading`), where a program
+    has set them, as the command line does: the operations of a recurrent step are too small to be divided further.
+    Else, and on a GPU, 1.
+    """
+    threads = tf.config.threading.get_inter_op_parallelism_threads()
+    each = tf.config.threading.get_intra_op_parallelism_threads()
+    return 1 if not each or tf.config.list_logical_devices("GPU") else max(1, threads // each)
+
+
+def side_by_side(run: Callable, parts: int, *tensors: tf.Tensor) -> Any:
+    """Calls a function with parts of the rows of tensors, and joins what it returns for each: one tensor or several."""
+    if parts == 1:
+        return run(*tensors)
+    rows = tf.shape(tensors[0])[0]
+    missing = tf.maximum(parts - rows, 0)  # as not every layer takes a batch of nothing
+    padded = [tf.concat([tensor, tf.repeat(tensor[:1], missing, axis=0)], axis=0) for tensor in tensors]
+    sizes = [(rows + missing) // parts] * (parts - 1)
+    sizes.append(rows + missing - sum(sizes))
+    done = [run(*part) for part in zip(*(tf.split(tensor, sizes) for tensor in padded), strict=True)]
+    return tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=0)[:rows], *done)
+
+
+def _times(x, matrix, bias):
+    """`[T, B, E]` times `[E, G]`, plus `[G]`."""
+    if not isinstance(x, Rows):
+        return tf.tensordot(x, matrix, 1) + bias
+    return tf.gather((matrix if x.matrix is None else tf.matmul(x.matrix, matrix)) + bias, x.ids)
+
+
+def _looked_up(x, size, dtype):
+    """`[B, T, E]` of it or of `Rows`."""
+    if not isinstance(x, Rows):
+        return x
+    return tf.one_hot(x.ids, size, dtype=dtype) if x.matrix is None else tf.gather(x.matrix, x.ids)
+
+
+def _transpose(x):
+    """`[T, B, ...]` of `[B, T, ...]`, and the other way round."""
+    if isinstance(x, Rows):
+        return x._replace(ids=tf.transpose(x.ids))
+    return tf.transpose(x, [1, 0, 2])
+
+
+def _reverse(x, lengths):
+    """Each row `[B, T, ...]` from its last step to its first; what comes after the last stays where it is."""
+    if isinstance(x, Rows):
+        return x._replace(ids=tf.reverse_sequence(x.ids, lengths, seq_axis=1))
+    return tf.reverse_sequence(x, lengths, seq_axis=1)
