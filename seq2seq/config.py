@@ -115,7 +115,9 @@ class Config:
     batch_tokens: int | None = _option(
         None, TRAINING, "Tokens in a batch, padding included, in place of --batch-size.", parser=_or_none(int)
     )
-    encoding: str = _option("one_hot", TRAINING, "What batches hold: one_hot, ids. It trains the same.")
+    encoding: str = _option(
+        "ids", TRAINING, "What batches hold: ids, one_hot. It trains the same, ids a little faster."
+    )
     epochs: int | None = _option(
         None,
         TRAINING,
@@ -211,7 +213,6 @@ PRESETS = {
         "attention": "dot",
         "tied": True,
         "dropout": 0.1,
-        "encoding": "ids",
         "learning_rate": 2e-3,
     },
     # From letters to phones, "cat TAB K AE T". Lists of words are short, so the model is held back from learning them.

@@ -42,13 +42,14 @@ def export(model: "Seq2Seq", folder: Path | str, beam: BeamSearch = _BEAM, probe
     aside = folder.with_name(f"aside-{folder.name}")
     try:
         archive = keras.export.ExportArchive()
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)  # nobody trains what was exported
         for part in (model, model.source_tokenizer, model.target_tokenizer):
             archive.track(part)
         try:
             for name, strategy in (("greedy", Greedy()), ("beam", beam)):
                 texts = tf.TensorSpec([None], tf.string, "texts")
                 archive.add_endpoint(name, _endpoint(model, strategy), input_signature=[texts])
-            archive.write_out(str(aside), verbose=False)
+            archive.write_out(str(aside), options, verbose=False)
         except Exception as error:  # TensorFlow raises whatever it stumbles over
             parts = f"{type(model.encoder).__name__} and {type(model.decoder).__name__}"
             raise RunError(f"{folder}: {parts} cannot be exported ({one_line(error)})") from error

@@ -77,6 +77,13 @@ class Encoder(keras.layers.Layer):
         self.vectors = TokenVectors(vocabulary_size, embedding, dropout, dtype=dtype)
         self.recurrent = _recurrent_layers(cell, layers, self.vectors.size, units, bidirectional, dtype)
         self.drop = keras.layers.Dropout(dropout, dtype=dtype)
+        self.build((None, None))
+
+    def build(self, source_shape: tuple) -> None:
+        """Makes no weights, as none depends on a shape. For `summary`, which shows the memory's by it."""
+
+    def compute_output_shape(self, source_shape: tuple) -> tuple:
+        return *source_shape[:2], self.options["units"]
 
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
         mask = source_mask(source)
@@ -175,6 +182,13 @@ class Decoder(keras.layers.Layer):
         self.output_layer = (
             _TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype="float32")
         )
+        self.build((None, None))
+
+    def build(self, target_shape: tuple) -> None:
+        """Makes no weights; those of its layers come with the first call. For `summary`, which shows the logits'."""
+
+    def compute_output_shape(self, target_shape: tuple) -> tuple:
+        return *target_shape[:2], self.options["vocabulary_size"]
 
     def start(self, encoded: Encoded) -> tuple[Encoded, list]:
         """What each of the calls for one batch of sources is given: `encoded`, its keys projected, and the first state.

@@ -1,7 +1,13 @@
+import itertools
 import re
+import shlex
+import signal
+import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
+from command_line import SEQ2SEQ, seq2seq
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -16,6 +22,26 @@ def test_the_python_example_runs_as_written(tmp_path, monkeypatch):
     exec(example.replace("epochs=38", "epochs=1, verbose=0, shuffle=False"), scope)
     assert (tmp_path / "model.keras").is_file()
     assert scope["model"].translate(["Hello."]).shape == (1,)
+
+
+@pytest.mark.slow
+def test_the_tour_runs_as_written(tmp_path):
+    with (ROOT / "pipelines" / "phrasebook.tsv").open() as phrasebook, (tmp_path / "pairs.tsv").open("w") as pairs:
+        pairs.writelines(itertools.islice(phrasebook, 400))
+    block = re.search(r"<!-- ci: tour -->\n```bash\n(.*?)```", README, re.DOTALL)[1]
+    *commands, serve = [shlex.split(line, comments=True) for line in block.splitlines()]
+    assert len(commands) == 4
+    for _, *arguments in commands:
+        done = seq2seq(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "exported" / "1" / "saved_model.pb").is_file()
+    with subprocess.Popen(
+        [SEQ2SEQ, *serve[1:], "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as demo:
+        with urllib.request.urlopen(demo.stdout.readline().strip()) as page:
+            assert "gradio" in page.read().decode()
+        demo.send_signal(signal.SIGINT)
+    assert demo.returncode == 130
 
 
 def test_it_names_every_source_file():

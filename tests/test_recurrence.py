@@ -71,6 +71,24 @@ def test_it_goes_on_from_a_state_and_learns_from_where_it_led(layer):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("matrix", [None, tf.random.stateless_normal([5, 4], [0, 1])], ids=["one-hot", "embedding"])
+def test_where_there_is_a_gpu_it_is_keras_s_own_layer_and_computes_the_same(layer, matrix, monkeypatch):
+    rows = Rows(tf.constant([[1, 2, 3, 1, 1], [3, 0, 0, 0, 0], [2, 2, 1, 0, 0]]), matrix)
+    ours = with_gradients(layer, lambda _: layer(rows, lengths=LENGTHS), tf.zeros([]))
+    called = []
+    for direction in layer.directions:
+        monkeypatch.setattr(direction, "call", lambda *x, call=direction.call, **y: called.append(y) or call(*x, **y))
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: [kind])
+    theirs = with_gradients(layer, lambda _: layer(rows, lengths=LENGTHS), tf.zeros([]))
+    assert len(called) == len(layer.directions)
+    for arguments in called:  # what cuDNN wants: padding on the right, in both directions
+        np.testing.assert_array_equal(arguments["mask"], tf.sequence_mask(LENGTHS, 5))
+    for one, other in zip(tf.nest.flatten(ours), tf.nest.flatten(theirs), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_rows_are_looked_up_in_the_product(layer):
     ids = tf.constant([[1, 2, 3, 1, 1], [4, 0, 0, 0, 0], [2, 2, 4, 0, 0]])
     matrix = tf.random.stateless_normal([5, 4], [0, 1])

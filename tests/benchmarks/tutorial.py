@@ -14,6 +14,7 @@ command line sets. `--threads` gives the tutorial the library's.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import platform
@@ -85,12 +86,17 @@ class Tutorial:
         real = np.arange(self.target_length) < np.array([[len(target) + 1] for _, target in pairs])
         return loss_and_accuracy(np.log(probabilities + 1e-12), labels, real)
 
-    def translate(self, sources):
-        """Decodes all rows together, one character of each with every `predict`; the tutorial gives it one row."""
+    def translate(self, sources, steps=None):
+        """Decodes all rows together, one character of each with every `predict`; the tutorial gives it one row.
+
+        With `steps`, so many characters of each, wherever it ends.
+        """
         states = self.encoder.predict(self.one_hot(sources, self.source_characters, self.source_length), verbose=0)
         texts, finished = [""] * len(sources), [False] * len(sources)
         token = self.one_hot(["\t"] * len(sources), self.target_characters, 1)
-        while not all(finished):
+        for step in itertools.count():
+            if step == steps or (steps is None and all(finished)):
+                break
             probabilities, *states = self.decoder.predict([token, *states], verbose=0)
             best = probabilities[:, -1].argmax(-1)
             for row, number in enumerate(best):

@@ -1,0 +1,392 @@
+"""How fast this library is: beside plain PyTorch and the Keras tutorial's procedure, on one machine in one run.
+
+    pip install -e '.[test,bench]'
+    python tests/benchmarks/speed.py figures                   # everything, about 20 minutes on two cores
+    python tests/benchmarks/speed.py figures --only training --rounds 1
+
+Each subject is measured in a process of its own, with the threads that its users get, and the subjects take turns:
+as many `--rounds` of each, of which the median counts. All tables print ratios; FOLDER receives speed.json and
+speed.png.
+
+Training: the first 8,000 pairs of `spa-eng`, one LSTM layer a side, dot attention after the recurrence, an embedding of
+128, Adam, gradients clipped, batches sorted by length; counted are real target characters, END included. Useful GFLOP
+are those of the products that real tokens need, forward and backward, without input projections and softmax; they are
+held against the products of two large matrices. The tutorial has no attention and no embedding.
+
+Decoding: models as they are before training, each sentence decoded for as many steps, so that nothing depends on what
+was learned. The library's sentences go in and come out as strings, PyTorch's as ids.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import platform
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from pipelines import open_corpora
+
+PAIRS, EMBEDDING = 8000, 128
+TRAININGS = {  # name: what is trained
+    "batch 64": {"batch": 64},
+    "batch 64, no attention": {"batch": 64, "attention": False},
+    "batch 128": {"batch": 128},
+    "batch 256": {"batch": 256},
+    "batch 128, 512 units": {"batch": 128, "units": 512},
+}
+SHORT, LONG = 30, 120  # characters a sentence
+DECODINGS = {  # name: what is decoded
+    "greedy, 256 short": {"rows": 256, "length": SHORT},
+    "greedy, 256 long": {"rows": 256, "length": LONG},
+    "greedy, 2048 short": {"rows": 2048, "length": SHORT},
+    "greedy, 1 short": {"rows": 1, "length": SHORT},
+    "beam 5, 256 short": {"rows": 256, "length": SHORT, "width": 5},
+    "beam 5, 1 short": {"rows": 1, "length": SHORT, "width": 5},
+}
+SIZES = {"units": 256, "attention": True}
+
+
+def pairs():
+    return list(itertools.islice(open_corpora("spa-eng").pairs(), PAIRS))
+
+
+def characters():
+    return sum(len(target) + 1 for _, target in pairs())
+
+
+def best_of(run, seconds=3.0):
+    """The least time that a call took, of as many as fit in so many seconds, after one that may compile."""
+    run()
+    times = []
+    while sum(times) < seconds or len(times) < 3:
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+# The subjects: each makes figures of one task in a process of its own.
+
+
+def library_model(units, attention):
+    from pipelines import CharTokenizer
+    from seq2seq import Seq2Seq
+
+    source, target = CharTokenizer(), CharTokenizer()
+    source.adapt([source for source, _ in pairs()])
+    target.adapt([target for _, target in pairs()])
+    return Seq2Seq(source, target, units=units, embedding=EMBEDDING, attention="dot" if attention else None)
+
+
+def library_training(batch, units, attention):
+    from seq2seq.cli import start_tensorflow
+
+    start_tensorflow()
+    import keras
+    import tensorflow as tf
+
+    from pipelines import batch_pairs
+
+    model = library_model(units, attention)
+    model.compile(keras.optimizers.Adam(1e-3, clipnorm=1.0))
+    texts = tf.data.Dataset.from_tensor_slices(tuple(zip(*pairs(), strict=True)))
+    batches = batch_pairs(texts, model.source_tokenizer, model.target_tokenizer, batch, encoding="ids", seed=0)
+    batches = batches.apply(tf.data.experimental.assert_cardinality(-(-PAIRS // batch)))
+    return characters() / best_of(lambda: model.fit(batches, verbose=0, shuffle=False), seconds=15)
+
+
+def library_decoding(rows, length, width=1):
+    from seq2seq.cli import start_tensorflow
+
+    start_tensorflow()
+    from seq2seq import BeamSearch, Greedy
+
+    model = library_model(**SIZES)
+    texts = sentences(rows, length)
+    strategy = BeamSearch(width) if width > 1 else Greedy()
+    return rows / best_of(lambda: model.translate(texts, strategy, min_length=length, max_length=length))
+
+
+def torch_model(units, attention):
+    from torch_baseline import Translator
+
+    sides = [sorted(set("".join(texts))) for texts in zip(*pairs(), strict=True)]
+    indices = [{character: number for number, character in enumerate(side, start=4)} for side in sides]
+    return Translator(*(len(side) + 4 for side in sides), units, EMBEDDING, attention), *indices
+
+
+def torch_ids(texts, index, marks=False):
+    import torch
+    from torch_baseline import END, START
+
+    rows = [[index[character] for character in text] for text in texts]
+    rows = [torch.tensor([START, *row, END] if marks else row) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def torch_training(batch, units, attention):
+    import torch
+    from torch_baseline import trainer
+
+    torch.manual_seed(0)
+    model, *indices = torch_model(units, attention)
+    ordered = sorted(pairs(), key=lambda pair: (len(pair[1]), len(pair[0])))
+    batches = []
+    for start in range(0, PAIRS, batch):
+        sources, targets = zip(*ordered[start : start + batch], strict=True)
+        batches.append((torch_ids(sources, indices[0]), torch_ids(targets, indices[1], marks=True)))
+    random.Random(0).shuffle(batches)
+    step = trainer(model)
+    return characters() / best_of(lambda: [step(*each) for each in batches], seconds=15)
+
+
+def torch_decoding(rows, length, width=1):
+    if width > 1:
+        return None
+    model, source, _ = torch_model(**SIZES)
+    ids = torch_ids(sentences(rows, length), source)
+    return rows / best_of(lambda: [model.greedy(part, length) for part in ids.split(256)])
+
+
+def tutorial_training(batch, units, attention):
+    if (batch, units, attention) != (64, SIZES["units"], False):
+        return None
+    import keras
+    from tutorial import Tutorial
+
+    keras.utils.set_random_seed(0)
+    tutorial = Tutorial(pairs(), [])
+    inputs, labels = tutorial.arrays(pairs())
+    return characters() / best_of(lambda: tutorial.model.fit(inputs, labels, batch, verbose=0), seconds=15)
+
+
+def tutorial_decoding(rows, length, width=1):
+    if (rows, width) != (1, 1):
+        return None
+    from tutorial import Tutorial
+
+    tutorial = Tutorial(pairs(), [])
+    tutorial.source_length = length
+    return rows / best_of(lambda: tutorial.translate(sentences(rows, length), steps=length))
+
+
+def sentences(rows, length):
+    """Texts of so many characters, none like another."""
+    text = " ".join(source for source, _ in pairs())
+    return [text[start : start + length] for start in range(rows)]
+
+
+def matrices():
+    """GFLOP/s of large products on all cores."""
+    import tensorflow as tf
+
+    one = tf.random.normal([2048, 2048])
+    product = tf.function(lambda: tf.reduce_sum(tf.matmul(one, one)))
+    return 2 * 2048**3 / best_of(lambda: product().numpy()) / 1e9
+
+
+SUBJECTS = {
+    "training": {"library": library_training, "pytorch": torch_training, "tutorial": tutorial_training},
+    "decoding": {"library": library_decoding, "pytorch": torch_decoding, "tutorial": tutorial_decoding},
+}
+
+
+def useful(units, attention, rate):
+    """Useful GFLOP/s at so many target characters a second: see above."""
+    source, target = sum(len(source) for source, _ in pairs()), characters()
+    lookups = sum(2 * len(s) * (len(t) + 1) for s, t in pairs()) if attention else 0
+    size = len(set("".join(t for _, t in pairs()))) + 4
+    products = (
+        (source + target) * 4 * units**2 + lookups * units + target * units * (size + (2 * units if attention else 0))
+    )
+    return 3 * 2 * products / target * rate / 1e9
+
+
+# Start-up: whole commands.
+
+
+def startup(folder):
+    """Seconds that commands take, the least of several: {what: seconds}."""
+    (folder / "pairs.tsv").write_text("".join(f"{source}\t{target}\n" for source, target in pairs()[:300]))
+    seq2seq, run = Path(sys.executable).with_name("seq2seq"), folder / "run"
+    subprocess.run(
+        [seq2seq, "train", folder / "pairs.tsv", "--out", run, "--epochs", "1"], capture_output=True, check=True
+    )
+    python = [sys.executable, "-c"]
+    commands = {
+        "seq2seq --help": [seq2seq, "--help"],
+        "seq2seq translate RUN 'Go.'": [seq2seq, "translate", run, "Go."],
+        "seq2seq translate RUN 'Go.', beam 5": [seq2seq, "translate", run, "Go.", "--beam-width", "5"],
+        "import tensorflow, tensorflow_text, keras": [*python, "import tensorflow, tensorflow_text, keras"],
+        "import seq2seq": [*python, "import seq2seq"],
+        "import torch": [*python, "import torch"],
+    }
+    return {
+        what: best_of(functools.partial(subprocess.run, command, capture_output=True, check=True), 6)
+        for what, command in commands.items()
+    }
+
+
+# Latency of one short sentence, in this process and as a program without the library sees it.
+
+
+def latency(folder):
+    """Milliseconds for one sentence of a model that was just made: {what: milliseconds}."""
+    from seq2seq.cli import start_tensorflow
+
+    start_tensorflow()
+    import tensorflow as tf
+
+    model, text = library_model(**SIZES), "Where is the station?"
+    model.length_ratios.assign([1.0, 1.2, 1.44])
+    model.export(folder / "exported")
+    loaded, texts = tf.saved_model.load(str(folder / "exported")), tf.constant([text])
+    runs = {
+        "translate, greedy": lambda: model.translate([text]),
+        "SavedModel, greedy": lambda: loaded.greedy(texts),
+        "translate, beam 5": lambda: model.translate([text], "beam"),
+        "SavedModel, beam 5": lambda: loaded.beam(texts),
+    }
+    return {what: 1000 * best_of(run) for what, run in runs.items()}
+
+
+# Taking turns.
+
+
+def measured(*arguments):
+    """What this file prints, given these arguments, in a process of its own: (figure, peak memory in MB)."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--measure", json.dumps(arguments)], capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(task, subject=None, options=None):
+    """Does it, and prints it as JSON with the peak of this process's memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        if task in SUBJECTS:
+            figure = SUBJECTS[task][subject](**options)
+        else:
+            figure = {"matrices": matrices, "startup": startup, "latency": latency}[task](
+                *[Path(folder)][: task != "matrices"]
+            )
+    # Not getrusage, whose maximum a process inherits from the one that started it.
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    print(json.dumps([figure, int(peak) / 1024]))
+
+
+def compare(task, cases, rounds):
+    """The median of what each subject reaches in each case, and the peaks of memory: {case: {subject: (rate, MB)}}."""
+    found = {}
+    for case, options in cases.items():
+        options = {**SIZES, **options} if task == "training" else options
+        taken = {subject: [] for subject in SUBJECTS[task]}
+        for _ in range(rounds):
+            for subject in list(taken):
+                figures = measured(task, subject, options)
+                if figures[0] is None:
+                    del taken[subject]
+                else:
+                    taken[subject].append(figures)
+        found[case] = {
+            subject: [statistics.median(part) for part in zip(*each, strict=True)] for subject, each in taken.items()
+        }
+        print(row(case, found[case]), flush=True)
+    return found
+
+
+def row(case, subjects):
+    """A line of a table: rates, and how many times each of the others the library is."""
+    ours = subjects["library"][0]
+    cells = [f"{ours:,.0f}"]
+    for other in ("pytorch", "tutorial"):
+        rate = subjects.get(other, [None])[0]
+        cells += (
+            [f"{rate:,.{0 if rate >= 10 else 2}f}", f"{ours / rate:,.{2 if ours < 100 * rate else 0}f}"]
+            if rate
+            else ["", ""]
+        )
+    return f"| {case} | {' | '.join(cells)} | {subjects['library'][1]:,.0f} |"
+
+
+HEAD = "| | this library | PyTorch | times | tutorial | times | peak MB |\n|---|---|---|---|---|---|---|"
+
+
+def draw(figures, path):
+    """Bars: how many times as fast as PyTorch."""
+    from matplotlib.figure import Figure
+
+    bars = {
+        f"{task}: {case}": subjects["library"][0] / subjects["pytorch"][0]
+        for task in ("training", "decoding")
+        for case, subjects in figures.get(task, {}).items()
+        if "pytorch" in subjects
+    }
+    figure = Figure(figsize=(8, 0.9 + 0.35 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.barh(list(bars), list(bars.values()), color="#0072B2")
+    axes.bar_label(drawn, fmt="%.2f", padding=3)
+    axes.axvline(1, color="black", linewidth=1)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set(xlabel="times as fast as PyTorch", title=figures["machine"])
+    figure.savefig(path, dpi=150)
+
+
+def machine():
+    names = re.findall(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    return f"{(names or [platform.machine()])[0]}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="where to write speed.json and speed.png")
+    parser.add_argument("--only", nargs="+", choices=["training", "decoding", "startup", "latency"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        return measure(*json.loads(options.measure))
+    if not options.folder:
+        parser.error("FOLDER is missing")
+    wanted = options.only or ["training", "decoding", "startup", "latency"]
+    figures = {"machine": machine(), "packages": {name: version(name) for name in ("tensorflow", "keras", "torch")}}
+    print(figures["machine"], ", ".join(f"{name} {number}" for name, number in figures["packages"].items()))
+    if "training" in wanted:
+        figures["matrices"] = statistics.median(measured("matrices")[0] for _ in range(options.rounds))
+        print(f"\nlarge matrices: {figures['matrices']:.0f} GFLOP/s\n\nTraining, target characters a second\n\n{HEAD}")
+        figures["training"] = compare("training", TRAININGS, options.rounds)
+        print("\n| | useful GFLOP/s | of large matrices |\n|---|---|---|")
+        for case, subjects in figures["training"].items():
+            sizes = {name: {**SIZES, **TRAININGS[case]}[name] for name in SIZES}
+            rate = useful(**sizes, rate=subjects["library"][0])
+            print(f"| {case} | {rate:.0f} | {rate / figures['matrices']:.0%} |")
+    if "decoding" in wanted:
+        print(f"\nDecoding, sentences a second\n\n{HEAD}")
+        figures["decoding"] = compare("decoding", DECODINGS, options.rounds)
+    for task, unit in (("startup", "s"), ("latency", "ms")):
+        if task in wanted:
+            figures[task] = measured(task)[0]
+            print(f"\n| {task} | {unit} |\n|---|---|")
+            for what, figure in figures[task].items():
+                print(f"| {what} | {figure:.2f} |")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    (options.folder / "speed.json").write_text(json.dumps(figures, indent=1))
+    draw(figures, options.folder / "speed.png")
+
+
+if __name__ == "__main__":
+    main()
