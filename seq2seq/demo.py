@@ -114,7 +114,7 @@ def listen(port: int) -> socket.socket:
     try:
         return socket.create_server((LOCALHOST, port))
     except OSError as error:
-        raise OptionError(f"port={port}: {error.strerror}; choose another with --port") from None
+        raise OptionError(f"port={port}: {os.strerror(error.errno or 0)}; choose another with --port") from None
 
 
 def serve(page: gr.Blocks, listener: socket.socket) -> None:

@@ -20,6 +20,7 @@ from seq2seq.metrics import Perplexity, TokenCrossentropy, token_accuracy
 from seq2seq.recurrence import cores, side_by_side
 
 LONGEST_SOURCE = 1024  # tokens of a text that are read when it is translated; the rest is left out
+_MANY_TEXTS = 64  # from so many on, each core translates a part of a batch
 _BATCH_LENGTH = 256  # the length from which on a batch holds fewer texts, so that memory does not grow with it
 
 
@@ -100,6 +101,7 @@ class Seq2Seq(keras.Model):
             shape=(), initializer="zeros", trainable=False, autocast=False, name="gradient_norm"
         )
         self.guesses = keras.random.SeedGenerator()
+        self._parts = 1  # of a batch to translate: more are twice as long in the making, which few texts do not repay
         self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
         self.build()
 
@@ -219,7 +221,9 @@ class Seq2Seq(keras.Model):
         single = texts.shape.rank == 0
         if single:
             texts = texts[None]
-        run = self._translate_with(strategy, details)
+        if len(texts) >= _MANY_TEXTS:
+            self._parts = cores()
+        run = self._translate_with(strategy, details, self._parts)
         count = texts.shape[0]
         texts = texts if count else tf.constant([""])  # not every layer takes a batch of nothing
         order, batches = _by_length(tf.minimum(tf.strings.length(texts), LONGEST_SOURCE), batch_size)
@@ -234,7 +238,7 @@ class Seq2Seq(keras.Model):
         texts = texts[:, 0] if texts.shape[1] == 1 else texts
         return texts[0] if single else texts
 
-    def _compile_translate(self, strategy, details):
+    def _compile_translate(self, strategy, details, parts):
         texts, seeds = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)
         length = tf.TensorSpec([], tf.int32)
 
@@ -242,7 +246,7 @@ class Seq2Seq(keras.Model):
             def translate(texts, seeds):
                 return self.translate_batch(texts, strategy, seeds, min_length, max_length, details)
 
-            return side_by_side(translate, cores(), texts, seeds)
+            return side_by_side(translate, parts, texts, seeds)
 
         return tf.function(run, input_signature=[texts, seeds, length, length])
 

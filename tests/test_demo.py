@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import os
 import re
@@ -39,7 +40,7 @@ def browser():
 
 @pytest.mark.slow
 def test_the_translation_follows_the_typing_and_nothing_leaves_the_machine(config, tmp_path, browser):
-    train(dataclasses.replace(config, units=32, epochs=10), tmp_path / "run")
+    train(dataclasses.replace(config, units=32, epochs=30), tmp_path / "run")
     model, page, requests = Seq2Seq.from_run(tmp_path / "run"), browser.new_page(), []
     page.on("request", lambda request: requests.append(request.url))
     page.on("websocket", lambda websocket: requests.append(websocket.url))
@@ -63,7 +64,9 @@ def test_the_translation_follows_the_typing_and_nothing_leaves_the_machine(confi
         return best
 
     command = [SEQ2SEQ, "demo", tmp_path / "run", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process, contextlib.ExitStack() as stack:
+        stack.callback(process.kill)  # or what fails here would wait for it without end
         address = process.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/", address)
         page.goto(address)

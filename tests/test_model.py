@@ -91,8 +91,8 @@ def test_translate_is_traced_once_for_each_strategy_whatever_the_shapes(model):
             for lengths in ({"max_length": 4}, {"min_length": 2}):
                 model.translate(texts, strategy, batch_size=3, seed=len(texts), **lengths)
     assert model._translate_with.cache_info().currsize == 3
-    assert model._translate_with(Greedy(), False).experimental_get_tracing_count() == 1
-    assert model._translate_with(BeamSearch(), False).experimental_get_tracing_count() == 1
+    assert model._translate_with(Greedy(), False, 1).experimental_get_tracing_count() == 1
+    assert model._translate_with(BeamSearch(), False, 1).experimental_get_tracing_count() == 1
     assert model._score.experimental_get_tracing_count() == 0
 
 
@@ -346,7 +346,7 @@ def test_the_decode_loop_is_one_loop_of_operations_with_gpu_kernels(model, strat
     # Private: nothing public lists the kernels of an operation. setup.cfg bounds TensorFlow to this series.
     from tensorflow.python.framework import kernels
 
-    graph = model._translate_with(strategy, False).get_concrete_function().graph.as_graph_def()
+    graph = model._translate_with(strategy, False, 1).get_concrete_function().graph.as_graph_def()
     functions = {function.signature.name: function for function in graph.library.function}
 
     def operations(nodes):

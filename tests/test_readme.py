@@ -38,9 +38,11 @@ def test_the_tour_runs_as_written(tmp_path):
     with subprocess.Popen(
         [SEQ2SEQ, *serve[1:], "--port", "0"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     ) as demo:
-        with urllib.request.urlopen(demo.stdout.readline().strip()) as page:
-            assert "gradio" in page.read().decode()
-        demo.send_signal(signal.SIGINT)
+        try:
+            with urllib.request.urlopen(demo.stdout.readline().strip()) as page:
+                assert "gradio" in page.read().decode()
+        finally:
+            demo.send_signal(signal.SIGINT)
     assert demo.returncode == 130
 
 

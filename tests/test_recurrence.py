@@ -142,7 +142,7 @@ def test_a_model_in_parts_learns_the_same(tokenizers, batches, monkeypatch):
         for batch in batches:
             model.train_step(batch)
         weights.append([np.array(weight) for weight in model.trainable_weights])
-        texts.append(model.translate(["sol", "mar", "nube"], "beam", max_length=9, details=True))
+        texts.append(model.translate(["sol", "mar", "nube"] * 30, "beam", max_length=9, details=True))
     for one, other in zip(*weights, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
     np.testing.assert_array_equal(texts[0].texts, texts[1].texts)
