@@ -207,6 +207,13 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write curves and pictures for TensorBoard into the run folder too.")
     ] = False,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="Where to train: none, on one device; mirrored, on all GPUs of this machine; multiworker, on the "
+            "machines in TF_CONFIG, each of which is given the same command."
+        ),
+    ] = "none",
     imports: Import = None,
     *,
     given: dict,
@@ -215,9 +222,13 @@ def train(
 
     Example: seq2seq train my-pairs.tsv --out runs/mine --epochs 20
     """
+    from seq2seq.distribution import WorkerLostError, is_chief, open_strategy
     from seq2seq.runs import can_measure
     from seq2seq.training import DivergedError
     from seq2seq.training import train as run
+
+    opened = open_strategy(strategy)  # before anything is computed
+    chief = is_chief(opened)
 
     if tensorboard:
         importlib.import_module("tensorboard")
@@ -248,8 +259,8 @@ def train(
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
     for name in imports or ():
         load_class("import", name)
-    callbacks = [_progress()]
-    if tensorboard:
+    callbacks = [_progress()] if chief else []
+    if tensorboard and chief:
         import keras
 
         callbacks.append(keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False))
@@ -265,14 +276,17 @@ def train(
             say=lambda text: typer.echo(text, err=True),
             command=shlex.join(["seq2seq", *sys.argv[1:]]),
             expected_checksums=checksums,
+            strategy=opened,
         )
-    except DivergedError as error:
+    except (DivergedError, WorkerLostError) as error:
         typer.echo(f"seq2seq: {error}", err=True)
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, SystemExit, OSError):
         if (folder / "unfinished" / "config.json").is_file():
             typer.echo(f"Go on with:  seq2seq train --resume --out {folder}", err=True)
         raise
+    if not chief:
+        return
     if can_measure() and importlib.util.find_spec("matplotlib"):
         _draw(folder, model)
     own = own_classes(Config(**load_config(folder / "config.json")[0]))

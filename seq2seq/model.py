@@ -14,6 +14,7 @@ from pipelines import OptionError, choose
 from pipelines.tokenizers import PADDING, START, Texts, Tokenizer, one_hot
 from seq2seq.contract import check_contract, check_savable
 from seq2seq.decoding import STOPPED, STRATEGIES, BeamSearch, Greedy, Hypotheses, Strategy
+from seq2seq.distribution import apply_if, own_rows, several_workers, share, summed
 from seq2seq.exporting import export
 from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
 from seq2seq.metrics import Perplexity, TokenCrossentropy, token_accuracy
@@ -149,31 +150,58 @@ class Seq2Seq(keras.Model):
 
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Learns from one batch of (source, target) with teacher forcing; not if its gradient is no finite number."""
-        (source, inputs), labels, weights = teacher_forcing(*data)
-        self._see_lengths(source, weights)
+        examples = teacher_forcing(*data)
+        self._see_lengths(examples)
+        (source, inputs), labels, weights = own_rows(examples)  # all, but where several replicas share a batch
         if self.teacher_forcing != 1.0:
             inputs = self._own_guesses(source, inputs)
         with tf.GradientTape() as tape:
             logits = self((source, inputs), training=True)
-            loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights)
+            loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights) * share(examples[2], weights)
             scaled = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, self.trainable_weights)
+        gradients = summed(tape.gradient(scaled, self.trainable_weights))
         self.gradient_norm.assign(tf.linalg.global_norm(gradients))
-
-        def learn():
-            self.optimizer.apply_gradients(zip(gradients, self.trainable_weights, strict=True))
-            for metric in self.metrics:
-                if metric.name == "loss":
-                    metric.update_state(loss, sample_weight=tf.shape(labels)[0])
-                else:
-                    metric.update_state(labels, logits, sample_weight=weights)
-
-        tf.cond(tf.math.is_finite(self.gradient_norm), learn, lambda: None)
-        return self.get_metrics_result()
+        finite = tf.math.is_finite(self.gradient_norm)
+        apply_if(finite, self.optimizer, gradients, self.trainable_weights)
+        rows = tf.shape(examples[1])[0]
+        tf.cond(finite, lambda: self._measure(loss, rows, labels, logits, weights), lambda: None)
+        return self._figures()
 
     def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Measures one batch of (source, target) with teacher forcing."""
-        return super().test_step(teacher_forcing(*data))
+        examples = teacher_forcing(*data)
+        inputs, labels, weights = own_rows(examples)
+        logits = self(inputs, training=False)
+        loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights) * share(examples[2], weights)
+        self._measure(loss, tf.shape(examples[1])[0], labels, logits, weights)
+        return self._figures()
+
+    def _measure(self, loss, rows, labels, logits, weights):
+        """Takes a batch of so many rows into the figures of the epoch. Those of several replicas are added up when they
+        are read."""
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss * self.distribute_strategy.num_replicas_in_sync, sample_weight=rows)
+            else:
+                metric.update_state(labels, logits, sample_weight=weights)
+
+    def _figures(self):
+        figures = self.get_metrics_result()
+        # Keras (3.15) takes the mean of those of several workers along an axis, which they must have for that.
+        return {name: x[None] for name, x in figures.items()} if several_workers(self.distribute_strategy) else figures
+
+    def build_training(self) -> None:
+        """Makes the variables of optimizer and metrics, which the first step would make: so that a checkpoint has them
+        from the start. The model must have been compiled."""
+        ids = tf.ones([1, 1], tf.int32)
+        with self.distribute_strategy.scope():
+            self._symbolic_build(data_batch=((ids, ids), ids, tf.ones([1, 1])))  # of Keras 3.15
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras (3.15) does the same under a strategy, with a batch that it takes from the data and averages over the
+        # replicas, which must then have equal shapes and belong to one process.
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            self.build_training()
 
     def translate(
         self,
@@ -322,8 +350,9 @@ class Seq2Seq(keras.Model):
         lengths = tf.cast(_lengths(source), ratio.dtype)
         return 16 + tf.cast(tf.math.ceil(2 * ratio * lengths), tf.int32)
 
-    def _see_lengths(self, source, weights):
+    def _see_lengths(self, examples):
         """Takes note of how long the targets of a batch are, compared with their sources."""
+        (source, _), _, weights = examples
         targets = tf.cast(tf.reduce_sum(weights, axis=1), tf.float64)
         sources = tf.cast(tf.maximum(_lengths(source), 1), tf.float64)
         ratios = targets / sources

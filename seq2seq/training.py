@@ -44,6 +44,7 @@ from seq2seq.config import (
     shaping_options,
 )
 from seq2seq.contract import one_line
+from seq2seq.distribution import WorkerLostError, distribute, is_chief, lost_workers, sums_of_workers
 from seq2seq.layers import Decoder, Encoder, token_ids
 from seq2seq.model import Seq2Seq, accepted
 from seq2seq.runs import best_epoch, both_sides, can_measure, configuration, load_model, load_run, sample
@@ -66,6 +67,7 @@ def train(
     say: Callable[[str], None] | None = None,
     command: str | None = None,
     expected_checksums: dict[str, str] | None = None,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> Seq2Seq:
     """Trains a model and keeps it in a run folder, saved anew after each epoch.
 
@@ -88,6 +90,8 @@ def train(
             saved, batches left out.
         command: the command line, to be kept in `config.json`.
         expected_checksums: {path: sha256} of the corpus's files in the run that this one repeats.
+        strategy: what trains on several devices or machines, see `open_strategy`. All workers call this with the same
+            arguments and see the same folder, which the first of them writes. Default: one device.
 
     The same configuration gives the same weights, to the bit on a CPU, where
     `tf.config.experimental.enable_op_determinism()` has been called before, as the command line does.
@@ -103,21 +107,28 @@ def train(
         DivergedError: if loss or gradient are no longer finite numbers.
         CorpusError: if the corpus cannot be read, holds nothing to train on, or is not the one of those checksums.
         OptionError: if options do not go together, or a name in them stands for nothing.
+        WorkerLostError: if another worker has stopped.
     """
     folder = Path(folder)
     say = say or (lambda text: None)
-    with locked(folder), corpus_errors(), warnings.catch_warnings():
+    chief = is_chief(strategy)
+    lock = locked(folder) if chief else contextlib.nullcontext()
+    with lock, lost_workers(strategy), corpus_errors(), warnings.catch_warnings():
         # Keras warns of every dataset that does not know its length, and nobody has counted the validation side.
         warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
         for name in own_classes(config) if config else ():
             load_class("config", name)
-        if _goes_on(config, folder, overwrite, resume):
-            run = _resume(folder, say)
-        else:
+        run = None
+        if chief and not _goes_on(config, folder, overwrite, resume):
             run = _begin(config, folder, progress, report, say, command, expected_checksums)
+        if run is None or strategy:
+            sums_of_workers(strategy, [])  # when the first has begun, the others can read what it has written
+            run = _resume(folder, say, strategy)
         _fit(run, callbacks, say)
-        run.checkpoints.clear()
-        run.checkpoints.folder.rmdir()
+        sums_of_workers(strategy, [])
+        if chief:
+            run.checkpoints.clear()
+            run.checkpoints.folder.rmdir()
         return load_run(folder) if run.config.monitor else run.model
 
 
@@ -137,6 +148,7 @@ class _Run:
     step: int = 0  # how many steps of the epoch after them are done
     seen: int = 0  # how many pairs have been trained on, in all epochs
     state: list | None = None  # the arrays of the checkpoint to go on from
+    strategy: tf.distribute.Strategy | None = None
 
     def stopped(self):
         """Whether nothing is left to do: the epochs are over, or patience is."""
@@ -241,17 +253,25 @@ def _take_weights(model, old):
         weight.assign(value)
 
 
-def _resume(folder, say):
-    """The `_Run` of an unfinished training, as it was at its last checkpoint."""
+def _resume(folder, say, strategy):
+    """The `_Run` of an unfinished training, as it was at its last checkpoint, or as it has just been begun."""
     checkpoints = Checkpoints(folder / "unfinished")
     config, record = configuration(checkpoints.folder)
     _checksums(config.corpus, record["checksums"])
     keras.utils.set_random_seed(config.seed)
     facts = json.loads((checkpoints.folder / "run.json").read_text())
-    run = _Run(folder, config, record, load_model(checkpoints.folder, "begun.keras"), checkpoints, **facts, history=[])
-    run.state, facts = checkpoints.load()
-    run.history, run.step, run.seen = (facts[name] for name in ("history", "step", "seen"))
-    say(f"Resuming {folder} in epoch {len(run.history) + 1}/{run.epochs}, after {run.step:,} of {run.steps:,} steps")
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        model = load_model(checkpoints.folder, "begun.keras")
+    run = _Run(folder, config, record, model, checkpoints, **facts, history=[], strategy=strategy)
+    if any(checkpoints.folder.glob("*.npz")):
+        run.state, facts = checkpoints.load()
+        run.history, run.step, run.seen = (facts[name] for name in ("history", "step", "seen"))
+        say(
+            f"Resuming {folder} in epoch {len(run.history) + 1}/{run.epochs}, after {run.step:,} of {run.steps:,} steps"
+        )
+    (first,) = sums_of_workers(strategy, [run.seen if is_chief(strategy) else 0])
+    if run.seen != first:
+        raise RunError(f"{folder}: the first worker has another checkpoint; all must see the same folder")
     return run
 
 
@@ -263,21 +283,22 @@ def _fit(run, callbacks, say):
     for callback in callbacks:
         if hasattr(callback, "held_out"):
             callback.held_out = [(source, targets[0]) for source, targets in itertools.islice(held_out.items(), 3)]
-    model.compile(optimizer=make_optimizer(config, run.steps * run.epochs))
-    # Now, and not in the first step, so that a checkpoint finds them: the variables of optimizer and metrics.
-    model.optimizer.build(model.trainable_variables)
-    nothing = tf.zeros([1, 1, model.target_tokenizer.vocabulary_size])
-    model.compute_metrics(None, tf.zeros([1, 1]), nothing, tf.ones([1, 1]))
+    with model.distribute_strategy.scope():
+        model.compile(optimizer=make_optimizer(config, run.steps * run.epochs))
+    model.build_training()
     average = _Average(config.average)
     probe = list(held_out)[:50] or [source.decode() for source, _ in _one_pass(config, 0).take(50).as_numpy_iterator()]
     safe = _Safe(run, average, probe, say)
-    own = [*([average] if config.average > 1 else []), *([_Translate(held_out)] if held_out and can_measure() else [])]
+    own: list = [average] if config.average > 1 else []
+    if held_out and can_measure():
+        own.append(_Translate(held_out, run.strategy))
+    measured = _batches(run, validation, shuffle=False)
     with _first_signal() as safe.signal:
         while not run.stopped():
             epoch, step = len(run.history), run.step
             model.fit(
-                _training_batches(run, run.seen),
-                validation_data=_batches(run, validation, shuffle=False) if held_out else None,
+                distribute(run.strategy, _training_batches(run, run.seen)),
+                validation_data=distribute(run.strategy, measured) if held_out else None,
                 initial_epoch=epoch,
                 epochs=epoch + 1 if step else run.epochs,  # first to the end of the epoch that was begun
                 # Left to find the end by itself, Keras counts one step more than it takes in each epoch.
@@ -483,15 +504,19 @@ class _Average(keras.callbacks.Callback):
 class _Translate(keras.callbacks.Callback):
     """Adds how good the translations of held-out sources are to the figures of each epoch."""
 
-    def __init__(self, held_out):
+    def __init__(self, held_out, strategy):
         super().__init__()
-        self.sources, self.references = list(held_out), list(held_out.values())
+        self.sources, self.references, self.strategy = list(held_out), list(held_out.values()), strategy
 
     def on_epoch_end(self, epoch, logs=None):
         from seq2seq.evaluation import corpus_scores
 
         texts = [text.decode() for text in self.model.translate(self.sources).numpy()]
-        for name, score in corpus_scores(texts, self.references).items():
+        scores = corpus_scores(texts, self.references)
+        # The first worker's figures are everyone's, so that all come to the same decisions.
+        chief = is_chief(self.strategy)
+        decided = sums_of_workers(self.strategy, [score if chief else 0.0 for score in scores.values()])
+        for name, score in zip(scores, decided, strict=True):
             logs[f"val_{name.lower().replace(' ', '_')}"] = score
 
 
@@ -508,6 +533,7 @@ class _Safe(keras.callbacks.Callback):
     def __init__(self, run, average, probe, say):
         super().__init__()
         self.run, self.average, self.probe, self.say = run, average, probe, say
+        self.chief = is_chief(run.strategy)  # and no other writes
         self.signal: list[int] = []  # holds the number of one that has come
         self.saved = time.monotonic()
         self.norm = 0.0  # of the last gradient
@@ -523,34 +549,54 @@ class _Safe(keras.callbacks.Callback):
                 variable.assign(value)
             self.average.restore(self.run.state[len(variables) :])
             self.run.state = None
-        self.counted = int(self.model.length_ratios[0])  # the pairs that the model has been trained on
+        self.counted = int(self.model.length_ratios.numpy()[0])  # the pairs that the model has been trained on
 
     def on_train_batch_end(self, batch, logs=None):
-        norm = float(self.model.gradient_norm)
+        norm = float(self.model.gradient_norm.numpy())
         if math.isfinite(norm):
             self.norm = norm
         else:
             self._diverged(norm)
-        counted = int(self.model.length_ratios[0])
+        counted = int(self.model.length_ratios.numpy()[0])
         self.run.seen += counted - self.counted
         self.counted = counted
         self.run.step += 1
         if self.run.step == self.run.steps:
             return  # the epoch is yet to be measured, which cannot be resumed
-        stop = len(self.signal) > 0
-        if stop or time.monotonic() >= self.saved + 60 * self.run.config.checkpoint_minutes:
+        due = self.chief and time.monotonic() >= self.saved + 60 * self.run.config.checkpoint_minutes
+        stop, due = map(bool, sums_of_workers(self.run.strategy, [len(self.signal) > 0, due]))
+        if stop or due:
             self._checkpoint()
         if stop:
             self._report(self.run.checkpoints.wait())
+            if not self.signal:
+                raise WorkerLostError("another worker has been told to stop; start all of them again to go on")
             raise KeyboardInterrupt if self.signal[0] == signal.SIGINT else SystemExit(143)
 
     def on_epoch_end(self, epoch, logs=None):
-        run, folder = self.run, self.run.folder
-        rate = float(str(np.float32(self.model.optimizer.learning_rate)))  # 0.1 and not 0.10000000149
+        run = self.run
+        rate = float(
+            str(np.float32(tf.convert_to_tensor(self.model.optimizer.learning_rate)))
+        )  # 0.1 and not 0.10000000149
         run.history.append({"epoch": epoch + 1, **logs, "learning_rate": rate})
         run.step = 0
         best = best_epoch(run.history, run.config.monitor)
-        if best == epoch + 1:
+        if self.chief:
+            self._keep(best == epoch + 1)
+        if run.config.schedule == "plateau":
+            neighbours = itertools.pairwise(run.history)
+            changes = [row["epoch"] for row, after in neighbours if row["learning_rate"] != after["learning_rate"]]
+            if epoch + 1 - max([best, *changes]) >= 2:
+                self.model.optimizer.learning_rate = rate / 2
+        self.model.stop_training = run.stopped()
+
+    def on_train_end(self, logs=None):
+        self._report(self.run.checkpoints.wait())
+
+    def _keep(self, best):
+        """Writes what the run folder has of the epoch, and its model if that is the best so far."""
+        run, folder = self.run, self.run.folder
+        if best:
             with whole_file(folder / "model.keras") as path:
                 self.model.save(path)
             translations = [text.decode() for text in self.model.translate(self.probe).numpy()]
@@ -563,15 +609,6 @@ class _Safe(keras.callbacks.Callback):
         found = run.checkpoints.folder / "survey.json"
         if found.is_file():
             os.replace(found, folder / found.name)
-        if run.config.schedule == "plateau":
-            neighbours = itertools.pairwise(run.history)
-            changes = [row["epoch"] for row, after in neighbours if row["learning_rate"] != after["learning_rate"]]
-            if epoch + 1 - max([best, *changes]) >= 2:
-                self.model.optimizer.learning_rate = rate / 2
-        self.model.stop_training = run.stopped()
-
-    def on_train_end(self, logs=None):
-        self._report(self.run.checkpoints.wait())
 
     def _variables(self):
         """All that changes in training, but for the averages of weights."""
@@ -580,10 +617,11 @@ class _Safe(keras.callbacks.Callback):
     def _checkpoint(self):
         run = self.run
         self._report(run.checkpoints.wait())
-        arrays = [np.array(variable) for variable in self._variables()]
+        arrays = [np.array(tf.convert_to_tensor(variable)) for variable in self._variables()]
         done = len(run.history) * run.steps + run.step
         facts = {"history": list(run.history), "step": run.step, "seen": run.seen}
-        run.checkpoints.save(done, arrays + self.average.arrays(), facts)
+        if self.chief:
+            run.checkpoints.save(done, arrays + self.average.arrays(), facts)
         self.saved = time.monotonic()
 
     def _report(self, error):
@@ -596,13 +634,10 @@ class _Safe(keras.callbacks.Callback):
         Raises:
             DivergedError: unless such batches are to be skipped.
         """
-        run, model = self.run, self.model
-        source, target = next(iter(_training_batches(run, run.seen)))
-        sides = ((model.source_tokenizer, source), (model.target_tokenizer, target))
-        texts = [tokenizer.detokenize(token_ids(side)).numpy().tolist() for tokenizer, side in sides]
+        run = self.run
         path = run.folder / "diverged.tsv"
-        with whole_file(path) as aside:
-            aside.write_bytes(b"".join(b"%b\t%b\n" % pair for pair in zip(*texts, strict=True)))
+        if self.chief:
+            self._write_batch(path)
         said = (
             f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the loss is no finite number any more; the gradient "
             f"has the length {norm}, a step before {self.norm:.3g}. The batch is in {path}"
@@ -611,6 +646,14 @@ class _Safe(keras.callbacks.Callback):
             kept = "the model of the last good epoch" if run.history else "no model, for it was the first epoch"
             raise DivergedError(f"{said}. Kept is {kept}. A smaller --learning-rate or --clip-norm may help")
         self.say(f"{said}; left out")
+
+    def _write_batch(self, path):
+        """Writes the texts of the batch just seen."""
+        source, target = next(iter(_training_batches(self.run, self.run.seen)))
+        sides = ((self.model.source_tokenizer, source), (self.model.target_tokenizer, target))
+        texts = [tokenizer.detokenize(token_ids(side)).numpy().tolist() for tokenizer, side in sides]
+        with whole_file(path) as aside:
+            aside.write_bytes(b"".join(b"%b\t%b\n" % pair for pair in zip(*texts, strict=True)))
 
 
 def _write_json(path, content, indent=2):

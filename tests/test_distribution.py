@@ -1,0 +1,210 @@
+"""Two logical CPU devices, and two real processes on 127.0.0.1, each hold what one device alone comes to."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+from command_line import server
+
+from pipelines import OptionError
+from seq2seq.config import Config
+from seq2seq.distribution import open_strategy
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Batches that two do not divide evenly, of texts of unequal length, and gradients that are clipped."""
+    path = tmp_path / "pairs.tsv"
+    texts = [f"{a}{b}{c}" * (1 + number % 3) for number, (a, b, c) in enumerate(_triples())]
+    path.write_text("".join(f"{text}\t{text[::-1]}\n" for text in texts))
+    return Config(
+        corpus=str(path),
+        units=8,
+        attention="dot",
+        batch_size=7,
+        epochs=3,
+        average=2,
+        clip_norm=0.3,
+        label_smoothing=0.1,
+        optimizer="sgd",
+        learning_rate=0.5,
+        monitor="val_loss",
+        checkpoint_minutes=0.0,
+    )
+
+
+def _triples():
+    return [(a, b, c) for a in "abcd" for b in "abcd" for c in "abc"]
+
+
+def _two_devices():
+    """A strategy of two logical CPU devices: one to a process, as TensorFlow numbers what replicas exchange anew."""
+    import tensorflow as tf
+
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def _train(config, folder, strategy, cluster, index, events):
+    """Trains in a process of its own: one device ("none"), two logical ones ("mirrored") or a worker of several."""
+    if cluster:
+        task = {"type": "worker", "index": index}
+        os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
+    from seq2seq.cli import start_tensorflow
+
+    start_tensorflow()
+    import keras
+
+    from seq2seq.training import train
+
+    strategy = _two_devices() if strategy == "mirrored" else open_strategy(strategy)
+
+    class Tell(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            events.send("step")
+
+    try:
+        model = train(config, folder, strategy=strategy, callbacks=[Tell()])
+    except Exception as error:
+        events.send({"error": f"{type(error).__name__}: {error}", "at": time.monotonic()})
+        return
+    events.send([weight.numpy() for weight in (*model.weights, *model.optimizer.variables)])
+
+
+class Process:
+    def __init__(self, config, folder, strategy="none", cluster=None, index=0):
+        self.events, sender = server.Pipe(duplex=False)
+        self.process = server.Process(target=_train, args=(config, folder, strategy, cluster, index, sender))
+        self.process.start()
+        sender.close()
+
+    def steps(self, count):
+        """Waits for so many steps."""
+        for _ in range(count):
+            assert self.events.recv() == "step"
+
+    def result(self):
+        """The weights that it ends with, or its error."""
+        while (event := self.events.recv()) == "step":
+            pass
+        self.process.join(60)
+        return event
+
+    def weights(self):
+        found = self.result()
+        assert isinstance(found, list), found
+        return found
+
+
+def workers(config, folder):
+    """Two processes, and the chief is the first."""
+    cluster = []
+    for _ in range(2):
+        with socket.socket() as port:
+            port.bind(("127.0.0.1", 0))
+            cluster.append(f"127.0.0.1:{port.getsockname()[1]}")
+    return [Process(config, folder, "multiworker", cluster, index) for index in range(2)]
+
+
+def assert_same_run(config, tmp_path, found, whole):
+    for one, other in zip(whole, found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    rows = [np.genfromtxt(tmp_path / name / "history.csv", delimiter=",", skip_header=1) for name in ("whole", "run")]
+    np.testing.assert_allclose(rows[0], rows[1], rtol=1e-3)
+    assert len(rows[0]) == config.epochs
+
+
+def test_two_devices_learn_what_one_does(config, tmp_path):
+    processes = Process(config, tmp_path / "whole"), Process(config, tmp_path / "run", "mirrored")
+    whole, found = [process.weights() for process in processes]
+    assert_same_run(config, tmp_path, found, whole)
+
+
+def test_a_batch_without_a_finite_gradient_changes_nothing_on_any_device(config, tmp_path):
+    wild = {"learning_rate": 1e38, "clip_norm": None, "schedule": "constant", "on_divergence": "skip"}
+    config = dataclasses.replace(config, average=1, monitor=None, **wild)
+    found = Process(config, tmp_path / "run", "mirrored").weights()
+    skipped = Process(config, tmp_path / "whole").weights()
+    iterations = [[int(x) for x in weights if x.dtype == np.int64 and x.ndim == 0] for weights in (found, skipped)]
+    assert iterations[0] == iterations[1] and 1 <= iterations[0][0] < 6
+    assert all(np.isfinite(weight).all() for weight in found if weight.ndim == 2)
+    assert (tmp_path / "run" / "diverged.tsv").exists()
+
+
+def _rows(path, pairs):
+    """The source ids of the rows that each of two devices learns in an epoch, padding left out."""
+    strategy = _two_devices()
+    import tensorflow as tf
+
+    from pipelines import CharTokenizer, batch_pairs, read_pairs
+    from seq2seq.distribution import distribute, own_rows
+
+    corpus, tokenizer = read_pairs(path), CharTokenizer()
+    tokenizer.adapt(corpus.map(lambda source, _: source))
+    batches = batch_pairs(corpus, tokenizer, tokenizer, 7, seed=1, encoding="ids")
+    take = tf.function(lambda batch: strategy.run(own_rows, args=(batch,)), reduce_retracing=True)
+    learned = []
+    for batch in distribute(strategy, batches):
+        parts = [tokenizer.detokenize(part).numpy() for part in strategy.experimental_local_results(take(batch)[0])]
+        learned.append([[text.decode() for text in part] for part in parts])
+    pairs.send(learned)
+
+
+def test_each_pair_of_an_epoch_is_learned_once_by_one_device(config):
+    events, sender = server.Pipe(duplex=False)
+    process = server.Process(target=_rows, args=(config.corpus, sender))
+    process.start()
+    batches = events.recv()
+    process.join()
+    with open(config.corpus) as file:
+        sources = sorted(line.split("\t")[0] for line in file)
+    assert sorted(text for batch in batches for part in batch for text in part if text) == sources
+    assert all(len(one) == len(other) and one[0] for one, other in batches)
+
+
+def test_two_processes_learn_what_one_does_though_one_is_killed_in_between(config, tmp_path):
+    single = Process(config, tmp_path / "whole")
+    first, second = workers(config, tmp_path / "run")
+    whole = single.weights()
+    first.steps(10)
+    os.kill(second.process.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    stopped = first.result()
+    assert stopped["error"].startswith("WorkerLostError: worker 1 has stopped or cannot be reached;")
+    assert stopped["at"] - killed < 60
+    again = workers(config, tmp_path / "run")
+    found = [process.weights() for process in again]
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert_same_run(config, tmp_path, found[0], whole)
+    assert not (tmp_path / "run" / "unfinished").exists()
+
+
+def test_a_signal_to_one_worker_stops_all_after_a_checkpoint(config, tmp_path):
+    config = dataclasses.replace(config, checkpoint_minutes=60.0)
+    first, second = workers(config, tmp_path / "run")
+    first.steps(10)
+    os.kill(second.process.pid, signal.SIGTERM)
+    stopped = first.result()
+    assert stopped["error"].startswith("WorkerLostError: another worker has been told to stop")
+    second.process.join(60)
+    assert second.process.exitcode == 143
+    saved = sorted(path.name for path in (tmp_path / "run" / "unfinished").glob("*.npz"))
+    assert len(saved) == 2 and int(saved[1][:12]) >= 10
+
+
+def test_machines_that_tf_config_does_not_name_are_refused(monkeypatch):
+    with pytest.raises(OptionError, match="strategy='mirored'.*did you mean 'mirrored'"):
+        open_strategy("mirored")
+    for text in ("", "{}", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}'):
+        monkeypatch.setenv("TF_CONFIG", text)
+        with pytest.raises(OptionError, match="strategy='multiworker': TF_CONFIG must be like"):
+            open_strategy("multiworker")
