@@ -61,12 +61,12 @@ def several_workers(strategy: tf.distribute.Strategy | None) -> bool:
 
 def is_chief(strategy: tf.distribute.Strategy | None) -> bool:
     """Whether this is the process that writes: the first worker, or the only process."""
-    return not several_workers(strategy) or strategy.cluster_resolver.task_id == 0
+    return strategy is None or not several_workers(strategy) or strategy.cluster_resolver.task_id == 0
 
 
 def sums_of_workers(strategy: tf.distribute.Strategy | None, numbers: Sequence[float]) -> list[float]:
     """The sums of numbers that each worker has. All must ask, and wait for each other here."""
-    if not several_workers(strategy):
+    if strategy is None or not several_workers(strategy):
         return list(numbers)
 
     sums = _adding(strategy)(tf.constant([*numbers, 0.0], tf.float64))

@@ -131,8 +131,8 @@ def test_two_devices_learn_what_one_does(config, tmp_path):
 def test_a_batch_without_a_finite_gradient_changes_nothing_on_any_device(config, tmp_path):
     wild = {"learning_rate": 1e38, "clip_norm": None, "schedule": "constant", "on_divergence": "skip"}
     config = dataclasses.replace(config, average=1, monitor=None, **wild)
-    found = Process(config, tmp_path / "run", "mirrored").weights()
-    skipped = Process(config, tmp_path / "whole").weights()
+    processes = Process(config, tmp_path / "run", "mirrored"), Process(config, tmp_path / "whole")
+    found, skipped = [process.weights() for process in processes]
     iterations = [[int(x) for x in weights if x.dtype == np.int64 and x.ndim == 0] for weights in (found, skipped)]
     assert iterations[0] == iterations[1] and 1 <= iterations[0][0] < 6
     assert all(np.isfinite(weight).all() for weight in found if weight.ndim == 2)
@@ -202,7 +202,7 @@ def test_a_signal_to_one_worker_stops_all_after_a_checkpoint(config, tmp_path):
 
 
 def test_machines_that_tf_config_does_not_name_are_refused(monkeypatch):
-    with pytest.raises(OptionError, match="strategy='mirored'.*did you mean 'mirrored'"):
+    with pytest.raises(OptionError, match=r"strategy='mirored'.*did you mean 'mirrored'"):
         open_strategy("mirored")
     for text in ("", "{}", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}'):
         monkeypatch.setenv("TF_CONFIG", text)
