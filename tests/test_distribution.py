@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -178,7 +179,8 @@ def test_two_processes_learn_what_one_does_though_one_is_killed_in_between(confi
     os.kill(second.process.pid, signal.SIGKILL)
     killed = time.monotonic()
     stopped = first.result()
-    assert stopped["error"].startswith("WorkerLostError: worker 1 has stopped or cannot be reached;")
+    # Which one it was is told by its heartbeats, and not where its connection was closed first.
+    assert re.match("WorkerLostError: (worker 1|another worker) has stopped or cannot be reached;", stopped["error"])
     assert stopped["at"] - killed < 60
     again = workers(config, tmp_path / "run")
     found = [process.weights() for process in again]
