@@ -58,7 +58,8 @@ SIZES = {"units": 256, "attention": True}
 
 
 def pairs():
-    return list(itertools.islice(open_corpora("spa-eng").pairs(), PAIRS))
+    first = itertools.islice(open_corpora("spa-eng").pairs(), PAIRS)
+    return [(source.decode(), target.decode()) for source, target in first]
 
 
 def characters():
@@ -100,10 +101,10 @@ def library_training(batch, units, attention):
 
     model = library_model(units, attention)
     model.compile(keras.optimizers.Adam(1e-3, clipnorm=1.0))
-    texts = tf.data.Dataset.from_tensor_slices(tuple(zip(*pairs(), strict=True)))
+    texts = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs(), strict=True))))
     batches = batch_pairs(texts, model.source_tokenizer, model.target_tokenizer, batch, encoding="ids", seed=0)
     batches = batches.apply(tf.data.experimental.assert_cardinality(-(-PAIRS // batch)))
-    return characters() / best_of(lambda: model.fit(batches, verbose=0, shuffle=False), seconds=15)
+    return characters() / best_of(lambda: model.fit(batches, verbose=0, shuffle=False), seconds=8)
 
 
 def library_decoding(rows, length, width=1):
@@ -148,7 +149,7 @@ def torch_training(batch, units, attention):
         batches.append((torch_ids(sources, indices[0]), torch_ids(targets, indices[1], marks=True)))
     random.Random(0).shuffle(batches)
     step = trainer(model)
-    return characters() / best_of(lambda: [step(*each) for each in batches], seconds=15)
+    return characters() / best_of(lambda: [step(*each) for each in batches], seconds=8)
 
 
 def torch_decoding(rows, length, width=1):
@@ -168,7 +169,7 @@ def tutorial_training(batch, units, attention):
     keras.utils.set_random_seed(0)
     tutorial = Tutorial(pairs(), [])
     inputs, labels = tutorial.arrays(pairs())
-    return characters() / best_of(lambda: tutorial.model.fit(inputs, labels, batch, verbose=0), seconds=15)
+    return characters() / best_of(lambda: tutorial.model.fit(inputs, labels, batch, verbose=0), seconds=8)
 
 
 def tutorial_decoding(rows, length, width=1):
