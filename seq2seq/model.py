@@ -122,12 +122,11 @@ class Seq2Seq(keras.Model):
         Returns:
             logits `[B, T, Vt]`.
         """
+        return side_by_side(functools.partial(self._logits, training=training), cores(), *inputs)
 
-        def score(source, target):
-            encoded, state = self.decoder.start(self.encoder(source, training=training))
-            return self.decoder(target, encoded, state, training=training)[0]
-
-        return side_by_side(score, cores(), *inputs)
+    def _logits(self, source, target, training=False):
+        encoded, state = self.decoder.start(self.encoder(source, training=training))
+        return self.decoder(target, encoded, state, training=training)[0]
 
     def compile(
         self,
@@ -401,11 +400,12 @@ class Seq2Seq(keras.Model):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)] * 2)
     def _score(self, sources, targets):
         source = self.source_tokenizer.tokenize(sources)
-        return self._log_likelihood(source, self.target_tokenizer.tokenize(targets, start_end=True))
+        target = self.target_tokenizer.tokenize(targets, start_end=True)
+        return side_by_side(self._log_likelihood, cores(), source, target)
 
     def _log_likelihood(self, source, target):
         """That of target ids `[B, T + 1]` from START on, given source ids `[B, S]`: float32 `[B]`."""
-        logits = self((source, target[:, :-1]))
+        logits = self._logits(source, target[:, :-1])
         nats = tf.nn.sparse_softmax_cross_entropy_with_logits(target[:, 1:], logits)
         return -tf.reduce_sum(tf.where(target[:, 1:] == PADDING, 0.0, nats), axis=1)
 
