@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
+from speed import peak_memory
 
 from pipelines import CharTokenizer, batch_pairs, read_pairs, survey
 from seq2seq import Seq2Seq
@@ -135,9 +135,7 @@ def peak(path):
     characters = sorted(set("The number is large.El número es grande.0123456789"))
     tokenizer = CharTokenizer(characters)
     taken = seconds(batch_pairs(read_pairs(path, **CLEANING), tokenizer, tokenizer, BATCH, encoding="ids"))
-    # Not getrusage, whose maximum a process inherits from the one that started it.
-    (high_water,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    print(json.dumps([int(high_water) / 1024, taken]))
+    print(json.dumps([peak_memory(), taken]))
 
 
 def main():

@@ -57,6 +57,7 @@ DECODINGS = {  # name: what is decoded
 SIZES = {"units": 256, "attention": True}
 
 
+@functools.cache
 def pairs():
     first = itertools.islice(open_corpora("spa-eng").pairs(), PAIRS)
     return [(source.decode(), target.decode()) for source, target in first]
@@ -177,9 +178,9 @@ def tutorial_decoding(rows, length, width=1):
         return None
     from tutorial import Tutorial
 
-    tutorial = Tutorial(pairs(), [])
+    tutorial, texts = Tutorial(pairs(), []), sentences(rows, length)
     tutorial.source_length = length
-    return rows / best_of(lambda: tutorial.translate(sentences(rows, length), steps=length))
+    return rows / best_of(lambda: tutorial.translate(texts, steps=length))
 
 
 def sentences(rows, length):
@@ -277,16 +278,21 @@ def measured(*arguments):
 
 def measure(task, subject=None, options=None):
     """Does it, and prints it as JSON with the peak of this process's memory."""
-    with tempfile.TemporaryDirectory() as folder:
-        if task in SUBJECTS:
-            figure = SUBJECTS[task][subject](**options)
-        else:
-            figure = {"matrices": matrices, "startup": startup, "latency": latency}[task](
-                *[Path(folder)][: task != "matrices"]
-            )
+    if subject:
+        figure = SUBJECTS[task][subject](**options)
+    elif task == "matrices":
+        figure = matrices()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            figure = {"startup": startup, "latency": latency}[task](Path(folder))
+    print(json.dumps([figure, peak_memory()]))
+
+
+def peak_memory():
+    """The most memory this process has had, in MB."""
     # Not getrusage, whose maximum a process inherits from the one that started it.
-    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    print(json.dumps([figure, int(peak) / 1024]))
+    (high_water,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(high_water) / 1024
 
 
 def compare(task, cases, rounds):
