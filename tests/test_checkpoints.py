@@ -207,7 +207,7 @@ class _StopHere(Exception):
 @pytest.mark.parametrize(
     "options",
     [
-        {"batch_tokens": 40, "encoding": "ids"},
+        {"batch_tokens": 40, "encoding": "one_hot"},
         {"split": "last"},
         {"limit": 60, "optimizer": "rmsprop", "schedule": "cosine", "average": 1},
     ],

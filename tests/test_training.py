@@ -303,8 +303,8 @@ def test_what_cannot_be_watched_is_refused(config, tmp_path, options, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_token_budget_and_ids_train_too(config, tmp_path):
-    model = train(dataclasses.replace(config, batch_tokens=30, encoding="ids"), tmp_path / "run")
+def test_a_token_budget_and_one_hot_rows_train_too(config, tmp_path):
+    model = train(dataclasses.replace(config, batch_tokens=30, encoding="one_hot"), tmp_path / "run")
     with (tmp_path / "run" / "history.csv").open() as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert losses[1] < losses[0]
