@@ -67,10 +67,10 @@ class Recurrent(keras.layers.Layer):
         return output, last
 
     def _run(self, direction, x, lengths, state):
-        size, cell = direction.cell.kernel.shape[0], direction.cell
+        cell = direction.cell
         steps = (x.ids if isinstance(x, Rows) else x).shape[1]
         if steps != 1 and tf.config.list_logical_devices("GPU"):
-            x = _looked_up(x, size, self.compute_dtype)
+            x = _looked_up(x, cell.kernel.shape[0], self.compute_dtype)
             mask = None if lengths is None else tf.sequence_mask(lengths, tf.shape(x)[1])
             output, *state = direction(x, mask=mask, initial_state=state)
             return output, state

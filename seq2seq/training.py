@@ -575,9 +575,8 @@ class _Safe(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         run = self.run
-        rate = float(
-            str(np.float32(tf.convert_to_tensor(self.model.optimizer.learning_rate)))
-        )  # 0.1 and not 0.10000000149
+        exact = tf.convert_to_tensor(self.model.optimizer.learning_rate)
+        rate = float(str(np.float32(exact)))  # 0.1 and not 0.10000000149
         run.history.append({"epoch": epoch + 1, **logs, "learning_rate": rate})
         run.step = 0
         best = best_epoch(run.history, run.config.monitor)
