@@ -120,9 +120,9 @@ class LSTM:
         """Gradients of `given`, of `recurrent` and of the state before, but for those by way of `recurrent`."""
         i, f, candidate, o, shown = saved
         dh, dc = d_state
-        dc += dh * o * (1 - shown * shown)
-        d_i, d_f = dc * candidate * i * (1 - i), dc * state[1] * f * (1 - f)
-        d_candidate, d_o = dc * i * (1 - candidate * candidate), dh * shown * o * (1 - o)
+        dc += d_tanh(shown, dh * o)
+        d_i, d_f = d_sigmoid(i, dc * candidate), d_sigmoid(f, dc * state[1])
+        d_candidate, d_o = d_tanh(candidate, dc * i), d_sigmoid(o, dh * shown)
         d_gates = tf.concat([d_i, d_f, d_candidate, d_o], axis=1)
         return d_gates, d_gates, [tf.zeros_like(dh), dc * f]
 
@@ -150,11 +150,21 @@ class GRU:
     def back(saved: list[tf.Tensor], state: State, d_state: State) -> tuple[tf.Tensor, tf.Tensor, State]:
         z, r, candidate, said = saved
         (dh,) = d_state
-        d_z = dh * (state[0] - candidate) * z * (1 - z)
-        d_candidate = dh * (1 - z) * (1 - candidate * candidate)
-        d_r = d_candidate * said * r * (1 - r)
+        d_z = d_sigmoid(z, dh * (state[0] - candidate))
+        d_candidate = d_tanh(candidate, dh * (1 - z))
+        d_r = d_sigmoid(r, d_candidate * said)
         d_given, d_recurrent = (tf.concat([d_z, d_r, d], axis=1) for d in (d_candidate, d_candidate * r))
         return d_given, d_recurrent, [dh * z]
+
+
+def d_sigmoid(y: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+    """The gradient of x, where y is sigmoid(x): dy y (1 - y), in one operation."""
+    return tf.raw_ops.SigmoidGrad(y=y, dy=dy)
+
+
+def d_tanh(y: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
+    """The gradient of x, where y is tanh(x): dy (1 - y y), in one operation."""
+    return tf.raw_ops.TanhGrad(y=y, dy=dy)
 
 
 CELLS: dict[str, type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU}
