@@ -5,13 +5,14 @@ inside its loop, and nothing leaves the device before it ends. It runs eagerly a
 
 Shapes: B sources, N hypotheses of each, R rows decoded together, T target length, V vocabulary size, K beam width.
 
-`search(step, state, limits, min_length, seeds)` takes
+`search(step_for, state, limits, min_length, seeds)` takes
 
-- `step`: a function (ids int32 `[R]`, state) -> (logits float32 `[R, V]`, state): the scores of the token after `ids`.
-  R is `rows_per_source` times B, and the rows of one source stand together;
-- `state`: what `step` wants the first time, a nest of tensors `[B, ...]`. Their other sizes may change from step to
-  step, as a Transformer's cache does. What `step` merely closes over, such as the encoder's memory, is not the search's
-  business;
+- `step_for`: a function (sources int32 `[b]`) -> step, for those of the B sources that are not done yet. A step is a
+  function (ids int32 `[R]`, state) -> (logits float32 `[R, V]`, state): the scores of the token after `ids`. R is
+  `rows_per_source` times b, and the rows of one source stand together. What a step closes over, such as those sources'
+  memory, is not the search's business;
+- `state`: what the first step wants, a nest of tensors `[B, ...]`. Their other sizes may change from step to step, as a
+  Transformer's cache does;
 - `limits`: int32 `[B]`, at least 1: where each row is cut, in tokens, END included;
 - `min_length`: how many tokens, a scalar, come before END may;
 - `seeds`: `[B]`, int32 or int64: all that the randomness of a row depends on. Only `Sampling` looks at it.
@@ -38,6 +39,7 @@ NEVER = float("-inf")  # the log-likelihood of what is no hypothesis
 
 State: TypeAlias = Any  # a nest of tensors
 Step: TypeAlias = Callable[[tf.Tensor, State], tuple[tf.Tensor, State]]
+StepFor: TypeAlias = Callable[[tf.Tensor], Step]
 
 
 class Hypotheses(NamedTuple):
@@ -55,14 +57,14 @@ class Greedy:
     rows_per_source = 1
 
     def search(
-        self, step: Step, state: State, limits: tf.Tensor, min_length: int | tf.Tensor, seeds: tf.Tensor
+        self, step_for: StepFor, state: State, limits: tf.Tensor, min_length: int | tf.Tensor, seeds: tf.Tensor
     ) -> Hypotheses:
         """Decodes as this module says above."""
 
-        def choose(logits, t):
+        def choose(logits, t, sources):
             return tf.argmax(logits, axis=1, output_type=tf.int32)
 
-        return _extend_one(step, state, limits, min_length, choose)
+        return _extend_one(step_for, state, limits, min_length, choose)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,18 +100,19 @@ class BeamSearch:
         return self.width
 
     def search(
-        self, step: Step, state: State, limits: tf.Tensor, min_length: int | tf.Tensor, seeds: tf.Tensor
+        self, step_for: StepFor, state: State, limits: tf.Tensor, min_length: int | tf.Tensor, seeds: tf.Tensor
     ) -> Hypotheses:
         """Decodes as this module says above."""
         batch, width = tf.shape(limits)[0], self.width
-        limits = limits[:, None]
-        longest = tf.maximum(1, tf.reduce_max(limits))
 
-        def running(t, tokens, scores, *_):
-            return (t == 0) | tf.reduce_any(scores > NEVER)
+        def running(now):
+            _, scores, _ = now
+            return tf.reduce_any(scores > NEVER, axis=1)
 
-        def extend(t, tokens, scores, repetition, state, finished, history):
+        def extend(t, step, sources, now, rows):
+            (tokens, scores, finished), (repetition, state) = now, rows
             logits, state = step(tf.reshape(tokens, [-1]), state)
+            count, limits_left = tf.size(sources), tf.gather(limits, sources)[:, None]
 
             # The likeliest extensions of each source. One number for each row turns its logits into log-probabilities,
             # and adds those of the tokens before. Of twice the width, at least half go on, as only K can be END.
@@ -124,21 +127,19 @@ class BeamSearch:
             is_end = tokens == END
             ended = _Finished(
                 scores=tf.where(is_end, totals, NEVER)[:, :width],
-                lengths=tf.fill([batch, width], t + 1),
+                lengths=tf.fill([count, width], t + 1),
                 tokens=tokens[:, :width],
                 parents=parents[:, :width],
-                stopped=tf.fill([batch, width], ENDED),
+                stopped=tf.fill([count, width], ENDED),
             )
 
             # The K best of the others live on, each with the state of the hypothesis it extends.
             scores, ranks = tf.math.top_k(tf.where(is_end, NEVER, totals), width)
             tokens, parents = (tf.gather(tensor, ranks, batch_dims=1) for tensor in (tokens, parents))
-            rows = tf.reshape(parents + width * tf.range(batch)[:, None], [-1])
-            state, repetition = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), (state, repetition))
+            state, repetition = take((state, repetition), _rows(tf.range(count), width, parents))
             repetition = _repetition_after(repetition, tf.reshape(tokens, [-1]))
-            history = [array.write(t, now) for array, now in zip(history, (tokens, parents), strict=True)]
 
-            stopped = _stopped(tokens, t + 1, limits, tf.reshape(repetition.runs, [batch, width, PHRASE]))
+            stopped = _stopped(tokens, t + 1, limits_left, tf.reshape(repetition.runs, [count, width, PHRASE]))
             cut = ended._replace(
                 scores=tf.where(stopped == RUNNING, NEVER, scores), tokens=tokens, parents=parents, stopped=stopped
             )
@@ -146,26 +147,29 @@ class BeamSearch:
 
             # What a living hypothesis can still reach, if it goes on until its limit and nothing lowers its likelihood.
             alive = tf.where(stopped == RUNNING, scores, NEVER)
-            reach = tf.reduce_max(alive, axis=1) / self._penalty(limits[:, 0])
+            reach = tf.reduce_max(alive, axis=1) / self._penalty(limits_left[:, 0])
             last = self.n_best - 1
             to_beat = tf.where(finished.stopped == ENDED, self._penalized(finished), NEVER)[:, last]
             done = (finished.stopped[:, -1] == ENDED) | (reach <= to_beat)
             # With no living hypothesis a source has no candidates any more, whatever its neighbours still do.
             scores = tf.where(done[:, None], NEVER, alive)
-            return t + 1, tokens, scores, repetition, state, finished, history
+            return (tokens, scores, finished), (repetition, state), [tokens, parents]
 
         nothing = tf.zeros([batch, width], tf.int32)
         finished = _Finished(tf.fill([batch, width], NEVER), nothing, nothing, nothing, nothing + LIMITED)
-        tokens = tf.fill([batch, width], START)
         scores = tf.where(tf.range(width) + nothing == 0, 0.0, NEVER)  # all K begin alike, so only one of them counts
+        now = tf.fill([batch, width], START), scores, finished
         state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
-        history = [tf.TensorArray(tf.int32, size=longest, element_shape=[None, None]) for _ in ("tokens", "parents")]
-        variables = (tf.constant(0), tokens, scores, _no_repetition(batch * width), state, finished, history)
-        *_, finished, history = _while(running, extend, variables)
+        history = [
+            tf.TensorArray(tf.int32, _longest(limits), element_shape=[None, None]) for _ in ("tokens", "parents")
+        ]
+        _, (_, _, finished), history = _until_all_stop(step_for, extend, running, now, state, history, width)
         best = _Finished(*(tensor[:, : self.n_best] for tensor in finished))
         return Hypotheses(_back_track(best, *history), best.scores, best.stopped)
 
     def _penalty(self, lengths):
+        if not self.length_penalty:  # of x ** 0 TensorFlow makes a constant, for as many sources as there are at first
+            return 1.0
         return ((5 + tf.cast(lengths, tf.float32)) / 6) ** self.length_penalty
 
     def _penalized(self, finished):
@@ -203,20 +207,20 @@ class Sampling:
         _require("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "more than 0 and at most 1")
 
     def search(
-        self, step: Step, state: State, limits: tf.Tensor, min_length: int | tf.Tensor, seeds: tf.Tensor
+        self, step_for: StepFor, state: State, limits: tf.Tensor, min_length: int | tf.Tensor, seeds: tf.Tensor
     ) -> Hypotheses:
         """Decodes as this module says above."""
         uniforms = _uniforms(seeds, limits)
 
-        def choose(logits, t):
+        def choose(logits, t, sources):
             probabilities, tokens = self._filter(logits / self.temperature)
             # Inverse transform sampling: the token in whose stretch of the cumulative distribution the number falls.
             cumulative = tf.cumsum(probabilities, axis=1)
-            numbers = uniforms[:, t] * cumulative[:, -1]
+            numbers = tf.gather(uniforms[:, t], sources) * cumulative[:, -1]
             drawn = tf.reduce_sum(tf.cast(cumulative <= numbers[:, None], tf.int32), axis=1)
             return drawn if tokens is None else tf.gather(tokens, drawn, batch_dims=1)
 
-        return _extend_one(step, state, limits, min_length, choose)
+        return _extend_one(step_for, state, limits, min_length, choose)
 
     def _filter(self, logits):
         """Turns logits `[B, V]` into the probabilities to draw with, and the tokens they are of, None if all in order.
@@ -243,35 +247,94 @@ def _require(argument, value, condition, expected):
         raise OptionError(f"{argument}={value!r}: expected {expected}")
 
 
-def _extend_one(step, state, limits, min_length, choose):
-    """Extends one hypothesis for each row, until all have stopped.
+def _extend_one(step_for, state, limits, min_length, choose):
+    """Extends one hypothesis for each source, until all have stopped.
 
     Args:
-        choose: a function (logits `[B, V - END]` of the tokens from END on, t) -> int32 `[B]`, the index of the t-th
-            token of each row in them.
+        choose: a function (logits `[b, V - END]` of the tokens from END on, t, sources `[b]`) -> int32 `[b]`, the index
+            of the t-th token of each of those sources in them.
 
     Returns:
         `Hypotheses` with N = 1.
     """
 
-    def running(t, tokens, stopped, *_):
-        return (t == 0) | tf.reduce_any(stopped == RUNNING)
+    def running(now):
+        _, stopped = now
+        return stopped == RUNNING
 
-    def extend(t, tokens, stopped, repetition, state, ids):
+    def extend(t, step, sources, now, rows):
+        (tokens, stopped), (repetition, state) = now, rows
         logits, state = step(tokens, state)
-        tokens = END + choose(_emittable(logits, t, min_length), t)
+        tokens = END + choose(_emittable(logits, t, min_length), t, sources)
         tokens = tf.where(stopped == RUNNING, tokens, PADDING)
         repetition = _repetition_after(repetition, tokens)
-        stopped = tf.where(stopped == RUNNING, _stopped(tokens, t + 1, limits, repetition.runs), stopped)
-        return t + 1, tokens, stopped, repetition, state, ids.write(t, tokens)
+        why = _stopped(tokens, t + 1, tf.gather(limits, sources), repetition.runs)
+        return (tokens, tf.where(stopped == RUNNING, why, stopped)), (repetition, state), [tokens]
 
     batch = tf.shape(limits)[0]
-    ids = tf.TensorArray(tf.int32, size=tf.maximum(1, tf.reduce_max(limits)), element_shape=[None])
-    tokens, stopped = tf.fill([batch], START), tf.fill([batch], RUNNING)
-    variables = (tf.constant(0), tokens, stopped, _no_repetition(batch), state, ids)
-    length, _, stopped, _, _, ids = _while(running, extend, variables)
+    now = tf.fill([batch], START), tf.fill([batch], RUNNING)
+    history = [tf.TensorArray(tf.int32, _longest(limits), element_shape=[None])]
+    length, (_, stopped), (ids,) = _until_all_stop(step_for, extend, running, now, state, history)
     ids = tf.transpose(ids.gather(tf.range(length)))  # [B, T]
     return Hypotheses(ids[:, None], None, stopped[:, None])
+
+
+def _until_all_stop(step_for, extend, running, now, state, history, width=1):
+    """Takes one step after another. Sources that have stopped leave: whenever they are half of those that are there,
+    the others go on without them.
+
+    Args:
+        extend: a function (t, step, sources `[b]`, now, rows) -> (now, rows, what to write in the history, `[b, ...]`).
+        running: a function of now -> bool `[b]`, which sources go on.
+        now: what is known of each source, a nest of tensors `[B, ...]`.
+        state: of `width` rows for each source. With what is known of their repetition these are `rows`.
+        history: TensorArrays.
+
+    Returns:
+        How many steps there were; what was known of each source when it stopped; and the history, of all sources, 0
+        for those that had left.
+    """
+    batch = tf.size(running(now))
+
+    def some_are_left(t, sources, *_):
+        return (t == 0) | (tf.size(sources) > 0)
+
+    def go_on(t, sources, now, rows, last, history):
+        step = step_for(sources)
+
+        def most_run(t, now, *_):
+            return (t == 0) | (2 * tf.math.count_nonzero(running(now), dtype=tf.int32) > tf.size(sources))
+
+        def extend_all(t, now, rows, history):
+            now, rows, written = extend(t, step, sources, now, rows)
+            written = [tf.scatter_nd(sources[:, None], each, [batch, *each.shape[1:]]) for each in written]
+            return t + 1, now, rows, [array.write(t, each) for array, each in zip(history, written, strict=True)]
+
+        t, now, rows, history = _while(most_run, extend_all, (t, now, rows, history))
+        last = tf.nest.map_structure(
+            lambda every, some: tf.tensor_scatter_nd_update(every, sources[:, None], some), last, now
+        )
+        left = tf.where(running(now))[:, 0]
+        return t, tf.gather(sources, left), take(now, left), take(rows, _rows(left, width)), last, history
+
+    variables = (tf.constant(0), tf.range(batch), now, (_no_repetition(batch * width), state), now, history)
+    steps, _, _, _, last, history = _while(some_are_left, go_on, variables)
+    return steps, last, history
+
+
+def _longest(limits):
+    return tf.maximum(1, tf.reduce_max(limits))
+
+
+def _rows(sources, width, places=None):
+    """The rows of some sources, all or those in so many places `[b, K]`: int32 `[b x K]`."""
+    sources = tf.cast(sources, tf.int32)[:, None]
+    return tf.reshape(sources * width + (tf.range(width) if places is None else places), [-1])
+
+
+def take(tensors: Any, rows: tf.Tensor) -> Any:
+    """Some of the rows of each of a nest of tensors; None stays None."""
+    return tf.nest.map_structure(lambda tensor: None if tensor is None else tf.gather(tensor, rows), tensors)
 
 
 def _while(running, extend, variables):

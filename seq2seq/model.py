@@ -13,7 +13,7 @@ import tensorflow as tf
 from pipelines import OptionError, choose
 from pipelines.tokenizers import PADDING, START, Texts, Tokenizer, one_hot
 from seq2seq.contract import check_contract, check_savable
-from seq2seq.decoding import STOPPED, STRATEGIES, BeamSearch, Greedy, Hypotheses, Strategy
+from seq2seq.decoding import STOPPED, STRATEGIES, BeamSearch, Greedy, Hypotheses, Strategy, take
 from seq2seq.distribution import apply_if, own_rows, several_workers, share, summed
 from seq2seq.exporting import export
 from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
@@ -328,13 +328,18 @@ class Seq2Seq(keras.Model):
         """
         encoded, state = self.decoder.start(self.encoder(source))
 
-        def step(token, state):
-            logits, state = self.decoder(token[:, None], encoded, state)
-            return logits[:, 0], state
+        def step_for(sources):
+            left = take(encoded, sources)
+
+            def step(token, state):
+                logits, state = self.decoder(token[:, None], left, state)
+                return logits[:, 0], state
+
+            return step
 
         limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length), max_length)
         seeds = tf.zeros_like(limits, tf.int64) if seeds is None else seeds
-        return strategy.search(step, state, limits, min_length, seeds)
+        return strategy.search(step_for, state, limits, min_length, seeds)
 
     def limits(self, source: tf.Tensor) -> tf.Tensor:
         """How long a translation of each source may become, in tokens: int32 `[B]`.

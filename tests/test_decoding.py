@@ -17,7 +17,12 @@ EVERY_STRATEGY = pytest.mark.parametrize(
 def search(strategy, step, state=(), limits=(), min_length=0, seeds=None):
     limits = tf.constant(limits, tf.int32)
     seeds = tf.range(tf.size(limits)) if seeds is None else tf.constant(seeds)
-    return strategy.search(step, state, limits, tf.constant(min_length), seeds)
+    return strategy.search(always(step), state, limits, tf.constant(min_length), seeds)
+
+
+def always(step):
+    """The same step whichever sources are left: one whose state knows of what source it is."""
+    return lambda sources: step
 
 
 def spelling(words):
@@ -112,7 +117,7 @@ def test_words_are_spelt_up_to_the_end_of_the_longest(strategy):
 @pytest.mark.parametrize("run", [lambda function: function, tf.function], ids=["eager", "graph"])
 def test_no_rows_are_no_rows(strategy, run):
     step, state = wandering(0, sources=0)
-    hypotheses = run(strategy.search)(step, state, tf.zeros([0], tf.int32), 0, tf.zeros([0], tf.int32))
+    hypotheses = run(strategy.search)(always(step), state, tf.zeros([0], tf.int32), 0, tf.zeros([0], tf.int32))
     assert hypotheses.ids.shape[:2] == (0, hypotheses.stopped.shape[1])
 
 
@@ -161,7 +166,7 @@ def test_eager_and_graph_agree_and_one_trace_serves_every_batch(strategy):
 
     def run(state, limits, min_length, seeds):
         traces.append(1)
-        return strategy.search(step, state, limits, min_length, seeds)
+        return strategy.search(always(step), state, limits, min_length, seeds)
 
     vector, scalar = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
     graph = tf.function(run, input_signature=[vector, vector, scalar, vector])
@@ -177,8 +182,33 @@ def test_eager_and_graph_agree_and_one_trace_serves_every_batch(strategy):
 @pytest.mark.parametrize("run", [lambda function: function, tf.function], ids=["eager", "graph"])
 def test_a_state_may_grow(strategy, run):
     step, state = remembering(4, sources=5)
-    hypotheses = run(strategy.search)(step, state, tf.constant([8, 3, 8, 5, 8]), 3, tf.range(5))
+    hypotheses = run(strategy.search)(always(step), state, tf.constant([8, 3, 8, 5, 8]), 3, tf.range(5))
     assert all(1 <= len(ids) <= 8 for source in texts(hypotheses) for ids in source)
+
+
+@EVERY_STRATEGY
+@pytest.mark.parametrize("run", [lambda function: function, tf.function], ids=["eager", "graph"])
+def test_sources_that_have_stopped_leave(strategy, run):
+    words = ["a" * length for length in (2, 2, 3, 3, 9, 9, 9, 14)]
+    spell, state = spelling(words)
+    decoded = []
+
+    def step_for(sources):
+        def step(tokens, state):
+            rows = tf.repeat(sources, strategy.rows_per_source)
+            tf.debugging.assert_equal(state[0], rows)  # of the state, those that are left
+            tf.numpy_function(lambda left: decoded.append(left.tolist()), [sources], [])
+            return spell(tokens, state)
+
+        return step
+
+    hypotheses = run(strategy.search)(step_for, state, tf.fill([8], 50), 0, tf.range(8))
+    assert [TOKENIZER.detokenize(ids[:1]).numpy()[0].decode() for ids in hypotheses.ids] == words
+    everyone, some, one = list(range(8)), [4, 5, 6, 7], [7]
+    greedy = [everyone] * 4 + [some] * 6 + [one] * 5
+    assert decoded == greedy or isinstance(strategy, BeamSearch)
+    assert [len(left) for left in decoded] == sorted((len(left) for left in decoded), reverse=True)
+    assert len(decoded[-1]) < 8
 
 
 # Repetition
@@ -222,7 +252,7 @@ def test_a_wide_beam_finds_what_trying_everything_finds(model, alpha, min_length
     step, state = model(5, sources=4, letters=2)
     limits = [4, 3, 2, 1]
     strategy = BeamSearch(width=31, length_penalty=alpha, n_best=31)
-    hypotheses = tf.function(strategy.search)(step, state, tf.constant(limits), min_length, None)
+    hypotheses = tf.function(strategy.search)(always(step), state, tf.constant(limits), min_length, None)
     for row, limit in enumerate(limits):
         expected = all_hypotheses(step, rows(state, row), limit, alpha, min_length)
         missing = 31 - len(expected)
@@ -238,7 +268,7 @@ def test_a_beam_that_may_stop_early_still_finds_the_best(alpha, n_best):
     for seed in range(4):
         step, state = remembering(seed, sources=3, letters=2)
         strategy = BeamSearch(width=31, length_penalty=alpha, n_best=n_best)
-        hypotheses = tf.function(strategy.search)(step, state, tf.constant([4, 4, 4]), 0, None)
+        hypotheses = tf.function(strategy.search)(always(step), state, tf.constant([4, 4, 4]), 0, None)
         for row in range(3):
             expected = all_hypotheses(step, rows(state, row), 4, alpha)[:n_best]
             assert texts(hypotheses)[row] == [ids for ids, _, _ in expected]
@@ -325,7 +355,7 @@ def frequencies(strategy, rows=4000):
     """How often each token from END on comes first, where a model gives them PROBABILITIES, and reserved ones more."""
     logits = tf.constant(np.concatenate([[3.0, 4.0, 5.0], np.log(PROBABILITIES)])[None], tf.float32)
     step = tf.function(lambda tokens, _: (tf.repeat(logits, tf.size(tokens), axis=0), ()))
-    hypotheses = tf.function(strategy.search)(step, (), tf.fill([rows], 2), 0, tf.range(rows))
+    hypotheses = tf.function(strategy.search)(lambda sources: step, (), tf.fill([rows], 2), 0, tf.range(rows))
     return [np.bincount(hypotheses.ids[:, 0, t], minlength=END + 6)[END:] / rows for t in (0, 1)]
 
 
