@@ -23,6 +23,7 @@ class Encoded(NamedTuple):
     mask: tf.Tensor  # bool [B, S] which positions hold a token
     state: list  # where the decoder starts: for each of its layers, [h, c] of an LSTM or [h] of a GRU, [B, D] each
     keys: tf.Tensor | None = None  # [B, S, D] the memory as queries are compared with it; `Decoder.start` adds it
+    product: tf.Tensor | None = None  # [V, G] as in `Rows`, of all target tokens where they are few; added there too
 
 
 @keras.saving.register_keras_serializable("seq2seq")
@@ -199,6 +200,8 @@ class Decoder(keras.layers.Layer):
         state = list(encoded.state)
         if self.attention:
             encoded = encoded._replace(keys=self.attention.project(encoded.memory))
+        if self.vectors.few and not self.input_feeding:
+            encoded = encoded._replace(product=self.recurrent[0].multiply(self.vectors.matrix_of_rows()))
         if self.input_feeding:
             nothing = tf.zeros([tf.shape(encoded.memory)[0], self.units], self.compute_dtype)
             state.append([nothing])
@@ -215,7 +218,11 @@ class Decoder(keras.layers.Layer):
         if self.input_feeding:
             output, state, weights = self._feed(self.vectors(target, training=training), encoded, state, training)
         else:
-            output, state = self._recur(self.vectors.rows(target, training=training), state, training)
+            if target.shape[1] == 1 and not training and encoded.product is not None:
+                vectors = Rows(token_ids(target), product=encoded.product)
+            else:
+                vectors = self.vectors.rows(target, training=training)
+            output, state = self._recur(vectors, state, training)
             output, weights = self._look_back(output, encoded)
         logits = self.output_layer(output)
         if not return_attention:
@@ -386,14 +393,21 @@ class TokenVectors(keras.layers.Layer):
             vectors = tf.gather(matrix, token_ids(tokens)) * scale
         return self.drop(vectors, training=training)
 
+    @property
+    def few(self) -> bool:
+        """Whether a product of all tokens is cheap enough to look tokens up in it."""
+        return not self.embedding or self.vocabulary_size <= _FEW_TOKENS
+
     def rows(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor | Rows:
         """The same for a recurrent layer to read, which looks up less where there are fewer tokens than places."""
-        if not self.embedding:
-            return Rows(token_ids(tokens))
-        few = self.vocabulary_size <= _FEW_TOKENS and tokens.shape[1] != 1
-        if not few or (training and self.drop.rate):
+        drops = training and self.embedding and self.drop.rate
+        if not self.few or drops or (self.embedding and tokens.shape[1] == 1):
             return self(tokens, training=training)
-        return Rows(token_ids(tokens), tf.cast(self.matrix, self.compute_dtype) * self.embedding**0.5)
+        return Rows(token_ids(tokens), self.matrix_of_rows())
+
+    def matrix_of_rows(self) -> tf.Tensor | None:
+        """All vectors `[V, E]`, without dropout; None for one-hot rows."""
+        return tf.cast(self.matrix, self.compute_dtype) * self.embedding**0.5 if self.embedding else None
 
     def get_config(self) -> dict:
         config = {"vocabulary_size": self.vocabulary_size, "embedding": self.embedding, "dropout": self.drop.rate}

@@ -326,10 +326,11 @@ class Seq2Seq(keras.Model):
         Returns:
             `decoding.Hypotheses`, ids `[B, n, T]`.
         """
-        encoded, state = self.decoder.start(self.encoder(source))
+        encoded = self.encoder(source)
+        _, state = self.decoder.start(encoded)
 
         def step_for(sources):
-            left = take(encoded, sources)
+            left, _ = self.decoder.start(take(encoded, sources))
 
             def step(token, state):
                 logits, state = self.decoder(token[:, None], left, state)

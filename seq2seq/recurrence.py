@@ -23,6 +23,7 @@ class Rows(NamedTuple):
 
     ids: tf.Tensor  # [B, T]
     matrix: tf.Tensor | None = None  # [V, E]; None for one-hot rows
+    product: tf.Tensor | None = None  # [V, G], where it is known
 
 
 class Recurrent(keras.layers.Layer):
@@ -65,6 +66,13 @@ class Recurrent(keras.layers.Layer):
             output = tf.concat([output, _reverse(read, lengths)], axis=2)
             last = [tf.concat(parts, axis=1) for parts in zip(last, first, strict=True)]
         return output, last
+
+    def multiply(self, matrix: tf.Tensor | None) -> tf.Tensor:
+        """What `Rows` of a matrix `[V, E]` are looked up in: `[V, G]`, for calls of one step that would each compute it
+        again."""
+        cell = self.directions[0].cell
+        kernel, bias = (tf.cast(part, self.compute_dtype) for part in (cell.kernel, cell.bias))
+        return _product(matrix, kernel, bias[0] if self.cell is GRU else bias)
 
     def _run(self, direction, x, lengths, state):
         cell = direction.cell
@@ -263,7 +271,12 @@ def _times(x, matrix, bias):
     """`[T, B, E]` times `[E, G]`, plus `[G]`."""
     if not isinstance(x, Rows):
         return tf.tensordot(x, matrix, 1) + bias
-    return tf.gather((matrix if x.matrix is None else tf.matmul(x.matrix, matrix)) + bias, x.ids)
+    return tf.gather(_product(x.matrix, matrix, bias) if x.product is None else x.product, x.ids)
+
+
+def _product(rows, matrix, bias):
+    """`[V, E]`, None for one-hot rows, times `[E, G]`, plus `[G]`."""
+    return (matrix if rows is None else tf.matmul(rows, matrix)) + bias
 
 
 def _looked_up(x, size, dtype):

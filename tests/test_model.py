@@ -341,28 +341,26 @@ def test_own_loss_and_metrics_are_taken(model):
     assert type(model.optimizer).__name__ == "SGD"
 
 
+def operations(graph):
+    """All nodes of a graph, those inside its functions too, each with the nodes inside it."""
+    functions = {function.signature.name: function for function in graph.library.function}
+
+    def inside(node):
+        called = [attr.func.name for attr in node.attr.values() if attr.func.name in functions]
+        return [inner for name in called for one in functions[name].node_def for inner in (one, *inside(one))]
+
+    return [(node, inside(node)) for top in graph.node for node in (top, *inside(top))]
+
+
 @pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(3), Sampling(top_k=5)], ids=str)
 def test_the_decode_loop_has_operations_with_gpu_kernels_only(model, strategy):
     # Private: nothing public lists the kernels of an operation. setup.cfg bounds TensorFlow to this series.
     from tensorflow.python.framework import kernels
 
     graph = model._translate_with(strategy, False, 1).get_concrete_function().graph.as_graph_def()
-    functions = {function.signature.name: function for function in graph.library.function}
-
-    def operations(nodes):
-        for node in nodes:
-            called = [attr.func.name for attr in node.attr.values() if attr.func.name in functions]
-            yield node, called
-            for name in called:
-                yield from operations(functions[name].node_def)
-
-    def inside(node):
-        called = [attr.func.name for attr in node.attr.values() if attr.func.name in functions]
-        return [inner for name in called for inner, _ in operations(functions[name].node_def)]
-
     chosen = {Greedy: "ArgMax", BeamSearch: "TopKV2", Sampling: "TopKV2"}[type(strategy)]
-    loops = [node for node, _ in operations(graph.node) if node.op in ("While", "StatelessWhile")]
-    loops = [found for found in map(inside, loops) if chosen in {node.op for node in found}]
+    loops = [inside for node, inside in operations(graph) if node.op in ("While", "StatelessWhile")]
+    loops = [found for found in loops if chosen in {node.op for node in found}]
     # A loop over those that are left, in it one over steps, and none in that: a step of the LSTM is its cell.
     assert len(loops) == 2 and [sum("While" in node.op for node in found) for found in loops] == [1, 0]
     ops = {node.op for node in loops[0]}
@@ -371,6 +369,15 @@ def test_the_decode_loop_has_operations_with_gpu_kernels_only(model, strategy):
     assert [
         op for op, found in registered.items() if not {"GPU", "DEFAULT"} & {kernel.device_type for kernel in found}
     ] == []
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_decode_step_looks_up_what_tokens_have_to_say(tokenizers, cell):
+    model = Seq2Seq(*tokenizers, units=16, embedding=8, cell=cell, attention="dot")
+    graph = model._translate_with(Greedy(), False, 1).get_concrete_function().graph.as_graph_def()
+    loops = [inside for node, inside in operations(graph) if node.op in ("While", "StatelessWhile")]
+    steps = [found for found in loops if {"ArgMax"} <= {node.op for node in found}][-1]
+    assert [node.op for node in steps].count("MatMul") == 3  # of the state, of h~ and of the logits; none of the input
 
 
 def test_the_memory_is_not_repeated_for_the_hypotheses_of_a_beam(model):
