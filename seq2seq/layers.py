@@ -192,7 +192,8 @@ class Decoder(keras.layers.Layer):
         return *target_shape[:2], self.options["vocabulary_size"]
 
     def start(self, encoded: Encoded) -> tuple[Encoded, list]:
-        """What each of the calls for one batch of sources is given: `encoded`, its keys projected, and the first state.
+        """What each of the calls for some sources is given, and the first state: `encoded` with all that would be the
+        same in each call.
 
         Args:
             encoded: what the encoder returned.
