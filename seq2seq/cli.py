@@ -130,7 +130,7 @@ def start_tensorflow() -> None:
         os.close(stderr)
     # The operations of a recurrent step are small: two side by side are faster than one divided among all cores. The
     # setting is the whole process's and must come before its first operation, so it is not the library's to make.
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))  # and not those of the machine, of which it may have been given a few
     tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // 2))
     tf.config.threading.set_inter_op_parallelism_threads(cores)
     tf.config.experimental.enable_op_determinism()  # one seed, one result
