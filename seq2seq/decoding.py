@@ -136,7 +136,7 @@ class BeamSearch:
             # The K best of the others live on, each with the state of the hypothesis it extends.
             scores, ranks = tf.math.top_k(tf.where(is_end, NEVER, totals), width)
             tokens, parents = (tf.gather(tensor, ranks, batch_dims=1) for tensor in (tokens, parents))
-            state, repetition = take((state, repetition), _rows(tf.range(count), width, parents))
+            state, repetition = take((state, repetition), _rows(tf.range(count), parents, width))
             repetition = _repetition_after(repetition, tf.reshape(tokens, [-1]))
 
             stopped = _stopped(tokens, t + 1, limits_left, tf.reshape(repetition.runs, [count, width, PHRASE]))
@@ -314,8 +314,9 @@ def _until_all_stop(step_for, extend, running, now, state, history, width=1):
         last = tf.nest.map_structure(
             lambda every, some: tf.tensor_scatter_nd_update(every, sources[:, None], some), last, now
         )
-        left = tf.where(running(now))[:, 0]
-        return t, tf.gather(sources, left), take(now, left), take(rows, _rows(left, width)), last, history
+        left = tf.cast(tf.where(running(now))[:, 0], tf.int32)
+        rows = take(rows, _rows(left, tf.range(width), width))
+        return t, tf.gather(sources, left), take(now, left), rows, last, history
 
     variables = (tf.constant(0), tf.range(batch), now, (_no_repetition(batch * width), state), now, history)
     steps, _, _, _, last, history = _while(some_are_left, go_on, variables)
@@ -326,10 +327,9 @@ def _longest(limits):
     return tf.maximum(1, tf.reduce_max(limits))
 
 
-def _rows(sources, width, places=None):
-    """The rows of some sources, all or those in so many places `[b, K]`: int32 `[b x K]`."""
-    sources = tf.cast(sources, tf.int32)[:, None]
-    return tf.reshape(sources * width + (tf.range(width) if places is None else places), [-1])
+def _rows(sources, places, width):
+    """In which rows those are that stand in places `[K]` or `[b, K]` among the `width` of each source: `[b x K]`."""
+    return tf.reshape(sources[:, None] * width + places, [-1])
 
 
 def take(tensors: Any, rows: tf.Tensor) -> Any:

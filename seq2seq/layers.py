@@ -219,10 +219,9 @@ class Decoder(keras.layers.Layer):
         if self.input_feeding:
             output, state, weights = self._feed(self.vectors(target, training=training), encoded, state, training)
         else:
-            if target.shape[1] == 1 and not training and encoded.product is not None:
-                vectors = Rows(token_ids(target), product=encoded.product)
-            else:
-                vectors = self.vectors.rows(target, training=training)
+            vectors = self.vectors.rows(target, training=training)
+            if isinstance(vectors, Rows):
+                vectors = vectors._replace(product=encoded.product)
             output, state = self._recur(vectors, state, training)
             output, weights = self._look_back(output, encoded)
         logits = self.output_layer(output)
@@ -402,7 +401,7 @@ class TokenVectors(keras.layers.Layer):
     def rows(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor | Rows:
         """The same for a recurrent layer to read, which looks up less where there are fewer tokens than places."""
         drops = training and self.embedding and self.drop.rate
-        if not self.few or drops or (self.embedding and tokens.shape[1] == 1):
+        if not self.few or drops:
             return self(tokens, training=training)
         return Rows(token_ids(tokens), self.matrix_of_rows())
 

@@ -68,8 +68,7 @@ class Recurrent(keras.layers.Layer):
         return output, last
 
     def multiply(self, matrix: tf.Tensor | None) -> tf.Tensor:
-        """What `Rows` of a matrix `[V, E]` are looked up in: `[V, G]`, for calls of one step that would each compute it
-        again."""
+        """What `Rows` of a matrix `[V, E]` are looked up in, `[V, G]`: for calls that would each compute it again."""
         cell = self.directions[0].cell
         kernel, bias = (tf.cast(part, self.compute_dtype) for part in (cell.kernel, cell.bias))
         return _product(matrix, kernel, bias[0] if self.cell is GRU else bias)

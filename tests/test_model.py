@@ -352,18 +352,23 @@ def operations(graph):
     return [(node, inside(node)) for top in graph.node for node in (top, *inside(top))]
 
 
+def loops(model, strategy, chosen):
+    """What is inside the loops that decode, the outer one first: those with the operation by which they choose."""
+    graph = model._translate_with(strategy, False, 1).get_concrete_function().graph.as_graph_def()
+    found = [inside for node, inside in operations(graph) if node.op in ("While", "StatelessWhile")]
+    return [inside for inside in found if chosen in {node.op for node in inside}]
+
+
 @pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(3), Sampling(top_k=5)], ids=str)
 def test_the_decode_loop_has_operations_with_gpu_kernels_only(model, strategy):
     # Private: nothing public lists the kernels of an operation. setup.cfg bounds TensorFlow to this series.
     from tensorflow.python.framework import kernels
 
-    graph = model._translate_with(strategy, False, 1).get_concrete_function().graph.as_graph_def()
     chosen = {Greedy: "ArgMax", BeamSearch: "TopKV2", Sampling: "TopKV2"}[type(strategy)]
-    loops = [inside for node, inside in operations(graph) if node.op in ("While", "StatelessWhile")]
-    loops = [found for found in loops if chosen in {node.op for node in found}]
+    found = loops(model, strategy, chosen)
     # A loop over those that are left, in it one over steps, and none in that: a step of the LSTM is its cell.
-    assert len(loops) == 2 and [sum("While" in node.op for node in found) for found in loops] == [1, 0]
-    ops = {node.op for node in loops[0]}
+    assert len(found) == 2 and [sum("While" in node.op for node in inside) for inside in found] == [1, 0]
+    ops = {node.op for node in found[0]}
     assert "MatMul" in ops and not {op for op in ops if "String" in op or "Lookup" in op}
     registered = {op: kernels.get_registered_kernels_for_op(op).kernel for op in ops}
     assert [
@@ -374,9 +379,7 @@ def test_the_decode_loop_has_operations_with_gpu_kernels_only(model, strategy):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_decode_step_looks_up_what_tokens_have_to_say(tokenizers, cell):
     model = Seq2Seq(*tokenizers, units=16, embedding=8, cell=cell, attention="dot")
-    graph = model._translate_with(Greedy(), False, 1).get_concrete_function().graph.as_graph_def()
-    loops = [inside for node, inside in operations(graph) if node.op in ("While", "StatelessWhile")]
-    steps = [found for found in loops if {"ArgMax"} <= {node.op for node in found}][-1]
+    _, steps = loops(model, Greedy(), "ArgMax")
     assert [node.op for node in steps].count("MatMul") == 3  # of the state, of h~ and of the logits; none of the input
 
 
