@@ -5,6 +5,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from pipelines.corpora import UNTUNED
 from pipelines.tokenizers import Tokenizer
 
 
@@ -100,7 +101,8 @@ def batch_pairs(
         windows = windows.skip(skip // window)
         windows = windows.map(lambda number, pairs: (number, pairs, _random_number(seed or 0, epoch, number)))
     batches = windows.flat_map(group_by_length)
-    return batches.prefetch(16).map(encode, num_parallel_calls=os.cpu_count()).prefetch(tf.data.AUTOTUNE)
+    encoded = batches.prefetch(16).map(encode, num_parallel_calls=os.cpu_count()).prefetch(tf.data.AUTOTUNE)
+    return encoded.with_options(UNTUNED)
 
 
 def _random_number(seed, *numbers):

@@ -15,6 +15,11 @@ import tensorflow as tf
 from pipelines.readers import Corpora, CorpusError, Report, open_corpora
 from pipelines.tokenizers import Tokenizer
 
+# What tunes buffers is a thread that may sleep through the end of an iteration (TensorFlow 2.21 wakes it before it can
+# see that it is cancelled), and all wait for it then, for up to a minute. Nothing here is faster for being tuned.
+UNTUNED = tf.data.Options()
+UNTUNED.autotune.enabled = False
+
 _CHUNK = 4096  # pairs handed to TensorFlow at a time
 
 
@@ -86,7 +91,7 @@ def read_pairs(
         pairs = seeds.flat_map(chunks).unbatch()
     else:
         pairs = chunks(seed).unbatch()
-    return pairs if limit is None else pairs.take(limit)
+    return (pairs if limit is None else pairs.take(limit)).with_options(UNTUNED)
 
 
 def _chunks(reader, report):

@@ -14,8 +14,10 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.python.data.ops import multi_device_iterator_ops as device_iterators
 
 from pipelines import OptionError, choose
+from pipelines.corpora import UNTUNED
 from seq2seq.contract import one_line
 
 
@@ -105,12 +107,26 @@ def distribute(strategy: tf.distribute.Strategy | None, batches: tf.data.Dataset
     """
     if strategy is None:
         return batches
+    _tune_no_device()
 
     def copies(context):
         here = strategy.num_replicas_in_sync // context.num_input_pipelines
-        return batches.flat_map(lambda *batch: tf.data.Dataset.from_tensors(batch).repeat(here))
+        copied = batches.flat_map(lambda *batch: tf.data.Dataset.from_tensors(batch).repeat(here))
+        if batches.cardinality() == tf.data.INFINITE_CARDINALITY:  # or workers ask, at every step, if others have more
+            copied = copied.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+        return copied
 
     return strategy.distribute_datasets_from_function(copies)
+
+
+@functools.cache
+def _tune_no_device():
+    """Does what `UNTUNED` does for datasets for the iterators that TensorFlow (2.21) makes for each device.
+
+    No option of a dataset comes to these.
+    """
+    create = device_iterators._create_device_dataset
+    device_iterators._create_device_dataset = lambda *args: create(*args).with_options(UNTUNED)
 
 
 def own_rows(batch: Any) -> Any:
@@ -143,7 +159,12 @@ def share(weights: tf.Tensor, own: tf.Tensor) -> tf.Tensor | float:
 
 
 def summed(gradients: list) -> list:
-    """The sums of gradients over all replicas; None stays None."""
+    """The sums of gradients over all replicas, as tensors; None stays None.
+
+    Of a table of which rows were looked up the gradient is a list of rows, in which one may stand many times. Here it
+    becomes one of the whole table: only that has the length by which gradients are clipped, and it is less to send.
+    """
+    gradients = [gradient if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return gradients

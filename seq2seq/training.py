@@ -322,7 +322,8 @@ def _training_batches(run, seen):
         pairs = (always or _one_pass(config, number)).repeat().take(run.pairs)
         return _batches(run, pairs, seed=config.seed, epoch=number, skip=tf.where(number == begun, skip, 0))
 
-    return tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_pass).prefetch(2)
+    passes = tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_pass).prefetch(2)
+    return passes.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
 def _reorders(config):

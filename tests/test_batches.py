@@ -119,6 +119,12 @@ def test_static_shapes_are_few_and_the_rows_that_fill_them_weigh_nothing(tsv, to
     assert sum(float(tf.reduce_sum(w)) for w in weights) == sum(n * 11 % 40 + 2 for n in range(100))
 
 
+def test_no_iteration_waits_in_the_end_for_a_thread_that_tunes_it(pairs, tokenizers):
+    own = tf.data.Dataset.from_tensor_slices((["sol"], ["SOL"]))
+    for read in (pairs, batch_pairs(own, *tokenizers), batch_pairs(pairs, *tokenizers).repeat()):
+        assert read.options().autotune.enabled is False
+
+
 @settings(deadline=None, max_examples=20)
 @given(
     st.lists(st.tuples(st.text("abc", min_size=1), st.text("xyz", min_size=1)), max_size=60),

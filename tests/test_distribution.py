@@ -153,7 +153,11 @@ def _rows(path, pairs):
     batches = batch_pairs(corpus, tokenizer, tokenizer, 7, seed=1, encoding="ids")
     take = tf.function(lambda batch: strategy.run(own_rows, args=(batch,)), reduce_retracing=True)
     learned = []
-    for batch in distribute(strategy, batches):
+    read = iter(distribute(strategy, batches))
+    (of_machine,) = read._iterators
+    tuned = [of_device._dataset.options().autotune.enabled for of_device in of_machine._iterator._device_iterators]
+    assert tuned == [False, False]
+    for batch in read:
         parts = [tokenizer.detokenize(part).numpy() for part in strategy.experimental_local_results(take(batch)[0])]
         learned.append([[text.decode() for text in part] for part in parts])
     pairs.send(learned)

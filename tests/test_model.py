@@ -300,6 +300,18 @@ def test_ids_train_the_same_model_as_one_hot_rows(pairs, tokenizers, embedding, 
         np.testing.assert_allclose(one, other, atol=1e-6 if optimizer == "sgd" else 1e-4)
 
 
+@pytest.mark.parametrize("embedding", [None, 4])
+def test_a_clipped_step_is_as_long_as_it_may_be_though_tokens_are_repeated(tokenizers, embedding):
+    """The gradient of a row that was looked up twice is the sum of two, and that is what has a length."""
+    model = Seq2Seq(*tokenizers, units=16, embedding=embedding)
+    model.compile(keras.optimizers.SGD(1.0, global_clipnorm=0.01))
+    before = [weight.numpy() for weight in model.trainable_weights]
+    source, target = (of.tokenize(["lasallana", "sososo"], start_end=True) for of in tokenizers)
+    model.fit(tf.data.Dataset.from_tensors((source[:, 1:], target)), shuffle=False, verbose=0)
+    steps = [weight.numpy() - old for weight, old in zip(model.trainable_weights, before, strict=True)]
+    np.testing.assert_allclose(np.sqrt(sum(np.sum(step**2) for step in steps)), 0.01, rtol=1e-3)
+
+
 def test_padding_costs_nothing_in_a_test_step(model, batches):
     source, target = next(iter(batches))
     logs = {name: float(value) for name, value in model.test_step((source, target)).items()}
