@@ -186,8 +186,14 @@ class Seq2Seq(keras.Model):
 
     def _figures(self):
         figures = self.get_metrics_result()
-        # Keras (3.15) takes the mean of those of several workers along an axis, which they must have for that.
-        return {name: x[None] for name, x in figures.items()} if several_workers(self.distribute_strategy) else figures
+        # Of several workers Keras (3.15) takes the mean, along an axis that figures must have, and with two exchanges
+        # for each. One has to do until the epoch is over.
+        return {"loss": figures["loss"][None]} if several_workers(self.distribute_strategy) else figures
+
+    def _get_metrics_result_or_logs(self, logs):
+        # Keras (3.15) takes the last step's for the epoch's, where that has not returned all.
+        several = several_workers(self.distribute_strategy)
+        return self.get_metrics_result() if several else super()._get_metrics_result_or_logs(logs)
 
     def build_training(self) -> None:
         """Makes the variables of optimizer and metrics, which the first step would make: so that a checkpoint has them

@@ -34,6 +34,7 @@ from pipelines import (
     load_class,
     survey,
 )
+from pipelines.corpora import UNTUNED
 from pipelines.tokenizers import TOKENIZERS
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file
 from seq2seq.config import (
@@ -322,7 +323,7 @@ def _training_batches(run, seen):
         pairs = (always or _one_pass(config, number)).repeat().take(run.pairs)
         return _batches(run, pairs, seed=config.seed, epoch=number, skip=tf.where(number == begun, skip, 0))
 
-    passes = tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_pass).prefetch(2)
+    passes = tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_pass).prefetch(2).with_options(UNTUNED)
     return passes.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 

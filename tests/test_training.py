@@ -311,6 +311,13 @@ def test_a_token_budget_and_one_hot_rows_train_too(config, tmp_path):
     assert 2 * 2 <= int(model.optimizer.iterations) <= 2 * 3  # 3 tokens to each of about 20 pairs, in batches of 30
 
 
+def test_no_epoch_waits_in_the_end_for_a_thread_that_tunes_what_it_reads(config, tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("seq2seq.training.distribute", lambda strategy, batches: read.append(batches) or batches)
+    train(config, tmp_path / "run")
+    assert [batches.options().autotune.enabled for batches in read] == [False, False]
+
+
 @pytest.mark.parametrize("options", [{}, {"embedding": 6, "tied": True, "encoding": "ids"}])
 def test_a_warm_start_keeps_what_was_learned_of_old_tokens_and_knows_new_ones(config, tmp_path, tsv, options):
     config = dataclasses.replace(config, normal_form=None, **options)
