@@ -194,6 +194,59 @@ def test_two_processes_learn_what_one_does_though_one_is_killed_in_between(confi
     assert not (tmp_path / "run" / "unfinished").exists()
 
 
+def _feed(readers, address):
+    """Serves tf.data's service, with so many workers that read and encode."""
+    import tensorflow as tf
+    import tensorflow_text  # noqa: F401  (what tokenizers are made of)
+
+    service = tf.data.experimental.service
+    dispatcher = service.DispatchServer()
+    where = service.WorkerConfig(dispatcher_address=dispatcher.target.split("://")[1])
+    workers = [service.WorkerServer(where) for _ in range(readers)]
+    address.send(dispatcher.target)
+    workers[0].join()
+
+
+@pytest.fixture(params=[1, 2], ids=["one reader", "two readers"])
+def feed(request):
+    """The address of such a service, a process of its own, and the number of its workers."""
+    found, address = server.Pipe(duplex=False)
+    process = server.Process(target=_feed, args=(request.param, address))
+    process.start()
+    yield found.recv(), request.param
+    process.kill()
+    process.join()
+
+
+def test_tf_datas_service_reads_by_file_and_nothing_is_lost_or_read_twice(feed, tmp_path):
+    import tensorflow as tf
+
+    from pipelines import CharTokenizer, batch_pairs
+    from seq2seq import Seq2Seq
+
+    address, readers = feed
+    texts = ["".join(triple) for triple in _triples()]
+    for number in range(8):
+        lines = (f"{text}\t{text.upper()}\n" for text in texts[number::8])
+        (tmp_path / f"{number}.tsv").write_text("".join(lines))
+    files = tf.data.Dataset.list_files(str(tmp_path / "*.tsv"), shuffle=False)
+    pairs = files.flat_map(tf.data.TextLineDataset).map(lambda line: tuple(tf.unstack(tf.strings.split(line, "\t"), 2)))
+    source, target = CharTokenizer("abcd"), CharTokenizer("ABCD")
+    batches = batch_pairs(pairs, source, target, 7, seed=1, encoding="ids")
+    service = tf.data.experimental.service
+    policy = service.ShardingPolicy.OFF if readers == 1 else service.ShardingPolicy.DYNAMIC
+    fed = batches.apply(service.distribute(policy, address))
+    read = list(fed.as_numpy_iterator())
+    assert sorted(text.decode() for batch, _ in read for text in source.detokenize(batch).numpy()) == sorted(texts)
+    if readers == 1:
+        for own, other in zip(batches.as_numpy_iterator(), read, strict=True):
+            np.testing.assert_array_equal(own[1], other[1])
+    model = Seq2Seq(source, target, units=8)
+    model.compile()
+    model.fit(fed, shuffle=False, verbose=0)
+    assert model.length_ratios.numpy()[0] == len(texts)
+
+
 def test_a_signal_to_one_worker_stops_all_after_a_checkpoint(config, tmp_path):
     config = dataclasses.replace(config, checkpoint_minutes=60.0)
     first, second = workers(config, tmp_path / "run")
