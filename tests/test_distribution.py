@@ -232,19 +232,19 @@ def test_tf_datas_service_reads_by_file_and_nothing_is_lost_or_read_twice(feed, 
     files = tf.data.Dataset.list_files(str(tmp_path / "*.tsv"), shuffle=False)
     pairs = files.flat_map(tf.data.TextLineDataset).map(lambda line: tuple(tf.unstack(tf.strings.split(line, "\t"), 2)))
     source, target = CharTokenizer("abcd"), CharTokenizer("ABCD")
-    batches = batch_pairs(pairs, source, target, 7, seed=1, encoding="ids")
+    batches = batch_pairs(pairs, source, target, 7, seed=1, encoding="ids").repeat(2)
     service = tf.data.experimental.service
     policy = service.ShardingPolicy.OFF if readers == 1 else service.ShardingPolicy.DYNAMIC
     fed = batches.apply(service.distribute(policy, address))
     read = list(fed.as_numpy_iterator())
-    assert sorted(text.decode() for batch, _ in read for text in source.detokenize(batch).numpy()) == sorted(texts)
+    assert sorted(text.decode() for batch, _ in read for text in source.detokenize(batch).numpy()) == sorted(2 * texts)
     if readers == 1:
         for own, other in zip(batches.as_numpy_iterator(), read, strict=True):
             np.testing.assert_array_equal(own[1], other[1])
     model = Seq2Seq(source, target, units=8)
     model.compile()
     model.fit(fed, shuffle=False, verbose=0)
-    assert model.length_ratios.numpy()[0] == len(texts)
+    assert model.length_ratios.numpy()[0] == 2 * len(texts)
 
 
 def test_a_signal_to_one_worker_stops_all_after_a_checkpoint(config, tmp_path):
