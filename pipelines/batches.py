@@ -101,7 +101,8 @@ def batch_pairs(
         windows = windows.skip(skip // window)
         windows = windows.map(lambda number, pairs: (number, pairs, _random_number(seed or 0, epoch, number)))
     batches = windows.flat_map(group_by_length)
-    encoded = batches.prefetch(16).map(encode, num_parallel_calls=os.cpu_count()).prefetch(tf.data.AUTOTUNE)
+    cores = len(os.sched_getaffinity(0))
+    encoded = batches.prefetch(16).map(encode, num_parallel_calls=cores).prefetch(tf.data.AUTOTUNE)
     return encoded.with_options(UNTUNED)
 
 
