@@ -191,9 +191,10 @@ class Seq2Seq(keras.Model):
         return {"loss": figures["loss"][None]} if several_workers(self.distribute_strategy) else figures
 
     def _get_metrics_result_or_logs(self, logs):
-        # Keras (3.15) takes the last step's for the epoch's, where that has not returned all.
-        several = several_workers(self.distribute_strategy)
-        return self.get_metrics_result() if several else super()._get_metrics_result_or_logs(logs)
+        # Keras (3.15) takes the last step's alone for the epoch's, where that has not returned the same ones.
+        if several_workers(self.distribute_strategy):
+            return {**logs, **self.get_metrics_result()}
+        return super()._get_metrics_result_or_logs(logs)
 
     def build_training(self) -> None:
         """Makes the variables of optimizer and metrics, which the first step would make: so that a checkpoint has them
