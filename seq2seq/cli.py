@@ -408,7 +408,8 @@ def translate(
         bool,
         typer.Option(
             "--scores",
-            help="Before each translation write its log-likelihood and why it stopped: end, limit, repetition.",
+            help="Before each translation write its log-likelihood, the figure that ranks it (this over the length "
+            "penalty), and why it stopped: end, limit, repetition.",
         ),
     ] = False,
     attention: Annotated[
@@ -418,8 +419,8 @@ def translate(
 ) -> None:
     """Translate the TEXTs, or stdin line for line, to stdout.
 
-    With --scores and --n-best, columns stand between tabs: with --n-best above 1 the number of the text, with --scores
-    the log-likelihood and why the translation stopped, and the translation last.
+    With --scores or --n-best the output has columns between tabs: with --n-best above 1 the number of the text; with
+    --scores the log-likelihood, the figure that ranks the translations, and why each stopped; the translation last.
 
     Example: cat questions.txt | seq2seq translate runs/phrasebook --beam-width 5 > answers.txt
     """
@@ -502,10 +503,10 @@ def _say_speed(count, seconds, loading):
 def _hypothesis_lines(found, done, scores):
     """Lines of what is known of each hypothesis, between tabs."""
     for number, row in enumerate(zip(*(part.numpy() for part in found), strict=True), start=done + 1):
-        for text, score, stopped in zip(*row, strict=True):
+        for text, score, rank, stopped in zip(*row, strict=True):
             columns = [b"%d" % number] if len(row[0]) > 1 else []
             if scores:
-                columns += [b"%.4f" % score, stopped]
+                columns += [b"%.4f" % score, b"%.4f" % rank, stopped]
             yield b"\t".join([*columns, text])
 
 

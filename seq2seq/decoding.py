@@ -1,23 +1,25 @@
-"""Decoding strategies: searches on the device for the target tokens that a step function scores high.
+"""Decoding strategies: searches on the device for target tokens to which a step function gives high scores.
 
-A strategy is a frozen dataclass of its options with a method `search`, all of it TensorFlow: no string and no Python is
-inside its loop, and nothing leaves the device before it ends. It runs eagerly and inside a `tf.function`.
+A strategy is a frozen dataclass of its options with a method `search`; `rows_per_source` says how many rows it decodes
+for each source, and `n_best` how many hypotheses are wanted. The method is TensorFlow throughout: its loop holds no
+string and no Python, and nothing leaves the device before it ends. It runs eagerly and in a `tf.function`.
 
 Shapes: B sources, N hypotheses of each, R rows decoded together, T target length, V vocabulary size, K beam width.
 
-`search(step_for, state, limits, min_length, seeds)` takes
+`search(step_for, state, limits, min_length, seeds, loop)` takes
 
 - `step_for`: a function (sources int32 `[b]`) -> step, for those of the B sources that are not done yet. A step is a
   function (ids int32 `[R]`, state) -> (logits float32 `[R, V]`, state): the scores of the token after `ids`. R is
-  `rows_per_source` times b, and the rows of one source stand together. What a step closes over, such as those sources'
-  memory, is not the search's business;
-- `state`: what the first step wants, a nest of tensors `[B, ...]`. Their other sizes may change from step to step, as a
-  Transformer's cache does;
+  `rows_per_source` times b, and the rows of one source stand together. A step closes over whatever else it needs, such
+  as the memory of those sources;
+- `state`: what the first step is given, a nest of tensors `[B, ...]`;
 - `limits`: int32 `[B]`, at least 1: where each row is cut, in tokens, END included;
 - `min_length`: how many tokens, a scalar, come before END may;
-- `seeds`: `[B]`, int32 or int64: all that the randomness of a row depends on. Only `Sampling` looks at it.
+- `seeds`: `[B]`, int32 or int64: all that the randomness of a row depends on. Only `Sampling` uses it;
+- `loop`: what takes the steps. `shrinking_loop`, the default, removes finished sources from the batch; a `masking_loop`
+  keeps every size and so can be compiled. Both find the same.
 
-and returns `Hypotheses`. What it finds for a row depends on nothing in other rows.
+and returns `Hypotheses`. The result for a row does not depend on other rows.
 """
 
 import dataclasses
@@ -40,13 +42,15 @@ NEVER = float("-inf")  # the log-likelihood of what is no hypothesis
 State: TypeAlias = Any  # a nest of tensors
 Step: TypeAlias = Callable[[tf.Tensor, State], tuple[tf.Tensor, State]]
 StepFor: TypeAlias = Callable[[tf.Tensor], Step]
+Loop: TypeAlias = Callable[..., tuple[Any, list[tf.Tensor]]]
 
 
 class Hypotheses(NamedTuple):
     """What a search found for each source, the best hypothesis first."""
 
-    ids: tf.Tensor  # int32 [B, N, T] tokens up to and with END, then padding; T is the length of the longest
+    ids: tf.Tensor  # int32 [B, N, T] tokens up to and with END, then padding
     scores: tf.Tensor | None  # float32 [B, N] log-likelihoods in nats, END included; None if the search needs none
+    ranked_by: tf.Tensor | None  # float32 [B, N] what the order follows, as `BeamSearch` says; None likewise
     stopped: tf.Tensor  # int32 [B, N] indices in STOPPED
 
 
@@ -54,36 +58,47 @@ class Hypotheses(NamedTuple):
 class Greedy:
     """Takes the likeliest token at every step. One hypothesis for each source, without a score."""
 
-    rows_per_source = 1
+    rows_per_source = n_best = 1
 
     def search(
-        self, step_for: StepFor, state: State, limits: tf.Tensor, min_length: int | tf.Tensor, seeds: tf.Tensor
+        self,
+        step_for: StepFor,
+        state: State,
+        limits: tf.Tensor,
+        min_length: int | tf.Tensor,
+        seeds: tf.Tensor,
+        loop: Loop | None = None,
     ) -> Hypotheses:
         """Decodes as this module says above."""
 
         def choose(logits, t, sources):
             return tf.argmax(logits, axis=1, output_type=tf.int32)
 
-        return _extend_one(step_for, state, limits, min_length, choose)
+        return _extend_one(step_for, state, limits, min_length, choose, loop)
 
 
 @dataclasses.dataclass(frozen=True)
 class BeamSearch:
-    """Extends the K likeliest beginnings at every step and keeps the K best hypotheses that came to an end.
+    """Extends the K best beginnings of each source at every step and returns the best hypotheses that ended.
 
-    Left-to-right beam search as in Graves 2012 (arxiv.org/abs/1211.3711) and Sutskever et al. 2014
-    (arxiv.org/abs/1409.3215). Hypotheses are ranked by log-likelihood divided by a length penalty,
-    `((5 + length) / 6) ** length_penalty` (Wu et al. 2016, arxiv.org/abs/1609.08144, equation 14), since each further
-    token can only lower the log-likelihood itself. Those cut at the limit or for repetition rank below all that ended.
+    Left-to-right beam search (Graves 2012, arxiv.org/abs/1211.3711; Sutskever et al. 2014, arxiv.org/abs/1409.3215) in
+    its monotonic form (Lemons et al. 2022, arxiv.org/abs/2204.02929): a beam is K numbered places, filled in their
+    order at every step. Place k takes the likeliest extension that is left among those of the beginnings in places 1 to
+    k. So place 1 is greedy search, a beam holds everything that each narrower one holds, and the best hypothesis of a
+    wider beam never ranks below that of a narrower one or below the greedy one.
 
-    A source is done when K hypotheses have ended, or when no beginning can overtake the `n_best` best that have. Where
-    there are fewer than `n_best` hypotheses at all, for want of tokens, the last ones are empty with a score of -inf
-    and count as "limit".
+    An extension by END is a hypothesis, and its place is empty until another extension takes it. Hypotheses are ranked
+    by log-likelihood divided by a length penalty, `((5 + length) / 6) ** length_penalty` (Wu et al. 2016,
+    arxiv.org/abs/1609.08144, equation 14), since each further token can only lower the log-likelihood. Those cut at
+    the limit or for repetition rank below all that ended. A source is done when no beginning can still reach the ranks
+    to be returned.
 
     Args:
         width: K. With 1 this is greedy search, with scores.
         length_penalty: 0 compares log-likelihoods as they are, 1 nearly those per token.
-        n_best: how many hypotheses of each source to return, N; at most K.
+        n_best: how many hypotheses of each source are wanted; at most K. `search` returns N = 1 for 1 and N = 2 n_best
+            for more, as different ids may be the same text: `Seq2Seq.translate` takes the first n_best different texts.
+            If there are fewer than N hypotheses, the last ones are empty with a score of -inf and count as "limit".
     """
 
     width: int = 5
@@ -100,10 +115,17 @@ class BeamSearch:
         return self.width
 
     def search(
-        self, step_for: StepFor, state: State, limits: tf.Tensor, min_length: int | tf.Tensor, seeds: tf.Tensor
+        self,
+        step_for: StepFor,
+        state: State,
+        limits: tf.Tensor,
+        min_length: int | tf.Tensor,
+        seeds: tf.Tensor,
+        loop: Loop | None = None,
     ) -> Hypotheses:
         """Decodes as this module says above."""
         batch, width = tf.shape(limits)[0], self.width
+        kept = 1 if self.n_best == 1 else 2 * self.n_best
 
         def running(now):
             _, scores, _ = now
@@ -114,74 +136,81 @@ class BeamSearch:
             logits, state = step(tf.reshape(tokens, [-1]), state)
             count, limits_left = tf.size(sources), tf.gather(limits, sources)[:, None]
 
-            # The likeliest extensions of each source. One number for each row turns its logits into log-probabilities,
-            # and adds those of the tokens before. Of twice the width, at least half go on, as only K can be END.
+            # The likeliest extensions of each beginning. One number for each row turns its logits into
+            # log-probabilities and adds those of the tokens before.
             emittable = _emittable(logits, t, min_length)
             offsets = tf.reshape(scores, [-1]) - tf.reduce_logsumexp(logits, axis=1)
-            size = tf.shape(emittable)[1]
-            totals = tf.reshape(emittable + offsets[:, None], [-1, width * size])
-            totals, indices = tf.math.top_k(totals, tf.minimum(2, size) * width)
-            tokens, parents = END + indices % size, indices // size
-
-            # END counts where it beats the others for a place among the K, so that a width of 1 is greedy search.
-            is_end = tokens == END
-            ended = _Finished(
-                scores=tf.where(is_end, totals, NEVER)[:, :width],
-                lengths=tf.fill([count, width], t + 1),
-                tokens=tokens[:, :width],
-                parents=parents[:, :width],
-                stopped=tf.fill([count, width], ENDED),
-            )
-
-            # The K best of the others live on, each with the state of the hypothesis it extends.
-            scores, ranks = tf.math.top_k(tf.where(is_end, NEVER, totals), width)
-            tokens, parents = (tf.gather(tensor, ranks, batch_dims=1) for tensor in (tokens, parents))
+            most = tf.minimum(tf.shape(emittable)[1], width)
+            totals, tokens = tf.math.top_k(emittable + offsets[:, None], most)
+            scores, chosen = _fill_places(tf.reshape(totals, [-1, width * most]), width)
+            tokens = END + tf.gather(tf.reshape(tokens, [-1, width * most]), chosen, batch_dims=1)
+            parents = chosen // most
             state, repetition = take((state, repetition), _rows(tf.range(count), parents, width))
             repetition = _repetition_after(repetition, tf.reshape(tokens, [-1]))
 
             stopped = _stopped(tokens, t + 1, limits_left, tf.reshape(repetition.runs, [count, width, PHRASE]))
-            cut = ended._replace(
-                scores=tf.where(stopped == RUNNING, NEVER, scores), tokens=tokens, parents=parents, stopped=stopped
-            )
-            finished = self._best(finished, ended, cut)
-
-            # What a living hypothesis can still reach, if it goes on until its limit and nothing lowers its likelihood.
             alive = tf.where(stopped == RUNNING, scores, NEVER)
+            new = _Finished(
+                scores=tf.where(stopped == RUNNING, NEVER, scores),
+                lengths=tf.fill([count, width], t + 1),
+                tokens=tokens,
+                parents=parents,
+                stopped=tf.where((stopped == RUNNING) | (scores == NEVER), LIMITED, stopped),
+            )
+            finished = self._best(kept, finished, new)
+
+            # The best rank that a beginning can reach: if nothing lowers its likelihood up to its limit.
             reach = tf.reduce_max(alive, axis=1) / self._penalty(limits_left[:, 0])
-            last = self.n_best - 1
-            to_beat = tf.where(finished.stopped == ENDED, self._penalized(finished), NEVER)[:, last]
-            done = (finished.stopped[:, -1] == ENDED) | (reach <= to_beat)
-            # With no living hypothesis a source has no candidates any more, whatever its neighbours still do.
-            scores = tf.where(done[:, None], NEVER, alive)
+            to_beat = tf.where(finished.stopped == ENDED, self._ranked_by(finished), NEVER)[:, -1]
+            scores = tf.where((reach <= to_beat)[:, None], NEVER, alive)  # done: what it began is dropped
             return (tokens, scores, finished), (repetition, state), [tokens, parents]
 
-        nothing = tf.zeros([batch, width], tf.int32)
-        finished = _Finished(tf.fill([batch, width], NEVER), nothing, nothing, nothing, nothing + LIMITED)
-        scores = tf.where(tf.range(width) + nothing == 0, 0.0, NEVER)  # all K begin alike, so only one of them counts
-        now = tf.fill([batch, width], START), scores, finished
+        nothing = tf.zeros([batch, kept], tf.int32)
+        finished = _Finished(tf.fill([batch, kept], NEVER), nothing, nothing, nothing, nothing + LIMITED)
+        places = tf.zeros([batch, width], tf.int32)
+        scores = tf.where(tf.range(width) + places == 0, 0.0, NEVER)  # one beginning, in place 1
+        now = places + START, scores, finished
         state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
-        history = [
-            tf.TensorArray(tf.int32, _longest(limits), element_shape=[None, None]) for _ in ("tokens", "parents")
-        ]
-        _, (_, _, finished), history = _until_all_stop(step_for, extend, running, now, state, history, width)
-        best = _Finished(*(tensor[:, : self.n_best] for tensor in finished))
-        return Hypotheses(_back_track(best, *history), best.scores, best.stopped)
+        (_, _, finished), history = (loop or shrinking_loop)(
+            step_for, extend, running, now, state, limits, [[width]] * 2, width
+        )
+        return Hypotheses(_back_track(finished, *history), finished.scores, self._ranked_by(finished), finished.stopped)
 
     def _penalty(self, lengths):
         if not self.length_penalty:  # of x ** 0 TensorFlow makes a constant, for as many sources as there are at first
             return 1.0
         return ((5 + tf.cast(lengths, tf.float32)) / 6) ** self.length_penalty
 
-    def _penalized(self, finished):
+    def _ranked_by(self, finished):
         return finished.scores / self._penalty(finished.lengths)
 
-    def _best(self, *several):
-        """Keeps the K best of several `_Finished`, the best first and, of equals, the earlier first."""
+    def _best(self, count, *several):
+        """Keeps the best of several `_Finished`, the best first and, of equals, the earlier first."""
         every = _Finished(*(tf.concat(tensors, axis=1) for tensors in zip(*several, strict=True)))
         # In float64 a step that is larger than every score still leaves all the digits of a float32.
         step_down = tf.where(every.stopped == ENDED, tf.constant(0, tf.float64), 1e6)
-        order = tf.math.top_k(tf.cast(self._penalized(every), tf.float64) - step_down, self.width).indices
+        order = tf.math.top_k(tf.cast(self._ranked_by(every), tf.float64) - step_down, count).indices
         return _Finished(*(tf.gather(tensor, order, batch_dims=1) for tensor in every))
+
+
+def _fill_places(totals, width):
+    """Gives each of the K places of a beam the likeliest extension left among those of the places up to it.
+
+    Args:
+        totals: float32 `[b, K x m]`, the scores of m extensions of each beginning, those of place 1 first.
+        width: K.
+
+    Returns:
+        The score of what each place now holds, -inf if nothing was left, and its index in `totals`, `[b, K]` each.
+    """
+    most, positions, filled = tf.shape(totals)[1] // width, tf.range(tf.shape(totals)[1]), []
+    for place in range(1, width + 1):
+        offered = totals[:, : place * most]
+        best = tf.argmax(offered, axis=1, output_type=tf.int32)
+        filled.append((tf.reduce_max(offered, axis=1), best))
+        totals = tf.where(positions == best[:, None], NEVER, totals)
+    scores, chosen = zip(*filled, strict=True)
+    return tf.stack(scores, axis=1), tf.stack(chosen, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +228,7 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
 
-    rows_per_source = 1
+    rows_per_source = n_best = 1
 
     def __post_init__(self):
         _require("temperature", self.temperature, self.temperature > 0, "more than 0")
@@ -207,20 +236,25 @@ class Sampling:
         _require("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "more than 0 and at most 1")
 
     def search(
-        self, step_for: StepFor, state: State, limits: tf.Tensor, min_length: int | tf.Tensor, seeds: tf.Tensor
+        self,
+        step_for: StepFor,
+        state: State,
+        limits: tf.Tensor,
+        min_length: int | tf.Tensor,
+        seeds: tf.Tensor,
+        loop: Loop | None = None,
     ) -> Hypotheses:
         """Decodes as this module says above."""
-        uniforms = _uniforms(seeds, limits)
 
         def choose(logits, t, sources):
             probabilities, tokens = self._filter(logits / self.temperature)
             # Inverse transform sampling: the token in whose stretch of the cumulative distribution the number falls.
             cumulative = tf.cumsum(probabilities, axis=1)
-            numbers = tf.gather(uniforms[:, t], sources) * cumulative[:, -1]
+            numbers = _uniform(tf.gather(seeds, sources), t) * cumulative[:, -1]
             drawn = tf.reduce_sum(tf.cast(cumulative <= numbers[:, None], tf.int32), axis=1)
             return drawn if tokens is None else tf.gather(tokens, drawn, batch_dims=1)
 
-        return _extend_one(step_for, state, limits, min_length, choose)
+        return _extend_one(step_for, state, limits, min_length, choose, loop)
 
     def _filter(self, logits):
         """Turns logits `[B, V]` into the probabilities to draw with, and the tokens they are of, None if all in order.
@@ -247,7 +281,7 @@ def _require(argument, value, condition, expected):
         raise OptionError(f"{argument}={value!r}: expected {expected}")
 
 
-def _extend_one(step_for, state, limits, min_length, choose):
+def _extend_one(step_for, state, limits, min_length, choose, loop):
     """Extends one hypothesis for each source, until all have stopped.
 
     Args:
@@ -273,58 +307,104 @@ def _extend_one(step_for, state, limits, min_length, choose):
 
     batch = tf.shape(limits)[0]
     now = tf.fill([batch], START), tf.fill([batch], RUNNING)
-    history = [tf.TensorArray(tf.int32, _longest(limits), element_shape=[None])]
-    length, (_, stopped), (ids,) = _until_all_stop(step_for, extend, running, now, state, history)
-    ids = tf.transpose(ids.gather(tf.range(length)))  # [B, T]
-    return Hypotheses(ids[:, None], None, stopped[:, None])
+    (_, stopped), (ids,) = (loop or shrinking_loop)(step_for, extend, running, now, state, limits, [[]])
+    return Hypotheses(tf.transpose(ids)[:, None], None, None, stopped[:, None])
 
 
-def _until_all_stop(step_for, extend, running, now, state, history, width=1):
-    """Takes one step after another. Sources that have stopped leave: whenever they are half of those that are there,
-    the others go on without them.
+def shrinking_loop(step_for, extend, running, now, state, limits, history, width=1):
+    """Takes one step after another until all sources have stopped: the fast way on a CPU, where every row costs time.
+
+    Whenever half of the sources in the batch have stopped, it goes on without them. So sizes change, which XLA cannot
+    compile; in return a state may grow from step to step.
 
     Args:
+        step_for, state, limits: as in `search`.
         extend: a function (t, step, sources `[b]`, now, rows) -> (now, rows, what to write in the history, `[b, ...]`).
         running: a function of now -> bool `[b]`, which sources go on.
         now: what is known of each source, a nest of tensors `[B, ...]`.
-        state: of `width` rows for each source. With what is known of their repetition these are `rows`.
-        history: TensorArrays.
+        history: the shape of each int32 tensor that is written at a step, without the sources.
+        width: how many rows each source has, K. `rows` are their state and what is known of their repetition.
 
     Returns:
-        How many steps there were; what was known of each source when it stopped; and the history, of all sources, 0
-        for those that had left.
+        What was known of each source when it stopped, and the history: of each tensor written, `[T, B, ...]` over all
+        steps taken, 0 for a source that had left.
     """
-    batch = tf.size(running(now))
+    batch = tf.shape(limits)[0]
+    longest = tf.maximum(1, tf.reduce_max(limits))
 
     def some_are_left(t, sources, *_):
         return (t == 0) | (tf.size(sources) > 0)
 
-    def go_on(t, sources, now, rows, last, history):
+    def go_on(t, sources, now, rows, last, arrays):
         step = step_for(sources)
 
         def most_run(t, now, *_):
             return (t == 0) | (2 * tf.math.count_nonzero(running(now), dtype=tf.int32) > tf.size(sources))
 
-        def extend_all(t, now, rows, history):
+        def extend_all(t, now, rows, arrays):
             now, rows, written = extend(t, step, sources, now, rows)
             written = [tf.scatter_nd(sources[:, None], each, [batch, *each.shape[1:]]) for each in written]
-            return t + 1, now, rows, [array.write(t, each) for array, each in zip(history, written, strict=True)]
+            return t + 1, now, rows, _write(arrays, t, written)
 
-        t, now, rows, history = _while(most_run, extend_all, (t, now, rows, history))
+        t, now, rows, arrays = _while(most_run, extend_all, (t, now, rows, arrays))
         last = tf.nest.map_structure(
             lambda every, some: tf.tensor_scatter_nd_update(every, sources[:, None], some), last, now
         )
         left = tf.cast(tf.where(running(now))[:, 0], tf.int32)
         rows = take(rows, _rows(left, tf.range(width), width))
-        return t, tf.gather(sources, left), take(now, left), rows, last, history
+        return t, tf.gather(sources, left), take(now, left), rows, last, arrays
 
-    variables = (tf.constant(0), tf.range(batch), now, (_no_repetition(batch * width), state), now, history)
-    steps, _, _, _, last, history = _while(some_are_left, go_on, variables)
-    return steps, last, history
+    arrays = [tf.TensorArray(tf.int32, longest, element_shape=[None, *shape]) for shape in history]
+    rows = _no_repetition(batch * width), state
+    steps, *_, last, arrays = _while(some_are_left, go_on, (tf.constant(0), tf.range(batch), now, rows, now, arrays))
+    return last, [array.gather(tf.range(steps)) for array in arrays]
 
 
-def _longest(limits):
-    return tf.maximum(1, tf.reduce_max(limits))
+STEPS_UNASKED = 16  # that a `masking_loop` takes before it asks again whether any source still runs
+
+
+def masking_loop(blocks):
+    """Makes a loop of fixed sizes that XLA can compile: the fast way on a GPU, where a wait costs more than a row.
+
+    Sources that have stopped stay in the batch, and their further tokens are masked. A GPU that asks whether to go on
+    waits for the answer, so the loop takes `STEPS_UNASKED` steps without a question. The decoder's state must keep its
+    sizes.
+
+    Args:
+        blocks: how many times so many steps the highest limit may be; when compiled, a number or the size of a tensor.
+
+    Returns:
+        A function like `shrinking_loop`, whose history always has blocks x STEPS_UNASKED steps.
+    """
+
+    def loop(step_for, extend, running, now, state, limits, history, width=1):
+        batch = tf.shape(limits)[0]
+        sources, steps = tf.range(batch), blocks * STEPS_UNASKED
+        step = step_for(sources)
+
+        def some_run(t, now, *_):
+            return (t < steps) & tf.reduce_any(running(now))
+
+        def extend_unasked(t, *variables):
+            def extend_all(i, now, rows, arrays):
+                now, rows, written = extend(t + i, step, sources, now, rows)
+                return i + 1, now, rows, _write(arrays, t + i, written)
+
+            _, *variables = tf.while_loop(lambda i, *_: i < STEPS_UNASKED, extend_all, (0, *variables))
+            return t + STEPS_UNASKED, *variables
+
+        arrays = [
+            tf.TensorArray(tf.int32, steps).unstack(tf.zeros([steps, batch, *shape], tf.int32)) for shape in history
+        ]
+        rows = _no_repetition(batch * width), state
+        _, last, _, arrays = tf.while_loop(some_run, extend_unasked, (0, now, rows, arrays))
+        return last, [array.stack() for array in arrays]
+
+    return loop
+
+
+def _write(arrays, t, tensors):
+    return [array.write(t, tensor) for array, tensor in zip(arrays, tensors, strict=True)]
 
 
 def _rows(sources, places, width):
@@ -352,19 +432,29 @@ def _emittable(logits, t, min_length):
     return tf.concat([end, logits[:, END + 1 :]], axis=1)
 
 
-def _uniforms(seeds, limits):
-    """Draws numbers from [0, 1) for each row: float32 `[B, T]`, T being the highest limit, 0 after the row's own."""
-    # Of no rows at all map_fn cannot tell what they would look like, so there is always one that nobody wants.
-    seeds, limits = tf.concat([seeds, [0]], axis=0), tf.concat([limits, [1]], axis=0)
-    longest = tf.reduce_max(limits)
+def _uniform(seeds, t):
+    """A random number from [0, 1) for each row that follows from its seed and the step alone: float32 `[b]`.
 
-    def draw(row):
-        seed, limit = row
-        # Exactly as many as the row can need: how many others need must not change them.
-        numbers = tf.random.stateless_uniform([limit], tf.stack([seed, tf.zeros_like(seed)]))
-        return tf.pad(numbers, [[0, longest - limit]])
+    It is the hash PCG3D of the two halves of the seed and the step (Jarzynski & Olano 2020,
+    jcgt.org/published/0009/03/02): the same on every device, however many numbers other rows need.
+    """
+    low_half = 0xFFFFFFFF  # all arithmetic is modulo 2 ** 32
+    seeds = tf.cast(seeds, tf.int64)
+    words = [
+        seeds & low_half,
+        tf.bitwise.right_shift(seeds, 32) & low_half,
+        tf.zeros_like(seeds) + tf.cast(t, tf.int64),
+    ]
+    x, y, z = ((word * 1664525 + 1013904223) & low_half for word in words)
 
-    return tf.map_fn(draw, (seeds, limits), fn_output_signature=tf.TensorSpec([None], tf.float32))[:-1]
+    def mix(x, y, z):
+        x = (x + y * z) & low_half
+        y = (y + z * x) & low_half
+        z = (z + x * y) & low_half
+        return x, y, z
+
+    x, _, _ = mix(*(word ^ tf.bitwise.right_shift(word, 16) for word in mix(x, y, z)))
+    return tf.cast(tf.bitwise.right_shift(x, 8), tf.float32) * 2.0**-24
 
 
 # A model that has lost its way says one phrase over and over until it is cut. The longest phrase that is noticed, in
@@ -420,13 +510,12 @@ def _back_track(finished, tokens, parents):
 
     Args:
         finished: `_Finished` `[B, N]`.
-        tokens, parents: TensorArrays of int32 `[B, K]`: the newest tokens of those that lived at each step, and which
-            places at the step before they extended.
+        tokens, parents: int32 `[T, B, K]`: the newest tokens of those that lived at each step, and which places at the
+            step before they extended.
 
     Returns:
         int32 ids `[B, N, T]`.
     """
-    steps = tf.range(tf.maximum(1, tf.reduce_max(finished.lengths)))
 
     def back(later, now):
         places, _ = later
@@ -436,6 +525,6 @@ def _back_track(finished, tokens, parents):
         ids = tf.where(before_last, tf.gather(tokens, places, batch_dims=1), last)
         return tf.where(before_last, tf.gather(parents, places, batch_dims=1), places), ids
 
-    written = (steps, tokens.gather(steps), parents.gather(steps))
-    _, ids = tf.scan(back, written, (finished.parents, finished.tokens), reverse=True)
+    history = (tf.range(tf.shape(tokens)[0]), tokens, parents)
+    _, ids = tf.scan(back, history, (finished.parents, finished.tokens), reverse=True)
     return tf.transpose(ids, [1, 2, 0])

@@ -92,13 +92,13 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = ()) -> gr.Blocks:
 
 
 def _table(found):
-    """The hypotheses of one text, `Translations`, as HTML: log-likelihood, why it stopped, text."""
+    """The hypotheses of one text, `Translations`, as HTML: log-likelihood, what ranks it, why it stopped, text."""
     rows = zip(*(part.numpy()[0] for part in found), strict=True)
     cells = [
-        f"<tr><td>{score:.2f}</td><td>{stopped.decode()}</td><td>{escape(text.decode())}</td></tr>"
-        for text, score, stopped in rows
+        f"<tr><td>{score:.2f}</td><td>{rank:.2f}</td><td>{stopped.decode()}</td><td>{escape(text.decode())}</td></tr>"
+        for text, score, rank, stopped in rows
     ]
-    head = "<tr><th>log-likelihood</th><th>stopped by</th><th>hypothesis</th></tr>"
+    head = "<tr><th>log-likelihood</th><th>ranked by</th><th>stopped by</th><th>hypothesis</th></tr>"
     return f'<table class="hypotheses">{head}{"".join(cells)}</table>'
 
 

@@ -22,9 +22,10 @@ _BEAM = BeamSearch(n_best=5)
 def export(model: "Seq2Seq", folder: Path | str, beam: BeamSearch = _BEAM, probe: Sequence[str] = ()) -> None:
     """Writes a SavedModel with tokenizers inside and two signatures, both of strings `texts` `[N]` for any N.
 
-    `greedy`, which is also the one served by default, gives `texts` `[N]`; `beam` gives `texts` and `scores` `[N, n]`,
-    the best first. It needs TensorFlow and, unless tokenizers are characters or bytes as they are (`normal_form=None`),
-    the operations of TensorFlow Text, which TensorFlow Serving has and Python gets by `import tensorflow_text`.
+    `greedy`, which is also the one served by default, gives `texts` `[N]`; `beam` gives `texts`, `scores` and
+    `ranked_by` `[N, n]`, the best first, as in `Translations`. It needs TensorFlow and, unless tokenizers are
+    characters or bytes as they are (`normal_form=None`), the operations of TensorFlow Text, which TensorFlow Serving
+    has and Python gets by `import tensorflow_text`.
 
     Args:
         model: a `Seq2Seq`.
@@ -65,7 +66,10 @@ def _endpoint(model, strategy):
     def translate(texts):
         texts = tf.concat([texts, [""]], axis=0)  # not every layer takes a batch of nothing
         found, *known = model.translate_batch(texts, strategy, details=n_best)
-        return {"texts": found[:-1], "scores": known[0][:-1]} if n_best else {"texts": found[:-1, 0]}
+        if not n_best:
+            return {"texts": found[:-1, 0]}
+        scores, ranked_by, _ = known
+        return {"texts": found[:-1], "scores": scores[:-1], "ranked_by": ranked_by[:-1]}
 
     return translate
 

@@ -13,7 +13,19 @@ import tensorflow as tf
 from pipelines import OptionError, choose
 from pipelines.tokenizers import PADDING, START, Texts, Tokenizer, one_hot
 from seq2seq.contract import check_contract, check_savable
-from seq2seq.decoding import STOPPED, STRATEGIES, BeamSearch, Greedy, Hypotheses, Strategy, take
+from seq2seq.decoding import (
+    LIMITED,
+    NEVER,
+    STEPS_UNASKED,
+    STOPPED,
+    STRATEGIES,
+    BeamSearch,
+    Greedy,
+    Hypotheses,
+    Strategy,
+    masking_loop,
+    take,
+)
 from seq2seq.distribution import apply_if, own_rows, several_workers, share, summed
 from seq2seq.exporting import export
 from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
@@ -28,8 +40,9 @@ _BATCH_LENGTH = 256  # the length from which on a batch holds fewer texts, so th
 class Translations(NamedTuple):
     """What `Seq2Seq.translate` knows of N texts, n hypotheses each, the best first."""
 
-    texts: tf.Tensor  # strings [N, n]
-    scores: tf.Tensor  # float32 [N, n] log-likelihood, in nats
+    texts: tf.Tensor  # strings [N, n], all different for each text; if there are fewer, the last ones are empty
+    scores: tf.Tensor  # float32 [N, n] log-likelihood, in nats; -inf of what is empty
+    ranked_by: tf.Tensor  # float32 [N, n] what the order follows: of a beam, the score over its length penalty
     stopped: tf.Tensor  # strings [N, n] why it is no longer: "end", "limit" or "repetition"
 
 
@@ -103,6 +116,8 @@ class Seq2Seq(keras.Model):
         )
         self.guesses = keras.random.SeedGenerator()
         self._parts = 1  # of a batch to translate: more are twice as long in the making, which few texts do not repay
+        self.compiles_decoding = bool(tf.config.list_logical_devices("GPU"))
+        self._search_with = functools.lru_cache(maxsize=32)(self._compile_search)
         self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
         self.build()
 
@@ -303,16 +318,20 @@ class Seq2Seq(keras.Model):
             A tuple of strings `[B, n]` and, with `details`, the other parts of `Translations`.
         """
         source = self.source_tokenizer.tokenize(texts)[:, :LONGEST_SOURCE]
-        ids, scores, stopped = self.decode(source, strategy, min_length, max_length, seeds)
-        rows, n_best, length = (tf.shape(ids)[axis] for axis in range(3))
-        translations = self.target_tokenizer.detokenize(tf.reshape(ids, [rows * n_best, length]))
-        translations = tf.ensure_shape(tf.reshape(translations, [rows, n_best]), ids.shape[:2])
+        ids, scores, ranked_by, stopped = self.decode(source, strategy, min_length, max_length, seeds)
+        rows, count, length = (tf.shape(ids)[axis] for axis in range(3))
+        translations = self.target_tokenizer.detokenize(tf.reshape(ids, [rows * count, length]))
+        translations = tf.ensure_shape(tf.reshape(translations, [rows, count]), ids.shape[:2])
+        stopped = tf.gather(tf.constant(STOPPED), stopped)
+        if strategy.n_best > 1:
+            found = translations, scores, ranked_by, stopped
+            translations, scores, ranked_by, stopped = _first_different(strategy.n_best, *found)
         if not details:
             return (translations,)
         if scores is None:
             target = tf.pad(ids[:, 0], [[0, 0], [1, 0]], constant_values=START)
-            scores = self._log_likelihood(source, target)[:, None]
-        return translations, scores, tf.gather(tf.constant(STOPPED), stopped)
+            scores = ranked_by = self._log_likelihood(source, target)[:, None]
+        return translations, scores, ranked_by, stopped
 
     def decode(
         self,
@@ -331,9 +350,23 @@ class Seq2Seq(keras.Model):
             seeds: int64 `[B]`, for sampling.
 
         Returns:
-            `decoding.Hypotheses`, ids `[B, n, T]`.
+            `decoding.Hypotheses`, ids `[B, N, T]`.
         """
-        encoded = self.encoder(source)
+        limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length), max_length)
+        seeds = tf.zeros_like(limits, tf.int64) if seeds is None else tf.cast(seeds, tf.int64)
+        if not self.compiles_decoding:
+            return self._search(self.encoder(source), limits, min_length, seeds, strategy)
+        rows, length = tf.unstack(tf.shape(source)[:2])
+        more = [[0, _few_sizes(rows) - rows], [0, _few_sizes(length) - length], *[[0, 0]] * (source.shape.rank - 2)]
+        # Rows that only fill the batch up are done after one step.
+        limits, seeds = (tf.pad(x, more[:1], constant_values=1) for x in (limits, seeds))
+        longest = tf.maximum(_few_sizes(tf.reduce_max(limits)), STEPS_UNASKED)
+        found = self._search_with(strategy)(
+            self.encoder(tf.pad(source, more)), limits, min_length, seeds, tf.zeros([longest])
+        )
+        return Hypotheses(*(part if part is None else part[:rows] for part in found))
+
+    def _search(self, encoded, limits, min_length, seeds, strategy, loop=None):
         _, state = self.decoder.start(encoded)
 
         def step_for(sources):
@@ -345,9 +378,14 @@ class Seq2Seq(keras.Model):
 
             return step
 
-        limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length), max_length)
-        seeds = tf.zeros_like(limits, tf.int64) if seeds is None else seeds
-        return strategy.search(step_for, state, limits, min_length, seeds)
+        return strategy.search(step_for, state, limits, min_length, seeds, loop)
+
+    def _compile_search(self, strategy):
+        def search(encoded, limits, min_length, seeds, steps):
+            loop = masking_loop(tf.size(steps) // STEPS_UNASKED)
+            return self._search(encoded, limits, min_length, seeds, strategy, loop)
+
+        return tf.function(search, jit_compile=True, autograph=False, reduce_retracing=True)
 
     def limits(self, source: tf.Tensor) -> tf.Tensor:
         """How long a translation of each source may become, in tokens: int32 `[B]`.
@@ -519,6 +557,24 @@ def _make(half, vocabulary_size, options, name):
         return half(vocabulary_size, name=name, **taken)
     except TypeError as error:
         raise OptionError(f"{name}={half.__name__}: must take vocabulary_size and **kwargs ({error})") from error
+
+
+def _first_different(count, texts, scores, ranked_by, stopped):
+    """Of what is known of N hypotheses of each source, `[B, N]`, that of the first so many with different texts.
+
+    If there are fewer, empty hypotheses follow, as in `BeamSearch`.
+    """
+    equal = tf.cast(texts[:, :, None] == texts[:, None], tf.int32)
+    repeated = tf.argmax(equal, axis=2, output_type=tf.int32) < tf.range(tf.shape(texts)[1])
+    order = tf.argsort(tf.cast(repeated, tf.int32), axis=1, stable=True)[:, :count]
+    nothing = "", NEVER, NEVER, STOPPED[LIMITED]
+    found = zip((texts, scores, ranked_by, stopped), nothing, strict=True)
+    return [tf.gather(tf.where(repeated, empty, known), order, batch_dims=1) for known, empty in found]
+
+
+def _few_sizes(size):
+    """The next power of two, at least 16: what is compiled for each size shall meet few."""
+    return tf.bitwise.left_shift(16, tf.reduce_sum(tf.cast(size > 16 * 2 ** tf.range(20), tf.int32)))
 
 
 def _lengths(source):

@@ -235,10 +235,15 @@ def test_strategies_and_what_is_known_of_each_hypothesis(run):
     lines = seq2seq("translate", folder, "ab", "cd", "--beam-width", 4, "--n-best", 3, "--scores").stdout.decode()
     rows = [line.split("\t") for line in lines.splitlines()]
     assert [row[0] for row in rows] == ["1", "1", "1", "2", "2", "2"]
-    assert all(float(row[1]) < 0 and row[2] in ("end", "limit", "repetition") and len(row) == 4 for row in rows)
+    assert all(float(row[1]) < 0 and row[3] in ("end", "limit", "repetition") and len(row) == 5 for row in rows)
+    ranks = [[float(row[2]) for row in rows if row[0] == number and row[3] == "end"] for number in "12"]
+    assert all(some == sorted(some, reverse=True) for some in ranks)
+    assert all(float(row[2]) > float(row[1]) for row in rows if len(row[4]) > 1)
+    assert len({tuple(row[0::4]) for row in rows}) == 6  # all different
     scored = seq2seq("translate", folder, "ab", "--scores").stdout.decode().rstrip("\n").split("\t")
-    again = seq2seq("score", folder, stdin=f"ab\t{scored[2]}\n".encode()).stdout
-    assert scored[1] != "end" or float(again) == pytest.approx(float(scored[0]), abs=1e-3)
+    again = seq2seq("score", folder, stdin=f"ab\t{scored[3]}\n".encode()).stdout
+    assert scored[0] == scored[1]  # greedy search ranks nothing
+    assert scored[2] != "end" or float(again) == pytest.approx(float(scored[0]), abs=1e-3)
     samples = [seq2seq("translate", folder, "ab", "cd", "--sample", "--seed", seed).stdout for seed in (1, 1, 2)]
     assert samples[0] == samples[1] != samples[2]
     assert seq2seq("translate", folder, "ab", "--top-k", 1).stdout == seq2seq("translate", folder, "ab").stdout

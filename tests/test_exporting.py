@@ -44,7 +44,8 @@ default = model.signatures["serving_default"](texts=tf.constant(texts[:3]))
 beam = model.signatures["beam"](texts=tf.constant(texts))
 none = model.signatures["beam"](texts=tf.constant([], tf.string))
 assert default["texts"].numpy().tolist() == found["texts"].numpy()[:3].tolist()
-assert none["texts"].shape == none["scores"].shape == (0, 3)
+assert none["texts"].shape == none["scores"].shape == none["ranked_by"].shape == (0, 3)
+assert (beam["ranked_by"].numpy() >= beam["scores"].numpy()).all()
 written = lambda array: [[text.decode() for text in row] for row in array.numpy().tolist()]
 print(json.dumps([written(found["texts"][:, None]), written(beam["texts"]), beam["scores"].numpy().tolist()]))
 """

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import CharTokenizer, OptionError, batch_pairs
-from pipelines.tokenizers import PADDING
+from pipelines import CharTokenizer, OptionError, Tokenizer, batch_pairs
+from pipelines.tokenizers import END, PADDING
 from seq2seq import BeamSearch, Greedy, Sampling, Seq2Seq, teacher_forcing
 
 
@@ -108,13 +108,49 @@ def test_a_beam_of_one_is_greedy_and_a_wider_one_finds_likelier_texts(model):
 @pytest.mark.parametrize("strategy", ["greedy", BeamSearch(4, n_best=4), "sampling"], ids=str)
 def test_scores_are_those_of_the_texts(upper_case, strategy):
     model, words = upper_case
-    texts, scores, stopped = model.translate(words, strategy, details=True)
-    assert texts.shape == scores.shape == stopped.shape
+    texts, scores, ranked_by, stopped = model.translate(words, strategy, details=True)
+    assert texts.shape == scores.shape == ranked_by.shape == stopped.shape
     for column in range(texts.shape[1]):
         ended = (stopped[:, column] == b"end").numpy()
         assert ended[: len(words)].any()
         again = model.score(words, texts[:, column]).numpy()
         np.testing.assert_allclose(again[ended], scores[:, column].numpy()[ended], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.6])
+def test_hypotheses_stand_in_the_order_of_what_ranks_them(model, penalty):
+    model.decoder.output_layer.bias.assign(tf.one_hot(END, model.target_tokenizer.vocabulary_size))  # some must end
+    found = model.translate(["sol", "mar", "niño"], BeamSearch(6, penalty, n_best=6), details=True)
+    ended = (found.stopped == b"end").numpy()
+    assert ended.sum() > 6
+    for row in range(3):
+        assert np.all(np.diff(found.ranked_by[row][ended[row]]) <= 0)
+    lengths = np.vectorize(len)([[text.decode() for text in row] for row in found.texts.numpy()]) + 1
+    expected = found.scores / ((5 + lengths) / 6) ** penalty
+    np.testing.assert_allclose(found.ranked_by.numpy()[ended], expected.numpy()[ended], rtol=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Pieces(Tokenizer):
+    """Splits into letters; its vocabulary may hold longer pieces, so that one text can be several lists of tokens."""
+
+    def split(self, texts):
+        return tf.strings.unicode_split(texts, "UTF-8")
+
+
+def test_the_n_best_are_different_texts(tokenizers):
+    keras.utils.set_random_seed(1)
+    pieces = Pieces(["a", "b", "aa", "ab", "ba", "bb"])
+    model = Seq2Seq(tokenizers[0], pieces, units=8)
+    strategy, words = BeamSearch(6, n_best=6), ["sol", "mar", "niño"]
+    every = model.decode(model.source_tokenizer.tokenize(words), strategy)
+    every = [pieces.detokenize(ids).numpy().tolist() for ids in every.ids]
+    found = model.translate(words, strategy, details=True)
+    for row, texts in enumerate(found.texts.numpy().tolist()):
+        different = [text for text in dict.fromkeys(every[row])][:6]
+        assert len(different) < 12 and len(set(every[row])) < len(every[row])
+        assert texts[: len(different)] == different
+        assert np.all(np.isinf(found.scores[row, len(different) :]))
 
 
 def test_score_is_the_sum_over_the_tokens_and_end(model):
@@ -405,4 +441,5 @@ def test_the_memory_is_not_repeated_for_the_hypotheses_of_a_beam(model):
 
     model.decoder.call = spy
     model.decode(model.source_tokenizer.tokenize(["sol", "mar"]), BeamSearch(4), max_length=3)
-    assert set(seen) == {(8, 2, False)}  # and the keys are those that start has projected
+    assert seen[0] == (8, 2, False)  # and the keys are those that start has projected
+    assert all(rows == 4 * sources and not repeated for rows, sources, repeated in seen)
