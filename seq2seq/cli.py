@@ -721,9 +721,9 @@ def score(
 ) -> None:
     """Write the log-likelihood of each pair of texts, in nats: how well the target translates the source.
 
-    Each line of a CORPUS gets one line. If there is no pair to score in it, that is nan, and stderr says why: the line
-    is empty, holds the names of the columns, or is what --on-bad-line is about. Its default is skip here; with error,
-    the first such fault ends the command.
+    Each line of a CORPUS gets one line: a number, or nan if it holds no pair to score. stderr counts the latter by
+    reason: an empty line, the names of the columns, a bad line. --on-bad-line is skip by default here; with error, the
+    command ends at the first bad line.
 
     Example: paste source.txt target.txt | seq2seq score runs/phrasebook
     """
