@@ -52,7 +52,7 @@ def read_pairs(
         seed: decides the order of files where `shuffle_files` is set.
         epoch: which of the orders that follow from it to take, a number or a scalar tensor. Default: each iteration of
             the dataset is the next epoch.
-        report: a `Report`, which each complete pass fills with what it read and left out.
+        report: a `Report`, which each complete pass, up to the limit, fills with what it read and left out.
         columns: which two columns or keys to read: two names, which a tab-separated file has in its first line, or
             (tab-separated only) two numbers counted from 1, as in `cut -f`. Default: the first two columns, or the
             keys `source` and `target`.
@@ -75,11 +75,13 @@ def read_pairs(
             that cannot be read. TensorFlow wraps the latter in an error of its own that quotes it; `corpus_errors`
             takes it out again.
     """
+    if limit is not None and limit < 0:
+        raise CorpusError(f"limit={limit}: expected 0 or more, or None")
     if limit is not None and options.get("num_shards", 1) > 1:
         raise CorpusError("limit and num_shards exclude each other")
     reader = open_corpora(corpus, **options)
     column = tf.TensorSpec([None], tf.string)
-    generator = _chunks(reader, report)
+    generator = _chunks(reader, limit, report)
 
     def chunks(seed):
         return tf.data.Dataset.from_generator(generator, args=[seed], output_signature=(column, column)).prefetch(4)
@@ -91,15 +93,15 @@ def read_pairs(
         pairs = seeds.flat_map(chunks).unbatch()
     else:
         pairs = chunks(seed).unbatch()
-    return (pairs if limit is None else pairs.take(limit)).with_options(UNTUNED)
+    return pairs.with_options(UNTUNED)
 
 
-def _chunks(reader, report):
+def _chunks(reader, limit, report):
     """A generator function: the pairs of one pass as (sources, targets), two lists of at most `_CHUNK` byte strings."""
 
     def chunks(seed):
         own = Report()
-        pairs = reader.pairs(int(seed), own)
+        pairs = itertools.islice(reader.pairs(int(seed), own), limit)  # so that a pass up to the limit is whole
         while chunk := list(itertools.islice(pairs, _CHUNK)):
             sources, targets = zip(*chunk, strict=True)
             yield sources, targets

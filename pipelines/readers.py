@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import random
+import re
 import sys
 import zipfile
 import zlib
@@ -38,6 +39,8 @@ _ENDINGS = (".tsv", ".txt", ".csv", ".jsonl", ".ndjson", ".tfrecord", ".tfrecord
 # Why a pair is left out. The first three are faults of the text, and stop the reading unless told to skip.
 COLUMNS, ENCODING, EMPTY = "wrong columns", "invalid UTF-8", "empty side"
 LENGTH, RATIO, DUPLICATE = "too long", "length ratio", "duplicate"
+NO_PAIR = "no pair"  # which is no fault, and counted only by `Reader.lines`
+_EMPTY_LINE, _HEADER = "the line is empty", "the names of the columns"
 
 
 class CorpusError(ValueError):
@@ -69,7 +72,8 @@ class Shard(NamedTuple):
     """One file, or two parallel ones, or anything else that pairs come from.
 
     `rows` takes the columns to read, or None, and yields (number of the line, source, target, what is wrong with its
-    form or ""), before any other check. They are plain tuples, since making one is all the work there is on many lines.
+    form or "") for each line, before any other check. They are plain tuples, since making one is all the work there is
+    on many lines.
     """
 
     name: str
@@ -117,6 +121,15 @@ class Reader:
             return _mixed(starts, self.weights, report)
         return self._corpus([shard for corpus in self.corpora for shard in corpus], seed, report)
 
+    def lines(self, report: Report) -> Iterator[tuple[bytes, bytes] | None]:
+        """Yields something for each line of the corpora, in order: (source, target), or None if `pairs` leaves it out.
+
+        Args:
+            report: a `Report` to count in. It names empty lines, and those with the names of the columns, too.
+        """
+        for shard in itertools.chain.from_iterable(self.corpora):
+            yield from self._clean(shard, report, every_line=True)
+
     def _corpus(self, shards, seed, report):
         by_file = len(shards) >= self.num_shards
         if by_file:
@@ -129,14 +142,15 @@ class Reader:
         random.Random(seed).shuffle(parts)
         return _in_turns(parts)
 
-    def _clean(self, shard, report):
-        """Yields the pairs of a shard that pass every check."""
+    def _clean(self, shard, report, every_line=False):
+        """Yields the pairs of a shard that pass every check and, with `every_line`, None for each other line."""
         recent, older = set[int](), set[int]()
         for number, source, target, problem in shard.rows(self.columns):
             if self.reverse:
                 source, target = target, source
-            reason = COLUMNS
-            if not problem:
+            if problem:
+                reason = NO_PAIR if problem in (_EMPTY_LINE, _HEADER) else COLUMNS
+            else:
                 try:
                     lengths = len(source.decode()), len(target.decode())
                 except UnicodeDecodeError as error:
@@ -148,12 +162,11 @@ class Reader:
                         reason = EMPTY
                         problem = f"the {'target' if source.strip() else 'source'} is empty"
             if problem:
-                message = f"{shard.name}, {shard.unit} {number}: {problem}"
-                if self.on_bad_line == "error":
-                    raise CorpusError(message)
-                report.drop(reason, message)
-                continue
-            if self.max_length and max(lengths) > self.max_length:
+                if reason == NO_PAIR and not every_line:
+                    continue
+                if reason != NO_PAIR and self.on_bad_line == "error":
+                    raise CorpusError(f"{shard.name}, {shard.unit} {number}: {problem}")
+            elif self.max_length and max(lengths) > self.max_length:
                 reason, problem = LENGTH, f"{max(lengths)} characters"
             elif self.max_ratio and max(lengths) > self.max_ratio * min(lengths):
                 reason, problem = RATIO, f"{lengths[0]} to {lengths[1]} characters"
@@ -167,6 +180,8 @@ class Reader:
                     recent.add(key)
             if problem:
                 report.drop(reason, f"{shard.name}, {shard.unit} {number}: {problem}")
+                if every_line:
+                    yield None
                 continue
             report.pairs += 1
             yield source, target
@@ -348,8 +363,11 @@ def _open(path):
         yield io.BufferedReader(file, 1 << 18)
 
 
-def _lines(path):
-    """Yields (number, line) of a text file, without line ends and byte order mark."""
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yields (number, line) of a text file, as `find_shards` names one, without line ends and byte order mark.
+
+    Only LF and CRLF end a line.
+    """
     number = 0
     try:
         with _open(path) as file:
@@ -363,8 +381,20 @@ def _lines(path):
         raise CorpusError(f"{path}: {error.strerror or error}") from None
 
 
+def as_line(text: bytes) -> bytes:
+    """A text as it stands in a line, or in a column of one: each tab and each line break in it is a space.
+
+    Line breaks are all that Unicode and `str.splitlines` know, so that every program counts the same lines.
+    """
+    return _BREAK.sub(b" ", text)
+
+
+# CRLF; tab, LF, VT, FF, CR; FS, GS, RS; and in UTF-8 U+0085, U+2028, U+2029
+_BREAK = re.compile(rb"\r\n|[\t-\r\x1c-\x1e]|\xc2\x85|\xe2\x80[\xa8\xa9]")
+
+
 def _tab_rows(path, columns):
-    lines = _lines(path)
+    lines = read_lines(path)
     default = columns is None
     first, second = (0, 1) if default else columns
     if isinstance(first, str):
@@ -374,13 +404,14 @@ def _tab_rows(path, columns):
             if name not in names:
                 raise CorpusError(f"{path}, line 1: no column is called {name!r}, but {', '.join(map(repr, names))}")
         first, second = (names.index(name) for name in columns)
+        yield 1, None, None, _HEADER
     elif not default:
         first, second = first - 1, second - 1
     for number, line in lines:
-        if not line:
-            continue
         found = line.split(b"\t")
-        if len(found) <= max(first, second) or (default and len(found) > 3):
+        if not line:
+            yield number, None, None, _EMPTY_LINE
+        elif len(found) <= max(first, second) or (default and len(found) > 3):
             wanted = "source TAB target (and at most one more column)" if default else f"columns {columns}"
             problem = f"expected {wanted}, found {'no tab' if len(found) == 1 else f'{len(found)} columns'}"
             yield number, None, None, problem
@@ -390,8 +421,9 @@ def _tab_rows(path, columns):
 
 def _json_rows(path, columns):
     keys = columns or ("source", "target")
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         if not line:
+            yield number, None, None, _EMPTY_LINE
             continue
         try:
             entry = json.loads(line)
@@ -408,7 +440,7 @@ def _json_rows(path, columns):
 
 
 def _parallel_rows(source_path, target_path, _):  # they have no columns
-    sources, targets = _lines(source_path), _lines(target_path)
+    sources, targets = read_lines(source_path), read_lines(target_path)
     for source, target in itertools.zip_longest(sources, targets):
         if source is None or target is None:
             shorter = (target or source)[0] - 1
@@ -417,8 +449,7 @@ def _parallel_rows(source_path, target_path, _):  # they have no columns
             raise CorpusError(
                 f"{source_path} has {counts[0]:,} lines and {target_path} {counts[1]:,}; they must have equally many"
             )
-        if source[1] or target[1]:
-            yield *source, target[1], ""
+        yield *source, target[1], "" if source[1] or target[1] else _EMPTY_LINE
 
 
 def _tfrecord_rows(path, columns):

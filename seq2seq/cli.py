@@ -24,6 +24,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines import CorpusError, OptionError, choose, load_class
+from pipelines.readers import as_line, read_lines
 from seq2seq.config import PRESETS, Config, choose_preset, load_config, own_classes, warm_options
 
 _PRESETS = (
@@ -346,6 +347,18 @@ def _counting(what):
     return show
 
 
+@contextlib.contextmanager
+def _reporting():
+    """Gives a `Report` to count in, and prints it in the end, after an error too."""
+    from pipelines import Report
+
+    report = Report()
+    try:
+        yield report
+    finally:
+        _print_report(report)
+
+
 def _print_report(report):
     if _tty():
         typer.echo("\r\033[K", err=True, nl=False)  # over the number of pairs read
@@ -377,7 +390,7 @@ def _progress():
             typer.echo(f"{line}  |  {time.monotonic() - self.started:.1f} s", err=True)
             translations = self.model.translate([source for source, _ in self.held_out]).numpy()
             for (source, target), translation in zip(self.held_out, translations, strict=True):
-                typer.echo(f"    {source}  ->  {translation.decode()}   ({target})", err=True)
+                _echo_line(f"    {source}  ->  {translation.decode()}   ({target})", err=True)
 
     return Progress()
 
@@ -419,6 +432,9 @@ def translate(
 ) -> None:
     """Translate the TEXTs, or stdin line for line, to stdout.
 
+    Each TEXT, or each line, gets one line, an empty one too; with --n-best it gets that many. A tab or a line break
+    inside a translation is written as a space.
+
     With --scores or --n-best the output has columns between tabs: with --n-best above 1 the number of the text; with
     --scores the log-likelihood, the figure that ranks the translations, and why each stopped; the translation last.
 
@@ -441,14 +457,14 @@ def translate(
             found = model.translate(texts, strategy, seed=seed + done, details=True, **lengths)
             lines = _hypothesis_lines(found, done, scores)
         else:
-            lines = model.translate(texts, strategy, seed=seed + done, **lengths).numpy()
+            lines = map(as_line, model.translate(texts, strategy, seed=seed + done, **lengths).numpy())
         sys.stdout.buffer.writelines(line + b"\n" for line in lines)
         sys.stdout.buffer.flush()
 
     if texts:
         write([os.fsencode(text) for text in texts], 0)
     else:
-        _say_speed(*_in_blocks((line.rstrip(b"\r\n") for line in sys.stdin.buffer), write), loading)
+        _say_speed(*_in_blocks((line for _, line in read_lines(Path("-"))), write), loading)
 
 
 def _load(run, imports):
@@ -507,7 +523,7 @@ def _hypothesis_lines(found, done, scores):
             columns = [b"%d" % number] if len(row[0]) > 1 else []
             if scores:
                 columns += [b"%.4f" % score, b"%.4f" % rank, stopped]
-            yield b"\t".join([*columns, text])
+            yield b"	".join([*columns, as_line(text)])
 
 
 def _attention_lines(model, texts, translations):
@@ -600,8 +616,8 @@ def _evaluations(runs, corpus, strategy, imports, given, settings):
     if given and not corpus:
         raise OptionError(f"{next(iter(given))} is for a corpus, and none is named")
     found = []
-    with corpus_errors():
-        pairs = read_pairs(corpus, **given) if corpus else held_out_pairs(runs[0])
+    with corpus_errors(), _reporting() as report:
+        pairs = read_pairs(corpus, report=report, **given) if corpus else held_out_pairs(runs[0])
         for run in runs:
             started = time.monotonic()
             model = _load(run, imports)
@@ -627,7 +643,7 @@ def _print_evaluation(found, worst):
     if worst:
         typer.echo("\nThe worst:")
     for text in found.worst(worst):
-        typer.echo(f"    {text['source']}  ->  {text['translation']}   ({' | '.join(text['references'])})")
+        _echo_line(f"    {text['source']}  ->  {text['translation']}   ({' | '.join(text['references'])})")
     typer.echo()
     for name in ("BLEU", "chrF", "TER"):
         typer.echo(f"{name} {found.scores[name].signature}")
@@ -706,15 +722,24 @@ def score(
 ) -> None:
     """Write the log-likelihood of each pair of texts, in nats: how well the target translates the source.
 
+    Each line of a CORPUS gets one line: a number, or nan if it holds no pair to score. stderr counts the latter by
+    reason: an empty line, the names of the columns, a bad line. --on-bad-line is skip by default here; with error, the
+    command ends at the first bad line.
+
     Example: paste source.txt target.txt | seq2seq score runs/phrasebook
     """
     from pipelines import open_corpora
 
-    model = _load(run, imports)
-    pairs = open_corpora(corpus or ["-"], **given).pairs()
-    while block := list(itertools.islice(pairs, 2048)):
-        for number in model.score(*zip(*block, strict=True)).numpy():
-            typer.echo(f"{number:.4f}")
+    corpus = corpus or ["-"]
+    with _reporting() as report:
+        lines = open_corpora(corpus, **{"on_bad_line": "skip", **given}).lines(report)
+        model = _load(run, imports)
+        while block := list(itertools.islice(lines, 2048)):
+            pairs = [pair for pair in block if pair]
+            scores = iter(model.score([source for source, _ in pairs], [target for _, target in pairs]).numpy())
+            typer.echo("\n".join(f"{next(scores):.4f}" if pair else "nan" for pair in block))
+    if report.dropped and not report.pairs:
+        raise CorpusError(f"{' '.join(corpus)}: no pairs to score")
 
 
 @app.command()
@@ -733,7 +758,7 @@ def inspect(
 
     Example: seq2seq inspect my-pairs.tsv --histogram lengths.png
     """
-    from pipelines import CharTokenizer, Report, corpus_errors, damaged_shards, read_pairs, survey
+    from pipelines import CharTokenizer, corpus_errors, damaged_shards, read_pairs, survey
 
     for folder in corpus:
         if damaged := damaged_shards(folder):
@@ -743,11 +768,9 @@ def inspect(
 
         if histogram.suffix not in (".png", ".svg", ".pdf"):
             raise typer.BadParameter(f"{histogram} does not end in .png, .svg or .pdf", param_hint="--histogram")
-    report = Report()
-    with corpus_errors():
+    with corpus_errors(), _reporting() as report:
         pairs = read_pairs(corpus, report=report, on_bad_line="skip", **given)
         found = survey(pairs, CharTokenizer(), CharTokenizer(), _counting("pairs read"))
-    _print_report(report)
     if not found.pairs:
         raise CorpusError(f"{' '.join(corpus)}: no pairs")
     if histogram:
@@ -794,14 +817,18 @@ def shuffle(
 
     Example: seq2seq shuffle corpus.en+corpus.es shuffled --shards 64 --max-length 200
     """
-    from pipelines import Report, shuffle_corpus
+    from pipelines import shuffle_corpus
 
     if format == "tfrecord":
         start_tensorflow()
-    report = Report()
-    shuffle_corpus(corpus, folder, shards, format, seed, report, _counting("pairs read"), **given)
-    _print_report(report)
+    with _reporting() as report:
+        shuffle_corpus(corpus, folder, shards, format, seed, report, _counting("pairs read"), **given)
     typer.echo(folder)
+
+
+def _echo_line(text, err=False):
+    """Prints texts on one line, whatever is in them."""
+    typer.echo(as_line(text.encode()), err=err)
 
 
 def _tty():

@@ -19,6 +19,7 @@ from sacrebleu.metrics.base import Metric, Score
 from sacrebleu.significance import PairedTest
 
 from pipelines import CorpusError, OptionError, batch_pairs, choose, group_by_source
+from pipelines.readers import as_line
 from seq2seq.decoding import Strategy
 from seq2seq.model import Seq2Seq
 
@@ -153,7 +154,8 @@ class Evaluation:
     def write(self, folder: Path | str) -> None:
         """Writes sources.txt, translations.txt, references.0.txt and so on, line for line, for other tools.
 
-        Where a text has fewer references than others, its first one is repeated: `sacrebleu` takes as many of each.
+        Where a text has fewer references than others, its first one is repeated: `sacrebleu` takes as many of each. A
+        tab or a line break in a text is written as a space.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,8 +163,7 @@ class Evaluation:
         for n, column in enumerate(_streams(self.references)):
             files[f"references.{n}"] = [text or those[0] for text, those in zip(column, self.references, strict=True)]
         for name, lines in files.items():
-            text = "".join(f"{line}\n" for line in (" ".join(line.splitlines()) for line in lines))
-            (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+            (folder / f"{name}.txt").write_bytes(b"".join(as_line(line.encode()) + b"\n" for line in lines))
 
 
 def evaluate(

@@ -35,6 +35,7 @@ from pipelines import (
     survey,
 )
 from pipelines.corpora import UNTUNED
+from pipelines.readers import as_line
 from pipelines.tokenizers import TOKENIZERS
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file
 from seq2seq.config import (
@@ -652,7 +653,7 @@ class _Safe(keras.callbacks.Callback):
         """Writes the texts of the batch just seen."""
         source, target = next(iter(_training_batches(self.run, self.run.seen)))
         sides = ((self.model.source_tokenizer, source), (self.model.target_tokenizer, target))
-        texts = [tokenizer.detokenize(token_ids(side)).numpy().tolist() for tokenizer, side in sides]
+        texts = [map(as_line, tokenizer.detokenize(token_ids(side)).numpy()) for tokenizer, side in sides]
         with whole_file(path) as aside:
             aside.write_bytes(b"".join(b"%b\t%b\n" % pair for pair in zip(*texts, strict=True)))
 

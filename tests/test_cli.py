@@ -13,6 +13,8 @@ import h5py
 import pytest
 from command_line import SEQ2SEQ, seq2seq
 
+from pipelines import CharTokenizer
+from seq2seq import Seq2Seq
 from seq2seq.config import Config
 
 
@@ -32,8 +34,8 @@ def test_help_teaches_and_imports_no_tensorflow():
             ["train", "translate", "evaluate", "compare", "plot", "demo", "export", "score", "inspect", "shuffle"],
         ),
         (["train", "--help"], ["phrasebook", "spa-eng", "--preset", "--overwrite", "--cell", "Example:"]),
-        (["translate", "--help"], ["stdin", "--beam-width", "--temperature", "Example:"]),
-        (["score", "--help"], ["log-likelihood", "Example:"]),
+        (["translate", "--help"], ["stdin", "space", "--beam-width", "--temperature", "Example:"]),
+        (["score", "--help"], ["log-likelihood", "nan", "Example:"]),
         (["evaluate", "--help"], ["--json", "--write", "held out", "Example:"]),
         (["compare", "--help"], ["bootstrap", "Example:"]),
         (["demo", "--help"], ["--port", "7860", "Example:"]),
@@ -64,7 +66,7 @@ def test_translate_writes_one_line_for_each_text(run):
     folder, _ = run
     spoken = subprocess.run([SEQ2SEQ, "translate", folder, "ab", "", "ñ"], capture_output=True)
     assert (spoken.returncode, spoken.stderr) == (0, b"") and spoken.stdout.count(b"\n") == 3
-    piped = seq2seq("translate", folder, stdin="ab\r\n\nñ".encode())
+    piped = seq2seq("translate", folder, stdin="\ufeffab\r\n\nñ".encode())  # a byte order mark is no text
     assert piped.stdout == spoken.stdout
     assert re.fullmatch(rb"3 translated in .* s, .* a second; .* s to load\n", piped.stderr)
     assert seq2seq("translate", folder, stdin=b"").stdout == b""
@@ -257,11 +259,96 @@ def test_strategies_and_what_is_known_of_each_hypothesis(run):
 def test_score_reads_a_corpus_or_stdin_and_writes_a_number_for_each_pair(run):
     folder, _ = run
     toy = folder.parent.parent / "toy.tsv"
-    numbers = seq2seq("score", folder, toy).stdout
-    assert numbers.count(b"\n") == 25 and all(float(number) < 0 for number in numbers.split())
-    assert seq2seq("score", folder, stdin=toy.read_bytes()).stdout == numbers
-    bad = seq2seq("score", folder, stdin=b"ab\tAB\nno tab\n")
-    assert bad.returncode == 2 and b"standard input, line 2" in bad.stderr
+    done = seq2seq("score", folder, toy)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"\n") == 25 and all(float(number) < 0 for number in done.stdout.split())
+    assert seq2seq("score", folder, stdin=toy.read_bytes()).stdout == done.stdout
+
+
+@pytest.mark.slow
+def test_score_writes_a_line_for_each_line_and_says_which_hold_no_pair(run, tsv):
+    folder, _ = run
+    one, other = seq2seq("score", folder, stdin=b"ab\tAB\ncd\tCD\n").stdout.decode().split()
+    done = seq2seq("score", folder, stdin=b"ab\tAB\r\n\r\nno tab\ncd\tCD\n\n\xff\tx\na\t \nab\tAB")
+    assert done.returncode == 0 and done.stdout.decode().split("\n") == [
+        one,
+        *["nan"] * 2,
+        other,
+        *["nan"] * 3,
+        one,
+        "",
+    ]
+    assert done.stderr.decode().splitlines() == [
+        "5 of 8 pairs left out",
+        "  2 no pair",
+        "    standard input, line 2: the line is empty",
+        "    standard input, line 5: the line is empty",
+        "  1 wrong columns",
+        "    standard input, line 3: expected source TAB target (and at most one more column), found no tab",
+        "  1 invalid UTF-8",
+        "    standard input, line 6: the source is not valid UTF-8 (invalid start byte at byte 0)",
+        "  1 empty side",
+        "    standard input, line 7: the target is empty",
+    ]
+    named = tsv("id\ten\tes\n1\tab\tAB\n2\tcd\tCD\n", "named.tsv")
+    assert seq2seq("score", folder, named, "--columns", "en,es").stdout.decode().split() == ["nan", one, other]
+    strict = seq2seq("score", folder, "--on-bad-line", "error", stdin=b"ab\tAB\n\nno tab\n")
+    assert strict.returncode == 2 and b"standard input, line 3: expected source TAB target" in strict.stderr
+    nothing = seq2seq("score", folder, stdin=b"no tab\n" * 2)
+    assert (nothing.returncode, nothing.stdout) == (2, b"nan\nnan\n")
+    assert nothing.stderr.endswith(b"found no tab\nseq2seq: -: no pairs to score\n")
+    empty = seq2seq("score", folder, stdin=b"")
+    assert (empty.returncode, empty.stdout, empty.stderr) == (0, b"", b"")
+
+
+@pytest.fixture(scope="module")
+def breaking(tmp_path_factory):
+    """A run folder whose model writes nothing but tabs and line breaks."""
+    folder = tmp_path_factory.mktemp("breaking")
+    tokenizers = CharTokenizer(), CharTokenizer()
+    for tokenizer, characters in zip(tokenizers, ("abc", "\t\n\v\f\r\x85\u2028"), strict=True):
+        tokenizer.adapt([characters])
+    Seq2Seq(*tokenizers, units=4, attention="dot").save(folder / "model.keras")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_translation_with_tabs_and_line_breaks_is_one_column_of_one_line(breaking, tsv, tmp_path):
+    def translated(*arguments, stdin):
+        done = seq2seq("translate", breaking, *arguments, "--min-length", 2, "--max-length", 4, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    for arguments, stdin in ((["a", "b\nc", ""], None), ([], b"a\nb\rc\n\n")):
+        lines = translated(*arguments, stdin=stdin).splitlines()
+        assert len(lines) == 3 and all(re.fullmatch(" {1,4}", line) for line in lines)
+    best = translated("--beam-width", 2, "--n-best", 2, "--scores", stdin=b"a\n\nb")
+    rows = [line.split("\t") for line in best.splitlines()]
+    assert [row[0] for row in rows] == ["1", "1", "2", "2", "3", "3"]
+    assert len(set(map(len, rows))) == 1 and all(re.fullmatch(" {1,4}", row[-1]) for row in rows)
+    looked = translated("--attention", stdin=b"a\n\nb").removesuffix("\n").split("\n")
+    assert [json.loads(line)["source"] for line in looked] == [["a"], [], ["b"]]
+    assert set(json.loads(looked[0])["target"]) <= {*"\t\n\v\f\r\x85\u2028", "[END]"}
+    corpus = tsv("".join(json.dumps({"source": c, "target": "x\ny"}) + "\n" for c in "abc"), "pairs.jsonl")
+    done = seq2seq("evaluate", breaking, corpus, "--write", tmp_path / "out", "--min-length", 2, "--max-length", 4)
+    assert len(re.findall(r"    [abc]  ->  +\(x y\)\n", done.stdout.decode())) == 3, done.stderr
+    for name, text in (("sources", "[abc]"), ("translations", " {1,4}"), ("references.0", "x y")):
+        assert re.fullmatch(f"({text}\n){{3}}", (tmp_path / "out" / f"{name}.txt").read_text())
+
+
+@pytest.mark.slow
+def test_evaluate_and_compare_say_what_they_skip(run, tmp_path, tsv):
+    folder, _ = run
+    path = tsv("ab\tAB\nno tab\ncd\tCD\nef\tEF\n")
+    report = f"1 of 4 pairs left out\n  1 wrong columns\n    {path}, line 2: expected source TAB target"
+    for command in (["evaluate", folder], ["compare", folder, folder]):
+        done = seq2seq(*command, path, "--on-bad-line", "skip", cwd=folder.parent.parent)
+        assert done.returncode == 0 and done.stderr.decode().count(report) == 1, done.stderr
+    for command in (["evaluate", folder], ["shuffle"]):
+        none = seq2seq(
+            *command, tsv("no tab\n", "none.tsv"), *["out"] * (command == ["shuffle"]), "--on-bad-line", "skip"
+        )
+        assert none.returncode == 2 and none.stderr.startswith(b"1 of 1 pairs left out\n"), none.stderr
 
 
 @pytest.mark.slow

@@ -145,6 +145,16 @@ def test_a_report_is_of_the_last_whole_pass(tsv):
     assert (report.pairs, report.dropped) == (1, {"wrong columns": 1})
 
 
+def test_a_pass_up_to_the_limit_is_whole(tsv):
+    report = Report()
+    path = tsv("a\tb\nno tab\nc\td\ne\tf\nno tab\n")
+    assert strings(read_pairs(path, 2, report=report, on_bad_line="skip")) == [("a", "b"), ("c", "d")]
+    assert (report.pairs, report.dropped) == (2, {"wrong columns": 1})
+    assert strings(read_pairs(path, 0)) == []
+    with pytest.raises(CorpusError, match="limit=-1: expected 0 or more"):
+        read_pairs(path, -1)
+
+
 def test_a_survey_counts_pairs_tokens_and_lengths(tsv):
     seen = []
     found = survey(read_pairs(tsv("aab\tx\na\txyxyx\n")), CharTokenizer(), CharTokenizer(), seen.append)

@@ -79,6 +79,15 @@ def test_texts_may_have_different_numbers_of_references(tmp_path):
     assert second == [REFERENCES[0][1], *(" ".join(text.split(" ")) for text in TRANSLATIONS[1:])]
 
 
+def test_any_text_is_one_line_of_the_written_files(tmp_path):
+    breaks = ["a\tb", "a\nb\n", "\ra\r\nb", "a\x85b\u2028c\v\fd", ""]
+    evaluation(breaks, [[text, text + "."] for text in breaks], breaks).write(tmp_path)
+    lines = ["a b", "a b ", " a b", "a b c  d", ""]
+    assert (tmp_path / "translations.txt").read_text().splitlines() == lines
+    assert (tmp_path / "sources.txt").read_bytes().decode().split("\n") == [*lines, ""]
+    assert (tmp_path / "references.1.txt").read_text().splitlines() == [f"{line}." for line in lines]
+
+
 def test_one_interval_belongs_to_each_figure():
     exact = measure(["a"] * 50 + ["b"] * 50, [["a"]] * 100)["exact match"]
     # Half of 95% of a binomial distribution of 100 draws: 1.96 * 5%.

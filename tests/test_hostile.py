@@ -1,6 +1,7 @@
 """Texts, model files and corpora from anywhere: each ends in success or in the documented error."""
 
 import json
+import math
 import os
 import random
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import keras
 import pytest
+from command_line import seq2seq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +76,24 @@ def test_a_stream_keeps_one_line_for_each_in_their_order(folder):
     found = done.stdout.split(b"\n")
     assert done.returncode == 0 and len(found) == len(lines) + 1
     assert found[0] == found[len(lines) - 1]
+
+
+@pytest.mark.slow
+def test_score_keeps_one_line_for_each_of_any_bytes(folder):
+    draw = random.Random(0)
+    pieces = [b"sol", b"los", b"\t", b"\t", b"\r", b"\0", b"\xff", b"\xc2\x85", "\u2028".encode(), b"\v", b" "]
+    lines = []
+    for _ in range(5000):
+        lines += [b"sol\tlos", b"".join(draw.choices(pieces, k=draw.randrange(6)))]
+    done = seq2seq("score", folder, stdin=b"\n".join(lines))
+    found = done.stdout.split(b"\n")
+    assert done.returncode == 0 and len(found) == len(lines) + 1 and found.pop() == b""
+    assert len(set(found[::2])) == 1 and not math.isnan(float(found[0]))
+    scored = [not math.isnan(float(number)) for number in found]
+    assert (
+        0 < sum(scored[1::2]) < 5000
+        and f"{len(lines) - sum(scored):,} of 10,000 pairs left out" in done.stderr.decode()
+    )
 
 
 def test_a_model_file_with_any_bit_changed_is_refused_or_the_same(folder, tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import CorpusError, Report
-from pipelines.readers import Reader, find_shards
+from pipelines.readers import Reader, as_line, find_shards, read_lines
 
 PAIRS = [("Go.", "Ve."), ("Hi.", "Hola."), ("Run!", "¡Corre!")]
 TSV = "".join(f"{source}\t{target}\n" for source, target in PAIRS)
@@ -169,6 +169,76 @@ def test_cleaning_leaves_out_and_reports_by_reason(tsv):
         read(path, max_length=20)
     with pytest.raises(CorpusError, match="expected 'error' or 'skip'"):
         read(path, on_bad_line="ignore")
+
+
+def lines(corpus, report=None, **options):
+    """What a corpus gives for each of its lines, the sources of pairs."""
+    found = Reader((find_shards(corpus),), **options).lines(Report() if report is None else report)
+    return [pair and pair[0].decode() for pair in found]
+
+
+def test_each_line_gives_a_pair_or_none(tsv, tmp_path):
+    report, skip = Report(), {"on_bad_line": "skip"}
+    path = tsv(b"\xef\xbb\xbfGo.\tVe.\r\n\r\nno tab\n  \n\xff\tx\na\rb\xc2\x85\0c\tx\n\tx\nx\t \nHi.\tHola.")
+    assert lines(path, report, **skip) == ["Go.", None, None, None, None, "a\rb\x85\0c", None, None, "Hi."]
+    assert report.pairs == 3
+    assert report.dropped == {"no pair": 1, "wrong columns": 2, "invalid UTF-8": 1, "empty side": 2}
+    assert report.first["no pair"] == [f"{path}, line 2: the line is empty"]
+    assert read(path, **skip) == [("Go.", "Ve."), ("a\rb\x85\0c", "x"), ("Hi.", "Hola.")]
+    with pytest.raises(CorpusError, match=r"line 3: .*no tab"):
+        lines(path)
+    assert lines(tsv("a\tb\n\n\nc\td\n\n", "empty.tsv")) == ["a", None, None, "c", None]
+    assert lines(tsv("", "nothing.tsv")) == [] and lines(tsv("\n", "one.tsv")) == [None]
+    named = tsv("id\ten\tes\n1\tGo.\tVe.\n\n2\tHi.\n", "named.tsv")
+    assert lines(named, report, columns=("en", "es"), **skip) == [None, "Go.", None, None]
+    assert report.first["no pair"][1] == f"{named}, line 1: the names of the columns"
+    assert lines(named, columns=(2, 3), reverse=True, **skip) == ["es", "Ve.", None, None]
+
+
+def test_each_line_or_record_of_other_formats_gives_a_pair_or_none(tsv, tmp_path):
+    skip = {"on_bad_line": "skip"}
+    rows = [
+        '{"source": "a\\nb", "target": "x"}',
+        "",
+        "{",
+        "3",
+        '{"source": "\\ud800", "target": "x"}',
+        '{"source": "c"}',
+    ]
+    assert lines(tsv("\n".join(rows), "rows.jsonl"), **skip) == ["a\nb", None, None, None, None, None]
+    sides = tsv("Go.\n\n\nHi.\n", "c.en"), tsv("Ve.\n\nx\n\n", "c.es")
+    assert lines("+".join(map(str, sides)), **skip) == ["Go.", None, None, None]
+    with pytest.raises(CorpusError, match="they must have equally many"):
+        lines(f"{sides[0]}+{tsv('Ve.', 'short')}", **skip)
+    with tf.io.TFRecordWriter(str(tmp_path / "rows.tfrecord")) as file:
+        for texts in (("Go.", "Ve."), ("", ""), ("Hi.", "Hola.")):
+            features = {
+                key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode()]))
+                for key, text in zip(("source", "target"), texts, strict=True)
+            }
+            file.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    assert lines(tmp_path / "rows.tfrecord", **skip) == ["Go.", None, "Hi."]
+    assert len(lines(tmp_path, **skip)) == 6 + 3  # a folder: what is in its files, in the order of their names
+
+
+BREAKS = st.sampled_from("\t\n\v\f\r\x1c\x1d\x1e\x1f\x85\u2028\u2029")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(st.one_of(BREAKS, st.characters(codec="utf-8"))))
+def test_any_text_stands_in_one_column_of_one_line(text):
+    line = as_line(text.encode()).decode()
+    assert "\t" not in line and len(f"{line}.".splitlines()) == 1
+
+    def breaks(character):
+        return character == "\t" or len(f"{character}.".splitlines()) > 1
+
+    assert line == "".join(" " if breaks(character) else character for character in text.replace("\r\n", "\n"))
+
+
+def test_only_lf_and_crlf_end_a_line(tsv):
+    path = tsv("\ufeffa\r\r\n\n\rb\vc\x85\u2028\0\n d ".encode())
+    assert [line.decode() for _, line in read_lines(path)] == ["a\r", "", "\rb\vc\x85\u2028\0", " d "]
 
 
 def test_only_the_first_three_offenders_are_named(tsv):

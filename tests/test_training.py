@@ -3,6 +3,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,16 @@ def test_a_run_is_not_overwritten_unasked(config, tmp_path):
     assert (run / "model.keras").read_bytes() == model
     train(dataclasses.replace(config, epochs=1), run, overwrite=True)
     assert (run / "model.keras").read_bytes() != model
+
+
+def test_each_pair_of_a_batch_without_a_finite_gradient_is_one_line(config, tsv, tmp_path):
+    lines = [json.dumps({"source": f"{a}\n{b}", "target": "x\ty\u2028"}) + "\n" for a in "abc" for b in "abc"]
+    wild = {"optimizer": "sgd", "learning_rate": 1e38, "clip_norm": None, "schedule": "constant"}
+    config = dataclasses.replace(config, corpus=str(tsv("".join(lines), "pairs.jsonl")), batch_size=2, **wild)
+    with pytest.raises(DivergedError):
+        train(config, tmp_path / "run")
+    batch = (tmp_path / "run" / "diverged.tsv").read_text().splitlines()
+    assert len(batch) == 2 and all(re.fullmatch("[abc] [abc]\tx y ", line) for line in batch)
 
 
 def test_a_training_without_a_finite_gradient_stops_and_names_the_batch(config, tmp_path):
