@@ -559,7 +559,7 @@ def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN RUN [RUN]... [CORPUS]...",
+            metavar="RUN|CORPUS",
             help="Two run folders or more, then what to translate (as for `evaluate`). Default: what the first run has "
             "held out.",
         ),
@@ -574,8 +574,9 @@ def compare(
 ) -> None:
     """Translate a corpus with several runs and test whether each differs from the first.
 
-    The test is a paired bootstrap, not corrected for the number of runs; p below 0.05 is unlikely to be chance. On
-    stderr it says how many of the sources a run was trained on.
+    The test is a paired bootstrap, not corrected for the number of runs; p below 0.05 is unlikely to be chance.
+
+    On stderr it says how many of the sources each run was trained on.
 
     Example: seq2seq compare runs/characters runs/subwords test-pairs.tsv
     """
