@@ -262,8 +262,18 @@ def find_shards(corpus: Corpus) -> list[Shard]:
     ]
 
 
+def as_seen_from(directory: str | os.PathLike[str], corpus: str) -> str:
+    """A corpus as written for a process in that directory, so written that this process finds it."""
+    if corpus in NAMED_CORPORA:
+        return corpus
+    whole = os.path.join(directory, corpus)
+    if "+" not in corpus or os.path.exists(whole):
+        return whole
+    return "+".join(os.path.join(directory, side) for side in corpus.split("+", 1))
+
+
 def checksums(corpus: Corpora) -> dict[str, str]:
-    """What the files of a corpus held: {path: sha256 in hexadecimal}, a zip counted as a whole."""
+    """What the files of a corpus hold: {path: sha256 in hexadecimal}, in the order read, a zip counted as a whole."""
     corpora = corpus if isinstance(corpus, list | tuple) else [corpus]
     names = [name for corpus in corpora for shard in find_shards(corpus) for name in shard.files]
     return {str(name): sha256(name) for name in dict.fromkeys(_archive(name) or name for name in names)}
@@ -295,7 +305,8 @@ def _expand(text):
         return [_member(path)]
     found = sorted(Path(name) for name in glob.glob(text) if os.path.isfile(name))
     if not found:
-        raise CorpusError(f"{path}: No such file or folder; the built-in corpora are {', '.join(NAMED_CORPORA)}")
+        named = "" if os.sep in text else f"; the built-in corpora are {', '.join(NAMED_CORPORA)}"
+        raise CorpusError(f"{path}: No such file or folder{named}")
     return found
 
 

@@ -18,7 +18,7 @@ from pipelines.names import OptionError, choose
 PADDING, UNKNOWN, START, END = range(4)
 RESERVED_TOKENS = ["", "[UNK]", "[START]", "[END]"]
 NORMAL_FORMS = ["NFC", "NFD", "NFKC", "NFKD", None]
-_WHITESPACE = r"\t-\r\x{85}\p{Z}"  # Unicode's; tf.strings.split alone knows ASCII's
+WHITESPACE = r"\t-\r\x{85}\p{Z}"  # Unicode's; tf.strings.split alone knows ASCII's
 
 Texts: TypeAlias = tf.Tensor | np.ndarray | Sequence[str] | Sequence[bytes]  # [B]
 
@@ -321,7 +321,7 @@ class WhitespaceTokenizer(Tokenizer):
     """
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        return tf.strings.split(tf.strings.regex_replace(texts, f"[{_WHITESPACE}]", " "))
+        return tf.strings.split(tf.strings.regex_replace(texts, f"[{WHITESPACE}]", " "))
 
     def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         return tf.strings.reduce_join(tokens, axis=1, separator=" ")
@@ -356,7 +356,7 @@ class SubwordTokenizer(Tokenizer):
         self._set_model(model)
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        texts = tf.strings.regex_replace(texts, f"[{_WHITESPACE}▁]", " ")
+        texts = tf.strings.regex_replace(texts, f"[{WHITESPACE}▁]", " ")
         if not self.model:
             return tf.strings.split(texts)
         ids = self._sentencepiece.tokenize(texts).with_row_splits_dtype(tf.int64)

@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines import CorpusError, OptionError, choose, load_class
+from pipelines import CorpusError, OptionError, choose, load_class, open_corpora
 from pipelines.readers import as_line, read_lines
 from seq2seq.config import PRESETS, Config, choose_preset, load_config, own_classes, warm_options
 
@@ -51,7 +51,7 @@ Run = Annotated[Path, typer.Argument(help="The run folder that `seq2seq train` m
 Corpus = Annotated[list[str], typer.Argument(metavar="CORPUS", help=_CORPUS)]
 HeldOut = Annotated[
     list[str] | None,
-    typer.Argument(metavar="CORPUS", help=f"{_CORPUS} Default: what the run, the first one, has held out of its own."),
+    typer.Argument(metavar="CORPUS", help=f"{_CORPUS} Default: what the run has held out of its own."),
 ]
 Import = Annotated[
     list[str] | None,
@@ -224,7 +224,7 @@ def train(
     Example: seq2seq train my-pairs.tsv --out runs/mine --epochs 20
     """
     from seq2seq.distribution import WorkerLostError, is_chief, open_strategy
-    from seq2seq.runs import can_measure
+    from seq2seq.runs import can_measure, find_corpus
     from seq2seq.training import DivergedError
     from seq2seq.training import train as run
 
@@ -234,15 +234,14 @@ def train(
     if tensorboard:
         importlib.import_module("tensorboard")
 
-    checksums = None
     if resume and (given or preset or config):
         raise OptionError("resume goes on with the options the training was begun with; it takes no others")
     if config:
         if preset:
             raise OptionError("preset and config exclude each other")
         options, record = load_config(config)
-        if not corpus:
-            checksums = record.get("checksums")
+        if not corpus and "checksums" in record:
+            options["corpus"] = find_corpus(record)
     else:
         corpus = corpus or ["phrasebook"]
         options = {}
@@ -276,7 +275,6 @@ def train(
             report=_print_report,
             say=lambda text: typer.echo(text, err=True),
             command=shlex.join(["seq2seq", *sys.argv[1:]]),
-            expected_checksums=checksums,
             strategy=opened,
         )
     except (DivergedError, WorkerLostError) as error:
@@ -300,7 +298,7 @@ def _draw(folder, model):
     """Draws a run's pictures, into TensorBoard too where the run has it; returns their paths."""
     from seq2seq.runs import draw_run
 
-    drawn = draw_run(folder, model)
+    drawn = draw_run(folder, model, say=lambda text: typer.echo(f"seq2seq: {text}", err=True))
     if (folder / "tensorboard").is_dir():
         import tensorflow as tf
 
@@ -575,9 +573,14 @@ def evaluate(
 @_exit_codes()
 @_with_options("limit", "columns", "reverse", "on_bad_line")
 def compare(
-    run_a: Annotated[Path, typer.Argument(help="A run folder.")],
-    run_b: Annotated[Path, typer.Argument(help="Another.")],
-    corpus: HeldOut = None,
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|CORPUS",
+            help="Two run folders or more, then what to translate (as for `evaluate`). Default: what the first run has "
+            "held out.",
+        ),
+    ],
     beam_width: BeamWidth = None,
     length_penalty: LengthPenalty = None,
     bleu_tokenizer: BleuTokenizer = "13a",
@@ -586,44 +589,120 @@ def compare(
     *,
     given: dict,
 ) -> None:
-    """Translate a corpus with two runs and test which is better: paired bootstrap, p below 0.05 is no chance.
+    """Translate a corpus with several runs and test whether each differs from the first.
+
+    The test is a paired bootstrap, not corrected for the number of runs; p below 0.05 is unlikely to be chance.
+
+    On stderr it says how many of the sources each run was trained on.
 
     Example: seq2seq compare runs/characters runs/subwords test-pairs.tsv
     """
     from seq2seq.evaluation import compare as test
-    from seq2seq.runs import check_same_corpus
 
-    check_same_corpus(run_a, run_b)
+    runs, corpus = _runs_and_corpus(runs)
     strategy = _strategy({"width": beam_width, "length_penalty": length_penalty})
-    both, _ = _evaluations([run_a, run_b], corpus, strategy, imports, given, {"bleu_tokenizer": bleu_tokenizer})
-    found = test(*both)
+    evaluations, _ = _evaluations(runs, corpus, strategy, imports, given, {"bleu_tokenizer": bleu_tokenizer})
+    found = test(*evaluations)
     if as_json:
-        columns = ("a", "b", "p")
-        typer.echo(json.dumps({name: dict(zip(columns, row, strict=True)) for name, row in found.items()}))
+        scores = {name: [tested._asdict() for tested in row] for name, row in found.items()}
+        counts = {"sources": len(evaluations[0].sources), "runs": [str(run) for run in runs]}
+        typer.echo(json.dumps(counts | {"scores": scores}, ensure_ascii=False))
         return
-    typer.echo(f"{len(both[0].sources):,} sources\n")
-    typer.echo(f"{'':<12}{'A':>8}{'B':>8}{'B - A':>8}{'p':>8}")
-    for name, (a, b, p) in found.items():
-        typer.echo(f"{name:<12}{a:>8.1f}{b:>8.1f}{b - a:>+8.1f}{p:>8.3f}{'' if p >= 0.05 else '  *'}")
+    _print_comparison(runs, evaluations[0], found)
+
+
+def _runs_and_corpus(arguments):
+    """Tells the run folders and the corpora of `compare` apart: runs come first, a folder with a run in it is a run."""
+    expected = "expected RUN RUN [RUN]... [CORPUS]..."
+    if len(arguments) < 2:
+        raise OptionError(f"compare: one argument, {arguments[0]}; {expected}")
+    kinds = [any((Path(name) / made).exists() for made in _OF_A_RUN) for name in arguments]
+    count = next((n for n, is_run in enumerate(kinds) if not is_run), len(kinds))
+    if count < 2:
+        raise OptionError(f"compare: {arguments[count]} is not a run folder; {expected}")
+    if any(kinds[count:]):
+        run = arguments[kinds.index(True, count)]
+        raise OptionError(f"compare: {run} is a run folder, but stands after the corpus {arguments[count]}; {expected}")
+    try:
+        open_corpora(arguments[count:])
+    except CorpusError as error:  # it may have been meant for a run
+        raise OptionError(f"compare: {error}; {expected}") from None
+    return [Path(name) for name in arguments[:count]], arguments[count:]
+
+
+_OF_A_RUN = ("model.keras", "config.json", "unfinished")  # one of them is in every folder that `train` has written in
+
+
+def _print_comparison(runs, evaluation, found):
+    """The scores of several runs on one corpus as a table, and how sure each difference from the first one is."""
+    typer.echo(f"{len(evaluation.sources):,} sources, {sum(map(len, evaluation.references)):,} references\n")
+    for number, run in enumerate(runs, start=1):
+        typer.echo(f"run {number}  {run}")
+    for start in range(1, len(runs), 7):  # so many columns beside the first are 80 characters
+        columns = [0, *range(start, min(start + 7, len(runs)))]
+        typer.echo("\n" + f"{'score':<12}" + "".join(f"{f'run {n + 1}':>8}" for n in columns))
+        for name, row in found.items():
+            typer.echo(f"{name:<12}" + "".join(f"{row[n].score:>8.1f}" for n in columns))
+        typer.echo("\n" + f"{'p, to run 1':<20}" + "".join(f"{f'run {n + 1}':>8}" for n in columns[1:]))
+        for name, row in found.items():
+            typer.echo(f"{name:<20}" + "".join(f"{row[n].p:>8.3f}" for n in columns[1:]))
 
 
 def _evaluations(runs, corpus, strategy, imports, given, settings):
-    """What `evaluate` finds of some runs on one corpus, and how many seconds it took to load the last."""
+    """What `evaluate` finds of some runs on one corpus, and how many seconds it took to load the first."""
     from pipelines import corpus_errors, read_pairs
     from seq2seq.evaluation import evaluate as measure
-    from seq2seq.runs import held_out_pairs
+    from seq2seq.runs import held_out_pairs, may_have_learned
 
     if given and not corpus:
         raise OptionError(f"{next(iter(given))} is for a corpus, and none is named")
-    found = []
+    started = time.monotonic()
+    models = [_load(runs[0], imports)]
+    seconds = time.monotonic() - started
+    models += [_load(run, imports) for run in runs[1:]]
     with corpus_errors(), _reporting() as report:
-        pairs = read_pairs(corpus, report=report, **given) if corpus else held_out_pairs(runs[0])
-        for run in runs:
-            started = time.monotonic()
-            model = _load(run, imports)
-            seconds = time.monotonic() - started
-            found.append(measure(model, pairs, strategy, progress=_counting("translated"), **settings))
-    return found, seconds
+        pairs = read_pairs(corpus, report=report, **given) if corpus else held_out_pairs(runs[0], models[0])
+        pairs = pairs.cache()  # standard input can be read once only
+        # What `evaluate` is told to evaluate on, it evaluates on.
+        if len(runs) > 1 or (not corpus and may_have_learned(runs[0])):
+            _say_what_was_learned(runs, models, pairs, corpus)
+        progress = _counting("translated")
+        return [measure(model, pairs, strategy, progress=progress, **settings) for model in models], seconds
+
+
+def _say_what_was_learned(runs, models, pairs, named):
+    """Says on stderr how many sources of these pairs each run was trained on.
+
+    Refuses pairs that the first run has held out, and are therefore not named, if another run was trained on them.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from pipelines import group_by_source
+    from seq2seq.checkpoints import RunError
+    from seq2seq.runs import configuration, trained_on
+
+    sources = list(group_by_source(pairs))
+    if not sources:
+        return  # and so nothing to evaluate on
+    alone = tf.data.Dataset.from_tensor_slices((sources, sources))
+    learned = []
+    for run, model in zip(runs, models, strict=True):
+        try:
+            learned.append(trained_on(configuration(run)[1], alone, model.source_tokenizer))
+        except (CorpusError, OptionError) as error:
+            said = f"{run}: cannot tell which of the sources it was trained on: {error}"
+            if learned and not named:
+                raise RunError(f"{said}; name a test corpus") from None
+            typer.echo(said, err=True)
+            learned.append(np.zeros(len(sources), bool))
+        if not named and (more := (learned[-1] & ~learned[0]).sum()):
+            raise RunError(
+                f"{run} was trained on {more:,} of the {len(sources):,} sources that {runs[0]} has held out; name a "
+                f"test corpus: seq2seq compare {' '.join(map(str, runs))} CORPUS"
+            )
+        if count := learned[-1].sum():
+            typer.echo(f"{run}: trained on {count:,} of the {len(sources):,} sources", err=True)
 
 
 def _print_evaluation(found, worst):
@@ -728,8 +807,6 @@ def score(
 
     Example: paste source.txt target.txt | seq2seq score runs/phrasebook
     """
-    from pipelines import open_corpora
-
     corpus = corpus or ["-"]
     with _reporting() as report:
         lines = open_corpora(corpus, **{"on_bad_line": "skip", **given}).lines(report)

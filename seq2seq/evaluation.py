@@ -1,4 +1,4 @@
-"""How good translations are, by the measures that papers print: `evaluate` a model, `compare` two.
+"""How good translations are, by the measures that papers print: `evaluate` a model, `compare` several.
 
 Needs the extra `evaluation`: sacrebleu (Post 2018, arxiv.org/abs/1804.08771) and rapidfuzz.
 """
@@ -7,9 +7,10 @@ import dataclasses
 import itertools
 import math
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -181,14 +182,15 @@ def evaluate(
     Args:
         model: a `Seq2Seq`.
         pairs: a `tf.data.Dataset` of (source, target) scalar strings, as `read_pairs` gives it. All targets of one
-            source are its references; the source is translated once.
+            source are its references; the source, in whatever Unicode form, is translated once.
         strategy, **lengths: as in `Seq2Seq.translate`.
         bleu_tokenizer: how BLEU cuts texts into words: "13a", or "zh", "char", "intl", "none".
         resamples: of the bootstrap.
         progress: a function to call now and then with the number of sources translated.
 
     Returns:
-        An `Evaluation`. Scores are of the texts as they are, cased and accented; only TER folds case, as Tercom does.
+        An `Evaluation`. Scores are of the texts as they are, cased and accented, in Unicode's form NFC. Only TER folds
+        case, as Tercom does.
 
     Raises:
         CorpusError: if there are no pairs.
@@ -198,7 +200,7 @@ def evaluate(
     targets = group_by_source(pairs)
     if not targets:
         raise CorpusError("no pairs to evaluate on")
-    sources, references = list(targets), [list(dict.fromkeys(those)) for those in targets.values()]
+    sources, references = list(targets), [list(dict.fromkeys(_nfc(those))) for those in targets.values()]
 
     tokenizers = model.source_tokenizer, model.target_tokenizer
     # Not `pairs` again: standard input is read only once.
@@ -217,7 +219,7 @@ def evaluate(
         seconds += time.perf_counter() - started
         if progress:
             progress(sum(len(done.texts) for done in found))
-    translations = [row[0].decode() for done in found for row in done.texts.numpy()]
+    translations = _nfc(row[0].decode() for done in found for row in done.texts.numpy())
     return Evaluation(
         sources,
         references,
@@ -235,7 +237,7 @@ def corpus_scores(
     translations: list[str], references: list[list[str]], bleu_tokenizer: str = "13a"
 ) -> dict[str, float]:
     """Measures N texts by the references of each, a list of lists: scores by name."""
-    streams = _streams(references)
+    translations, streams = _nfc(translations), _streams(references)
     measures = metrics(bleu_tokenizer)
     return {name: float(metric.corpus_score(translations, streams).score) for name, metric in measures.items()}
 
@@ -272,33 +274,46 @@ def measure(
     return {name: Measured(float(only.score), float(only.ci), signature) for name, (signature, [only]) in found.items()}
 
 
-def compare(first: Evaluation, second: Evaluation, resamples: int = 1000) -> dict[str, tuple[float, float, float]]:
-    """Tests whether two models differ, by a paired bootstrap over the texts (Koehn 2004, aclanthology.org/W04-3250).
+class Tested(NamedTuple):
+    """A measure of one of several evaluations that are compared."""
+
+    score: float
+    p: float  # how likely so large a difference from the first one would be if there were none; 1 for the first itself
+
+
+def compare(first: Evaluation, *others: Evaluation, resamples: int = 1000) -> dict[str, list[Tested]]:
+    """Tests whether models differ from the first, by a paired bootstrap over the texts.
+
+    The method is that of Koehn 2004 (aclanthology.org/W04-3250), of each with the first alone; p is not corrected for
+    their number.
 
     Args:
-        first, second: what `evaluate` found for each on the same corpus.
+        first, others: what `evaluate` found for each model on the same corpus.
+        resamples: of the bootstrap.
 
     Returns:
-        {measure: (score of the first, score of the second, p)}: how likely so large a difference would be if there were
-        none.
+        {measure: [a `Tested` for each evaluation, in their order]}.
 
     Raises:
-        OptionError: if they are not of the same texts and references.
+        OptionError: if they are not of the same texts and references, or there is only one.
     """
-    if (first.sources, first.references) != (second.sources, second.references):
-        raise OptionError("compare: expected two evaluations of the same texts")
-    both = [first.translations, second.translations]
-    found = _bootstrap(both, first.references, first.bleu_tokenizer, resamples)
+    if not others:
+        raise OptionError("compare: expected two evaluations or more")
+    for number, other in enumerate(others, start=2):
+        if (first.sources, first.references) != (other.sources, other.references):
+            raise OptionError(f"compare: expected evaluations of the same texts; number {number} is of others")
+    systems = [evaluation.translations for evaluation in (first, *others)]
+    found = _bootstrap(systems, first.references, first.bleu_tokenizer, resamples)
     return {
         # sacrebleu takes no difference for the surest of all.
-        name: (float(one.score), float(other.score), float(other.p_value) if one.score != other.score else 1.0)
-        for name, (_, [one, other]) in found.items()
+        name: [Tested(float(it.score), float(it.p_value) if it.score != row[0].score else 1.0) for it in row]
+        for name, (_, row) in found.items()
     }
 
 
 def _bootstrap(systems, references, bleu_tokenizer, resamples):
     """sacrebleu's test of one system or more, N texts each: {measure: (signature, [its result for each system])}."""
-    measures, named = metrics(bleu_tokenizer), [(str(n), texts) for n, texts in enumerate(systems)]
+    measures, named = metrics(bleu_tokenizer), [(str(n), _nfc(texts)) for n, texts in enumerate(systems)]
     signatures, results = PairedTest(named, measures, _streams(references), "bs", resamples)()
     # It has names of its own for them, in the order given.
     return {name: (str(signatures[key]), results[key]) for name, key in zip(measures, signatures, strict=True)}
@@ -306,4 +321,9 @@ def _bootstrap(systems, references, bleu_tokenizer, resamples):
 
 def _streams(references):
     """The references as sacrebleu takes them: all first ones, all second ones, ..., with None where a text has none."""
-    return list(itertools.zip_longest(*references))
+    return list(itertools.zip_longest(*map(_nfc, references)))
+
+
+def _nfc(texts):
+    """Texts in the Unicode form NFC: a letter with its accent is the same letter, however many code points it has."""
+    return [unicodedata.normalize("NFC", text) for text in texts]

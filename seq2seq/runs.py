@@ -1,20 +1,34 @@
 """A run folder, once there is something in it: its model, what it has held out, its pictures, its export."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import math
+import os
 import random
 import sys
+import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from pipelines import group_by_source, read_pairs, split_by_hash, split_last
+from pipelines import (
+    CorpusError,
+    Tokenizer,
+    as_seen_from,
+    checksums,
+    group_by_source,
+    read_pairs,
+    sources_in,
+    split_by_hash,
+    split_last,
+)
 from seq2seq.checkpoints import RunError
 from seq2seq.config import MONITORS, Config, load_config, own_classes, reading_options
 from seq2seq.contract import one_line
@@ -87,44 +101,100 @@ def configuration(folder: Path | str) -> tuple[Config, dict]:
     return Config(**options), record
 
 
-def both_sides(config: Config, **options: Any) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """The pairs to train on and those held out."""
-    split = {"hash": split_by_hash, "last": split_last}[config.split]
-    return split(
-        read_pairs(config.corpus, config.limit, **options, **reading_options(config)), config.validation_fraction
-    )
+def find_corpus(record: dict) -> str | tuple[str, ...]:
+    """Finds the corpus of a run again, by the checksums of its files.
+
+    A relative path is looked up in the current directory, then in the one in which the run was trained.
+
+    Args:
+        record: what the run's `config.json` holds.
+
+    Returns:
+        The corpus as `read_pairs` takes it, here and now.
+
+    Raises:
+        CorpusError: if there is none, or its files are no longer those that the run was trained on.
+    """
+    corpus = record["options"]["corpus"]
+    names = [corpus] if isinstance(corpus, str) else corpus
+    here, then = os.getcwd(), record.get("directory", os.getcwd())
+    relative = [as_seen_from(here, name) for name in names] != list(names)
+    places = [list(names)]
+    if relative and then != here:
+        places.append([as_seen_from(then, name) for name in names])
+    expected, failures = list(record.get("checksums", {}).values()), []
+    for place in places:
+        try:
+            held = checksums(place)
+        except (CorpusError, OSError) as error:
+            failures.append(str(error))
+            continue
+        # Not by their paths: the same files may be elsewhere now, as those of a named corpus are on each machine.
+        if list(held.values()) == expected:
+            return place[0] if isinstance(corpus, str) else tuple(place)
+        changed = [path for path, digest in held.items() if digest not in expected] or place
+        failures.append(f"{', '.join(changed)}: no longer what that run was trained on, by its sha256")
+    where = f" (looked up from {here}" + (f", then from {then}, where it was trained)" if len(places) > 1 else ")")
+    raise CorpusError("; ".join(failures) + (where if relative else ""))
 
 
-def held_out_pairs(folder: Path | str) -> tf.data.Dataset:
-    """The pairs that a run has never trained on: a `tf.data.Dataset` of (source, target) strings.
+def both_sides(config: Config, source_tokenizer: Tokenizer, **options: Any) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    """The pairs to train on and those held out; the tokenizer needs no vocabulary yet."""
+    pairs = read_pairs(config.corpus, config.limit, **options, **reading_options(config))
+    if config.split == "last":
+        return split_last(pairs, config.validation_fraction)
+    return split_by_hash(pairs, config.validation_fraction, source_tokenizer)
+
+
+def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
+    """The pairs that a run has held out: a `tf.data.Dataset` of (source, target) strings.
+
+    Args:
+        folder: the run folder.
+        model: the model in it.
 
     Raises:
         RunError: if there are none, or the folder does not say what it was trained on.
+        CorpusError: if the corpus cannot be found or has changed, so that the model may have learned any of it.
     """
     if not (Path(folder) / "config.json").is_file():
         raise RunError(f"{folder}: holds no config.json to say what was held out; name a corpus")
-    config, _ = configuration(folder)
+    config, record = configuration(folder)
     if not config.validation_fraction:
         raise RunError(f"{folder}: nothing was held out; name a corpus")
-    return both_sides(config)[1]
+    try:
+        corpus = find_corpus(record)
+    except CorpusError as error:
+        raise CorpusError(f"{folder}: what it held out cannot be read again: {error}") from None
+    return both_sides(dataclasses.replace(config, corpus=corpus), model.source_tokenizer)[1]
 
 
-def check_same_corpus(*folders: Path | str) -> None:
-    """Sees that runs were trained on the same corpus, split in the same way.
+def may_have_learned(folder: Path | str) -> bool:
+    """Whether a run may have been trained on sources that it has held out: a split by hash alone rules it out."""
+    config, record = configuration(folder)
+    return config.split != "hash" or "from" in record
+
+
+def trained_on(record: dict, pairs: tf.data.Dataset, source_tokenizer: Tokenizer) -> np.ndarray:
+    """Finds the pairs whose source a run was trained on, or a run that it started from, with whatever target.
+
+    Args:
+        record: what the run's `config.json` holds.
+        pairs: a `tf.data.Dataset` of N (source, target) scalar strings.
+        source_tokenizer: the run's.
+
+    Returns:
+        bool `[N]`.
 
     Raises:
-        RunError: if not, since what one of them has held out the other may have learned.
+        CorpusError: if its corpus cannot be found or has changed.
     """
-    found = []
-    for folder in folders:
-        config, record = configuration(folder)
-        found.append((sorted(record.get("checksums", {}).values()), config.split, config.validation_fraction))
-    for folder, this in zip(folders, found, strict=True):
-        if this != found[0]:
-            raise RunError(
-                f"{folder} and {folders[0]} were not trained on the same corpus, or it was split in another way: "
-                "what one has held out the other may have learned"
-            )
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record["options"].items()
+    }
+    config = Config(**options | {"corpus": find_corpus(record)})
+    found = sources_in(pairs, both_sides(config, source_tokenizer)[0], source_tokenizer)
+    return found | trained_on(record["from"], pairs, source_tokenizer) if "from" in record else found
 
 
 def sample(pairs: tf.data.Dataset, seed: int = 0, count: int = 500) -> dict[str, list[str]]:
@@ -154,10 +224,16 @@ def best_epoch(history: Sequence[dict], monitor: str | None) -> int:
     return int(history[order.index(min(order))]["epoch"])
 
 
-def draw_run(folder: Path | str, model: Seq2Seq) -> list[Path]:
+def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = warnings.warn) -> list[Path]:
     """Draws a run's pictures into its folder, those that can be: `curves.png`, `error-rates.png`, `attention-1.png` ...
 
     Curves are of the history, error rates against length and attention of a `sample` of what was held out.
+
+    Args:
+        folder: the run folder.
+        model: the model in it.
+        say: a function to call with the reason, as text, if what was held out cannot be read again, so that only the
+            curves are drawn.
 
     Returns:
         The files, a list of paths.
@@ -174,7 +250,12 @@ def draw_run(folder: Path | str, model: Seq2Seq) -> list[Path]:
         history = list(csv.DictReader(file))
     drawn = [folder / "curves.png"]
     draw_curves(history, drawn[0], best=best_epoch(history, config.monitor) if config.monitor else None)
-    held_out = sample(both_sides(config)[1], config.seed) if config.validation_fraction else {}
+    held_out: dict[str, list[str]] = {}
+    if config.validation_fraction:
+        try:
+            held_out = sample(held_out_pairs(folder, model), config.seed)
+        except CorpusError as error:
+            say(f"{error}; only the curves are drawn")
     if held_out:
         texts = [text.decode() for text in model.translate(list(held_out)).numpy()]
         drawn.append(folder / "error-rates.png")

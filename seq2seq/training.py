@@ -32,6 +32,7 @@ from pipelines import (
     choose,
     corpus_errors,
     load_class,
+    sources_in,
     survey,
 )
 from pipelines.corpora import UNTUNED
@@ -49,7 +50,17 @@ from seq2seq.contract import one_line
 from seq2seq.distribution import WorkerLostError, distribute, is_chief, lost_workers, sums_of_workers
 from seq2seq.layers import Decoder, Encoder, token_ids
 from seq2seq.model import Seq2Seq, accepted
-from seq2seq.runs import best_epoch, both_sides, can_measure, configuration, load_model, load_run, sample
+from seq2seq.runs import (
+    best_epoch,
+    both_sides,
+    can_measure,
+    configuration,
+    find_corpus,
+    load_model,
+    load_run,
+    sample,
+    trained_on,
+)
 
 _PACKAGES = ("keras-seq2seq", "tensorflow", "tensorflow-text", "keras", "numpy")  # whose versions a run records
 
@@ -68,7 +79,6 @@ def train(
     report: Callable[[Report], None] | None = None,
     say: Callable[[str], None] | None = None,
     command: str | None = None,
-    expected_checksums: dict[str, str] | None = None,
     strategy: tf.distribute.Strategy | None = None,
 ) -> Seq2Seq:
     """Trains a model and keeps it in a run folder, saved anew after each epoch.
@@ -91,7 +101,6 @@ def train(
         say: a function to call with what else one should know, as text: of resuming, checkpoints that could not be
             saved, batches left out.
         command: the command line, to be kept in `config.json`.
-        expected_checksums: {path: sha256} of the corpus's files in the run that this one repeats.
         strategy: what trains on several devices or machines, see `open_strategy`. All workers call this with the same
             arguments and see the same folder, which the first of them writes. Default: one device.
 
@@ -107,7 +116,8 @@ def train(
     Raises:
         RunError: if the folder is in use, may not be overwritten, or holds nothing to resume.
         DivergedError: if loss or gradient are no longer finite numbers.
-        CorpusError: if the corpus cannot be read, holds nothing to train on, or is not the one of those checksums.
+        CorpusError: if the corpus cannot be read, holds nothing to train on, or has changed since a training that is to
+            be resumed was begun.
         OptionError: if options do not go together, or a name in them stands for nothing.
         WorkerLostError: if another worker has stopped.
     """
@@ -122,10 +132,10 @@ def train(
             load_class("config", name)
         run = None
         if chief and not _goes_on(config, folder, overwrite, resume):
-            run = _begin(config, folder, progress, report, say, command, expected_checksums)
+            run = _begin(config, folder, progress, report, say, command)
         if run is None or strategy:
             sums_of_workers(strategy, [])  # when the first has begun, the others can read what it has written
-            run = _resume(folder, say, strategy)
+            run = _resume(folder, config, say, strategy)
         _fit(run, callbacks, say)
         sums_of_workers(strategy, [])
         if chief:
@@ -182,16 +192,19 @@ def _goes_on(config, folder, overwrite, resume):
     return False
 
 
-def _begin(config, folder, progress, report, say, command, expected_checksums):
+def _begin(config, folder, progress, report, say, command):
     """Reads the corpus through and makes the `_Run`, with all in the folder that it takes to resume it."""
     keras.utils.set_random_seed(config.seed)
     record = {
         "options": dataclasses.asdict(config),
         "command": command,
         "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
-        "checksums": _checksums(config.corpus, expected_checksums),
+        "directory": os.getcwd(),  # from which paths in the options and the command are to be followed
+        "checksums": _checksums(config.corpus),
     }
     old = _warm(config) if config.warm_start else None
+    if old:
+        record["from"] = configuration(config.warm_start)[1]
     sizes = [old.source_tokenizer.vocabulary_size, old.target_tokenizer.vocabulary_size] if old else []
     # Before anything is read, so that options that do not go together are not found out after an hour.
     tokenizers = (
@@ -204,13 +217,14 @@ def _begin(config, folder, progress, report, say, command, expected_checksums):
     if config.monitor in TRANSLATION_FIGURES:
         importlib.import_module("seq2seq.evaluation")  # whose packages may be missing
     cleaning = Report()
-    found = survey(_one_pass(config, 0, report=cleaning), *tokenizers, progress)
+    found = survey(_one_pass(config, tokenizers[0], 0, report=cleaning), *tokenizers, progress)
     if report:
         report(cleaning)
     if found.pairs == 0:
         raise CorpusError(f"{config.corpus}: no pairs to train on")
-    if config.monitor and not list(both_sides(config)[1].take(1)):
+    if config.monitor and not list(both_sides(config, tokenizers[0])[1].take(1)):
         raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
+    _say_leaks(record, config, tokenizers[0], say)
     for tokenizer, counts in zip(tokenizers, found.tokens, strict=True):
         take = tokenizer.extend_vocabulary if old else tokenizer.take_vocabulary
         take(counts, config.min_frequency, config.max_vocabulary)
@@ -234,6 +248,25 @@ def _begin(config, folder, progress, report, say, command, expected_checksums):
     return run
 
 
+def _say_leaks(record, config, source_tokenizer, say):
+    """Says how many of the held-out pairs have a source that is trained on, too, where that can be."""
+    training, validation = both_sides(config, source_tokenizer)
+
+    def tell(learned, by_whom):
+        if learned.any():
+            say(f"{learned.sum():,} of {len(learned):,} held-out pairs have a source that {by_whom}")
+
+    if config.split == "last":
+        tell(sources_in(validation, training, source_tokenizer), "is trained on too; --split hash keeps them apart")
+    if config.warm_start:
+        try:
+            learned = trained_on(record["from"], validation, source_tokenizer)
+        except CorpusError as error:
+            say(f"{config.warm_start}: cannot tell whether it was trained on what is held out here: {error}")
+        else:
+            tell(learned, f"{config.warm_start} was trained on")
+
+
 def _warm(config):
     """The model of the run to start from."""
     old = configuration(config.warm_start)[0]
@@ -255,11 +288,17 @@ def _take_weights(model, old):
         weight.assign(value)
 
 
-def _resume(folder, say, strategy):
-    """The `_Run` of an unfinished training, as it was at its last checkpoint, or as it has just been begun."""
+def _resume(folder, given, say, strategy):
+    """The `_Run` of an unfinished training, as it was at its last checkpoint, or as it has just been begun.
+
+    What is `given` is the same configuration or None. A file of the same name in another directory is another corpus.
+    """
     checkpoints = Checkpoints(folder / "unfinished")
     config, record = configuration(checkpoints.folder)
-    _checksums(config.corpus, record["checksums"])
+    corpus = find_corpus(record)
+    if given and given.corpus != corpus:
+        raise CorpusError(f"{given.corpus}: this training was begun with {corpus}; --resume goes on with that")
+    config = dataclasses.replace(config, corpus=corpus)
     keras.utils.set_random_seed(config.seed)
     facts = json.loads((checkpoints.folder / "run.json").read_text())
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -280,7 +319,7 @@ def _resume(folder, say, strategy):
 def _fit(run, callbacks, say):
     """Trains from where a run is to its end."""
     config, model = run.config, run.model
-    validation = both_sides(config)[1]
+    validation = both_sides(config, model.source_tokenizer)[1]
     held_out = sample(validation, config.seed)
     for callback in callbacks:
         if hasattr(callback, "held_out"):
@@ -289,7 +328,8 @@ def _fit(run, callbacks, say):
         model.compile(optimizer=make_optimizer(config, run.steps * run.epochs))
     model.build_training()
     average = _Average(config.average)
-    probe = list(held_out)[:50] or [source.decode() for source, _ in _one_pass(config, 0).take(50).as_numpy_iterator()]
+    learned = _one_pass(config, model.source_tokenizer, 0)
+    probe = list(held_out)[:50] or [source.decode() for source, _ in learned.take(50).as_numpy_iterator()]
     safe = _Safe(run, average, probe, say)
     own: list = [average] if config.average > 1 else []
     if held_out and can_measure():
@@ -313,15 +353,15 @@ def _fit(run, callbacks, say):
 
 def _training_batches(run, seen):
     """The batches after so many pairs, epoch after epoch: a `tf.data.Dataset` without end."""
-    config = run.config
+    config, source_tokenizer = run.config, run.model.source_tokenizer
     # How many batches a pass makes depends on its order where they hold so many tokens, so passes are counted in pairs.
     begun, skip = divmod(seen, run.pairs)
-    always = None if _reorders(config) else both_sides(config)[0]
+    always = None if _reorders(config) else both_sides(config, source_tokenizer)[0]
 
     @tf.autograph.experimental.do_not_convert
     def one_pass(number):
         # Where small corpora start over, how often may depend on the order; so as many in each pass as in the first.
-        pairs = (always or _one_pass(config, number)).repeat().take(run.pairs)
+        pairs = (always or _one_pass(config, source_tokenizer, number)).repeat().take(run.pairs)
         return _batches(run, pairs, seed=config.seed, epoch=number, skip=tf.where(number == begun, skip, 0))
 
     passes = tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_pass).prefetch(2).with_options(UNTUNED)
@@ -333,11 +373,11 @@ def _reorders(config):
     return config.split == "hash" and config.limit is None
 
 
-def _one_pass(config, number, **options):
+def _one_pass(config, source_tokenizer, number, **options):
     """The pairs to train on, in the order of an epoch, given as a number or a tensor."""
     if _reorders(config):
         options |= {"shuffle_files": True, "weights": config.weights, "seed": config.seed, "epoch": number}
-    return both_sides(config, **options)[0]
+    return both_sides(config, source_tokenizer, **options)[0]
 
 
 def _batches(run, pairs, **options):
@@ -367,14 +407,10 @@ def _first_signal():
             signal.signal(number, handler)
 
 
-def _checksums(corpus, expected):
+def _checksums(corpus):
     if "-" in (corpus if isinstance(corpus, tuple) else (corpus,)):
         raise CorpusError("standard input can be read only once, and training reads its corpus many times; use a file")
-    found = checksums(corpus)
-    for path, digest in (expected or found).items():
-        if found.get(path) != digest:
-            raise CorpusError(f"{path}: no longer what that run was trained on, by its sha256")
-    return found
+    return checksums(corpus)
 
 
 def _tokenizer(config, side):
@@ -412,7 +448,7 @@ def _steps(config, tokenizers, found):
     if not config.batch_tokens:
         return math.ceil(found.pairs / config.batch_size)
     # How many a pass makes depends on its order. An epoch has about as many; pass follows on pass.
-    longer = found.longer * _tokens_per_character(both_sides(config)[0], tokenizers)
+    longer = found.longer * _tokens_per_character(both_sides(config, tokenizers[0])[0], tokenizers)
     return math.ceil((longer + found.pairs) / config.batch_tokens)
 
 

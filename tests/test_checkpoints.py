@@ -5,11 +5,13 @@ import random
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import server
 
+from pipelines import CorpusError
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file
 from seq2seq.config import Config
 
@@ -241,6 +243,31 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, deterministic, tmp
     assert history[0] == history[1]
     with pytest.raises(RunError, match="no unfinished training to resume"):
         train(None, tmp_path / "run", resume=True)
+
+
+def test_a_training_is_resumed_from_another_directory_on_its_own_corpus(config, tmp_path, monkeypatch):
+    import keras
+
+    from seq2seq.training import train
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise _StopHere
+
+    monkeypatch.chdir(tmp_path)
+    name = Path(config.corpus).name
+    config = dataclasses.replace(config, corpus=name, epochs=1, monitor="val_loss", patience=None, schedule="constant")
+    with pytest.raises(_StopHere):
+        train(config, tmp_path / "run", callbacks=[Stop()])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    Path(name).write_text("another\tcorpus\n")
+    with pytest.raises(
+        CorpusError, match=rf"^{name}: this training was begun with {tmp_path / name}; --resume goes on"
+    ):
+        train(config, tmp_path / "run")
+    model = train(None, tmp_path / "run", resume=True)
+    assert sorted(model.source_tokenizer.tokens) == list("abcde") and (tmp_path / "run" / "model.keras").is_file()
 
 
 def test_a_training_that_filled_the_disk_goes_on_when_there_is_room(config, deterministic, full_disk, tmp_path):

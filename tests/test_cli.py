@@ -3,6 +3,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -400,16 +401,113 @@ def test_evaluate_prints_tables_or_json_and_writes_what_it_measured(run, tmp_pat
     assert json.loads(named.stdout)["references"] == 2
 
 
+@pytest.fixture(scope="module")
+def larger(run):
+    """A run on four times the pairs of `run`, which sees them in small letters."""
+    folder = run[0].parent.parent
+    texts = [a + b for a in "abcdefghij" for b in "abcdefghij"]
+    (folder / "larger.tsv").write_text("".join(f"{text.capitalize()}\t{text.upper()}\n" for text in texts))
+    options = ["--epochs", 1, "--units", 8, "--lowercase", "--validation-fraction", 0]
+    assert seq2seq("train", "larger.tsv", *options, cwd=folder).returncode == 0
+    return folder / "runs" / "larger"
+
+
 @pytest.mark.slow
-def test_compare_wants_runs_of_one_corpus(run, tmp_path):
-    folder, _ = run
-    done = seq2seq("compare", folder, folder, "--json", cwd=folder.parent.parent)
-    assert json.loads(done.stdout)["chrF"]["p"] == 1
-    assert "B - A" in seq2seq("compare", folder, folder, cwd=folder.parent.parent).stdout.decode()
-    (tmp_path / "other.tsv").write_text("".join(f"{c}\t{c}\n" for c in "abcdef"))
-    assert seq2seq("train", "other.tsv", "--epochs", 1, "--units", 4, cwd=tmp_path).returncode == 0
-    refused = seq2seq("compare", folder, tmp_path / "runs" / "other", cwd=folder.parent.parent)
-    assert refused.returncode == 2 and b"not trained on the same corpus" in refused.stderr
+def test_compare_tests_any_number_of_runs_on_a_corpus(run, larger):
+    folder, runs = run[0].parent.parent, ["runs/toy", "runs/larger", "runs/toy"]
+    (folder / "test.tsv").write_text("dd\tDD\nxy\tXY\nij\tIJ\ndd\tDd\n")
+    done = seq2seq("compare", *runs, "test.tsv", "--json", cwd=folder)
+    found = json.loads(done.stdout)
+    assert (found["sources"], found["runs"]) == (3, runs)
+    assert all(len(row) == 3 and row[0] == row[2] and row[0]["p"] == 1 for row in found["scores"].values())
+    learned = "runs/toy: trained on 1 of the 3 sources", "runs/larger: trained on 2 of the 3 sources"
+    assert done.stderr.decode().splitlines() == [*learned, learned[0]]
+    piped = seq2seq("compare", *runs, "-", "--json", cwd=folder, stdin=(folder / "test.tsv").read_bytes())
+    assert json.loads(piped.stdout) == found
+    done = seq2seq("compare", *runs * 3, "test.tsv", cwd=folder)
+    lines = done.stdout.decode().splitlines()
+    assert lines[0] == "3 sources, 4 references" and lines[3] == "run 2  runs/larger"
+    assert max(map(len, lines)) <= 80
+    scores = [line.split() for line in lines if line.startswith("chrF")]
+    score, p = ([f"{tested[kind]:.{digits}f}" for tested in found["scores"]["chrF"]] for kind, digits in _FORMATS)
+    assert scores == [
+        ["chrF", *(score * 3)[:8]],
+        ["chrF", *(p * 3)[1:8]],
+        ["chrF", score[0], score[2]],
+        ["chrF", p[2]],
+    ]
+
+
+_FORMATS = (("score", 1), ("p", 3))
+
+
+@pytest.mark.slow
+def test_compare_without_a_corpus_wants_sources_that_all_runs_have_held_out(run, larger):
+    folder = run[0].parent.parent
+    done = seq2seq("compare", "runs/toy", "runs/toy", "--json", cwd=folder)
+    assert json.loads(done.stdout)["scores"]["chrF"][1]["p"] == 1 and done.stderr == b""
+    refused = seq2seq("compare", "runs/toy", "runs/larger", cwd=folder)
+    assert refused.returncode == 2 and refused.stdout == b"" and refused.stderr.count(b"\n") == 1
+    said = rb"runs/larger was trained on (\d+) of the \1 sources that runs/toy has held out; name a test corpus: "
+    assert re.search(said + b"seq2seq compare runs/toy runs/larger CORPUS", refused.stderr)
+    (folder / "larger.tsv").rename(folder / "away.tsv")
+    (folder / "test.tsv").write_text("ab\tAB\n")
+    refused = seq2seq("compare", "runs/toy", "runs/larger", cwd=folder)
+    named = seq2seq("compare", "runs/toy", "runs/larger", "test.tsv", cwd=folder)
+    (folder / "away.tsv").rename(folder / "larger.tsv")
+    assert refused.returncode == 2 and b"larger.tsv: No such file" in refused.stderr
+    assert named.returncode == 0 and b"runs/larger: cannot tell which of the sources it was trained on" in named.stderr
+
+
+def test_compare_tells_runs_from_corpora(tmp_path):
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    (tmp_path / "corpus").mkdir()
+    expected = "; expected RUN RUN [RUN]... [CORPUS]...\n"
+    missing = "thre: No such file or folder; the built-in corpora are phrasebook, spa-eng"
+    for arguments, message in (
+        (["one"], "compare: one argument, one"),
+        (["one", "corpus"], "compare: corpus is not a run folder"),
+        (["one", "tow", "three"], "compare: tow is not a run folder"),
+        (["one", "two", "corpus", "three"], "compare: three is a run folder, but stands after the corpus corpus"),
+        (["one", "two", "thre"], f"compare: {missing}"),
+    ):
+        done = seq2seq("compare", *arguments, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"seq2seq: {message}{expected}")
+
+
+@pytest.mark.slow
+def test_evaluate_and_plot_see_that_the_corpus_has_changed(run, tmp_path):
+    shutil.copytree(run[0].parent.parent, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "runs" / "larger", ignore_errors=True)
+    toy = tmp_path / "moved" / "toy.tsv"
+    whole = seq2seq("evaluate", "runs/toy", "--json", cwd=toy.parent)
+    from_elsewhere = seq2seq("evaluate", run[0], "--json", cwd=tmp_path)
+    assert json.loads(whole.stdout)["scores"] == json.loads(from_elsewhere.stdout)["scores"]
+    toy.write_text("".join(reversed(toy.read_text().splitlines(keepends=True))))
+    run[0].parent.parent.joinpath("toy.tsv").rename(tmp_path / "away.tsv")
+    try:
+        changed = seq2seq("evaluate", "runs/toy", cwd=toy.parent)
+        drawn = seq2seq("plot", "runs/toy", cwd=toy.parent)
+        again = seq2seq("train", "--config", "runs/toy/config.json", "--out", "again", cwd=toy.parent)
+    finally:
+        (tmp_path / "away.tsv").rename(run[0].parent.parent / "toy.tsv")
+    for done in (changed, drawn, again):
+        assert b"toy.tsv: no longer what that run was trained on" in done.stderr and done.stderr.count(b"\n") == 1
+    assert (changed.returncode, changed.stdout) == (2, b"")
+    assert (drawn.returncode, drawn.stdout) == (0, b"runs/toy/curves.png\n")
+    assert again.returncode == 2 and not (toy.parent / "again").exists()
+
+
+@pytest.mark.slow
+def test_evaluate_says_what_of_the_held_out_side_was_learned(tmp_path):
+    (tmp_path / "pairs.tsv").write_text("".join(f"{c}\t{c}\n" for c in "abcdefgh") + "a\tA\nx\tX\n")
+    options = ["--split", "last", "--validation-fraction", 0.2, "--epochs", 1, "--units", 4]
+    trained = seq2seq("train", "pairs.tsv", *options, cwd=tmp_path)
+    assert b"1 of 2 held-out pairs have a source that is trained on too" in trained.stderr
+    done = seq2seq("evaluate", "runs/pairs", "--json", cwd=tmp_path)
+    assert done.stderr.startswith(b"runs/pairs: trained on 1 of the 2 sources\n")
 
 
 @pytest.mark.slow
@@ -447,7 +545,7 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(run, tmp_path):
         (["evaluate", folder, tmp_path / "empty.tsv"], "no pairs to evaluate on"),
         (["evaluate", folder, "--limit", 3], "limit is for a corpus, and none is named"),
         (["evaluate", folder, tmp_path / "empty.tsv", "--bleu-tokenizer", "13b"], "did you mean '13a'"),
-        (["evaluate", tmp_path], "holds no config.json"),
+        (["evaluate", tmp_path], "not a run folder"),
         (["plot", tmp_path], "not a run folder"),
     ):
         done = seq2seq(*arguments, cwd=folder.parent.parent)

@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ from pipelines import (
     CharTokenizer,
     CorpusError,
     Report,
+    SubwordTokenizer,
+    WhitespaceTokenizer,
     corpus_errors,
     count_pairs,
     group_by_source,
     read_pairs,
+    sources_in,
     split_by_hash,
     split_last,
     survey,
@@ -57,7 +61,7 @@ def test_a_missing_file_and_an_empty_folder_are_refused_at_once(tmp_path):
 def test_the_hash_split_keeps_translations_of_one_source_together_and_loses_nothing(tsv):
     lines = [(f"source {n % 700}", f"target {n}") for n in range(2100)]
     pairs = read_pairs(tsv("".join(f"{source}\t{target}\n" for source, target in lines)))
-    training, validation = (strings(side) for side in split_by_hash(pairs, 0.2))
+    training, validation = (strings(side) for side in split_by_hash(pairs, 0.2, CharTokenizer()))
     assert sorted(training + validation) == sorted(lines)
     assert not {source for source, _ in training} & {source for source, _ in validation}
     assert 0.15 < len(validation) / len(lines) < 0.25
@@ -65,7 +69,50 @@ def test_the_hash_split_keeps_translations_of_one_source_together_and_loses_noth
 
 def test_the_hash_split_never_changes(tsv):
     pairs = read_pairs(tsv("".join(f"{letter}\tx\n" for letter in "abcdefghijklmnopqrstuvwxyz")))
-    assert "".join(source for source, _ in strings(split_by_hash(pairs, 0.2)[1])) == "bcknrs"
+    assert "".join(source for source, _ in strings(split_by_hash(pairs, 0.2, CharTokenizer())[1])) == "bcknrs"
+
+
+def nfd(text):
+    return unicodedata.normalize("NFD", text)
+
+
+@pytest.mark.parametrize(
+    ("change", "tokenizer"),
+    [
+        (str.lower, CharTokenizer(lowercase=True)),
+        (nfd, CharTokenizer()),
+        (lambda text: text.replace(" ", "\u3000 ") + " ", SubwordTokenizer()),
+        (lambda text: text.replace(" ", "\u2009"), WhitespaceTokenizer(normal_form="NFKC")),
+    ],
+    ids=["case", "NFD", "spaces", "thin spaces"],
+)
+def test_the_hash_split_keeps_together_what_the_model_cannot_tell_apart(tsv, change, tokenizer):
+    spanish = [target for _, target in strings(read_pairs("phrasebook", 1000))]
+    both = tsv("".join(f"{source}\tx\n{change(source)}\tx\n" for source in spanish))
+    training, validation = (
+        {
+            " ".join(text.decode().split())
+            for text in tokenizer.normalize([source for source, _ in strings(side)]).numpy()
+        }
+        for side in split_by_hash(read_pairs(both), 0.2, tokenizer)
+    )
+    assert 150 < len(validation) < 250 and not training & validation
+
+
+def test_the_hash_split_does_not_depend_on_how_text_is_cut_into_tokens(tsv):
+    pairs = read_pairs(tsv("".join(f"a{' ' * (n % 4)}b▁{n}\tx\n" for n in range(300))))
+    kinds = (CharTokenizer, SubwordTokenizer, WhitespaceTokenizer)
+    first, *others = (strings(split_by_hash(pairs, 0.2, kind())[1]) for kind in kinds)
+    assert first and others == [first, first]
+
+
+def test_pairs_are_found_whose_source_is_trained_on(tsv):
+    pairs = read_pairs(tsv("Go.\tVe.\nStop.\tPara.\ngo.\tVaya.\n", "held-out.tsv"))
+    training = read_pairs(tsv("x\ty\n" * 5000 + "Go. \tVete.\n" * 2))
+    assert sources_in(pairs, training, CharTokenizer()).tolist() == [True, False, False]
+    assert sources_in(pairs, training, CharTokenizer(lowercase=True)).tolist() == [True, False, True]
+    assert sources_in(pairs.take(0), training, CharTokenizer()).tolist() == []
+    assert sources_in(pairs, training.take(0), CharTokenizer()).tolist() == [False] * 3
 
 
 def test_the_last_split_holds_out_the_end(tsv):
@@ -191,3 +238,8 @@ def test_pairs_are_grouped_by_source_in_their_order(tsv):
     pairs = read_pairs(tsv("go\tve\nñu\tx\ngo\tvaya\ngo\tve\n"))
     assert group_by_source(pairs) == {"go": ["ve", "vaya", "ve"], "ñu": ["x"]}
     assert group_by_source(pairs.take(0)) == {}
+
+
+def test_a_source_in_two_unicode_forms_is_one_source(tsv):
+    pairs = read_pairs(tsv(f"{nfd('ñu')}\tx\nñu\ty\nÑu\tz\n"))
+    assert group_by_source(pairs) == {nfd("ñu"): ["x", "y"], "Ñu": ["z"]}

@@ -2,6 +2,7 @@ import json
 import math
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 from pipelines import CorpusError, OptionError, read_pairs
 from seq2seq import Evaluation, Seq2Seq, compare, evaluate
-from seq2seq.evaluation import measure
+from seq2seq.evaluation import corpus_scores, measure
 
 TRANSLATIONS = [
     "the old cat sat on a warm mat.",
@@ -117,13 +118,42 @@ def test_compare_tells_a_difference_from_chance():
     wrong = [text.replace("sentence", "something") if n % 2 else text for n, text in enumerate(right)]
     almost = [right[0] + "!", *right[1:]]
     better = compare(evaluation(wrong, references), evaluation(right, references))
-    assert all(p < 0.05 for _, _, p in better.values())
-    assert better["exact match"][:2] == (50, 100) and better["WER"][0] > better["WER"][1] == 0
+    assert all(first.p == 1 and second.p < 0.05 for first, second in better.values())
+    assert [tested.score for tested in better["exact match"]] == [50, 100]
+    assert better["WER"][0].score > better["WER"][1].score == 0
     same = compare(evaluation(right, references), evaluation(right, references))
-    assert all(p == 1 for _, _, p in same.values())
-    assert compare(evaluation(right, references), evaluation(almost, references))["exact match"][2] > 0.05
+    assert all(tested.p == 1 for row in same.values() for tested in row)
+    assert compare(evaluation(right, references), evaluation(almost, references))["exact match"][1].p > 0.05
     with pytest.raises(OptionError, match="of the same texts"):
         compare(evaluation(right, references), evaluation(right[1:], references[1:]))
+
+
+def test_any_number_of_evaluations_is_compared_each_with_the_first():
+    references = [[f"this is sentence number {n} of many"] for n in range(60)]
+    right = [text for (text,) in references]
+    wrong = [text.replace("sentence", "something") if n % 2 else text for n, text in enumerate(right)]
+    almost = [right[0] + "!", *right[1:]]
+    first, *others = (evaluation(texts, references) for texts in (right, wrong, almost, right))
+    together = compare(first, *others)
+    for number, other in enumerate(others, start=1):
+        for name, (one, two) in compare(first, other).items():
+            assert (together[name][0], together[name][number]) == (one, two)
+    assert [tested.p < 0.05 for tested in together["chrF"]] == [False, True, False, False]
+    with pytest.raises(OptionError, match="two evaluations or more"):
+        compare(first)
+    with pytest.raises(OptionError, match="number 3 is of others"):
+        compare(first, first, evaluation(right[1:], references[1:]))
+
+
+def test_a_letter_is_right_in_whatever_unicode_form(model, batches, tmp_path):
+    nfd = [[unicodedata.normalize("NFD", text) for text in those] for those in REFERENCES]
+    assert measure(TRANSLATIONS, nfd) == measure(TRANSLATIONS, REFERENCES)
+    accents = corpus_scores([unicodedata.normalize("NFD", "ñandú")], [["ñandú"]])
+    assert accents["exact match"] == 100 and accents["CER"] == 0
+    model.fit(batches, epochs=1, verbose=0, shuffle=False)
+    pairs = tf.data.Dataset.from_tensor_slices((["n\u0303u", "\xf1u", "x"], ["N\u0303", "\xd1", "X\u0301Z"]))
+    found = evaluate(model, pairs, max_length=3)
+    assert (found.sources, found.references) == (["n\u0303u", "x"], [["\xd1"], ["X\u0301Z"]])
 
 
 def test_a_model_is_evaluated_on_each_source_once_by_all_its_references(model, batches, tsv):

@@ -105,8 +105,7 @@ import tensorflow as tf
 tf.config.experimental.enable_op_determinism()
 from seq2seq.config import Config, load_config
 from seq2seq.training import train
-options, record = load_config(sys.argv[1])
-train(Config(**options), sys.argv[2], expected_checksums=record["checksums"])
+train(Config(**load_config(sys.argv[1])[0]), sys.argv[2])
 """
 
 
@@ -129,15 +128,20 @@ def test_the_same_configuration_gives_the_same_weights_to_the_bit(config, tmp_pa
     assert [weight.numpy().tobytes() for weight in other.weights] != weights[0]
 
 
-def test_a_changed_corpus_is_no_repetition(config, tmp_path):
-    train(dataclasses.replace(config, epochs=1), tmp_path / "run")
-    _, record = load_config(tmp_path / "run" / "config.json")
-    with open(config.corpus, "a") as file:
-        file.write("xx\tXX\n")
-    with pytest.raises(CorpusError, match="no longer what that run was trained on"):
-        train(config, tmp_path / "again", expected_checksums=record["checksums"])
+def test_standard_input_cannot_be_trained_on(config, tmp_path):
     with pytest.raises(CorpusError, match="standard input can be read only once"):
-        train(dataclasses.replace(config, corpus="-"), tmp_path / "again")
+        train(dataclasses.replace(config, corpus="-"), tmp_path / "run")
+
+
+def test_held_out_pairs_with_a_source_that_is_trained_on_are_counted(tsv, tmp_path):
+    corpus = tsv("".join(f"{c}\tx\n" for c in "abcdefgh") + "A\ty\nB\ty\n")
+    config = Config(str(corpus), split="last", validation_fraction=0.3, lowercase=True, units=4, epochs=1)
+    said = []
+    train(config, tmp_path / "run", say=said.append)
+    assert "2 of 3 held-out pairs have a source that is trained on too" in said[0]
+    said.clear()
+    train(dataclasses.replace(config, split="hash"), tmp_path / "other", say=said.append)
+    assert said == []
 
 
 def test_as_many_epochs_as_make_2000_updates_are_the_default(config, tmp_path):
@@ -211,7 +215,7 @@ def history(run):
 
 def test_the_figures_of_an_epoch_are_those_of_evaluate(config, tmp_path):
     model = train(config, tmp_path / "run")
-    found = evaluate(model, held_out_pairs(tmp_path / "run"))
+    found = evaluate(model, held_out_pairs(tmp_path / "run", model))
     last = history(tmp_path / "run")[-1]
     for name, measured in found.scores.items():
         assert float(last[f"val_{name.lower().replace(' ', '_')}"]) == pytest.approx(measured.score)
@@ -235,7 +239,7 @@ def test_the_best_epoch_is_kept_and_training_stops_when_none_is_better(config, t
     best = best_epoch(rows, monitor)
     assert 1 <= best <= 3 and len(rows) == best + 2
     assert int(model.optimizer.iterations) == best * 3  # 19 to 24 pairs in batches of 8
-    known = evaluate(model, held_out_pairs(tmp_path / "run"))
+    known = evaluate(model, held_out_pairs(tmp_path / "run", model))
     assert known.perplexity == pytest.approx(float(rows[best - 1]["val_perplexity"]), rel=1e-4)
 
 
@@ -267,7 +271,7 @@ def test_the_average_of_the_last_epochs_is_measured_and_kept(config, tmp_path, v
     for weight, own in zip(kept.trainable_variables, zip(*remember.weights[1:], strict=True), strict=True):
         np.testing.assert_allclose(weight, np.mean(own, axis=0), rtol=1e-6)
     if validation_fraction:
-        known = evaluate(kept, held_out_pairs(tmp_path / "run"))
+        known = evaluate(kept, held_out_pairs(tmp_path / "run", kept))
         assert known.perplexity == pytest.approx(float(history(tmp_path / "run")[-1]["val_perplexity"]), rel=1e-4)
 
 

@@ -34,7 +34,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
 
-from pipelines import group_by_source, read_pairs, split_by_hash
+from pipelines import CharTokenizer, group_by_source, read_pairs, split_by_hash
 from seq2seq import BeamSearch, Greedy
 from seq2seq.cli import start_tensorflow
 from seq2seq.config import PRESETS, load_config
@@ -76,7 +76,7 @@ def check_run(folder, corpus):
 def held_out(corpus, count):
     """Draws so many sources of the held-out side: the sources, and all references of each."""
     pairs = read_pairs(corpus, max_length=PAIRS["max_length"])
-    training, references = map(group_by_source, split_by_hash(pairs, PAIRS["validation_fraction"]))
+    training, references = map(group_by_source, split_by_hash(pairs, PAIRS["validation_fraction"], CharTokenizer()))
     assert references.keys().isdisjoint(training)
     sources = sorted(references)
     random.Random(0).shuffle(sources)
