@@ -157,8 +157,8 @@ class Seq2Seq(keras.Model):
         Raises:
             OptionError: with several replicas, for other data.
         """
-        if self.compiled and int(self.optimizer.iterations) and not float(self.optimizer.learning_rate):
-            steps = int(self.optimizer.iterations)
+        steps = self.optimizer.iterations.numpy() if self.compiled else 0
+        if steps and not tf.convert_to_tensor(self.optimizer.learning_rate).numpy():
             warnings.warn(
                 f"fit: the learning rate is 0 after {steps:,} steps, so nothing will be learned; if its schedule has "
                 "ended, compile the model again with a new optimizer",

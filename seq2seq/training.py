@@ -518,7 +518,7 @@ class _Safe(keras.callbacks.Callback):
         norm = float(self.model.gradient_norm.numpy())
         if math.isfinite(norm):
             self.norm = norm
-        elif float(getattr(self.model.optimizer, "dynamic_scale", 0.0)) < 1:
+        elif tf.convert_to_tensor(getattr(self.model.optimizer, "dynamic_scale", 0.0)) < 1:
             self._diverged(norm)
         # Else a scaled loss has been too large for float16, and the optimizer has lowered its scale for the next batch.
         counted = int(self.model.length_ratios.numpy()[0])

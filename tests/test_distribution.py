@@ -273,7 +273,8 @@ def _fit_float16(found):
     batches = tf.data.Dataset.from_tensors((source, target)).repeat(30)
     history = model.fit(batches, epochs=2, verbose=0, shuffle=False).history
     optimizer = model.optimizer
-    found.send([float(optimizer.dynamic_scale), int(optimizer.iterations), float(model.gradient_norm), history["loss"]])
+    numbers = [of.numpy() for of in (optimizer.dynamic_scale, optimizer.iterations, model.gradient_norm)]
+    found.send([*numbers, history["loss"]])
 
 
 def test_two_devices_lower_the_scale_of_a_float16_loss_together():

@@ -15,7 +15,7 @@ from command_line import seq2seq
 from conftest import WORDS
 
 from pipelines import CharTokenizer, OptionError, Tokenizer, batch_pairs, load_class
-from seq2seq import BeamSearch, Config, Sampling, Seq2Seq
+from seq2seq import BeamSearch, Config, Decoder, Sampling, Seq2Seq
 from seq2seq.training import train
 
 README = Path(__file__).parent.parent / "README.md"
@@ -53,7 +53,7 @@ BROKEN_ENCODERS = {
     "a mask of floats": ("Encoded(x, mask", "Encoded(x, real[:, :, 0]", "float32 mask"),
     "raises": ("mask = source_mask(source)", "raise ValueError('far too\\nlong')", "far too"),
     "reads padding": ("x *= real", "pass", "padding"),
-    "forgets its cell": ('"cell": cell, ', "", "computes something else after from_config(get_config())"),
+    "forgets its size": ('"units": units, ', "", "get_config must return all arguments"),
     "counts padding": ("tf.reduce_sum(real, axis=1)", "tf.cast(tf.shape(x)[1], x.dtype)", "padding"),
 }
 
@@ -218,6 +218,23 @@ def test_a_tokenizer_that_cannot_split_or_be_saved_is_refused(folder, monkeypatc
     with pytest.raises(OptionError, match=f"target_tokenizer=.*{re.escape(message)}") as raised:
         train(config, folder / "runs" / module)
     assert "\n" not in str(raised.value) and not (folder / "runs" / module).exists()
+
+
+def test_a_decoder_that_forgets_an_argument_that_shapes_no_weight_is_refused():
+    @keras.saving.register_keras_serializable("broken")
+    class Sharper(Decoder):
+        def __init__(self, vocabulary_size, units=256, sharpness=1.0, **options):
+            super().__init__(vocabulary_size, units, **options)
+            self.sharpness = sharpness
+
+        def call(self, *arguments, **options):
+            logits, state = super().call(*arguments, **options)
+            return logits * self.sharpness, state
+
+    tokenizer = CharTokenizer("abc")
+    Seq2Seq(tokenizer, tokenizer, decoder=Sharper, units=8)
+    with pytest.raises(OptionError, match=r"^decoder=Sharper: computes something else after from_config\(get_config"):
+        Seq2Seq(tokenizer, tokenizer, decoder=Sharper, units=8, sharpness=3.0)
 
 
 @pytest.mark.parametrize("forgotten", ["vocabulary", "normal_form", "lowercase", "size", "separator"])
