@@ -80,8 +80,9 @@ def train(
 
     Args:
         config: a `Config`; None to resume with the one that the training was begun with.
-        folder: the run folder to make: `model.keras`, the last epoch's or the best by `config.monitor`; `config.json`;
-            `history.csv`; and in `survey.json` the tokens and lengths of the training side, counted.
+        folder: the run folder to make: `model.keras`, the last epoch's or the best by `config.monitor`, without its
+            optimizer; `config.json`; `history.csv`; and in `survey.json` the tokens and lengths of the training side,
+            counted.
         overwrite: whether a run that is there may be replaced; it is left alone until the first epoch is over.
         resume: whether there must be an unfinished training to go on with.
         callbacks: more Keras callbacks. Before training, each one's `held_out`, where it has one, is set to a few
