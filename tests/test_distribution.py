@@ -231,6 +231,7 @@ def _fitted(path, *given):
     for how in given:
         receiver, sender = server.Pipe(duplex=False)
         server.Process(target=_fit, args=(path, how, sender)).start()
+        sender.close()  # so that a process that dies is noticed
         receivers.append(receiver)
     return [receiver.recv() for receiver in receivers]
 
