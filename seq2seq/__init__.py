@@ -14,6 +14,7 @@ __all__ = [
     "Encoded",
     "Encoder",
     "Greedy",
+    "InverseSqrt",
     "Perplexity",
     "Sampling",
     "Seq2Seq",
@@ -33,6 +34,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "seq2seq":
     from seq2seq.layers import Attention, Decoder, Encoded, Encoder, TokenVectors, rows_by_source, source_mask
     from seq2seq.metrics import Perplexity
     from seq2seq.model import Alignment, Seq2Seq, Translations, teacher_forcing
+    from seq2seq.optimizers import InverseSqrt
 
 
 def __getattr__(name: str) -> Any:
@@ -43,7 +45,7 @@ def __getattr__(name: str) -> Any:
     """
     modules: tuple[str, ...] = ("evaluation",) if name in ("Evaluation", "compare", "evaluate") else ()
     if name in __all__:
-        modules = ("config", "decoding", "layers", "metrics", "model")
+        modules = ("config", "decoding", "layers", "metrics", "model", "optimizers")
     for module in modules:
         if hasattr(importlib.import_module(f"seq2seq.{module}"), name):
             return getattr(importlib.import_module(f"seq2seq.{module}"), name)

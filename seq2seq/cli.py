@@ -246,7 +246,7 @@ def train(
         corpus = corpus or ["phrasebook"]
         options = {}
     if corpus:
-        options["corpus"] = corpus[0] if len(corpus) == 1 else tuple(corpus)
+        options["corpus"] = tuple(corpus)
     if given.get("warm_start"):
         if preset or config:
             raise OptionError("from goes on with the options of that run; it excludes preset and config")

@@ -6,6 +6,7 @@ The command line is made of these lines: what is added here is an option of `seq
 import dataclasses
 import itertools
 import json
+import os
 from pathlib import Path
 
 from pipelines import OptionError, choose, open_corpora
@@ -23,6 +24,15 @@ def _or_none(convert):
         return None if str(text).lower() == "none" else convert(text)
 
     return parse
+
+
+def _plain(value):
+    """A value as it comes back from JSON, but that lists are tuples: so a `Config` is equal to what was saved of it."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if hasattr(value, "item") else value  # of NumPy
 
 
 def _columns(text):
@@ -165,6 +175,13 @@ class Config:
     seed: int = _option(0, TRAINING, "Decides first weights, order, dropout and sampling.")
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
+        if isinstance(self.corpus, tuple) and len(self.corpus) == 1:
+            object.__setattr__(self, "corpus", self.corpus[0])
+        for name in ("weights", "teacher_forcing"):
+            if isinstance(value := getattr(self, name), (int, float)):
+                object.__setattr__(self, name, (value,))
         for name, choices in _CHOICES.items():
             choose(name, getattr(self, name), choices)
         if self.weights and (self.limit or self.split == "last"):
@@ -297,8 +314,6 @@ def load_config(path: Path | str) -> tuple[dict, dict]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise OptionError(f"{path}: no configuration of a run ({type(error).__name__}: {error})") from None
     names = [field.name for field in dataclasses.fields(Config)]
-    for name, value in options.items():
+    for name in options:
         choose(f"{path}: option", name, names)
-        if isinstance(value, list):
-            options[name] = tuple(value)
     return options, found

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.data.ops import multi_device_iterator_ops as device_iterators
 
@@ -116,7 +117,35 @@ def distribute(strategy: tf.distribute.Strategy | None, batches: tf.data.Dataset
             copied = copied.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
         return copied
 
-    return strategy.distribute_datasets_from_function(copies)
+    distributed = strategy.distribute_datasets_from_function(copies)
+    distributed.has_whole_batches = True
+    return distributed
+
+
+def whole_batches(strategy: tf.distribute.Strategy, data: Any) -> Any:
+    """The data that `fit` and `evaluate` hand to Keras, such that every replica is given whole batches.
+
+    Keras divides the batches of a dataset among the replicas, and `own_rows` would divide each part once more.
+
+    Args:
+        strategy: the model's strategy.
+        data: what `fit` was given. With one replica it is returned as it is.
+
+    Returns:
+        The data, distributed if it is a `tf.data.Dataset`.
+
+    Raises:
+        OptionError: with several replicas, for data that is already divided or is no dataset; with several workers, for
+            a dataset too, since each worker may shuffle it in another order.
+    """
+    if strategy.num_replicas_in_sync == 1 or data is None or hasattr(data, "has_whole_batches"):
+        return data
+    if isinstance(data, tf.data.Dataset) and not several_workers(strategy):
+        return distribute(strategy, data)
+    raise OptionError(
+        f"fit, evaluate: {type(data).__name__} for {strategy.num_replicas_in_sync} replicas; give what "
+        "seq2seq.distribution.distribute(strategy, batches) returns, with batches that are the same for all"
+    )
 
 
 @functools.cache
@@ -176,7 +205,13 @@ def apply_if(
     condition: tf.Tensor, optimizer: keras.optimizers.Optimizer, gradients: list, variables: list[keras.Variable]
 ) -> None:
     """Takes a step of an optimizer with gradients that are `summed`, if a condition is true, which is the same in all
-    replicas."""
+    replicas.
+
+    A `LossScaleOptimizer` always sees the gradients. If they are not finite, it takes no step and halves its scale.
+    """
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if scales:  # it looks at each number, and the numbers can be finite while the norm is not
+        gradients = [g if g is None else tf.where(condition, g, np.nan) for g in gradients]
 
     def apply(gradients):
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
@@ -185,10 +220,13 @@ def apply_if(
         first = strategy.experimental_local_results(condition)[0]
         # Keras (3.15) clips what each replica has found and sums it then; here it has been summed, so that what is
         # clipped is the gradient of the whole batch. Tests of clipping notice if Keras begins to do otherwise.
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner = optimizer.inner_optimizer if scales else optimizer
         inner._all_reduce_sum_gradients = list
         try:
-            tf.cond(first, lambda: strategy.run(apply, args=(gradients,)), lambda: None)
+            if scales:
+                strategy.run(apply, args=(gradients,))
+            else:
+                tf.cond(first, lambda: strategy.run(apply, args=(gradients,)), lambda: None)
         finally:
             del inner._all_reduce_sum_gradients
 

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from seq2seq.decoding import (
     masking_loop,
     take,
 )
-from seq2seq.distribution import apply_if, own_rows, several_workers, share, summed
+from seq2seq.distribution import apply_if, own_rows, several_workers, share, summed, whole_batches
 from seq2seq.exporting import export
 from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
 from seq2seq.metrics import Perplexity, TokenCrossentropy, token_accuracy
@@ -162,6 +163,29 @@ class Seq2Seq(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
+    def fit(self, x: Any = None, *args: Any, validation_data: Any = None, **kwargs: Any) -> keras.callbacks.History:
+        """As `keras.Model.fit`. Warns if the learning rate has fallen to 0, so that nothing would be learned.
+
+        With several replicas, `x` and `validation_data` must each be a `tf.data.Dataset` of whole batches or what
+        `distribution.distribute` returns; with several workers, the latter.
+
+        Raises:
+            OptionError: with several replicas, for other data.
+        """
+        steps = self.optimizer.iterations.numpy() if self.compiled else 0
+        if steps and not tf.convert_to_tensor(self.optimizer.learning_rate).numpy():
+            warnings.warn(
+                f"fit: the learning rate is 0 after {steps:,} steps, so nothing will be learned; if its schedule has "
+                "ended, compile the model again with a new optimizer",
+                stacklevel=2,
+            )
+        x, validation_data = (whole_batches(self.distribute_strategy, data) for data in (x, validation_data))
+        return super().fit(x, *args, validation_data=validation_data, **kwargs)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`; for data under a strategy see `fit`."""
+        return super().evaluate(whole_batches(self.distribute_strategy, x), *args, **kwargs)
+
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Learns from one batch of (source, target) with teacher forcing; not if its gradient is no finite number."""
         examples = teacher_forcing(*data)
@@ -174,7 +198,7 @@ class Seq2Seq(keras.Model):
             loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights) * share(examples[2], weights)
             scaled = self.optimizer.scale_loss(loss)
         gradients = summed(tape.gradient(scaled, self.trainable_weights))
-        self.gradient_norm.assign(tf.linalg.global_norm(gradients))
+        self.gradient_norm.assign(tf.linalg.global_norm(gradients) / self.optimizer.scale_loss(1.0))
         finite = tf.math.is_finite(self.gradient_norm)
         apply_if(finite, self.optimizer, gradients, self.trainable_weights)
         rows = tf.shape(examples[1])[0]
@@ -198,6 +222,12 @@ class Seq2Seq(keras.Model):
                 metric.update_state(loss * self.distribute_strategy.num_replicas_in_sync, sample_weight=rows)
             else:
                 metric.update_state(labels, logits, sample_weight=weights)
+
+    def get_metrics_result(self) -> dict[str, tf.Tensor]:
+        """The figures so far. If no batch has counted they are NaN, and not Keras's 0, the best loss there is."""
+        (counted,) = (metric.count for metric in self.metrics if metric.name == "loss")
+        nothing = counted < 1
+        return {name: keras.ops.where(nothing, np.nan, it) for name, it in super().get_metrics_result().items()}
 
     def _figures(self):
         figures = self.get_metrics_result()

@@ -34,10 +34,16 @@ from seq2seq.config import MONITORS, Config, load_config, own_classes, reading_o
 from seq2seq.contract import one_line
 from seq2seq.decoding import BeamSearch
 from seq2seq.model import Seq2Seq
+from seq2seq.optimizers import make_optimizer
 
 
 def load_run(folder: Path | str) -> Seq2Seq:
     """Loads the `Seq2Seq` of a run folder. Classes of one's own that it is made of must have been imported before.
+
+    It is compiled with a new optimizer of the run's kind and its `learning_rate`, without the schedule, which has come
+    to its end. So `fit` trains it further, with another rate after `model.optimizer.learning_rate = rate`, or with
+    another optimizer after `compile`. The model file holds no optimizer: `keras.models.load_model` returns a model that
+    must be compiled before `fit`.
 
     Raises:
         RunError: if the folder is not there, is no run, its model file is damaged, or such a class is missing.
@@ -48,7 +54,12 @@ def load_run(folder: Path | str) -> Seq2Seq:
     if not (folder / "model.keras").is_file():
         early = "; its training has not come to the end of an epoch" if (folder / "unfinished").is_dir() else ""
         raise RunError(f"{folder}: not a run folder, it holds no model.keras{early}")
-    return load_model(folder, "model.keras")
+    model = load_model(folder, "model.keras")
+    if (folder / "config.json").is_file():
+        model.compile(
+            make_optimizer(dataclasses.replace(configuration(folder)[0], schedule="constant", warmup=0), steps=1)
+        )
+    return model
 
 
 def load_model(folder: Path, name: str) -> Seq2Seq:
@@ -189,10 +200,7 @@ def trained_on(record: dict, pairs: tf.data.Dataset, source_tokenizer: Tokenizer
     Raises:
         CorpusError: if its corpus cannot be found or has changed.
     """
-    options: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in record["options"].items()
-    }
-    config = Config(**options | {"corpus": find_corpus(record)})
+    config = Config(**record["options"] | {"corpus": find_corpus(record)})
     found = sources_in(pairs, both_sides(config, source_tokenizer)[0], source_tokenizer)
     return found | trained_on(record["from"], pairs, source_tokenizer) if "from" in record else found
 

@@ -50,6 +50,7 @@ from seq2seq.contract import one_line
 from seq2seq.distribution import WorkerLostError, distribute, is_chief, lost_workers, sums_of_workers
 from seq2seq.layers import Decoder, Encoder, token_ids
 from seq2seq.model import Seq2Seq, accepted
+from seq2seq.optimizers import make_optimizer
 from seq2seq.runs import (
     best_epoch,
     both_sides,
@@ -90,8 +91,9 @@ def train(
 
     Args:
         config: a `Config`; None to resume with the one that the training was begun with.
-        folder: the run folder to make: `model.keras`, the last epoch's or the best by `config.monitor`; `config.json`;
-            `history.csv`; and in `survey.json` the tokens and lengths of the training side, counted.
+        folder: the run folder to make: `model.keras`, the last epoch's or the best by `config.monitor`, without its
+            optimizer; `config.json`; `history.csv`; and in `survey.json` the tokens and lengths of the training side,
+            counted.
         overwrite: whether a run that is there may be replaced; it is left alone until the first epoch is over.
         resume: whether there must be an unfinished training to go on with.
         callbacks: more Keras callbacks. Before training, each one's `held_out`, where it has one, is set to a few
@@ -141,7 +143,7 @@ def train(
         if chief:
             run.checkpoints.clear()
             run.checkpoints.folder.rmdir()
-        return load_run(folder) if run.config.monitor else run.model
+        return load_run(folder)
 
 
 @dataclasses.dataclass
@@ -461,46 +463,6 @@ def _tokens_per_character(pairs, tokenizers):
     return int(tokens) / max(1, int(characters))
 
 
-def make_optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
-    """The optimizer of a configuration, for a training of so many steps."""
-    schedules, rate, warmup = keras.optimizers.schedules, config.learning_rate, config.warmup
-    if config.schedule == "cosine":
-        rise = {"warmup_target": rate, "warmup_steps": warmup} if warmup else {}
-        rate = schedules.CosineDecay(0.0 if warmup else rate, max(1, steps - warmup), **rise)
-    elif config.schedule == "inverse_sqrt":
-        rate = InverseSqrt(rate, warmup)
-    elif warmup:
-        rate = schedules.PolynomialDecay(0.0, warmup, rate)
-    known = [name.lower() for name, found in vars(keras.optimizers).items() if isinstance(found, type)]
-    return keras.optimizers.get(
-        {
-            "class_name": choose("optimizer", config.optimizer.lower(), sorted({*known} - {"optimizer"})),
-            "config": {"learning_rate": rate, "global_clipnorm": config.clip_norm},
-        }
-    )
-
-
-@keras.saving.register_keras_serializable("seq2seq")
-class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises in a line to a rate and then falls with the root of the steps, as in Vaswani et al. 2017.
-
-    Args:
-        rate: the highest step size.
-        warmup: the step at which it is reached.
-    """
-
-    def __init__(self, rate: float, warmup: int) -> None:
-        self.rate = rate
-        self.warmup = warmup
-
-    def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        share = (tf.cast(step, tf.float32) + 1) / self.warmup
-        return self.rate * tf.minimum(share, tf.math.rsqrt(share))
-
-    def get_config(self) -> dict:
-        return {"rate": self.rate, "warmup": self.warmup}
-
-
 class _Average(keras.callbacks.Callback):
     """Puts the average of the weights after the latest epochs in their place while an epoch is measured and saved."""
 
@@ -594,8 +556,9 @@ class _Safe(keras.callbacks.Callback):
         norm = float(self.model.gradient_norm.numpy())
         if math.isfinite(norm):
             self.norm = norm
-        else:
+        elif tf.convert_to_tensor(getattr(self.model.optimizer, "dynamic_scale", 0.0)) < 1:
             self._diverged(norm)
+        # Else a scaled loss has been too large for float16, and the optimizer has lowered its scale for the next batch.
         counted = int(self.model.length_ratios.numpy()[0])
         self.run.seen += counted - self.counted
         self.counted = counted
@@ -635,7 +598,7 @@ class _Safe(keras.callbacks.Callback):
         """Writes what the run folder has of the epoch, and its model if that is the best so far."""
         run, folder = self.run, self.run.folder
         if best:
-            with whole_file(folder / "model.keras") as path:
+            with whole_file(folder / "model.keras") as path, _uncompiled(self.model):
                 self.model.save(path)
             translations = [text.decode() for text in self.model.translate(self.probe).numpy()]
             _write_json(folder / "probe.json", dict(zip(self.probe, translations, strict=True)))
@@ -692,6 +655,18 @@ class _Safe(keras.callbacks.Callback):
         texts = [map(as_line, tokenizer.detokenize(token_ids(side)).numpy()) for tokenizer, side in sides]
         with whole_file(path) as aside:
             aside.write_bytes(b"".join(b"%b\t%b\n" % pair for pair in zip(*texts, strict=True)))
+
+
+@contextlib.contextmanager
+def _uncompiled(model):
+    """Saves a model without its optimizer: that is twice as large as the model and serves only to resume, which
+    checkpoints do; and whoever loads the model to train it further would get a learning rate whose schedule is over.
+    """
+    optimizer, model.optimizer, model.compiled = model.optimizer, None, False
+    try:
+        yield
+    finally:
+        model.optimizer, model.compiled = optimizer, True
 
 
 def _write_json(path, content, indent=2):

@@ -155,8 +155,9 @@ def _train(config, folder, events):
         def on_epoch_end(self, epoch, logs=None):
             events.send("epoch")
 
-    model = train(config, folder, callbacks=[Tell()])
-    events.send([weight.numpy() for weight in (*model.weights, *model.optimizer.variables)])
+    tell = Tell()
+    model = train(config, folder, callbacks=[tell])
+    events.send([weight.numpy() for weight in (*model.weights, *tell.model.optimizer.variables)])
 
 
 def _run(config, folder, events_until_killed=None):

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from pipelines import OptionError
@@ -43,6 +44,23 @@ def test_options_stand_in_json_and_come_back(tmp_path):
     path.write_text(json.dumps({"options": dataclasses.asdict(config), "command": "seq2seq train"}))
     options, found = load_config(path)
     assert Config(**options) == config and found["command"] == "seq2seq train"
+
+
+def test_a_configuration_is_equal_to_what_json_makes_of_it(tmp_path):
+    options = {
+        "corpus": [tmp_path / "a", "b"],
+        "columns": [1, np.int64(3)],
+        "weights": [1, 2.5],
+        "teacher_forcing": [1, 0.5],
+        "learning_rate": np.float32(0.5),
+        "warm_start": tmp_path / "run",
+    }
+    config = Config(**options)
+    again = Config(**json.loads(json.dumps(dataclasses.asdict(config))))
+    assert again == config and hash(again) == hash(config)
+    assert config.corpus == (str(tmp_path / "a"), "b") and config.columns == (1, 3) and config.weights == (1, 2.5)
+    assert Config(corpus=["a"]) == Config(corpus="a")
+    assert Config(teacher_forcing=0.5) == Config(teacher_forcing=(0.5,))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"options": 3}', '{"options": {"unit": 3}}'])

@@ -1,5 +1,6 @@
 """Two logical CPU devices, and two real processes on 127.0.0.1, each hold what one device alone comes to."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -72,12 +73,13 @@ def _train(config, folder, strategy, cluster, index, events):
         def on_train_batch_end(self, batch, logs=None):
             events.send("step")
 
+    tell = Tell()
     try:
-        model = train(config, folder, strategy=strategy, callbacks=[Tell()])
+        model = train(config, folder, strategy=strategy, callbacks=[tell])
     except Exception as error:
         events.send({"error": f"{type(error).__name__}: {error}", "at": time.monotonic()})
         return
-    events.send([weight.numpy() for weight in (*model.weights, *model.optimizer.variables)])
+    events.send([weight.numpy() for weight in (*model.weights, *tell.model.optimizer.variables)])
 
 
 class Process:
@@ -192,6 +194,97 @@ def test_two_processes_learn_what_one_does_though_one_is_killed_in_between(confi
         np.testing.assert_array_equal(one, other)
     assert_same_run(config, tmp_path, found[0], whole)
     assert not (tmp_path / "run" / "unfinished").exists()
+
+
+def _fit(path, given, found):
+    """What a training in a process of its own with Keras's `fit` comes to: one device, or two given batches somehow."""
+    import keras
+
+    strategy = None if given == "one device" else _two_devices()
+    from pipelines import CharTokenizer, batch_pairs, read_pairs
+    from seq2seq import Seq2Seq
+    from seq2seq.distribution import distribute
+
+    keras.utils.set_random_seed(0)
+    corpus, tokenizer = read_pairs(path), CharTokenizer()
+    tokenizer.adapt(corpus.map(lambda source, _: source))
+    batches = batch_pairs(corpus, tokenizer, tokenizer, 7, seed=1)
+    with strategy.scope() if strategy else contextlib.nullcontext():
+        model = Seq2Seq(tokenizer, tokenizer, units=8)
+        model.compile(keras.optimizers.SGD(0.5, global_clipnorm=0.3))
+    if given == "divided":
+        data = strategy.experimental_distribute_dataset(batches)
+    elif given == "arrays":
+        data = [tensor.numpy() for tensor in next(iter(batches))]
+    else:
+        data = distribute(strategy, batches) if given == "distributed" else batches
+    try:
+        figures = model.fit(data, validation_data=data, epochs=2, verbose=0, shuffle=False).history
+        measured = model.evaluate(data, verbose=0, return_dict=True)
+        found.send([model.length_ratios.numpy()[0], figures, measured, model.get_weights()])
+    except OptionError as error:
+        found.send(str(error))
+
+
+def _fitted(path, *given):
+    receivers = []
+    for how in given:
+        receiver, sender = server.Pipe(duplex=False)
+        server.Process(target=_fit, args=(path, how, sender)).start()
+        sender.close()  # so that a process that dies is noticed
+        receivers.append(receiver)
+    return [receiver.recv() for receiver in receivers]
+
+
+def test_fit_and_evaluate_of_two_devices_learn_and_measure_all_rows_of_what_one_does(config):
+    whole, *others = _fitted(config.corpus, "one device", "batches", "distributed")
+    assert whole[0] == 2 * len(_triples())
+    for found in others:
+        assert found[0] == whole[0]
+        for name, values in whole[1].items():
+            np.testing.assert_allclose(found[1][name], values, rtol=1e-3, err_msg=name)
+        for name, value in whole[2].items():
+            np.testing.assert_allclose(found[2][name], value, rtol=1e-3, err_msg=name)
+        for one, other in zip(whole[3], found[3], strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_data_that_keras_would_divide_among_devices_is_refused(config):
+    divided, arrays = _fitted(config.corpus, "divided", "arrays")
+    assert divided.startswith("fit, evaluate: DistributedDataset for 2 replicas; give what ")
+    assert arrays.startswith("fit, evaluate: list for 2 replicas; give what ")
+
+
+def _fit_float16(found):
+    import keras
+
+    strategy = _two_devices()
+    import tensorflow as tf
+
+    from pipelines import CharTokenizer
+    from seq2seq import Seq2Seq
+
+    keras.utils.set_random_seed(0)
+    tokenizer = CharTokenizer("abcd")
+    with strategy.scope():
+        model = Seq2Seq(tokenizer, tokenizer, units=8, dtype="mixed_float16")
+        sgd = keras.optimizers.SGD(0.5, global_clipnorm=1.0)
+        model.compile(keras.optimizers.LossScaleOptimizer(sgd, initial_scale=2.0**24))
+    source, target = (tokenizer.tokenize(["abc", "ddcba", "dab"], start_end=side) for side in (False, True))
+    batches = tf.data.Dataset.from_tensors((source, target)).repeat(30)
+    history = model.fit(batches, epochs=2, verbose=0, shuffle=False).history
+    optimizer = model.optimizer
+    numbers = [of.numpy() for of in (optimizer.dynamic_scale, optimizer.iterations, model.gradient_norm)]
+    found.send([*numbers, history["loss"]])
+
+
+def test_two_devices_lower_the_scale_of_a_float16_loss_together():
+    receiver, sender = server.Pipe(duplex=False)
+    server.Process(target=_fit_float16, args=(sender,)).start()
+    sender.close()
+    scale, learned, norm, losses = receiver.recv()
+    assert 2.0**8 < scale < 2.0**24 and scale == 2.0 ** (24 - (60 - learned))
+    assert norm < 10 and losses[1] < losses[0]
 
 
 def _feed(readers, address):

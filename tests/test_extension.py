@@ -14,8 +14,8 @@ import tensorflow as tf
 from command_line import seq2seq
 from conftest import WORDS
 
-from pipelines import CharTokenizer, OptionError, batch_pairs, load_class
-from seq2seq import BeamSearch, Config, Sampling, Seq2Seq
+from pipelines import CharTokenizer, OptionError, Tokenizer, batch_pairs, load_class
+from seq2seq import BeamSearch, Config, Decoder, Sampling, Seq2Seq
 from seq2seq.training import train
 
 README = Path(__file__).parent.parent / "README.md"
@@ -45,12 +45,15 @@ BROKEN_DECODERS = {
         "three hypotheses",
     ),
     "looks at padding": (", attention_mask=encoded.mask[:, None]", "", "padding"),
+    "forgets what it needs": ('"vocabulary_size": vocabulary_size, ', "", "get_config must return all arguments"),
+    "forgets its size": ('"units": units, ', "", "get_config must return all arguments"),
 }
 BROKEN_ENCODERS = {
     "a pair": ("return Encoded(", "return (", "returns tuple, not Encoded"),
     "a mask of floats": ("Encoded(x, mask", "Encoded(x, real[:, :, 0]", "float32 mask"),
     "raises": ("mask = source_mask(source)", "raise ValueError('far too\\nlong')", "far too"),
     "reads padding": ("x *= real", "pass", "padding"),
+    "forgets its size": ('"units": units, ', "", "get_config must return all arguments"),
     "counts padding": ("tf.reduce_sum(real, axis=1)", "tf.cast(tf.shape(x)[1], x.dtype)", "padding"),
 }
 
@@ -215,6 +218,48 @@ def test_a_tokenizer_that_cannot_split_or_be_saved_is_refused(folder, monkeypatc
     with pytest.raises(OptionError, match=f"target_tokenizer=.*{re.escape(message)}") as raised:
         train(config, folder / "runs" / module)
     assert "\n" not in str(raised.value) and not (folder / "runs" / module).exists()
+
+
+def test_a_decoder_that_forgets_an_argument_that_shapes_no_weight_is_refused():
+    @keras.saving.register_keras_serializable("broken")
+    class Sharper(Decoder):
+        def __init__(self, vocabulary_size, units=256, sharpness=1.0, **options):
+            super().__init__(vocabulary_size, units, **options)
+            self.sharpness = sharpness
+
+        def call(self, *arguments, **options):
+            logits, state = super().call(*arguments, **options)
+            return logits * self.sharpness, state
+
+    tokenizer = CharTokenizer("abc")
+    Seq2Seq(tokenizer, tokenizer, decoder=Sharper, units=8)
+    with pytest.raises(OptionError, match=r"^decoder=Sharper: computes something else after from_config\(get_config"):
+        Seq2Seq(tokenizer, tokenizer, decoder=Sharper, units=8, sharpness=3.0)
+
+
+@pytest.mark.parametrize("forgotten", ["vocabulary", "normal_form", "lowercase", "size", "separator"])
+def test_a_tokenizer_that_forgets_an_argument_is_refused(forgotten):
+    @keras.saving.register_keras_serializable("broken")
+    class Pieces(Tokenizer):
+        def __init__(self, size=2, separator="", **options):
+            super().__init__(**options)
+            self.options = {"size": size, "separator": separator}
+
+        def split(self, texts):
+            pieces = tf.strings.regex_replace(texts, f"(?s).{{1,{self.options['size']}}}", "\x1f\\0")
+            return tf.strings.split(pieces, "\x1f")[:, 1:]
+
+        def join(self, tokens):
+            return tf.strings.reduce_join(tokens, axis=1, separator=self.options["separator"])
+
+        def get_config(self):
+            config = {**super().get_config(), **self.options}
+            return {name: value for name, value in config.items() if name != forgotten}
+
+    pieces = Pieces(size=3, separator="|", normal_form="NFKC", lowercase=forgotten == "lowercase")
+    pieces.adapt(WORDS)
+    with pytest.raises(OptionError, match=r"^target_tokenizer=Pieces: other tokens after from_config\(get_config"):
+        Seq2Seq(CharTokenizer("abc"), pieces, units=8)
 
 
 @pytest.mark.slow

@@ -348,6 +348,90 @@ def test_a_clipped_step_is_as_long_as_it_may_be_though_tokens_are_repeated(token
     np.testing.assert_allclose(np.sqrt(sum(np.sum(step**2) for step in steps)), 0.01, rtol=1e-3)
 
 
+@pytest.mark.slow
+def test_a_scaled_loss_that_is_too_large_for_float16_lowers_its_scale_and_is_then_learned_from(tokenizers):
+    from conftest import WORDS
+
+    keras.utils.set_random_seed(3)
+    model = Seq2Seq(*tokenizers, units=32, attention="general", dtype="mixed_float16")
+    adam = keras.optimizers.Adam(0.01, global_clipnorm=1.0)
+    model.compile(keras.optimizers.LossScaleOptimizer(adam, initial_scale=2.0**24))
+    steps = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            optimizer = self.model.optimizer
+            norm, scale, learned = self.model.gradient_norm, optimizer.dynamic_scale, optimizer.iterations
+            steps.append((float(norm), float(scale), int(learned), logs["loss"]))
+
+    pairs = tf.data.Dataset.from_tensor_slices((WORDS, [word.upper() for word in WORDS]))
+    batches = batch_pairs(pairs.repeat(6), *tokenizers, batch_size=12)
+    found = model.fit(batches, epochs=8, verbose=0, shuffle=False, callbacks=[Watch()]).history
+    norms, scales, learned, losses = (np.array(of) for of in zip(*steps, strict=True))
+    finite = np.isfinite(norms)
+    assert 2 <= np.count_nonzero(~finite) <= 16 and not finite[0]
+    np.testing.assert_array_equal(scales, 2.0 ** (24 - np.cumsum(~finite)))
+    np.testing.assert_array_equal(learned, np.cumsum(finite))
+    assert norms[finite].max() < 10  # which holds no scale
+    assert np.isnan(losses[0]) and not np.isnan(losses[np.argmax(finite)])  # of nothing there is no figure
+    assert found["loss"][-1] < found["loss"][0] / 2 and found["accuracy"][-1] > 0.5
+
+
+@pytest.mark.parametrize("wrap", [lambda sgd: sgd, keras.optimizers.LossScaleOptimizer], ids=["plain", "scaling"])
+def test_an_epoch_that_nothing_was_learned_in_has_no_figures(model, batches, wrap):
+    model.compile(wrap(keras.optimizers.SGD(0.1)))
+    kernel = model.decoder.output_layer.kernel
+    kernel.assign(kernel * np.nan)
+    before = [weight.numpy() for weight in model.trainable_weights]
+    found = model.fit(batches, verbose=0, shuffle=False).history
+    assert set(found) == {"loss", "accuracy", "perplexity"} and all(np.isnan(figures) for figures in found.values())
+    for one, other in zip(before, model.trainable_weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert int(model.optimizer.iterations) == 0
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        lambda: keras.optimizers.SGD(0.1, global_clipnorm=0.5, loss_scale_factor=1024.0),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, global_clipnorm=0.5)),
+    ],
+)
+def test_the_scale_of_a_loss_changes_neither_the_gradients_length_nor_the_step(tokenizers, batches, scaling):
+    norms, weights = [], []
+    batch = tf.data.Dataset.from_tensors(next(iter(batches)))
+    for optimizer in (keras.optimizers.SGD(0.1, global_clipnorm=0.5), scaling()):
+        keras.utils.set_random_seed(1)
+        model = Seq2Seq(*tokenizers, units=8)
+        model.compile(optimizer)
+        model.fit(batch, verbose=0, shuffle=False)
+        norms.append(model.gradient_norm.numpy())
+        weights.append(model.get_weights())
+    np.testing.assert_allclose(*norms, rtol=1e-5)
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_an_optimizer_that_scales_lowers_the_scale_too_where_only_the_length_is_not_finite(model):
+    """Of 1e30 and 1e30 the length overflows float32, of which Keras's own look at each number knows nothing."""
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=2.0**100))
+    ids = [of.tokenize(["sol"], start_end=True) for of in (model.source_tokenizer, model.target_tokenizer)]
+    model.fit(tf.data.Dataset.from_tensors(tuple(ids)), verbose=0, shuffle=False)
+    assert model.optimizer.dynamic_scale == 2.0**99 and model.optimizer.iterations == 0
+
+
+def test_training_on_at_a_learning_rate_of_zero_is_warned_of(model, batches, tmp_path):
+    rate = keras.optimizers.schedules.CosineDecay(0.1, 3)
+    model.compile(keras.optimizers.SGD(rate))
+    model.fit(batches, verbose=0, shuffle=False)
+    model.save(tmp_path / "x.keras")
+    for it in (model, keras.models.load_model(tmp_path / "x.keras")):
+        with pytest.warns(UserWarning, match="fit: the learning rate is 0 after 3 steps, .* compile the model again"):
+            it.fit(batches, verbose=0, shuffle=False)
+        it.compile("sgd")
+        it.fit(batches, verbose=0, shuffle=False)
+
+
 def test_padding_costs_nothing_in_a_test_step(model, batches):
     source, target = next(iter(batches))
     logs = {name: float(value) for name, value in model.test_step((source, target)).items()}

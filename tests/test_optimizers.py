@@ -1,0 +1,45 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from pipelines import OptionError
+from seq2seq import InverseSqrt
+from seq2seq.config import Config
+from seq2seq.optimizers import make_optimizer, optimizers
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({"schedule": "constant"}, [0.1] * 10),
+        ({"schedule": "constant", "warmup": 5}, [0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.1, 0.1, 0.1, 0.1]),
+        ({"schedule": "cosine"}, [0.05 * (1 + math.cos(math.pi * step / 10)) for step in range(10)]),
+        ({"schedule": "inverse_sqrt", "warmup": 4}, [0.025, 0.05, 0.075, *(0.2 / n**0.5 for n in range(4, 11))]),
+    ],
+)
+def test_the_step_size_follows_its_schedule(options, rates):
+    optimizer = make_optimizer(Config(learning_rate=0.1, **options), 10)
+    optimizer.build([keras.Variable([1.0])])
+    found = []
+    for _ in rates:
+        found.append(float(optimizer.learning_rate))
+        optimizer.iterations.assign_add(1)
+    np.testing.assert_allclose(found, rates, rtol=1e-5, atol=1e-8)
+
+
+def test_every_optimizer_of_keras_but_those_made_of_others_is_one_to_choose():
+    assert {"adam", "adamw", "lion", "muon", "rmsprop", "sgd"} <= set(optimizers())
+    for name, kind in optimizers().items():
+        optimizer = make_optimizer(Config(optimizer=name.upper(), learning_rate=0.1, schedule="constant"), 1)
+        assert type(optimizer) is kind and float(optimizer.learning_rate) == np.float32(0.1)
+        assert optimizer.global_clipnorm == 1.0
+    for name in ("optimizer", "lossscaleoptimizer", "multioptimizer", "optimizermap"):
+        with pytest.raises(OptionError, match=f"optimizer='{name}': expected 'adadelta'"):
+            make_optimizer(Config(optimizer=name), 1)
+
+
+def test_a_schedule_of_this_library_is_saved_with_its_numbers():
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(InverseSqrt(0.1, 4)))
+    assert type(again) is InverseSqrt and again.get_config() == {"rate": 0.1, "warmup": 4}
