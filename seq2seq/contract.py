@@ -1,6 +1,7 @@
 """What an encoder and a decoder must do for the model to train and translate with them, tried on a tiny batch."""
 
 import contextlib
+import inspect
 import re
 from typing import Any
 
@@ -13,15 +14,26 @@ from pipelines.tokenizers import END, PADDING, START, UNKNOWN, Tokenizer
 from seq2seq.layers import Decoder, Encoded, Encoder
 
 
-def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, vocabulary_size: int) -> None:
+def start(decoder: keras.layers.Layer, encoded: Encoded, steps: int | tf.Tensor) -> Any:
+    """Calls `decoder.start`. It is told how many tokens there will be at most if it has an argument `steps`: enough to
+    make room for all of them at once, in a state that then keeps its sizes."""
+    told = {"steps": steps} if "steps" in inspect.signature(decoder.start).parameters else {}
+    return decoder.start(encoded, **told)
+
+
+def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, vocabulary_size: int) -> bool:
     """Runs the two on two short rows, which makes their weights, and compares what comes out with what should.
 
     Args:
         encoder: a layer, (source ids `[B, S]` or one-hot) -> `Encoded`, the same however far a row is padded.
-        decoder: a layer with `start(encoded)` -> (encoded, state), and (target `[B, T]`, encoded, state) ->
-            (logits `[B, T, V]`, state), which gives the same logits for the whole target at once and for one token
-            after another, also with K rows of target and state for each one of `encoded`, and does not look at padding.
+        decoder: a layer with `start(encoded)`, or `start(encoded, steps)`, -> (encoded, state), and (target `[B, T]`,
+            encoded, state) -> (logits `[B, T, V]`, state), which gives the same logits for the whole target at once and
+            for one token after another, also with K rows of target and state for each one of `encoded`, and does not
+            look at padding.
         vocabulary_size: V of the target.
+
+    Returns:
+        Whether the decoder's state keeps its sizes from one token to the next, so that a decode loop can be compiled.
 
     Raises:
         OptionError: names the argument, encoder or decoder, the class, and what it got wrong.
@@ -42,7 +54,7 @@ def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, voc
     with _refusing("decoder", decoder, f"what {type(encoder).__name__} made of a source") as refuse:
         if not hasattr(decoder, "start"):
             refuse("has no method `start`")
-        started = decoder.start(encoded)
+        started = start(decoder, encoded, 3)
         if not isinstance(started, tuple) or len(started) != 2 or not isinstance(started[0], Encoded):
             refuse("`start` does not return (encoded, state)")
         found = decoder(target, *started)
@@ -52,7 +64,7 @@ def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, voc
         if whole.shape != (2, 3, vocabulary_size):
             refuse(f"logits {whole.shape} of a target (2, 3); expected {(2, 3, vocabulary_size)}, [B, T, V]")
     if type(encoder) is Encoder and type(decoder) is Decoder:
-        return  # the tests of the library have seen to the rest
+        return True  # the tests of the library have seen to the rest
 
     tolerance = 1e-3 if keras.backend.standardize_dtype(decoder.compute_dtype) == "float32" else 0.05
 
@@ -67,24 +79,27 @@ def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, voc
         if not same((alone.memory, alone.state), second):
             refuse("another memory or state for a text alone than for the same with padding after it")
     with _refusing("decoder", decoder, "a text alone") as refuse:
-        if not same(decoder(target[1:], *decoder.start(alone))[0], whole[1:]):
+        if not same(decoder(target[1:], *start(decoder, alone, 3))[0], whole[1:]):
             refuse("other logits where the source has padding after it: does it heed the mask?")
 
+    keeps_sizes = True
     for copies, case in ((1, "one token after another"), (3, "three hypotheses for each source (see rows_by_source)")):
         with _refusing("decoder", decoder, case) as refuse:
-            encoded, state = started
+            encoded, state = start(decoder, started[0], 5)  # which may be more than there are
             state = tf.nest.map_structure(lambda x, copies=copies: tf.repeat(x, copies, axis=0), state)
             for position in range(3):
                 before, tokens = state, tf.repeat(target[:, position : position + 1], copies, axis=0)
                 logits, state = decoder(tokens, encoded, state)
                 tf.nest.assert_same_structure(before, state)
+                sizes = ([tf.shape(x).numpy().tolist() for x in tf.nest.flatten(nest)] for nest in (before, state))
+                keeps_sizes &= next(sizes) == next(sizes)
                 if not same(logits[:, 0], tf.repeat(whole[:, position], copies, axis=0)):
                     refuse(f"other logits for {case} than for the whole target at once")
 
     # What will be made of the two when the model is loaded: with the same weights, it must compute the same.
     for name, part, compute in (
         ("encoder", encoder, lambda layer: layer(source)),
-        ("decoder", decoder, lambda layer: layer(target, *layer.start(encoded))),
+        ("decoder", decoder, lambda layer: layer(target, *start(layer, encoded, 3))),
     ):
         with _refusing(name, part, _RELOAD) as refuse:
             again = _reloaded(part)
@@ -92,6 +107,7 @@ def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, voc
             again.set_weights(part.get_weights())
             if not same(compute(part), compute(again)):
                 refuse(f"computes something else after {_RELOAD}")
+    return keeps_sizes
 
 
 def check_savable(name: str, part: Any) -> None:

@@ -40,6 +40,7 @@ def export(model: "Seq2Seq", folder: Path | str, beam: BeamSearch = _BEAM, probe
     if folder.exists():
         raise RunError(f"{folder} is there already; choose another folder")
     aside = folder.with_name(f"aside-{folder.name}")
+    compiles, model.compiles_decoding = model.compiles_decoding, False  # what is exported runs on any device
     try:
         archive = keras.export.ExportArchive()
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)  # nobody trains what was exported
@@ -57,6 +58,7 @@ def export(model: "Seq2Seq", folder: Path | str, beam: BeamSearch = _BEAM, probe
             _compare(model, tf.saved_model.load(str(aside)), list(probe), beam, folder)
         os.replace(aside, folder)
     finally:
+        model.compiles_decoding = compiles
         shutil.rmtree(aside, ignore_errors=True)
 
 

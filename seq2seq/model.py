@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, choose
 from pipelines.tokenizers import PADDING, START, Texts, Tokenizer, one_hot
-from seq2seq.contract import check_contract, check_savable
+from seq2seq.contract import check_contract, check_savable, one_line, start
 from seq2seq.decoding import (
     LIMITED,
     NEVER,
@@ -25,6 +25,7 @@ from seq2seq.decoding import (
     Hypotheses,
     Strategy,
     masking_loop,
+    shrinking_loop,
     take,
 )
 from seq2seq.distribution import apply_if, own_rows, several_workers, share, summed, whole_batches
@@ -117,7 +118,6 @@ class Seq2Seq(keras.Model):
         )
         self.guesses = keras.random.SeedGenerator()
         self._parts = 1  # of a batch to translate: more are twice as long in the making, which few texts do not repay
-        self.compiles_decoding = bool(tf.config.list_logical_devices("GPU"))
         self._search_with = functools.lru_cache(maxsize=32)(self._compile_search)
         self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
         self.build()
@@ -126,8 +126,25 @@ class Seq2Seq(keras.Model):
         """Makes the weights, by a tiny batch, and sees on the way that encoder and decoder are what they should be."""
         for part in ("source_tokenizer", "target_tokenizer", "encoder", "decoder"):
             check_savable(part, getattr(self, part))
-        check_contract(self.encoder, self.decoder, self.target_tokenizer.vocabulary_size)
+        keeps_sizes = check_contract(self.encoder, self.decoder, self.target_tokenizer.vocabulary_size)
+        self.compiles_decoding = keeps_sizes and bool(tf.config.list_logical_devices("GPU"))
         self.built = True
+
+    @property
+    def compiles_decoding(self) -> bool:
+        """Whether decoding keeps all sizes and is compiled by XLA, with `decoding.masking_loop`.
+
+        By default on a GPU, if the decoder's state keeps its sizes: on an H100 that is 8 times as fast for 256 rows of
+        30 steps, as the uncompiled loop waits for the device several times in each step. On a CPU `shrinking_loop`
+        drops finished rows, which pays more, and nobody waits seconds until a shape is compiled. Both find the same.
+        It can be set; a decoder whose state grows must not be compiled.
+        """
+        return self._compiles_decoding
+
+    @compiles_decoding.setter
+    def compiles_decoding(self, value: bool) -> None:
+        self._compiles_decoding = value
+        self._translate_with.cache_clear()
 
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Scores the next target token at every position.
@@ -141,7 +158,7 @@ class Seq2Seq(keras.Model):
         return side_by_side(functools.partial(self._logits, training=training), cores(), *inputs)
 
     def _logits(self, source, target, training=False):
-        encoded, state = self.decoder.start(self.encoder(source, training=training))
+        encoded, state = start(self.decoder, self.encoder(source, training=training), tf.shape(target)[1])
         return self.decoder(target, encoded, state, training=training)[0]
 
     def compile(
@@ -305,11 +322,25 @@ class Seq2Seq(keras.Model):
         run = self._translate_with(strategy, details, self._parts)
         count = texts.shape[0]
         texts = texts if count else tf.constant([""])  # not every layer takes a batch of nothing
-        order, batches = _by_length(tf.minimum(tf.strings.length(texts), LONGEST_SOURCE), batch_size)
-        done = [
-            run(tf.gather(texts, batch), seed + batch, min_length, -1 if max_length is None else max_length)
-            for batch in batches
-        ]
+        lengths = [min(len(text), LONGEST_SOURCE) for text in texts.numpy().tolist()]
+        order, batches = _by_length(np.array(lengths), batch_size)
+        longest = -1 if max_length is None else max_length
+        try:
+            done = [run(tf.gather(texts, batch), seed + batch, min_length, longest) for batch in batches]
+        except (ValueError, tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+            if not self.compiles_decoding:
+                raise
+            warnings.warn(f"decoding goes on uncompiled and slower; XLA says: {one_line(error)}", stacklevel=2)
+            self.compiles_decoding = False
+            return self.translate(
+                texts[0] if single else texts[:count],
+                strategy,
+                min_length=min_length,
+                max_length=max_length,
+                seed=seed,
+                batch_size=batch_size,
+                details=details,
+            )
         found = [tf.gather(tf.concat(parts, axis=0), np.argsort(order)[:count]) for parts in zip(*done, strict=True)]
         if details:
             return Translations(*found)
@@ -347,15 +378,17 @@ class Seq2Seq(keras.Model):
         Returns:
             A tuple of strings `[B, n]` and, with `details`, the other parts of `Translations`.
         """
-        source = self.source_tokenizer.tokenize(texts)[:, :LONGEST_SOURCE]
+        with tf.device("CPU"):  # where strings are; its small operations would each wait for a GPU
+            source = self.source_tokenizer.tokenize(texts)[:, :LONGEST_SOURCE]
         ids, scores, ranked_by, stopped = self.decode(source, strategy, min_length, max_length, seeds)
-        rows, count, length = (tf.shape(ids)[axis] for axis in range(3))
-        translations = self.target_tokenizer.detokenize(tf.reshape(ids, [rows * count, length]))
-        translations = tf.ensure_shape(tf.reshape(translations, [rows, count]), ids.shape[:2])
-        stopped = tf.gather(tf.constant(STOPPED), stopped)
-        if strategy.n_best > 1:
-            found = translations, scores, ranked_by, stopped
-            translations, scores, ranked_by, stopped = _first_different(strategy.n_best, *found)
+        with tf.device("CPU"):
+            rows, count, length = (tf.shape(ids)[axis] for axis in range(3))
+            translations = self.target_tokenizer.detokenize(tf.reshape(ids, [rows * count, length]))
+            translations = tf.ensure_shape(tf.reshape(translations, [rows, count]), ids.shape[:2])
+            stopped = tf.gather(tf.constant(STOPPED), stopped)
+            if strategy.n_best > 1:
+                found = translations, scores, ranked_by, stopped
+                translations, scores, ranked_by, stopped = _first_different(strategy.n_best, *found)
         if not details:
             return (translations,)
         if scores is None:
@@ -382,25 +415,34 @@ class Seq2Seq(keras.Model):
         Returns:
             `decoding.Hypotheses`, ids `[B, N, T]`.
         """
-        limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length), max_length)
-        seeds = tf.zeros_like(limits, tf.int64) if seeds is None else tf.cast(seeds, tf.int64)
+        with tf.device("CPU"):  # on which all sizes are known
+            limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length), max_length)
+            seeds = tf.zeros_like(limits, tf.int64) if seeds is None else tf.cast(seeds, tf.int64)
         if not self.compiles_decoding:
-            return self._search(self.encoder(source), limits, min_length, seeds, strategy)
-        rows, length = tf.unstack(tf.shape(source)[:2])
-        more = [[0, _few_sizes(rows) - rows], [0, _few_sizes(length) - length], *[[0, 0]] * (source.shape.rank - 2)]
-        # Rows that only fill the batch up are done after one step.
-        limits, seeds = (tf.pad(x, more[:1], constant_values=1) for x in (limits, seeds))
-        longest = tf.maximum(_few_sizes(tf.reduce_max(limits)), STEPS_UNASKED)
-        found = self._search_with(strategy)(
-            self.encoder(tf.pad(source, more)), limits, min_length, seeds, tf.zeros([longest])
-        )
-        return Hypotheses(*(part if part is None else part[:rows] for part in found))
+            steps = tf.maximum(1, tf.reduce_max(limits))
+            return self._search(self.encoder(source), limits, min_length, seeds, steps, strategy, shrinking_loop)
+        with tf.device("CPU"):
+            rows, length = tf.unstack(tf.shape(source)[:2])
+            added = [
+                [0, _few_sizes(rows) - rows],
+                [0, _few_sizes(length) - length],
+                *[[0, 0]] * (source.shape.rank - 2),
+            ]
+            source = tf.pad(source, added)
+            # Rows that only fill the batch up are done after one step.
+            limits, seeds = (tf.pad(x, added[:1], constant_values=1) for x in (limits, seeds))
+            steps = tf.zeros([_few_sizes(tf.reduce_max(limits))])  # by its size: XLA must know it when it compiles
+        found = self._search_with(strategy)(self.encoder(source), limits, min_length, seeds, steps)
+        with tf.device("CPU"):
+            longest = tf.reduce_max(tf.math.count_nonzero(found.ids, axis=2, dtype=tf.int32))
+            found = found._replace(ids=found.ids[:, :, :longest])
+            return Hypotheses(*(part if part is None else part[:rows] for part in found))
 
-    def _search(self, encoded, limits, min_length, seeds, strategy, loop=None):
-        _, state = self.decoder.start(encoded)
+    def _search(self, encoded, limits, min_length, seeds, steps, strategy, loop):
+        _, state = start(self.decoder, encoded, steps)
 
         def step_for(sources):
-            left, _ = self.decoder.start(take(encoded, sources))
+            left, _ = start(self.decoder, take(encoded, sources), steps)
 
             def step(token, state):
                 logits, state = self.decoder(token[:, None], left, state)
@@ -412,8 +454,9 @@ class Seq2Seq(keras.Model):
 
     def _compile_search(self, strategy):
         def search(encoded, limits, min_length, seeds, steps):
-            loop = masking_loop(tf.size(steps) // STEPS_UNASKED)
-            return self._search(encoded, limits, min_length, seeds, strategy, loop)
+            count = tf.size(steps)
+            loop = masking_loop(count // STEPS_UNASKED)
+            return self._search(encoded, limits, min_length, seeds, count, strategy, loop)
 
         return tf.function(search, jit_compile=True, autograph=False, reduce_retracing=True)
 
@@ -519,7 +562,7 @@ class Seq2Seq(keras.Model):
         targets = self.translate(sources) if targets is None else targets
         source = self.source_tokenizer.tokenize(sources)
         target = self.target_tokenizer.tokenize(targets, start_end=True)
-        encoded, state = self.decoder.start(self.encoder(source))
+        encoded, state = start(self.decoder, self.encoder(source), tf.shape(target)[1] - 1)
         *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
 
         def tokens(tokenizer, ids):

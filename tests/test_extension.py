@@ -32,10 +32,19 @@ EACH = pytest.mark.parametrize("name", [DECODER, ENCODER, TOKENIZER])
 BROKEN_DECODERS = {
     "cannot be loaded": ('@keras.saving.register_keras_serializable("transformer")', "", "register_keras_serializable"),
     "no start": ("def start(", "def begin(", "has no method `start`"),
-    "start returns no pair": ("return encoded, tf.zeros(", "return tf.zeros(", "start"),
-    "another shape": ("self.output_layer(x), state", "self.output_layer(x)[:, 0], state", "expected (2, 3, 14)"),
-    "no state": ("return self.output_layer(x), state", "return self.output_layer(x)", "(logits, state)"),
-    "forgets where it is": ("tf.range(past, past + length)", "tf.range(length)", "one token after another"),
+    "start returns no pair": ("return encoded, (tf.zeros(", "return (tf.zeros(", "start"),
+    "another shape": ("self.output_layer(x), (past", "self.output_layer(x)[:, 0], (past", "expected (2, 3, 14)"),
+    "no state": (
+        "return self.output_layer(x), (past + length, cache)",
+        "return self.output_layer(x)",
+        "(logits, state)",
+    ),
+    "forgets where it is": (
+        "past[:, None] + tf.range(length)",
+        "0 * past[:, None] + tf.range(length)",
+        "one token after another",
+    ),
+    "does not count": ("(past + length, cache)", "(past, cache)", "one token after another"),
     "looks ahead": (", attention_mask=not_after", "", "one token after another"),
     "sources as hypotheses": ("rows_by_source(x, encoded)", "x", "three hypotheses"),
     "hypotheses of other sources": (

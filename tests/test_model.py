@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from pipelines import CharTokenizer, OptionError, Tokenizer, batch_pairs
 from pipelines.tokenizers import END, PADDING
-from seq2seq import BeamSearch, Greedy, Sampling, Seq2Seq, teacher_forcing
+from seq2seq import BeamSearch, Decoder, Greedy, Sampling, Seq2Seq, teacher_forcing
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +151,63 @@ def test_the_n_best_are_different_texts(tokenizers):
         assert len(different) < 12 and len(set(every[row])) < len(every[row])
         assert texts[: len(different)] == different
         assert np.all(np.isinf(found.scores[row, len(different) :]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "strategy", [Greedy(), BeamSearch(4), BeamSearch(3, n_best=3), Sampling(0.9, top_k=5)], ids=repr
+)
+def test_compiled_decoding_finds_the_same_row_by_row_in_few_shapes(upper_case, strategy):
+    model, words = upper_case
+    texts = [*words, "", "sol" * 7, "niño" * 3, "zzz"]
+    try:
+        known = {}
+        for compiles in (False, True):
+            model.compiles_decoding = compiles
+            known[compiles] = model.translate(texts, strategy, details=True, seed=3)
+            for length in (3, 30):
+                known[compiles, length] = model.translate(texts[3:8], strategy, min_length=2, max_length=length)
+        for one, other in zip(known[False], known[True], strict=True):
+            if one.dtype == tf.string:
+                np.testing.assert_array_equal(one, other)
+            else:
+                np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+        for length in (3, 30):
+            np.testing.assert_array_equal(known[False, length], known[True, length])
+        assert model._search_with(strategy).experimental_get_tracing_count() == 1
+    finally:
+        model.compiles_decoding = False
+
+
+@keras.saving.register_keras_serializable("tests")
+class Growing(Decoder):
+    """A decoder whose state grows: at its end are the ids of all tokens so far."""
+
+    def start(self, encoded):
+        encoded, state = super().start(encoded)
+        return encoded, [*state, [tf.zeros([tf.shape(encoded.memory)[0], 0], tf.int32)]]
+
+    def call(self, target, encoded, state, training=False):
+        *state, [past] = state
+        logits, state = super().call(target, encoded, state, training=training)
+        return logits, [*state, [tf.concat([past, target], axis=1)]]
+
+
+def test_a_decoder_whose_state_grows_is_never_compiled_by_default(tokenizers, monkeypatch):
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["a GPU"])
+    assert not Seq2Seq(*tokenizers, decoder=Growing, units=8).compiles_decoding
+    monkeypatch.undo()
+    assert not Seq2Seq(*tokenizers, units=8).compiles_decoding
+
+
+@pytest.mark.parametrize("texts", ["sol", ["sol", "mar", ""]], ids=["one", "several"])
+def test_what_xla_refuses_is_decoded_uncompiled_and_said_once(tokenizers, texts):
+    model = Seq2Seq(*tokenizers, decoder=Growing, units=8)
+    right = model.translate(texts, BeamSearch(2), max_length=20)
+    model.compiles_decoding = True
+    with pytest.warns(UserWarning, match="decoding goes on uncompiled"):
+        np.testing.assert_array_equal(model.translate(texts, BeamSearch(2), max_length=20), right)
+    np.testing.assert_array_equal(model.translate(texts, BeamSearch(2), max_length=20), right)
 
 
 def test_score_is_the_sum_over_the_tokens_and_end(model):
