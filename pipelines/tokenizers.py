@@ -173,9 +173,7 @@ class Tokenizer(tf.Module):
         """
         ids = tf.convert_to_tensor(ids)
         ended = tf.cumsum(tf.cast(ids == END, tf.int32), axis=1) > 0
-        written = tf.concat([["", "\ufffd", "", ""], tf.constant(self.tokens, tf.string)], axis=0)
-        written = tf.gather(written, ids)
-        return self.join(tf.ragged.boolean_mask(written, (written != "") & ~ended))
+        return self._spell(tf.where(ended, PADDING, ids))
 
     def get_config(self) -> dict:
         return {"vocabulary": list(self.tokens), "normal_form": self.normal_form, "lowercase": self.lowercase}
@@ -208,6 +206,12 @@ class Tokenizer(tf.Module):
         known = (places > 0) & (places <= len(self.tokens))
         return tokens.with_flat_values(tf.where(known, places + END, UNKNOWN))
 
+    def _spell(self, ids):
+        """The texts `[B]` of ids `[B, T]`, in which PADDING and START stand for nothing."""
+        written = tf.concat([["", "\ufffd", "", ""], tf.constant(self.tokens, tf.string)], axis=0)
+        written = tf.gather(written, ids)
+        return self.join(tf.ragged.boolean_mask(written, written != ""))
+
 
 @keras.saving.register_keras_serializable("pipelines")
 class CharTokenizer(Tokenizer):
@@ -238,7 +242,9 @@ class CharTokenizer(Tokenizer):
     def _set_tokens(self, tokens):
         self.tokens = list(tokens)
         # The id of each code point, and of those beyond: a row to read where looking up strings takes twice the time.
+        # And the code point of each id, as writing code points takes half the time of joining strings.
         code_points = [ord(character) for character in self.tokens]
+        self._code_points = np.array([-1, ord("\ufffd"), -1, -1, *code_points], np.int32)
         self._ids = np.full(max(code_points, default=0) + 2, UNKNOWN, np.int32)
         self._ids[code_points] = np.arange(len(RESERVED_TOKENS), self.vocabulary_size)
 
@@ -247,6 +253,10 @@ class CharTokenizer(Tokenizer):
         return code_points.with_flat_values(
             tf.gather(self._ids, tf.minimum(code_points.flat_values, len(self._ids) - 1))
         )
+
+    def _spell(self, ids):
+        code_points = tf.gather(self._code_points, ids)
+        return tf.strings.unicode_encode(tf.ragged.boolean_mask(code_points, code_points >= 0), "UTF-8")
 
 
 @keras.saving.register_keras_serializable("pipelines")
