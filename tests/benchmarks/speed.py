@@ -3,7 +3,9 @@
     pip install -e '.[test,bench]'
     python tests/benchmarks/speed.py figures                   # everything, about 20 minutes on two cores
     python tests/benchmarks/speed.py figures --only training --rounds 1
+    python tests/benchmarks/speed.py figures --only decoding --cases "greedy, 256 short" "beam 5, 256 short"
 
+All run on a GPU if there is one, with one more training case; there 2,048 sentences are decoded in one batch.
 Each subject is measured in a process of its own, with the threads that its users get, and the subjects take turns:
 as many `--rounds` of each, of which the median counts. All tables print ratios; FOLDER receives speed.json and
 speed.png.
@@ -45,6 +47,7 @@ TRAININGS = {  # name: what is trained
     "batch 256": {"batch": 256},
     "batch 128, 512 units": {"batch": 128, "units": 512},
 }
+ON_A_GPU = {"batch 256, 2 x 1024 units": {"batch": 256, "units": 1024, "layers": 2}}
 SHORT, LONG = 30, 120  # characters a sentence
 DECODINGS = {  # name: what is decoded
     "greedy, 256 short": {"rows": 256, "length": SHORT},
@@ -54,7 +57,7 @@ DECODINGS = {  # name: what is decoded
     "beam 5, 256 short": {"rows": 256, "length": SHORT, "width": 5},
     "beam 5, 1 short": {"rows": 1, "length": SHORT, "width": 5},
 }
-SIZES = {"units": 256, "attention": True}
+SIZES = {"units": 256, "attention": True, "layers": 1}
 
 
 @functools.cache
@@ -81,7 +84,7 @@ def best_of(run, seconds=3.0):
 # The subjects: each makes figures of one task in a process of its own.
 
 
-def library_model(units, attention):
+def library_model(units, attention, layers):
     import keras
 
     from pipelines import CharTokenizer
@@ -91,10 +94,11 @@ def library_model(units, attention):
     source, target = CharTokenizer(), CharTokenizer()
     source.adapt([source for source, _ in pairs()])
     target.adapt([target for _, target in pairs()])
-    return Seq2Seq(source, target, units=units, embedding=EMBEDDING, attention="dot" if attention else None)
+    options = {"units": units, "layers": layers, "embedding": EMBEDDING, "attention": "dot" if attention else None}
+    return Seq2Seq(source, target, **options)
 
 
-def library_training(batch, units, attention):
+def library_training(batch, **sizes):
     from seq2seq.cli import start_tensorflow
 
     start_tensorflow()
@@ -103,7 +107,7 @@ def library_training(batch, units, attention):
 
     from pipelines import batch_pairs
 
-    model = library_model(units, attention)
+    model = library_model(**sizes)
     model.compile(keras.optimizers.Adam(1e-3, clipnorm=1.0))
     texts = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs(), strict=True))))
     batches = batch_pairs(texts, model.source_tokenizer, model.target_tokenizer, batch, encoding="ids", seed=0)
@@ -115,20 +119,31 @@ def library_decoding(rows, length, width=1):
     from seq2seq.cli import start_tensorflow
 
     start_tensorflow()
+    import tensorflow as tf
+
     from seq2seq import BeamSearch, Greedy
 
     model = library_model(**SIZES)
     texts = sentences(rows, length)
     strategy = BeamSearch(width) if width > 1 else Greedy()
-    return rows / best_of(lambda: model.translate(texts, strategy, min_length=length, max_length=length))
+    options = {"min_length": length, "max_length": length}
+    options["batch_size"] = rows if tf.config.list_logical_devices("GPU") else 256
+    return rows / best_of(lambda: model.translate(texts, strategy, **options))
 
 
-def torch_model(units, attention):
+def torch_device():
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def torch_model(units, attention, layers):
     from torch_baseline import Translator
 
     sides = [sorted(set("".join(texts))) for texts in zip(*pairs(), strict=True)]
     indices = [{character: number for number, character in enumerate(side, start=4)} for side in sides]
-    return Translator(*(len(side) + 4 for side in sides), units, EMBEDDING, attention), *indices
+    model = Translator(*(len(side) + 4 for side in sides), units, EMBEDDING, attention, layers)
+    return model.to(torch_device()), *indices
 
 
 def torch_ids(texts, index, marks=False):
@@ -137,15 +152,15 @@ def torch_ids(texts, index, marks=False):
 
     rows = [[index[character] for character in text] for text in texts]
     rows = [torch.tensor([START, *row, END] if marks else row) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(torch_device())
 
 
-def torch_training(batch, units, attention):
+def torch_training(batch, **sizes):
     import torch
     from torch_baseline import trainer
 
     torch.manual_seed(0)
-    model, *indices = torch_model(units, attention)
+    model, *indices = torch_model(**sizes)
     ordered = sorted(pairs(), key=lambda pair: (len(pair[1]), len(pair[0])))
     batches = []
     for start in range(0, PAIRS, batch):
@@ -161,11 +176,12 @@ def torch_decoding(rows, length, width=1):
         return None
     model, source, _ = torch_model(**SIZES)
     ids = torch_ids(sentences(rows, length), source)
-    return rows / best_of(lambda: [model.greedy(part, length) for part in ids.split(256)])
+    together = rows if ids.is_cuda else 256
+    return rows / best_of(lambda: [model.greedy(part, length).cpu() for part in ids.split(together)])
 
 
-def tutorial_training(batch, units, attention):
-    if (batch, units, attention) != (64, SIZES["units"], False):
+def tutorial_training(batch, **sizes):
+    if (batch, sizes) != (64, SIZES | {"attention": False}):
         return None
     import keras
     from tutorial import Tutorial
@@ -207,14 +223,13 @@ SUBJECTS = {
 }
 
 
-def useful(units, attention, rate):
+def useful(units, attention, layers, rate):
     """Useful GFLOP/s at so many target characters a second: see above."""
     source, target = sum(len(source) for source, _ in pairs()), characters()
     lookups = sum(2 * len(s) * (len(t) + 1) for s, t in pairs()) if attention else 0
     size = len(set("".join(t for _, t in pairs()))) + 4
-    products = (
-        (source + target) * 4 * units**2 + lookups * units + target * units * (size + (2 * units if attention else 0))
-    )
+    recurrent = (source + target) * 4 * units**2 * (2 * layers - 1)  # an upper layer also reads the one below
+    products = recurrent + lookups * units + target * units * (size + (2 * units if attention else 0))
     return 3 * 2 * products / target * rate / 1e9
 
 
@@ -357,6 +372,10 @@ def draw(figures, path):
 
 
 def machine():
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, {time.strftime('%Y-%m-%d')}"
     names = re.findall(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
     return f"{(names or [platform.machine()])[0]}, {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}"
 
@@ -365,6 +384,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="where to write speed.json and speed.png")
     parser.add_argument("--only", nargs="+", choices=["training", "decoding", "startup", "latency"])
+    parser.add_argument("--cases", nargs="+", help="the cases of training and decoding to measure; default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -375,18 +395,23 @@ def main():
     wanted = options.only or ["training", "decoding", "startup", "latency"]
     figures = {"machine": machine(), "packages": {name: version(name) for name in ("tensorflow", "keras", "torch")}}
     print(figures["machine"], ", ".join(f"{name} {number}" for name, number in figures["packages"].items()))
+    trainings = TRAININGS | (ON_A_GPU if torch_device() == "cuda" else {})
+    trainings, decodings = (
+        {case: how for case, how in cases.items() if case in (options.cases or cases)}
+        for cases in (trainings, DECODINGS)
+    )
     if "training" in wanted:
         figures["matrices"] = statistics.median(measured("matrices")[0] for _ in range(options.rounds))
         print(f"\nlarge matrices: {figures['matrices']:.0f} GFLOP/s\n\nTraining, target characters a second\n\n{HEAD}")
-        figures["training"] = compare("training", TRAININGS, options.rounds)
+        figures["training"] = compare("training", trainings, options.rounds)
         print("\n| | useful GFLOP/s | of large matrices |\n|---|---|---|")
         for case, subjects in figures["training"].items():
-            sizes = {name: {**SIZES, **TRAININGS[case]}[name] for name in SIZES}
+            sizes = {name: {**SIZES, **trainings[case]}[name] for name in SIZES}
             rate = useful(**sizes, rate=subjects["library"][0])
             print(f"| {case} | {rate:.0f} | {rate / figures['matrices']:.0%} |")
     if "decoding" in wanted:
         print(f"\nDecoding, sentences a second\n\n{HEAD}")
-        figures["decoding"] = compare("decoding", DECODINGS, options.rounds)
+        figures["decoding"] = compare("decoding", decodings, options.rounds)
     for task, unit in (("startup", "s"), ("latency", "ms")):
         if task in wanted:
             figures[task] = measured(task)[0]

@@ -1,7 +1,8 @@
 """A plain PyTorch LSTM encoder-decoder, to measure this library against; run by `speed.py`. Imports no TensorFlow.
 
 As one writes it with what PyTorch offers: embeddings, packed sequences, batches sorted by length, Luong's attention
-after the recurrence for all steps at once, Adam, gradients clipped; greedy decoding step by step for a whole batch.
+after the recurrence for all steps at once, Adam, gradients clipped; greedy decoding step by step for a whole batch. On
+a GPU it runs there: cuDNN, fused Adam, products as PyTorch rounds them by default.
 """
 
 import torch
@@ -12,12 +13,12 @@ PADDING, START, END = 0, 2, 3
 
 
 class Translator(nn.Module):
-    def __init__(self, source_size, target_size, units, embedding, attention):
+    def __init__(self, source_size, target_size, units, embedding, attention, layers=1):
         super().__init__()
         self.source_vectors = nn.Embedding(source_size, embedding, padding_idx=PADDING)
         self.target_vectors = nn.Embedding(target_size, embedding, padding_idx=PADDING)
-        self.encoder = nn.LSTM(embedding, units, batch_first=True)
-        self.decoder = nn.LSTM(embedding, units, batch_first=True)
+        self.encoder = nn.LSTM(embedding, units, layers, batch_first=True)
+        self.decoder = nn.LSTM(embedding, units, layers, batch_first=True)
         self.attention = attention
         self.combine = nn.Linear(2 * units, units, bias=False)
         self.output = nn.Linear(units, target_size)
@@ -47,7 +48,7 @@ class Translator(nn.Module):
         """Ids `[B, steps]`: as many steps for every row, so that work does not depend on what has been learned."""
         memory, state = self.encode(source)
         mask = source != PADDING
-        token = torch.full([len(source), 1], START)
+        token = torch.full([len(source), 1], START, device=source.device)
         ids = []
         for _ in range(steps):
             output, state = self.decoder(self.target_vectors(token), state)
@@ -58,7 +59,7 @@ class Translator(nn.Module):
 
 def trainer(model):
     """A function that takes one step of (source ids, target ids) and returns the loss, in nats a real token."""
-    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=next(model.parameters()).is_cuda)
 
     def step(source, target):
         optimizer.zero_grad()
