@@ -14,8 +14,10 @@ import pytest
 import tensorflow as tf
 
 from pipelines import CorpusError, OptionError
+from seq2seq.cli import _progress
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
+from seq2seq.model import Seq2Seq
 from seq2seq.runs import RunError, best_epoch, held_out_pairs, load_run
 from seq2seq.training import DivergedError, train
 
@@ -93,6 +95,31 @@ def test_a_training_without_a_finite_gradient_stops_and_names_the_batch(config, 
     assert all(np.isfinite(weight).all() for weight in model.trainable_weights)
 
 
+def test_steps_that_are_looked_at_together_name_the_same_batches(config, tmp_path, monkeypatch):
+    wild = {"optimizer": "sgd", "learning_rate": 1e38, "clip_norm": None, "schedule": "constant"}
+    config = dataclasses.replace(config, batch_size=4, on_divergence="skip", epochs=3, **wild)
+    said = {}
+    for seconds in (0.0, 3600.0):
+        monkeypatch.setattr("seq2seq.training._seconds_between_looks", lambda seconds=seconds: seconds)
+        run, said[seconds] = tmp_path / str(seconds), []
+        train(config, run, say=said[seconds].append)
+        said[seconds] = [text.replace(str(run), "") for text in said[seconds]]
+    assert len(said[0.0]) > 5 and said[0.0] == said[3600.0]
+    assert len({(tmp_path / str(seconds) / "diverged.tsv").read_text() for seconds in said}) == 1
+    with pytest.raises(DivergedError, match=re.escape(said[0.0][0].partition("/")[0])):
+        train(dataclasses.replace(config, on_divergence="stop"), tmp_path / "stopped")
+
+
+def test_no_callback_has_keras_wait_for_the_figures_of_each_step(config, tmp_path, monkeypatch):
+    seen, fit = [], Seq2Seq.fit
+    monkeypatch.setattr(
+        Seq2Seq, "fit", lambda *args, **options: seen.extend(options["callbacks"]) or fit(*args, **options)
+    )
+    train(dataclasses.replace(config, average=2), tmp_path / "run", callbacks=[_progress()])
+    # Private: nothing public tells in which thread figures become numbers.
+    assert len(seen) == 4 and keras.callbacks.CallbackList(seen)._async_train
+
+
 @pytest.mark.slow
 def test_a_scale_too_large_for_float16_is_no_divergence_but_weights_that_are_no_numbers_are(config, tmp_path):
     scales = []
@@ -128,6 +155,7 @@ SAME_RUN = """
 import sys
 import tensorflow as tf
 tf.config.experimental.enable_op_determinism()
+from seq2seq.cli import _progress
 from seq2seq.config import Config, load_config
 from seq2seq.training import train
 train(Config(**load_config(sys.argv[1])[0]), sys.argv[2])
