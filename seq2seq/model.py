@@ -30,7 +30,7 @@ from seq2seq.decoding import (
 from seq2seq.distribution import apply_if, own_rows, several_workers, share, summed, whole_batches
 from seq2seq.exporting import export
 from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
-from seq2seq.metrics import Perplexity, TokenCrossentropy, token_accuracy
+from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy
 from seq2seq.recurrence import cores, side_by_side
 
 LONGEST_SOURCE = 1024  # tokens of a text that are read when it is translated; the rest is left out
@@ -155,7 +155,7 @@ class Seq2Seq(keras.Model):
         if loss == "auto":
             loss = TokenCrossentropy(self.label_smoothing)
         if weighted_metrics == "auto":
-            weighted_metrics = [token_accuracy(), Perplexity()]
+            weighted_metrics = [TokenAccuracy(), Perplexity()]
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
     def compile_from_config(self, config: dict) -> None:
