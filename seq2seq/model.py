@@ -116,6 +116,7 @@ class Seq2Seq(keras.Model):
             shape=(), initializer="zeros", trainable=False, autocast=False, name="gradient_norm"
         )
         self.guesses = keras.random.SeedGenerator()
+        self._figures_asked_for = True  # after each step of training
         self._parts = 1  # of a batch to translate: more are twice as long in the making, which few texts do not repay
         self.compiles_decoding = bool(tf.config.list_logical_devices("GPU"))
         self._search_with = functools.lru_cache(maxsize=32)(self._compile_search)
@@ -163,8 +164,18 @@ class Seq2Seq(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x: Any = None, *args: Any, validation_data: Any = None, **kwargs: Any) -> keras.callbacks.History:
+    def fit(
+        self,
+        x: Any = None,
+        *args: Any,
+        validation_data: Any = None,
+        callbacks: Any = None,
+        verbose: str | int = "auto",
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """As `keras.Model.fit`. Warns if the learning rate has fallen to 0, so that nothing would be learned.
+
+        With `verbose=0` and no callback that has an `on_train_batch_end`, a GPU is waited for in no step.
 
         With several replicas, `x` and `validation_data` must each be a `tf.data.Dataset` of whole batches or what
         `distribution.distribute` returns; with several workers, the latter.
@@ -179,8 +190,11 @@ class Seq2Seq(keras.Model):
                 "ended, compile the model again with a new optimizer",
                 stacklevel=2,
             )
+        asked_for = verbose != 0 or any(map(_follows_steps, tf.nest.flatten(callbacks or [])))
+        if asked_for != self._figures_asked_for:
+            self._figures_asked_for, self.train_function = asked_for, None
         x, validation_data = (whole_batches(self.distribute_strategy, data) for data in (x, validation_data))
-        return super().fit(x, *args, validation_data=validation_data, **kwargs)
+        return super().fit(x, *args, validation_data=validation_data, callbacks=callbacks, verbose=verbose, **kwargs)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; for data under a strategy see `fit`."""
@@ -203,7 +217,7 @@ class Seq2Seq(keras.Model):
         apply_if(finite, self.optimizer, gradients, self.trainable_weights)
         rows = tf.shape(examples[1])[0]
         tf.cond(finite, lambda: self._measure(loss, rows, labels, logits, weights), lambda: None)
-        return self._figures()
+        return self._figures() if self._figures_asked_for else self._no_figures()
 
     def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Measures one batch of (source, target) with teacher forcing."""
@@ -235,11 +249,14 @@ class Seq2Seq(keras.Model):
         # for each. One has to do until the epoch is over.
         return {"loss": figures["loss"][None]} if several_workers(self.distribute_strategy) else figures
 
+    def _no_figures(self):
+        # Keras (3.15) makes a number of what comes back, and something must. For this one it waits for no device.
+        with tf.device("CPU"):
+            return {"loss": tf.fill([1] if several_workers(self.distribute_strategy) else [], np.nan)}
+
     def _get_metrics_result_or_logs(self, logs):
         # Keras (3.15) takes the last step's alone for the epoch's, where that has not returned the same ones.
-        if several_workers(self.distribute_strategy):
-            return {**logs, **self.get_metrics_result()}
-        return super()._get_metrics_result_or_logs(logs)
+        return {**logs, **self.get_metrics_result()}
 
     def build_training(self) -> None:
         """Makes the variables of optimizer and metrics, which the first step would make: so that a checkpoint has them
@@ -571,6 +588,12 @@ def teacher_forcing(source: tf.Tensor, target: tf.Tensor) -> tuple[tuple[tf.Tens
     """
     labels = token_ids(target[:, 1:])
     return (source, target[:, :-1]), labels, tf.cast(labels != PADDING, tf.float32)
+
+
+def _follows_steps(callback):
+    """Whether a callback has something to do after each step of training."""
+    hooks = ("on_batch_end", "on_train_batch_end")
+    return any(getattr(callback, hook).__func__ is not getattr(keras.callbacks.Callback, hook) for hook in hooks)
 
 
 def accepted(function: Callable) -> set[str]:

@@ -17,7 +17,6 @@ from pipelines import CorpusError, OptionError
 from seq2seq.cli import _progress
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
-from seq2seq.model import Seq2Seq
 from seq2seq.runs import RunError, best_epoch, held_out_pairs, load_run
 from seq2seq.training import DivergedError, train
 
@@ -110,14 +109,24 @@ def test_steps_that_are_looked_at_together_name_the_same_batches(config, tmp_pat
         train(dataclasses.replace(config, on_divergence="stop"), tmp_path / "stopped")
 
 
-def test_no_callback_has_keras_wait_for_the_figures_of_each_step(config, tmp_path, monkeypatch):
-    seen, fit = [], Seq2Seq.fit
-    monkeypatch.setattr(
-        Seq2Seq, "fit", lambda *args, **options: seen.extend(options["callbacks"]) or fit(*args, **options)
-    )
-    train(dataclasses.replace(config, average=2), tmp_path / "run", callbacks=[_progress()])
-    # Private: nothing public tells in which thread figures become numbers.
-    assert len(seen) == 4 and keras.callbacks.CallbackList(seen)._async_train
+def test_no_step_comes_back_with_figures_for_which_a_device_is_waited(config, tmp_path):
+    losses = []
+
+    class Follow(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            losses.append(logs["loss"])
+
+    live = keras.callbacks.Callback()
+    for name, callbacks, figures in (
+        ("quiet", [], {"loss"}),
+        ("followed", [Follow()], {"loss", "accuracy", "perplexity"}),
+    ):
+        train(dataclasses.replace(config, average=2), tmp_path / name, callbacks=[_progress(), live, *callbacks])
+        ids = tf.ones([1, 1], tf.int32)
+        found = live.model.train_function(iter(tf.data.Dataset.from_tensors((ids, ids + tf.zeros([1, 3], tf.int32)))))
+        assert set(found) == figures and (callbacks or (math.isnan(found["loss"]) and "CPU" in found["loss"].device))
+    assert len(losses) == 2 * 3 and np.isfinite(losses).all()
+    assert history(tmp_path / "quiet") == history(tmp_path / "followed")
 
 
 @pytest.mark.slow
