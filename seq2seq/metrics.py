@@ -90,5 +90,5 @@ class Perplexity(keras.metrics.Mean):
 
 
 def _in_one_row(tokens):
-    """`[B x T]` of `[B, T]`. Keras (3.15) would first take the mean of each row, which counts tokens of long ones less."""
+    """`[B x T]` of `[B, T]`. Keras (3.15) would first take the mean of each row, and count tokens of long ones less."""
     return None if tokens is None else tf.reshape(tokens, [-1])

@@ -17,6 +17,7 @@ from pipelines import CorpusError, OptionError
 from seq2seq.cli import _progress
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
+from seq2seq.model import Seq2Seq
 from seq2seq.runs import RunError, best_epoch, held_out_pairs, load_run
 from seq2seq.training import DivergedError, train
 
@@ -78,8 +79,10 @@ def test_each_pair_of_a_batch_without_a_finite_gradient_is_one_line(config, tsv,
     assert len(batch) == 2 and all(re.fullmatch("[abc] [abc]\tx y ", line) for line in batch)
 
 
-def test_a_training_without_a_finite_gradient_stops_and_names_the_batch(config, tmp_path):
-    wild = dataclasses.replace(config, optimizer="sgd", learning_rate=1e38, clip_norm=None, schedule="constant")
+@pytest.mark.parametrize("compiled", ["auto", pytest.param("yes", marks=pytest.mark.slow)])
+def test_a_training_without_a_finite_gradient_stops_and_names_the_batch(config, tmp_path, compiled):
+    wild = {"optimizer": "sgd", "learning_rate": 1e38, "clip_norm": None, "schedule": "constant"}
+    wild = dataclasses.replace(config, compile=compiled, **wild)
     with pytest.raises(
         DivergedError, match=r"epoch \d, step \d: .* length (nan|inf), a step before [\d.]+\. The batch is in"
     ):
@@ -89,6 +92,8 @@ def test_a_training_without_a_finite_gradient_stops_and_names_the_batch(config, 
     said, live = [], keras.callbacks.Callback()
     skipping = dataclasses.replace(wild, on_divergence="skip")
     model = train(skipping, tmp_path / "run", overwrite=True, say=said.append, callbacks=[live])
+    if compiled == "yes":
+        assert said.pop(0).startswith("Training steps are compiled")
     assert said and all(text.endswith("left out") for text in said)
     assert int(live.model.optimizer.iterations) == 2 * 3 - len(said)
     assert all(np.isfinite(weight).all() for weight in model.trainable_weights)
@@ -109,22 +114,23 @@ def test_steps_that_are_looked_at_together_name_the_same_batches(config, tmp_pat
         train(dataclasses.replace(config, on_divergence="stop"), tmp_path / "stopped")
 
 
-def test_no_step_comes_back_with_figures_for_which_a_device_is_waited(config, tmp_path):
-    losses = []
+def test_no_step_comes_back_with_figures_for_which_a_device_is_waited(config, tmp_path, monkeypatch):
+    returned, losses, make = [], [], Seq2Seq.make_train_function
+
+    def spying(model, force=False):
+        make(model, force)
+        step = model.train_function
+        model.train_function = lambda batches: returned.append(step(batches)) or returned[-1]
 
     class Follow(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             losses.append(logs["loss"])
 
-    live = keras.callbacks.Callback()
-    for name, callbacks, figures in (
-        ("quiet", [], {"loss"}),
-        ("followed", [Follow()], {"loss", "accuracy", "perplexity"}),
-    ):
-        train(dataclasses.replace(config, average=2), tmp_path / name, callbacks=[_progress(), live, *callbacks])
-        ids = tf.ones([1, 1], tf.int32)
-        found = live.model.train_function(iter(tf.data.Dataset.from_tensors((ids, ids + tf.zeros([1, 3], tf.int32)))))
-        assert set(found) == figures and (callbacks or (math.isnan(found["loss"]) and "CPU" in found["loss"].device))
+    monkeypatch.setattr(Seq2Seq, "make_train_function", spying)
+    train(config, tmp_path / "quiet", callbacks=[_progress()])
+    assert len(returned) == 2 * 3 and all(set(figures) == {"loss"} for figures in returned)
+    assert all(math.isnan(figures["loss"]) and "CPU" in figures["loss"].device for figures in returned)
+    train(config, tmp_path / "followed", callbacks=[Follow()])
     assert len(losses) == 2 * 3 and np.isfinite(losses).all()
     assert history(tmp_path / "quiet") == history(tmp_path / "followed")
 
