@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -179,7 +180,9 @@ class Seq2Seq(keras.Model):
     ) -> keras.callbacks.History:
         """As `keras.Model.fit`. Warns if the learning rate has fallen to 0, so that nothing would be learned.
 
-        With `verbose=0` and no callback that has an `on_train_batch_end`, a GPU is waited for in no step.
+        On a GPU, XLA compiles the whole step if `pays_to_compile` says so. `model.compiles_training = False`, or True,
+        before the first `fit` overrules it; `model.rows_compiled` is then best set to the size of the batches. No step
+        waits for the device with `verbose=0` and no callback that has an `on_train_batch_end`.
 
         With several replicas, `x` and `validation_data` must each be a `tf.data.Dataset` of whole batches or what
         `distribution.distribute` returns; with several workers, the latter.
@@ -261,7 +264,8 @@ class Seq2Seq(keras.Model):
                 smallest = [tf.zeros([1, 2, *spec.shape[2:]], spec.dtype) for spec in (source, target)]
                 compiled.experimental_get_compiler_ir(*self._filled_up(*smallest))(stage="hlo")
         except Exception as error:
-            warnings.warn(f"training steps are not compiled, as XLA refuses them: {one_line(error)}", stacklevel=2)
+            said = textwrap.shorten(one_line(error), 300)
+            warnings.warn(f"training steps are not compiled, as XLA refuses them: {said}", stacklevel=2)
             return None
         return compiled
 
