@@ -376,7 +376,7 @@ def _progress():
             label = f"Epoch {epoch + 1}/{self.params['epochs']}"
             self.bar = typer.progressbar(length=self.params["steps"], label=label, file=sys.stderr, hidden=not _tty())
 
-        def on_train_batch_end(self, batch, logs=None):
+        def on_train_batch_begin(self, batch, logs=None):  # at the end Keras would wait for the device first
             self.bar.update(1)
 
         def on_epoch_end(self, epoch, logs=None):

@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -20,6 +20,7 @@ from tensorflow.python.data.ops import multi_device_iterator_ops as device_itera
 from pipelines import OptionError, choose
 from pipelines.corpora import UNTUNED
 from seq2seq.contract import one_line
+from seq2seq.recurrence import is_compiling
 
 
 class WorkerLostError(RuntimeError):
@@ -226,12 +227,28 @@ def apply_if(
             if scales:
                 strategy.run(apply, args=(gradients,))
             else:
-                tf.cond(first, lambda: strategy.run(apply, args=(gradients,)), lambda: None)
+                changed = [*variables, *optimizer.variables]
+                only_if(first, lambda: strategy.run(apply, args=(gradients,)), changed)
         finally:
             del inner._all_reduce_sum_gradients
 
     # All replicas take the branch together, as an optimizer's update is a meeting of all, which cannot be in a branch.
     tf.distribute.get_replica_context().merge_call(together, args=(condition, gradients))
+
+
+def only_if(condition: tf.Tensor, run: Callable[[], Any], changed: Iterable[keras.Variable]) -> None:
+    """Runs what changes variables if a condition is true.
+
+    A GPU has to be waited for to know which way to go. In what XLA compiles it runs in any case, and the variables get
+    their values back if the condition is false.
+    """
+    if not is_compiling():
+        tf.cond(condition, run, lambda: None)
+        return
+    before = [(variable, tf.convert_to_tensor(variable)) for variable in changed]
+    run()
+    for variable, value in before:
+        variable.assign(tf.where(condition, variable, value))
 
 
 @contextlib.contextmanager

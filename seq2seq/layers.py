@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, choose
 from pipelines.tokenizers import PADDING, one_hot
-from seq2seq.recurrence import Recurrent, Rows
+from seq2seq.recurrence import Recurrent, Rows, look_up
 
 ATTENTIONS = (None, "dot", "general", "additive")
 _FEW_TOKENS = 500  # with so many a batch has more places than tokens
@@ -388,7 +388,7 @@ class TokenVectors(keras.layers.Layer):
         if training:
             # So the gradient is dense. Of a sparse one, Keras's Adam squares the parts of a token one by one, which
             # makes steps too large for frequent tokens.
-            vectors = tf.gather(matrix * scale, token_ids(tokens))
+            vectors = look_up(matrix * scale, token_ids(tokens))
         else:
             vectors = tf.gather(matrix, token_ids(tokens)) * scale
         return self.drop(vectors, training=training)

@@ -58,9 +58,16 @@ class TokenCrossentropy(keras.losses.Loss):
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
 
 
-def token_accuracy() -> keras.metrics.Metric:
-    """How often the likeliest token is the right one, given the right ones before it."""
-    return keras.metrics.SparseCategoricalAccuracy(name="accuracy")
+@keras.saving.register_keras_serializable("seq2seq")
+class TokenAccuracy(keras.metrics.SparseCategoricalAccuracy):
+    """How often the likeliest token is the right one, given the right ones before it. Exact over an epoch."""
+
+    def __init__(self, name: str = "accuracy", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+    def update_state(self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
+        logits = tf.reshape(logits, [-1, tf.shape(logits)[-1]])
+        super().update_state(_in_one_row(labels), logits, _in_one_row(sample_weight))
 
 
 @keras.saving.register_keras_serializable("seq2seq")
@@ -75,7 +82,13 @@ class Perplexity(keras.metrics.Mean):
 
     def update_state(self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
         # The graph holds this once, for the loss and for here.
-        super().update_state(crossentropy(tf.cast(labels, tf.int32), logits), sample_weight)
+        nats = crossentropy(tf.cast(labels, tf.int32), logits)
+        super().update_state(_in_one_row(nats), _in_one_row(sample_weight))
 
     def result(self) -> tf.Tensor:
         return tf.exp(super().result())
+
+
+def _in_one_row(tokens):
+    """`[B x T]` of `[B, T]`. Keras (3.15) would first take the mean of each row, and count tokens of long ones less."""
+    return None if tokens is None else tf.reshape(tokens, [-1])

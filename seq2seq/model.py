@@ -1,7 +1,9 @@
 """`Seq2Seq`: the encoder-decoder as a Keras model, from teacher forcing to translation."""
 
+import contextlib
 import functools
 import inspect
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,11 +30,11 @@ from seq2seq.decoding import (
     shrinking_loop,
     take,
 )
-from seq2seq.distribution import apply_if, own_rows, several_workers, share, summed, whole_batches
+from seq2seq.distribution import apply_if, only_if, own_rows, several_workers, share, summed, whole_batches
 from seq2seq.exporting import export
 from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
-from seq2seq.metrics import Perplexity, TokenCrossentropy, token_accuracy
-from seq2seq.recurrence import cores, side_by_side
+from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy
+from seq2seq.recurrence import compiling, cores, side_by_side
 
 LONGEST_SOURCE = 1024  # tokens of a text that are read when it is translated; the rest is left out
 _MANY_TEXTS = 64  # from so many on, each core translates a part of a batch
@@ -117,9 +119,12 @@ class Seq2Seq(keras.Model):
             shape=(), initializer="zeros", trainable=False, autocast=False, name="gradient_norm"
         )
         self.guesses = keras.random.SeedGenerator()
+        self._quiet = self._quiet_function = False  # see `_steps`
         self._parts = 1  # of a batch to translate: more are twice as long in the making, which few texts do not repay
         self._search_with = functools.lru_cache(maxsize=32)(self._compile_search)
         self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
+        self.compiles_training = pays_to_compile(self)  # and may be set before `fit`, as may the next
+        self.rows_compiled = 16  # compiled steps are for batches of so many rows, twice as many, and so on
         self.build()
 
     def build(self, *_: Any) -> None:
@@ -172,16 +177,29 @@ class Seq2Seq(keras.Model):
         if loss == "auto":
             loss = TokenCrossentropy(self.label_smoothing)
         if weighted_metrics == "auto":
-            weighted_metrics = [token_accuracy(), Perplexity()]
+            weighted_metrics = [TokenAccuracy(), Perplexity()]
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
+        self._learn_compiled = functools.lru_cache(maxsize=8)(self._compile_learn)
 
     def compile_from_config(self, config: dict) -> None:
         """Compiles a loaded model as the saved one was. Keras asks for this where `compile` is overridden."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x: Any = None, *args: Any, validation_data: Any = None, **kwargs: Any) -> keras.callbacks.History:
+    def fit(
+        self,
+        x: Any = None,
+        *args: Any,
+        validation_data: Any = None,
+        callbacks: Any = None,
+        verbose: str | int = "auto",
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """As `keras.Model.fit`. Warns if the learning rate has fallen to 0, so that nothing would be learned.
+
+        On a GPU, XLA compiles the whole step if `pays_to_compile` says so. `model.compiles_training = False`, or True,
+        before the first `fit` overrules it; `model.rows_compiled` is then best set to the size of the batches. No step
+        waits for the device with `verbose=0` and no callback that has an `on_train_batch_end`.
 
         With several replicas, `x` and `validation_data` must each be a `tf.data.Dataset` of whole batches or what
         `distribution.distribute` returns; with several workers, the latter.
@@ -197,7 +215,20 @@ class Seq2Seq(keras.Model):
                 stacklevel=2,
             )
         x, validation_data = (whole_batches(self.distribute_strategy, data) for data in (x, validation_data))
-        return super().fit(x, *args, validation_data=validation_data, **kwargs)
+        kwargs |= {"validation_data": validation_data, "callbacks": callbacks, "verbose": verbose}
+        with self._steps(quiet=verbose == 0 and not any(map(_follows_steps, tf.nest.flatten(callbacks or [])))):
+            return super().fit(x, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _steps(self, quiet):
+        """While it lasts, Keras makes a function of `train_step` that returns figures or, to be quiet, none."""
+        if quiet != self._quiet_function:
+            self._quiet_function, self.train_function = quiet, None
+        self._quiet = quiet
+        try:
+            yield
+        finally:
+            self._quiet = False
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; for data under a strategy see `fit`."""
@@ -205,7 +236,16 @@ class Seq2Seq(keras.Model):
 
     def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Learns from one batch of (source, target) with teacher forcing; not if its gradient is no finite number."""
-        examples = teacher_forcing(*data)
+        compiled = self._learn_compiled(*map(_any_size, data)) if self._may_compile() else None
+        if compiled:
+            compiled(*self._filled_up(*data))
+        else:
+            self._learn(*data)
+        return self._no_figures() if self._quiet else self._figures()
+
+    def _learn(self, source, target):
+        """The step itself."""
+        examples = teacher_forcing(source, target)
         self._see_lengths(examples)
         (source, inputs), labels, weights = own_rows(examples)  # all, but where several replicas share a batch
         if self.teacher_forcing != 1.0:
@@ -218,9 +258,39 @@ class Seq2Seq(keras.Model):
         self.gradient_norm.assign(tf.linalg.global_norm(gradients) / self.optimizer.scale_loss(1.0))
         finite = tf.math.is_finite(self.gradient_norm)
         apply_if(finite, self.optimizer, gradients, self.trainable_weights)
-        rows = tf.shape(examples[1])[0]
-        tf.cond(finite, lambda: self._measure(loss, rows, labels, logits, weights), lambda: None)
-        return self._figures()
+        rows = _real_rows(examples[2])
+        only_if(finite, lambda: self._measure(loss, rows, labels, logits, weights), self.metrics_variables)
+
+    def _may_compile(self):
+        """Whether a compiled step would do the same as `_learn`: not with several replicas, and not for a loss of one's
+        own, which may count padding. Steps that are run eagerly are to be looked at."""
+        plain = not tf.distribute.has_strategy() and not self.run_eagerly
+        return self.compiles_training and plain and isinstance(self.loss, TokenCrossentropy)
+
+    def _compile_learn(self, source, target):
+        """`_learn`, compiled by XLA, for tensors of these specs; None, with a warning, if that is impossible."""
+
+        def learn(source, target):
+            with compiling():
+                return self._learn(source, target)
+
+        compiled = tf.function(learn, [source, target], jit_compile=True, autograph=False)
+        try:  # what XLA refuses it refuses here, before anything has been learned or lost
+            compiled.get_concrete_function()
+            with tf.init_scope():  # out of the graph that is made of `train_step`
+                smallest = [tf.zeros([1, 2, *spec.shape[2:]], spec.dtype) for spec in (source, target)]
+                compiled.experimental_get_compiler_ir(*self._filled_up(*smallest))(stage="hlo")
+        except Exception as error:
+            said = textwrap.shorten(one_line(error), 300)
+            warnings.warn(f"training steps are not compiled, as XLA refuses them: {said}", stacklevel=2)
+            return None
+        return compiled
+
+    def _filled_up(self, source, target):
+        """A batch with padding to one of few sizes, since each takes a while to compile. Both sides get as long."""
+        rows = _few_sizes(tf.shape(source)[0], self.rows_compiled)
+        length = _few_sizes(tf.maximum(tf.shape(source)[1], tf.shape(target)[1] - 1))
+        return _padded(source, rows, length), _padded(target, rows, length + 1)
 
     def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Measures one batch of (source, target) with teacher forcing."""
@@ -228,7 +298,7 @@ class Seq2Seq(keras.Model):
         inputs, labels, weights = own_rows(examples)
         logits = self(inputs, training=False)
         loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights) * share(examples[2], weights)
-        self._measure(loss, tf.shape(examples[1])[0], labels, logits, weights)
+        self._measure(loss, _real_rows(examples[2]), labels, logits, weights)
         return self._figures()
 
     def _measure(self, loss, rows, labels, logits, weights):
@@ -252,11 +322,14 @@ class Seq2Seq(keras.Model):
         # for each. One has to do until the epoch is over.
         return {"loss": figures["loss"][None]} if several_workers(self.distribute_strategy) else figures
 
+    def _no_figures(self):
+        # Keras (3.15) makes a number of what comes back, and something must. For this one it waits for no device.
+        with tf.device("CPU"):
+            return {"loss": tf.fill([1] if several_workers(self.distribute_strategy) else [], np.nan)}
+
     def _get_metrics_result_or_logs(self, logs):
         # Keras (3.15) takes the last step's alone for the epoch's, where that has not returned the same ones.
-        if several_workers(self.distribute_strategy):
-            return {**logs, **self.get_metrics_result()}
-        return super()._get_metrics_result_or_logs(logs)
+        return {**logs, **self.get_metrics_result()}
 
     def build_training(self) -> None:
         """Makes the variables of optimizer and metrics, which the first step would make: so that a checkpoint has them
@@ -423,14 +496,10 @@ class Seq2Seq(keras.Model):
             return self._search(self.encoder(source), limits, min_length, seeds, steps, strategy, shrinking_loop)
         with tf.device("CPU"):
             rows, length = tf.unstack(tf.shape(source)[:2])
-            added = [
-                [0, _few_sizes(rows) - rows],
-                [0, _few_sizes(length) - length],
-                *[[0, 0]] * (source.shape.rank - 2),
-            ]
-            source = tf.pad(source, added)
+            source = _padded(source, _few_sizes(rows), _few_sizes(length))
             # Rows that only fill the batch up are done after one step.
-            limits, seeds = (tf.pad(x, added[:1], constant_values=1) for x in (limits, seeds))
+            more = [[0, _few_sizes(rows) - rows]]
+            limits, seeds = (tf.pad(x, more, constant_values=1) for x in (limits, seeds))
             steps = tf.zeros([_few_sizes(tf.reduce_max(limits))])  # by its size: XLA must know it when it compiles
         found = self._search_with(strategy)(self.encoder(source), limits, min_length, seeds, steps)
         with tf.device("CPU"):
@@ -616,6 +685,12 @@ def teacher_forcing(source: tf.Tensor, target: tf.Tensor) -> tuple[tuple[tf.Tens
     return (source, target[:, :-1]), labels, tf.cast(labels != PADDING, tf.float32)
 
 
+def _follows_steps(callback):
+    """Whether a callback has something to do after each step of training."""
+    hooks = ("on_batch_end", "on_train_batch_end")
+    return any(getattr(callback, hook).__func__ is not getattr(keras.callbacks.Callback, hook) for hook in hooks)
+
+
 def accepted(function: Callable) -> set[str]:
     """The names of the arguments that a function, or the constructor of a class, takes as options."""
     return set(inspect.signature(function).parameters) - {"vocabulary_size", "args", "kwargs"}
@@ -645,9 +720,37 @@ def _first_different(count, texts, scores, ranked_by, stopped):
     return [tf.gather(tf.where(repeated, empty, known), order, batch_dims=1) for known, empty in found]
 
 
-def _few_sizes(size):
-    """The next power of two, at least 16: what is compiled for each size shall meet few."""
-    return tf.bitwise.left_shift(16, tf.reduce_sum(tf.cast(size > 16 * 2 ** tf.range(20), tf.int32)))
+def pays_to_compile(model: Seq2Seq, steps: float = np.inf) -> bool:
+    """Whether a training of so many steps is faster if each is one program, compiled by XLA with `recurrence.recur`.
+
+    Not on a CPU, where XLA is slower. On a GPU it is as long as a step is so small that starting its operations takes
+    longer than they do: with 256 units and a batch of 64 (one H100) it takes 2.2 ms, and 7 to 12 ms with cuDNN and
+    without XLA. At 2 x 1024 units the products are the work. And only where there are many steps, since XLA
+    takes 17 s for each size of batch, of which a corpus has 3 to 7.
+    """
+    small = getattr(model.decoder, "units", np.inf) <= 512
+    return bool(tf.config.list_logical_devices("GPU")) and small and steps >= 20_000
+
+
+def _few_sizes(size, least=16):
+    """The next of `least` times 1, 2, 4, ...: what is compiled for each size shall meet few."""
+    return tf.bitwise.left_shift(least, tf.reduce_sum(tf.cast(size > least * 2 ** tf.range(20), tf.int32)))
+
+
+def _any_size(tokens):
+    """What ids `[B, T]`, or their one-hot form, are for all B and T: a `tf.TensorSpec`."""
+    return tf.TensorSpec([None, None, *tokens.shape[2:]], tokens.dtype)
+
+
+def _padded(tokens, rows, length):
+    """Ids `[B, T]`, or their one-hot form, with padding to so many rows and tokens."""
+    more = [rows, length] - tf.shape(tokens)[:2]
+    return tf.pad(tokens, [[0, more[0]], [0, more[1]], *[[0, 0]] * (tokens.shape.rank - 2)])
+
+
+def _real_rows(weights):
+    """How many rows of weights of tokens `[B, T]` do not only fill the batch up."""
+    return tf.math.count_nonzero(tf.reduce_any(weights > 0, axis=1))
 
 
 def _lengths(source):

@@ -3,8 +3,10 @@
 Shapes: B rows, T steps, E size of an input, D units, G gates (4 D of an LSTM, 3 D of a GRU).
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -13,6 +15,25 @@ import tensorflow as tf
 from pipelines import choose
 
 State = list[tf.Tensor]  # [h, c] of an LSTM, [h] of a GRU, [B, D] each
+
+
+_compiling = contextvars.ContextVar("compiling", default=False)
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """While it lasts, graphs are made as XLA wants them for training: without cuDNN, which it cannot compile, without
+    parts side by side, and without `tf.cond`, for which a GPU would have to be waited for."""
+    token = _compiling.set(True)
+    try:
+        yield
+    finally:
+        _compiling.reset(token)
+
+
+def is_compiling() -> bool:
+    """Whether `compiling` lasts."""
+    return _compiling.get()
 
 
 class Rows(NamedTuple):
@@ -29,7 +50,8 @@ class Rows(NamedTuple):
 class Recurrent(keras.layers.Layer):
     """A recurrent layer, in one direction or two.
 
-    On a GPU it runs Keras's layer and with it the fused cuDNN kernel, on a CPU `recur`, which computes the same.
+    On a GPU it runs Keras's layer and with it the fused cuDNN kernel. On a CPU and in what XLA compiles it runs
+    `recur`, which computes the same.
 
     Args:
         cell: "lstm" (Hochreiter & Schmidhuber 1997) or "gru" (Cho et al. 2014, arxiv.org/abs/1406.1078).
@@ -76,7 +98,7 @@ class Recurrent(keras.layers.Layer):
     def _run(self, direction, x, lengths, state):
         cell = direction.cell
         steps = (x.ids if isinstance(x, Rows) else x).shape[1]
-        if steps != 1 and tf.config.list_logical_devices("GPU"):
+        if steps != 1 and tf.config.list_logical_devices("GPU") and not is_compiling():
             x = _looked_up(x, cell.kernel.shape[0], self.compute_dtype)
             mask = None if lengths is None else tf.sequence_mask(lengths, tf.shape(x)[1])
             output, *state = direction(x, mask=mask, initial_state=state)
@@ -246,11 +268,13 @@ def cores() -> int:
 
     As many as there are threads for operations, over those for one operation (`tf.config.threading`), where a program
     has set them, as the command line does: the operations of a recurrent step are too small to be divided further.
-    Else, and on a GPU, 1.
+    Else, on a GPU, and in what XLA compiles, 1.
     """
+    if is_compiling() or tf.config.list_logical_devices("GPU"):
+        return 1
     threads = tf.config.threading.get_inter_op_parallelism_threads()
     each = tf.config.threading.get_intra_op_parallelism_threads()
-    return 1 if not each or tf.config.list_logical_devices("GPU") else max(1, threads // each)
+    return max(1, threads // each) if each else 1
 
 
 def side_by_side(run: Callable, parts: int, *tensors: tf.Tensor) -> Any:
@@ -266,11 +290,31 @@ def side_by_side(run: Callable, parts: int, *tensors: tf.Tensor) -> Any:
     return tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=0)[:rows], *done)
 
 
+def look_up(matrix: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+    """Rows `[..., E]` of a matrix `[V, E]`, by their ids `[...]`.
+
+    The gradient adds up what concerns each row. What XLA makes of that on a GPU adds in another order each time; in
+    what it compiles, a product with one-hot rows gives the same bits again.
+    """
+    if not is_compiling():
+        return tf.gather(matrix, ids)
+
+    @tf.custom_gradient
+    def rows(matrix):
+        def gradient(upstream):
+            chosen = tf.one_hot(tf.reshape(ids, [-1]), matrix.shape[0], dtype=upstream.dtype)
+            return tf.matmul(chosen, tf.reshape(upstream, [-1, matrix.shape[1]]), transpose_a=True)
+
+        return tf.gather(matrix, ids), gradient
+
+    return rows(matrix)
+
+
 def _times(x, matrix, bias):
     """`[T, B, E]` times `[E, G]`, plus `[G]`."""
     if not isinstance(x, Rows):
         return tf.tensordot(x, matrix, 1) + bias
-    return tf.gather(_product(x.matrix, matrix, bias) if x.product is None else x.product, x.ids)
+    return look_up(_product(x.matrix, matrix, bias) if x.product is None else x.product, x.ids)
 
 
 def _product(rows, matrix, bias):

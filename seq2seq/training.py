@@ -49,7 +49,7 @@ from seq2seq.config import (
 from seq2seq.contract import one_line
 from seq2seq.distribution import WorkerLostError, distribute, is_chief, lost_workers, sums_of_workers
 from seq2seq.layers import Decoder, Encoder, token_ids
-from seq2seq.model import Seq2Seq, accepted
+from seq2seq.model import Seq2Seq, accepted, pays_to_compile
 from seq2seq.optimizers import make_optimizer
 from seq2seq.runs import (
     best_epoch,
@@ -329,6 +329,12 @@ def _fit(run, callbacks, say):
     with model.distribute_strategy.scope():
         model.compile(optimizer=make_optimizer(config, run.steps * run.epochs))
     model.build_training()
+    pays = pays_to_compile(model, run.steps * run.epochs)
+    model.compiles_training = {"yes": True, "no": False, "auto": pays}[config.compile]
+    if not config.batch_tokens:
+        model.rows_compiled = config.batch_size
+    if model.compiles_training:
+        say("Training steps are compiled: the first one of each size of batch takes a while")
     average = _Average(config.average)
     learned = _one_pass(config, model.source_tokenizer, 0)
     probe = list(held_out)[:50] or [source.decode() for source, _ in learned.take(50).as_numpy_iterator()]
@@ -536,7 +542,8 @@ class _Safe(keras.callbacks.Callback):
         self.run, self.average, self.probe, self.say = run, average, probe, say
         self.chief = is_chief(run.strategy)  # and no other writes
         self.signal: list[int] = []  # holds the number of one that has come
-        self.saved = time.monotonic()
+        self.saved = self.looked = time.monotonic()
+        self.steps: list[list[tf.Tensor]] = []  # what those taken since the last look have come to
         self.norm = 0.0  # of the last gradient
 
     def on_train_begin(self, logs=None):
@@ -552,19 +559,12 @@ class _Safe(keras.callbacks.Callback):
             self.run.state = None
         self.counted = int(self.model.length_ratios.numpy()[0])  # the pairs that the model has been trained on
 
-    def on_train_batch_end(self, batch, logs=None):
-        norm = float(self.model.gradient_norm.numpy())
-        if math.isfinite(norm):
-            self.norm = norm
-        elif tf.convert_to_tensor(getattr(self.model.optimizer, "dynamic_scale", 0.0)) < 1:
-            self._diverged(norm)
-        # Else a scaled loss has been too large for float16, and the optimizer has lowered its scale for the next batch.
-        counted = int(self.model.length_ratios.numpy()[0])
-        self.run.seen += counted - self.counted
-        self.counted = counted
-        self.run.step += 1
-        if self.run.step == self.run.steps:
-            return  # the epoch is yet to be measured, which cannot be resumed
+    def on_train_batch_begin(self, batch, logs=None):
+        """Follows up the step before. Keras (3.15) has figures as numbers for an `on_train_batch_end`, and so would
+        wait for the device in each step."""
+        if not batch:
+            return
+        self._note_step()
         due = self.chief and time.monotonic() >= self.saved + 60 * self.run.config.checkpoint_minutes
         stop, due = map(bool, sums_of_workers(self.run.strategy, [len(self.signal) > 0, due]))
         if stop or due:
@@ -575,7 +575,39 @@ class _Safe(keras.callbacks.Callback):
                 raise WorkerLostError("another worker has been told to stop; start all of them again to go on")
             raise KeyboardInterrupt if self.signal[0] == signal.SIGINT else SystemExit(143)
 
+    def on_test_begin(self, logs=None):
+        self._end_steps()
+
+    def _note_step(self):
+        """Keeps what a step has come to, without waiting for it, and looks at it where it is time to."""
+        model = self.model
+        kept = (model.gradient_norm, model.length_ratios, getattr(model.optimizer, "dynamic_scale", 0.0))
+        self.steps.append([tf.convert_to_tensor(variable) for variable in kept])
+        if time.monotonic() >= self.looked + _seconds_between_looks():
+            self._look()
+
+    def _end_steps(self):
+        """Follows up the last step of an epoch. The epoch is yet to be measured, which cannot be resumed."""
+        if self.run.step + len(self.steps) < self.run.steps:
+            self._note_step()
+        self._look()
+
+    def _look(self):
+        """Sees whether the steps since the last look went well."""
+        for norm, ratios, scale in self.steps:
+            if math.isfinite(norm):
+                self.norm = float(norm)
+            elif scale < 1:
+                self._diverged(float(norm))
+            # Else a scaled loss was too large for float16, and the optimizer has lowered its scale for the next batch.
+            self.run.seen += int(ratios[0]) - self.counted
+            self.counted = int(ratios[0])
+            self.run.step += 1
+        self.steps.clear()
+        self.looked = time.monotonic()
+
     def on_epoch_end(self, epoch, logs=None):
+        self._end_steps()  # where nothing is held out, nobody has begun to test
         run = self.run
         exact = tf.convert_to_tensor(self.model.optimizer.learning_rate)
         rate = float(str(np.float32(exact)))  # 0.1 and not 0.10000000149
@@ -616,6 +648,7 @@ class _Safe(keras.callbacks.Callback):
         return [*self.model.variables, *self.model.optimizer.variables, *self.model.metrics_variables]
 
     def _checkpoint(self):
+        self._look()
         run = self.run
         self._report(run.checkpoints.wait())
         arrays = [np.array(tf.convert_to_tensor(variable)) for variable in self._variables()]
@@ -667,6 +700,11 @@ def _uncompiled(model):
         yield
     finally:
         model.optimizer, model.compiled = optimizer, True
+
+
+def _seconds_between_looks():
+    """How often to look at what steps have come to: on a CPU at each. A GPU would have to be waited for."""
+    return 1.0 if tf.config.list_logical_devices("GPU") else 0.0
 
 
 def _write_json(path, content, indent=2):

@@ -1,5 +1,7 @@
+import contextlib
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -8,7 +10,8 @@ import tensorflow as tf
 
 from pipelines import CharTokenizer, OptionError, Tokenizer, batch_pairs
 from pipelines.tokenizers import END, PADDING
-from seq2seq import BeamSearch, Decoder, Greedy, Sampling, Seq2Seq, teacher_forcing
+from seq2seq import BeamSearch, Decoder, Encoder, Greedy, Sampling, Seq2Seq, teacher_forcing
+from seq2seq.model import pays_to_compile
 
 
 @pytest.fixture(scope="module")
@@ -378,6 +381,11 @@ def test_the_loss_of_a_train_step_is_the_one_computed_by_hand(model, batches):
     assert all((old != new.numpy()).any() for old, new in zip(before, model.trainable_weights, strict=True))
 
 
+def test_a_batch_alone_has_figures_after_a_fit_that_nobody_watched(model, batches):
+    model.fit(batches, verbose=0, shuffle=False)
+    assert np.isfinite(list(model.train_step(next(iter(batches))).values())).all()
+
+
 @pytest.mark.parametrize(("embedding", "optimizer"), [(None, "sgd"), (4, "sgd"), (4, "adam")])
 def test_ids_train_the_same_model_as_one_hot_rows(pairs, tokenizers, embedding, optimizer):
     losses, models = [], []
@@ -434,9 +442,11 @@ def test_a_scaled_loss_that_is_too_large_for_float16_lowers_its_scale_and_is_the
     assert found["loss"][-1] < found["loss"][0] / 2 and found["accuracy"][-1] > 0.5
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "compiled"])
 @pytest.mark.parametrize("wrap", [lambda sgd: sgd, keras.optimizers.LossScaleOptimizer], ids=["plain", "scaling"])
-def test_an_epoch_that_nothing_was_learned_in_has_no_figures(model, batches, wrap):
+def test_an_epoch_that_nothing_was_learned_in_has_no_figures(model, batches, wrap, compiled):
     model.compile(wrap(keras.optimizers.SGD(0.1)))
+    model.compiles_training = compiled
     kernel = model.decoder.output_layer.kernel
     kernel.assign(kernel * np.nan)
     before = [weight.numpy() for weight in model.trainable_weights]
@@ -445,6 +455,7 @@ def test_an_epoch_that_nothing_was_learned_in_has_no_figures(model, batches, wra
     for one, other in zip(before, model.trainable_weights, strict=True):
         np.testing.assert_array_equal(one, other)
     assert int(model.optimizer.iterations) == 0
+    assert float(getattr(model.optimizer, "dynamic_scale", 2.0**12)) == 2.0**12  # of 2^15, halved three times
 
 
 @pytest.mark.parametrize(
@@ -497,6 +508,97 @@ def test_padding_costs_nothing_in_a_test_step(model, batches):
     again = model.test_step(wider)
     for name, value in logs.items():
         np.testing.assert_allclose(again[name], value, rtol=1e-5)
+
+
+SCALED = keras.optimizers.LossScaleOptimizer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "encoding", "wrap"),
+    [
+        ({"attention": "general"}, "one_hot", SCALED),
+        ({"cell": "gru", "bidirectional": True, "embedding": 4, "tied": True}, "ids", lambda sgd: sgd),
+    ],
+    ids=["one-hot, loss scaled", "ids, embedding"],
+)
+def test_a_compiled_step_learns_and_measures_the_same(pairs, tokenizers, options, encoding, wrap):
+    found = []
+    for compiled in (False, True):
+        keras.utils.set_random_seed(1)
+        model = Seq2Seq(*tokenizers, units=8, label_smoothing=0.1, **options)
+        model.compile(wrap(keras.optimizers.SGD(0.5, momentum=0.9, global_clipnorm=1.0)))
+        model.compiles_training = compiled
+        batches = batch_pairs(pairs, *tokenizers, batch_size=5, encoding=encoding, seed=1)  # of 5, 5 and 2
+        figures = model.fit(batches, verbose=0, shuffle=False).history
+        state = [*model.weights, *model.optimizer.variables]
+        found.append(([np.array(tf.convert_to_tensor(variable)) for variable in state], figures, model))
+    (one, figures, _), (other, again, model) = found
+    for value, compiled in zip(one, other, strict=True):
+        np.testing.assert_allclose(value, compiled, atol=1e-5)
+    for name, values in figures.items():
+        np.testing.assert_allclose(values, again[name], rtol=1e-5)
+    assert model._learn_compiled.cache_info().currsize == 1
+    assert (model.optimizer.iterations, model.length_ratios[0]) == (3, 12)
+
+
+def test_batches_of_many_shapes_are_compiled_for_few(model):
+    shapes = {(1, 1, 5): (16, 16), (70, 16, 17): (128, 16), (64, 9, 18): (64, 32), (3, 300, 2): (16, 512)}
+    for (rows, source, target), (filled, length) in shapes.items():
+        batch = model._filled_up(tf.ones([rows, source], tf.int32), tf.ones([rows, target, 7]))
+        assert [tuple(side.shape) for side in batch] == [(filled, length), (filled, length + 1, 7)]
+        assert [int(tf.reduce_sum(tf.cast(side, tf.int32))) for side in batch] == [rows * source, rows * target * 7]
+    model.rows_compiled = 70
+    batch = [tf.ones([rows, 4], tf.int32) for rows in (3, 70, 71)]
+    assert [model._filled_up(side, side)[0].shape[0] for side in batch] == [70, 70, 140]
+
+
+@keras.saving.register_keras_serializable("tests")
+class HostEncoder(Encoder):
+    """Reads by way of NumPy, which XLA cannot compile."""
+
+    def call(self, source, training=False):
+        read = tf.numpy_function(np.array, [source], source.dtype, stateful=False)
+        return super().call(tf.ensure_shape(read, source.shape), training=training)
+
+
+@pytest.mark.slow
+def test_an_encoder_that_xla_refuses_is_trained_uncompiled_and_nothing_is_lost(tokenizers, batches):
+    weights = []
+    for compiled in (False, True):
+        keras.utils.set_random_seed(1)
+        model = Seq2Seq(*tokenizers, units=8, encoder=HostEncoder)
+        model.compile(keras.optimizers.SGD(0.5))
+        model.compiles_training = compiled
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            model.fit(batches, epochs=2, verbose=0, shuffle=False)
+        said = [str(warning.message) for warning in warned if "training steps are not compiled" in str(warning.message)]
+        assert len(said) == compiled and all("HostEncoder" in text or "PyFunc" in text for text in said), said
+        weights.append(model.get_weights())
+        assert model.optimizer.iterations == 6
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["own loss", "eager", "several replicas"])
+def test_what_would_not_be_the_same_compiled_is_not(model, how):
+    model.compiles_training = True
+    assert model._may_compile()
+    if how == "own loss":
+        model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    if how == "eager":
+        model.compile(run_eagerly=True)
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope() if how == "several replicas" else contextlib.nullcontext():
+        assert not model._may_compile()
+
+
+def test_compiling_pays_on_a_gpu_for_small_models_and_many_steps(model, monkeypatch):
+    assert not pays_to_compile(model, 10**6)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["a GPU"])
+    assert pays_to_compile(model) and pays_to_compile(model, 10**6) and not pays_to_compile(model, 2000)
+    model.decoder.units = 1024
+    assert not pays_to_compile(model)
 
 
 @pytest.mark.slow

@@ -14,8 +14,10 @@ import pytest
 import tensorflow as tf
 
 from pipelines import CorpusError, OptionError
+from seq2seq.cli import _progress
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
+from seq2seq.model import Seq2Seq
 from seq2seq.runs import RunError, best_epoch, held_out_pairs, load_run
 from seq2seq.training import DivergedError, train
 
@@ -77,8 +79,10 @@ def test_each_pair_of_a_batch_without_a_finite_gradient_is_one_line(config, tsv,
     assert len(batch) == 2 and all(re.fullmatch("[abc] [abc]\tx y ", line) for line in batch)
 
 
-def test_a_training_without_a_finite_gradient_stops_and_names_the_batch(config, tmp_path):
-    wild = dataclasses.replace(config, optimizer="sgd", learning_rate=1e38, clip_norm=None, schedule="constant")
+@pytest.mark.parametrize("compiled", ["auto", pytest.param("yes", marks=pytest.mark.slow)])
+def test_a_training_without_a_finite_gradient_stops_and_names_the_batch(config, tmp_path, compiled):
+    wild = {"optimizer": "sgd", "learning_rate": 1e38, "clip_norm": None, "schedule": "constant"}
+    wild = dataclasses.replace(config, compile=compiled, **wild)
     with pytest.raises(
         DivergedError, match=r"epoch \d, step \d: .* length (nan|inf), a step before [\d.]+\. The batch is in"
     ):
@@ -88,9 +92,47 @@ def test_a_training_without_a_finite_gradient_stops_and_names_the_batch(config, 
     said, live = [], keras.callbacks.Callback()
     skipping = dataclasses.replace(wild, on_divergence="skip")
     model = train(skipping, tmp_path / "run", overwrite=True, say=said.append, callbacks=[live])
+    if compiled == "yes":
+        assert said.pop(0).startswith("Training steps are compiled")
     assert said and all(text.endswith("left out") for text in said)
     assert int(live.model.optimizer.iterations) == 2 * 3 - len(said)
     assert all(np.isfinite(weight).all() for weight in model.trainable_weights)
+
+
+def test_steps_that_are_looked_at_together_name_the_same_batches(config, tmp_path, monkeypatch):
+    wild = {"optimizer": "sgd", "learning_rate": 1e38, "clip_norm": None, "schedule": "constant"}
+    config = dataclasses.replace(config, batch_size=4, on_divergence="skip", epochs=3, **wild)
+    said = {}
+    for seconds in (0.0, 3600.0):
+        monkeypatch.setattr("seq2seq.training._seconds_between_looks", lambda seconds=seconds: seconds)
+        run, said[seconds] = tmp_path / str(seconds), []
+        train(config, run, say=said[seconds].append)
+        said[seconds] = [text.replace(str(run), "") for text in said[seconds]]
+    assert len(said[0.0]) > 5 and said[0.0] == said[3600.0]
+    assert len({(tmp_path / str(seconds) / "diverged.tsv").read_text() for seconds in said}) == 1
+    with pytest.raises(DivergedError, match=re.escape(said[0.0][0].partition("/")[0])):
+        train(dataclasses.replace(config, on_divergence="stop"), tmp_path / "stopped")
+
+
+def test_no_step_comes_back_with_figures_for_which_a_device_is_waited(config, tmp_path, monkeypatch):
+    returned, losses, make = [], [], Seq2Seq.make_train_function
+
+    def spying(model, force=False):
+        make(model, force)
+        step = model.train_function
+        model.train_function = lambda batches: returned.append(step(batches)) or returned[-1]
+
+    class Follow(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            losses.append(logs["loss"])
+
+    monkeypatch.setattr(Seq2Seq, "make_train_function", spying)
+    train(config, tmp_path / "quiet", callbacks=[_progress()])
+    assert len(returned) == 2 * 3 and all(set(figures) == {"loss"} for figures in returned)
+    assert all(math.isnan(figures["loss"]) and "CPU" in figures["loss"].device for figures in returned)
+    train(config, tmp_path / "followed", callbacks=[Follow()])
+    assert len(losses) == 2 * 3 and np.isfinite(losses).all()
+    assert history(tmp_path / "quiet") == history(tmp_path / "followed")
 
 
 @pytest.mark.slow
@@ -128,6 +170,7 @@ SAME_RUN = """
 import sys
 import tensorflow as tf
 tf.config.experimental.enable_op_determinism()
+from seq2seq.cli import _progress
 from seq2seq.config import Config, load_config
 from seq2seq.training import train
 train(Config(**load_config(sys.argv[1])[0]), sys.argv[2])
