@@ -581,7 +581,9 @@ class _Safe(keras.callbacks.Callback):
     def _note_step(self):
         """Keeps what a step has come to, without waiting for it, and looks at it where it is time to."""
         model = self.model
-        kept = (model.gradient_norm, model.length_ratios, getattr(model.optimizer, "dynamic_scale", 0.0))
+        kept = [model.gradient_norm, model.length_ratios]
+        if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+            kept.append(model.optimizer.dynamic_scale)
         self.steps.append([tf.convert_to_tensor(variable) for variable in kept])
         if time.monotonic() >= self.looked + _seconds_between_looks():
             self._look()
@@ -594,10 +596,10 @@ class _Safe(keras.callbacks.Callback):
 
     def _look(self):
         """Sees whether the steps since the last look went well."""
-        for norm, ratios, scale in self.steps:
+        for norm, ratios, *scale in self.steps:
             if math.isfinite(norm):
                 self.norm = float(norm)
-            elif scale < 1:
+            elif not scale or scale[0] < 1:
                 self._diverged(float(norm))
             # Else a scaled loss was too large for float16, and the optimizer has lowered its scale for the next batch.
             self.run.seen += int(ratios[0]) - self.counted
