@@ -172,10 +172,10 @@ class Config:
     checkpoint_minutes: float = _option(
         1.0, TRAINING, "How often to save what it takes to resume, in the middle of an epoch too.", min=0
     )
-    compile: str = _option(
-        "auto",
+    compile: bool = _option(
+        False,
         TRAINING,
-        "Compile training steps with XLA: auto (on a GPU, if that will save time), yes, no. Each size of batch takes a "
+        "Compile training steps with XLA: for long trainings of small models on a GPU. Each size of batch takes a "
         "while to compile once.",
     )
     seed: int = _option(0, TRAINING, "Decides first weights, order, dropout and sampling.")
@@ -208,7 +208,6 @@ _CHOICES = {
     "split": ("hash", "last"),
     "encoding": ("one_hot", "ids"),
     "on_divergence": ("stop", "skip"),
-    "compile": ("auto", "yes", "no"),
     "schedule": ("cosine", "constant", "inverse_sqrt", "plateau"),
 }
 

@@ -311,7 +311,16 @@ def _extend_one(step_for, state, limits, min_length, choose, loop):
     return Hypotheses(tf.transpose(ids)[:, None], None, None, stopped[:, None])
 
 
-def shrinking_loop(step_for, extend, running, now, state, limits, history, width=1):
+def shrinking_loop(
+    step_for: StepFor,
+    extend: Callable,
+    running: Callable,
+    now: Any,
+    state: State,
+    limits: tf.Tensor,
+    history: list,
+    width: int = 1,
+) -> tuple[Any, list[tf.Tensor]]:
     """Takes one step after another until all sources have stopped: the fast way on a CPU, where every row costs time.
 
     Whenever half of the sources in the batch have stopped, it goes on without them. So sizes change, which XLA cannot
@@ -363,7 +372,7 @@ def shrinking_loop(step_for, extend, running, now, state, limits, history, width
 STEPS_UNASKED = 16  # that a `masking_loop` takes before it asks again whether any source still runs
 
 
-def masking_loop(blocks):
+def masking_loop(blocks: int | tf.Tensor) -> Loop:
     """Makes a loop of fixed sizes that XLA can compile: the fast way on a GPU, where a wait costs more than a row.
 
     Sources that have stopped stay in the batch, and their further tokens are masked. A GPU that asks whether to go on

@@ -123,7 +123,7 @@ class Seq2Seq(keras.Model):
         self._parts = 1  # of a batch to translate: more are twice as long in the making, which few texts do not repay
         self._search_with = functools.lru_cache(maxsize=32)(self._compile_search)
         self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
-        self.compiles_training = pays_to_compile(self)  # and may be set before `fit`, as may the next
+        self.compiles_training = False  # may be set before `fit`, which says what for
         self.rows_compiled = 16  # compiled steps are for batches of so many rows, twice as many, and so on
         self.build()
 
@@ -197,9 +197,12 @@ class Seq2Seq(keras.Model):
     ) -> keras.callbacks.History:
         """As `keras.Model.fit`. Warns if the learning rate has fallen to 0, so that nothing would be learned.
 
-        On a GPU, XLA compiles the whole step if `pays_to_compile` says so. `model.compiles_training = False`, or True,
-        before the first `fit` overrules it; `model.rows_compiled` is then best set to the size of the batches. No step
-        waits for the device with `verbose=0` and no callback that has an `on_train_batch_end`.
+        After `model.compiles_training = True`, before the first `fit`, XLA compiles the whole step, with
+        `recurrence.recur` in place of cuDNN. That is for long trainings of small models on a GPU, where starting the
+        operations of a step takes longer than they do: with 256 units and a batch of 64 a step alone takes 2.2 ms, and
+        uncompiled 7 to 13 ms (one H100). Each size of batch is compiled once, for 17 s and more; `model.rows_compiled`
+        is best set to the size of the batches. No step waits for the device with `verbose=0` and no callback that has
+        an `on_train_batch_end`.
 
         With several replicas, `x` and `validation_data` must each be a `tf.data.Dataset` of whole batches or what
         `distribution.distribute` returns; with several workers, the latter.
@@ -718,18 +721,6 @@ def _first_different(count, texts, scores, ranked_by, stopped):
     nothing = "", NEVER, NEVER, STOPPED[LIMITED]
     found = zip((texts, scores, ranked_by, stopped), nothing, strict=True)
     return [tf.gather(tf.where(repeated, empty, known), order, batch_dims=1) for known, empty in found]
-
-
-def pays_to_compile(model: Seq2Seq, steps: float = np.inf) -> bool:
-    """Whether a training of so many steps is faster if each is one program, compiled by XLA with `recurrence.recur`.
-
-    Not on a CPU, where XLA is slower. On a GPU it is as long as a step is so small that starting its operations takes
-    longer than they do: with 256 units and a batch of 64 (one H100) it takes 2.2 ms, and 7 to 12 ms with cuDNN and
-    without XLA. At 2 x 1024 units the products are the work. And only where there are many steps, since XLA
-    takes 17 s for each size of batch, of which a corpus has 3 to 7.
-    """
-    small = getattr(model.decoder, "units", np.inf) <= 512
-    return bool(tf.config.list_logical_devices("GPU")) and small and steps >= 20_000
 
 
 def _few_sizes(size, least=16):

@@ -49,7 +49,7 @@ from seq2seq.config import (
 from seq2seq.contract import one_line
 from seq2seq.distribution import WorkerLostError, distribute, is_chief, lost_workers, sums_of_workers
 from seq2seq.layers import Decoder, Encoder, token_ids
-from seq2seq.model import Seq2Seq, accepted, pays_to_compile
+from seq2seq.model import Seq2Seq, accepted
 from seq2seq.optimizers import make_optimizer
 from seq2seq.runs import (
     best_epoch,
@@ -329,8 +329,7 @@ def _fit(run, callbacks, say):
     with model.distribute_strategy.scope():
         model.compile(optimizer=make_optimizer(config, run.steps * run.epochs))
     model.build_training()
-    pays = pays_to_compile(model, run.steps * run.epochs)
-    model.compiles_training = {"yes": True, "no": False, "auto": pays}[config.compile]
+    model.compiles_training = config.compile
     if not config.batch_tokens:
         model.rows_compiled = config.batch_size
     if model.compiles_training:

@@ -213,7 +213,7 @@ class _StopHere(Exception):
         {"batch_tokens": 40, "encoding": "one_hot"},
         {"split": "last"},
         {"limit": 60, "optimizer": "rmsprop", "schedule": "cosine", "average": 1},
-        pytest.param({"compile": "yes"}, marks=pytest.mark.slow),
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
     ],
 )
 def test_a_training_goes_on_in_the_middle_of_an_epoch(config, deterministic, tmp_path, options):

@@ -65,9 +65,9 @@ def test_train_prints_its_folder_to_stdout_and_its_progress_to_stderr(run):
 @pytest.mark.slow
 def test_compiled_steps_learn_to_write_capitals(tsv, tmp_path):
     corpus = tsv("".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "abcde"))
-    options = {"compile": "yes", "epochs": 40, "units": 24, "learning-rate": 0.02, "validation-fraction": 0}
+    options = {"epochs": 40, "units": 24, "learning-rate": 0.02, "validation-fraction": 0}
     options = [part for name, value in options.items() for part in (f"--{name}", value)]
-    done = seq2seq("train", corpus, *options, "--out", tmp_path / "run")
+    done = seq2seq("train", corpus, "--compile", *options, "--out", tmp_path / "run")
     assert done.returncode == 0 and b"Training steps are compiled" in done.stderr and b"Warning" not in done.stderr
     assert seq2seq("translate", tmp_path / "run", "ab", "ec", "da").stdout == b"AB\nEC\nDA\n"
 

@@ -11,7 +11,6 @@ import tensorflow as tf
 from pipelines import CharTokenizer, OptionError, Tokenizer, batch_pairs
 from pipelines.tokenizers import END, PADDING
 from seq2seq import BeamSearch, Decoder, Encoder, Greedy, Sampling, Seq2Seq, teacher_forcing
-from seq2seq.model import pays_to_compile
 
 
 @pytest.fixture(scope="module")
@@ -591,14 +590,6 @@ def test_what_would_not_be_the_same_compiled_is_not(model, how):
         model.compile(run_eagerly=True)
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope() if how == "several replicas" else contextlib.nullcontext():
         assert not model._may_compile()
-
-
-def test_compiling_pays_on_a_gpu_for_small_models_and_many_steps(model, monkeypatch):
-    assert not pays_to_compile(model, 10**6)
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["a GPU"])
-    assert pays_to_compile(model) and pays_to_compile(model, 10**6) and not pays_to_compile(model, 2000)
-    model.decoder.units = 1024
-    assert not pays_to_compile(model)
 
 
 @pytest.mark.slow
