@@ -66,7 +66,7 @@ def read_pairs(
         drop_duplicates: leave out pairs that came before among the last 131,072 or more of the same file.
         shuffle_files: whether to read several files in turns, in an order that is new each epoch.
         num_shards, index: read one part of so many, for one worker among several. Together the parts are the corpus:
-            whole files where there are enough, else every so-manieth pair of each.
+            whole files where there are enough, else every num_shards-th pair of each.
 
     Returns:
         A `tf.data.Dataset` of (source, target) scalar strings.

@@ -521,7 +521,7 @@ def _hypothesis_lines(found, done, scores):
             columns = [b"%d" % number] if len(row[0]) > 1 else []
             if scores:
                 columns += [b"%.4f" % score, b"%.4f" % rank, stopped]
-            yield b"	".join([*columns, as_line(text)])
+            yield b"\t".join([*columns, as_line(text)])
 
 
 def _attention_lines(model, texts, translations):

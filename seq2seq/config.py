@@ -135,14 +135,14 @@ class Config:
         parser=_or_none(int),
     )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
-    learning_rate: float = _option(3e-3, TRAINING, "Step size, at the start.", min=0)
+    learning_rate: float = _option(3e-3, TRAINING, "Learning rate, at the start.", min=0)
     schedule: str = _option(
         "cosine",
         TRAINING,
-        "How the step size changes: cosine (falls to zero along half a cosine), constant, inverse_sqrt (falls with the "
-        "root of the steps after --warmup), plateau (halved when --monitor is no better for two epochs).",
+        "How the learning rate changes: cosine (falls to zero along half a cosine), constant, inverse_sqrt (falls with "
+        "the root of the steps after --warmup), plateau (halved when --monitor is no better for two epochs).",
     )
-    warmup: int = _option(0, TRAINING, "Steps in which the step size rises from zero, before that.", min=0)
+    warmup: int = _option(0, TRAINING, "Steps in which the learning rate rises from zero, before that.", min=0)
     clip_norm: float | None = _option(
         1.0, TRAINING, "Length to which longer gradients are cut.", parser=_or_none(float)
     )

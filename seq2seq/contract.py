@@ -85,11 +85,11 @@ def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, voc
     keeps_sizes = True
     for copies, case in ((1, "one token after another"), (3, "three hypotheses for each source (see rows_by_source)")):
         with _refusing("decoder", decoder, case) as refuse:
-            encoded, state = start(decoder, started[0], 5)  # which may be more than there are
+            given, state = start(decoder, encoded, 5)  # which may be more than there are
             state = tf.nest.map_structure(lambda x, copies=copies: tf.repeat(x, copies, axis=0), state)
             for position in range(3):
                 before, tokens = state, tf.repeat(target[:, position : position + 1], copies, axis=0)
-                logits, state = decoder(tokens, encoded, state)
+                logits, state = decoder(tokens, given, state)
                 tf.nest.assert_same_structure(before, state)
                 sizes = ([tf.shape(x).numpy().tolist() for x in tf.nest.flatten(nest)] for nest in (before, state))
                 keeps_sizes &= next(sizes) == next(sizes)

@@ -160,7 +160,7 @@ def _tune_no_device():
 
 
 def own_rows(batch: Any) -> Any:
-    """The rows, of a batch that all replicas are given, that this one learns: every so-manieth of each tensor.
+    """The rows, of a batch that all replicas are given, that this one learns: every n-th of each tensor, n replicas.
 
     All replicas have equally many; where there are not enough rows, some are zeros, which is padding.
     """

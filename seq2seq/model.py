@@ -38,13 +38,21 @@ from seq2seq.recurrence import compiling, cores, side_by_side
 
 LONGEST_SOURCE = 1024  # tokens of a text that are read when it is translated; the rest is left out
 _MANY_TEXTS = 64  # from so many on, each core translates a part of a batch
+# What XLA raises if it cannot compile: the last two if parts of CUDA that it needs are missing.
+_XLA_ERRORS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.UnimplementedError,
+    tf.errors.InternalError,
+    tf.errors.NotFoundError,
+)
 _BATCH_LENGTH = 256  # the length from which on a batch holds fewer texts, so that memory does not grow with it
 
 
 class Translations(NamedTuple):
     """What `Seq2Seq.translate` knows of N texts, n hypotheses each, the best first."""
 
-    texts: tf.Tensor  # strings [N, n], all different for each text; if there are fewer, the last ones are empty
+    # Strings [N, n], all different for each text. If fewer of the 2 n best hypotheses are, the last ones are empty.
+    texts: tf.Tensor
     scores: tf.Tensor  # float32 [N, n] log-likelihood, in nats; -inf of what is empty
     ranked_by: tf.Tensor  # float32 [N, n] what the order follows: of a beam, the score over its length penalty
     stopped: tf.Tensor  # strings [N, n] why it is no longer: "end", "limit" or "repetition"
@@ -261,8 +269,8 @@ class Seq2Seq(keras.Model):
         self.gradient_norm.assign(tf.linalg.global_norm(gradients) / self.optimizer.scale_loss(1.0))
         finite = tf.math.is_finite(self.gradient_norm)
         apply_if(finite, self.optimizer, gradients, self.trainable_weights)
-        rows = _real_rows(examples[2])
-        only_if(finite, lambda: self._measure(loss, rows, labels, logits, weights), self.metrics_variables)
+        tokens = tf.reduce_sum(examples[2])
+        only_if(finite, lambda: self._measure(loss, tokens, labels, logits, weights), self.metrics_variables)
 
     def _may_compile(self):
         """Whether a compiled step would do the same as `_learn`: not with several replicas, and not for a loss of one's
@@ -291,8 +299,8 @@ class Seq2Seq(keras.Model):
 
     def _filled_up(self, source, target):
         """A batch with padding to one of few sizes, since each takes a while to compile. Both sides get as long."""
-        rows = _few_sizes(tf.shape(source)[0], self.rows_compiled)
-        length = _few_sizes(tf.maximum(tf.shape(source)[1], tf.shape(target)[1] - 1))
+        rows = _rounded_up(tf.shape(source)[0], self.rows_compiled)
+        length = _rounded_up(tf.maximum(tf.shape(source)[1], tf.shape(target)[1] - 1))
         return _padded(source, rows, length), _padded(target, rows, length + 1)
 
     def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -301,15 +309,15 @@ class Seq2Seq(keras.Model):
         inputs, labels, weights = own_rows(examples)
         logits = self(inputs, training=False)
         loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights) * share(examples[2], weights)
-        self._measure(loss, _real_rows(examples[2]), labels, logits, weights)
+        self._measure(loss, tf.reduce_sum(examples[2]), labels, logits, weights)
         return self._figures()
 
-    def _measure(self, loss, rows, labels, logits, weights):
-        """Takes a batch of so many rows into the figures of the epoch. Those of several replicas are added up when they
-        are read."""
+    def _measure(self, loss, tokens, labels, logits, weights):
+        """Takes a batch of so many real tokens into the figures of the epoch. Those of several replicas are added up
+        when they are read."""
         for metric in self.metrics:
             if metric.name == "loss":
-                metric.update_state(loss * self.distribute_strategy.num_replicas_in_sync, sample_weight=rows)
+                metric.update_state(loss * self.distribute_strategy.num_replicas_in_sync, sample_weight=tokens)
             else:
                 metric.update_state(labels, logits, sample_weight=weights)
 
@@ -403,7 +411,7 @@ class Seq2Seq(keras.Model):
         longest = -1 if max_length is None else max_length
         try:
             done = [run(tf.gather(texts, batch), seed + batch, min_length, longest) for batch in batches]
-        except (ValueError, tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+        except (ValueError, *_XLA_ERRORS) as error:
             if not self.compiles_decoding:
                 raise
             warnings.warn(f"decoding goes on uncompiled and slower; XLA says: {one_line(error)}", stacklevel=2)
@@ -499,11 +507,11 @@ class Seq2Seq(keras.Model):
             return self._search(self.encoder(source), limits, min_length, seeds, steps, strategy, shrinking_loop)
         with tf.device("CPU"):
             rows, length = tf.unstack(tf.shape(source)[:2])
-            source = _padded(source, _few_sizes(rows), _few_sizes(length))
+            source = _padded(source, _rounded_up(rows), _rounded_up(length))
             # Rows that only fill the batch up are done after one step.
-            more = [[0, _few_sizes(rows) - rows]]
+            more = [[0, _rounded_up(rows) - rows]]
             limits, seeds = (tf.pad(x, more, constant_values=1) for x in (limits, seeds))
-            steps = tf.zeros([_few_sizes(tf.reduce_max(limits))])  # by its size: XLA must know it when it compiles
+            steps = tf.zeros([_rounded_up(tf.reduce_max(limits))])  # by its size: XLA must know it when it compiles
         found = self._search_with(strategy)(self.encoder(source), limits, min_length, seeds, steps)
         with tf.device("CPU"):
             longest = tf.reduce_max(tf.math.count_nonzero(found.ids, axis=2, dtype=tf.int32))
@@ -691,7 +699,9 @@ def teacher_forcing(source: tf.Tensor, target: tf.Tensor) -> tuple[tuple[tf.Tens
 def _follows_steps(callback):
     """Whether a callback has something to do after each step of training."""
     hooks = ("on_batch_end", "on_train_batch_end")
-    return any(getattr(callback, hook).__func__ is not getattr(keras.callbacks.Callback, hook) for hook in hooks)
+    # A `LambdaCallback` has functions in place of methods.
+    found = [(hook, getattr(getattr(callback, hook), "__func__", None)) for hook in hooks]
+    return any(function is not getattr(keras.callbacks.Callback, hook) for hook, function in found)
 
 
 def accepted(function: Callable) -> set[str]:
@@ -723,8 +733,8 @@ def _first_different(count, texts, scores, ranked_by, stopped):
     return [tf.gather(tf.where(repeated, empty, known), order, batch_dims=1) for known, empty in found]
 
 
-def _few_sizes(size, least=16):
-    """The next of `least` times 1, 2, 4, ...: what is compiled for each size shall meet few."""
+def _rounded_up(size, least=16):
+    """The smallest of `least` times 1, 2, 4, ... that is not below a size, so that few sizes are compiled."""
     return tf.bitwise.left_shift(least, tf.reduce_sum(tf.cast(size > least * 2 ** tf.range(20), tf.int32)))
 
 
@@ -737,11 +747,6 @@ def _padded(tokens, rows, length):
     """Ids `[B, T]`, or their one-hot form, with padding to so many rows and tokens."""
     more = [rows, length] - tf.shape(tokens)[:2]
     return tf.pad(tokens, [[0, more[0]], [0, more[1]], *[[0, 0]] * (tokens.shape.rank - 2)])
-
-
-def _real_rows(weights):
-    """How many rows of weights of tokens `[B, T]` do not only fill the batch up."""
-    return tf.math.count_nonzero(tf.reduce_any(weights > 0, axis=1))
 
 
 def _lengths(source):

@@ -40,7 +40,7 @@ class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
     """Rises in a line to a rate and then falls with the root of the steps, as in Vaswani et al. 2017.
 
     Args:
-        rate: the highest step size.
+        rate: the highest learning rate.
         warmup: the step at which it is reached.
     """
 

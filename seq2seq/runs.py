@@ -181,9 +181,10 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
 
 
 def may_have_learned(folder: Path | str) -> bool:
-    """Whether a run may have been trained on sources that it has held out: a split by hash alone rules it out."""
+    """Whether a run may have been trained on sources that it has held out: a split by hash alone rules it out, but for
+    runs from before 2026-11-26, when the raw text was hashed; these have recorded no directory."""
     config, record = configuration(folder)
-    return config.split != "hash" or "from" in record
+    return config.split != "hash" or "from" in record or "directory" not in record
 
 
 def trained_on(record: dict, pairs: tf.data.Dataset, source_tokenizer: Tokenizer) -> np.ndarray:

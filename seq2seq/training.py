@@ -47,7 +47,14 @@ from seq2seq.config import (
     shaping_options,
 )
 from seq2seq.contract import one_line
-from seq2seq.distribution import WorkerLostError, distribute, is_chief, lost_workers, sums_of_workers
+from seq2seq.distribution import (
+    WorkerLostError,
+    distribute,
+    is_chief,
+    lost_workers,
+    several_workers,
+    sums_of_workers,
+)
 from seq2seq.layers import Decoder, Encoder, token_ids
 from seq2seq.model import Seq2Seq, accepted
 from seq2seq.optimizers import make_optimizer
@@ -125,6 +132,8 @@ def train(
     """
     folder = Path(folder)
     say = say or (lambda text: None)
+    if config and config.compile and strategy:
+        raise OptionError("compile=True: steps are compiled on one device only, without a strategy")
     chief = is_chief(strategy)
     lock = locked(folder) if chief else contextlib.nullcontext()
     with lock, lost_workers(strategy), corpus_errors(), warnings.catch_warnings():
@@ -333,7 +342,7 @@ def _fit(run, callbacks, say):
     if not config.batch_tokens:
         model.rows_compiled = config.batch_size
     if model.compiles_training:
-        say("Training steps are compiled: the first one of each size of batch takes a while")
+        say("Training steps are compiled by XLA: the first step of each batch size takes seconds to minutes")
     average = _Average(config.average)
     learned = _one_pass(config, model.source_tokenizer, 0)
     probe = list(held_out)[:50] or [source.decode() for source, _ in learned.take(50).as_numpy_iterator()]
@@ -542,8 +551,9 @@ class _Safe(keras.callbacks.Callback):
         self.chief = is_chief(run.strategy)  # and no other writes
         self.signal: list[int] = []  # holds the number of one that has come
         self.saved = self.looked = time.monotonic()
-        self.steps: list[list[tf.Tensor]] = []  # what those taken since the last look have come to
+        self.pending: list[list[tf.Tensor]] = []  # what those taken since the last look have come to
         self.norm = 0.0  # of the last gradient
+        self.skipped = 0  # steps of the epoch that a `LossScaleOptimizer` has not taken
 
     def on_train_begin(self, logs=None):
         if not self.run.history and not self.run.step:
@@ -561,9 +571,8 @@ class _Safe(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         """Follows up the step before. Keras (3.15) has figures as numbers for an `on_train_batch_end`, and so would
         wait for the device in each step."""
-        if not batch:
-            return
-        self._note_step()
+        if batch:
+            self._note_step()
         due = self.chief and time.monotonic() >= self.saved + 60 * self.run.config.checkpoint_minutes
         stop, due = map(bool, sums_of_workers(self.run.strategy, [len(self.signal) > 0, due]))
         if stop or due:
@@ -583,33 +592,38 @@ class _Safe(keras.callbacks.Callback):
         kept = [model.gradient_norm, model.length_ratios]
         if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
             kept.append(model.optimizer.dynamic_scale)
-        self.steps.append([tf.convert_to_tensor(variable) for variable in kept])
-        if time.monotonic() >= self.looked + _seconds_between_looks():
+        self.pending.append([tf.convert_to_tensor(variable) for variable in kept])
+        # Several workers wait for each other in each step anyway, and must find what goes wrong together.
+        if several_workers(self.run.strategy) or time.monotonic() >= self.looked + _seconds_between_looks():
             self._look()
 
     def _end_steps(self):
         """Follows up the last step of an epoch. The epoch is yet to be measured, which cannot be resumed."""
-        if self.run.step + len(self.steps) < self.run.steps:
+        if self.run.step + len(self.pending) < self.run.steps:
             self._note_step()
         self._look()
 
     def _look(self):
         """Sees whether the steps since the last look went well."""
-        for norm, ratios, *scale in self.steps:
+        for norm, ratios, *scale in self.pending:
             if math.isfinite(norm):
                 self.norm = float(norm)
             elif not scale or scale[0] < 1:
                 self._diverged(float(norm))
-            # Else a scaled loss was too large for float16, and the optimizer has lowered its scale for the next batch.
+            else:  # a scaled loss was too large for float16, and the optimizer has lowered its scale for the next batch
+                self.skipped += 1
             self.run.seen += int(ratios[0]) - self.counted
             self.counted = int(ratios[0])
             self.run.step += 1
-        self.steps.clear()
+        self.pending.clear()
         self.looked = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
         self._end_steps()  # where nothing is held out, nobody has begun to test
         run = self.run
+        if self.skipped:
+            self.say(f"epoch {epoch + 1}: {self.skipped:,} of {run.steps:,} steps skipped, their gradients not finite")
+            self.skipped = 0
         exact = tf.convert_to_tensor(self.model.optimizer.learning_rate)
         rate = float(str(np.float32(exact)))  # 0.1 and not 0.10000000149
         run.history.append({"epoch": epoch + 1, **logs, "learning_rate": rate})
@@ -675,7 +689,7 @@ class _Safe(keras.callbacks.Callback):
             self._write_batch(path)
         said = (
             f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the loss is no finite number any more; the gradient "
-            f"has the length {norm}, a step before {self.norm:.3g}. The batch is in {path}"
+            f"norm is {norm}, one step earlier it was {self.norm:.3g}. The batch is in {path}"
         )
         if run.config.on_divergence == "stop":
             kept = "the model of the last good epoch" if run.history else "no model, for it was the first epoch"

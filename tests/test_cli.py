@@ -102,10 +102,11 @@ def test_bad_input_exits_2_with_one_line(run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_training_is_saved_and_goes_on(tmp_path, sent, code):
-    out = tmp_path / "run"
-    arguments = ["train", "--limit", "200", "--units", "8", "--epochs", "400", "--out", str(out)]
+@pytest.mark.parametrize(("sent", "code", "batch"), [(signal.SIGINT, 130, "64"), (signal.SIGTERM, 143, "256")])
+def test_an_interrupted_training_is_saved_and_goes_on(tmp_path, sent, code, batch):
+    out = tmp_path / "run"  # of several steps an epoch, and of one
+    arguments = ["train", "--limit", "200", "--units", "8", "--batch-size", batch]
+    arguments += ["--epochs", "400", "--out", str(out)]
     process = subprocess.Popen([SEQ2SEQ, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     for line in process.stderr:
         if line.startswith(b"Epoch 2/"):

@@ -276,8 +276,10 @@ def test_repetition_that_ends_or_is_of_long_phrases_is_left_alone(strategy):
     assert reasons(search(strategy, *spelling(["x" * 99]), limits=[16])) == [["limit"]]
 
 
-@BOTH_LOOPS
 # Beam search
+
+
+@BOTH_LOOPS
 def test_a_beam_of_one_is_greedy_search():
     for seed in range(8):
         step, state = wandering(seed, sources=50)

@@ -202,6 +202,35 @@ def test_a_decoder_whose_state_grows_is_never_compiled_by_default(tokenizers, mo
     assert not Seq2Seq(*tokenizers, units=8).compiles_decoding
 
 
+@keras.saving.register_keras_serializable("tests")
+class Particular(Decoder):
+    """A decoder whose `start` takes only what the encoder returned, and not what it has made of that itself."""
+
+    def start(self, encoded):
+        assert encoded.keys is None
+        encoded, state = super().start(encoded)
+        return encoded._replace(keys=encoded.memory), state
+
+
+def test_a_decoder_is_started_from_what_the_encoder_returned(tokenizers):
+    model = Seq2Seq(*tokenizers, decoder=Particular, units=8)
+    assert model.translate(["sol"], max_length=3).shape == (1,)
+
+
+def test_loss_and_perplexity_of_an_epoch_agree(model, pairs, tokenizers):
+    batches = batch_pairs(pairs, *tokenizers, batch_size=5, seed=1)
+    found = model.fit(batches, verbose=0, shuffle=False).history
+    assert found["perplexity"][0] == pytest.approx(np.exp(found["loss"][0]), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_a_callback_made_of_functions_sees_each_step(model, batches):
+    seen = []
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(logs["loss"]))
+    model.fit(batches, verbose=0, shuffle=False, callbacks=[callback])
+    assert len(seen) == 3 and np.all(np.isfinite(seen))
+
+
 @pytest.mark.parametrize("texts", ["sol", ["sol", "mar", ""]], ids=["one", "several"])
 def test_what_xla_refuses_is_decoded_uncompiled_and_said_once(tokenizers, texts):
     model = Seq2Seq(*tokenizers, decoder=Growing, units=8)
@@ -562,7 +591,7 @@ class HostEncoder(Encoder):
 
 
 @pytest.mark.slow
-def test_an_encoder_that_xla_refuses_is_trained_uncompiled_and_nothing_is_lost(tokenizers, batches):
+def test_an_encoder_that_xla_refuses_is_trained_uncompiled_and_nothing_is_lost(pairs, tokenizers):
     weights = []
     for compiled in (False, True):
         keras.utils.set_random_seed(1)
@@ -571,7 +600,7 @@ def test_an_encoder_that_xla_refuses_is_trained_uncompiled_and_nothing_is_lost(t
         model.compiles_training = compiled
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            model.fit(batches, epochs=2, verbose=0, shuffle=False)
+            model.fit(batch_pairs(pairs, *tokenizers, batch_size=5, seed=1), epochs=2, verbose=0, shuffle=False)
         said = [str(warning.message) for warning in warned if "training steps are not compiled" in str(warning.message)]
         assert len(said) == compiled and all("HostEncoder" in text or "PyFunc" in text for text in said), said
         weights.append(model.get_weights())
