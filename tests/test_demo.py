@@ -53,7 +53,10 @@ def test_the_translation_follows_the_typing_and_nothing_leaves_the_machine(confi
         best = found[0][0].decode()
         expect(translation).to_have_value(best)
         expect(rows).to_have_text(
-            [f"{score:.2f}{why.decode()}{text.decode()}" for text, score, why in zip(*found, strict=True)]
+            [
+                f"{score:.2f}{rank:.2f}{why.decode()}{text.decode()}"
+                for text, score, rank, why in zip(*found, strict=True)
+            ]
         )
         picture = page.get_by_alt_text(f"attention: {text} → {best}", exact=True)
         expect(picture).to_be_visible()
