@@ -110,6 +110,7 @@ class Config:
     )
     input_feeding: bool = _option(False, MODEL, "Give each step what attention found before. Several times slower.")
     tied: bool = _option(False, MODEL, "Use the target's embedding as the output's matrix.")
+    copy: bool = _option(False, MODEL, "Let the decoder also copy source tokens, for targets that share much text.")
     dropout: float = _option(0.0, MODEL, "Share of numbers left out in training.", min=0, max=0.99)
     encoder: str | None = _option(None, MODEL, "An encoder of your own, module:Class.", metavar="MODULE:CLASS")
     decoder: str | None = _option(None, MODEL, "A decoder of your own, module:Class.", metavar="MODULE:CLASS")

@@ -11,7 +11,18 @@ import tensorflow as tf
 
 from pipelines import OptionError
 from pipelines.tokenizers import END, PADDING, START, UNKNOWN, Tokenizer
-from seq2seq.layers import Decoder, Encoded, Encoder
+from seq2seq.layers import Decoder, Encoded, Encoder, token_ids
+
+
+def take_tokenizers(half: keras.layers.Layer, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
+    """Gives an encoder or a decoder both tokenizers, if it has a method `take_tokenizers` to take them."""
+    if hasattr(half, "take_tokenizers"):
+        half.take_tokenizers(source_tokenizer, target_tokenizer)
+
+
+def encode(encoder: keras.layers.Layer, source: tf.Tensor, training: bool = False) -> Encoded:
+    """Calls the encoder, and adds the source's ids to what it returns, for decoders that copy from it."""
+    return encoder(source, training=training)._replace(source=token_ids(source))
 
 
 def start(decoder: keras.layers.Layer, encoded: Encoded, steps: int | tf.Tensor) -> Any:
@@ -21,7 +32,9 @@ def start(decoder: keras.layers.Layer, encoded: Encoded, steps: int | tf.Tensor)
     return decoder.start(encoded, **told)
 
 
-def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, vocabulary_size: int) -> bool:
+def check_contract(
+    encoder: keras.layers.Layer, decoder: keras.layers.Layer, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer
+) -> bool:
     """Runs the two on two short rows, which makes their weights, and compares what comes out with what should.
 
     Args:
@@ -30,7 +43,7 @@ def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, voc
             encoded, state) -> (logits `[B, T, V]`, state), which gives the same logits for the whole target at once and
             for one token after another, also with K rows of target and state for each one of `encoded`, and does not
             look at padding.
-        vocabulary_size: V of the target.
+        source_tokenizer, target_tokenizer: those of the model; the second one's vocabulary size is V.
 
     Returns:
         Whether the decoder's state keeps its sizes from one token to the next, so that a decode loop can be compiled.
@@ -40,6 +53,7 @@ def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, voc
     """
     source = tf.constant([[UNKNOWN, START, END], [END, START, PADDING]])
     target = tf.constant([[START, UNKNOWN, END], [START, END, UNKNOWN]])
+    vocabulary_size = target_tokenizer.vocabulary_size
 
     with _refusing("encoder", encoder, "source ids [B, S]") as refuse:
         encoded = encoder(source)
@@ -51,6 +65,7 @@ def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, voc
                 f"memory {memory.shape} and {mask.dtype.name} mask {mask.shape} of a source (2, 3); "
                 "expected [B, S, D] and bool [B, S]"
             )
+    encoded = encoded._replace(source=source)
     with _refusing("decoder", decoder, f"what {type(encoder).__name__} made of a source") as refuse:
         if not hasattr(decoder, "start"):
             refuse("has no method `start`")
@@ -74,7 +89,7 @@ def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, voc
 
     # The second text again, without the padding that its neighbour gave it.
     with _refusing("encoder", encoder, "a text alone") as refuse:
-        alone = encoder(source[1:, :2])
+        alone = encode(encoder, source[1:, :2])
         second = tf.nest.map_structure(lambda tensor: tensor[1:], (encoded.memory[:, :2], encoded.state))
         if not same((alone.memory, alone.state), second):
             refuse("another memory or state for a text alone than for the same with padding after it")
@@ -103,6 +118,7 @@ def check_contract(encoder: keras.layers.Layer, decoder: keras.layers.Layer, voc
     ):
         with _refusing(name, part, _RELOAD) as refuse:
             again = _reloaded(part)
+            take_tokenizers(again, source_tokenizer, target_tokenizer)
             compute(again)  # which makes its weights
             again.set_weights(part.get_weights())
             if not same(compute(part), compute(again)):

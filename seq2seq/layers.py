@@ -6,10 +6,11 @@ Shapes: B rows in a batch, S source length, T target length, V vocabulary size, 
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, choose
-from pipelines.tokenizers import PADDING, one_hot
+from pipelines.tokenizers import END, PADDING, Tokenizer, one_hot
 from seq2seq.recurrence import Recurrent, Rows, look_up
 
 ATTENTIONS = (None, "dot", "general", "additive")
@@ -22,8 +23,18 @@ class Encoded(NamedTuple):
     memory: tf.Tensor  # [B, S, D] the output at each source position
     mask: tf.Tensor  # bool [B, S] which positions hold a token
     state: list  # where the decoder starts: for each of its layers, [h, c] of an LSTM or [h] of a GRU, [B, D] each
-    keys: tf.Tensor | None = None  # [B, S, D] the memory as queries are compared with it; `Decoder.start` adds it
-    product: tf.Tensor | None = None  # [V, G] as in `Rows`, of all target tokens where they are few; added there too
+    source: tf.Tensor | None = None  # int32 [B, S] the source's ids; the model adds them to what an encoder returns
+    # A free place. An encoder may put any nest of tensors `[B, ...]` here, None included, to tell a decoder more; what
+    # `start` of a decoder puts in its place may have any shape.
+    extra: Any = None
+
+
+class Prepared(NamedTuple):
+    """What `Decoder.start` puts into `Encoded.extra`: all that would be the same in each call."""
+
+    keys: tf.Tensor | None  # [B, S, D] the memory as queries are compared with it; None without attention
+    product: tf.Tensor | None  # [V, G] as in `Rows`, of all target tokens where they are few
+    copies: tf.Tensor | None  # [B, S, V] the target token of each source token, as `Pointer.copies` returns it
 
 
 @keras.saving.register_keras_serializable("seq2seq")
@@ -123,6 +134,8 @@ class Decoder(keras.layers.Layer):
             section 3.3). Training then goes step by step, which is several times slower.
         tied: whether the embedding is also the output's matrix (Press & Wolf 2017, arxiv.org/abs/1608.05859), after a
             projection to its size.
+        copy: whether the decoder can also copy a source token to which attention points, as in `Pointer`. It then needs
+            `take_tokenizers`, and returns log-probabilities as logits.
 
     Call arguments:
         target: the tokens so far, one-hot `[B, T, Vt]` or ids `[B, T]`, padded on the right.
@@ -136,7 +149,8 @@ class Decoder(keras.layers.Layer):
         the loss leaves out. In beam search B is K times the number of sources (see `rows_by_source`).
 
     Raises:
-        OptionError: for an unknown cell or attention, input feeding without attention, or tying without embedding.
+        OptionError: for an unknown cell or attention, input feeding or copying without attention, or tying without
+            embedding.
     """
 
     def __init__(
@@ -149,6 +163,7 @@ class Decoder(keras.layers.Layer):
         attention: str | None = None,
         input_feeding: bool = False,
         tied: bool = False,
+        copy: bool = False,
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
@@ -156,6 +171,8 @@ class Decoder(keras.layers.Layer):
         choose("attention", attention, ATTENTIONS)
         if input_feeding and not attention:
             raise OptionError("input_feeding=True: there is nothing to feed without attention")
+        if copy and not attention:
+            raise OptionError("copy=True: without attention, nothing points at the source")
         if tied and not embedding:
             raise OptionError("tied=True: there is nothing to tie the output to without an embedding")
         self.options = {
@@ -167,6 +184,7 @@ class Decoder(keras.layers.Layer):
             "attention": attention,
             "input_feeding": input_feeding,
             "tied": tied,
+            "copy": copy,
             "dropout": dropout,
         }
         dtype = self.dtype_policy
@@ -183,7 +201,13 @@ class Decoder(keras.layers.Layer):
         self.output_layer = (
             _TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype="float32")
         )
+        self.pointer = Pointer(vocabulary_size) if copy else None
         self.build((None, None))
+
+    def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
+        """Learns which source tokens the target has too. `Seq2Seq` calls this when it is made and when it is loaded."""
+        if self.pointer:
+            self.pointer.take_tokenizers(source_tokenizer, target_tokenizer)
 
     def build(self, target_shape: tuple) -> None:
         """Makes no weights; those of its layers come with the first call. For `summary`, which shows the logits'."""
@@ -198,15 +222,17 @@ class Decoder(keras.layers.Layer):
         Args:
             encoded: what the encoder returned.
         """
+        few = self.vectors.few and not self.input_feeding
+        prepared = Prepared(
+            keys=self.attention.project(encoded.memory) if self.attention else None,
+            product=self.recurrent[0].multiply(self.vectors.matrix_of_rows()) if few else None,
+            copies=self.pointer.copies(encoded.source) if self.pointer else None,
+        )
         state = list(encoded.state)
-        if self.attention:
-            encoded = encoded._replace(keys=self.attention.project(encoded.memory))
-        if self.vectors.few and not self.input_feeding:
-            encoded = encoded._replace(product=self.recurrent[0].multiply(self.vectors.matrix_of_rows()))
         if self.input_feeding:
             nothing = tf.zeros([tf.shape(encoded.memory)[0], self.units], self.compute_dtype)
             state.append([nothing])
-        return encoded, state
+        return encoded._replace(extra=prepared), state
 
     def call(
         self,
@@ -221,10 +247,12 @@ class Decoder(keras.layers.Layer):
         else:
             vectors = self.vectors.rows(target, training=training)
             if isinstance(vectors, Rows):
-                vectors = vectors._replace(product=encoded.product)
+                vectors = vectors._replace(product=encoded.extra.product)
             output, state = self._recur(vectors, state, training)
             output, weights = self._look_back(output, encoded)
         logits = self.output_layer(output)
+        if self.pointer:
+            logits = self.pointer(logits, output, weights, encoded.extra.copies, encoded)
         if not return_attention:
             return logits, state
         if weights is None:
@@ -244,7 +272,7 @@ class Decoder(keras.layers.Layer):
         """Mixes what attention finds for each step `[B, T, D]` into it: `[B, T, D]`, and the weights."""
         weights = None
         if self.attention:
-            context, weights = self.attention(output, encoded)
+            context, weights = self.attention(output, encoded.extra.keys, encoded)
             output = tf.concat([context, output], axis=-1)
         return self.combine(output) if self.combine else output, weights
 
@@ -287,7 +315,8 @@ class Attention(keras.layers.Layer):
 
     Call arguments:
         query: `[B, T, D]`, the decoder's output at each step.
-        encoded: an `Encoded` with keys, those that `project` made of its memory.
+        keys: what `project` made of the memory.
+        encoded: the `Encoded` source.
 
     Returns:
         context `[B, T, D]` and weights `[B, T, S]`, which sum to 1 over S and are 0 where the mask is False. In beam
@@ -308,14 +337,13 @@ class Attention(keras.layers.Layer):
         """The part of the comparison that is the same for every query: keys `[B, S, D]`."""
         return self.key(memory) if self.key else memory
 
-    def call(self, query: tf.Tensor, encoded: Encoded) -> tuple[tf.Tensor, tf.Tensor]:
-        assert encoded.keys is not None  # they come from `project`, by way of `Decoder.start`
+    def call(self, query: tf.Tensor, keys: tf.Tensor, encoded: Encoded) -> tuple[tf.Tensor, tf.Tensor]:
         queries = rows_by_source(query, encoded)
         if self.kind == "additive":
-            hidden = tf.tanh(self.query(queries)[:, :, None] + encoded.keys[:, None])
+            hidden = tf.tanh(self.query(queries)[:, :, None] + keys[:, None])
             scores = self.match(hidden)[..., 0]
         else:
-            scores = tf.matmul(queries, encoded.keys, transpose_b=True)
+            scores = tf.matmul(queries, keys, transpose_b=True)
         scores = tf.where(encoded.mask[:, None], scores, scores.dtype.min)
         weights = tf.nn.softmax(scores)
         context = tf.matmul(weights, encoded.memory)
@@ -326,6 +354,65 @@ class Attention(keras.layers.Layer):
         return {**super().get_config(), "units": self.units, "kind": self.kind}
 
 
+@keras.saving.register_keras_serializable("seq2seq")
+class Pointer(keras.layers.Layer):
+    """Mixes two ways to the next token: generating it, and copying the source token that attention points at.
+
+    The pointer-generator network of See et al. 2017 (arxiv.org/abs/1704.04368), equations 8 and 9: with g the share of
+    generating, a number between 0 and 1 for each position, and a the attention,
+
+        P(token) = g P_generate(token) + (1 - g) (sum of a over the source positions that hold the token)
+
+    A source token is copied as the target token that is spelled the same. What attention gives to source tokens that
+    the target does not have is added to g, so that P sums to 1.
+
+    Args:
+        vocabulary_size: number of target ids, V.
+
+    Call arguments:
+        logits: `[B, T, V]`, of generating.
+        output: `[B, T, D]`, what they were made of; it decides on g.
+        weights: `[B, T, S]`, the attention.
+        copies: `[b, S, V]`, what `copies` returned; b is B, or less by the factor K in beam search.
+        encoded: the `Encoded` source.
+
+    Returns:
+        log-probabilities `[B, T, V]`, which are logits too: a softmax makes the probabilities of them.
+    """
+
+    _LEAST = 1e-12  # added to probabilities: a token that can neither be copied nor generated must keep a gradient
+
+    def __init__(self, vocabulary_size: int, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.vocabulary_size = vocabulary_size
+        self.share = keras.layers.Dense(1, "sigmoid", dtype="float32")  # g
+        self.target_ids: np.ndarray | None = None  # int32 [Vs], PADDING where the target has no such token
+
+    def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
+        """Finds the target id of each source id."""
+        ids = {token: number for number, token in enumerate(target_tokenizer.vocabulary) if number > END}
+        tokens = enumerate(source_tokenizer.vocabulary)
+        found = [ids.get(token, PADDING) if number > END else PADDING for number, token in tokens]
+        self.target_ids = np.array(found, np.int32)
+
+    def copies(self, source: tf.Tensor) -> tf.Tensor:
+        """The target tokens that source ids `[B, S]` can be copied as: one-hot `[B, S, V]`, zeros if there is none."""
+        if self.target_ids is None:
+            raise OptionError("copy=True: call take_tokenizers first, as Seq2Seq does")
+        return one_hot(tf.gather(self.target_ids, source), self.vocabulary_size)
+
+    def call(
+        self, logits: tf.Tensor, output: tf.Tensor, weights: tf.Tensor, copies: tf.Tensor, encoded: Encoded
+    ) -> tf.Tensor:
+        pointed = tf.matmul(rows_by_source(tf.cast(weights, tf.float32), encoded), copies)
+        copied = (1 - self.share(output)) * tf.reshape(pointed, tf.shape(logits))
+        generated = (1 - tf.reduce_sum(copied, axis=-1, keepdims=True)) * tf.nn.softmax(logits)
+        return tf.math.log(copied + generated + self._LEAST)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "vocabulary_size": self.vocabulary_size}
+
+
 def rows_by_source(rows: tf.Tensor, encoded: Encoded) -> tf.Tensor:
     """Puts the rows that belong to one source side by side: `[B x K, T, D]` becomes `[B, K x T, D]`.
 
@@ -334,7 +421,7 @@ def rows_by_source(rows: tf.Tensor, encoded: Encoded) -> tf.Tensor:
     be there K times. Everywhere else K is 1 and nothing changes.
     """
     shape, sources = tf.shape(rows), tf.shape(encoded.memory)[0]
-    return tf.reshape(rows, [sources, shape[0] // tf.maximum(sources, 1) * shape[1], rows.shape[2]])
+    return tf.reshape(rows, [sources, shape[0] // tf.maximum(sources, 1) * shape[1], rows.shape[2] or shape[2]])
 
 
 def holds_token(tokens: tf.Tensor) -> tf.Tensor:

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, choose
 from pipelines.tokenizers import PADDING, START, Texts, Tokenizer, one_hot
-from seq2seq.contract import check_contract, check_savable, one_line, start
+from seq2seq.contract import check_contract, check_savable, encode, one_line, start, take_tokenizers
 from seq2seq.decoding import (
     LIMITED,
     NEVER,
@@ -86,8 +86,8 @@ class Seq2Seq(keras.Model):
             or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's steps. Below 1 it is scheduled
             sampling (Bengio et al. 2015, arxiv.org/abs/1506.03099).
         **options: arguments of encoder and decoder: `units`, `cell`, `layers`, `bidirectional`, `embedding`,
-            `attention`, `input_feeding`, `tied`, `dropout`; each goes to the one or the two that have it. Without any
-            it is the plain model of the Keras tutorial; what `seq2seq train` takes is in `config.PRESETS`.
+            `attention`, `input_feeding`, `tied`, `copy`, `dropout`; each goes to the one or the two that have it.
+            Without any it is the plain model of the Keras tutorial; what `seq2seq train` takes is in `config.PRESETS`.
 
     Raises:
         OptionError: for an option that neither has, or an encoder or decoder that does not keep to the contract.
@@ -139,7 +139,10 @@ class Seq2Seq(keras.Model):
         """Makes the weights, by a tiny batch, and sees on the way that encoder and decoder are what they should be."""
         for part in ("source_tokenizer", "target_tokenizer", "encoder", "decoder"):
             check_savable(part, getattr(self, part))
-        keeps_sizes = check_contract(self.encoder, self.decoder, self.target_tokenizer.vocabulary_size)
+        tokenizers = self.source_tokenizer, self.target_tokenizer
+        for half in (self.encoder, self.decoder):
+            take_tokenizers(half, *tokenizers)
+        keeps_sizes = check_contract(self.encoder, self.decoder, *tokenizers)
         self.compiles_decoding = keeps_sizes and bool(tf.config.list_logical_devices("GPU"))
         self.built = True
 
@@ -171,7 +174,7 @@ class Seq2Seq(keras.Model):
         return side_by_side(functools.partial(self._logits, training=training), cores(), *inputs)
 
     def _logits(self, source, target, training=False):
-        encoded, state = start(self.decoder, self.encoder(source, training=training), tf.shape(target)[1])
+        encoded, state = start(self.decoder, encode(self.encoder, source, training), tf.shape(target)[1])
         return self.decoder(target, encoded, state, training=training)[0]
 
     def compile(
@@ -504,7 +507,9 @@ class Seq2Seq(keras.Model):
             seeds = tf.zeros_like(limits, tf.int64) if seeds is None else tf.cast(seeds, tf.int64)
         if not self.compiles_decoding:
             steps = tf.maximum(1, tf.reduce_max(limits))
-            return self._search(self.encoder(source), limits, min_length, seeds, steps, strategy, shrinking_loop)
+            return self._search(
+                encode(self.encoder, source), limits, min_length, seeds, steps, strategy, shrinking_loop
+            )
         with tf.device("CPU"):
             rows, length = tf.unstack(tf.shape(source)[:2])
             source = _padded(source, _rounded_up(rows), _rounded_up(length))
@@ -512,7 +517,7 @@ class Seq2Seq(keras.Model):
             more = [[0, _rounded_up(rows) - rows]]
             limits, seeds = (tf.pad(x, more, constant_values=1) for x in (limits, seeds))
             steps = tf.zeros([_rounded_up(tf.reduce_max(limits))])  # by its size: XLA must know it when it compiles
-        found = self._search_with(strategy)(self.encoder(source), limits, min_length, seeds, steps)
+        found = self._search_with(strategy)(encode(self.encoder, source), limits, min_length, seeds, steps)
         with tf.device("CPU"):
             longest = tf.reduce_max(tf.math.count_nonzero(found.ids, axis=2, dtype=tf.int32))
             found = found._replace(ids=found.ids[:, :, :longest])
@@ -642,7 +647,7 @@ class Seq2Seq(keras.Model):
         targets = self.translate(sources) if targets is None else targets
         source = self.source_tokenizer.tokenize(sources)
         target = self.target_tokenizer.tokenize(targets, start_end=True)
-        encoded, state = start(self.decoder, self.encoder(source), tf.shape(target)[1] - 1)
+        encoded, state = start(self.decoder, encode(self.encoder, source), tf.shape(target)[1] - 1)
         *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
 
         def tokens(tokenizer, ids):

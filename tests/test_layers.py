@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import OptionError
+from pipelines import CharTokenizer, OptionError
 from pipelines.tokenizers import one_hot
-from seq2seq.layers import Attention, Decoder, Encoded, Encoder, TokenVectors, rows_by_source, source_mask
+from seq2seq.contract import encode
+from seq2seq.layers import Attention, Decoder, Encoded, Encoder, Pointer, TokenVectors, rows_by_source, source_mask
 
 SOURCE = tf.constant([[4, 5, 6], [7, 4, 0]])
 TARGET = tf.constant([[2, 5, 6, 7], [2, 4, 0, 0]])
@@ -24,13 +25,18 @@ OPTIONS = [
     {"embedding": 6, "tied": True, "attention": "general", "dropout": 0.5},
     {"attention": "dot", "input_feeding": True},
     {"cell": "gru", "layers": 2, "embedding": 4, "tied": True, "attention": "additive", "input_feeding": True},
+    {"embedding": 4, "attention": "dot", "copy": True},
+    {"attention": "general", "input_feeding": True, "copy": True},
 ]
 
 
 def half(kind, options):
     """An encoder or a decoder with those of the options that it has."""
-    other = {"bidirectional"} if kind is Decoder else {"attention", "input_feeding", "tied"}
-    return kind(8, 6, **{name: value for name, value in options.items() if name not in other})
+    other = {"bidirectional"} if kind is Decoder else {"attention", "input_feeding", "tied", "copy"}
+    made = kind(8, 6, **{name: value for name, value in options.items() if name not in other})
+    if kind is Decoder:
+        made.take_tokenizers(CharTokenizer("abcd"), CharTokenizer("dbax"))
+    return made
 
 
 @pytest.fixture(params=OPTIONS, ids=str)
@@ -41,7 +47,7 @@ def layers(request):
 
 def run(layers, source=SOURCE, target=TARGET):
     encoder, decoder = layers
-    encoded, state = decoder.start(encoder(source))
+    encoded, state = decoder.start(encode(encoder, source))
     return encoded, state, decoder(target, encoded, state)[0]
 
 
@@ -78,7 +84,7 @@ def test_one_step_after_another_is_the_whole_sequence_for_every_hypothesis(layer
 
 def test_every_weight_learns(layers):
     with tf.GradientTape() as tape:
-        encoded, state = layers[1].start(layers[0](SOURCE, training=True))
+        encoded, state = layers[1].start(encode(layers[0], SOURCE, training=True))
         logits, _ = layers[1](TARGET, encoded, state, training=True)
         loss = tf.reduce_sum(logits**2)
     weights = [weight for layer in layers for weight in layer.trainable_weights]
@@ -101,8 +107,8 @@ def test_attention_is_the_published_formula_and_looks_only_where_the_mask_is(kin
     attention = Attention(2, kind)
     memory = np.array([[[1.0, 0.5], [0.2, 1.0], [9.0, 9.0]]], "float32")
     query = np.array([[[1.0, -2.0], [0.3, 0.7]]], "float32")
-    encoded = Encoded(tf.constant(memory), tf.constant([[True, True, False]]), [], attention.project(memory))
-    context, weights = attention(tf.constant(query), encoded)
+    encoded = Encoded(tf.constant(memory), tf.constant([[True, True, False]]), [])
+    context, weights = attention(tf.constant(query), attention.project(memory), encoded)
     for q, c, found in zip(query[0], context[0], weights[0], strict=True):
         if kind == "additive":
             u, w, v = (layer.kernel.numpy() for layer in (attention.query, attention.key, attention.match))
@@ -113,6 +119,28 @@ def test_attention_is_the_published_formula_and_looks_only_where_the_mask_is(kin
         wanted = np.exp(scores) / np.exp(scores).sum()
         np.testing.assert_allclose(found, [*wanted, 0], atol=1e-6)
         np.testing.assert_allclose(c, wanted @ memory[0, :2], atol=1e-6)
+
+
+def test_copying_is_the_published_mixture_and_what_cannot_be_copied_is_generated():
+    pointer = Pointer(8)
+    pointer.take_tokenizers(CharTokenizer("abcd"), CharTokenizer("dbax"))  # c has no target id, d, b, a have 4, 5, 6
+    source, weights = tf.constant([[4, 6, 4, 7]]), np.array([[[0.1, 0.3, 0.2, 0.4]]], "float32")
+    logits, output = np.arange(8, dtype="float32")[None, None], np.array([[[1.0, -2.0]]], "float32")
+    encoded = Encoded(tf.zeros([1, 4, 2]), source > 0, [], source)
+    found = pointer(logits, output, weights, pointer.copies(source), encoded)
+    g = float(pointer.share(output)[0, 0, 0])
+    copied = (1 - g) * np.array([0, 0, 0, 0, 0.4, 0, 0.1 + 0.2, 0])  # and 0.3 of c is left
+    generated = (g + (1 - g) * 0.3) * np.exp(logits[0, 0]) / np.exp(logits[0, 0]).sum()
+    np.testing.assert_allclose(np.exp(found[0, 0]), copied + generated, atol=1e-6)
+    np.testing.assert_allclose(tf.nn.softmax(found)[0, 0], copied + generated, atol=1e-6)
+
+
+def test_copying_needs_the_tokenizers_and_attention():
+    encoder, decoder = Encoder(8, 6), Decoder(8, 6, attention="dot", copy=True)
+    with pytest.raises(OptionError, match="copy=True: call take_tokenizers first"):
+        decoder.start(encode(encoder, SOURCE))
+    with pytest.raises(OptionError, match="copy=True: without attention"):
+        Decoder(8, 6, copy=True)
 
 
 def test_attention_weights_come_on_request(layers):
@@ -132,7 +160,7 @@ def test_attention_weights_come_on_request(layers):
 def test_input_feeding_makes_what_attention_found_a_part_of_the_next_input():
     keras.utils.set_random_seed(0)
     encoder, decoder = Encoder(8, 6), Decoder(8, 6, attention="dot", input_feeding=True)
-    encoded, state = decoder.start(encoder(SOURCE))
+    encoded, state = decoder.start(encode(encoder, SOURCE))
     *recurrent, [fed] = state
     assert fed.shape == (2, 6)
     logits, _ = decoder(TARGET[:, :1], encoded, state)

@@ -1,4 +1,5 @@
 import contextlib
+import random
 import subprocess
 import sys
 import warnings
@@ -207,9 +208,9 @@ class Particular(Decoder):
     """A decoder whose `start` takes only what the encoder returned, and not what it has made of that itself."""
 
     def start(self, encoded):
-        assert encoded.keys is None
+        assert encoded.extra is None
         encoded, state = super().start(encoded)
-        return encoded._replace(keys=encoded.memory), state
+        return encoded._replace(extra=encoded.extra._replace(keys=encoded.memory)), state
 
 
 def test_a_decoder_is_started_from_what_the_encoder_returned(tokenizers):
@@ -309,6 +310,34 @@ def test_attention_follows_the_source(upper_case):
     assert given.target == ["M", "A", "R", "[END]"] and given.weights.shape == (4, 3)
 
 
+@pytest.mark.slow
+def test_a_copying_model_writes_what_it_has_only_ever_read_elsewhere(tmp_path):
+    """Letters that no pair of training holds are copied into the target, where both vocabularies have them."""
+    draw = random.Random(1)
+    words = ["".join(draw.choices("abcdefghij", k=draw.randint(3, 7))) for _ in range(200)]
+    pairs = tf.data.Dataset.from_tensor_slices((words, [word + "!" for word in words]))
+    tokenizers = CharTokenizer("abcdefghijxyz"), CharTokenizer("zyx!jihgfedcba")
+    keras.utils.set_random_seed(0)
+    options = {"units": 32, "embedding": 16, "bidirectional": True, "attention": "general"}
+    model = Seq2Seq(*tokenizers, **options, copy=True, dropout=0.3)
+    model.compile(optimizer=keras.optimizers.Adam(0.01))
+    model.fit(
+        batch_pairs(pairs, *tokenizers, batch_size=20, seed=1).repeat(),
+        epochs=1,
+        steps_per_epoch=200,
+        verbose=0,
+        shuffle=False,
+    )
+    unseen = {f"{word[:2]}{letter}{word[2:]}": letter for word, letter in zip(words, "xyz" * 6, strict=False)}
+    texts = decoded(model.translate(list(unseen)))
+    assert sum(letter in text for letter, text in zip(unseen.values(), texts, strict=True)) >= len(unseen) - 1
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert decoded(loaded.translate(list(unseen), BeamSearch(2))) == decoded(
+        model.translate(list(unseen), BeamSearch(2))
+    )
+
+
 def test_label_smoothing_spreads_labels_but_never_padding(tokenizers, batches):
     model = Seq2Seq(*tokenizers, units=8, label_smoothing=0.1)
     model.compile()
@@ -364,7 +393,7 @@ def test_teacher_forcing_may_follow_a_schedule(tokenizers, batches, tmp_path):
     [
         {"cell": "gru", "layers": 2, "bidirectional": True, "attention": "additive", "embedding": 12, "tied": True},
         {"attention": "dot", "input_feeding": True, "dropout": 0.1},
-        {"label_smoothing": 0.1, "teacher_forcing": 0.8, "embedding": 24},
+        {"label_smoothing": 0.1, "teacher_forcing": 0.8, "embedding": 24, "attention": "dot", "copy": True},
     ],
     ids=str,
 )
@@ -699,7 +728,7 @@ def test_the_memory_is_not_repeated_for_the_hypotheses_of_a_beam(model):
     call = model.decoder.call
 
     def spy(target, encoded, state, **options):
-        seen.append((target.shape[0], encoded.memory.shape[0], encoded.keys is encoded.memory))
+        seen.append((target.shape[0], encoded.memory.shape[0], encoded.extra.keys is encoded.memory))
         return call(target, encoded, state, **options)
 
     model.decoder.call = spy
