@@ -19,6 +19,8 @@ __all__ = [
     "Sampling",
     "Seq2Seq",
     "TokenVectors",
+    "TransformerDecoder",
+    "TransformerEncoder",
     "Translations",
     "rows_by_source",
     "source_mask",
@@ -35,6 +37,7 @@ if Path(sys.argv[0] if sys.argv else "").stem != "seq2seq":
     from seq2seq.metrics import Perplexity
     from seq2seq.model import Alignment, Seq2Seq, Translations, teacher_forcing
     from seq2seq.optimizers import InverseSqrt
+    from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 
 def __getattr__(name: str) -> Any:
@@ -45,7 +48,7 @@ def __getattr__(name: str) -> Any:
     """
     modules: tuple[str, ...] = ("evaluation",) if name in ("Evaluation", "compare", "evaluate") else ()
     if name in __all__:
-        modules = ("config", "decoding", "layers", "metrics", "model", "optimizers")
+        modules = ("config", "decoding", "layers", "metrics", "model", "optimizers", "transformer")
     for module in modules:
         if hasattr(importlib.import_module(f"seq2seq.{module}"), name):
             return getattr(importlib.import_module(f"seq2seq.{module}"), name)

@@ -25,7 +25,7 @@ import typer
 
 from pipelines import CorpusError, OptionError, choose, load_class, open_corpora
 from pipelines.readers import as_line, read_lines
-from seq2seq.config import PRESETS, Config, choose_preset, load_config, own_classes, warm_options
+from seq2seq.config import ARCHITECTURES, PRESETS, Config, choose_preset, load_config, own_classes, warm_options
 
 _PRESETS = (
     "The settings to start from: default (characters, for little text and single words), subword (pieces of words, for "
@@ -254,6 +254,7 @@ def train(
     elif not config and not resume:
         preset = preset or _corpus_preset(Config(**options | given))
         options |= choose("preset", preset, PRESETS)
+        options |= choose("architecture", given.get("architecture", Config.architecture), ARCHITECTURES)
     settings = Config(**options | given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")

@@ -94,10 +94,21 @@ class Config:
     lowercase: bool = _option(False, TOKENS, "Fold capitals into small letters, in source and target.")
     min_frequency: int = _option(1, TOKENS, "Leave rarer tokens out of the vocabulary.", min=1)
     max_vocabulary: int | None = _option(None, TOKENS, "Tokens in a vocabulary, at most.", parser=_or_none(int))
+    shared_vocabulary: bool = _option(False, TOKENS, "Make one vocabulary of the tokens of both sides.")
 
-    units: int = _option(256, MODEL, "Size of the recurrent state.", min=1)
+    architecture: str = _option(
+        "recurrent", MODEL, "Kind of encoder and decoder: recurrent, transformer. It decides on defaults of its own."
+    )
+    units: int = _option(256, MODEL, "Size of the memory and of each layer.", min=1)
     cell: str = _option("gru", MODEL, "Recurrent cell: lstm, gru.")
-    layers: int = _option(1, MODEL, "Recurrent layers on each side.", min=1)
+    layers: int = _option(1, MODEL, "Layers on each side.", min=1)
+    heads: int = _option(4, MODEL, "Attention heads of a Transformer.", min=1)
+    feed_forward: int | None = _option(
+        None,
+        MODEL,
+        "Hidden units of a Transformer's feed-forward networks. Default: 4 times the units.",
+        parser=_or_none(int),
+    )
     bidirectional: bool = _option(True, MODEL, "Half of the units read the source backwards.")
     embedding: int | None = _option(
         None, MODEL, "Size of the vectors that stand for tokens; none for one-hot rows.", parser=_or_none(int)
@@ -112,8 +123,12 @@ class Config:
     tied: bool = _option(False, MODEL, "Use the target's embedding as the output's matrix.")
     copy: bool = _option(False, MODEL, "Let the decoder also copy source tokens, for targets that share much text.")
     dropout: float = _option(0.0, MODEL, "Share of numbers left out in training.", min=0, max=0.99)
-    encoder: str | None = _option(None, MODEL, "An encoder of your own, module:Class.", metavar="MODULE:CLASS")
-    decoder: str | None = _option(None, MODEL, "A decoder of your own, module:Class.", metavar="MODULE:CLASS")
+    encoder: str | None = _option(
+        None, MODEL, "An encoder of another kind than --architecture, or of your own, module:Class.", metavar="KIND"
+    )
+    decoder: str | None = _option(
+        None, MODEL, "A decoder of another kind than --architecture, or of your own, module:Class.", metavar="KIND"
+    )
 
     warm_start: str | None = _option(
         None,
@@ -193,6 +208,11 @@ class Config:
             choose(name, getattr(self, name), choices)
         if self.weights and (self.limit or self.split == "last"):
             raise OptionError("weights cannot be used with a limit or with the last pairs held out")
+        if self.shared_vocabulary and self.source_tokenizer != self.target_tokenizer:
+            raise OptionError(
+                f"shared_vocabulary=True: source_tokenizer={self.source_tokenizer!r} and "
+                f"target_tokenizer={self.target_tokenizer!r} make different tokens"
+            )
         if self.monitor is not None:
             choose("monitor", self.monitor, MONITORS)
         elif self.patience is not None or self.schedule == "plateau":
@@ -205,6 +225,7 @@ class Config:
 
 
 _CHOICES = {
+    "architecture": ("recurrent", "transformer"),
     "on_bad_line": ("error", "skip"),
     "split": ("hash", "last"),
     "encoding": ("one_hot", "ids"),
@@ -262,6 +283,12 @@ PRESETS = {
         "clip_norm": None,
     },
 }
+# What else is usual with an architecture; a preset is for the recurrent one.
+ARCHITECTURES: dict[str, dict] = {
+    "recurrent": {},
+    "transformer": {"layers": 4, "learning_rate": 1e-3, "warmup": 400, "dropout": 0.2, "label_smoothing": 0.1},
+}
+
 SUBWORD_PAIRS = 20_000  # from how many pairs of sentences on `choose_preset` takes subwords
 
 
@@ -293,7 +320,7 @@ def model_options() -> list[str]:
 
 def shaping_options() -> list[str]:
     """The names of those options that decide what tokens are and what weights there are."""
-    names = ("source_tokenizer", "target_tokenizer", "normal_form", "lowercase")
+    names = ("source_tokenizer", "target_tokenizer", "normal_form", "lowercase", "shared_vocabulary")
     return [*names, *(name for name in model_options() if name != "dropout")]
 
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from pipelines import OptionError
 from pipelines.tokenizers import END, PADDING, START, UNKNOWN, Tokenizer
 from seq2seq.layers import Decoder, Encoded, Encoder, token_ids
+from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 
 def take_tokenizers(half: keras.layers.Layer, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
@@ -78,7 +79,7 @@ def check_contract(
         whole = found[0]
         if whole.shape != (2, 3, vocabulary_size):
             refuse(f"logits {whole.shape} of a target (2, 3); expected {(2, 3, vocabulary_size)}, [B, T, V]")
-    if type(encoder) is Encoder and type(decoder) is Decoder:
+    if {type(encoder), type(decoder)} <= {Encoder, TransformerEncoder, Decoder, TransformerDecoder}:
         return True  # the tests of the library have seen to the rest
 
     tolerance = 1e-3 if keras.backend.standardize_dtype(decoder.compute_dtype) == "float32" else 0.05

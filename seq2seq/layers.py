@@ -199,7 +199,7 @@ class Decoder(keras.layers.Layer):
         self.combine = keras.layers.Dense(units, "tanh", use_bias=False, dtype=dtype) if attention else None
         # Under mixed precision too, a softmax over many tokens wants all of float32.
         self.output_layer = (
-            _TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype="float32")
+            TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype="float32")
         )
         self.pointer = Pointer(vocabulary_size) if copy else None
         self.build((None, None))
@@ -501,7 +501,7 @@ class TokenVectors(keras.layers.Layer):
         return {**super().get_config(), **config}
 
 
-class _TiedOutput(keras.layers.Layer):
+class TiedOutput(keras.layers.Layer):
     """logits `[B, T, V]` of `[B, T, D]`, by likeness to the embedding of each token."""
 
     def __init__(self, vectors, units):

@@ -37,7 +37,7 @@ from pipelines import (
 )
 from pipelines.corpora import UNTUNED
 from pipelines.readers import as_line
-from pipelines.tokenizers import TOKENIZERS
+from pipelines.tokenizers import END, TOKENIZERS
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file
 from seq2seq.config import (
     TRANSLATION_FIGURES,
@@ -69,6 +69,10 @@ from seq2seq.runs import (
     sample,
     trained_on,
 )
+from seq2seq.transformer import TransformerDecoder, TransformerEncoder
+
+ENCODERS = {"recurrent": Encoder, "transformer": TransformerEncoder}
+DECODERS = {"recurrent": Decoder, "transformer": TransformerDecoder}
 
 _PACKAGES = ("keras-seq2seq", "tensorflow", "tensorflow-text", "keras", "numpy")  # whose versions a run records
 
@@ -236,9 +240,12 @@ def _begin(config, folder, progress, report, say, command):
     if config.monitor and not list(both_sides(config, tokenizers[0])[1].take(1)):
         raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
     _say_leaks(record, config, tokenizers[0], say)
-    for tokenizer, counts in zip(tokenizers, found.tokens, strict=True):
+    counted = [found.tokens[0] + found.tokens[1]] * 2 if config.shared_vocabulary else found.tokens
+    for tokenizer, counts in zip(tokenizers, counted, strict=True):
         take = tokenizer.extend_vocabulary if old else tokenizer.take_vocabulary
         take(counts, config.min_frequency, config.max_vocabulary)
+    if config.copy:
+        _say_copied(tokenizers, say)
     steps = _steps(config, tokenizers, found)
     epochs = config.epochs or min(100, max(8, round(2000 / steps)))
     checkpoints = Checkpoints(folder / "unfinished")
@@ -257,6 +264,15 @@ def _begin(config, folder, progress, report, say, command):
     _write_json(checkpoints.folder / "run.json", {name: getattr(run, name) for name in ("pairs", "steps", "epochs")})
     _write_json(checkpoints.folder / "config.json", record)  # the last: with it the folder is one to resume from
     return run
+
+
+def _say_copied(tokenizers, say):
+    """Says how many tokens can be copied."""
+    known, target = (set(tokenizer.vocabulary[END + 1 :]) for tokenizer in tokenizers)
+    copied = len(known & target)
+    if not copied:
+        raise OptionError("copy=True: source and target have no token in common that could be copied")
+    say(f"copying: {copied:,} of the target's {len(target):,} tokens are in the source's vocabulary too")
 
 
 def _say_leaks(record, config, source_tokenizer, say):
@@ -445,8 +461,7 @@ def _tokenizer(config, side):
 
 def _model(config, tokenizers, steps):
     """The `Seq2Seq` of a configuration."""
-    encoder = load_class("encoder", config.encoder) if config.encoder else Encoder
-    decoder = load_class("decoder", config.decoder) if config.decoder else Decoder
+    encoder, decoder = _half("encoder", config, ENCODERS), _half("decoder", config, DECODERS)
     options = {name: getattr(config, name) for name in model_options()}
     first, *last = config.teacher_forcing
     return Seq2Seq(
@@ -457,6 +472,12 @@ def _model(config, tokenizers, steps):
         teacher_forcing=keras.optimizers.schedules.PolynomialDecay(first, steps, *last) if last else first,
         **{name: options[name] for name in (accepted(encoder) | accepted(decoder)) & set(options)},
     )
+
+
+def _half(name, config, kinds):
+    """The class of the encoder or of the decoder."""
+    kind = getattr(config, name) or config.architecture
+    return load_class(name, kind) if ":" in kind else choose(name, kind, kinds)
 
 
 def _steps(config, tokenizers, found):

@@ -1,0 +1,290 @@
+"""The two halves of the model without recurrence: `TransformerEncoder` and `TransformerDecoder`.
+
+A small Transformer (Vaswani et al. 2017, arxiv.org/abs/1706.03762), normalised before each sublayer (Xiong et al. 2020,
+arxiv.org/abs/2002.04745), with rotary positions (Su et al. 2021, arxiv.org/abs/2104.09864).
+
+Shapes: B rows in a batch, S source length, T target length, L length of a cache, V vocabulary size, D units, H heads.
+"""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from pipelines import OptionError
+from pipelines.tokenizers import Tokenizer
+from seq2seq.layers import Encoded, Pointer, TiedOutput, TokenVectors, rows_by_source, source_mask
+
+
+@keras.saving.register_keras_serializable("seq2seq")
+class TransformerEncoder(keras.layers.Layer):
+    """Reads the source with self-attention: every position looks at every other.
+
+    Args:
+        vocabulary_size: number of source ids, Vs.
+        units: size of all vectors, D; a multiple of twice the heads.
+        layers: how many times the positions look at each other.
+        heads: in how many ways at once, H.
+        feed_forward: size of the hidden layer of each feed-forward network; None for 4 times the units.
+        dropout: share of numbers left out, in training, of the embedding and of what each sublayer adds.
+        cell: what the state is for if the decoder is recurrent, "lstm" or "gru". It then starts from the mean of the
+            memory, in as many layers.
+
+    Call arguments:
+        source: one-hot `[B, S, Vs]` or ids `[B, S]`, padded on the right.
+
+    Returns:
+        `Encoded`.
+
+    Raises:
+        OptionError: if the units cannot be divided among the heads.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        units: int = 256,
+        layers: int = 4,
+        heads: int = 4,
+        feed_forward: int | None = None,
+        dropout: float = 0.0,
+        cell: str = "lstm",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.options: dict[str, Any] = {
+            "vocabulary_size": vocabulary_size,
+            "units": units,
+            "layers": layers,
+            "heads": heads,
+            "feed_forward": feed_forward,
+            "dropout": dropout,
+            "cell": cell,
+        }
+        dtype = self.dtype_policy
+        self.vectors = TokenVectors(vocabulary_size, units, dropout, dtype=dtype)
+        self.blocks = [Block(units, heads, feed_forward, dropout, dtype=dtype) for _ in range(layers)]
+        self.norm = keras.layers.LayerNormalization(dtype=dtype)
+        self.build((None, None))
+
+    def build(self, source_shape: tuple) -> None:
+        """Makes no weights; those of its layers come with the first call."""
+
+    def compute_output_shape(self, source_shape: tuple) -> tuple:
+        return *source_shape[:2], self.options["units"]
+
+    def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
+        mask = source_mask(source)
+        places = tf.zeros_like(mask, tf.int32) + tf.range(tf.shape(mask)[1])
+        x = self.vectors(source, training=training)
+        for block in self.blocks:
+            x, *_ = block(x, places, mask[:, None], training=training)
+        memory = self.norm(x)
+        real = tf.cast(mask, memory.dtype)[:, :, None]
+        mean = tf.reduce_sum(memory * real, axis=1) / tf.reduce_sum(real, axis=1)
+        state = [[mean] * (2 if self.options["cell"] == "lstm" else 1)] * self.options["layers"]
+        return Encoded(memory, mask, state)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), **self.options}
+
+
+@keras.saving.register_keras_serializable("seq2seq")
+class TransformerDecoder(keras.layers.Layer):
+    """Predicts each next token of the target: every position looks at those before it and at the whole source.
+
+    Keys and values of positions that later ones look back at stay in a cache, which has room for all steps from the
+    start. So a decode loop can be compiled.
+
+    Args:
+        vocabulary_size: number of target ids, Vt.
+        units, layers, heads, feed_forward, dropout: as in `TransformerEncoder`; the units are those of the encoder.
+        tied: whether the embedding is also the output's matrix, as in `Decoder`.
+        copy: whether the decoder can also copy a source token to which the last layer's attention, the mean of its
+            heads, points; as in `Decoder`.
+
+    Call arguments:
+        target, encoded, state, return_attention: as in `Decoder`; the state comes from `start(encoded, steps)`.
+
+    Returns:
+        As `Decoder`. The attention weights are the mean of the last layer's heads.
+
+    Raises:
+        OptionError: if the units cannot be divided among the heads.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        units: int = 256,
+        layers: int = 4,
+        heads: int = 4,
+        feed_forward: int | None = None,
+        tied: bool = False,
+        copy: bool = False,
+        dropout: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.options: dict[str, Any] = {
+            "vocabulary_size": vocabulary_size,
+            "units": units,
+            "layers": layers,
+            "heads": heads,
+            "feed_forward": feed_forward,
+            "tied": tied,
+            "copy": copy,
+            "dropout": dropout,
+        }
+        self.units, self.heads = units, heads
+        dtype = self.dtype_policy
+        self.vectors = TokenVectors(vocabulary_size, units, dropout, dtype=dtype)
+        self.blocks = [Block(units, heads, feed_forward, dropout, True, dtype=dtype) for _ in range(layers)]
+        self.norm = keras.layers.LayerNormalization(dtype=dtype)
+        self.output_layer = (
+            TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype="float32")
+        )
+        self.pointer = Pointer(vocabulary_size) if copy else None
+        self.build((None, None))
+
+    def build(self, target_shape: tuple) -> None:
+        """Makes no weights; those of its layers come with the first call."""
+
+    def compute_output_shape(self, target_shape: tuple) -> tuple:
+        return *target_shape[:2], self.options["vocabulary_size"]
+
+    def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
+        """Learns which source tokens the target has too, to copy them."""
+        if self.pointer:
+            self.pointer.take_tokenizers(source_tokenizer, target_tokenizer)
+
+    def start(self, encoded: Encoded, steps: int | tf.Tensor) -> tuple[Encoded, tuple]:
+        """What each of the calls for some sources is given, and the first state.
+
+        Args:
+            encoded: what the encoder returned.
+            steps: how many tokens there will be at most, L.
+
+        Returns:
+            The `Encoded` with the source's keys and values of each layer, and the state: how many tokens came before,
+            int32 `[B]`, and of each layer the keys and values of target positions, `[B, H, L, D / H]` each.
+        """
+        memories = [block.source_attention.project(encoded.memory) for block in self.blocks]
+        copies = self.pointer.copies(encoded.source) if self.pointer else None
+        rows = tf.shape(encoded.memory)[0]
+        nothing = tf.zeros([rows, self.heads, steps, self.units // self.heads], self.compute_dtype)
+        caches = [(nothing, nothing)] * len(memories)
+        return encoded._replace(extra=(memories, copies)), (tf.zeros([rows], tf.int32), caches)
+
+    def call(
+        self,
+        target: tf.Tensor,
+        encoded: Encoded,
+        state: tuple,
+        training: bool = False,
+        return_attention: bool = False,
+    ) -> tuple[tf.Tensor, tuple] | tuple[tf.Tensor, tuple, tf.Tensor]:
+        (memories, copies), (past, caches) = encoded.extra, state
+        length, room = tf.shape(target)[1], tf.shape(caches[0][0])[2]
+        places = past[:, None] + tf.range(length)  # [B, T]
+        not_after = tf.range(room) <= places[:, :, None]  # [B, T, L]
+        x, filled = self.vectors(target, training=training), []
+        for block, cache, memory in zip(self.blocks, caches, memories, strict=True):
+            x, cache, weights = block(x, places, not_after, cache, memory, encoded, training=training)
+            filled.append(cache)
+        output = self.norm(x)
+        logits = self.output_layer(output)
+        if self.pointer:
+            logits = self.pointer(logits, output, weights, copies, encoded)
+        state = past + length, filled
+        return (logits, state, weights) if return_attention else (logits, state)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), **self.options}
+
+
+class Block(keras.layers.Layer):
+    """One layer: self-attention, in a decoder attention to the source, and a feed-forward network.
+
+    Each sublayer reads the normalised sum of what came before and adds its result to that sum.
+    """
+
+    def __init__(self, units, heads, feed_forward, dropout, of_decoder=False, **kwargs):
+        super().__init__(**kwargs)
+        dtype = {"dtype": self.dtype_policy}
+        self.attention = MultiHeadAttention(units, heads, **dtype)
+        self.source_attention: Any = MultiHeadAttention(units, heads, **dtype) if of_decoder else None
+        self.wide = keras.layers.Dense(feed_forward or 4 * units, "relu", **dtype)
+        self.narrow = keras.layers.Dense(units, **dtype)
+        self.norms = [keras.layers.LayerNormalization(**dtype) for _ in range(3 if of_decoder else 2)]
+        self.drop = keras.layers.Dropout(dropout, **dtype)
+        for layer in (*self.norms, self.wide):
+            layer.build((None, None, units))
+        self.narrow.build((None, None, self.wide.units))
+        self.built = True
+
+    def call(self, x, places, mask, cache=None, memory=None, encoded=None, training=False):
+        """Returns the sum `[B, T, D]`, what is now in the cache, and how much attention the source was paid."""
+        own_norm, *source_norm, wide_norm = self.norms
+        normal, weights = own_norm(x), None
+        known = self.attention.project(normal, places)
+        if cache is not None:
+            known = [_write(old, new, places) for old, new in zip(cache, known, strict=True)]
+        found, _ = self.attention(normal, *known, mask, places)
+        x += self.drop(found, training=training)
+        if memory is not None:
+            queries = rows_by_source(source_norm[0](x), encoded)
+            found, weights = self.source_attention(queries, *memory, encoded.mask[:, None])
+            found, weights = (tf.reshape(y, [*tf.unstack(tf.shape(x)[:2]), tf.shape(y)[2]]) for y in (found, weights))
+            x += self.drop(found, training=training)
+        found = self.narrow(self.wide(wide_norm(x)))
+        return x + self.drop(found, training=training), tuple(known), weights
+
+
+class MultiHeadAttention(keras.layers.Layer):
+    """Scaled dot-product attention of H heads (Vaswani et al. 2017, section 3.2)."""
+
+    def __init__(self, units, heads, **kwargs):
+        super().__init__(**kwargs)
+        if units % (2 * heads):
+            raise OptionError(f"heads={heads}: expected a number by which half of the {units} units can be divided")
+        self.heads, self.size = heads, units // heads
+        self.query, self.key, self.value, self.combine = (
+            keras.layers.Dense(units, use_bias=False, dtype=self.dtype_policy) for _ in range(4)
+        )
+        for layer in (self.query, self.key, self.value, self.combine):
+            layer.build((None, None, units))
+        self.built = True
+
+    def project(self, x, places=None):
+        """Keys and values `[B, H, L, D / H]` of vectors `[B, L, D]` at places int32 `[B, L]`, or at none."""
+        return _turn(self._split(self.key(x)), places), self._split(self.value(x))
+
+    def call(self, x, keys, values, mask, places=None):
+        """What queries `[B, T, D]` find where the mask `[B, T, L]` is, `[B, T, D]`, and their mean weights."""
+        queries = _turn(self._split(self.query(x)), places)
+        scores = tf.matmul(queries, keys, transpose_b=True) * self.size**-0.5
+        weights = tf.nn.softmax(tf.where(mask[:, None], scores, scores.dtype.min))
+        found = tf.transpose(tf.matmul(weights, values), [0, 2, 1, 3])
+        return self.combine(tf.reshape(found, tf.shape(x))), tf.reduce_mean(weights, axis=1)
+
+    def _split(self, x):
+        return tf.transpose(tf.reshape(x, [*tf.unstack(tf.shape(x)[:2]), self.heads, self.size]), [0, 2, 1, 3])
+
+
+def _turn(vectors, places):
+    """Rotary positions: turns vectors `[B, H, L, d]` by angles that grow with their places int32 `[B, L]`, each pair of
+    numbers at a speed of its own. The product of two vectors then depends on how far apart they are."""
+    if places is None:
+        return vectors
+    half = vectors.shape[-1] // 2
+    angles = tf.cast(places, tf.float32)[:, None, :, None] * 10000 ** (-tf.range(half, dtype=tf.float32) / half)
+    sine, cosine = (tf.cast(wave, vectors.dtype) for wave in (tf.sin(angles), tf.cos(angles)))
+    x, y = vectors[..., :half], vectors[..., half:]
+    return tf.concat([x * cosine - y * sine, x * sine + y * cosine], axis=-1)
+
+
+def _write(cache, new, places):
+    """Puts vectors `[B, H, T, d]` in their places int32 `[B, T]` of a cache `[B, H, L, d]`, which are empty so far."""
+    at = tf.one_hot(places, tf.shape(cache)[2], dtype=cache.dtype)
+    return cache + tf.matmul(at[:, None], new, transpose_a=True)

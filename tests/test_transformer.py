@@ -1,0 +1,123 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines import CharTokenizer, OptionError, batch_pairs
+from seq2seq import BeamSearch, Decoder, Encoder, Greedy, Seq2Seq, TransformerDecoder, TransformerEncoder
+from seq2seq.contract import check_contract, encode
+from seq2seq.transformer import MultiHeadAttention, _turn
+
+TOKENIZERS = CharTokenizer("abcd"), CharTokenizer("dbax")
+
+
+@keras.saving.register_keras_serializable("tests")
+class OwnEncoder(TransformerEncoder):
+    """The same, but tried in all respects, as classes from outside the library are."""
+
+
+@keras.saving.register_keras_serializable("tests")
+class OwnDecoder(TransformerDecoder):
+    """Likewise."""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        ("float32", {"layers": 1}),
+        ("float32", {"layers": 2, "copy": True, "tied": True, "feed_forward": 10}),
+        ("mixed_bfloat16", {"layers": 2, "copy": True}),
+    ],
+    ids=str,
+)
+def test_it_keeps_to_the_contract_and_to_its_sizes(dtype, options):
+    keras.utils.set_random_seed(0)
+    model = Seq2Seq(*TOKENIZERS, encoder=OwnEncoder, decoder=OwnDecoder, units=8, heads=2, dtype=dtype, **options)
+    assert check_contract(model.encoder, model.decoder, *TOKENIZERS)
+
+
+@pytest.mark.parametrize(
+    "halves", [(TransformerEncoder, Decoder), (Encoder, TransformerDecoder)], ids=["first", "last"]
+)
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_one_half_may_be_recurrent(halves, cell):
+    encoder, decoder = halves
+    options = {"attention": "dot"} if decoder is Decoder else {}
+    model = Seq2Seq(*TOKENIZERS, encoder=encoder, decoder=decoder, units=8, layers=2, heads=2, cell=cell, **options)
+    ids = tf.constant([[4, 5, 6], [7, 4, 0]])
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model((ids, ids))[0] ** 2)  # of the first row, which has no padding
+    unused = [
+        weight.path
+        for weight, gradient in zip(model.trainable_weights, tape.gradient(loss, model.trainable_weights), strict=True)
+        if gradient is None
+    ]
+    assert not unused or decoder is TransformerDecoder, unused  # which does not look at the encoder's state
+
+
+def test_a_position_is_how_far_apart_two_vectors_are():
+    one, other = (tf.random.stateless_normal([1, 2, 1, 6], [seed, 0]) for seed in (1, 2))
+
+    def product(here, there):
+        one_turned, other_turned = (_turn(x, tf.constant([[place]])) for x, place in ((one, here), (other, there)))
+        return tf.reduce_sum(one_turned * other_turned, axis=-1).numpy()
+
+    np.testing.assert_allclose(product(3, 5), product(13, 15), atol=1e-5)
+    np.testing.assert_allclose(product(0, 0), tf.reduce_sum(one * other, axis=-1), atol=1e-6)
+    assert np.abs(product(3, 5) - product(3, 6)).min() > 1e-3
+
+
+def test_attention_is_the_published_formula_for_each_head():
+    keras.utils.set_random_seed(1)
+    attention = MultiHeadAttention(4, 2)
+    x = np.array([[[1.0, 0.5, -1.0, 2.0]]], "float32")
+    memory = np.array([[[1.0, 2.0, 0.0, 1.0], [0.5, 1.0, 1.0, 0.0], [9.0, 9.0, 9.0, 9.0]]], "float32")
+    keys, values = attention.project(tf.constant(memory))
+    found, weights = attention(x, keys, values, tf.constant([[[True, True, False]]]))
+    q, k, v = (
+        (y @ layer.kernel.numpy()).reshape(-1, 2, 2)
+        for y, layer in ((x[0], attention.query), (memory[0, :2], attention.key), (memory[0, :2], attention.value))
+    )
+    scores = np.exp([q[0, head] @ k[:, head].T / 2**0.5 for head in range(2)])
+    shares = scores / scores.sum(axis=1, keepdims=True)
+    seen = np.concatenate([shares[head] @ v[:, head] for head in range(2)])
+    np.testing.assert_allclose(found[0, 0], seen @ attention.combine.kernel.numpy(), atol=1e-5)
+    np.testing.assert_allclose(weights[0, 0], [*shares.mean(axis=0), 0], atol=1e-6)
+
+
+def test_heads_share_the_units():
+    with pytest.raises(OptionError, match="heads=3: expected a number by which half of the 8 units can be divided"):
+        TransformerEncoder(8, units=8, heads=3)
+
+
+@pytest.mark.slow
+def test_it_learns_translates_compiled_or_not_and_comes_back_from_a_file(pairs, tokenizers, tmp_path):
+    keras.utils.set_random_seed(0)
+    options = {"units": 32, "layers": 1, "heads": 4, "tied": True, "dropout": 0.1}
+    model = Seq2Seq(*tokenizers, encoder=TransformerEncoder, decoder=TransformerDecoder, **options)
+    model.compile(keras.optimizers.Adam(5e-3))
+    model.fit(batch_pairs(pairs.repeat(10), *tokenizers, batch_size=12), epochs=15, verbose=0, shuffle=False)
+    words = [source.decode() for source, _ in pairs.as_numpy_iterator()]
+    found = [[text.decode() for text in model.translate(words, how).numpy()] for how in (Greedy(), BeamSearch(3))]
+    assert found[0] == [word.upper() for word in words]
+    (alignment, *_) = model.attention(words[:1])
+    np.testing.assert_allclose(alignment.weights.sum(axis=1), 1, atol=1e-5)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    again.compiles_decoding = True
+    assert [
+        [text.decode() for text in again.translate(words, how).numpy()] for how in (Greedy(), BeamSearch(3))
+    ] == found
+
+
+def test_it_copies_by_the_attention_of_its_last_layer():
+    keras.utils.set_random_seed(0)
+    encoder, decoder = TransformerEncoder(8, units=8, heads=2), TransformerDecoder(8, units=8, heads=2, copy=True)
+    decoder.take_tokenizers(*TOKENIZERS)
+    source = tf.constant([[4, 5, 7]])
+    encoded, state = decoder.start(encode(encoder, source), 2)
+    decoder(tf.constant([[2, 4]]), encoded, state)  # which makes the weights
+    decoder.pointer.share.bias.assign([-20.0])  # next to nothing is generated
+    logits, _, weights = decoder(tf.constant([[2, 4]]), encoded, state, return_attention=True)
+    copied = tf.exp(logits)[0].numpy()
+    np.testing.assert_allclose(copied[:, [6, 5, 4]], weights[0].numpy(), atol=1e-5)  # a, b and d in the target
