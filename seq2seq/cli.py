@@ -25,7 +25,7 @@ import typer
 
 from pipelines import CorpusError, OptionError, choose, load_class, open_corpora
 from pipelines.readers import as_line, read_lines
-from seq2seq.config import PRESETS, Config, choose_preset, load_config, own_classes, warm_options
+from seq2seq.config import PRESETS, Config, choose_preset, load_config, own_classes, warm_options, without_excluded
 
 _PRESETS = (
     "The settings to start from: default (characters, for little text and single words), subword (pieces of words, for "
@@ -254,7 +254,7 @@ def train(
     elif not config and not resume:
         preset = preset or _corpus_preset(Config(**options | given))
         options |= choose("preset", preset, PRESETS)
-    settings = Config(**options | given)
+    settings = Config(**without_excluded(options, given) | given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
     for name in imports or ():
@@ -386,6 +386,8 @@ def _progress():
             if "val_loss" in logs:
                 line += f"  |  held out: {_figures(logs, 'val_')}"
             typer.echo(f"{line}  |  {time.monotonic() - self.started:.1f} s", err=True)
+            if "val_loss" not in logs:
+                return  # nothing was measured
             translations = self.model.translate([source for source, _ in self.held_out]).numpy()
             for (source, target), translation in zip(self.held_out, translations, strict=True):
                 _echo_line(f"    {source}  ->  {translation.decode()}   ({target})", err=True)

@@ -134,13 +134,19 @@ class Config:
         "Passes over the corpus. Default: as many as make 2000 updates, but at least 8 and at most 100.",
         parser=_or_none(int),
     )
+    updates: int | None = _option(
+        None,
+        TRAINING,
+        "Length of the training in updates, rounded to whole epochs, in place of --epochs.",
+        parser=_or_none(int),
+    )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
     learning_rate: float = _option(3e-3, TRAINING, "Learning rate, at the start.", min=0)
     schedule: str = _option(
         "cosine",
         TRAINING,
         "How the learning rate changes: cosine (falls to zero along half a cosine), constant, inverse_sqrt (falls with "
-        "the root of the steps after --warmup), plateau (halved when --monitor is no better for two epochs).",
+        "the root of the steps after --warmup), plateau (halved when --monitor is no better for two measured epochs).",
     )
     warmup: int = _option(0, TRAINING, "Steps in which the learning rate rises from zero, before that.", min=0)
     clip_norm: float | None = _option(
@@ -163,7 +169,7 @@ class Config:
         parser=_or_none(str),
     )
     patience: int | None = _option(
-        None, TRAINING, "Stop when --monitor has not become better for so many epochs.", parser=_or_none(int)
+        None, TRAINING, "Stop when --monitor has not become better for so many measured epochs.", parser=_or_none(int)
     )
     average: int = _option(1, TRAINING, "Keep the average of the weights after each of the last so many epochs.", min=1)
     on_divergence: str = _option(
@@ -190,6 +196,10 @@ class Config:
                 object.__setattr__(self, name, (value,))
         for name, choices in _CHOICES.items():
             choose(name, getattr(self, name), choices)
+        if self.epochs is not None and self.updates is not None:
+            raise OptionError(f"epochs={self.epochs} and updates={self.updates} exclude each other")
+        if self.updates is not None and self.updates < 1:
+            raise OptionError(f"updates={self.updates}: expected 1 or more")
         if self.weights and (self.limit or self.split == "last"):
             raise OptionError("weights cannot be used with a limit or with the last pairs held out")
         if self.monitor is not None:
@@ -299,7 +309,16 @@ def shaping_options() -> list[str]:
 def warm_options(options: dict) -> dict:
     """Those options of a run that are also for one that starts from it, on another corpus."""
     names = [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") != CORPUS]
-    return {name: options[name] for name in names if name not in ("corpus", "epochs")}
+    return {name: options[name] for name in names if name in options and name not in ("corpus", "epochs", "updates")}
+
+
+def without_excluded(options: dict, given: dict) -> dict:
+    """The options of a preset or a run without those that exclude one that is given beside them."""
+    excluded = {other for name, value in given.items() if value is not None for other in _EXCLUDES.get(name, ())}
+    return {name: value for name, value in options.items() if name not in excluded}
+
+
+_EXCLUDES = {"epochs": ("updates",), "updates": ("epochs",)}
 
 
 def own_classes(config: Config) -> list[str]:

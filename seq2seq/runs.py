@@ -222,15 +222,16 @@ def best_epoch(history: Sequence[dict], monitor: str | None) -> int:
     """The number of the epoch whose model is kept: the first one that is best, or the last where nothing is watched.
 
     Args:
-        history: the rows of `history.csv`.
+        history: the rows of `history.csv`, of which those without the figure are passed over.
         monitor: the name of a figure, or None.
     """
     if monitor is None:
         return int(history[-1]["epoch"])
     sign = -1 if MONITORS[monitor] == "max" else 1
+    measured = [row for row in history if row.get(monitor) not in (None, "")]
     # Not a number is worse than any.
-    order = [(sign * figure if math.isfinite(figure := float(row[monitor])) else math.inf) for row in history]
-    return int(history[order.index(min(order))]["epoch"])
+    order = [(sign * figure if math.isfinite(figure := float(row[monitor])) else math.inf) for row in measured]
+    return int(measured[order.index(min(order))]["epoch"])
 
 
 def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = warnings.warn) -> list[Path]:

@@ -186,6 +186,7 @@ def test_bad_options_exit_2(tsv, tmp_path):
         (["--units", "0"], "--units"),
         (["--cell", "lstmm"], "did you mean 'lstm'"),
         (["--preset", "tutorail"], "preset='tutorail': expected 'default', 'subword'"),
+        (["--epochs", "3", "--updates", "9"], "epochs=3 and updates=9 exclude each other"),
         (["--preset", "tutorial", "--config", "x.json"], "preset and config exclude each other"),
         (["--config", "x.json"], "x.json"),
         (["--tied"], "tied=True"),
