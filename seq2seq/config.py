@@ -141,6 +141,19 @@ class Config:
         parser=_or_none(int),
     )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
+    beta_2: float | None = _option(
+        None,
+        TRAINING,
+        "Decay rate of the optimizer's mean of squared gradients, for adam and its like. Default: the optimizer's own.",
+        parser=_or_none(float),
+    )
+    weight_decay: float | None = _option(
+        None,
+        TRAINING,
+        "Decoupled weight decay: each step shrinks weights by this times the learning rate, but no biases, "
+        "normalization scales or embeddings. Default: the optimizer's own, of which most have none.",
+        parser=_or_none(float),
+    )
     learning_rate: float = _option(3e-3, TRAINING, "Learning rate, at the start.", min=0)
     schedule: str = _option(
         "cosine",
@@ -200,6 +213,10 @@ class Config:
             raise OptionError(f"epochs={self.epochs} and updates={self.updates} exclude each other")
         if self.updates is not None and self.updates < 1:
             raise OptionError(f"updates={self.updates}: expected 1 or more")
+        if self.beta_2 is not None and not 0 <= self.beta_2 < 1:
+            raise OptionError(f"beta_2={self.beta_2}: expected a number from 0 to below 1")
+        if self.weight_decay is not None and not self.weight_decay >= 0:
+            raise OptionError(f"weight_decay={self.weight_decay}: expected 0 or more")
         if self.weights and (self.limit or self.split == "last"):
             raise OptionError("weights cannot be used with a limit or with the last pairs held out")
         if self.monitor is not None:
