@@ -82,7 +82,17 @@ class Config:
     )
     drop_duplicates: bool = _option(False, CORPUS, "Leave out pairs that came shortly before.")
     split: str = _option("hash", CORPUS, "How pairs are held out: by a hash of the source, or the last ones.")
-    validation_fraction: float = _option(0.05, CORPUS, "Share of the sources to hold out.", min=0, max=1)
+    validation_fraction: float = _option(
+        None, CORPUS, "Share of the sources to hold out. Default: 0.05, or none with --validation.", min=0, max=1
+    )
+    validation: str | tuple[str, ...] | None = _option(
+        None,
+        CORPUS,
+        "Another CORPUS to hold out, such as the development side of a task, read with the same columns; all of the "
+        "first is then trained on. Say it again for several.",
+        several=True,
+        metavar="CORPUS",
+    )
 
     source_tokenizer: str = _option(
         "char", TOKENS, "What source texts are cut into: char, byte, whitespace, subword, or module:Class."
@@ -202,8 +212,11 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
-        if isinstance(self.corpus, tuple) and len(self.corpus) == 1:
-            object.__setattr__(self, "corpus", self.corpus[0])
+        for name in ("corpus", "validation"):
+            if isinstance(value := getattr(self, name), tuple) and len(value) == 1:
+                object.__setattr__(self, name, value[0])
+        if vars(self)["validation_fraction"] is None:
+            object.__setattr__(self, "validation_fraction", 0.0 if self.validation else 0.05)
         for name in ("weights", "teacher_forcing"):
             if isinstance(value := getattr(self, name), (int, float)):
                 object.__setattr__(self, name, (value,))
@@ -211,6 +224,11 @@ class Config:
             choose(name, getattr(self, name), choices)
         if self.epochs is not None and self.updates is not None:
             raise OptionError(f"epochs={self.epochs} and updates={self.updates} exclude each other")
+        if self.validation and (self.validation_fraction or self.split == "last"):
+            option = "validation_fraction" if self.validation_fraction else "split"
+            raise OptionError(
+                f"{option}={getattr(self, option)!r}: nothing of the corpus is held out where validation is given"
+            )
         if self.updates is not None and self.updates < 1:
             raise OptionError(f"updates={self.updates}: expected 1 or more")
         if self.beta_2 is not None and not 0 <= self.beta_2 < 1:
@@ -335,7 +353,13 @@ def without_excluded(options: dict, given: dict) -> dict:
     return {name: value for name, value in options.items() if name not in excluded}
 
 
-_EXCLUDES = {"epochs": ("updates",), "updates": ("epochs",)}
+_EXCLUDES = {
+    "epochs": ("updates",),
+    "updates": ("epochs",),
+    "validation": ("validation_fraction", "split"),
+    "validation_fraction": ("validation",),
+    "split": ("validation",),
+}
 
 
 def own_classes(config: Config) -> list[str]:

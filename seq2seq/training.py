@@ -31,6 +31,7 @@ from pipelines import (
     checksums,
     choose,
     corpus_errors,
+    count_pairs,
     load_class,
     sources_in,
     survey,
@@ -68,6 +69,7 @@ from seq2seq.runs import (
     load_run,
     sample,
     trained_on,
+    validation_pairs,
 )
 
 _MEASURED_EPOCHS = 100  # about so many epochs of a training, at most, are measured
@@ -107,7 +109,8 @@ def train(
         callbacks: more Keras callbacks. Before training, each one's `held_out`, where it has one, is set to a few
             (source, target) pairs of the validation side.
         progress: a function to call now and then with the number of pairs read, while the corpus is surveyed.
-        report: a function to call with the `Report` of what was read and left out, after that.
+        report: a function to call with the `Report` of what was read and left out, after that; with another one of
+            `config.validation`, if that is given.
         say: a function to call with what else one should know, as text: of resuming, checkpoints that could not be
             saved, batches left out.
         command: the command line, to be kept in `config.json`.
@@ -129,7 +132,7 @@ def train(
     Raises:
         RunError: if the folder is in use, may not be overwritten, or holds nothing to resume.
         DivergedError: if loss or gradient are no longer finite numbers.
-        CorpusError: if the corpus cannot be read, holds nothing to train on, or has changed since a training that is to
+        CorpusError: if a corpus cannot be read, holds nothing to train on, or has changed since a training that is to
             be resumed was begun.
         OptionError: if options do not go together, or a name in them stands for nothing.
         WorkerLostError: if another worker has stopped.
@@ -230,6 +233,8 @@ def _begin(config, folder, progress, report, say, command):
         "directory": os.getcwd(),  # from which paths in the options and the command are to be followed
         "checksums": _checksums(config.corpus),
     }
+    if config.validation:
+        record["validation_checksums"] = _checksums(config.validation)
     old = _warm(config) if config.warm_start else None
     if old:
         record["from"] = configuration(config.warm_start)[1]
@@ -250,6 +255,12 @@ def _begin(config, folder, progress, report, say, command):
         report(cleaning)
     if found.pairs == 0:
         raise CorpusError(f"{config.corpus}: no pairs to train on")
+    if config.validation:
+        cleaning = Report()
+        if not count_pairs(validation_pairs(config, cleaning)):
+            raise CorpusError(f"{config.validation}: no pairs to validate on")
+        if report:
+            report(cleaning)
     if config.monitor and not list(both_sides(config, tokenizers[0])[1].take(1)):
         raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
     _say_leaks(record, config, tokenizers[0], say)
@@ -284,8 +295,9 @@ def _say_leaks(record, config, source_tokenizer, say):
         if learned.any():
             say(f"{learned.sum():,} of {len(learned):,} held-out pairs have a source that {by_whom}")
 
-    if config.split == "last":
-        tell(sources_in(validation, training, source_tokenizer), "is trained on too; --split hash keeps them apart")
+    if config.validation or config.split == "last":
+        hint = "" if config.validation else "; --split hash keeps them apart"
+        tell(sources_in(validation, training, source_tokenizer), f"is trained on too{hint}")
     if config.warm_start:
         try:
             learned = trained_on(record["from"], validation, source_tokenizer)
@@ -324,9 +336,11 @@ def _resume(folder, given, say, strategy):
     checkpoints = Checkpoints(folder / "unfinished")
     config, record = configuration(checkpoints.folder)
     corpus = find_corpus(record)
-    if given and given.corpus != corpus:
-        raise CorpusError(f"{given.corpus}: this training was begun with {corpus}; --resume goes on with that")
-    config = dataclasses.replace(config, corpus=corpus)
+    validation = find_corpus(record, "validation") if config.validation else None
+    for name, found in (("corpus", corpus), ("validation", validation)):
+        if given and (other := getattr(given, name)) != found:
+            raise CorpusError(f"{other}: this training was begun with {found}; --resume goes on with that")
+    config = dataclasses.replace(config, corpus=corpus, validation=validation)
     keras.utils.set_random_seed(config.seed)
     facts = json.loads((checkpoints.folder / "run.json").read_text())
     with strategy.scope() if strategy else contextlib.nullcontext():

@@ -93,6 +93,11 @@ def test_options_that_exclude_each_other_are_refused_and_one_that_is_given_repla
         Config(epochs=3, updates=100)
     with pytest.raises(OptionError, match="updates=0: expected 1 or more"):
         Config(updates=0)
+    for options in ({"validation_fraction": 0.1}, {"split": "last"}):
+        with pytest.raises(OptionError, match=f"{next(iter(options))}=.*: nothing of the corpus is held out where"):
+            Config(validation="dev.tsv", **options)
+    assert (Config().validation_fraction, Config(validation=["dev.tsv"]).validation_fraction) == (0.05, 0.0)
+    assert without_excluded({"split": "last", "validation_fraction": 0.2}, {"validation": ("dev.tsv",)}) == {}
     assert without_excluded({"epochs": 40, "units": 8}, {"updates": 100}) == {"units": 8}
     assert without_excluded({"epochs": 40}, {"updates": None}) == {"epochs": 40}
 

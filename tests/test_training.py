@@ -202,6 +202,18 @@ def test_standard_input_cannot_be_trained_on(config, tmp_path):
         train(dataclasses.replace(config, corpus="-"), tmp_path / "run")
 
 
+def test_a_corpus_to_hold_out_that_cannot_serve_is_refused(config, tmp_path, tsv):
+    for validation, message in (
+        ("-", "standard input can be read only once"),
+        ("nowhere.tsv", "nowhere.tsv: No such file"),
+        (str(tsv("\n", "empty.tsv")), "empty.tsv: no pairs to validate on"),
+        (str(tsv("no tab\n", "bad.tsv")), "bad.tsv, line 1: expected source TAB target"),
+    ):
+        with pytest.raises(CorpusError, match=message):
+            train(dataclasses.replace(config, validation=validation, validation_fraction=0.0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_held_out_pairs_with_a_source_that_is_trained_on_are_counted(tsv, tmp_path):
     corpus = tsv("".join(f"{c}\tx\n" for c in "abcdefgh") + "A\ty\nB\ty\n")
     config = Config(str(corpus), split="last", validation_fraction=0.3, lowercase=True, units=4, epochs=1)
