@@ -25,7 +25,16 @@ import typer
 
 from pipelines import CorpusError, OptionError, choose, load_class, open_corpora
 from pipelines.readers import as_line, read_lines
-from seq2seq.config import ARCHITECTURES, PRESETS, Config, choose_preset, load_config, own_classes, warm_options
+from seq2seq.config import (
+    ARCHITECTURES,
+    PRESETS,
+    Config,
+    choose_preset,
+    load_config,
+    own_classes,
+    warm_options,
+    without_excluded,
+)
 
 _PRESETS = (
     "The settings to start from: default (characters, for little text and single words), subword (pieces of words, for "
@@ -146,20 +155,20 @@ def _with_options(*names):
             given = {}
             for field in fields:
                 value, parse = arguments.pop(field.name), field.metadata.get("parser")
-                if value is not None:
+                if value not in (None, []):
                     given[field.name] = _parsed(field.name, value, parse) if parse else value
             return command(**arguments, given=given)
 
         parameters = [p for p in signatures.signature(command).parameters.values() if p.name != "given"]
         for field in fields:
-            how = {name: value for name, value in field.metadata.items() if name not in ("parser", "flag")}
+            how = {name: value for name, value in field.metadata.items() if name not in ("parser", "flag", "several")}
             flags = [field.metadata["flag"]] if "flag" in field.metadata else []
             if names:
                 del how["rich_help_panel"]
             elif field.default not in (None, False):
                 how["help"] += f" Default: {_as_text(field.default)}."
             # None is what is not said, so that a preset or a configuration says it; "none" is text until it is parsed.
-            kind = str if "parser" in field.metadata else field.type
+            kind = str if "parser" in field.metadata else list[str] if "several" in field.metadata else field.type
             annotation = Annotated[kind | None, typer.Option(*flags, **how)]  # type: ignore[valid-type]  # known only here
             parameters.append(
                 signatures.Parameter(field.name, signatures.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -240,8 +249,11 @@ def train(
         if preset:
             raise OptionError("preset and config exclude each other")
         options, record = load_config(config)
+        options = without_excluded(options, given)
         if not corpus and "checksums" in record:
             options["corpus"] = find_corpus(record)
+        if options.get("validation") and "validation" not in given:
+            options["validation"] = find_corpus(record, "validation")
     else:
         corpus = corpus or ["phrasebook"]
         options = {}
@@ -253,8 +265,8 @@ def train(
         options |= warm_options(load_config(Path(given["warm_start"]) / "config.json")[0])
     elif not config and not resume:
         preset = preset or _corpus_preset(Config(**options | given))
-        options |= choose("preset", preset, PRESETS)
-        options |= choose("architecture", given.get("architecture", Config.architecture), ARCHITECTURES)
+        usual = choose("architecture", given.get("architecture", Config.architecture), ARCHITECTURES)
+        options |= without_excluded(choose("preset", preset, PRESETS) | usual, given)
     settings = Config(**options | given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
@@ -387,6 +399,8 @@ def _progress():
             if "val_loss" in logs:
                 line += f"  |  held out: {_figures(logs, 'val_')}"
             typer.echo(f"{line}  |  {time.monotonic() - self.started:.1f} s", err=True)
+            if "val_loss" not in logs:
+                return  # nothing was measured
             translations = self.model.translate([source for source, _ in self.held_out]).numpy()
             for (source, target), translation in zip(self.held_out, translations, strict=True):
                 _echo_line(f"    {source}  ->  {translation.decode()}   ({target})", err=True)

@@ -82,7 +82,17 @@ class Config:
     )
     drop_duplicates: bool = _option(False, CORPUS, "Leave out pairs that came shortly before.")
     split: str = _option("hash", CORPUS, "How pairs are held out: by a hash of the source, or the last ones.")
-    validation_fraction: float = _option(0.05, CORPUS, "Share of the sources to hold out.", min=0, max=1)
+    validation_fraction: float = _option(
+        None, CORPUS, "Share of the sources to hold out. Default: 0.05, or none with --validation.", min=0, max=1
+    )
+    validation: str | tuple[str, ...] | None = _option(
+        None,
+        CORPUS,
+        "Another CORPUS to hold out, such as the development side of a task, read with the same columns; all of the "
+        "first is then trained on. Say it again for several.",
+        several=True,
+        metavar="CORPUS",
+    )
 
     source_tokenizer: str = _option(
         "char", TOKENS, "What source texts are cut into: char, byte, whitespace, subword, or module:Class."
@@ -150,13 +160,32 @@ class Config:
         "Passes over the corpus. Default: as many as make 2000 updates, but at least 8 and at most 100.",
         parser=_or_none(int),
     )
+    updates: int | None = _option(
+        None,
+        TRAINING,
+        "Length of the training in updates, rounded to whole epochs, in place of --epochs.",
+        parser=_or_none(int),
+    )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
+    beta_2: float | None = _option(
+        None,
+        TRAINING,
+        "Decay rate of the optimizer's mean of squared gradients, for adam and its like. Default: the optimizer's own.",
+        parser=_or_none(float),
+    )
+    weight_decay: float | None = _option(
+        None,
+        TRAINING,
+        "Decoupled weight decay: each step shrinks weights by this times the learning rate, but no biases, "
+        "normalization scales or embeddings. Default: the optimizer's own, of which most have none.",
+        parser=_or_none(float),
+    )
     learning_rate: float = _option(3e-3, TRAINING, "Learning rate, at the start.", min=0)
     schedule: str = _option(
         "cosine",
         TRAINING,
         "How the learning rate changes: cosine (falls to zero along half a cosine), constant, inverse_sqrt (falls with "
-        "the root of the steps after --warmup), plateau (halved when --monitor is no better for two epochs).",
+        "the root of the steps after --warmup), plateau (halved when --monitor is no better for two measured epochs).",
     )
     warmup: int = _option(0, TRAINING, "Steps in which the learning rate rises from zero, before that.", min=0)
     clip_norm: float | None = _option(
@@ -179,7 +208,7 @@ class Config:
         parser=_or_none(str),
     )
     patience: int | None = _option(
-        None, TRAINING, "Stop when --monitor has not become better for so many epochs.", parser=_or_none(int)
+        None, TRAINING, "Stop when --monitor has not become better for so many measured epochs.", parser=_or_none(int)
     )
     average: int = _option(1, TRAINING, "Keep the average of the weights after each of the last so many epochs.", min=1)
     on_divergence: str = _option(
@@ -199,13 +228,29 @@ class Config:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
-        if isinstance(self.corpus, tuple) and len(self.corpus) == 1:
-            object.__setattr__(self, "corpus", self.corpus[0])
+        for name in ("corpus", "validation"):
+            if isinstance(value := getattr(self, name), tuple) and len(value) == 1:
+                object.__setattr__(self, name, value[0])
+        if vars(self)["validation_fraction"] is None:
+            object.__setattr__(self, "validation_fraction", 0.0 if self.validation else 0.05)
         for name in ("weights", "teacher_forcing"):
             if isinstance(value := getattr(self, name), (int, float)):
                 object.__setattr__(self, name, (value,))
         for name, choices in _CHOICES.items():
             choose(name, getattr(self, name), choices)
+        if self.epochs is not None and self.updates is not None:
+            raise OptionError(f"epochs={self.epochs} and updates={self.updates} exclude each other")
+        if self.validation and (self.validation_fraction or self.split == "last"):
+            option = "validation_fraction" if self.validation_fraction else "split"
+            raise OptionError(
+                f"{option}={getattr(self, option)!r}: nothing of the corpus is held out where validation is given"
+            )
+        if self.updates is not None and self.updates < 1:
+            raise OptionError(f"updates={self.updates}: expected 1 or more")
+        if self.beta_2 is not None and not 0 <= self.beta_2 < 1:
+            raise OptionError(f"beta_2={self.beta_2}: expected a number from 0 to below 1")
+        if self.weight_decay is not None and not self.weight_decay >= 0:
+            raise OptionError(f"weight_decay={self.weight_decay}: expected 0 or more")
         if self.weights and (self.limit or self.split == "last"):
             raise OptionError("weights cannot be used with a limit or with the last pairs held out")
         if self.shared_vocabulary and self.source_tokenizer != self.target_tokenizer:
@@ -327,7 +372,22 @@ def shaping_options() -> list[str]:
 def warm_options(options: dict) -> dict:
     """Those options of a run that are also for one that starts from it, on another corpus."""
     names = [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") != CORPUS]
-    return {name: options[name] for name in names if name not in ("corpus", "epochs")}
+    return {name: options[name] for name in names if name in options and name not in ("corpus", "epochs", "updates")}
+
+
+def without_excluded(options: dict, given: dict) -> dict:
+    """The options of a preset or a run without those that exclude one that is given beside them."""
+    excluded = {other for name, value in given.items() if value is not None for other in _EXCLUDES.get(name, ())}
+    return {name: value for name, value in options.items() if name not in excluded}
+
+
+_EXCLUDES = {
+    "epochs": ("updates",),
+    "updates": ("epochs",),
+    "validation": ("validation_fraction", "split"),
+    "validation_fraction": ("validation",),
+    "split": ("validation",),
+}
 
 
 def own_classes(config: Config) -> list[str]:

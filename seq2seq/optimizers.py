@@ -10,7 +10,14 @@ from seq2seq.config import Config
 
 
 def make_optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
-    """The optimizer of a configuration, for a training of so many steps."""
+    """The optimizer of a configuration, for a training of so many steps.
+
+    Weight decay is decoupled (Loshchilov & Hutter 2019, arxiv.org/abs/1711.05101), and nothing that `_UNDECAYED` names
+    decays, not even by the weight decay that an optimizer has of its own.
+
+    Raises:
+        OptionError: if there is no such optimizer, or it does not take one of the options.
+    """
     schedules, rate, warmup = keras.optimizers.schedules, config.learning_rate, config.warmup
     if config.schedule == "cosine":
         rise = {"warmup_target": rate, "warmup_steps": warmup} if warmup else {}
@@ -21,7 +28,25 @@ def make_optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
         rate = schedules.PolynomialDecay(0.0, warmup, rate)
     kinds = optimizers()
     kind = kinds[choose("optimizer", config.optimizer.lower(), sorted(kinds))]
-    return kind(learning_rate=rate, global_clipnorm=config.clip_norm)
+    options: dict[str, float | None] = {"global_clipnorm": config.clip_norm}
+    for name in ("beta_2", "weight_decay"):
+        if (value := getattr(config, name)) is not None:
+            taking = {other: names for other in kinds if (names := _parameters(kinds[other], name))}
+            names = choose(f"{name}={value}: optimizer", config.optimizer.lower(), taking)
+            options |= dict.fromkeys(names, value)
+    optimizer = kind(learning_rate=rate, **options)
+    optimizer.exclude_from_weight_decay(var_names=_UNDECAYED)
+    return optimizer
+
+
+# Parts of names of weights: shrinking them does not simplify what a model computes, and the vectors of rare
+# tokens would shrink in all the steps in which they learn nothing.
+_UNDECAYED = ["bias", "gamma", "beta", "embedding"]
+
+
+def _parameters(kind, name):
+    """The arguments of an optimizer that an option is for: Muon leaves some weights to Adam, with Adam's options."""
+    return [parameter for parameter in (name, f"adam_{name}") if parameter in inspect.signature(kind).parameters]
 
 
 def optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from pipelines import (
     CorpusError,
+    Report,
     Tokenizer,
     as_seen_from,
     checksums,
@@ -112,28 +113,30 @@ def configuration(folder: Path | str) -> tuple[Config, dict]:
     return Config(**options), record
 
 
-def find_corpus(record: dict) -> str | tuple[str, ...]:
+def find_corpus(record: dict, name: str = "corpus") -> str | tuple[str, ...]:
     """Finds the corpus of a run again, by the checksums of its files.
 
     A relative path is looked up in the current directory, then in the one in which the run was trained.
 
     Args:
         record: what the run's `config.json` holds.
+        name: "corpus", or "validation" for the corpus that was held out.
 
     Returns:
         The corpus as `read_pairs` takes it, here and now.
 
     Raises:
-        CorpusError: if there is none, or its files are no longer those that the run was trained on.
+        CorpusError: if there is none, or its files are no longer those of the run.
     """
-    corpus = record["options"]["corpus"]
+    corpus = record["options"][name]
     names = [corpus] if isinstance(corpus, str) else corpus
     here, then = os.getcwd(), record.get("directory", os.getcwd())
     relative = [as_seen_from(here, name) for name in names] != list(names)
     places = [list(names)]
     if relative and then != here:
         places.append([as_seen_from(then, name) for name in names])
-    expected, failures = list(record.get("checksums", {}).values()), []
+    kept, what_for = ("checksums", "trained on") if name == "corpus" else ("validation_checksums", "validated on")
+    expected, failures = list(record.get(kept, {}).values()), []
     for place in places:
         try:
             held = checksums(place)
@@ -144,7 +147,7 @@ def find_corpus(record: dict) -> str | tuple[str, ...]:
         if list(held.values()) == expected:
             return place[0] if isinstance(corpus, str) else tuple(place)
         changed = [path for path, digest in held.items() if digest not in expected] or place
-        failures.append(f"{', '.join(changed)}: no longer what that run was trained on, by its sha256")
+        failures.append(f"{', '.join(changed)}: no longer what that run was {what_for}, by its sha256")
     where = f" (looked up from {here}" + (f", then from {then}, where it was trained)" if len(places) > 1 else ")")
     raise CorpusError("; ".join(failures) + (where if relative else ""))
 
@@ -152,9 +155,17 @@ def find_corpus(record: dict) -> str | tuple[str, ...]:
 def both_sides(config: Config, source_tokenizer: Tokenizer, **options: Any) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """The pairs to train on and those held out; the tokenizer needs no vocabulary yet."""
     pairs = read_pairs(config.corpus, config.limit, **options, **reading_options(config))
+    if config.validation:
+        return pairs, validation_pairs(config)
     if config.split == "last":
         return split_last(pairs, config.validation_fraction)
     return split_by_hash(pairs, config.validation_fraction, source_tokenizer)
+
+
+def validation_pairs(config: Config, report: Report | None = None) -> tf.data.Dataset:
+    """The pairs of `config.validation`, whole: what cleans the corpus leaves nothing out of what figures are of."""
+    options = {name: getattr(config, name) for name in ("columns", "reverse", "on_bad_line")}
+    return read_pairs(config.validation, report=report, **options)
 
 
 def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
@@ -171,12 +182,14 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
     if not (Path(folder) / "config.json").is_file():
         raise RunError(f"{folder}: holds no config.json to say what was held out; name a corpus")
     config, record = configuration(folder)
-    if not config.validation_fraction:
+    if not config.validation and not config.validation_fraction:
         raise RunError(f"{folder}: nothing was held out; name a corpus")
     try:
-        corpus = find_corpus(record)
+        corpus = find_corpus(record, "validation" if config.validation else "corpus")
     except CorpusError as error:
         raise CorpusError(f"{folder}: what it held out cannot be read again: {error}") from None
+    if config.validation:
+        return validation_pairs(dataclasses.replace(config, validation=corpus))
     return both_sides(dataclasses.replace(config, corpus=corpus), model.source_tokenizer)[1]
 
 
@@ -184,7 +197,8 @@ def may_have_learned(folder: Path | str) -> bool:
     """Whether a run may have been trained on sources that it has held out: a split by hash alone rules it out, but for
     runs from before 2026-11-26, when the raw text was hashed; these have recorded no directory."""
     config, record = configuration(folder)
-    return config.split != "hash" or "from" in record or "directory" not in record
+    apart = config.split == "hash" and not config.validation
+    return not apart or "from" in record or "directory" not in record
 
 
 def trained_on(record: dict, pairs: tf.data.Dataset, source_tokenizer: Tokenizer) -> np.ndarray:
@@ -201,7 +215,7 @@ def trained_on(record: dict, pairs: tf.data.Dataset, source_tokenizer: Tokenizer
     Raises:
         CorpusError: if its corpus cannot be found or has changed.
     """
-    config = Config(**record["options"] | {"corpus": find_corpus(record)})
+    config = Config(**record["options"] | {"corpus": find_corpus(record), "validation": None})
     found = sources_in(pairs, both_sides(config, source_tokenizer)[0], source_tokenizer)
     return found | trained_on(record["from"], pairs, source_tokenizer) if "from" in record else found
 
@@ -222,15 +236,16 @@ def best_epoch(history: Sequence[dict], monitor: str | None) -> int:
     """The number of the epoch whose model is kept: the first one that is best, or the last where nothing is watched.
 
     Args:
-        history: the rows of `history.csv`.
+        history: the rows of `history.csv`, of which those without the figure are passed over.
         monitor: the name of a figure, or None.
     """
     if monitor is None:
         return int(history[-1]["epoch"])
     sign = -1 if MONITORS[monitor] == "max" else 1
+    measured = [row for row in history if row.get(monitor) not in (None, "")]
     # Not a number is worse than any.
-    order = [(sign * figure if math.isfinite(figure := float(row[monitor])) else math.inf) for row in history]
-    return int(history[order.index(min(order))]["epoch"])
+    order = [(sign * figure if math.isfinite(figure := float(row[monitor])) else math.inf) for row in measured]
+    return int(measured[order.index(min(order))]["epoch"])
 
 
 def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = warnings.warn) -> list[Path]:
@@ -260,7 +275,7 @@ def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = wa
     drawn = [folder / "curves.png"]
     draw_curves(history, drawn[0], best=best_epoch(history, config.monitor) if config.monitor else None)
     held_out: dict[str, list[str]] = {}
-    if config.validation_fraction:
+    if config.validation or config.validation_fraction:
         try:
             held_out = sample(held_out_pairs(folder, model), config.seed)
         except CorpusError as error:

@@ -31,6 +31,7 @@ from pipelines import (
     checksums,
     choose,
     corpus_errors,
+    count_pairs,
     load_class,
     sources_in,
     survey,
@@ -68,12 +69,14 @@ from seq2seq.runs import (
     load_run,
     sample,
     trained_on,
+    validation_pairs,
 )
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 ENCODERS = {"recurrent": Encoder, "transformer": TransformerEncoder}
 DECODERS = {"recurrent": Decoder, "transformer": TransformerDecoder}
 
+_MEASURED_EPOCHS = 100  # about so many epochs of a training, at most, are measured
 _PACKAGES = ("keras-seq2seq", "tensorflow", "tensorflow-text", "keras", "numpy")  # whose versions a run records
 
 
@@ -93,7 +96,7 @@ def train(
     command: str | None = None,
     strategy: tf.distribute.Strategy | None = None,
 ) -> Seq2Seq:
-    """Trains a model and keeps it in a run folder, saved anew after each epoch.
+    """Trains a model and keeps it in a run folder, saved anew after each measured epoch.
 
     A training that was cut off goes on where it was, to the same weights as if nothing had happened, when it is begun
     again with the same configuration. Its checkpoints are in the folder's `unfinished` until it comes to its end. On
@@ -110,7 +113,8 @@ def train(
         callbacks: more Keras callbacks. Before training, each one's `held_out`, where it has one, is set to a few
             (source, target) pairs of the validation side.
         progress: a function to call now and then with the number of pairs read, while the corpus is surveyed.
-        report: a function to call with the `Report` of what was read and left out, after that.
+        report: a function to call with the `Report` of what was read and left out, after that; with another one of
+            `config.validation`, if that is given.
         say: a function to call with what else one should know, as text: of resuming, checkpoints that could not be
             saved, batches left out.
         command: the command line, to be kept in `config.json`.
@@ -120,8 +124,11 @@ def train(
     The same configuration gives the same weights, to the bit on a CPU, where
     `tf.config.experimental.enable_op_determinism()` has been called before, as the command line does.
 
-    After each epoch up to 500 held-out sources are translated greedily and measured as in `evaluation`, if what that
-    needs is installed.
+    After a measured epoch the held-out pairs are scored, up to 500 of their sources are translated greedily and
+    measured as in `evaluation`, if what that needs is installed, and the run folder is written. The first epoch is
+    measured, the last, and in between each one in trainings of up to 100 epochs, else each k-th, about 100 in all:
+    where epochs are so short, their ends would take longer than they do. The others have only figures of training in
+    `history.csv`.
 
     Returns:
         The trained `Seq2Seq`, as it was kept.
@@ -129,7 +136,7 @@ def train(
     Raises:
         RunError: if the folder is in use, may not be overwritten, or holds nothing to resume.
         DivergedError: if loss or gradient are no longer finite numbers.
-        CorpusError: if the corpus cannot be read, holds nothing to train on, or has changed since a training that is to
+        CorpusError: if a corpus cannot be read, holds nothing to train on, or has changed since a training that is to
             be resumed was begun.
         OptionError: if options do not go together, or a name in them stands for nothing.
         WorkerLostError: if another worker has stopped.
@@ -177,11 +184,24 @@ class _Run:
     state: list | None = None  # the arrays of the checkpoint to go on from
     strategy: tf.distribute.Strategy | None = None
 
+    def measures(self, epoch):
+        """Whether an epoch, counted from 1, is one after which the model is measured and saved."""
+        return epoch in (1, self.epochs) or epoch % math.ceil(self.epochs / _MEASURED_EPOCHS) == 0
+
+    def measured_after(self, epoch):
+        """How many epochs after this one have been measured."""
+        return sum(self.measures(row["epoch"]) for row in self.history[epoch:])
+
+    def kept(self):
+        """The number of the epoch whose model is in the folder; None before the first one is over."""
+        measured = [row for row in self.history if self.measures(row["epoch"])]
+        return best_epoch(measured, self.config.monitor) if measured else None
+
     def stopped(self):
         """Whether nothing is left to do: the epochs are over, or patience is."""
         patience, done = self.config.patience, len(self.history)
-        waited = done - best_epoch(self.history, self.config.monitor) if done else 0
-        return done == self.epochs or (patience is not None and waited >= patience)
+        impatient = patience is not None and done > 0 and self.measured_after(self.kept()) >= patience
+        return done == self.epochs or impatient
 
 
 def _goes_on(config, folder, overwrite, resume):
@@ -217,6 +237,8 @@ def _begin(config, folder, progress, report, say, command):
         "directory": os.getcwd(),  # from which paths in the options and the command are to be followed
         "checksums": _checksums(config.corpus),
     }
+    if config.validation:
+        record["validation_checksums"] = _checksums(config.validation)
     old = _warm(config) if config.warm_start else None
     if old:
         record["from"] = configuration(config.warm_start)[1]
@@ -237,6 +259,12 @@ def _begin(config, folder, progress, report, say, command):
         report(cleaning)
     if found.pairs == 0:
         raise CorpusError(f"{config.corpus}: no pairs to train on")
+    if config.validation:
+        cleaning = Report()
+        if not count_pairs(validation_pairs(config, cleaning)):
+            raise CorpusError(f"{config.validation}: no pairs to validate on")
+        if report:
+            report(cleaning)
     if config.monitor and not list(both_sides(config, tokenizers[0])[1].take(1)):
         raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
     _say_leaks(record, config, tokenizers[0], say)
@@ -247,7 +275,7 @@ def _begin(config, folder, progress, report, say, command):
     if config.copy:
         _say_copied(tokenizers, say)
     steps = _steps(config, tokenizers, found)
-    epochs = config.epochs or min(100, max(8, round(2000 / steps)))
+    epochs = _epochs(config, steps)
     checkpoints = Checkpoints(folder / "unfinished")
     model = _model(config, tokenizers, steps * epochs)
     if old:
@@ -283,8 +311,9 @@ def _say_leaks(record, config, source_tokenizer, say):
         if learned.any():
             say(f"{learned.sum():,} of {len(learned):,} held-out pairs have a source that {by_whom}")
 
-    if config.split == "last":
-        tell(sources_in(validation, training, source_tokenizer), "is trained on too; --split hash keeps them apart")
+    if config.validation or config.split == "last":
+        hint = "" if config.validation else "; --split hash keeps them apart"
+        tell(sources_in(validation, training, source_tokenizer), f"is trained on too{hint}")
     if config.warm_start:
         try:
             learned = trained_on(record["from"], validation, source_tokenizer)
@@ -323,9 +352,11 @@ def _resume(folder, given, say, strategy):
     checkpoints = Checkpoints(folder / "unfinished")
     config, record = configuration(checkpoints.folder)
     corpus = find_corpus(record)
-    if given and given.corpus != corpus:
-        raise CorpusError(f"{given.corpus}: this training was begun with {corpus}; --resume goes on with that")
-    config = dataclasses.replace(config, corpus=corpus)
+    validation = find_corpus(record, "validation") if config.validation else None
+    for name, found in (("corpus", corpus), ("validation", validation)):
+        if given and (other := getattr(given, name)) != found:
+            raise CorpusError(f"{other}: this training was begun with {found}; --resume goes on with that")
+    config = dataclasses.replace(config, corpus=corpus, validation=validation)
     keras.utils.set_random_seed(config.seed)
     facts = json.loads((checkpoints.folder / "run.json").read_text())
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -365,7 +396,7 @@ def _fit(run, callbacks, say):
     safe = _Safe(run, average, probe, say)
     own: list = [average] if config.average > 1 else []
     if held_out and can_measure():
-        own.append(_Translate(held_out, run.strategy))
+        own.append(_Translate(held_out, run))
     measured = _batches(run, validation, shuffle=False)
     with _first_signal() as safe.signal:
         while not run.stopped():
@@ -373,6 +404,7 @@ def _fit(run, callbacks, say):
             model.fit(
                 distribute(run.strategy, _training_batches(run, run.seen)),
                 validation_data=distribute(run.strategy, measured) if held_out else None,
+                validation_freq=list(filter(run.measures, range(1, run.epochs + 1))),
                 initial_epoch=epoch,
                 epochs=epoch + 1 if step else run.epochs,  # first to the end of the epoch that was begun
                 # Left to find the end by itself, Keras counts one step more than it takes in each epoch.
@@ -489,6 +521,13 @@ def _steps(config, tokenizers, found):
     return math.ceil((longer + found.pairs) / config.batch_tokens)
 
 
+def _epochs(config, steps):
+    """How many epochs a training has, of so many steps each."""
+    if config.updates is not None:
+        return max(1, round(config.updates / steps))
+    return config.epochs or min(100, max(8, round(2000 / steps)))
+
+
 def _tokens_per_character(pairs, tokenizers):
     """How many tokens the longer sides of pairs have for each character: of the first 10,000 pairs, as an estimate."""
     tokens = characters = 0
@@ -524,7 +563,7 @@ class _Average(keras.callbacks.Callback):
         self._swap()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._swap()  # where nothing is held out, nobody has begun to test
+        self._swap()  # where nothing is measured, nobody has begun to test
 
     def _swap(self):
         if not self.swapped:
@@ -538,26 +577,28 @@ class _Average(keras.callbacks.Callback):
 
 
 class _Translate(keras.callbacks.Callback):
-    """Adds how good the translations of held-out sources are to the figures of each epoch."""
+    """Adds how good the translations of held-out sources are to the figures of each measured epoch."""
 
-    def __init__(self, held_out, strategy):
+    def __init__(self, held_out, run):
         super().__init__()
-        self.sources, self.references, self.strategy = list(held_out), list(held_out.values()), strategy
+        self.sources, self.references, self.run = list(held_out), list(held_out.values()), run
 
     def on_epoch_end(self, epoch, logs=None):
         from seq2seq.evaluation import corpus_scores
 
+        if not self.run.measures(epoch + 1):
+            return
         texts = [text.decode() for text in self.model.translate(self.sources).numpy()]
         scores = corpus_scores(texts, self.references)
         # The first worker's figures are everyone's, so that all come to the same decisions.
-        chief = is_chief(self.strategy)
-        decided = sums_of_workers(self.strategy, [score if chief else 0.0 for score in scores.values()])
+        chief = is_chief(self.run.strategy)
+        decided = sums_of_workers(self.run.strategy, [score if chief else 0.0 for score in scores.values()])
         for name, score in zip(scores, decided, strict=True):
             logs[f"val_{name.lower().replace(' ', '_')}"] = score
 
 
 class _Safe(keras.callbacks.Callback):
-    """Saves the run after each epoch, and in between what it takes to resume it; looks at whether it goes well.
+    """Saves the run after measured epochs, and in between what it takes to resume it; looks at whether it goes well.
 
     Args:
         run: the `_Run`, whose history and step this keeps.
@@ -640,7 +681,7 @@ class _Safe(keras.callbacks.Callback):
         self.looked = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):
-        self._end_steps()  # where nothing is held out, nobody has begun to test
+        self._end_steps()  # where nothing is measured, nobody has begun to test
         run = self.run
         if self.skipped:
             self.say(f"epoch {epoch + 1}: {self.skipped:,} of {run.steps:,} steps skipped, their gradients not finite")
@@ -649,13 +690,15 @@ class _Safe(keras.callbacks.Callback):
         rate = float(str(np.float32(exact)))  # 0.1 and not 0.10000000149
         run.history.append({"epoch": epoch + 1, **logs, "learning_rate": rate})
         run.step = 0
-        best = best_epoch(run.history, run.config.monitor)
+        if not run.measures(epoch + 1):
+            return
+        best = run.kept()
         if self.chief:
             self._keep(best == epoch + 1)
         if run.config.schedule == "plateau":
             neighbours = itertools.pairwise(run.history)
             changes = [row["epoch"] for row, after in neighbours if row["learning_rate"] != after["learning_rate"]]
-            if epoch + 1 - max([best, *changes]) >= 2:
+            if run.measured_after(max([best, *changes])) >= 2:
                 self.model.optimizer.learning_rate = rate / 2
         self.model.stop_training = run.stopped()
 
@@ -713,7 +756,7 @@ class _Safe(keras.callbacks.Callback):
             f"norm is {norm}, one step earlier it was {self.norm:.3g}. The batch is in {path}"
         )
         if run.config.on_divergence == "stop":
-            kept = "the model of the last good epoch" if run.history else "no model, for it was the first epoch"
+            kept = f"the model of epoch {run.kept()}" if run.history else "no model, for it was the first epoch"
             raise DivergedError(f"{said}. Kept is {kept}. A smaller --learning-rate or --clip-norm may help")
         self.say(f"{said}; left out")
 

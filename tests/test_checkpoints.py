@@ -258,7 +258,9 @@ def test_a_training_is_resumed_from_another_directory_on_its_own_corpus(config, 
 
     monkeypatch.chdir(tmp_path)
     name = Path(config.corpus).name
-    config = dataclasses.replace(config, corpus=name, epochs=1, monitor="val_loss", patience=None, schedule="constant")
+    Path("dev.tsv").write_text("abc\tcba\n")
+    options = {"corpus": name, "validation": "dev.tsv", "validation_fraction": 0.0, "schedule": "constant"}
+    config = dataclasses.replace(config, epochs=1, monitor="val_loss", patience=None, **options)
     with pytest.raises(_StopHere):
         train(config, tmp_path / "run", callbacks=[Stop()])
     (tmp_path / "elsewhere").mkdir()
@@ -267,6 +269,10 @@ def test_a_training_is_resumed_from_another_directory_on_its_own_corpus(config, 
     with pytest.raises(
         CorpusError, match=rf"^{name}: this training was begun with {tmp_path / name}; --resume goes on"
     ):
+        train(config, tmp_path / "run")
+    Path(name).write_bytes((tmp_path / name).read_bytes())
+    Path("dev.tsv").write_text("another\tcorpus\n")
+    with pytest.raises(CorpusError, match=rf"^dev.tsv: this training was begun with {tmp_path}/dev.tsv; --resume"):
         train(config, tmp_path / "run")
     model = train(None, tmp_path / "run", resume=True)
     assert sorted(model.source_tokenizer.tokens) == list("abcde") and (tmp_path / "run" / "model.keras").is_file()

@@ -186,6 +186,7 @@ def test_bad_options_exit_2(tsv, tmp_path):
         (["--units", "0"], "--units"),
         (["--cell", "lstmm"], "did you mean 'lstm'"),
         (["--preset", "tutorail"], "preset='tutorail': expected 'default', 'subword'"),
+        (["--epochs", "3", "--updates", "9"], "epochs=3 and updates=9 exclude each other"),
         (["--preset", "tutorial", "--config", "x.json"], "preset and config exclude each other"),
         (["--config", "x.json"], "x.json"),
         (["--tied"], "tied=True"),
@@ -519,6 +520,26 @@ def test_evaluate_says_what_of_the_held_out_side_was_learned(tmp_path):
     assert b"1 of 2 held-out pairs have a source that is trained on too" in trained.stderr
     done = seq2seq("evaluate", "runs/pairs", "--json", cwd=tmp_path)
     assert done.stderr.startswith(b"runs/pairs: trained on 1 of the 2 sources\n")
+
+
+@pytest.mark.slow
+def test_the_development_side_of_a_task_is_held_out_and_evaluated_on(tmp_path):
+    (tmp_path / "train.tsv").write_text("".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcd" for b in "abcd"))
+    (tmp_path / "dev.tsv").write_text("ab\tAB\nxy\tXY\n")
+    (tmp_path / "more.tsv").write_text("zz\tZZ\n")
+    apart = ["--validation", "dev.tsv", "--validation", "more.tsv"]
+    options = ["--preset", "tutorial", "--updates", 2, "--units", 4]  # whose epochs and split these replace
+    done = seq2seq("train", "train.tsv", *apart, *options, cwd=tmp_path)
+    assert done.returncode == 0 and b"1 of 3 held-out pairs have a source that is trained on too\n" in done.stderr
+    options = json.loads((tmp_path / "runs/train/config.json").read_text())["options"]
+    kept = {"validation": ["dev.tsv", "more.tsv"], "validation_fraction": 0.0, "split": "hash", "epochs": None}
+    assert {name: options[name] for name in kept} == kept
+    done = seq2seq("evaluate", "runs/train", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["sources"] == 3
+    assert done.stderr.startswith(b"runs/train: trained on 1 of the 3 sources\n")
+    (tmp_path / "dev.tsv").write_text("ab\tAC\n")
+    done = seq2seq("train", "--config", "runs/train/config.json", "--out", "again", cwd=tmp_path)
+    assert done.returncode == 2 and b"dev.tsv: no longer what that run was validated on" in done.stderr
 
 
 @pytest.mark.slow

@@ -6,7 +6,15 @@ import pytest
 
 from pipelines import OptionError
 from seq2seq import cli
-from seq2seq.config import PRESETS, SUBWORD_PAIRS, Config, choose_preset, load_config, own_classes
+from seq2seq.config import (
+    PRESETS,
+    SUBWORD_PAIRS,
+    Config,
+    choose_preset,
+    load_config,
+    own_classes,
+    without_excluded,
+)
 
 
 def test_the_tutorial_preset_is_the_tutorial():
@@ -78,6 +86,20 @@ def test_choices_are_checked_and_the_nearest_is_suggested():
         Config(encoding="onehot")
     with pytest.raises(OptionError, match="teacher_forcing"):
         Config(teacher_forcing=(1.5,))
+
+
+def test_options_that_exclude_each_other_are_refused_and_one_that_is_given_replaces_the_other():
+    with pytest.raises(OptionError, match="epochs=3 and updates=100 exclude each other"):
+        Config(epochs=3, updates=100)
+    with pytest.raises(OptionError, match="updates=0: expected 1 or more"):
+        Config(updates=0)
+    for options in ({"validation_fraction": 0.1}, {"split": "last"}):
+        with pytest.raises(OptionError, match=f"{next(iter(options))}=.*: nothing of the corpus is held out where"):
+            Config(validation="dev.tsv", **options)
+    assert (Config().validation_fraction, Config(validation=["dev.tsv"]).validation_fraction) == (0.05, 0.0)
+    assert without_excluded({"split": "last", "validation_fraction": 0.2}, {"validation": ("dev.tsv",)}) == {}
+    assert without_excluded({"epochs": 40, "units": 8}, {"updates": 100}) == {"units": 8}
+    assert without_excluded({"epochs": 40}, {"updates": None}) == {"epochs": 40}
 
 
 def test_the_help_of_the_command_line_tells_the_presets_as_they_are():

@@ -1,3 +1,4 @@
+import csv
 import dataclasses
 import json
 import os
@@ -16,10 +17,22 @@ from pipelines import CorpusError, batch_pairs, read_pairs
 from pipelines.tokenizers import NORMAL_FORMS, TOKENIZERS
 from seq2seq import Seq2Seq
 from seq2seq.config import _CHOICES
+from seq2seq.evaluation import evaluate
 from seq2seq.layers import ATTENTIONS
 from seq2seq.optimizers import make_optimizer, optimizers
 from seq2seq.recurrence import CELLS
-from seq2seq.runs import RunError, configuration, draw_run, find_corpus, held_out_pairs, load_run, trained_on
+from seq2seq.runs import (
+    RunError,
+    best_epoch,
+    configuration,
+    draw_run,
+    find_corpus,
+    held_out_pairs,
+    load_run,
+    may_have_learned,
+    probe,
+    trained_on,
+)
 from seq2seq.training import train
 
 
@@ -193,6 +206,39 @@ def test_a_relative_corpus_is_found_from_another_directory_and_after_a_move_if_i
         held_out_pairs(new / "run", model)
     monkeypatch.chdir(new)
     assert held_out("run", model) == expected
+
+
+def test_what_was_held_out_apart_is_measured_whole_and_found_again(config, tmp_path, tsv, monkeypatch):
+    (tmp_path / "old").mkdir()
+    monkeypatch.chdir(tmp_path / "old")
+    Path("dev.tsv").write_text("x\tab\tAB\nx\tfghijk\tFGHIJK\nx\tno column\nx\tab\tAB\n")
+    lines = Path(config.corpus).read_text().splitlines()
+    corpus = str(tsv("".join(f"x\t{line}\n" for line in lines), "three.tsv"))
+    options = {"corpus": corpus, "columns": (2, 3), "on_bad_line": "skip", "limit": 20, "drop_duplicates": True}
+    options |= {"validation": "dev.tsv", "validation_fraction": 0.0, "max_length": 5, "monitor": "val_exact_match"}
+    config, said, reports = dataclasses.replace(config, **options), [], []
+    model = train(config, "run", say=said.append, report=reports.append)
+    assert said == ["2 of 3 held-out pairs have a source that is trained on too"]
+    assert [report.pairs for report in reports] == [20, 3] and reports[1].dropped == {"wrong columns": 1}
+    assert json.loads(Path("run/survey.json").read_text())["pairs"] == 20
+    held = [("ab", "AB"), ("fghijk", "FGHIJK"), ("ab", "AB")]
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "old" / "run"
+    pairs = [tuple(side.decode() for side in pair) for pair in held_out_pairs(run, model).as_numpy_iterator()]
+    assert pairs == held and may_have_learned(run)
+    assert set(probe(run)) == {"ab", "fghijk"}
+    with (run / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    kept = rows[best_epoch(rows, "val_exact_match") - 1]
+    found = evaluate(load_run(run), held_out_pairs(run, model))
+    assert float(kept["val_perplexity"]) == pytest.approx(found.perplexity, rel=1e-4)
+    record = configuration(run)[1]
+    assert trained_on(record, held_out_pairs(run, model), model.source_tokenizer).tolist() == [True, False, True]
+    os.unlink(corpus)
+    assert len(draw_run(run, model)) > 2  # of what was held out, for which nobody needs the other corpus
+    (tmp_path / "old" / "dev.tsv").write_text("x\tab\tAC\n")
+    with pytest.raises(CorpusError, match=r"dev\.tsv: no longer what that run was validated on"):
+        held_out_pairs(run, model)
 
 
 def test_parts_of_a_corpus_are_found_by_what_they_hold(config, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from seq2seq.cli import _progress
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
 from seq2seq.model import Seq2Seq
-from seq2seq.runs import RunError, best_epoch, held_out_pairs, load_run
+from seq2seq.runs import RunError, best_epoch, draw_run, held_out_pairs, load_run
 from seq2seq.training import DivergedError, train
 
 
@@ -202,6 +202,18 @@ def test_standard_input_cannot_be_trained_on(config, tmp_path):
         train(dataclasses.replace(config, corpus="-"), tmp_path / "run")
 
 
+def test_a_corpus_to_hold_out_that_cannot_serve_is_refused(config, tmp_path, tsv):
+    for validation, message in (
+        ("-", "standard input can be read only once"),
+        ("nowhere.tsv", "nowhere.tsv: No such file"),
+        (str(tsv("\n", "empty.tsv")), "empty.tsv: no pairs to validate on"),
+        (str(tsv("no tab\n", "bad.tsv")), "bad.tsv, line 1: expected source TAB target"),
+    ):
+        with pytest.raises(CorpusError, match=message):
+            train(dataclasses.replace(config, validation=validation, validation_fraction=0.0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_held_out_pairs_with_a_source_that_is_trained_on_are_counted(tsv, tmp_path):
     corpus = tsv("".join(f"{c}\tx\n" for c in "abcdefgh") + "A\ty\nB\ty\n")
     config = Config(str(corpus), split="last", validation_fraction=0.3, lowercase=True, units=4, epochs=1)
@@ -216,10 +228,46 @@ def test_held_out_pairs_with_a_source_that_is_trained_on_are_counted(tsv, tmp_pa
 def test_as_many_epochs_as_make_2000_updates_are_the_default(config, tmp_path):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            self.model.stop_training = True
             assert self.params["epochs"] == 100  # at most
+            raise KeyboardInterrupt
 
-    train(dataclasses.replace(config, epochs=None), tmp_path / "run", callbacks=[Stop()])
+    with pytest.raises(KeyboardInterrupt):
+        train(dataclasses.replace(config, epochs=None), tmp_path / "run", callbacks=[Stop()])
+
+
+@pytest.mark.parametrize(("updates", "epochs"), [(1, 1), (14, 5)])
+def test_a_length_in_updates_is_rounded_to_epochs_and_the_schedule_spans_them(config, tmp_path, updates, epochs):
+    config = dataclasses.replace(config, epochs=None, updates=updates, validation_fraction=0, batch_size=9)
+    live = keras.callbacks.Callback()
+    train(config, tmp_path / "run", callbacks=[live])
+    assert len(history(tmp_path / "run")) == epochs and int(live.model.optimizer.iterations) == 3 * epochs
+    assert float(live.model.optimizer.learning_rate) == pytest.approx(0, abs=1e-9)
+
+
+def test_of_many_epochs_some_are_measured_and_saved_and_the_last(config, tmp_path, monkeypatch):
+    kept = []
+
+    class Follow(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            kept.append(epochs_seen(load_run(tmp_path / "run"), tmp_path / "run"))
+
+    monkeypatch.setattr("seq2seq.training._MEASURED_EPOCHS", 3)
+    model = train(dataclasses.replace(config, epochs=8), tmp_path / "run", callbacks=[Follow()])
+    assert kept == [1, 1, 3, 3, 3, 6, 6, 8] and epochs_seen(model, tmp_path / "run") == 8
+    rows = history(tmp_path / "run")
+    assert [row["epoch"] for row in rows if row["val_loss"]] == ["1", "3", "6", "8"]
+    assert all((row["val_loss"] == "") == (row["val_chrf"] == "") for row in rows)
+    assert all(float(row["loss"]) > 0 and float(row["learning_rate"]) >= 0 for row in rows)
+
+
+def test_only_measured_epochs_are_compared_and_only_they_try_patience(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("seq2seq.training._MEASURED_EPOCHS", 20)
+    options = {"epochs": 40, "learning_rate": 0.02, "monitor": "val_loss", "patience": 2}
+    model = train(dataclasses.replace(config, **options), tmp_path / "run", callbacks=[Worsen()])
+    rows = history(tmp_path / "run")
+    assert [row["epoch"] for row in rows if row["val_loss"]] == ["1", "2", "4", "6"] and len(rows) == 6
+    assert best_epoch(rows, "val_loss") == 2 == epochs_seen(model, tmp_path / "run")
+    assert draw_run(tmp_path / "run", model)[0].is_file()
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "whitespace", "subword"])
