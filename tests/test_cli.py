@@ -191,7 +191,7 @@ def test_bad_options_exit_2(tsv, tmp_path):
         (["--tied"], "tied=True"),
         (["--decoder", "nowhere:Decoder"], "there is no module 'nowhere'"),
         (["--min-frequency", "2", "--source-tokenizer", "byte"], "min_frequency=2"),
-        (["--columns", "1"], "expected two names, or two numbers"),
+        (["--columns", "1"], "expected two names or more, or numbers"),
         (["--columns", "en,es"], "no column is called 'en'"),
     ):
         done = seq2seq("train", path, *options, "--out", tmp_path / "run")
