@@ -256,7 +256,8 @@ def survey(
         progress: a function to call now and then with the number of pairs counted so far.
 
     Returns:
-        A `Survey`, each of its tuples for (source, target); `take_vocabulary` makes a vocabulary of its tokens.
+        A `Survey`, each of its tuples for (source, target); `take_vocabulary` makes a vocabulary of its tokens. Those
+        of a source's second column begin with a tab, of its third with two, as `ColumnsTokenizer.count` gives them.
     """
 
     def count(sources, targets):

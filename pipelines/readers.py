@@ -129,9 +129,11 @@ class Reader:
             return tuple(self.source_columns)
         shards = itertools.chain.from_iterable(self.corpora)
         width = len(self.columns) if self.columns else max((shard.width or 2 for shard in shards), default=2)
+        if width == 2:
+            return ("source",)
         if self.columns and isinstance(self.columns[0], str):
             return tuple(self.columns[:-1])
-        return ("source",) if width == 2 else tuple(f"source {number}" for number in range(1, width))
+        return tuple(f"source {number}" for number in range(1, width))
 
     def pairs(self, seed: int = 0, report: Report | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Yields (source, target) byte strings, once through.
@@ -453,7 +455,7 @@ _BREAK = re.compile(rb"\r\n|[\t-\r\x1c-\x1e]|\xc2\x85|\xe2\x80[\xa8\xa9]")
 def _tab_rows(path, columns, sources):
     lines = read_lines(path)
     default = columns is None
-    places = range(len(sources) + 1)
+    places = list(range(len(sources) + 1))
     if columns and isinstance(columns[0], str):
         _, header = next(lines, (1, b""))
         names = header.decode(errors="replace").split("\t")

@@ -614,7 +614,7 @@ class ColumnsTokenizer(Tokenizer):
             counts: a mapping of tokens, as `count` gives them, to how often they come.
             min_frequency, max_size: as in `Tokenizer.take_vocabulary`, of each column.
         """
-        for part, of_column in zip(self.tokenizers, self._by_column(counts), strict=True):
+        for part, of_column in zip(self.tokenizers, self.by_column(counts), strict=True):
             part.take_vocabulary(of_column, min_frequency, max_size)
         self._number([])
 
@@ -626,9 +626,17 @@ class ColumnsTokenizer(Tokenizer):
         Args:
             counts, min_frequency, max_size: as in `take_vocabulary`.
         """
-        for part, of_column in zip(self.tokenizers, self._by_column(counts), strict=True):
+        for part, of_column in zip(self.tokenizers, self.by_column(counts), strict=True):
             part.extend_vocabulary(of_column, min_frequency, max_size)
         self._number(self.columns[len(RESERVED_TOKENS) :].tolist())
+
+    def by_column(self, counts: Mapping[bytes, int]) -> list[dict[bytes, int]]:
+        """Counted tokens, as `count` gives them, as a list of those of each column without the tabs before them."""
+        found: list[dict[bytes, int]] = [{} for _ in self.tokenizers]
+        for token, count in counts.items():
+            own = token.lstrip(b"\t")
+            found[len(token) - len(own)][own] = count
+        return found
 
     def get_config(self) -> dict:
         return {
@@ -677,14 +685,6 @@ class ColumnsTokenizer(Tokenizer):
             return b""
         token = self.tokenizers[column].tokens[place - len(RESERVED_TOKENS)]
         return token if isinstance(token, bytes) else token.encode()
-
-    def _by_column(self, counts):
-        """Counted tokens of all columns, as a list of those of each."""
-        found: list[dict[bytes, int]] = [{} for _ in self.tokenizers]
-        for token, count in counts.items():
-            own = token.lstrip(b"\t")
-            found[len(token) - len(own)][own] = count
-        return found
 
     def _columns_of(self, texts):
         """The columns of texts `[B]`, strings `[B]` of each, with its tokenizer."""
