@@ -19,7 +19,15 @@ _MODULES = {
     "names": ["OptionError", "choose", "load_class"],
     "readers": ["CorpusError", "Report", "as_seen_from", "checksums", "open_corpora"],
     "shuffling": ["damaged_shards", "shuffle_corpus"],
-    "tokenizers": ["ByteTokenizer", "CharTokenizer", "SubwordTokenizer", "Tokenizer", "WhitespaceTokenizer"],
+    "tokenizers": [
+        "ByteTokenizer",
+        "CharTokenizer",
+        "ColumnsTokenizer",
+        "SeparatorTokenizer",
+        "SubwordTokenizer",
+        "Tokenizer",
+        "WhitespaceTokenizer",
+    ],
 }
 __all__ = [name for names in _MODULES.values() for name in names]
 

@@ -44,7 +44,7 @@ def read_pairs(
               (`.jsonl`, `.ndjson`), each plain or with `.gz`, or TFRecord (`.tfrecord`) of examples with two strings;
             - a file in a zip, `archive.zip/folder/file.tsv`, or the zip alone if there is one file in it;
             - `-`, tab-separated text on standard input, which can be read once;
-            - two parallel files of equally many lines, `corpus.en+corpus.es`;
+            - parallel files of equally many lines, `corpus.en+corpus.es`; all but the last are columns of the source;
             - a glob, or a folder: all its files in the order of their names;
             - a `tf.data.Dataset` of (source, target) scalar strings.
 
@@ -54,15 +54,19 @@ def read_pairs(
         epoch: which of the orders that follow from it to take, a number or a scalar tensor. Default: each iteration of
             the dataset is the next epoch.
         report: a `Report`, which each complete pass, up to the limit, fills with what it read and left out.
-        columns: which two columns or keys to read: two names, which a tab-separated file has in its first line, or
-            (tab-separated only) two numbers counted from 1, as in `cut -f`. Default: the first two columns, or the
-            keys `source` and `target`.
+        columns: which columns or keys to read, the target last: two names or more, which a tab-separated file has in
+            its first line, or numbers counted from 1, as in `cut -f`. More than one before the target are columns of
+            the source, which then is one text with tabs between them; all but the first may be empty. Default: the
+            first two columns, or the keys `source` and `target`.
+        source_columns: the names of the columns that each source must have, as a `ColumnsTokenizer` has them in
+            `column_names`. With several, the default of `columns` is the first so many and one more.
         reverse: whether to swap source and target.
         weights: how often to draw from each of several corpora, relative to the others. The smaller ones start over
             until each has been read once. Default: one after the other.
         on_bad_line: "error", or "skip" for lines with missing columns, an empty side or invalid UTF-8.
-        max_length: leave out pairs with a side of more characters.
-        max_ratio: leave out pairs with one side so many times longer than the other.
+        max_length: leave out pairs with a side of more characters, in all its columns.
+        max_ratio: leave out pairs with one side so many times longer than the other; of a source the first column
+            counts.
         drop_duplicates: leave out pairs that came before among the last 131,072 or more of the same file.
         shuffle_files: whether to read several files in turns, in an order that is new each epoch.
         num_shards, index: read one part of so many, for one worker among several. Together the parts are the corpus:
@@ -252,7 +256,8 @@ def survey(
         progress: a function to call now and then with the number of pairs counted so far.
 
     Returns:
-        A `Survey`, each of its tuples for (source, target); `take_vocabulary` makes a vocabulary of its tokens.
+        A `Survey`, each of its tuples for (source, target); `take_vocabulary` makes a vocabulary of its tokens. Those
+        of a source's second column begin with a tab, of its third with two, as `ColumnsTokenizer.count` gives them.
     """
 
     def count(sources, targets):

@@ -69,17 +69,18 @@ class Report:
 
 
 class Shard(NamedTuple):
-    """One file, or two parallel ones, or anything else that pairs come from.
+    """One file, or parallel ones, or anything else that pairs come from.
 
-    `rows` takes the columns to read, or None, and yields (number of the line, source, target, what is wrong with its
-    form or "") for each line, before any other check. They are plain tuples, since making one is all the work there is
-    on many lines.
+    `rows` takes the columns to read, or None, and the names of the columns of a source. It yields (number of the line,
+    source, target, what is wrong with its form or "") for each line, before any other check. They are plain tuples,
+    since making one is all the work there is on many lines. A source of several columns has tabs between them.
     """
 
     name: str
-    rows: Callable[[tuple | None], Iterator[tuple[int, bytes | None, bytes | None, str]]]
+    rows: Callable[[tuple | None, tuple[str, ...]], Iterator[tuple[int, bytes | None, bytes | None, str]]]
     unit: str = "line"
     files: tuple[Path, ...] = ()
+    width: int | None = None  # how many columns it has, the target among them, where options do not say it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Reader:
 
     corpora: tuple[list[Shard], ...]
     columns: tuple | None = None
+    source_columns: tuple[str, ...] | None = None
     reverse: bool = False
     weights: tuple[float, ...] | None = None
     on_bad_line: str = "error"
@@ -105,8 +107,33 @@ class Reader:
             raise CorpusError(f"index={self.index}: expected 0 to {self.num_shards - 1}, num_shards being that many")
         if self.weights and (len(self.weights) != len(self.corpora) or min(self.weights) <= 0):
             raise CorpusError(f"weights={self.weights}: expected {len(self.corpora)} positive numbers, one a corpus")
-        if self.columns and (len(self.columns) != 2 or len(set(map(type, self.columns))) != 1 or 0 in self.columns):
-            raise CorpusError(f"columns={self.columns}: expected two names, or two numbers counted from 1")
+        if self.columns and (len(self.columns) < 2 or len(set(map(type, self.columns))) != 1 or 0 in self.columns):
+            raise CorpusError(f"columns={self.columns}: expected two names or more, or numbers counted from 1")
+        wanted = len(self.sources) + 1
+        if self.columns and len(self.columns) != wanted:
+            raise CorpusError(
+                f"columns={self.columns}: expected {wanted}, for {_between_tabs(*self.sources, 'target')}"
+            )
+        for shard in itertools.chain.from_iterable(self.corpora):
+            width = shard.width or (wanted if self.columns or self.source_columns else 2)
+            if width != wanted:
+                unit = "parallel files" if shard.width else "columns"
+                raise CorpusError(f"{shard.name}: {width} {unit}, expected {wanted}, the last of them the target")
+        if self.reverse and wanted > 2:
+            raise CorpusError(f"reverse=True: a source of {wanted - 1} columns cannot be the target")
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the columns of a source: one unless several columns, or more than two files, are read."""
+        if self.source_columns:
+            return tuple(self.source_columns)
+        shards = itertools.chain.from_iterable(self.corpora)
+        width = len(self.columns) if self.columns else max((shard.width or 2 for shard in shards), default=2)
+        if width == 2:
+            return ("source",)
+        if self.columns and isinstance(self.columns[0], str):
+            return tuple(self.columns[:-1])
+        return tuple(f"source {number}" for number in range(1, width))
 
     def pairs(self, seed: int = 0, report: Report | None = None) -> Iterator[tuple[bytes, bytes]]:
         """Yields (source, target) byte strings, once through.
@@ -145,12 +172,16 @@ class Reader:
     def _clean(self, shard, report, every_line=False):
         """Yields the pairs of a shard that pass every check and, with `every_line`, None for each other line."""
         recent, older = set[int](), set[int]()
-        for number, source, target, problem in shard.rows(self.columns):
+        sources = self.sources
+        for number, source, target, problem in shard.rows(self.columns, sources):
             if self.reverse:
                 source, target = target, source
             if problem:
                 reason = NO_PAIR if problem in (_EMPTY_LINE, _HEADER) else COLUMNS
+            elif len(sources) > 1 and (problem := wrong_columns(source, sources)):
+                reason = COLUMNS
             else:
+                first = source.partition(b"\t")[0] if len(sources) > 1 else source
                 try:
                     lengths = len(source.decode()), len(target.decode())
                 except UnicodeDecodeError as error:
@@ -158,9 +189,10 @@ class Reader:
                     reason = ENCODING
                     problem = f"the {side} is not valid UTF-8 ({error.reason} at byte {error.start})"
                 else:
-                    if not (source.strip() and target.strip()):
+                    if not (first.strip() and target.strip()):
                         reason = EMPTY
-                        problem = f"the {'target' if source.strip() else 'source'} is empty"
+                        empty = "target" if first.strip() else sources[0] if len(sources) > 1 else "source"
+                        problem = f"the {empty} is empty"
             if problem:
                 if reason == NO_PAIR and not every_line:
                     continue
@@ -168,7 +200,7 @@ class Reader:
                     raise CorpusError(f"{shard.name}, {shard.unit} {number}: {problem}")
             elif self.max_length and max(lengths) > self.max_length:
                 reason, problem = LENGTH, f"{max(lengths)} characters"
-            elif self.max_ratio and max(lengths) > self.max_ratio * min(lengths):
+            elif self.max_ratio and _ratio(lengths := (len(first.decode()), lengths[1])) > self.max_ratio:
                 reason, problem = RATIO, f"{lengths[0]} to {lengths[1]} characters"
             elif self.drop_duplicates:
                 key = hash((source, target))
@@ -185,6 +217,21 @@ class Reader:
                 continue
             report.pairs += 1
             yield source, target
+
+
+def _ratio(lengths):
+    return max(lengths) / min(lengths)
+
+
+def wrong_columns(source: bytes, names: tuple[str, ...]) -> str:
+    """What is wrong with a source that has not these columns, between tabs; "" if it has."""
+    found = source.count(b"\t") + 1
+    wanted = f"expected {len(names)} columns: {_between_tabs(*names)}, found {found}"
+    return "" if found == len(names) else wanted
+
+
+def _between_tabs(*names):
+    return " TAB ".join(names)
 
 
 def _in_turns(parts):
@@ -238,8 +285,8 @@ def open_corpora(corpus: Corpora, **options: Any) -> Reader:
 
 
 def find_shards(corpus: Corpus) -> list[Shard]:
-    """The shards of a corpus: a dataset, `-` for standard input, a name, a file, a glob, a folder, two parallel files
-    `SOURCE-FILE+TARGET-FILE`, or a member of a zip.
+    """The shards of a corpus: a dataset, `-` for standard input, a name, a file, a glob, a folder, parallel files
+    `SOURCE-FILE+TARGET-FILE` (of which all but the last are of the source), or a member of a zip.
 
     Raises:
         CorpusError: if there is nothing of that name, or a zip holds several files and none is chosen.
@@ -248,17 +295,17 @@ def find_shards(corpus: Corpus) -> list[Shard]:
         return [_dataset_shard(corpus)]
     text = os.fspath(corpus)
     if text == "-":
-        return [Shard("standard input", lambda columns: _tab_rows(Path(text), columns))]
+        return [Shard("standard input", functools.partial(_tab_rows, Path(text)))]
     if text in NAMED_CORPORA:
         text = os.fspath(NAMED_CORPORA[text]())
     if "+" not in text or os.path.exists(text):
         return [_file_shard(path) for path in _expand(text)]
-    sources, targets = (_expand(side) for side in text.split("+", 1))
-    if len(sources) != len(targets):
-        raise CorpusError(f"{text}: {len(sources)} source files, but {len(targets)} target files")
+    sides = [_expand(side) for side in text.split("+")]
+    if len(set(map(len, sides))) != 1:
+        raise CorpusError(f"{text}: {' and '.join(str(len(side)) for side in sides)} files; expected equally many")
     return [
-        Shard(f"{source}+{target}", functools.partial(_parallel_rows, source, target), files=(source, target))
-        for source, target in zip(sources, targets, strict=True)
+        Shard("+".join(map(str, files)), functools.partial(_parallel_rows, files), files=files, width=len(files))
+        for files in zip(*sides, strict=True)
     ]
 
 
@@ -269,7 +316,7 @@ def as_seen_from(directory: str | os.PathLike[str], corpus: str) -> str:
     whole = os.path.join(directory, corpus)
     if "+" not in corpus or os.path.exists(whole):
         return whole
-    return "+".join(os.path.join(directory, side) for side in corpus.split("+", 1))
+    return "+".join(os.path.join(directory, side) for side in corpus.split("+"))
 
 
 def checksums(corpus: Corpora) -> dict[str, str]:
@@ -339,15 +386,15 @@ def _member(path):
 def _file_shard(path):
     name = _plain_name(path)
     if name.endswith((".tfrecord", ".tfrecords")):
-        return Shard(str(path), lambda columns: _tfrecord_rows(path, columns), "record", (path,))
+        return Shard(str(path), functools.partial(_tfrecord_rows, path), "record", (path,))
     rows = _json_rows if name.endswith((".jsonl", ".ndjson")) else _tab_rows
-    return Shard(str(path), lambda columns: rows(path, columns), files=(path,))
+    return Shard(str(path), functools.partial(rows, path), files=(path,))
 
 
 def _dataset_shard(dataset):
     """A shard of what is already a `tf.data.Dataset` of (source, target) scalar strings."""
 
-    def rows(_):
+    def rows(*_):
         numbers = itertools.count(1)
         for sources, targets in dataset.batch(4096).as_numpy_iterator():
             for source, target in zip(sources, targets, strict=True):
@@ -392,46 +439,52 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise CorpusError(f"{path}: {error.strerror or error}") from None
 
 
-def as_line(text: bytes) -> bytes:
+def as_line(text: bytes, columns: int = 1) -> bytes:
     """A text as it stands in a line, or in a column of one: each tab and each line break in it is a space.
 
-    Line breaks are all that Unicode and `str.splitlines` know, so that every program counts the same lines.
+    Line breaks are all that Unicode and `str.splitlines` know, so that every program counts the same lines. The tabs
+    between so many columns stay.
     """
-    return _BREAK.sub(b" ", text)
+    return b"\t".join(_BREAK.sub(b" ", column) for column in text.split(b"\t", columns - 1))
 
 
 # CRLF; tab, LF, VT, FF, CR; FS, GS, RS; and in UTF-8 U+0085, U+2028, U+2029
 _BREAK = re.compile(rb"\r\n|[\t-\r\x1c-\x1e]|\xc2\x85|\xe2\x80[\xa8\xa9]")
 
 
-def _tab_rows(path, columns):
+def _tab_rows(path, columns, sources):
     lines = read_lines(path)
     default = columns is None
-    first, second = (0, 1) if default else columns
-    if isinstance(first, str):
+    places = list(range(len(sources) + 1))
+    if columns and isinstance(columns[0], str):
         _, header = next(lines, (1, b""))
         names = header.decode(errors="replace").split("\t")
         for name in columns:
             if name not in names:
                 raise CorpusError(f"{path}, line 1: no column is called {name!r}, but {', '.join(map(repr, names))}")
-        first, second = (names.index(name) for name in columns)
+        places = [names.index(name) for name in columns]
         yield 1, None, None, _HEADER
-    elif not default:
-        first, second = first - 1, second - 1
+    elif columns:
+        places = [number - 1 for number in columns]
+    *before, last = places
+    least, most = max(places) + 1, sys.maxsize
+    wanted = f"columns {columns}"
+    if default:
+        least, most = len(places), 3 if len(places) == 2 else len(places)
+        wanted = _between_tabs(*sources, "target") + " (and at most one more column)" * (most > least)
     for number, line in lines:
         found = line.split(b"\t")
         if not line:
             yield number, None, None, _EMPTY_LINE
-        elif len(found) <= max(first, second) or (default and len(found) > 3):
-            wanted = "source TAB target (and at most one more column)" if default else f"columns {columns}"
+        elif not least <= len(found) <= most:
             problem = f"expected {wanted}, found {'no tab' if len(found) == 1 else f'{len(found)} columns'}"
             yield number, None, None, problem
         else:
-            yield number, found[first], found[second], ""
+            yield number, b"\t".join([found[place] for place in before]), found[last], ""
 
 
-def _json_rows(path, columns):
-    keys = columns or ("source", "target")
+def _json_rows(path, columns, _):
+    keys = _keys(columns)
     for number, line in read_lines(path):
         if not line:
             yield number, None, None, _EMPTY_LINE
@@ -447,35 +500,46 @@ def _json_rows(path, columns):
             yield number, None, None, f"no text under the key {missing[0]!r}"
         else:
             # A lone surrogate, which JSON can write, stays the invalid UTF-8 that it is.
-            yield number, *(side.encode(errors="surrogatepass") for side in sides), ""
+            *before, target = (side.encode(errors="surrogatepass") for side in sides)
+            yield number, b"\t".join(before), target, ""
 
 
-def _parallel_rows(source_path, target_path, _):  # they have no columns
-    sources, targets = read_lines(source_path), read_lines(target_path)
-    for source, target in itertools.zip_longest(sources, targets):
-        if source is None or target is None:
-            shorter = (target or source)[0] - 1
-            longer = shorter + 1 + sum(1 for _ in (sources if target is None else targets))
-            counts = (longer, shorter) if target is None else (shorter, longer)
+def _keys(columns):
+    """The keys of a record that hold the texts: numbers, where columns are counted, are the keys "1", "2" and so on."""
+    return [str(column) for column in columns or ("source", "target")]
+
+
+def _parallel_rows(paths, *_):  # they have no columns
+    files = [read_lines(path) for path in paths]
+    for rows in itertools.zip_longest(*files):
+        if None in rows:
+            longest = max(row for row in rows if row)[0]
+            counts = [
+                longest + sum(1 for _ in file) if row else longest - 1 for row, file in zip(rows, files, strict=True)
+            ]
+            shorter = rows.index(None)
+            other = next(place for place, count in enumerate(counts) if count != counts[shorter])
+            one, two = sorted((shorter, other))
             raise CorpusError(
-                f"{source_path} has {counts[0]:,} lines and {target_path} {counts[1]:,}; they must have equally many"
+                f"{paths[one]} has {counts[one]:,} lines and {paths[two]} {counts[two]:,}; they must have equally many"
             )
-        yield *source, target[1], "" if source[1] or target[1] else _EMPTY_LINE
+        *before, target = [line for _, line in rows]
+        yield rows[0][0], b"\t".join(before), target, "" if target or any(before) else _EMPTY_LINE
 
 
-def _tfrecord_rows(path, columns):
+def _tfrecord_rows(path, columns, _):
     import tensorflow as tf
 
-    keys = columns or ("source", "target")
+    keys = _keys(columns)
     features = {key: tf.io.FixedLenFeature([], tf.string) for key in keys}
     compression = "GZIP" if path.name.endswith(".gz") else ""
     records = tf.data.TFRecordDataset(str(path), compression_type=compression)
     number = 0
     try:
         for batch in records.batch(4096).map(lambda r: tf.io.parse_example(r, features)).as_numpy_iterator():
-            for source, target in zip(*(batch[key] for key in keys), strict=True):
+            for *before, target in zip(*(batch[key] for key in keys), strict=True):
                 number += 1
-                yield number, source, target, ""
+                yield number, b"\t".join(before), target, ""
     except tf.errors.OpError as error:
         raise CorpusError(f"{path}: damaged after record {number:,} ({error.message.splitlines()[0]})") from None
 

@@ -40,7 +40,8 @@ def shuffle_corpus(
         folder: the folder to make. It appears when all is written, with a `manifest.json`: how many pairs in all and in
             each shard, the sha256 of each, and how many texts there are of each length in characters.
         shards: how many files to write.
-        format: "gzip" for tab-separated text, or "tfrecord".
+        format: "gzip" for tab-separated text, or "tfrecord". A source of several columns is written as such: they and
+            the target are the columns, or keys, 1, 2 and so on, for `columns=(1, 2, 3)`.
         seed: the same seed and corpus give the same files.
         report: a `Report` to count in.
         progress: a function to call now and then with the number of pairs read so far.
@@ -77,7 +78,7 @@ def shuffle_corpus(
             raise CorpusError(f"{corpus}: no pairs to shuffle")
         manifest = {
             "pairs": count,
-            "shards": _write_shards(_in_random_order(buckets, rng), count, aside, shards, format),
+            "shards": _write_shards(_rows(buckets, rng, len(reader.sources)), count, aside, shards, format),
             "lengths": {
                 side: {str(length): counter[length] for length in sorted(counter)}
                 for side, counter in zip(("source", "target"), lengths, strict=True)
@@ -121,22 +122,24 @@ class _Bucket:
         return pairs
 
 
-def _in_random_order(buckets, rng):
+def _rows(buckets, rng, sources):
+    """All pairs in random order, each a list of so many columns of the source, and the target."""
     for bucket in buckets:
         pairs = bucket.take()
         rng.shuffle(pairs)
-        yield from pairs
+        for source, target in pairs:
+            yield [*source.split(b"\t", sources - 1), target]
 
 
-def _write_shards(pairs, count, folder, shards, format):
-    """Writes the pairs; returns {file name: {"pairs": number, "sha256": hexadecimal}}."""
+def _write_shards(rows, count, folder, shards, format):
+    """Writes the rows; returns {file name: {"pairs": number, "sha256": hexadecimal}}."""
     written = {}
     for number in range(shards):
         path = folder / f"shard-{number:05}-of-{shards:05}.{'tsv.gz' if format == 'gzip' else 'tfrecord'}"
         size = count * (number + 1) // shards - count * number // shards
         with _WRITERS[format](path) as write:
             for _ in range(size):
-                write(*next(pairs))
+                write(next(rows))
         written[path.name] = {"pairs": size, "sha256": sha256(path)}
     return written
 
@@ -147,18 +150,18 @@ def _gzip_writer(path):
     with path.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
         first = True
 
-        def write(source, target):
+        def write(row):
             nonlocal first
-            for text in (source, target):
+            for text in row:
                 if any(mark in text for mark in (b"\t", b"\n", b"\r")):
                     raise CorpusError(
                         f"{text.decode()!r} holds a tab or a line break, which tab-separated text cannot; "
                         "write the shards as tfrecord"
                     )
-            if first and source.startswith(b"\xef\xbb\xbf"):
+            if first and row[0].startswith(b"\xef\xbb\xbf"):
                 file.write(b"\xef\xbb\xbf")  # readers take one away
             first = False
-            file.write(source + b"\t" + target + b"\n")
+            file.write(b"\t".join(row) + b"\n")
 
         yield write
 
@@ -167,8 +170,9 @@ def _gzip_writer(path):
 def _tfrecord_writer(path):
     import tensorflow as tf
 
-    def write(source, target):
-        texts = {"source": source, "target": target}
+    def write(row):
+        names = ("source", "target") if len(row) == 2 else map(str, range(1, len(row) + 1))
+        texts = dict(zip(names, row, strict=True))
         features = {name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[text])) for name, text in texts.items()}
         file.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
 

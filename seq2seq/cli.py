@@ -17,6 +17,7 @@ import signal
 import sys
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,7 +25,7 @@ from typing import Annotated, Literal
 import typer
 
 from pipelines import CorpusError, OptionError, choose, load_class, open_corpora
-from pipelines.readers import as_line, read_lines
+from pipelines.readers import as_line, read_lines, wrong_columns
 from seq2seq.config import (
     ARCHITECTURES,
     PRESETS,
@@ -44,7 +45,7 @@ _PRESETS = (
 
 _CORPUS = (
     "What to read: a file of tab-separated text (source TAB target), JSON Lines or TFRecord, plain or .gz; one in a "
-    "zip (a.zip/b.tsv); two parallel files (a.en+a.es); a folder or a quoted glob of such; or a corpus by name: "
+    "zip (a.zip/b.tsv); parallel files (a.en+a.es); a folder or a quoted glob of such; or a corpus by name: "
     "phrasebook, spa-eng. Several are read together."
 )
 _EXTRAS = {  # packages that not everyone needs, and the extra each comes with
@@ -303,7 +304,9 @@ def train(
         _draw(folder, model)
     own = own_classes(Config(**load_config(folder / "config.json")[0]))
     importing = "".join(f" --import {name}" for name in own)
-    typer.echo(f'Translate with:  seq2seq translate {folder}{importing} "TEXT"', err=True)
+    names = model.source_tokenizer.column_names
+    text = '"TEXT"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"  # as shells write a tab
+    typer.echo(f"Translate with:  seq2seq translate {folder}{importing} {text}", err=True)
     typer.echo(folder)
 
 
@@ -445,6 +448,8 @@ def translate(
 ) -> None:
     """Translate the TEXTs, or stdin line for line, to stdout.
 
+    If the model was trained on several source columns, each TEXT or line must have them, with tabs between them.
+
     Each TEXT, or each line, gets one line, an empty one too; with --n-best it gets that many. A tab or a line break
     inside a translation is written as a space.
 
@@ -474,10 +479,20 @@ def translate(
         sys.stdout.buffer.writelines(line + b"\n" for line in lines)
         sys.stdout.buffer.flush()
 
+    names = model.source_tokenizer.column_names
     if texts:
-        write([os.fsencode(text) for text in texts], 0)
+        write(list(_with_columns("TEXT", enumerate(map(os.fsencode, texts), start=1), names)), 0)
     else:
-        _say_speed(*_in_blocks((line for _, line in read_lines(Path("-"))), write), loading)
+        lines = _with_columns("standard input, line", read_lines(Path("-")), names)
+        _say_speed(*_in_blocks(lines, write), loading)
+
+
+def _with_columns(unit, numbered, names):
+    """Yields the texts of (number, text) pairs, each of which must have the columns that a model expects."""
+    for number, text in numbered:
+        if len(names) > 1 and (problem := wrong_columns(text, names)):
+            raise CorpusError(f"{unit} {number}: {problem}")
+        yield text
 
 
 def _load(run, imports):
@@ -675,8 +690,16 @@ def _evaluations(runs, corpus, strategy, imports, given, settings):
     models = [_load(runs[0], imports)]
     seconds = time.monotonic() - started
     models += [_load(run, imports) for run in runs[1:]]
+    columns = models[0].source_tokenizer.column_names
+    for run, model in zip(runs, models, strict=True):
+        if len(model.source_tokenizer.column_names) != len(columns):
+            counts = f"{len(model.source_tokenizer.column_names)}, and {runs[0]} on {len(columns)}"
+            raise OptionError(f"compare: number of source columns: {run} was trained on {counts}")
     with corpus_errors(), _reporting() as report:
-        pairs = read_pairs(corpus, report=report, **given) if corpus else held_out_pairs(runs[0], models[0])
+        if corpus:
+            pairs = read_pairs(corpus, report=report, source_columns=columns, **given)
+        else:
+            pairs = held_out_pairs(runs[0], models[0])
         pairs = pairs.cache()  # standard input can be read once only
         # What `evaluate` is told to evaluate on, it evaluates on.
         if len(runs) > 1 or (not corpus and may_have_learned(runs[0])):
@@ -816,6 +839,8 @@ def score(
 ) -> None:
     """Write the log-likelihood of each pair of texts, in nats: how well the target translates the source.
 
+    If the model was trained on several source columns, tab-separated text has these first and then the target.
+
     Each line of a CORPUS gets one line: a number, or nan if it holds no pair to score. stderr counts the latter by
     reason: an empty line, the names of the columns, a bad line. --on-bad-line is skip by default here; with error, the
     command ends at the first bad line.
@@ -824,8 +849,9 @@ def score(
     """
     corpus = corpus or ["-"]
     with _reporting() as report:
-        lines = open_corpora(corpus, **{"on_bad_line": "skip", **given}).lines(report)
         model = _load(run, imports)
+        columns = model.source_tokenizer.column_names
+        lines = open_corpora(corpus, **{"on_bad_line": "skip", "source_columns": columns, **given}).lines(report)
         while block := list(itertools.islice(lines, 2048)):
             pairs = [pair for pair in block if pair]
             scores = iter(model.score([source for source, _ in pairs], [target for _, target in pairs]).numpy())
@@ -850,7 +876,7 @@ def inspect(
 
     Example: seq2seq inspect my-pairs.tsv --histogram lengths.png
     """
-    from pipelines import CharTokenizer, corpus_errors, damaged_shards, read_pairs, survey
+    from pipelines import CharTokenizer, ColumnsTokenizer, corpus_errors, damaged_shards, read_pairs, survey
 
     for folder in corpus:
         if damaged := damaged_shards(folder):
@@ -861,8 +887,11 @@ def inspect(
         if histogram.suffix not in (".png", ".svg", ".pdf"):
             raise typer.BadParameter(f"{histogram} does not end in .png, .svg or .pdf", param_hint="--histogram")
     with corpus_errors(), _reporting() as report:
+        names = open_corpora(corpus, **given).sources
         pairs = read_pairs(corpus, report=report, on_bad_line="skip", **given)
-        found = survey(pairs, CharTokenizer(), CharTokenizer(), _counting("pairs read"))
+        columns = ColumnsTokenizer([CharTokenizer() for _ in names], names)
+        source_tokenizer = columns if len(names) > 1 else CharTokenizer()
+        found = survey(pairs, source_tokenizer, CharTokenizer(), _counting("pairs read"))
     if not found.pairs:
         raise CorpusError(f"{' '.join(corpus)}: no pairs")
     if histogram:
@@ -877,8 +906,9 @@ def inspect(
     rows |= {f"{name} length": [found.length(side, q) for side in (0, 1)] for name, q in _QUANTILES.items()}
     for name, (source, target) in rows.items():
         typer.echo(f"{name:<20}{source:>13,}{target:>13,}")
-    for side, tokens in zip(("source", "target"), found.tokens, strict=True):
-        counted = [f"{_visible(token.decode())}\xa0{count:,}" for token, count in tokens.most_common()]
+    sources = columns.by_column(found.tokens[0]) if len(names) > 1 else [found.tokens[0]]
+    for side, tokens in zip((*names, "target"), (*sources, found.tokens[1]), strict=True):
+        counted = [f"{_visible(token.decode())}\xa0{count:,}" for token, count in Counter(tokens).most_common()]
         typer.echo(f"\n{side} tokens, the most frequent first:")
         typer.echo(textwrap.fill("  ".join(counted), 100).replace("\xa0", " "))
 
@@ -915,6 +945,8 @@ def shuffle(
         start_tensorflow()
     with _reporting() as report:
         shuffle_corpus(corpus, folder, shards, format, seed, report, _counting("pairs read"), **given)
+    if (count := len(open_corpora(corpus, **given).sources)) > 1:
+        typer.echo(f"Read it with:  --columns {','.join(map(str, range(1, count + 2)))}", err=True)
     typer.echo(folder)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 from pathlib import Path
 
 from pipelines import OptionError, choose, open_corpora
@@ -36,7 +37,7 @@ def _plain(value):
 
 
 def _columns(text):
-    """Two columns: names, or numbers where both are."""
+    """Columns: names, or numbers if all are."""
     columns = tuple(text.split(","))
     return tuple(map(int, columns)) if all(column.isdigit() for column in columns) else columns
 
@@ -58,10 +59,10 @@ class Config:
     columns: tuple | None = _option(
         None,
         CORPUS,
-        "The columns or JSON keys to read: two names (which tab-separated text has in its first line) or two numbers "
-        "from 1. Default: 1,2, or source,target.",
+        "The columns or JSON keys to read: names (which tab-separated text has in its first line) or numbers from 1. "
+        "The last is the target, all before it are the source. Default: 1,2, or source,target.",
         parser=_columns,
-        metavar="SOURCE,TARGET",
+        metavar="SOURCE,...,TARGET",
     )
     reverse: bool = _option(False, CORPUS, "Swap source and target.")
     weights: tuple[float, ...] | None = _option(
@@ -78,7 +79,10 @@ class Config:
         None, CORPUS, "Leave out pairs with a side of more characters.", parser=_or_none(int)
     )
     max_ratio: float | None = _option(
-        None, CORPUS, "Leave out pairs with one side so many times longer.", parser=_or_none(float)
+        None,
+        CORPUS,
+        "Leave out pairs with one side so many times longer; of several source columns the first counts.",
+        parser=_or_none(float),
     )
     drop_duplicates: bool = _option(False, CORPUS, "Leave out pairs that came shortly before.")
     split: str = _option("hash", CORPUS, "How pairs are held out: by a hash of the source, or the last ones.")
@@ -95,9 +99,12 @@ class Config:
     )
 
     source_tokenizer: str = _option(
-        "char", TOKENS, "What source texts are cut into: char, byte, whitespace, subword, or module:Class."
+        "char",
+        TOKENS,
+        "What source texts are cut into: char, byte, whitespace, subword, module:Class, or at a single character such "
+        "as ';' into a set of features. For several source columns a name for each, 'char,;', or one for all.",
     )
-    target_tokenizer: str = _option("char", TOKENS, "What target texts are cut into.")
+    target_tokenizer: str = _option("char", TOKENS, "What target texts are cut into: one of those names.")
     normal_form: str | None = _option(
         "NFC", TOKENS, "Unicode normal form of all text: NFC, NFD, NFKC, NFKD, none.", parser=_or_none(str)
     )
@@ -251,6 +258,8 @@ class Config:
             raise OptionError(f"beta_2={self.beta_2}: expected a number from 0 to below 1")
         if self.weight_decay is not None and not self.weight_decay >= 0:
             raise OptionError(f"weight_decay={self.weight_decay}: expected 0 or more")
+        for name in ("source_tokenizer", "target_tokenizer"):
+            tokenizer_names(name, getattr(self, name))
         if self.weights and (self.limit or self.split == "last"):
             raise OptionError("weights cannot be used with a limit or with the last pairs held out")
         if self.shared_vocabulary and self.source_tokenizer != self.target_tokenizer:
@@ -341,13 +350,15 @@ def choose_preset(config: Config) -> str:
     """The preset for a corpus: "subword" where it holds 20,000 pairs of sentences or more, else "default".
 
     Sentences are texts of three words or more, on average: where words are written without spaces or stand alone,
-    characters are the better choice. Whoever has said what tokens to take gets "default" too. Reads no more than those
-    first pairs.
+    characters are the better choice. Whoever has said what tokens to take, or has several source columns, gets
+    "default" too. Reads no more than those first pairs.
     """
     if (config.source_tokenizer, config.target_tokenizer) != (Config.source_tokenizer, Config.target_tokenizer):
         return "default"
-    pairs = open_corpora(config.corpus, **reading_options(config)).pairs()
-    pairs = itertools.islice(pairs, min(SUBWORD_PAIRS, config.limit or SUBWORD_PAIRS))
+    reader = open_corpora(config.corpus, **reading_options(config))
+    if len(reader.sources) > 1:
+        return "default"
+    pairs = itertools.islice(reader.pairs(), min(SUBWORD_PAIRS, config.limit or SUBWORD_PAIRS))
     words = [len(source.split()) for source, _ in pairs]
     return "subword" if len(words) == SUBWORD_PAIRS and sum(words) >= 3 * len(words) else "default"
 
@@ -390,10 +401,34 @@ _EXCLUDES = {
 }
 
 
+def tokenizer_names(side: str, text: str) -> list[str]:
+    """The names of the tokenizers in an option: one for each column, with commas between them.
+
+    A name may be a comma itself, as in "char,,": characters, and in the second column what commas separate.
+
+    Args:
+        side: the option.
+        text: its value.
+
+    Raises:
+        OptionError: if it is no such list.
+    """
+    names = re.findall("(,|[^,]+)(?:,|$)", text)
+    if ",".join(names) != text or not names:
+        raise OptionError(f"{side}={text!r}: expected a name, or a name for each column with commas between them")
+    return names
+
+
+def separates(name: str) -> bool:
+    """Whether the name of a tokenizer is the character that it cuts texts at."""
+    return len(name) == 1 and not name.isalnum()
+
+
 def own_classes(config: Config) -> list[str]:
     """The names of the classes, `module:Class`, that a configuration takes from outside this library."""
-    names = (config.source_tokenizer, config.target_tokenizer, config.encoder, config.decoder)
-    return list(dict.fromkeys(name for name in names if name and ":" in name))
+    sides = [(side, getattr(config, side)) for side in ("source_tokenizer", "target_tokenizer")]
+    names = [name for side in sides for name in tokenizer_names(*side)] + [config.encoder, config.decoder]
+    return list(dict.fromkeys(name for name in names if name and ":" in name and not separates(name)))
 
 
 def load_config(path: Path | str) -> tuple[dict, dict]:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError
-from pipelines.tokenizers import END, PADDING, START, UNKNOWN, Tokenizer
+from pipelines.tokenizers import END, PADDING, START, UNKNOWN, ColumnsTokenizer, Tokenizer
 from seq2seq.layers import Decoder, Encoded, Encoder, token_ids
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
@@ -143,6 +143,8 @@ def check_savable(name: str, part: Any) -> None:
         if keras.saving.get_registered_object(keras.saving.get_registered_name(kind)) is not kind:
             refuse("put @keras.saving.register_keras_serializable() above it, or what is saved cannot be loaded")
         keras.saving.serialize_keras_object(part)
+    for tokenizer in part.tokenizers if isinstance(part, ColumnsTokenizer) else ():
+        check_savable(name, tokenizer)
     if kind.__module__.startswith(("seq2seq.", "pipelines.")):
         return  # the tests of the library have seen to the rest
     with _refusing(name, part, _RELOAD) as refuse:

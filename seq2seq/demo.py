@@ -38,6 +38,8 @@ _LONGEST_PICTURE = 300  # characters, of which a picture is drawn in seconds
 def demo_page(model: Seq2Seq, examples: Sequence[str] = ()) -> gr.Blocks:
     """The page: a text, its translation, the n best hypotheses, and where the decoder looked if it has attention.
 
+    A source of several columns has a box for each.
+
     Args:
         model: a `Seq2Seq`.
         examples: sources to click on.
@@ -45,12 +47,14 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = ()) -> gr.Blocks:
     Returns:
         A `gradio.Blocks`.
     """
+    names = model.source_tokenizer.column_names
     widest = min(10, model.target_tokenizer.vocabulary_size - START - 1)  # as many as there are tokens to choose from
 
-    def translate(text, search, width):
-        text = " ".join(text.split())  # on one line, as texts in a corpus are
-        if not text:
+    def translate(search, width, *columns):
+        first, *more = (" ".join(column.split()) for column in columns)  # on one line, as texts in a corpus are
+        if not first:
             return "", "", None
+        text = "\t".join([first, *more])
         strategy = BeamSearch(width, n_best=width) if search == "beam" else Greedy()
         found = model.translate([text], strategy, details=True)
         best = found.texts.numpy()[0, 0].decode()
@@ -66,13 +70,17 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = ()) -> gr.Blocks:
         return f"<figure><figcaption>{_CAPTION}</figcaption>{image}</figure>"
 
     for kind in ("greedy", "beam"):  # the first of each takes seconds, which nobody shall wait for while typing
-        draw(translate(".", kind, min(5, widest))[-1])
+        draw(translate(kind, min(5, widest), *["."] * len(names))[-1])
     with gr.Blocks(analytics_enabled=False, title="seq2seq demo") as page:
         with gr.Row():
             with gr.Column():
-                text = gr.Textbox(label="Text", placeholder="Type a text", lines=3, autofocus=True)
+                if len(names) == 1:
+                    texts = [gr.Textbox(label="Text", placeholder="Type a text", lines=3, autofocus=True)]
+                else:
+                    texts = [gr.Textbox(label=name, autofocus=name == names[0]) for name in names]
                 if examples:
-                    gr.Examples([[source] for source in examples], text, label="Examples from the corpus")
+                    rows = [source.split("\t", len(names) - 1) for source in examples]
+                    gr.Examples(rows, texts, label="Examples from the corpus")
                 with gr.Row():
                     search = gr.Radio(["greedy", "beam"], value="greedy", label="Search")
                     width = gr.Slider(1, widest, min(5, widest), step=1, label="Beam width", buttons=[], visible=False)
@@ -84,8 +92,8 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = ()) -> gr.Blocks:
         # While one text is translated, only the last of those typed meanwhile waits. A picture takes longer, so it is
         # drawn by itself, and the translation does not wait for it.
         typing: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        changes = [text.change, search.change, width.change]
-        typed = gr.on(changes, translate, [text, search, width], [translation, hypotheses, pair], **typing)
+        changes = [*(text.change for text in texts), search.change, width.change]
+        typed = gr.on(changes, translate, [search, width, *texts], [translation, hypotheses, pair], **typing)
         typed.then(draw, pair, picture, **typing)
         search.change(lambda search: gr.Slider(visible=search == "beam"), search, width, **typing)
     return page

@@ -114,6 +114,7 @@ class Evaluation:
     accuracy: float  # how many tokens the model predicts right, given those before
     seconds: float  # for translating, without loading and compiling
     bleu_tokenizer: str
+    source_columns: int = 1  # how many columns, between tabs, a source has
 
     @property
     def loss(self) -> float:
@@ -156,7 +157,7 @@ class Evaluation:
         """Writes sources.txt, translations.txt, references.0.txt and so on, line for line, for other tools.
 
         Where a text has fewer references than others, its first one is repeated: `sacrebleu` takes as many of each. A
-        tab or a line break in a text is written as a space.
+        tab or a line break in a text is written as a space, but not the tabs between source columns.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,8 @@ class Evaluation:
         for n, column in enumerate(_streams(self.references)):
             files[f"references.{n}"] = [text or those[0] for text, those in zip(column, self.references, strict=True)]
         for name, lines in files.items():
-            (folder / f"{name}.txt").write_bytes(b"".join(as_line(line.encode()) + b"\n" for line in lines))
+            columns = self.source_columns if name == "sources" else 1
+            (folder / f"{name}.txt").write_bytes(b"".join(as_line(line.encode(), columns) + b"\n" for line in lines))
 
 
 def evaluate(
@@ -230,6 +232,7 @@ def evaluate(
         known["accuracy"],
         seconds,
         bleu_tokenizer,
+        len(model.source_tokenizer.column_names),
     )
 
 

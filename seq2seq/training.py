@@ -33,19 +33,23 @@ from pipelines import (
     corpus_errors,
     count_pairs,
     load_class,
+    open_corpora,
     sources_in,
     survey,
 )
 from pipelines.corpora import UNTUNED
 from pipelines.readers import as_line
-from pipelines.tokenizers import END, TOKENIZERS
+from pipelines.tokenizers import END, TOKENIZERS, ColumnsTokenizer, SeparatorTokenizer
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file
 from seq2seq.config import (
     TRANSLATION_FIGURES,
     Config,
     model_options,
     own_classes,
+    reading_options,
+    separates,
     shaping_options,
+    tokenizer_names,
 )
 from seq2seq.contract import one_line
 from seq2seq.distribution import (
@@ -239,7 +243,8 @@ def _begin(config, folder, progress, report, say, command):
     }
     if config.validation:
         record["validation_checksums"] = _checksums(config.validation)
-    old = _warm(config) if config.warm_start else None
+    columns = open_corpora(config.corpus, **reading_options(config)).sources
+    old = _warm(config, columns) if config.warm_start else None
     if old:
         record["from"] = configuration(config.warm_start)[1]
     sizes = [old.source_tokenizer.vocabulary_size, old.target_tokenizer.vocabulary_size] if old else []
@@ -247,7 +252,7 @@ def _begin(config, folder, progress, report, say, command):
     tokenizers = (
         [old.source_tokenizer, old.target_tokenizer]
         if old
-        else [_tokenizer(config, side) for side in ("source_tokenizer", "target_tokenizer")]
+        else [_tokenizer(config, "source_tokenizer", columns), _tokenizer(config, "target_tokenizer", ("target",))]
     )
     _model(config, tokenizers, steps=1)
     make_optimizer(config, steps=1)
@@ -323,8 +328,8 @@ def _say_leaks(record, config, source_tokenizer, say):
             tell(learned, f"{config.warm_start} was trained on")
 
 
-def _warm(config):
-    """The model of the run to start from."""
+def _warm(config, columns):
+    """The model of the run to start from, which must be of as many source columns."""
     old = configuration(config.warm_start)[0]
     for name in shaping_options():
         if getattr(config, name) != getattr(old, name):
@@ -333,7 +338,13 @@ def _warm(config):
             )
     if config.input_feeding and not config.embedding:
         raise OptionError("input_feeding=True: without an embedding, new tokens would move the weights of what is fed")
-    return load_run(config.warm_start)
+    model = load_run(config.warm_start)
+    if len(columns) != len(names := model.source_tokenizer.column_names):
+        raise OptionError(
+            f"columns={config.columns}: {config.warm_start}, to start from, has {len(names)} of the source "
+            f"({', '.join(names)}), and this corpus {len(columns)}"
+        )
+    return model
 
 
 def _take_weights(model, old):
@@ -477,14 +488,29 @@ def _checksums(corpus):
     return checksums(corpus)
 
 
-def _tokenizer(config, side):
-    """The tokenizer that a configuration names for a side, tried on a text; without a vocabulary yet."""
-    name = getattr(config, side)
+def _tokenizer(config, side, columns):
+    """The tokenizer that a configuration names for a side with these columns, tried on a text; without a vocabulary."""
+    text = getattr(config, side)
+    names = tokenizer_names(side, text)
+    if len(names) not in (1, len(columns)):
+        raise OptionError(
+            f"{side}={text!r}: {len(names)} names, but the columns are {', '.join(columns)}; expected one name for "
+            "each, or one for all"
+        )
+    parts = [_column_tokenizer(config, side, name) for name in names * (len(columns) // len(names))]
+    return ColumnsTokenizer(parts, columns) if len(columns) > 1 else parts[0]
+
+
+def _column_tokenizer(config, side, name):
+    """The tokenizer of one column, by its name."""
+    options = {"normal_form": config.normal_form, "lowercase": config.lowercase}
+    if separates(name):
+        return SeparatorTokenizer(name, **options)
     kind = load_class(side, name) if ":" in name else choose(side, name, TOKENIZERS)
     if kind is TOKENIZERS["subword"]:
         importlib.import_module("sentencepiece")  # which is needed once all text has been read, and may be missing
     try:
-        tokenizer = kind(normal_form=config.normal_form, lowercase=config.lowercase)
+        tokenizer = kind(**options)
         tokenizer.count(tf.constant(["a text"]))
     except Exception as error:
         raise OptionError(f"{side}={name!r}: cannot split a text: {one_line(error)}") from error
@@ -764,7 +790,10 @@ class _Safe(keras.callbacks.Callback):
         """Writes the texts of the batch just seen."""
         source, target = next(iter(_training_batches(self.run, self.run.seen)))
         sides = ((self.model.source_tokenizer, source), (self.model.target_tokenizer, target))
-        texts = [map(as_line, tokenizer.detokenize(token_ids(side)).numpy()) for tokenizer, side in sides]
+        texts = [
+            [as_line(text, len(tokenizer.column_names)) for text in tokenizer.detokenize(token_ids(side)).numpy()]
+            for tokenizer, side in sides
+        ]
         with whole_file(path) as aside:
             aside.write_bytes(b"".join(b"%b\t%b\n" % pair for pair in zip(*texts, strict=True)))
 

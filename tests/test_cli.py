@@ -14,7 +14,7 @@ import h5py
 import pytest
 from command_line import SEQ2SEQ, seq2seq
 
-from pipelines import CharTokenizer
+from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
 from seq2seq import Seq2Seq
 from seq2seq.config import Config
 
@@ -192,7 +192,7 @@ def test_bad_options_exit_2(tsv, tmp_path):
         (["--tied"], "tied=True"),
         (["--decoder", "nowhere:Decoder"], "there is no module 'nowhere'"),
         (["--min-frequency", "2", "--source-tokenizer", "byte"], "min_frequency=2"),
-        (["--columns", "1"], "expected two names, or two numbers"),
+        (["--columns", "1"], "expected two names or more, or numbers"),
         (["--columns", "en,es"], "no column is called 'en'"),
     ):
         done = seq2seq("train", path, *options, "--out", tmp_path / "run")
@@ -347,6 +347,45 @@ def test_a_translation_with_tabs_and_line_breaks_is_one_column_of_one_line(break
     assert len(re.findall(r"    [abc]  ->  +\(x y\)\n", done.stdout.decode())) == 3, done.stderr
     for name, text in (("sources", "[abc]"), ("translations", " {1,4}"), ("references.0", "x y")):
         assert re.fullmatch(f"({text}\n){{3}}", (tmp_path / "out" / f"{name}.txt").read_text())
+
+
+@pytest.fixture(scope="module")
+def inflecting(tmp_path_factory):
+    """A run folder with a model, not trained, of two source columns."""
+    folder = tmp_path_factory.mktemp("inflecting")
+    source = ColumnsTokenizer([CharTokenizer("abc"), SeparatorTokenizer(";", ["V", "PST"])], ["lemma", "features"])
+    Seq2Seq(source, CharTokenizer("abc"), units=4, attention="dot").save(folder / "model.keras")
+    return folder
+
+
+@pytest.mark.slow
+def test_a_source_of_several_columns_is_tab_separated_text(inflecting, tsv, tmp_path):
+    lines = b"ab\tV;PST\nc\t\n"
+    found = seq2seq("translate", inflecting, "--max-length", 4, stdin=lines)
+    assert found.returncode == 0 and found.stdout.count(b"\n") == 2, found.stderr
+    looked = seq2seq("translate", inflecting, "ab\tV;PST", "--max-length", 4, "--attention").stdout
+    assert json.loads(looked)["source"] == ["a", "b", "V", "PST"]
+    for arguments, stdin, where in (([], lines + b"ab\n", "standard input, line 3"), (["ab"], None, "TEXT 1")):
+        refused = seq2seq("translate", inflecting, *arguments, stdin=stdin)
+        message = f"seq2seq: {where}: expected 2 columns: lemma TAB features, found 1\n"
+        assert (refused.returncode, refused.stdout, refused.stderr.decode()) == (2, b"", message)
+    scored = seq2seq("score", inflecting, stdin=b"ab\tV;PST\ta\nab\ta\nc\t\tb\n")
+    assert [line == b"nan" for line in scored.stdout.split()] == [False, True, False]
+    wanted = "standard input, line 2: expected lemma TAB features TAB target, found 2 columns"
+    assert wanted in scored.stderr.decode()
+    corpus = tsv("ab\tx\tV;PST\nc\ty\t\n")
+    options = ["--columns", "1,3,2", "--write", tmp_path / "out", "--max-length", 4]
+    evaluated = seq2seq("evaluate", inflecting, corpus, *options)
+    assert evaluated.returncode == 0 and (tmp_path / "out" / "sources.txt").read_bytes() == lines
+    assert (tmp_path / "out" / "translations.txt").read_bytes() == found.stdout
+    refused = seq2seq("evaluate", inflecting, corpus, "--columns", "1,2")
+    assert refused.returncode == 2 and b"columns=(1, 2): expected 3, for lemma TAB features TAB" in refused.stderr
+
+
+def test_inspect_tells_the_tokens_of_each_source_column(tsv):
+    done = seq2seq("inspect", tsv("lemma\tform\tfeatures\nsee\tsaw\tV\n"), "--columns", "lemma,features,form")
+    assert done.returncode == 0, done.stderr
+    assert "lemma tokens, the most frequent first:\ne 2  s 1\n\nfeatures tokens" in done.stdout.decode()
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from seq2seq.config import (
     choose_preset,
     load_config,
     own_classes,
+    tokenizer_names,
     without_excluded,
 )
 
@@ -44,6 +45,7 @@ def test_a_preset_is_chosen_by_what_is_read(tsv):
     assert choose_preset(Config(str(path), columns=(1, 3))) == "default"
     assert choose_preset(Config(str(path), columns=(2, 3), limit=SUBWORD_PAIRS - 1)) == "default"
     assert choose_preset(Config(str(path), columns=(2, 3), target_tokenizer="whitespace")) == "default"
+    assert choose_preset(Config(str(path), columns=(2, 1, 3))) == "default"
 
 
 def test_options_stand_in_json_and_come_back(tmp_path):
@@ -111,3 +113,13 @@ def test_own_classes_are_those_written_with_a_colon():
     config = Config(target_tokenizer="mine:Tokens", decoder="mine:Decoder", source_tokenizer="mine:Tokens")
     assert own_classes(config) == ["mine:Tokens", "mine:Decoder"]
     assert own_classes(Config()) == []
+    config = Config(source_tokenizer="mine:Tokens,:,char", target_tokenizer=":")
+    assert own_classes(config) == ["mine:Tokens"]
+
+
+def test_a_tokenizer_is_named_for_each_column_and_a_comma_may_be_one():
+    names = {"char": ["char"], "char,;": ["char", ";"], "char,,": ["char", ","], ",,|": [",", "|"], ",": [","]}
+    assert {text: tokenizer_names("side", text) for text in names} == names
+    for text in ("", "char,", ",;", "char,,;", ",char,,"):
+        with pytest.raises(OptionError, match=r"source_tokenizer=.*: expected a name, or a name for each column"):
+            Config(source_tokenizer=text)

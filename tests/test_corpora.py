@@ -218,7 +218,7 @@ def test_memory_does_not_grow_with_the_corpus(tsv):
         from pathlib import Path
         from pipelines.readers import Reader, Shard
 
-        def rows(_):
+        def rows(*_):
             for n in range(int(sys.argv[1])):
                 yield n, b"source %d" % n, b"target %d" % n, ""
 

@@ -15,6 +15,7 @@ import pytest
 from command_line import SEQ2SEQ, seq2seq
 from playwright.sync_api import expect, sync_playwright
 
+from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
 from seq2seq import BeamSearch, Seq2Seq
 from seq2seq.demo import demo_page
 from seq2seq.training import train
@@ -116,3 +117,17 @@ def test_without_attention_there_is_no_picture_and_gradio_tells_nobody(tokenizer
 def test_only_the_demo_imports_gradio():
     code = "import seq2seq.cli, seq2seq.runs, sys; sys.exit('gradio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_source_of_several_columns_has_a_box_for_each():
+    async def page(model):
+        return demo_page(model, ["ab\tV;PST"])
+
+    source = ColumnsTokenizer([CharTokenizer("ab"), SeparatorTokenizer(";", ["V", "PST"])], ["lemma", "features"])
+    model = Seq2Seq(source, CharTokenizer("ab"), units=8)
+    made = asyncio.run(page(model))
+    boxes = [block.label for block in made.blocks.values() if isinstance(block, gradio.Textbox)]
+    assert boxes == ["lemma", "features", "Translation"]
+    (translate,) = (made_of.fn for made_of in made.fns.values() if made_of.name == "translate")
+    assert translate("greedy", 1, " ab ", "V;PST")[2] == ("ab\tV;PST", model.translate("ab\tV;PST").numpy().decode())
+    assert translate("greedy", 1, " ", "V")[2] is None

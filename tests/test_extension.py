@@ -14,7 +14,7 @@ import tensorflow as tf
 from command_line import seq2seq
 from conftest import WORDS
 
-from pipelines import CharTokenizer, OptionError, Tokenizer, batch_pairs, load_class
+from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, Tokenizer, batch_pairs, load_class
 from seq2seq import BeamSearch, Config, Decoder, Sampling, Seq2Seq
 from seq2seq.training import train
 
@@ -269,6 +269,8 @@ def test_a_tokenizer_that_forgets_an_argument_is_refused(forgotten):
     pieces.adapt(WORDS)
     with pytest.raises(OptionError, match=r"^target_tokenizer=Pieces: other tokens after from_config\(get_config"):
         Seq2Seq(CharTokenizer("abc"), pieces, units=8)
+    with pytest.raises(OptionError, match=r"^source_tokenizer=Pieces: other tokens after from_config\(get_config"):
+        Seq2Seq(ColumnsTokenizer([CharTokenizer("abc"), pieces]), CharTokenizer("abc"), units=8)
 
 
 @pytest.mark.slow

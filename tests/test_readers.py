@@ -53,8 +53,72 @@ def test_columns_are_chosen_by_number_or_by_name(tsv):
     with pytest.raises(CorpusError, match=r"line 1: expected columns \(1, 5\), found 4 columns"):
         read(path, columns=(1, 5))
     for columns in [(0, 1), (1,), (1, "x")]:
-        with pytest.raises(CorpusError, match="expected two names, or two numbers"):
+        with pytest.raises(CorpusError, match="expected two names or more, or numbers"):
             read(path, columns=columns)
+
+
+INFLECTED = [("go\tV;PST", "went"), ("ox\tN;PL", "oxen"), ("an\t", "an")]
+
+
+def test_all_columns_but_the_last_are_the_source(tsv, tmp_path):
+    rows = [[*source.split("\t"), target] for source, target in INFLECTED]
+    names = ("lemma", "features", "form")
+    text = "".join(f"{lemma}\t{form}\t{features}\n" for lemma, features, form in rows)
+    path = tsv(text)
+    assert read(path, columns=(1, 3, 2)) == INFLECTED
+    assert read(tsv(f"lemma\tform\tfeatures\n{text}", "named.tsv"), columns=names) == INFLECTED
+    lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+    assert read(tsv("\n".join(lines), "rows.jsonl"), columns=names) == INFLECTED
+    for number, name in enumerate(names):
+        tsv("".join(f"{row[number]}\n" for row in rows), f"{name}.txt")
+    together = "+".join(str(tmp_path / f"{name}.txt") for name in names)
+    assert read(together) == read([together, path], columns=(1, 3, 2))[:3] == INFLECTED
+    with tf.io.TFRecordWriter(str(tmp_path / "rows.tfrecord")) as file:
+        for row in rows:
+            features = {
+                key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode()]))
+                for key, text in zip(names, row, strict=True)
+            }
+            file.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    assert read(tmp_path / "rows.tfrecord", columns=names) == INFLECTED
+    joined = tsv("".join(f"{source}\t{target}\n" for source, target in INFLECTED), "joined.tsv")
+    assert read(joined, source_columns=("lemma", "features")) == INFLECTED
+    pairs = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*INFLECTED, strict=True))))
+    assert read(pairs, source_columns=("lemma", "features")) == INFLECTED
+
+
+def test_of_a_source_with_several_columns_the_first_may_not_be_empty_and_is_what_ratios_are_of(tsv):
+    path = tsv("\tV\tx\na\tV;PST;3;SG\tab\nab\tN\taaaaaa\nabcd\tV;PST;3;SG\tab\n")
+    report = Report()
+    options = {"columns": (1, 2, 3), "on_bad_line": "skip", "max_ratio": 2, "max_length": 13}
+    assert read(path, report, **options) == [("a\tV;PST;3;SG", "ab")]
+    assert report.dropped == {"empty side": 1, "length ratio": 1, "too long": 1}
+    with pytest.raises(CorpusError, match="line 1: the source 1 is empty"):
+        read(path, columns=(1, 2, 3))
+
+
+def test_a_source_of_other_columns_is_refused_by_its_line(tsv, tmp_path):
+    names = ("lemma", "features")
+    path = tsv("go\tV\twent\ngo\twent\n")
+    with pytest.raises(CorpusError, match="line 2: expected lemma TAB features TAB target, found 2 columns"):
+        read(path, source_columns=names)
+    with pytest.raises(CorpusError, match=r"columns=\(1, 2\): expected 3, for lemma TAB features TAB target"):
+        read(path, source_columns=names, columns=(1, 2))
+    with pytest.raises(CorpusError, match=r"columns=\(1, 2, 3\): expected 2, for source TAB target"):
+        read(path, source_columns=("source",), columns=(1, 2, 3))
+    with pytest.raises(CorpusError, match=r"line 2: expected columns .*, found 2 columns"):
+        read(path, columns=(1, 2, 3))
+    with pytest.raises(CorpusError, match="reverse=True: a source of 2 columns cannot be the target"):
+        read(path, columns=(1, 2, 3), reverse=True)
+    rows = tsv('{"lemma": "go\\tx", "features": "V", "form": "went"}', "rows.jsonl")
+    with pytest.raises(CorpusError, match="line 1: expected 2 columns: lemma TAB features, found 3"):
+        read(rows, columns=(*names, "form"))
+    a, b, c = (tsv(text, name) for name, text in (("a", "1\n2\n"), ("b", "1\n2\n3\n"), ("c", "1\n2\n")))
+    with pytest.raises(CorpusError, match=r"a has 2 lines and .*b 3; they must have equally many"):
+        read(f"{a}+{b}+{c}")
+    for other, message in ((f"{a}+{c}", "2 parallel files, expected 3"), (path, "2 columns, expected 3")):
+        with pytest.raises(CorpusError, match=message):
+            read([f"{a}+{b}+{c}", other])
 
 
 def test_json_lines_are_read_by_their_keys(tsv):
@@ -91,7 +155,7 @@ def test_parallel_files_are_read_side_by_side(tsv):
         read(f"{source}+{longer}")
     with pytest.raises(CorpusError, match=r"d\.es has 5 lines and .*c\.en 3"):
         read(f"{longer}+{source}")
-    with pytest.raises(CorpusError, match="1 source files, but 2 target files"):
+    with pytest.raises(CorpusError, match="1 and 2 files; expected equally many"):
         read(f"{source}+{source.parent}/*.es")
 
 

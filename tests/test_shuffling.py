@@ -7,8 +7,9 @@ from pipelines import CorpusError, Report, damaged_shards, read_pairs, shuffle_c
 LINES = [f"source {n}\ttarget {n % 7}" for n in range(2000)]
 
 
-def strings(folder):
-    return [f"{source.decode()}\t{target.decode()}" for source, target in read_pairs(folder).as_numpy_iterator()]
+def strings(folder, **options):
+    pairs = read_pairs(folder, **options).as_numpy_iterator()
+    return [f"{source.decode()}\t{target.decode()}" for source, target in pairs]
 
 
 @pytest.mark.parametrize("format", ["gzip", "tfrecord"])
@@ -76,3 +77,14 @@ def test_texts_that_tab_separation_cannot_hold_are_refused_and_kept_as_tfrecord(
 def test_a_first_text_that_begins_with_a_byte_order_mark_keeps_it(tsv, tmp_path):
     shuffle_corpus(tsv('{"source": "\\ufeffa", "target": "b"}', "bom.jsonl"), tmp_path / "s", shards=1)
     assert strings(tmp_path / "s") == ["\ufeffa\tb"]
+
+
+@pytest.mark.parametrize("format", ["gzip", "tfrecord"])
+def test_columns_of_a_source_stay_columns(tsv, tmp_path, format):
+    path = tsv("".join(f"l{n}\tform{n}\tV;{n % 3}\n" for n in range(30)))
+    shuffle_corpus(path, tmp_path / "out", 2, format, columns=(1, 3, 2))
+    found, right = (
+        sorted(strings(corpus, columns=columns))
+        for corpus, columns in ((tmp_path / "out", (1, 2, 3)), (path, (1, 3, 2)))
+    )
+    assert found == right and len(found) == 30

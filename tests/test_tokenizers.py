@@ -20,6 +20,8 @@ from pipelines.tokenizers import (
     UNKNOWN,
     ByteTokenizer,
     CharTokenizer,
+    ColumnsTokenizer,
+    SeparatorTokenizer,
     SubwordTokenizer,
     Tokenizer,
     WhitespaceTokenizer,
@@ -43,13 +45,17 @@ class CommaTokenizer(Tokenizer):
         return tf.strings.reduce_join(tokens, axis=1, separator=",")
 
 
-KINDS = [*TOKENIZERS.values(), CommaTokenizer]
+def columns(**options):
+    return ColumnsTokenizer([kind(**options) for kind in (SubwordTokenizer, SeparatorTokenizer, CharTokenizer)])
+
+
+KINDS = [*TOKENIZERS.values(), CommaTokenizer, columns]
 
 
 @functools.cache
 def adapted(kind, **options):
     tokenizer = kind(**options)
-    tokenizer.adapt(WORDS + SPACES)
+    tokenizer.adapt([*WORDS, *SPACES, "cat\tcats;a\tcat"])
     return tokenizer
 
 
@@ -131,7 +137,7 @@ def test_round_trip_gives_the_normal_form_and_single_spaces_where_whitespace_sep
     assert decoded(tokenizer.detokenize(tokenizer.tokenize(texts))) == normal
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS[:-1])
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.binary(max_size=20), max_size=4), st.sampled_from(NORMAL_FORMS), st.booleans())
 def test_any_bytes_can_be_read_and_what_is_written_is_utf8(kind, texts, normal_form, lowercase):
@@ -157,7 +163,7 @@ def test_another_normal_form_is_an_error_that_names_those_there_are():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_eager_graph_and_dataset_agree(kind):
-    tokenizer, texts = adapted(kind), tf.constant(["cat, cats", "", "¿qué? a"])
+    tokenizer, texts = adapted(kind), tf.constant(["cat, cats\ta;x;cats\tta", "", "¿qué? a"])
     ids = tokenizer.tokenize(texts, start_end=True)
     (mapped,) = tf.data.Dataset.from_tensors(texts).map(lambda texts: tokenizer.tokenize(texts, start_end=True))
     np.testing.assert_array_equal(mapped, ids)
@@ -173,7 +179,8 @@ def test_empty_texts_are_padding_whatever_the_kind(kind):
     if kind is not CommaTokenizer:  # to which an empty text is one empty token
         np.testing.assert_array_equal(tokenizer.tokenize(["", ""]), [[PADDING], [PADDING]])
     assert tokenizer.tokenize(tf.constant([], tf.string)).shape == (0, 1)
-    assert decoded(tokenizer.detokenize(tf.zeros([2, 0], tf.int32))) == ["", ""]
+    nothing = "\t\t" if kind is columns else ""
+    assert decoded(tokenizer.detokenize(tf.zeros([2, 0], tf.int32))) == [nothing] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -181,7 +188,7 @@ def test_keras_serializes_every_kind_whole(kind):
     tokenizer = adapted(kind, normal_form="NFKD", lowercase=True)
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(tokenizer))
     assert (copy.vocabulary, copy.normal_form, copy.lowercase) == (tokenizer.vocabulary, "NFKD", True)
-    texts = ["Caterpillar CATS", "é,漢 ½"]
+    texts = ["Caterpillar CATS", "é,漢 ½", "a\tA;CATS\tcat"]
     np.testing.assert_array_equal(copy.tokenize(texts), tokenizer.tokenize(texts))
 
 
@@ -199,7 +206,7 @@ def test_saved_model_takes_the_tables_along(kind, tmp_path):
 
     echo = Echo(adapted(kind))
     tf.saved_model.save(echo, tmp_path)
-    texts = tf.constant(["cat cats", "漢字 x"])
+    texts = tf.constant(["cat cats", "漢字 x", "a\ta;x\tcat\ta"])
     for loaded, own in zip(tf.saved_model.load(tmp_path)(texts), echo(texts), strict=True):
         np.testing.assert_array_equal(loaded, own)
 
@@ -333,3 +340,98 @@ def test_an_extended_vocabulary_keeps_the_ids_it_had():
     assert tokenizer.tokens == ["b", "a", "c", "e", "f"]
     tokenizer.extend_vocabulary({b"h": 3}, max_size=2)
     assert len(tokenizer.tokens) == 5
+
+
+def inflection():
+    tokenizer = ColumnsTokenizer([CharTokenizer(), SeparatorTokenizer(";")], ["lemma", "features"])
+    tokenizer.adapt(["see\tV;PST", "go\tV;PRS", "V\t"])
+    return tokenizer
+
+
+INFLECTION = inflection()
+
+
+def test_each_column_has_ids_of_its_own_also_for_what_is_unknown():
+    tokenizer = inflection()
+    assert tokenizer.vocabulary[4:] == ["e", "V", "g", "o", "s", "[UNK]", "V", "PRS", "PST"]
+    assert tokenizer.columns.tolist() == [0] * 9 + [1] * 4 and tokenizer.columns.dtype == np.int32
+    assert tokenizer.ordered_columns == (True, False) and CharTokenizer("ab").ordered_columns == (True,)
+    assert CharTokenizer("ab").columns.tolist() == [0] * 6
+    ids = tokenizer.tokenize(["Vx\tV;FUT", "go\tPRS;V", "o", "o\t", "\tV", "o\t;V;;PST\ts"])
+    expected = [[5, UNKNOWN, 10, 9], [6, 7, 11, 10], [7, 0, 0, 0], [7, 0, 0, 0], [10, 0, 0, 0], [7, 10, 12, 0]]
+    np.testing.assert_array_equal(ids, expected)
+    assert tokenizer.lengths(["Vx\tV;FUT", "o", ""]).numpy().tolist() == [4, 1, 0]
+    texts = ["V\ufffd\tV;\ufffd", "go\tPRS;V", "o\t", "o\t", "\tV", "o\tV;PST"]
+    assert decoded(tokenizer.detokenize(ids)) == texts
+    assert tokenizer.one_hot(ids).shape == (6, 4, 13)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.lists(st.binary(max_size=5), max_size=4).map(b"\t".join), min_size=1, max_size=4))
+def test_columns_are_each_cut_as_if_alone_whatever_the_bytes(texts):
+    tokenizer = INFLECTION
+    rows = [[*text.split(b"\t"), b""][:2] for text in texts]
+    alone = [
+        part.lengths(part.normalize([row[n] for row in rows])).numpy() for n, part in enumerate(tokenizer.tokenizers)
+    ]
+    ids = tokenizer.tokenize(texts).numpy()
+    for number, lengths in enumerate(alone):
+        np.testing.assert_array_equal(np.sum((tokenizer.columns[ids] == number) & (ids > 0), axis=1), lengths)
+    assert len(decoded(tokenizer.detokenize(ids))) == len(texts)
+
+
+def test_columns_are_counted_and_their_vocabularies_taken_by_themselves():
+    tokens, numbers, lengths = inflection().count(["VV\tV;PST", "s\tV"])
+    counts = dict(zip(tokens.numpy().tolist(), numbers.numpy().tolist(), strict=True))
+    assert counts == {b"V": 2, b"s": 1, b"\tV": 2, b"\tPST": 1} and lengths.numpy().tolist() == [4, 2]
+    tokenizer = ColumnsTokenizer([SubwordTokenizer(), SeparatorTokenizer(";"), ByteTokenizer()])
+    tokenizer.take_vocabulary({b"cat": 9, b"cats": 5, b"\tPL": 3, b"\tSG": 2, b"\tDU": 1, b"\t\tx": 1})
+    assert tokenizer.tokens.index(b"\tPL") < tokenizer.tokens.index(b"\tSG") < tokenizer.tokens.index(b"\t\tx")
+    assert decoded(tokenizer.detokenize(tokenizer.tokenize(["cats\tDU;SG\té"]))) == ["cats\tDU;SG\té"]
+    few = inflection()
+    few.take_vocabulary({b"a": 2, b"b": 1, b"\tV": 2, b"\tN": 3, b"\tA": 1}, min_frequency=2, max_size=1)
+    assert few.vocabulary[4:] == ["a", "[UNK]", "N"]
+    with pytest.raises(OptionError, match="min_frequency=2: bytes are a fixed vocabulary"):
+        tokenizer.take_vocabulary({b"cat": 2}, min_frequency=2)
+
+
+def test_new_tokens_of_any_column_leave_the_ids_of_all_as_they_were():
+    tokenizer = inflection()
+    texts = ["goose\tPST;V", "Vs\tx"]
+    before, old = tokenizer.tokenize(texts).numpy().tolist(), tokenizer.vocabulary
+    tokenizer.extend_vocabulary({b"n": 2, b"o": 9, b"\tFUT": 1, b"\tV": 7, b"\tIMP": 3})
+    assert tokenizer.vocabulary == [*old, "n", "IMP", "FUT"]
+    assert tokenizer.tokenize(texts).numpy().tolist() == before
+    assert tokenizer.columns[-4:].tolist() == [1, 0, 1, 1]
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(tokenizer))
+    assert (copy.vocabulary, copy.tokens, copy.column_names) == (
+        tokenizer.vocabulary,
+        tokenizer.tokens,
+        ("lemma", "features"),
+    )
+    np.testing.assert_array_equal(copy.tokenize(["on\tFUT;x"]), tokenizer.tokenize(["on\tFUT;x"]))
+
+
+@pytest.mark.parametrize("normal_form", NORMAL_FORMS)
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_normalization_keeps_columns_apart(normal_form, lowercase):
+    options = {"normal_form": normal_form, "lowercase": lowercase}
+    parts = [CharTokenizer(**options), SeparatorTokenizer(**options)]
+    texts = ["É½\t\u0301A", "a", "\t\u0301"]
+    apart = [
+        part.normalize(column) for part, column in zip(parts, (["É½", "a", ""], ["\u0301A", "", "\u0301"]), strict=True)
+    ]
+    assert decoded(ColumnsTokenizer(parts).normalize(texts)) == decoded(tf.strings.join(apart, "\t"))
+
+
+def test_what_columns_and_separators_cannot_be_is_an_error():
+    for separator in ("", "a\tb"):
+        with pytest.raises(OptionError, match="separator="):
+            SeparatorTokenizer(separator)
+    with pytest.raises(OptionError, match=r"names=\['lemma'\]: 1 for 2 tokenizers"):
+        ColumnsTokenizer([CharTokenizer(), CharTokenizer()], ["lemma"])
+
+
+def test_a_separator_is_found_in_the_normal_form_of_a_text():
+    tokenizer = SeparatorTokenizer("；", normal_form="NFKC")  # which has an ASCII semicolon for it
+    assert tokenizer.count(["V；PST;SG"])[0].numpy().tolist() == [b"V", b"PST", b"SG"]
