@@ -363,8 +363,8 @@ class Pointer(keras.layers.Layer):
 
         P(token) = g P_generate(token) + (1 - g) (sum of a over the source positions that hold the token)
 
-    A source token is copied as the target token that is spelled the same. What attention gives to source tokens that
-    the target does not have is added to g, so that P sums to 1.
+    A source token is copied as the target token that is spelled the same, if it is not one of a set of features. What
+    attention gives to tokens that cannot be copied is added to g, so that P sums to 1.
 
     Args:
         vocabulary_size: number of target ids, V.
@@ -386,14 +386,20 @@ class Pointer(keras.layers.Layer):
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.vocabulary_size = vocabulary_size
         self.share = keras.layers.Dense(1, "sigmoid", dtype="float32")  # g
-        self.target_ids: np.ndarray | None = None  # int32 [Vs], PADDING where the target has no such token
+        self.target_ids: Any = None  # int32 [Vs], PADDING where the target has no such token
 
     def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
         """Finds the target id of each source id."""
         ids = {token: number for number, token in enumerate(target_tokenizer.vocabulary) if number > END}
-        tokens = enumerate(source_tokenizer.vocabulary)
-        found = [ids.get(token, PADDING) if number > END else PADDING for number, token in tokens]
-        self.target_ids = np.array(found, np.int32)
+        found = np.array([ids.get(token, PADDING) for token in source_tokenizer.vocabulary], np.int32)
+        found[: END + 1] = PADDING
+        ordered = np.array(source_tokenizer.ordered_columns)[source_tokenizer.columns]
+        self.target_ids = np.where(ordered, found, PADDING)
+
+    @property
+    def copied(self) -> int:
+        """How many source tokens can be copied."""
+        return int(np.count_nonzero(self.target_ids))
 
     def copies(self, source: tf.Tensor) -> tf.Tensor:
         """The target tokens that source ids `[B, S]` can be copied as: one-hot `[B, S, V]`, zeros if there is none."""

@@ -60,7 +60,7 @@ from seq2seq.distribution import (
     several_workers,
     sums_of_workers,
 )
-from seq2seq.layers import Decoder, Encoder, token_ids
+from seq2seq.layers import Decoder, Encoder, Pointer, token_ids
 from seq2seq.model import Seq2Seq, accepted
 from seq2seq.optimizers import make_optimizer
 from seq2seq.runs import (
@@ -301,11 +301,12 @@ def _begin(config, folder, progress, report, say, command):
 
 def _say_copied(tokenizers, say):
     """Says how many tokens can be copied."""
-    known, target = (set(tokenizer.vocabulary[END + 1 :]) for tokenizer in tokenizers)
-    copied = len(known & target)
-    if not copied:
+    pointer = Pointer(tokenizers[1].vocabulary_size)
+    pointer.take_tokenizers(*tokenizers)
+    if not pointer.copied:
         raise OptionError("copy=True: source and target have no token in common that could be copied")
-    say(f"copying: {copied:,} of the target's {len(target):,} tokens are in the source's vocabulary too")
+    known = tokenizers[1].vocabulary_size - END - 1
+    say(f"copying: {pointer.copied:,} source tokens can be copied, of {known:,} target tokens")
 
 
 def _say_leaks(record, config, source_tokenizer, say):

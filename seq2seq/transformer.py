@@ -9,16 +9,20 @@ Shapes: B rows in a batch, S source length, T target length, L length of a cache
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError
 from pipelines.tokenizers import Tokenizer
-from seq2seq.layers import Encoded, Pointer, TiedOutput, TokenVectors, rows_by_source, source_mask
+from seq2seq.layers import Encoded, Pointer, TiedOutput, TokenVectors, rows_by_source, source_mask, token_ids
 
 
 @keras.saving.register_keras_serializable("seq2seq")
 class TransformerEncoder(keras.layers.Layer):
     """Reads the source with self-attention: every position looks at every other.
+
+    If the source has several columns, a vector for each column tells its tokens from those of others, and the tokens of
+    a set, such as features, all have the same position (Wu et al. 2021, arxiv.org/abs/2005.10213).
 
     Args:
         vocabulary_size: number of source ids, Vs.
@@ -65,18 +69,34 @@ class TransformerEncoder(keras.layers.Layer):
         self.vectors = TokenVectors(vocabulary_size, units, dropout, dtype=dtype)
         self.blocks = [Block(units, heads, feed_forward, dropout, dtype=dtype) for _ in range(layers)]
         self.norm = keras.layers.LayerNormalization(dtype=dtype)
-        self.build((None, None))
+        self.types: keras.layers.Layer | None = None
 
     def build(self, source_shape: tuple) -> None:
-        """Makes no weights; those of its layers come with the first call."""
+        """Makes the weights that do not come with the layers."""
+        self.norm.build((None, None, self.options["units"]))
+
+    def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
+        """Learns which column of a source each token is of, and which columns are sets. `Seq2Seq` calls this when it is
+        made and when it is loaded."""
+        self.columns = source_tokenizer.columns  # int32 [V]
+        self.ordered = np.array(source_tokenizer.ordered_columns)[self.columns]
+        columns = len(source_tokenizer.column_names)
+        if columns > 1 and self.types is None:
+            self.types = keras.layers.Embedding(columns, self.options["units"], dtype=self.dtype_policy)
 
     def compute_output_shape(self, source_shape: tuple) -> tuple:
         return *source_shape[:2], self.options["units"]
 
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
         mask = source_mask(source)
-        places = tf.zeros_like(mask, tf.int32) + tf.range(tf.shape(mask)[1])
+        places = tf.cumsum(tf.cast(mask, tf.int32), axis=1)  # from 1
         x = self.vectors(source, training=training)
+        if self.types:
+            # Features have no order, so all of them have place 0, and a type of their own (Wu et al. 2021).
+            ids = token_ids(source)
+            ordered = tf.cast(tf.gather(self.ordered, ids), tf.int32)
+            places = ordered * tf.cumsum(ordered, axis=1)
+            x += self.types(tf.gather(self.columns, ids))
         for block in self.blocks:
             x, *_ = block(x, places, mask[:, None], training=training)
         memory = self.norm(x)

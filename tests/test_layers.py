@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import CharTokenizer, OptionError
+from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer
 from pipelines.tokenizers import one_hot
 from seq2seq.contract import encode
 from seq2seq.layers import Attention, Decoder, Encoded, Encoder, Pointer, TokenVectors, rows_by_source, source_mask
@@ -133,6 +133,15 @@ def test_copying_is_the_published_mixture_and_what_cannot_be_copied_is_generated
     generated = (g + (1 - g) * 0.3) * np.exp(logits[0, 0]) / np.exp(logits[0, 0]).sum()
     np.testing.assert_allclose(np.exp(found[0, 0]), copied + generated, atol=1e-6)
     np.testing.assert_allclose(tf.nn.softmax(found)[0, 0], copied + generated, atol=1e-6)
+
+
+def test_features_are_never_copied():
+    source = ColumnsTokenizer([CharTokenizer(), SeparatorTokenizer(";")])
+    source.adapt(["ab\ta;V"])
+    pointer = Pointer(8)
+    pointer.take_tokenizers(source, CharTokenizer("aVb"))
+    assert pointer.copies(source.tokenize(["ab\ta;V"])).numpy().argmax(-1).tolist() == [[4, 6, 0, 0]]
+    assert pointer.copied == 2
 
 
 def test_copying_needs_the_tokenizers_and_attention():

@@ -286,6 +286,37 @@ def test_every_kind_of_tokens_can_be_trained_on_and_comes_back(config, tmp_path,
     assert json.loads((tmp_path / "run" / "survey.json").read_text())["pairs"] > 0
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"architecture": "transformer", "attention": None},
+        {"decoder": "transformer", "copy": False},
+        {"encoder": "transformer", "cell": "lstm", "shared_vocabulary": True},
+    ],
+    ids=str,
+)
+def test_both_halves_may_be_of_either_architecture(config, tmp_path, options):
+    said = []
+    options = {"heads": 2, "epochs": 1, "copy": True} | options
+    corpus = tmp_path / "same.tsv"
+    corpus.write_text("".join(f"{a}{b}\t{b}{a}\n" for a in "abcde" for b in "abcde"))
+    train(dataclasses.replace(config, corpus=str(corpus), **options), tmp_path / "run", say=said.append)
+    model = load_run(tmp_path / "run")
+    kinds = [type(half).__name__.removesuffix("coder") for half in (model.encoder, model.decoder)]
+    given = [options.get(half) or options.get("architecture", "recurrent") for half in ("encoder", "decoder")]
+    assert kinds == [
+        ("Transformer" if kind == "transformer" else "") + half for kind, half in zip(given, ("En", "De"), strict=True)
+    ]
+    assert any(text == "copying: 5 source tokens can be copied, of 5 target tokens" for text in said) == options["copy"]
+    if options.get("shared_vocabulary"):
+        assert model.source_tokenizer.vocabulary == model.target_tokenizer.vocabulary
+
+
+def test_copying_is_refused_where_no_token_is_common(config, tmp_path):
+    with pytest.raises(OptionError, match="copy=True: source and target have no token in common"):
+        train(dataclasses.replace(config, copy=True), tmp_path / "run")
+
+
 def test_options_that_cannot_be_are_refused_before_anything_is_read(config, tmp_path):
     for options, message in (
         ({"cell": "lstmm"}, "cell='lstmm'.*did you mean 'lstm'"),

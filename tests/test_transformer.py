@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import CharTokenizer, OptionError, batch_pairs
+from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer, batch_pairs
 from seq2seq import BeamSearch, Decoder, Encoder, Greedy, Seq2Seq, TransformerDecoder, TransformerEncoder
 from seq2seq.contract import check_contract, encode
 from seq2seq.transformer import MultiHeadAttention, _turn
@@ -83,6 +83,21 @@ def test_attention_is_the_published_formula_for_each_head():
     seen = np.concatenate([shares[head] @ v[:, head] for head in range(2)])
     np.testing.assert_allclose(found[0, 0], seen @ attention.combine.kernel.numpy(), atol=1e-5)
     np.testing.assert_allclose(weights[0, 0], [*shares.mean(axis=0), 0], atol=1e-6)
+
+
+def test_features_are_a_set_of_another_type_and_letters_are_not():
+    tokenizer = ColumnsTokenizer([CharTokenizer(), SeparatorTokenizer(";")])
+    tokenizer.adapt(["ab\tV;PST", "ba\tN"])
+    keras.utils.set_random_seed(0)
+    encoder = TransformerEncoder(tokenizer.vocabulary_size, units=8, heads=2, layers=1)
+    encoder.take_tokenizers(tokenizer, CharTokenizer("ab"))
+    first = encoder(tokenizer.tokenize(["ab\tV;PST"])).memory[0]
+    other = encoder(tokenizer.tokenize(["ab\tPST;V"])).memory[0]
+    np.testing.assert_allclose(tf.gather(first, [0, 1, 3, 2]), other, atol=1e-5)
+    turned = encoder(tokenizer.tokenize(["ba\tV;PST"])).memory[0]
+    assert np.abs(tf.gather(first, [1, 0, 2, 3]) - turned).max() > 1e-3
+    encoder.types.embeddings.assign_add([[0.0] * 8, [1.0] + [0.0] * 7])
+    assert np.abs(first - encoder(tokenizer.tokenize(["ab\tV;PST"])).memory[0]).max() > 1e-3
 
 
 def test_heads_share_the_units():
