@@ -173,15 +173,16 @@ class Reader:
         """Yields the pairs of a shard that pass every check and, with `every_line`, None for each other line."""
         recent, older = set[int](), set[int]()
         sources = self.sources
+        several = len(sources) > 1
         for number, source, target, problem in shard.rows(self.columns, sources):
             if self.reverse:
                 source, target = target, source
             if problem:
                 reason = NO_PAIR if problem in (_EMPTY_LINE, _HEADER) else COLUMNS
-            elif len(sources) > 1 and (problem := wrong_columns(source, sources)):
+            elif several and (problem := wrong_columns(source, sources)):
                 reason = COLUMNS
             else:
-                first = source.partition(b"\t")[0] if len(sources) > 1 else source
+                first = source.partition(b"\t")[0] if several else source
                 try:
                     lengths = len(source.decode()), len(target.decode())
                 except UnicodeDecodeError as error:
@@ -191,7 +192,7 @@ class Reader:
                 else:
                     if not (first.strip() and target.strip()):
                         reason = EMPTY
-                        empty = "target" if first.strip() else sources[0] if len(sources) > 1 else "source"
+                        empty = "target" if first.strip() else sources[0]
                         problem = f"the {empty} is empty"
             if problem:
                 if reason == NO_PAIR and not every_line:
@@ -466,7 +467,7 @@ def _tab_rows(path, columns, sources):
         yield 1, None, None, _HEADER
     elif columns:
         places = [number - 1 for number in columns]
-    *before, last = places
+    first, *more, last = places
     least, most = max(places) + 1, sys.maxsize
     wanted = f"columns {columns}"
     if default:
@@ -480,7 +481,8 @@ def _tab_rows(path, columns, sources):
             problem = f"expected {wanted}, found {'no tab' if len(found) == 1 else f'{len(found)} columns'}"
             yield number, None, None, problem
         else:
-            yield number, b"\t".join([found[place] for place in before]), found[last], ""
+            source = b"\t".join([found[first], *(found[place] for place in more)]) if more else found[first]
+            yield number, source, found[last], ""
 
 
 def _json_rows(path, columns, _):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import CharTokenizer, OptionError, Tokenizer, batch_pairs
+from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer, Tokenizer, batch_pairs
 from pipelines.tokenizers import END, PADDING
 from seq2seq import BeamSearch, Decoder, Encoder, Greedy, Sampling, Seq2Seq, teacher_forcing
 
@@ -735,3 +735,26 @@ def test_the_memory_is_not_repeated_for_the_hypotheses_of_a_beam(model):
     model.decode(model.source_tokenizer.tokenize(["sol", "mar"]), BeamSearch(4), max_length=3)
     assert seen[0] == (8, 2, False)  # and the keys are those that start has projected
     assert all(rows == 4 * sources and not repeated for rows, sources, repeated in seen)
+
+
+@pytest.mark.slow
+def test_a_feature_in_a_second_column_decides_what_is_written(tmp_path):
+    keras.utils.set_random_seed(1)
+    lemmas = [a + b for a in "abcd" for b in "abcd"]
+    sources = [lemma + features for lemma in lemmas for features in ("\tV;UP", "\t")]
+    targets = [form for lemma in lemmas for form in (lemma.upper(), lemma)]
+    source, target = ColumnsTokenizer([CharTokenizer(), SeparatorTokenizer(";")]), CharTokenizer()
+    source.adapt(sources)
+    target.adapt(targets)
+    model = Seq2Seq(source, target, units=24, attention="dot")
+    model.compile(keras.optimizers.Adam(0.02))
+    pairs = tf.data.Dataset.from_tensor_slices((sources, targets))
+    batches = batch_pairs(pairs, source, target, encoding="ids", shuffle=False, seed=0).cache()
+    model.fit(batches, epochs=100, verbose=0, shuffle=False)
+    texts, right = ["ab\tV;UP", "ab\t", "dc\tUP;V", "ab\tV;UP\tx", "ab"], [b"AB", b"ab", b"DC", b"AB", b"ab"]
+    assert model.translate(texts).numpy().tolist() == right
+    assert np.argmax(model.score(["ab\tV;UP"] * 2, ["ab", "AB"])) == 1
+    assert model.attention(texts[:1])[0].source == ["a", "b", "V", "UP"]
+    model.save(tmp_path / "model.keras")
+    assert keras.models.load_model(tmp_path / "model.keras").translate(texts).numpy().tolist() == right
+    model.export(tmp_path / "saved", BeamSearch(2, n_best=2), probe=texts)  # which compares
