@@ -47,7 +47,7 @@ _EXTRAS = {  # packages that not everyone needs, and the extra each comes with
     "tensorboard": "tensorboard",
 }
 
-Run = Annotated[Path, typer.Argument(help="The run folder that `seq2seq train` made.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder that `seq2seq train` made.")]
 _ENSEMBLE = (
     "More run folders, for an ensemble: the probability of each token is the mean of those of all runs, whose "
     "tokenizers must be the same."

@@ -131,6 +131,7 @@ def test_models_that_are_no_ensemble_are_refused(model, tokenizers):
 
 @pytest.mark.slow
 def test_the_command_line_takes_several_runs_for_one(config, tmp_path):
+    config = dataclasses.replace(config, epochs=1)
     train(config, tmp_path / "one")
     train(dataclasses.replace(config, units=12, cell="gru", bidirectional=False, seed=3), tmp_path / "two")
     model = load_runs([tmp_path / "one", tmp_path / "two"])
