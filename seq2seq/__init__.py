@@ -22,6 +22,7 @@ __all__ = [
     "TransformerDecoder",
     "TransformerEncoder",
     "Translations",
+    "ensemble",
     "rows_by_source",
     "source_mask",
     "teacher_forcing",
@@ -33,6 +34,7 @@ __all__ = [
 if Path(sys.argv[0] if sys.argv else "").stem != "seq2seq":
     from seq2seq.config import Config
     from seq2seq.decoding import BeamSearch, Greedy, Sampling
+    from seq2seq.ensembles import ensemble
     from seq2seq.layers import Attention, Decoder, Encoded, Encoder, TokenVectors, rows_by_source, source_mask
     from seq2seq.metrics import Perplexity
     from seq2seq.model import Alignment, Seq2Seq, Translations, teacher_forcing
@@ -48,7 +50,7 @@ def __getattr__(name: str) -> Any:
     """
     modules: tuple[str, ...] = ("evaluation",) if name in ("Evaluation", "compare", "evaluate") else ()
     if name in __all__:
-        modules = ("config", "decoding", "layers", "metrics", "model", "optimizers", "transformer")
+        modules = ("config", "decoding", "ensembles", "layers", "metrics", "model", "optimizers", "transformer")
     for module in modules:
         if hasattr(importlib.import_module(f"seq2seq.{module}"), name):
             return getattr(importlib.import_module(f"seq2seq.{module}"), name)

@@ -57,11 +57,18 @@ _EXTRAS = {  # packages that not everyone needs, and the extra each comes with
     "tensorboard": "tensorboard",
 }
 
-Run = Annotated[Path, typer.Argument(help="The run folder that `seq2seq train` made.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder that `seq2seq train` made.")]
+_ENSEMBLE = (
+    "More run folders, for an ensemble: the probability of each token is the mean of those of all runs, whose "
+    "tokenizers must be the same."
+)
 Corpus = Annotated[list[str], typer.Argument(metavar="CORPUS", help=_CORPUS)]
 HeldOut = Annotated[
     list[str] | None,
-    typer.Argument(metavar="CORPUS", help=f"{_CORPUS} Default: what the run has held out of its own."),
+    typer.Argument(
+        metavar="RUN|CORPUS",
+        help=f"{_ENSEMBLE} Then a corpus. {_CORPUS} Default: what the first run has held out of its own.",
+    ),
 ]
 Import = Annotated[
     list[str] | None,
@@ -331,7 +338,7 @@ def plot(run: Run, imports: Import = None) -> None:
 
     Example: seq2seq plot runs/phrasebook
     """
-    for path in _draw(run, _load(run, imports)):
+    for path in _draw(run, _load([run], imports)):
         typer.echo(path)
 
 
@@ -420,7 +427,9 @@ def _figures(logs, side):
 @_exit_codes()
 def translate(
     run: Run,
-    texts: Annotated[list[str] | None, typer.Argument(metavar="TEXT", help="What to translate.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN|TEXT", help=f"{_ENSEMBLE} Then what to translate.")
+    ] = None,
     beam_width: BeamWidth = None,
     length_penalty: LengthPenalty = None,
     n_best: Annotated[
@@ -451,7 +460,7 @@ def translate(
     If the model was trained on several source columns, each TEXT or line must have them, with tabs between them.
 
     Each TEXT, or each line, gets one line, an empty one too; with --n-best it gets that many. A tab or a line break
-    inside a translation is written as a space.
+    inside a translation is written as a space. Run folders come first; an argument that is none is a TEXT.
 
     With --scores or --n-best the output has columns between tabs: with --n-best above 1 the number of the text; with
     --scores the log-likelihood, the figure that ranks the translations, and why each stopped; the translation last.
@@ -463,8 +472,9 @@ def translate(
         {"temperature": temperature, "top_k": top_k, "top_p": top_p},
         sample,
     )
+    runs, texts = _runs_first("translate", [str(run), *(texts or ())], "TEXT")
     started = time.monotonic()
-    model = _load(run, imports)
+    model = _load(runs, imports)
     loading = time.monotonic() - started
     lengths = {"min_length": min_length, "max_length": max_length}
 
@@ -495,13 +505,35 @@ def _with_columns(unit, numbered, names):
         yield text
 
 
-def _load(run, imports):
-    """Loads a run, and before it the classes of one's own that it is made of."""
-    from seq2seq.runs import load_run
+def _load(runs, imports):
+    """Loads a run, or an ensemble of several, and before it the classes of one's own that it is made of."""
+    from seq2seq.runs import load_runs
 
     for name in imports or ():
         load_class("import", name)
-    return load_run(run)
+    return load_runs(runs)
+
+
+def _runs_first(command, arguments, other, least=1):
+    """Tells run folders from what follows them: a folder with a run in it is a run, and the first argument is meant to
+    be one."""
+    expected = f"expected {'RUN ' * least}[RUN]... [{other}]..."
+    kinds = [True, *map(_is_run, arguments[1:])]
+    count = next((n for n, is_run in enumerate(kinds) if not is_run), len(kinds))
+    if count < least:
+        raise OptionError(f"{command}: {arguments[count]} is not a run folder; {expected}")
+    if any(kinds[count:]):
+        run, before = arguments[kinds.index(True, count)], f"the {other.lower()} {arguments[count]}"
+        raise OptionError(f"{command}: {run} is a run folder, but stands after {before}; {expected}")
+    return [Path(name) for name in arguments[:count]], arguments[count:]
+
+
+def _is_run(name):
+    # Not by `Path`, which raises an error for a text too long to be a path.
+    return os.path.isdir(name) and any(os.path.exists(os.path.join(name, made)) for made in _OF_A_RUN)
+
+
+_OF_A_RUN = ("model.keras", "config.json", "unfinished")  # one of them is in every folder that `train` has written in
 
 
 def _strategy(beam, sampling=None, sample=False):
@@ -585,11 +617,15 @@ def evaluate(
 ) -> None:
     """Translate a corpus and measure how well, by all the translations it has of each source.
 
+    Of several runs it measures the ensemble; `compare` measures each. An ensemble needs a corpus by name if a run was
+    trained on what the first has held out.
+
     Example: seq2seq evaluate runs/mine test-pairs.tsv --beam-width 5
     """
     strategy = _strategy({"width": beam_width, "length_penalty": length_penalty})
     settings = {"min_length": min_length, "max_length": max_length, "bleu_tokenizer": bleu_tokenizer}
-    (found,), seconds = _evaluations([run], corpus, strategy, imports, given, settings)
+    runs, corpus = _runs_first("evaluate", [str(run), *(corpus or ())], "CORPUS")
+    (found,), seconds = _evaluations("evaluate", runs, corpus, strategy, imports, given, settings)
     if write:
         found.write(write)
     if as_json:
@@ -629,38 +665,24 @@ def compare(
     """
     from seq2seq.evaluation import compare as test
 
-    runs, corpus = _runs_and_corpus(runs)
+    expected = "expected RUN RUN [RUN]... [CORPUS]..."
+    if len(runs) < 2:
+        raise OptionError(f"compare: one argument, {runs[0]}; {expected}")
+    folders, corpus = _runs_first("compare", runs, "CORPUS", least=2)
+    try:
+        open_corpora(corpus)
+    except CorpusError as error:  # it may have been meant for a run
+        raise OptionError(f"compare: {error}; {expected}") from None
     strategy = _strategy({"width": beam_width, "length_penalty": length_penalty})
-    evaluations, _ = _evaluations(runs, corpus, strategy, imports, given, {"bleu_tokenizer": bleu_tokenizer})
+    settings = {"bleu_tokenizer": bleu_tokenizer}
+    evaluations, _ = _evaluations("compare", folders, corpus, strategy, imports, given, settings)
     found = test(*evaluations)
     if as_json:
         scores = {name: [tested._asdict() for tested in row] for name, row in found.items()}
-        counts = {"sources": len(evaluations[0].sources), "runs": [str(run) for run in runs]}
+        counts = {"sources": len(evaluations[0].sources), "runs": [str(run) for run in folders]}
         typer.echo(json.dumps(counts | {"scores": scores}, ensure_ascii=False))
         return
-    _print_comparison(runs, evaluations[0], found)
-
-
-def _runs_and_corpus(arguments):
-    """Tells the run folders and the corpora of `compare` apart: runs come first, a folder with a run in it is a run."""
-    expected = "expected RUN RUN [RUN]... [CORPUS]..."
-    if len(arguments) < 2:
-        raise OptionError(f"compare: one argument, {arguments[0]}; {expected}")
-    kinds = [any((Path(name) / made).exists() for made in _OF_A_RUN) for name in arguments]
-    count = next((n for n, is_run in enumerate(kinds) if not is_run), len(kinds))
-    if count < 2:
-        raise OptionError(f"compare: {arguments[count]} is not a run folder; {expected}")
-    if any(kinds[count:]):
-        run = arguments[kinds.index(True, count)]
-        raise OptionError(f"compare: {run} is a run folder, but stands after the corpus {arguments[count]}; {expected}")
-    try:
-        open_corpora(arguments[count:])
-    except CorpusError as error:  # it may have been meant for a run
-        raise OptionError(f"compare: {error}; {expected}") from None
-    return [Path(name) for name in arguments[:count]], arguments[count:]
-
-
-_OF_A_RUN = ("model.keras", "config.json", "unfinished")  # one of them is in every folder that `train` has written in
+    _print_comparison(folders, evaluations[0], found)
 
 
 def _print_comparison(runs, evaluation, found):
@@ -678,23 +700,25 @@ def _print_comparison(runs, evaluation, found):
             typer.echo(f"{name:<20}" + "".join(f"{row[n].p:>8.3f}" for n in columns[1:]))
 
 
-def _evaluations(runs, corpus, strategy, imports, given, settings):
-    """What `evaluate` finds of some runs on one corpus, and how many seconds it took to load the first."""
+def _evaluations(command, runs, corpus, strategy, imports, given, settings):
+    """What the measures are of each run on one corpus, for `compare`, or of their ensemble, for `evaluate`; and how
+    many seconds it took to load them."""
     from pipelines import corpus_errors, read_pairs
+    from seq2seq.ensembles import ensemble
     from seq2seq.evaluation import evaluate as measure
     from seq2seq.runs import held_out_pairs, may_have_learned
 
     if given and not corpus:
         raise OptionError(f"{next(iter(given))} is for a corpus, and none is named")
     started = time.monotonic()
-    models = [_load(runs[0], imports)]
+    models = [_load([run], imports) for run in runs]
+    measured = models if command == "compare" else [ensemble(models, runs)]
     seconds = time.monotonic() - started
-    models += [_load(run, imports) for run in runs[1:]]
     columns = models[0].source_tokenizer.column_names
     for run, model in zip(runs, models, strict=True):
         if len(model.source_tokenizer.column_names) != len(columns):
             counts = f"{len(model.source_tokenizer.column_names)}, and {runs[0]} on {len(columns)}"
-            raise OptionError(f"compare: number of source columns: {run} was trained on {counts}")
+            raise OptionError(f"{command}: number of source columns: {run} was trained on {counts}")
     with corpus_errors(), _reporting() as report:
         if corpus:
             pairs = read_pairs(corpus, report=report, source_columns=columns, **given)
@@ -703,12 +727,12 @@ def _evaluations(runs, corpus, strategy, imports, given, settings):
         pairs = pairs.cache()  # standard input can be read once only
         # What `evaluate` is told to evaluate on, it evaluates on.
         if len(runs) > 1 or (not corpus and may_have_learned(runs[0])):
-            _say_what_was_learned(runs, models, pairs, corpus)
+            _say_what_was_learned(command, runs, models, pairs, corpus)
         progress = _counting("translated")
-        return [measure(model, pairs, strategy, progress=progress, **settings) for model in models], seconds
+        return [measure(model, pairs, strategy, progress=progress, **settings) for model in measured], seconds
 
 
-def _say_what_was_learned(runs, models, pairs, named):
+def _say_what_was_learned(command, runs, models, pairs, named):
     """Says on stderr how many sources of these pairs each run was trained on.
 
     Refuses pairs that the first run has held out, and are therefore not named, if another run was trained on them.
@@ -737,7 +761,7 @@ def _say_what_was_learned(runs, models, pairs, named):
         if not named and (more := (learned[-1] & ~learned[0]).sum()):
             raise RunError(
                 f"{run} was trained on {more:,} of the {len(sources):,} sources that {runs[0]} has held out; name a "
-                f"test corpus: seq2seq compare {' '.join(map(str, runs))} CORPUS"
+                f"test corpus: seq2seq {command} {' '.join(map(str, runs))} CORPUS"
             )
         if count := learned[-1].sum():
             typer.echo(f"{run}: trained on {count:,} of the {len(sources):,} sources", err=True)
@@ -781,6 +805,7 @@ _STOPPED = {"end": "ended by themselves", "limit": "were cut", "repetition": "re
 @_exit_codes()
 def demo(
     run: Run,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="RUN", help=_ENSEMBLE)] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where the page is; 0 for any port that is free.")] = 7860,
     imports: Import = None,
 ) -> None:
@@ -795,7 +820,7 @@ def demo(
 
     with listen(port) as listener:
         examples = list(probe(run))[:5] if (run / "probe.json").is_file() else []
-        page = demo_page(_load(run, imports), examples)
+        page = demo_page(_load([run, *(more or ())], imports), examples)
         typer.echo(f"http://{':'.join(map(str, listener.getsockname()))}/")
         serve(page, listener)
 
@@ -804,7 +829,9 @@ def demo(
 @_exit_codes()
 def export(
     run: Run,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make.")],
+    folder: Annotated[
+        list[Path], typer.Argument(metavar="RUN|DIR", help=f"{_ENSEMBLE} Last comes the folder to make.")
+    ],
     beam_width: Annotated[int, typer.Option(min=1, help="Hypotheses of the signature `beam`, all given out.")] = 5,
     length_penalty: LengthPenalty = None,
     imports: Import = None,
@@ -816,13 +843,14 @@ def export(
 
     Example: seq2seq export runs/phrasebook exported/1
     """
-    from seq2seq.runs import export_run
+    from seq2seq.runs import export_runs
 
+    *more, out = folder
     for name in imports or ():
         load_class("import", name)
     beam = _strategy({"width": beam_width, "n_best": beam_width, "length_penalty": length_penalty})
-    export_run(run, folder, beam)
-    typer.echo(folder)
+    export_runs([run, *more], out, beam)
+    typer.echo(out)
 
 
 @app.command()
@@ -831,7 +859,8 @@ def export(
 def score(
     run: Run,
     corpus: Annotated[
-        list[str] | None, typer.Argument(metavar="CORPUS", help=f"{_CORPUS} Default: -, standard input.")
+        list[str] | None,
+        typer.Argument(metavar="RUN|CORPUS", help=f"{_ENSEMBLE} Then a corpus. {_CORPUS} Default: -, standard input."),
     ] = None,
     imports: Import = None,
     *,
@@ -847,9 +876,10 @@ def score(
 
     Example: paste source.txt target.txt | seq2seq score runs/phrasebook
     """
+    runs, corpus = _runs_first("score", [str(run), *(corpus or ())], "CORPUS")
     corpus = corpus or ["-"]
     with _reporting() as report:
-        model = _load(run, imports)
+        model = _load(runs, imports)
         columns = model.source_tokenizer.column_names
         lines = open_corpora(corpus, **{"on_bad_line": "skip", "source_columns": columns, **given}).lines(report)
         while block := list(itertools.islice(lines, 2048)):

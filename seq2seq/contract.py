@@ -33,6 +33,13 @@ def start(decoder: keras.layers.Layer, encoded: Encoded, steps: int | tf.Tensor)
     return decoder.start(encoded, **told)
 
 
+def has_attention(decoder: keras.layers.Layer) -> bool:
+    """Whether a decoder can return attention weights: `call` has an argument `return_attention`, and an attribute
+    `attention`, if there is one, is not None."""
+    can_return = "return_attention" in inspect.signature(decoder.call).parameters
+    return can_return and getattr(decoder, "attention", True) is not None
+
+
 def check_contract(
     encoder: keras.layers.Layer, decoder: keras.layers.Layer, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer
 ) -> bool:

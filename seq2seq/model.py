@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, choose
 from pipelines.tokenizers import PADDING, START, Texts, Tokenizer, one_hot
-from seq2seq.contract import check_contract, check_savable, encode, one_line, start, take_tokenizers
+from seq2seq.contract import check_contract, check_savable, encode, has_attention, one_line, start, take_tokenizers
 from seq2seq.decoding import (
     LIMITED,
     NEVER,
@@ -625,9 +625,7 @@ class Seq2Seq(keras.Model):
     @property
     def has_attention(self) -> bool:
         """Whether the decoder can say where it looks, as `attention` wants to know."""
-        return (
-            "return_attention" in accepted(self.decoder.call) and getattr(self.decoder, "attention", True) is not None
-        )
+        return has_attention(self.decoder)
 
     def attention(self, sources: Texts, targets: Texts | None = None) -> list[Alignment]:
         """Where the decoder looks while it writes each target.

@@ -34,6 +34,7 @@ from seq2seq.checkpoints import RunError
 from seq2seq.config import MONITORS, Config, load_config, own_classes, reading_options
 from seq2seq.contract import one_line
 from seq2seq.decoding import BeamSearch
+from seq2seq.ensembles import ensemble
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import make_optimizer
 
@@ -61,6 +62,16 @@ def load_run(folder: Path | str) -> Seq2Seq:
             make_optimizer(dataclasses.replace(configuration(folder)[0], schedule="constant", warmup=0), steps=1)
         )
     return model
+
+
+def load_runs(folders: Sequence[Path | str]) -> Seq2Seq:
+    """Loads the model of one run folder, or of several an ensemble.
+
+    Raises:
+        RunError: as `load_run`.
+        OptionError: as `ensemble`.
+    """
+    return ensemble([load_run(folder) for folder in folders], folders)
 
 
 def load_model(folder: Path, name: str) -> Seq2Seq:
@@ -291,20 +302,25 @@ def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = wa
     return drawn
 
 
-def export_run(folder: Path | str, out: Path | str, beam: BeamSearch) -> None:
-    """Exports the model of a run, as `exporting.export` does, and sees that all translate alike: the model when it was
-    trained, the one that was saved, and the one exported.
+def export_runs(folders: Sequence[Path | str], out: Path | str, beam: BeamSearch) -> None:
+    """Exports the model of a run, or of several their ensemble, as `exporting.export` does.
+
+    It sees that each model translates as it did when it was trained, and what is exported as what it is made of.
 
     Raises:
         RunError: if they do not, or there is no such run.
+        OptionError: as `ensemble`.
     """
-    model, kept = load_run(folder), probe(folder)
-    found = [text.decode() for text in model.translate(list(kept)).numpy()]
-    for source, translation in zip(kept, found, strict=True):
-        if translation != kept[source]:
-            change = f"{kept[source]!r} when it was trained, and now {translation!r}"
-            raise RunError(f"{folder}: the saved model is not the one that was trained; {source!r} was {change}")
-    model.export(out, beam, list(kept))
+    models = []
+    for folder in folders:
+        model, kept = load_run(folder), probe(folder)
+        found = [text.decode() for text in model.translate(list(kept)).numpy()]
+        for source, translation in zip(kept, found, strict=True):
+            if translation != kept[source]:
+                change = f"{kept[source]!r} when it was trained, and now {translation!r}"
+                raise RunError(f"{folder}: the saved model is not the one that was trained; {source!r} was {change}")
+        models.append(model)
+    ensemble(models, folders).export(out, beam, list(kept))
 
 
 def probe(folder: Path | str) -> dict[str, str]:

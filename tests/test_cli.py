@@ -35,7 +35,7 @@ def test_help_teaches_and_imports_no_tensorflow():
             ["train", "translate", "evaluate", "compare", "plot", "demo", "export", "score", "inspect", "shuffle"],
         ),
         (["train", "--help"], ["phrasebook", "spa-eng", "--preset", "--overwrite", "--cell", "Example:"]),
-        (["translate", "--help"], ["stdin", "space", "--beam-width", "--temperature", "Example:"]),
+        (["translate", "--help"], ["stdin", "space", "ensemble", "--beam-width", "--temperature", "Example:"]),
         (["score", "--help"], ["log-likelihood", "nan", "Example:"]),
         (["evaluate", "--help"], ["--json", "--write", "held out", "Example:"]),
         (["compare", "--help"], ["bootstrap", "Example:"]),

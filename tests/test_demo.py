@@ -18,6 +18,7 @@ from playwright.sync_api import expect, sync_playwright
 from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
 from seq2seq import BeamSearch, Seq2Seq
 from seq2seq.demo import demo_page
+from seq2seq.runs import load_runs
 from seq2seq.training import train
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -42,7 +43,8 @@ def browser():
 @pytest.mark.slow
 def test_the_translation_follows_the_typing_and_nothing_leaves_the_machine(config, tmp_path, browser):
     train(dataclasses.replace(config, units=32, epochs=30), tmp_path / "run")
-    model, page, requests = Seq2Seq.from_run(tmp_path / "run"), browser.new_page(), []
+    runs = [tmp_path / "run"] * 2  # an ensemble, of one model twice
+    model, page, requests = load_runs(runs), browser.new_page(), []
     page.on("request", lambda request: requests.append(request.url))
     page.on("websocket", lambda websocket: requests.append(websocket.url))
     text, translation = (page.get_by_label(label, exact=True) for label in ("Text", "Translation"))
@@ -67,7 +69,7 @@ def test_the_translation_follows_the_typing_and_nothing_leaves_the_machine(confi
         assert text in labels and f"{best}[END]" in labels
         return best
 
-    command = [SEQ2SEQ, "demo", tmp_path / "run", "--port", "0"]
+    command = [SEQ2SEQ, "demo", *runs, "--port", "0"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as process, contextlib.ExitStack() as stack:
         stack.callback(process.kill)  # or what fails here would wait for it without end

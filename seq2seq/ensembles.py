@@ -1,0 +1,168 @@
+"""Ensembles: several models that translate as one, by the mean of their probabilities."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from pipelines import OptionError, Tokenizer
+from seq2seq.contract import encode, has_attention, start, take_tokenizers
+from seq2seq.layers import Encoded
+from seq2seq.model import Seq2Seq
+
+
+def ensemble(models: Sequence[Seq2Seq], names: Sequence[Any] = ()) -> Seq2Seq:
+    """Makes one model of several: the probability of each next token is the mean of theirs (Hansen & Salamon 1990).
+
+    ```python
+    model = ensemble([Seq2Seq.from_run("runs/one"), Seq2Seq.from_run("runs/two")])
+    ```
+
+    Members may have any encoder and decoder, of any size. Decoding takes as long as with one member after another. The
+    ensemble translates, scores, exports and is saved like every `Seq2Seq`.
+
+    Args:
+        models: one model or more, whose tokenizers are the same. The ensemble has their weights, not copies.
+        names: what error messages call the models, such as their run folders. Default: `models[0]` and so on.
+
+    Returns:
+        A `Seq2Seq`, not compiled; of one model that model. `limits` follow from the lengths that all members have seen.
+
+    Raises:
+        OptionError: if there is no model, two of them share an encoder or decoder, or tokenizers differ; it says how.
+    """
+    names = [str(name) for name in names] or [f"models[{number}]" for number in range(len(models))]
+    if not models:
+        raise OptionError("models: an ensemble needs one or more")
+    for name, model in zip(names, models, strict=True):
+        if not isinstance(model, Seq2Seq):
+            raise OptionError(f"{name}={model!r}: expected a Seq2Seq")
+        for side in ("source_tokenizer", "target_tokenizer"):
+            one, other = getattr(models[0], side), getattr(model, side)
+            if difference := _difference(one, other, names[0], name):
+                raise OptionError(f"{name}: another {side} than {names[0]}, but an ensemble has one: {difference}")
+    encoders, decoders = [model.encoder for model in models], [model.decoder for model in models]
+    if len({id(half) for half in encoders + decoders}) < 2 * len(models):
+        raise OptionError("models: two of them share an encoder or decoder; load it from a file for each")
+    if len(models) == 1:
+        return models[0]
+    tokenizers = models[0].source_tokenizer, models[0].target_tokenizer
+    together = Seq2Seq(*tokenizers, encoder=EnsembleEncoder(encoders), decoder=EnsembleDecoder(decoders))
+    together.length_ratios.assign(sum(model.length_ratios.numpy() for model in models))
+    return together
+
+
+class _Members(keras.layers.Layer):
+    """A layer made of those of the members."""
+
+    def __init__(self, members: Sequence[keras.layers.Layer], **kwargs: Any) -> None:
+        # No more precise than the least precise member; each member converts what it is given itself.
+        mixed = [member.dtype_policy for member in members if member.compute_dtype != "float32"]
+        super().__init__(**{"dtype": mixed[0] if mixed else "float32", **kwargs, "autocast": False})
+        self.members = list(members)
+        self.build((None, None))
+
+    def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
+        for member in self.members:
+            take_tokenizers(member, source_tokenizer, target_tokenizer)
+
+    def build(self, shape: tuple) -> None:
+        """Makes no weights; those of the members come with their first call."""
+
+    def compute_output_shape(self, shape: tuple) -> tuple:
+        return self.members[0].compute_output_shape(shape)
+
+    def get_config(self) -> dict:
+        members = [keras.saving.serialize_keras_object(member) for member in self.members]
+        for member in members:
+            member.pop("build_config", None)
+        return {**super().get_config(), "members": members}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "_Members":
+        return cls(**{**config, "members": [keras.saving.deserialize_keras_object(each) for each in config["members"]]})
+
+
+@keras.saving.register_keras_serializable("seq2seq")
+class EnsembleEncoder(_Members):
+    """Reads the source with each of several encoders, `members`.
+
+    Call arguments:
+        source: one-hot `[B, S, Vs]` or ids `[B, S]`, padded on the right.
+
+    Returns:
+        The first member's `Encoded`, with a list of those of all members in `extra`.
+    """
+
+    def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
+        encoded = [encode(member, source, training) for member in self.members]
+        return encoded[0]._replace(extra=encoded)
+
+
+@keras.saving.register_keras_serializable("seq2seq")
+class EnsembleDecoder(_Members):
+    """Predicts each next token of the target by the mean of what several decoders, `members`, predict:
+
+        P(token) = (P_1(token) + ... + P_n(token)) / n
+
+    Call arguments:
+        target: the tokens so far, one-hot `[B, T, Vt]` or ids `[B, T]`, padded on the right.
+        encoded: the `Encoded` source, as `start` returned it.
+        state: what the call for the tokens before returned, or `start`: a list of the members' states.
+        return_attention: whether to return the mean of the members' attention weights too.
+
+    Returns:
+        log P `[B, T, Vt]`, which are logits too, and the new state; then, on request, weights `[B, T, S]`.
+    """
+
+    def start(self, encoded: Encoded, steps: int | tf.Tensor) -> tuple[Encoded, list]:
+        """Starts each decoder from its own encoder: `encoded`, with what each is given in `extra`, and their states."""
+        started = [start(member, each, steps) for member, each in zip(self.members, encoded.extra, strict=True)]
+        given, state = map(list, zip(*started, strict=True))
+        return encoded._replace(extra=given), state
+
+    def call(
+        self,
+        target: tf.Tensor,
+        encoded: Encoded,
+        state: list,
+        training: bool = False,
+        return_attention: bool = False,
+    ) -> tuple[tf.Tensor, list] | tuple[tf.Tensor, list, tf.Tensor]:
+        options = {"training": training, **({"return_attention": True} if return_attention else {})}
+        members = zip(self.members, encoded.extra, state, strict=True)
+        logits, after, *weights = zip(*(member(target, *given, **options) for member, *given in members), strict=True)
+        # In logarithms throughout: a token that all find next to impossible would get a probability of 0.
+        each = [tf.nn.log_softmax(tf.cast(of_member, tf.float32)) for of_member in logits]
+        mean = tf.reduce_logsumexp(each, axis=0) - math.log(len(each))
+        if not return_attention:
+            return mean, list(after)
+        return mean, list(after), tf.reduce_mean([tf.cast(of_member, tf.float32) for of_member in weights[0]], axis=0)
+
+    @property
+    def attention(self) -> bool | None:
+        """None, as `has_attention` expects it, if a member has no attention weights: then there is no mean of all."""
+        return all(map(has_attention, self.members)) or None
+
+
+def _difference(one, other, one_name, other_name):
+    """How two tokenizers differ, in words; nothing if they are the same."""
+    found = []
+    for tokens, others, name in (
+        (one.vocabulary, set(other.vocabulary), one_name),
+        (other.vocabulary, set(one.vocabulary), other_name),
+    ):
+        if only := [token for token in tokens if token not in others]:
+            found.append(f"only {name} has {len(only):,} tokens such as {', '.join(map(repr, only[:3]))}")
+    if found:
+        return "; ".join(found)
+    for number, (token, instead) in enumerate(zip(one.vocabulary, other.vocabulary, strict=False)):
+        if token != instead:
+            return f"the same tokens in another order, {token!r} and then {instead!r} with the id {number}"
+    if type(one) is not type(other):
+        return f"the same tokens, but {type(one).__name__} and {type(other).__name__}"
+    configs = one.get_config(), other.get_config()
+    differ = [option for option in configs[0] if configs[0][option] != configs[1][option]]
+    return f"the same tokens, but another {', '.join(differ)}" if differ else ""

@@ -1,0 +1,168 @@
+import dataclasses
+import json
+import re
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from command_line import seq2seq
+from conftest import WORDS
+
+from pipelines import CharTokenizer, OptionError
+from pipelines.tokenizers import END, START
+from seq2seq import BeamSearch, Sampling, Seq2Seq, ensemble
+from seq2seq.runs import load_runs
+from seq2seq.training import train
+
+
+def decided(model):
+    """The model with larger weights, so that it prefers some tokens to others, as a trained one does."""
+    for weight in model.trainable_variables:
+        weight.assign(4 * weight)
+    return model
+
+
+@pytest.fixture
+def members(tokenizers):
+    """Two models with nothing in common but their tokenizers."""
+    one = Seq2Seq(*tokenizers, units=8, attention="general")
+    other = Seq2Seq(*tokenizers, units=12, cell="gru", layers=2, embedding=6, attention="dot", copy=True, tied=True)
+    return decided(one), decided(other)
+
+
+def mean_probabilities(models, source, target):
+    """By hand, of float64: `[B, T, V]`."""
+    logits = [model((source, target)).numpy().astype("float64") for model in models]
+    powers = [np.exp(each - each.max(axis=-1, keepdims=True)) for each in logits]
+    return np.mean([each / each.sum(axis=-1, keepdims=True) for each in powers], axis=0)
+
+
+def test_it_predicts_scores_and_decodes_by_the_mean_of_the_members_probabilities(members):
+    model = ensemble(members)
+    source = model.source_tokenizer.tokenize(["sol", "árbol"])
+    target = model.target_tokenizer.tokenize(["SOL", "MAR"], start_end=True)
+    mean = mean_probabilities(members, source, target[:, :-1])
+    np.testing.assert_allclose(tf.exp(model((source, target[:, :-1]))), mean, rtol=1e-4, atol=1e-7)
+
+    nats = np.log(np.take_along_axis(mean, target.numpy()[:, 1:, None], axis=2)).sum(axis=(1, 2))
+    np.testing.assert_allclose(model.score(["sol", "árbol"], ["SOL", "MAR"]), nats, rtol=1e-4)
+
+    ids = np.full([2, 1], START, np.int32)
+    for _ in range(6):
+        best = END + mean_probabilities(members, source, ids)[:, -1, END:].argmax(axis=1)
+        ids = np.concatenate([ids, best[:, None].astype(np.int32)], axis=1)
+    written = model.target_tokenizer.detokenize(ids)
+    np.testing.assert_array_equal(model.translate(["sol", "árbol"], max_length=6), written)
+    assert len({text for each in (*members, model) for text in each.translate(["sol"], max_length=6).numpy()}) > 1
+
+
+def test_one_model_is_itself_and_several_equal_ones_decode_as_one(model):
+    assert ensemble([decided(model)]) is model
+    again = Seq2Seq.from_config(model.get_config())
+    again.set_weights(model.get_weights())
+    both = ensemble([model, again])
+    for strategy in (BeamSearch(3, n_best=3), Sampling()):
+        found, right = (each.translate(WORDS, strategy, details=True, max_length=8) for each in (both, model))
+        np.testing.assert_array_equal(found.texts, right.texts)
+        np.testing.assert_allclose(found.scores, right.scores, rtol=1e-3)
+
+
+def test_it_looks_where_its_members_look_on_average(members, tokenizers):
+    of_each = [model.attention(["sol"], ["SOL"])[0].weights for model in members]
+    (found,) = ensemble(members).attention(["sol"], ["SOL"])
+    np.testing.assert_allclose(found.weights, np.mean(of_each, axis=0), atol=1e-5)
+    blind = ensemble([members[0], Seq2Seq(*tokenizers, units=8)])
+    assert not blind.has_attention
+    with pytest.raises(OptionError, match="EnsembleDecoder has no attention weights"):
+        blind.attention(["sol"])
+
+
+def test_it_is_saved_and_loaded_with_the_lengths_that_its_members_have_seen(members, tmp_path):
+    members[0].length_ratios.assign([2, 4, 10])
+    members[1].length_ratios.assign([3, 3, 4])
+    model = ensemble(members)
+    model.save(tmp_path / "model.keras")
+    for again in (keras.models.load_model(tmp_path / "model.keras"), Seq2Seq.from_run(tmp_path)):
+        np.testing.assert_array_equal(again.length_ratios.numpy(), [5, 7, 14])
+        np.testing.assert_allclose(again.score(WORDS, WORDS[::-1]), model.score(WORDS, WORDS[::-1]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_a_member_may_be_of_mixed_precision(members, tokenizers, precision):
+    half = decided(Seq2Seq(*tokenizers, units=8, attention="dot", dtype=precision))
+    model = ensemble([members[1], half])
+    assert model.decoder.dtype_policy.name == precision
+    source, target = model.source_tokenizer.tokenize(WORDS), model.target_tokenizer.tokenize(WORDS, start_end=True)
+    mean = mean_probabilities([members[1], half], source, target)
+    np.testing.assert_allclose(tf.exp(model((source, target))), mean, atol=0.02)
+
+
+def test_models_that_are_no_ensemble_are_refused(model, tokenizers):
+    def of_text(text, **options):
+        tokenizer = CharTokenizer(**options)
+        tokenizer.adapt([text])
+        return tokenizer
+
+    def made(source, target):
+        return Seq2Seq(of_text(source), target, units=2)
+
+    target = tokenizers[1]
+    for models, said in (
+        ([], "models: an ensemble needs one or more"),
+        ([model, "runs/mine"], r"models\[1\]='runs/mine': expected a Seq2Seq"),
+        ([model, model], "two of them share an encoder or decoder"),
+        (
+            [made("aab", target), made("acde", target)],
+            r"models\[1\]: another source_tokenizer than models\[0\], but an ensemble has one: "
+            r"only models\[0\] has 1 tokens such as 'b'; only models\[1\] has 3 tokens such as 'c', 'd', 'e'",
+        ),
+        ([made("aab", target), made("abb", target)], "in another order, 'a' and then 'b' with the id 4"),
+        ([made("aab", target), made("aab", of_text("x"))], "another target_tokenizer"),
+        (
+            [made("aab", target), Seq2Seq(of_text("aab", normal_form=None), target, units=2)],
+            "the same tokens, but another normal_form",
+        ),
+    ):
+        with pytest.raises(OptionError, match=said):
+            ensemble(models)
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_several_runs_for_one(config, tmp_path):
+    config = dataclasses.replace(config, epochs=1)
+    train(config, tmp_path / "one")
+    train(dataclasses.replace(config, units=12, cell="gru", bidirectional=False, seed=3), tmp_path / "two")
+    model = load_runs([tmp_path / "one", tmp_path / "two"])
+    found = model.translate(["ab", "ce"], details=True)
+    done = seq2seq("translate", "one", "two", "ab", "ce", "--scores", cwd=tmp_path)
+    lines = [line.split("\t") for line in done.stdout.decode().split("\n")[:-1]]
+    assert [float(score) for score, *_ in lines] == pytest.approx(found.scores.numpy()[:, 0].tolist(), abs=1e-3)
+    assert [text for *_, text in lines] == [text.decode() for (text,) in found.texts.numpy()]
+
+    done = seq2seq("score", "one", "two", stdin=b"ab\tAB\n", cwd=tmp_path)
+    assert float(done.stdout) == pytest.approx(model.score(["ab"], ["AB"]).numpy()[0], abs=1e-3)
+
+    done = seq2seq("export", "one", "two", "exported", "--beam-width", 2, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, b"exported\n"), done.stderr
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    np.testing.assert_array_equal(exported.greedy(tf.constant(["ab", "ce"]))["texts"], found.texts[:, 0])
+
+    evaluated = json.loads(seq2seq("evaluate", "one", "two", "--json", cwd=tmp_path).stdout)
+    assert evaluated["sources"] and evaluated["perplexity"] > 1
+    # As if "three" had been trained on all pairs.
+    shutil.copytree(tmp_path / "two", tmp_path / "three")
+    record = json.loads((tmp_path / "three" / "config.json").read_text())
+    record["options"]["validation_fraction"] = 0
+    (tmp_path / "three" / "config.json").write_text(json.dumps(record))
+    for arguments, said in (
+        (
+            ["evaluate", "one", "three"],
+            r"three was trained on .* held out; name a test corpus: seq2seq evaluate one three",
+        ),
+        (["translate", "one", "ab", "two"], "translate: two is a run folder, but stands after the text ab"),
+    ):
+        done = seq2seq(*arguments, cwd=tmp_path)
+        assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+        assert re.search(said, done.stderr.decode())
