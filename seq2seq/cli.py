@@ -82,6 +82,9 @@ MinLength = Annotated[int, typer.Option(min=0, help="Tokens in a translation, at
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="Tokens in a translation, at most. Default: by the length of the text.")
 ]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Texts to translate together: fewer need less memory. The translations are the same.")
+]
 BleuTokenizer = Annotated[
     str, typer.Option(metavar="NAME", help="How BLEU cuts text into words: 13a; zh, char where none stand apart; intl.")
 ]
@@ -123,6 +126,9 @@ def _exit_codes(tensorflow=True):
     except (CorpusError, OptionError) as error:
         typer.echo(f"seq2seq: {error}", err=True)
         raise typer.Exit(2) from None
+    except MemoryError as error:
+        typer.echo(f"seq2seq: {error or 'out of memory'}", err=True)
+        raise typer.Exit(1) from None
     except OSError as error:  # a full or read-only disk
         typer.echo(f"seq2seq: {error}", err=True)
         raise typer.Exit(1) from None
@@ -151,7 +157,8 @@ def start_tensorflow() -> None:
     cores = len(os.sched_getaffinity(0))  # and not those of the machine, of which it may have been given a few
     tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // 2))
     tf.config.threading.set_inter_op_parallelism_threads(cores)
-    tf.config.experimental.enable_op_determinism()  # one seed, one result
+    if not tf.config.list_physical_devices("GPU"):  # where it costs speed
+        tf.config.experimental.enable_op_determinism()  # one seed, one result; training sets it anew
 
 
 def _with_options(*names):
@@ -301,7 +308,7 @@ def train(
     except (DivergedError, WorkerLostError) as error:
         typer.echo(f"seq2seq: {error}", err=True)
         raise typer.Exit(1) from None
-    except (KeyboardInterrupt, SystemExit, OSError):
+    except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
         if (folder / "unfinished" / "config.json").is_file():
             typer.echo(f"Go on with:  seq2seq train --resume --out {folder}", err=True)
         raise
@@ -442,6 +449,7 @@ def translate(
     seed: Annotated[int, typer.Option(help="For another sample.")] = 0,
     min_length: MinLength = 0,
     max_length: MaxLength = None,
+    batch_size: BatchSize = 256,
     scores: Annotated[
         bool,
         typer.Option(
@@ -476,7 +484,7 @@ def translate(
     started = time.monotonic()
     model = _load(runs, imports)
     loading = time.monotonic() - started
-    lengths = {"min_length": min_length, "max_length": max_length}
+    lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
 
     def write(texts, done):
         if attention:
@@ -605,6 +613,7 @@ def evaluate(
     length_penalty: LengthPenalty = None,
     min_length: MinLength = 0,
     max_length: MaxLength = None,
+    batch_size: BatchSize = 256,
     bleu_tokenizer: BleuTokenizer = "13a",
     worst: Annotated[int, typer.Option(min=0, help="Show so many of the worst translations.")] = 5,
     write: Annotated[
@@ -623,7 +632,8 @@ def evaluate(
     Example: seq2seq evaluate runs/mine test-pairs.tsv --beam-width 5
     """
     strategy = _strategy({"width": beam_width, "length_penalty": length_penalty})
-    settings = {"min_length": min_length, "max_length": max_length, "bleu_tokenizer": bleu_tokenizer}
+    lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
+    settings = {**lengths, "bleu_tokenizer": bleu_tokenizer}
     runs, corpus = _runs_first("evaluate", [str(run), *(corpus or ())], "CORPUS")
     (found,), seconds = _evaluations("evaluate", runs, corpus, strategy, imports, given, settings)
     if write:

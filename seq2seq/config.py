@@ -230,6 +230,19 @@ class Config:
         "Compile training steps with XLA: for long trainings of small models on a GPU. Each size of batch takes a "
         "while to compile once.",
     )
+    precision: str = _option(
+        "float32",
+        TRAINING,
+        "What layers compute in: float32, bfloat16, float16. Weights, logits and loss stay float32. The latter two "
+        "need less memory and are faster on GPUs that support them; on a CPU they work, but bfloat16 is not faster and "
+        "float16 several times slower.",
+    )
+    deterministic: bool | None = _option(
+        None,
+        TRAINING,
+        "Compute so that the same seed gives the same weights, to the bit. Default: on a CPU yes; on a GPU, where it "
+        "costs speed, and with --compile no.",
+    )
     seed: int = _option(0, TRAINING, "Decides first weights, order, dropout and sampling.")
 
     def __post_init__(self):
@@ -276,6 +289,8 @@ class Config:
             raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} do not go together")
         if len(self.teacher_forcing) > 2 or not all(0 <= p <= 1 for p in self.teacher_forcing):
             raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one or two numbers between 0 and 1")
+        if self.compile and self.deterministic:
+            raise OptionError("compile=True: XLA does not promise the same bits again, as deterministic=True does")
 
 
 _CHOICES = {
@@ -284,6 +299,7 @@ _CHOICES = {
     "split": ("hash", "last"),
     "encoding": ("one_hot", "ids"),
     "on_divergence": ("stop", "skip"),
+    "precision": ("float32", "bfloat16", "float16"),
     "schedule": ("cosine", "constant", "inverse_sqrt", "plateau"),
 }
 

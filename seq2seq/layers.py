@@ -294,7 +294,8 @@ class Decoder(keras.layers.Layer):
             return position + 1, state, outputs.write(position, output), weights.write(position, found)
 
         length = tf.shape(vectors)[1]
-        arrays = [tf.TensorArray(self.compute_dtype, size=length, element_shape=[None, n]) for n in (self.units, None)]
+        sizes = (self.compute_dtype, self.units), (tf.float32, None)
+        arrays = [tf.TensorArray(dtype, size=length, element_shape=[None, size]) for dtype, size in sizes]
         _, state, *arrays = tf.while_loop(lambda position, *_: position < length, extend, (0, state, *arrays))
         output, weights = (tf.transpose(array.stack(), [1, 0, 2]) for array in arrays)
         return output, state, weights
@@ -319,8 +320,8 @@ class Attention(keras.layers.Layer):
         encoded: the `Encoded` source.
 
     Returns:
-        context `[B, T, D]` and weights `[B, T, S]`, which sum to 1 over S and are 0 where the mask is False. In beam
-        search the queries have K times as many rows as the memory; it is not repeated for them.
+        context `[B, T, D]` and float32 weights `[B, T, S]`, which sum to 1 over S and are 0 where the mask is False. In
+        beam search the queries have K times as many rows as the memory; it is not repeated for them.
     """
 
     def __init__(self, units: int, kind: str = "general", **kwargs: Any) -> None:
@@ -344,9 +345,9 @@ class Attention(keras.layers.Layer):
             scores = self.match(hidden)[..., 0]
         else:
             scores = tf.matmul(queries, keys, transpose_b=True)
-        scores = tf.where(encoded.mask[:, None], scores, scores.dtype.min)
-        weights = tf.nn.softmax(scores)
-        context = tf.matmul(weights, encoded.memory)
+        scores = tf.cast(scores, tf.float32)  # under mixed precision too, of which float16 ends at 65,504
+        weights = tf.nn.softmax(tf.where(encoded.mask[:, None], scores, scores.dtype.min))
+        context = tf.matmul(tf.cast(weights, encoded.memory.dtype), encoded.memory)
         rows, length = tf.shape(query)[0], tf.shape(query)[1]
         return tuple(tf.reshape(x, [rows, length, tf.shape(x)[2]]) for x in (context, weights))
 

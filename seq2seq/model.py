@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import textwrap
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,6 +134,8 @@ class Seq2Seq(keras.Model):
         self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
         self.compiles_training = False  # may be set before `fit`, which says what for
         self.rows_compiled = 16  # compiled steps are for batches of so many rows, twice as many, and so on
+        self.tokens_compiled: int | None = None  # in place of it where batches hold so many tokens and not rows
+        self.on_compile: Callable[[str], None] | None = None  # is told of each size of batch when it is compiled
         self.build()
 
     def build(self, *_: Any) -> None:
@@ -175,7 +178,8 @@ class Seq2Seq(keras.Model):
 
     def _logits(self, source, target, training=False):
         encoded, state = start(self.decoder, encode(self.encoder, source, training), tf.shape(target)[1])
-        return self.decoder(target, encoded, state, training=training)[0]
+        logits, _ = self.decoder(target, encoded, state, training=training)
+        return tf.cast(logits, tf.float32)  # whatever a decoder of one's own computes in
 
     def compile(
         self,
@@ -191,6 +195,7 @@ class Seq2Seq(keras.Model):
             weighted_metrics = [TokenAccuracy(), Perplexity()]
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
         self._learn_compiled = functools.lru_cache(maxsize=8)(self._compile_learn)
+        self._sizes_compiled: list[tuple[int, int]] = []
 
     def compile_from_config(self, config: dict) -> None:
         """Compiles a loaded model as the saved one was. Keras asks for this where `compile` is overridden."""
@@ -211,9 +216,11 @@ class Seq2Seq(keras.Model):
         After `model.compiles_training = True`, before the first `fit`, XLA compiles the whole step, with
         `recurrence.recur` in place of cuDNN. That is for long trainings of small models on a GPU, where starting the
         operations of a step takes longer than they do: with 256 units and a batch of 64 a step alone takes 2.2 ms, and
-        uncompiled 7 to 13 ms (one H100). Each size of batch is compiled once, for 17 s and more; `model.rows_compiled`
-        is best set to the size of the batches. No step waits for the device with `verbose=0` and no callback that has
-        an `on_train_batch_end`.
+        uncompiled 7 to 13 ms (one H100). Each size of batch is compiled once, for 17 s and more, and batches are filled
+        up so that there are few: lengths are 16, 32, 64 and so on. `model.rows_compiled` is best set to the size of the
+        batches, or `model.tokens_compiled` to their `batch_tokens`. A function `model.on_compile` is called with a text
+        for each size, before and after. No step waits for the device with `verbose=0` and no callback that has an
+        `on_train_batch_end`.
 
         With several replicas, `x` and `validation_data` must each be a `tf.data.Dataset` of whole batches or what
         `distribution.distribute` returns; with several workers, the latter.
@@ -252,7 +259,7 @@ class Seq2Seq(keras.Model):
         """Learns from one batch of (source, target) with teacher forcing; not if its gradient is no finite number."""
         compiled = self._learn_compiled(*map(_any_size, data)) if self._may_compile() else None
         if compiled:
-            compiled(*self._filled_up(*data))
+            self._take_compiled(compiled, *self._filled_up(*data))
         else:
             self._learn(*data)
         return self._no_figures() if self._quiet else self._figures()
@@ -286,7 +293,8 @@ class Seq2Seq(keras.Model):
 
         def learn(source, target):
             with compiling():
-                return self._learn(source, target)
+                self._learn(source, target)
+            return tf.constant(0)  # something to wait for
 
         compiled = tf.function(learn, [source, target], jit_compile=True, autograph=False)
         try:  # what XLA refuses it refuses here, before anything has been learned or lost
@@ -302,9 +310,39 @@ class Seq2Seq(keras.Model):
 
     def _filled_up(self, source, target):
         """A batch with padding to one of few sizes, since each takes a while to compile. Both sides get as long."""
-        rows = _rounded_up(tf.shape(source)[0], self.rows_compiled)
         length = _rounded_up(tf.maximum(tf.shape(source)[1], tf.shape(target)[1] - 1))
+        # Of so many tokens, rows of this length are more than half as long, but where it is the least.
+        least = tf.maximum(2 * self.tokens_compiled // length, 1) if self.tokens_compiled else self.rows_compiled
+        rows = _rounded_up(tf.shape(source)[0], least)
         return _padded(source, rows, length), _padded(target, rows, length + 1)
+
+    def _take_compiled(self, compiled, source, target):
+        """Takes a compiled step, around the first one of each size with a word to `on_compile`."""
+        if not (say := self.on_compile):
+            compiled(source, target)
+            return
+        started = 0.0
+
+        def before(size):
+            nonlocal started
+            started = 0.0
+            if tuple(size.tolist()) not in self._sizes_compiled:
+                started = time.monotonic()
+                self._sizes_compiled.append(tuple(size.tolist()))
+                say(f"Compiling for batches of {size[0]} x {size[1]}: size {len(self._sizes_compiled)}")
+            return np.int32(0)
+
+        def after():
+            if started:
+                say(f"Compiled in {time.monotonic() - started:.1f} s")
+            return np.int32(0)
+
+        with tf.device("CPU"):  # which knows all sizes
+            seen = tf.numpy_function(before, [tf.shape(source)[:2]], tf.int32)
+        with tf.control_dependencies([seen]):
+            taken = compiled(source, target)
+        with tf.control_dependencies([taken]), tf.device("CPU"):
+            tf.numpy_function(after, [], tf.int32)
 
     def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Measures one batch of (source, target) with teacher forcing."""
@@ -380,7 +418,7 @@ class Seq2Seq(keras.Model):
             max_length: where one that does not end by itself is cut, in tokens; a number for all texts. By default the
                 length of each text and the lengths seen in training decide, see `limits`.
             seed: decides what sampling draws: for each text by this number and its place among the texts.
-            batch_size: how many are decoded together, fewer where they are long. It changes the speed, not the
+            batch_size: how many are decoded together, fewer where they are long. It changes speed and memory, not the
                 translations.
             details: whether to return scores, all n-best hypotheses and why each stopped.
 
@@ -390,6 +428,7 @@ class Seq2Seq(keras.Model):
 
         Raises:
             OptionError: for an unknown strategy, a beam wider than the vocabulary or impossible lengths.
+            MemoryError: if a batch does not fit into memory.
         """
         if isinstance(strategy, str):
             strategy = STRATEGIES[choose("strategy", strategy, list(STRATEGIES))]()
@@ -412,8 +451,13 @@ class Seq2Seq(keras.Model):
         lengths = [min(len(text), LONGEST_SOURCE) for text in texts.numpy().tolist()]
         order, batches = _by_length(np.array(lengths), batch_size)
         longest = -1 if max_length is None else max_length
+        done = []
         try:
-            done = [run(tf.gather(texts, batch), seed + batch, min_length, longest) for batch in batches]
+            for batch in batches:
+                with _enough_memory(
+                    f"{len(batch)} texts of up to {max(lengths[n] for n in batch):,} bytes", batch_size
+                ):
+                    done.append(run(tf.gather(texts, batch), seed + batch, min_length, longest))
         except (ValueError, *_XLA_ERRORS) as error:
             if not self.compiles_decoding:
                 raise
@@ -531,7 +575,7 @@ class Seq2Seq(keras.Model):
 
             def step(token, state):
                 logits, state = self.decoder(token[:, None], left, state)
-                return logits[:, 0], state
+                return tf.cast(logits[:, 0], tf.float32), state
 
             return step
 
@@ -598,12 +642,17 @@ class Seq2Seq(keras.Model):
 
         Raises:
             OptionError: if there are not as many targets as sources.
+            MemoryError: if a batch does not fit into memory.
         """
         sources, targets = (tf.convert_to_tensor(texts, tf.string) for texts in (sources, targets))
         if sources.shape != targets.shape:
             raise OptionError(f"targets: expected as many as sources, {sources.shape[0]}, and not {targets.shape[0]}")
-        order, batches = _by_length(tf.strings.length(targets), batch_size)
-        scores = [self._score(tf.gather(sources, batch), tf.gather(targets, batch)) for batch in batches]
+        lengths = tf.strings.length(targets).numpy()
+        order, batches = _by_length(lengths, batch_size)
+        scores = []
+        for batch in batches:
+            with _enough_memory(f"{len(batch)} targets of up to {max(lengths[batch]):,} bytes", batch_size):
+                scores.append(self._score(tf.gather(sources, batch), tf.gather(targets, batch)))
         return tf.gather(tf.concat([*scores, tf.zeros([0])], axis=0), np.argsort(order))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)] * 2)
@@ -697,6 +746,15 @@ def teacher_forcing(source: tf.Tensor, target: tf.Tensor) -> tuple[tuple[tf.Tens
     """
     labels = token_ids(target[:, 1:])
     return (source, target[:, :-1]), labels, tf.cast(labels != PADDING, tf.float32)
+
+
+@contextlib.contextmanager
+def _enough_memory(batch, batch_size):
+    """Raises a `MemoryError` that says what the batch was if the device has not enough memory for it."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise MemoryError(f"out of memory for {batch} together; lower batch_size={batch_size}") from error
 
 
 def _follows_steps(callback):

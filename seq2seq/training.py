@@ -22,6 +22,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import config as determinism  # nothing public turns it off again
 
 from pipelines import (
     CorpusError,
@@ -125,8 +126,7 @@ def train(
         strategy: what trains on several devices or machines, see `open_strategy`. All workers call this with the same
             arguments and see the same folder, which the first of them writes. Default: one device.
 
-    The same configuration gives the same weights, to the bit on a CPU, where
-    `tf.config.experimental.enable_op_determinism()` has been called before, as the command line does.
+    The same configuration gives the same weights, to the bit on a CPU, and on a GPU with `config.deterministic`.
 
     After a measured epoch the held-out pairs are scored, up to 500 of their sources are translated greedily and
     measured as in `evaluation`, if what that needs is installed, and the run folder is written. The first epoch is
@@ -140,6 +140,7 @@ def train(
     Raises:
         RunError: if the folder is in use, may not be overwritten, or holds nothing to resume.
         DivergedError: if loss or gradient are no longer finite numbers.
+        MemoryError: if a batch does not fit into memory. What was saved stays.
         CorpusError: if a corpus cannot be read, holds nothing to train on, or has changed since a training that is to
             be resumed was begun.
         OptionError: if options do not go together, or a name in them stands for nothing.
@@ -151,7 +152,7 @@ def train(
         raise OptionError("compile=True: steps are compiled on one device only, without a strategy")
     chief = is_chief(strategy)
     lock = locked(folder) if chief else contextlib.nullcontext()
-    with lock, lost_workers(strategy), corpus_errors(), warnings.catch_warnings():
+    with lock, lost_workers(strategy), corpus_errors(), warnings.catch_warnings(), _determinism_as_before():
         # Keras warns of every dataset that does not know its length, and nobody has counted the validation side.
         warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
         for name in own_classes(config) if config else ():
@@ -233,7 +234,7 @@ def _goes_on(config, folder, overwrite, resume):
 
 def _begin(config, folder, progress, report, say, command):
     """Reads the corpus through and makes the `_Run`, with all in the folder that it takes to resume it."""
-    keras.utils.set_random_seed(config.seed)
+    _be_reproducible(config)
     record = {
         "options": dataclasses.asdict(config),
         "command": command,
@@ -369,7 +370,7 @@ def _resume(folder, given, say, strategy):
         if given and (other := getattr(given, name)) != found:
             raise CorpusError(f"{other}: this training was begun with {found}; --resume goes on with that")
     config = dataclasses.replace(config, corpus=corpus, validation=validation)
-    keras.utils.set_random_seed(config.seed)
+    _be_reproducible(config)
     facts = json.loads((checkpoints.folder / "run.json").read_text())
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = load_model(checkpoints.folder, "begun.keras")
@@ -386,6 +387,26 @@ def _resume(folder, given, say, strategy):
     return run
 
 
+def _be_reproducible(config):
+    """Sets the seed, and whether operations must give the same bits each time: in the whole process."""
+    keras.utils.set_random_seed(config.seed)
+    by_default = not config.compile and not tf.config.list_logical_devices("GPU")
+    if by_default if config.deterministic is None else config.deterministic:
+        determinism.enable_op_determinism()
+    else:
+        determinism.disable_op_determinism()
+
+
+@contextlib.contextmanager
+def _determinism_as_before():
+    """Leaves a process as it was, whatever `_be_reproducible` has set in between."""
+    enabled = determinism.is_op_determinism_enabled()
+    try:
+        yield
+    finally:
+        determinism.enable_op_determinism() if enabled else determinism.disable_op_determinism()
+
+
 def _fit(run, callbacks, say):
     """Trains from where a run is to its end."""
     config, model = run.config, run.model
@@ -398,10 +419,13 @@ def _fit(run, callbacks, say):
         model.compile(optimizer=make_optimizer(config, run.steps * run.epochs))
     model.build_training()
     model.compiles_training = config.compile
-    if not config.batch_tokens:
-        model.rows_compiled = config.batch_size
+    model.rows_compiled, model.tokens_compiled, model.on_compile = config.batch_size, config.batch_tokens, say
     if model.compiles_training:
-        say("Training steps are compiled by XLA: the first step of each batch size takes seconds to minutes")
+        say(
+            "Training steps are compiled by XLA, each size of batch once, which takes seconds to minutes. Lengths are "
+            "rounded up to 16, 32, 64 and so on: up to 1,024 tokens that is at most 7 sizes"
+            + (", and 3 more of short texts" if config.batch_tokens else "")
+        )
     average = _Average(config.average)
     learned = _one_pass(config, model.source_tokenizer, 0)
     probe = list(held_out)[:50] or [source.decode() for source, _ in learned.take(50).as_numpy_iterator()]
@@ -413,18 +437,21 @@ def _fit(run, callbacks, say):
     with _first_signal() as safe.signal:
         while not run.stopped():
             epoch, step = len(run.history), run.step
-            model.fit(
-                distribute(run.strategy, _training_batches(run, run.seen)),
-                validation_data=distribute(run.strategy, measured) if held_out else None,
-                validation_freq=list(filter(run.measures, range(1, run.epochs + 1))),
-                initial_epoch=epoch,
-                epochs=epoch + 1 if step else run.epochs,  # first to the end of the epoch that was begun
-                # Left to find the end by itself, Keras counts one step more than it takes in each epoch.
-                steps_per_epoch=run.steps - step,
-                shuffle=False,  # the pipeline has done it
-                verbose=0,
-                callbacks=[*own, safe, *callbacks],
-            )
+            try:
+                model.fit(
+                    distribute(run.strategy, _training_batches(run, run.seen)),
+                    validation_data=distribute(run.strategy, measured) if held_out else None,
+                    validation_freq=list(filter(run.measures, range(1, run.epochs + 1))),
+                    initial_epoch=epoch,
+                    epochs=epoch + 1 if step else run.epochs,  # first to the end of the epoch that was begun
+                    # Left to find the end by itself, Keras counts one step more than it takes in each epoch.
+                    steps_per_epoch=run.steps - step,
+                    shuffle=False,  # the pipeline has done it
+                    verbose=0,
+                    callbacks=[*own, safe, *callbacks],
+                )
+            except tf.errors.ResourceExhaustedError as error:
+                raise MemoryError(safe.out_of_memory()) from error
 
 
 def _training_batches(run, seen):
@@ -529,6 +556,7 @@ def _model(config, tokenizers, steps):
         decoder=decoder,
         label_smoothing=config.label_smoothing,
         teacher_forcing=keras.optimizers.schedules.PolynomialDecay(first, steps, *last) if last else first,
+        dtype="float32" if config.precision == "float32" else f"mixed_{config.precision}",
         **{name: options[name] for name in (accepted(encoder) | accepted(decoder)) & set(options)},
     )
 
@@ -786,6 +814,24 @@ class _Safe(keras.callbacks.Callback):
             kept = f"the model of epoch {run.kept()}" if run.history else "no model, for it was the first epoch"
             raise DivergedError(f"{said}. Kept is {kept}. A smaller --learning-rate or --clip-norm may help")
         self.say(f"{said}; left out")
+
+    def out_of_memory(self):
+        """Says for which batch there was not enough memory."""
+        self._look()
+        run, config = self.run, self.run.config
+        less = (
+            f"--batch-tokens ({config.batch_tokens})" if config.batch_tokens else f"--batch-size ({config.batch_size})"
+        )
+        if not config.batch_tokens:
+            less += ", or set --batch-tokens, so that fewer long texts are in a batch"
+        where = f"epoch {len(run.history) + 1}"
+        if run.step == run.steps:
+            return f"{where}: out of memory while what is held out was measured. Lower {less}"
+        (rows, source), (_, target) = (side.shape[:2] for side in next(iter(_training_batches(run, run.seen))))
+        return (
+            f"{where}, step {run.step + 1:,}: out of memory for a batch of {rows} pairs of up to {source} source and "
+            f"{target - 1} target tokens. Lower {less}"
+        )
 
     def _write_batch(self, path):
         """Writes the texts of the batch just seen."""

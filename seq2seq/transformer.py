@@ -283,9 +283,9 @@ class MultiHeadAttention(keras.layers.Layer):
     def call(self, x, keys, values, mask, places=None):
         """What queries `[B, T, D]` find where the mask `[B, T, L]` is, `[B, T, D]`, and their mean weights."""
         queries = _turn(self._split(self.query(x)), places)
-        scores = tf.matmul(queries, keys, transpose_b=True) * self.size**-0.5
+        scores = tf.cast(tf.matmul(queries * self.size**-0.5, keys, transpose_b=True), tf.float32)
         weights = tf.nn.softmax(tf.where(mask[:, None], scores, scores.dtype.min))
-        found = tf.transpose(tf.matmul(weights, values), [0, 2, 1, 3])
+        found = tf.transpose(tf.matmul(tf.cast(weights, values.dtype), values), [0, 2, 1, 3])
         return self.combine(tf.reshape(found, tf.shape(x))), tf.reduce_mean(weights, axis=1)
 
     def _split(self, x):

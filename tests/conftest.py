@@ -6,7 +6,6 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
-from tensorflow.python.framework import config as determinism  # nothing public turns it off again
 
 from pipelines import CharTokenizer, batch_pairs, read_pairs
 from seq2seq import Config, Seq2Seq
@@ -67,14 +66,7 @@ def spa_eng():
 
 
 @pytest.fixture
-def deterministic():
-    """Results that are the same to the bit, for one test: Keras refuses XLA where they are wanted."""
-    tf.config.experimental.enable_op_determinism()
-    yield
-    determinism.disable_op_determinism()
-
-
-@pytest.fixture
 def config(tsv):
     lines = "".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "abcde")
-    return Config(corpus=str(tsv(lines)), units=8, epochs=2, attention="dot", batch_size=8, validation_fraction=0.2)
+    small = {"units": 8, "bidirectional": False, "attention": "dot", "epochs": 2, "batch_size": 8}
+    return Config(corpus=str(tsv(lines)), validation_fraction=0.2, **small)

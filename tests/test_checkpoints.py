@@ -181,13 +181,13 @@ def _run(config, folder, events_until_killed=None):
 
 
 @pytest.mark.slow
-def test_a_training_killed_twenty_times_ends_with_the_same_weights(config, tmp_path):
+def test_a_training_killed_again_and_again_ends_with_the_same_weights(config, tmp_path):
     whole = _run(config, tmp_path / "whole")
     moments, kills, found = random.Random(1), 0, None
     while found is None:
-        found = _run(config, tmp_path / "run", moments.randint(1, 14) if kills < 20 else None)
+        found = _run(config, tmp_path / "run", moments.randint(1, 40) if kills < 7 else None)
         kills += found is None
-    assert kills == 20
+    assert kills == 7
     for one, other in zip(whole, found, strict=True):
         np.testing.assert_array_equal(one, other)
     for name in ("history.csv", "config.json", "survey.json"):
@@ -210,13 +210,14 @@ class _StopHere(Exception):
 @pytest.mark.parametrize(
     "options",
     [
-        {"batch_tokens": 40, "encoding": "one_hot"},
-        {"split": "last"},
-        {"limit": 60, "optimizer": "rmsprop", "schedule": "cosine", "average": 1},
-        pytest.param({"compile": True}, marks=pytest.mark.slow),
+        {"batch_tokens": 40, "encoding": "one_hot", "split": "last"},
+        pytest.param(
+            {"limit": 60, "optimizer": "rmsprop", "schedule": "cosine", "average": 1, "compile": True},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
-def test_a_training_goes_on_in_the_middle_of_an_epoch(config, deterministic, tmp_path, options):
+def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path, options):
     import keras
 
     from seq2seq.training import train
@@ -278,7 +279,7 @@ def test_a_training_is_resumed_from_another_directory_on_its_own_corpus(config, 
     assert sorted(model.source_tokenizer.tokens) == list("abcde") and (tmp_path / "run" / "model.keras").is_file()
 
 
-def test_a_training_that_filled_the_disk_goes_on_when_there_is_room(config, deterministic, full_disk, tmp_path):
+def test_a_training_that_filled_the_disk_goes_on_when_there_is_room(config, full_disk, tmp_path):
     import keras
 
     from seq2seq.runs import load_run

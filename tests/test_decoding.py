@@ -195,7 +195,7 @@ def test_a_row_does_not_depend_on_its_neighbours(strategy):
     limits, seeds = tf.constant([3, 25, 7, 20, 1, 9, 30, 5, 12, 15, 2, 8]), tf.constant(range(100, 112), tf.int64)
     together = search(strategy, step, state, limits, seeds=seeds)
     assert len({len(ids) for source in texts(together) for ids in source}) > 3
-    for order in [*([row] for row in range(12)), [11, 3, 1, 10], list(range(11, -1, -1))]:
+    for order in [[0], [4], [7], [11, 3, 1, 10], list(range(11, -1, -1))]:
         some = search(strategy, step, *rows((state, limits), *order), seeds=tf.gather(seeds, order))
         assert texts(some) == [texts(together)[row] for row in order]
         assert reasons(some) == [reasons(together)[row] for row in order]
@@ -260,7 +260,7 @@ def test_sources_that_have_stopped_leave(strategy, run):
 
 @BOTH_LOOPS
 @pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(), Sampling()], ids=repr)
-@pytest.mark.parametrize(("phrase", "limit", "length"), [("a", 200, 101), ("abc", 200, 103), ("ab", 20, 18)])
+@pytest.mark.parametrize(("phrase", "limit", "length"), [("a", 60, 31), ("abc", 60, 33), ("ab", 20, 18)])
 def test_a_phrase_said_over_and_over_is_cut(strategy, phrase, limit, length):
     hypotheses = search(strategy, *spelling([phrase * 300]), limits=[limit])
     assert reasons(hypotheses) == [["repetition"]]
@@ -281,7 +281,7 @@ def test_repetition_that_ends_or_is_of_long_phrases_is_left_alone(strategy):
 
 @BOTH_LOOPS
 def test_a_beam_of_one_is_greedy_search():
-    for seed in range(8):
+    for seed in range(3):
         step, state = wandering(seed, sources=50)
         limits = [1, 2, 5, 10, 20] * 10
         greedy, beam = (search(strategy, step, state, limits, 1) for strategy in (Greedy(), BeamSearch(1)))
@@ -313,29 +313,26 @@ def test_a_wide_beam_finds_what_trying_everything_finds(model, alpha, min_length
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 3.0])
 @pytest.mark.parametrize("n_best", [1, 3])
 def test_a_beam_that_may_stop_early_still_finds_the_best(alpha, n_best):
-    for seed in range(4):
-        step, state = remembering(seed, sources=3, letters=2)
-        strategy = BeamSearch(width=31, length_penalty=alpha, n_best=n_best)
-        hypotheses = tf.function(strategy.search)(always(step), state, tf.constant([4, 4, 4]), 0, None)
-        for row in range(3):
-            expected = all_hypotheses(step, rows(state, row), 4, alpha)[:n_best]
-            assert texts(hypotheses)[row][:n_best] == [ids for ids, _, _ in expected]
+    step, state = remembering(0, sources=12, letters=2)
+    strategy = BeamSearch(width=31, length_penalty=alpha, n_best=n_best)
+    hypotheses = tf.function(strategy.search)(always(step), state, tf.fill([12], 4), 0, None)
+    for row in range(12):
+        expected = all_hypotheses(step, rows(state, row), 4, alpha)[:n_best]
+        assert texts(hypotheses)[row][:n_best] == [ids for ids, _, _ in expected]
 
 
 @BOTH_LOOPS
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 2.0])
 def test_a_wider_beam_never_ranks_its_best_lower_and_greedy_search_is_the_narrowest(alpha):
-    widths = [1, 2, 3, 4, 6, 9]
-    for seed in range(3):
-        step, state = wandering(seed, sources=200, letters=9)
-        found = [search(BeamSearch(width, alpha), step, state, [8, 12, 20, 30] * 50) for width in widths]
-        np.testing.assert_array_equal(found[0].ids, search(Greedy(), step, state, [8, 12, 20, 30] * 50).ids)
-        ends = np.stack([one.stopped[:, 0] == ENDED for one in found])
-        ranks = np.stack([one.ranked_by[:, 0] for one in found])
-        assert np.all(ends[1:] >= ends[:-1]) and not np.all(ends)
-        same_kind = ends[1:] == ends[:-1]
-        assert np.all((ranks[1:] >= ranks[:-1] - 1e-5)[same_kind])
-        assert np.mean(ranks[-1] > ranks[0] + 1e-3) > 0.5
+    step, state = wandering(0, sources=200, letters=9)
+    found = [search(BeamSearch(width, alpha), step, state, [8, 12, 20, 30] * 50) for width in (1, 2, 3, 5, 9)]
+    np.testing.assert_array_equal(found[0].ids, search(Greedy(), step, state, [8, 12, 20, 30] * 50).ids)
+    ends = np.stack([one.stopped[:, 0] == ENDED for one in found])
+    ranks = np.stack([one.ranked_by[:, 0] for one in found])
+    assert np.all(ends[1:] >= ends[:-1]) and not np.all(ends)
+    same_kind = ends[1:] == ends[:-1]
+    assert np.all((ranks[1:] >= ranks[:-1] - 1e-5)[same_kind])
+    assert np.mean(ranks[-1] > ranks[0] + 1e-3) > 0.5
 
 
 @BOTH_LOOPS

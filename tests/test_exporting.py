@@ -17,7 +17,7 @@ from seq2seq.training import train
 
 PRESETS = {
     "characters": {"normal_form": None},
-    "subwords": {"source_tokenizer": "subword", "target_tokenizer": "subword", "embedding": 8, "encoding": "ids"},
+    "subwords": {"source_tokenizer": "subword", "target_tokenizer": "subword", "embedding": 8, "precision": "bfloat16"},
 }
 
 
@@ -25,7 +25,7 @@ PRESETS = {
 def exported(request, tmp_path_factory):
     """A run on the phrasebook and its SavedModel, made by the command line."""
     folder = tmp_path_factory.mktemp("exported")
-    options = {"units": 16, "epochs": 2, "limit": 2000, "batch_size": 64, "average": 2, **PRESETS[request.param]}
+    options = {"units": 16, "epochs": 2, "limit": 640, "batch_size": 64, "average": 2, **PRESETS[request.param]}
     train(Config("phrasebook", **options), folder / "run")
     done = seq2seq("export", folder / "run", folder / "saved", "--beam-width", 3)
     assert (done.returncode, done.stdout.decode()) == (0, f"{folder / 'saved'}\n"), done.stderr

@@ -50,7 +50,7 @@ WILD.append("\N{ZERO WIDTH JOINER}".join("👩👩👧👦"))
 texts = st.lists(st.one_of(st.sampled_from(WILD), st.text()).map(lambda text: text.encode(errors="surrogatepass")))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts=st.one_of(texts, st.lists(st.binary(max_size=40))))
 def test_every_text_has_a_translation_that_its_neighbours_do_not_change(any_model, texts):
     found = any_model.translate(texts, max_length=5).numpy()
@@ -70,7 +70,7 @@ def test_of_a_long_text_so_much_is_read_and_its_batch_is_small(any_model):
 
 @pytest.mark.slow
 def test_a_stream_keeps_one_line_for_each_in_their_order(folder):
-    lines = [b"sol", b"x" * 100_000, b"", b"\0", b"\xff\xfe", *(b"%d" % n for n in range(100_000)), b"sol"]
+    lines = [b"sol", b"x" * 100_000, b"", b"\0", b"\xff\xfe", *(b"%d" % n for n in range(20_000)), b"sol"]
     command = [Path(sys.executable).with_name("seq2seq"), "translate", folder, "--max-length", "4"]
     done = subprocess.run(command, input=b"\n".join(lines), capture_output=True)
     found = done.stdout.split(b"\n")
@@ -157,7 +157,7 @@ def _resident():
 
 
 @pytest.mark.slow
-def test_twenty_thousand_calls_of_any_shape_trace_once_and_take_no_more_memory(folder):
+def test_thousands_of_calls_of_any_shape_trace_once_and_take_no_more_memory(folder):
     model, shapes = load_run(folder), random.Random(0)
 
     def call(times):
@@ -166,9 +166,9 @@ def test_twenty_thousand_calls_of_any_shape_trace_once_and_take_no_more_memory(f
                 ["".join(shapes.choices("sola", k=shapes.randrange(20)))] * shapes.randint(0, 4), max_length=2
             )
 
-    call(2000)
+    call(1000)
     before = _resident()
-    call(18_000)
+    call(5000)
     assert _resident() - before < 20
     assert model._translate_with(Greedy(), False, 1).experimental_get_tracing_count() == 1
 
@@ -177,6 +177,6 @@ def test_twenty_thousand_calls_of_any_shape_trace_once_and_take_no_more_memory(f
 def test_a_training_of_many_epochs_takes_no_more_memory(folder, tmp_path):
     resident = []
     say = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: resident.append(_resident()))
-    config = Config(str(folder.parent / "pairs.tsv"), units=4, epochs=60, batch_size=4, checkpoint_minutes=0.0)
+    config = Config(str(folder.parent / "pairs.tsv"), units=4, epochs=40, batch_size=4, checkpoint_minutes=0.0)
     train(config, tmp_path / "run", callbacks=[say])
-    assert resident[-1] - resident[19] < 20
+    assert resident[-1] - resident[9] < 20

@@ -3,20 +3,22 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework import config as determinism
 
-from pipelines import CorpusError, OptionError
+from pipelines import CharTokenizer, CorpusError, OptionError
 from seq2seq.cli import _progress
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
+from seq2seq.layers import Encoder
 from seq2seq.model import Seq2Seq
 from seq2seq.runs import RunError, best_epoch, draw_run, held_out_pairs, load_run
 from seq2seq.training import DivergedError, train
@@ -95,6 +97,8 @@ def test_a_training_without_a_finite_gradient_stops_and_names_the_batch(config, 
     model = train(skipping, tmp_path / "run", overwrite=True, say=said.append, callbacks=[live])
     if compiled:
         assert said.pop(0).startswith("Training steps are compiled")
+        assert said.pop(0) == "Compiling for batches of 8 x 16: size 1"
+        assert re.fullmatch(r"Compiled in [\d.]+ s", said.pop(0))
     assert said and all(text.endswith("left out") for text in said)
     assert int(live.model.optimizer.iterations) == 2 * 3 - len(said)
     assert all(np.isfinite(weight).all() for weight in model.trainable_weights)
@@ -149,15 +153,47 @@ def test_a_scale_too_large_for_float16_is_no_divergence_but_weights_that_are_no_
                 kernel = self.model.decoder.output_layer.kernel
                 kernel.assign(kernel * np.nan)
 
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
-        with pytest.raises(DivergedError, match="the gradient norm is nan"):
-            train(dataclasses.replace(config, epochs=30), tmp_path / "run", callbacks=[Spoil()])
-    finally:
-        keras.config.set_dtype_policy("float32")
+    with pytest.raises(DivergedError, match="the gradient norm is nan"):
+        train(dataclasses.replace(config, epochs=30, precision="float16"), tmp_path / "run", callbacks=[Spoil()])
     assert 2.0**29 in scales and 1.0 in scales
     losses = [float(row["loss"]) for row in history(tmp_path / "run")]
     assert math.isnan(losses[-1]) and not math.isnan(losses[0])
+
+
+@keras.saving.register_keras_serializable("tests")
+class VastEncoder(Encoder):
+    """Asks for a petabyte if there are more rows than `enough`."""
+
+    enough = 3
+
+    def call(self, source, training=False):
+        size = tf.where(tf.shape(source)[0] > self.enough, 2**24, 1)
+        asked_for = tf.fill([size, size], 0.0)
+        encoded = super().call(source, training=training)
+        return encoded._replace(memory=encoded.memory + asked_for[0, 0])
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_described_and_what_was_saved_stays(config, tmp_path):
+    config = dataclasses.replace(config, encoder="test_training:VastEncoder", validation_fraction=0)
+    with pytest.raises(MemoryError) as raised:
+        train(config, tmp_path / "run")
+    assert str(raised.value) == (
+        "epoch 1, step 1: out of memory for a batch of 8 pairs of up to 2 source and 3 target tokens. Lower "
+        "--batch-size (8), or set --batch-tokens, so that fewer long texts are in a batch"
+    )
+    assert len(list((tmp_path / "run" / "unfinished").glob("*.npz"))) == 1
+    model = Seq2Seq(CharTokenizer("ab"), CharTokenizer("AB"), encoder=VastEncoder, units=8)
+    with pytest.raises(MemoryError, match="out of memory for 9 texts of up to 2 bytes together; lower batch_size=9"):
+        model.translate(["ab"] * 9, batch_size=9)
+    assert model.translate(["ab"] * 9, batch_size=3).shape == [9]
+
+
+@pytest.mark.parametrize(("sent", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_stops_a_training_of_one_step_an_epoch_too(config, tmp_path, sent, raised):
+    send = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: os.kill(os.getpid(), sent))
+    with pytest.raises(raised):
+        train(dataclasses.replace(config, batch_size=64, epochs=9), tmp_path / "run", callbacks=[send])
+    assert len(history(tmp_path / "run")) == 1
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])
@@ -167,34 +203,26 @@ def test_an_empty_corpus_is_refused(tsv, tmp_path, content):
     assert not (tmp_path / "run").exists()
 
 
-SAME_RUN = """
-import sys
-import tensorflow as tf
-tf.config.experimental.enable_op_determinism()
-from seq2seq.cli import _progress
-from seq2seq.config import Config, load_config
-from seq2seq.training import train
-train(Config(**load_config(sys.argv[1])[0]), sys.argv[2])
-"""
-
-
 @pytest.mark.slow
 def test_the_same_configuration_gives_the_same_weights_to_the_bit(config, tmp_path):
     """Every source of chance is in it: first weights, order, dropout, scheduled sampling."""
     config = dataclasses.replace(
         config, embedding=6, dropout=0.3, teacher_forcing=(1.0, 0.3), tied=True, layers=2, target_tokenizer="subword"
     )
-    train(config, tmp_path / "first")
-    command = [sys.executable, "-c", SAME_RUN, tmp_path / "first" / "config.json"]
-    weights = []
-    for run in ("second", "third"):
-        subprocess.run([*command, tmp_path / run], check=True, capture_output=True)
-        weights.append([weight.numpy().tobytes() for weight in load_run(tmp_path / run).weights])
-    assert weights[0] == weights[1]
-    options, _ = load_config(tmp_path / "second" / "config.json")
-    options["seed"] = 1
-    other = train(Config(**options), tmp_path / "other")
-    assert [weight.numpy().tobytes() for weight in other.weights] != weights[0]
+    seen = []
+
+    class See(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            seen.append(determinism.is_op_determinism_enabled())
+
+    def weights(run, **options):
+        model = train(dataclasses.replace(config, **options), tmp_path / run, callbacks=[See()])
+        return [weight.numpy().tobytes() for weight in model.weights]
+
+    assert weights("first") == weights("second") != weights("other", seed=1, deterministic=False)
+    assert seen == [True, True, False] and not determinism.is_op_determinism_enabled()
+    with pytest.raises(OptionError, match="compile=True: XLA does not promise the same bits"):
+        dataclasses.replace(config, compile=True, deterministic=True)
 
 
 def test_standard_input_cannot_be_trained_on(config, tmp_path):
@@ -270,9 +298,9 @@ def test_only_measured_epochs_are_compared_and_only_they_try_patience(config, tm
     assert draw_run(tmp_path / "run", model)[0].is_file()
 
 
-@pytest.mark.parametrize("tokenizer", ["char", "byte", "whitespace", "subword"])
-def test_every_kind_of_tokens_can_be_trained_on_and_comes_back(config, tmp_path, tokenizer):
-    options = {"source_tokenizer": tokenizer, "target_tokenizer": tokenizer, "lowercase": True, "epochs": 1}
+@pytest.mark.parametrize("kinds", [("char", "byte"), ("whitespace", "subword")])
+def test_every_kind_of_tokens_can_be_trained_on_and_comes_back(config, tmp_path, kinds):
+    options = {"source_tokenizer": kinds[0], "target_tokenizer": kinds[1], "lowercase": True, "epochs": 1}
     model = train(dataclasses.replace(config, **options, normal_form="NFKC"), tmp_path / "run")
     again = load_run(tmp_path / "run")
     for tokenizers in (
@@ -500,17 +528,6 @@ def test_a_warm_start_keeps_what_was_learned_of_old_tokens_and_knows_new_ones(co
     )
     with pytest.raises(OptionError, match=r"units=4: .*old, to start from, has 8"):
         train(dataclasses.replace(config, corpus=new, units=4, **still), tmp_path / "other")
-
-
-def test_a_warm_start_learns_faster_than_a_cold_one(config, tmp_path):
-    config = dataclasses.replace(config, epochs=30, learning_rate=0.02)
-    train(config, tmp_path / "old")
-    few = dataclasses.replace(config, epochs=1)
-    losses = []
-    for name, start in (("cold", None), ("warm", str(tmp_path / "old"))):
-        train(dataclasses.replace(few, warm_start=start), tmp_path / name)
-        losses.append(float(history(tmp_path / name)[0]["loss"]))
-    assert losses[1] < losses[0] / 2
 
 
 @pytest.mark.slow
