@@ -81,7 +81,7 @@ from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 ENCODERS = {"recurrent": Encoder, "transformer": TransformerEncoder}
 DECODERS = {"recurrent": Decoder, "transformer": TransformerDecoder}
 
-_MEASURED_EPOCHS = 100  # about so many epochs of a training, at most, are measured
+_MEASURED_EPOCHS = 100  # no more of a training are measured, but for its first and last one
 _PACKAGES = ("keras-seq2seq", "tensorflow", "tensorflow-text", "keras", "numpy")  # whose versions a run records
 
 
@@ -130,7 +130,7 @@ def train(
 
     After a measured epoch the held-out pairs are scored, up to 500 of their sources are translated greedily and
     measured as in `evaluation`, if what that needs is installed, and the run folder is written. The first epoch is
-    measured, the last, and in between each one in trainings of up to 100 epochs, else each k-th, about 100 in all:
+    measured, the last, and in between each one in trainings of up to 100 epochs, else each k-th, 50 to 100 in all:
     where epochs are so short, their ends would take longer than they do. The others have only figures of training in
     `history.csv`.
 
