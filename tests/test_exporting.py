@@ -109,7 +109,7 @@ def test_a_saved_model_that_is_not_the_trained_one_is_not_exported(exported, tmp
     probe = folder / "run" / "probe.json"
     kept = probe.read_text()
     translations = json.loads(kept)
-    assert len(translations) == 50
+    assert 30 < len(translations) <= 50
     first = next(iter(translations))
     probe.write_text(json.dumps(translations | {first: "something else"}))
     done = seq2seq("export", folder / "run", tmp_path / "saved")
