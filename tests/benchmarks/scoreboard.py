@@ -1,0 +1,286 @@
+"""A scoreboard of public tasks: error rates of presets and architectures over several seeds, and of their ensembles.
+
+    python tests/benchmarks/scoreboard.py tasks --architecture recurrent transformer --jobs 2
+    python tests/benchmarks/scoreboard.py tasks --languages ady lav --set dropout=0.4 --set updates=4000   # a recipe
+    python tests/benchmarks/scoreboard.py tasks --architecture recurrent transformer --side test --beam-width 5
+
+FOLDER has a folder for each task, with a folder for each language, with `train.tsv`, `dev.tsv` and `test.tsv`: text
+with two columns, source and target, or three: lemma, form and features with ';' between them. Published figures are
+shown for tasks and languages named as in `PUBLISHED`. Choose recipes on dev, and read test once, at the end. The error
+rate is 100 minus the percentage of exact matches: of letters to phones, the word error rate.
+
+Each run is a run folder in OUT/TASK/LANGUAGE/SETTING, each result a row of OUT/scoreboard.csv. The same command resumes
+after an interruption; rows that are there are not computed again. A run with other options in that place, as after a
+change of its preset, is an error. `--jobs` trainings, each in a process of its own, share the cores. Seconds, of the
+whole training, depend on `--jobs`; so do the weights, a little. An ensemble has the sums of its members.
+"""
+
+import argparse
+import csv
+import dataclasses
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # or the first of several jobs takes all of a GPU's memory
+
+import keras
+import numpy as np
+from matplotlib.figure import Figure
+
+from pipelines import CorpusError, OptionError, group_by_source
+from seq2seq import BeamSearch, Config, Greedy
+from seq2seq.cli import start_tensorflow
+from seq2seq.config import ARCHITECTURES, PRESETS, without_excluded
+from seq2seq.evaluation import corpus_scores
+from seq2seq.pictures import COLORS
+from seq2seq.runs import configuration, load_runs, validation_pairs
+from seq2seq.training import train
+
+# Error rates, {(task, side): {system: {language: percent}}}.
+PUBLISHED = {
+    # github.com/sigmorphon/2021-task1: an ensemble of ten neural transducers (Makarov & Clematide 2018).
+    ("g2p-2021-low", "dev"): {"baseline": {"ady": 22, "ita": 22, "lav": 41, "rum": 10, "wel_sw": 16}},
+    ("g2p-2021-low", "test"): {"baseline": {"ady": 22, "ita": 19, "lav": 55, "rum": 10, "wel_sw": 10}},
+    ("g2p-2021-medium", "dev"): {"baseline": {"bul": 8.3, "kor": 18.4}},
+    ("g2p-2021-medium", "test"): {"baseline": {"bul": 18.3, "kor": 16.3}},
+    # github.com/CUNY-CL/yoyodyne, single models; its table has accuracies.
+    ("inflection-2017-medium", "test"): {
+        "sinusoidal Transformer": {"tur": 23.5},
+        "attentive LSTM": {"tur": 15.9},
+        "pointer-generator LSTM": {"tur": 13.7},
+        "rotary Transformer": {"tur": 12.7},
+        "rotary Transformer, pointer": {"tur": 10.6},
+    },
+}
+INFLECTION = {"columns": (1, 3, 2), "source_tokenizer": "char,;", "target_tokenizer": "char"}
+KEY = ("task", "language", "preset", "architecture", "options", "seed", "side", "search")  # of a row
+FIGURES = ("accuracy", "error", "parameters", "updates", "seconds")
+
+
+class Clock(keras.callbacks.Callback):
+    """Writes after each epoch how many updates and seconds a training has taken, with those before a resumption."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.path, self.started = run.with_suffix(".json"), time.perf_counter()
+        self.before = json.loads(self.path.read_text())["seconds"] if run.exists() and self.path.exists() else 0.0
+
+    def on_epoch_end(self, epoch, logs=None):
+        seconds = self.before + time.perf_counter() - self.started
+        self.path.write_text(json.dumps({"updates": int(self.model.optimizer.iterations), "seconds": seconds}))
+
+
+def option(text):
+    """`name=value`, parsed: the name of a field of `Config`, and its value."""
+    name, _, value = text.partition("=")
+    fields = {field.name: field for field in dataclasses.fields(Config) if field.metadata}
+    if name not in fields or name in ("architecture", "seed", "validation"):
+        raise argparse.ArgumentTypeError(f"{name!r} is no option of Config, or one that the scoreboard sets")
+    kind = fields[name].type
+    parse = fields[name].metadata.get("parser") or (kind if kind in (int, float) else str)
+    return name, json.loads(value.lower()) if "bool" in str(kind) else parse(value)
+
+
+def configure(folder, preset, architecture, given, seed):
+    """The `Config` of a run, made of preset, architecture and options as `seq2seq train` makes it."""
+    with (folder / "train.tsv").open(encoding="utf-8") as file:
+        usual = INFLECTION if file.readline().count("\t") == 2 else {}
+    sides = {"corpus": folder / "train.tsv", "validation": folder / "dev.tsv"}
+    given = usual | sides | {"architecture": architecture, "seed": seed} | given
+    return Config(**without_excluded(PRESETS[preset] | ARCHITECTURES[architecture], given) | given)
+
+
+def finished(folder, config):
+    """Whether a run has come to its end; sees that it was begun with these options."""
+    for place in (folder, folder / "unfinished"):
+        if (place / "config.json").is_file():
+            old = vars(configuration(place)[0])
+            if other := [f"{name}={old[name]!r}" for name, value in vars(config).items() if old[name] != value]:
+                raise OptionError(
+                    f"{folder}: has {', '.join(other)}; take another --out, or delete the run and its rows"
+                )
+    return (folder / "model.keras").is_file() and not (folder / "unfinished").is_dir()
+
+
+def measure(cores, members, path, strategy):
+    """Trains what is not finished of the members, [(run folder, `Config`), ...]; measures them as one: figures."""
+    os.sched_setaffinity(0, cores)
+    start_tensorflow()
+    for folder, config in members:
+        if not finished(folder, config):
+            train(config, folder, callbacks=[Clock(folder)])
+    model = load_runs([folder for folder, _ in members])
+    references = group_by_source(validation_pairs(dataclasses.replace(members[0][1], validation=path)))
+    texts = [text.decode() for text in model.translate(list(references), strategy).numpy()]
+    accuracy = corpus_scores(texts, list(references.values()))["exact match"]
+    taken = [json.loads(folder.with_suffix(".json").read_text()) for folder, _ in members]
+    updates, seconds = (sum(of[name] for of in taken) for name in ("updates", "seconds"))
+    found = (round(accuracy, 2), round(100 - accuracy, 2), model.count_params(), updates, round(seconds, 1))
+    return dict(zip(FIGURES, found, strict=True))
+
+
+def measure_all(runs, jobs, keep):
+    """Calls `measure` for each of {key: arguments}, in a process of its own, and `keep` with the key and the figures.
+
+    A run that fails is reported and does not stop the others.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    size = max(1, len(cores) // jobs)
+    shares = [{cores[(job * size + number) % len(cores)] for number in range(size)} for job in range(jobs)]
+
+    def alone(arguments):
+        share = shares.pop()
+        try:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                return process.submit(measure, share, *arguments).result()
+        finally:
+            shares.append(share)
+
+    with ThreadPoolExecutor(jobs) as threads:
+        futures = {threads.submit(alone, arguments): key for key, arguments in runs.items()}
+        try:
+            for future in as_completed(futures):
+                if isinstance(error := future.exception(), Exception):
+                    print(*futures[future], f"{type(error).__name__}: {error}", file=sys.stderr)
+                else:
+                    keep(futures[future], future.result())
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()  # which saves a checkpoint first
+            raise
+
+
+def summarise(rows):
+    """Means over seeds, {(task, language, setting): a dict}; of several languages also with the language "mean"."""
+    found = {}
+    for (task, language, *setting, seed, _, _), row in rows.items():
+        seeds = found.setdefault((task, language, ", ".join(filter(None, setting))), {})
+        seeds[seed] = np.array([float(row[name]) for name in FIGURES])
+    for task, setting in dict.fromkeys((task, setting) for task, _, setting in found):
+        parts = [seeds for (of, _, by), seeds in found.items() if (of, by) == (task, setting)]
+        common = [seed for seed in parts[0] if all(seed in part for part in parts)]
+        if len(parts) > 1 and common:
+            found[task, "mean", setting] = {seed: np.mean([part[seed] for part in parts], axis=0) for seed in common}
+    for key, seeds in found.items():
+        single = np.array([figures for seed, figures in seeds.items() if seed.isdigit()])
+        means = dict(zip(FIGURES, single.mean(axis=0), strict=True)) | {"seeds": len(single)}
+        means["deviation"] = single[:, 1].std(ddof=1) if len(single) > 1 else None  # of the error rate
+        means["ensemble"] = next((figures[1] for seed, figures in seeds.items() if not seed.isdigit()), None)
+        found[key] = means
+    return dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1] == "mean", item[0][1])))
+
+
+def print_table(found, side):
+    heads = ("task", "language", "setting", "seeds", "error rate", "ensemble", "published", *FIGURES[2:])
+    print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for (task, language, setting), means in found.items():
+        error, deviation, ensemble = (means[name] for name in ("error", "deviation", "ensemble"))
+        known = [f"{name} {of[language]}" for name, of in PUBLISHED.get((task, side), {}).items() if language in of]
+        cells = [task, language, setting, str(means["seeds"])]
+        cells += [f"{error:.1f}" if deviation is None else f"{error:.1f} ± {deviation:.1f}"]
+        cells += ["" if ensemble is None else f"{ensemble:.1f}", "; ".join(known)]
+        print(f"| {' | '.join(cells + [f'{means[name]:,.0f}' for name in FIGURES[2:]])} |")
+
+
+def draw(found, side, search, path):
+    """Draws a panel for each task: error rates of each language and setting, and the published ones as lines."""
+    settings, legend = list(dict.fromkeys(setting for _, _, setting in found)), {}
+    panels = {task: list(dict.fromkeys(name for of, name, _ in found if of == task)) for task, _, _ in found}
+    widths = [max(3.0, len(languages) * max(1.0, 0.35 * len(settings))) for languages in panels.values()]
+    figure = Figure(figsize=(max(6.0, sum(widths) + 1), 5), layout="constrained")
+    row = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
+    for axes, (task, languages) in zip(row, panels.items(), strict=True):
+        for (_, language, setting), means in (item for item in found.items() if item[0][0] == task):
+            number = settings.index(setting)
+            x = languages.index(language) + 0.6 * ((number + 0.5) / len(settings) - 0.5)
+            look = {"color": COLORS[number % len(COLORS)], "marker": "osD^vPX"[number % 7], "linestyle": "none"}
+            legend[setting] = axes.errorbar(x, means["error"], means["deviation"], markersize=5, capsize=3, **look)
+            if means["ensemble"] is not None:
+                axes.plot(x, means["ensemble"], markersize=9, fillstyle="none", **look)
+        for number, (system, rates) in enumerate(PUBLISHED.get((task, side), {}).items()):
+            for x, rate in ((languages.index(name), rate) for name, rate in rates.items() if name in languages):
+                axes.hlines(rate, x - 0.45, x + 0.45, color="0.5", linewidth=0.8, zorder=0)
+                side, end = ("left", x - 0.45) if number % 2 else ("right", x + 0.45)  # or close ones would overlap
+                axes.annotate(system, (end, rate), (0, 1), textcoords="offset points", fontsize=6, ha=side)
+        axes.set_xticks(range(len(languages)), languages)
+        axes.set(title=task, ylim=(0, None), xlim=(-0.6, len(languages) - 0.4))
+        axes.yaxis.set_major_formatter("{x:g}%")
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", frameon=False)
+    figure.suptitle(
+        f"Error rates on {side}, {search} search\nfilled: mean and deviation of seeds; hollow: ensemble; lines: published",
+        fontsize=8,
+    )
+    figure.savefig(path, dpi=150)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/scoreboard"))
+    parser.add_argument("--languages", nargs="+", default=[], metavar="LANGUAGE", help="default: all")
+    parser.add_argument("--preset", nargs="+", choices=PRESETS, default=["grapheme-to-phoneme"])
+    parser.add_argument("--architecture", nargs="+", choices=ARCHITECTURES, default=["recurrent"])
+    parser.add_argument("--seeds", type=int, default=3, help="how many runs of each setting")
+    parser.add_argument("--set", type=option, action="append", default=[], metavar="NAME=VALUE", dest="given")
+    parser.add_argument("--side", choices=("dev", "test"), default="dev", help="what is measured")
+    parser.add_argument("--beam-width", type=int, help="default: greedy search")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    options = parser.parse_args()
+    if min(options.seeds, options.jobs) < 1:
+        parser.error("--seeds, --jobs: expected 1 or more")
+    folders = [path.parent for path in sorted(options.folder.glob("*/*/train.tsv"))]
+    folders = [folder for folder in folders if folder.name in (options.languages or folder.parts)]
+    if not folders or set(options.languages) - {folder.name for folder in folders}:
+        parser.error(f"{options.folder}: no TASK/LANGUAGE/train.tsv for each of {options.languages or 'any language'}")
+    given = dict(sorted(options.given))
+    said = " ".join(f"{name}={value}" for name, value in given.items())
+    search = f"beam {options.beam_width}" if options.beam_width else "greedy"
+    strategy = BeamSearch(options.beam_width) if options.beam_width else Greedy()
+    board, runs = options.out / "scoreboard.csv", {}  # {key of a row: arguments of `measure`}
+    try:
+        for folder, *setting in itertools.product(folders, options.preset, options.architecture):
+            row, path = (*folder.parts[-2:], *setting, said), folder / f"{options.side}.tsv"
+            place = options.out.joinpath(*row[:2], "-".join([*setting, *said.split()]).replace("/", "_"))
+            configs = [configure(folder, *setting, given, seed) for seed in range(options.seeds)]
+            members = [(place / f"seed-{seed}", config) for seed, config in enumerate(configs)]
+            for seed, member in enumerate(members):
+                finished(*member)  # or an error, before anything is computed
+                runs[*row, str(seed), options.side, search] = [member], path, strategy
+            if len(members) > 1:
+                runs[*row, f"ensemble of {len(members)}", options.side, search] = members, path, strategy
+    except (CorpusError, OptionError) as error:
+        parser.error(str(error))
+    options.out.mkdir(parents=True, exist_ok=True)
+    if not board.exists():
+        board.write_text(",".join(KEY + FIGURES) + "\n")
+    with board.open(newline="") as file:
+        rows = {tuple(row[name] for name in KEY): row for row in csv.DictReader(file)}
+
+    def keep(key, figures):
+        rows[key] = figures
+        with board.open("a", newline="") as file:
+            csv.writer(file).writerow([*key, *figures.values()])
+        print(*filter(None, key), *(f"{name} {value:,}" for name, value in figures.items()), sep="  ", flush=True)
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for size in sorted({1, options.seeds}):  # ensembles come last, of what has been trained
+        todo = {key: run for key, run in runs.items() if key not in rows and len(run[0]) == size}
+        done = {key: run for key, run in todo.items() if all(finished(*member) for member in run[0])}
+        measure_all(todo if size == 1 else done, options.jobs, keep)
+    if found := summarise({key: rows[key] for key in runs if key in rows}):
+        print_table(found, options.side)
+        draw(found, options.side, search, board.with_suffix(".png"))
+    sys.exit(any(key not in rows for key in runs))
+
+
+if __name__ == "__main__":
+    main()
