@@ -511,14 +511,14 @@ class TokenVectors(keras.layers.Layer):
 class TiedOutput(keras.layers.Layer):
     """logits `[B, T, V]` of `[B, T, D]`, by likeness to the embedding of each token."""
 
-    def __init__(self, vectors, units):
+    def __init__(self, vectors: TokenVectors, units: int) -> None:
         super().__init__(dtype="float32", name="output")
         self.vectors = vectors
         self.project = keras.layers.Dense(vectors.size, use_bias=False, dtype="float32")
         self.project.build((None, None, units))
         self.bias = self.add_weight(shape=(vectors.vocabulary_size,), initializer="zeros", name="bias")
 
-    def call(self, output):
+    def call(self, output: tf.Tensor) -> tf.Tensor:
         matrix = tf.convert_to_tensor(self.vectors.matrix)
         return tf.tensordot(self.project(output), matrix, [[2], [1]]) + self.bias
 

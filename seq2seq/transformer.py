@@ -229,7 +229,15 @@ class Block(keras.layers.Layer):
     Each sublayer reads the normalised sum of what came before and adds its result to that sum.
     """
 
-    def __init__(self, units, heads, feed_forward, dropout, of_decoder=False, **kwargs):
+    def __init__(
+        self,
+        units: int,
+        heads: int,
+        feed_forward: int | None,
+        dropout: float,
+        of_decoder: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         dtype = {"dtype": self.dtype_policy}
         self.attention = MultiHeadAttention(units, heads, **dtype)
@@ -243,28 +251,37 @@ class Block(keras.layers.Layer):
         self.narrow.build((None, None, self.wide.units))
         self.built = True
 
-    def call(self, x, places, mask, cache=None, memory=None, encoded=None, training=False):
+    def call(
+        self,
+        x: tf.Tensor,
+        places: tf.Tensor,
+        mask: tf.Tensor,
+        cache: tuple[tf.Tensor, tf.Tensor] | None = None,
+        memory: tuple[tf.Tensor, tf.Tensor] | None = None,
+        encoded: Encoded | None = None,
+        training: bool = False,
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor], tf.Tensor | None]:
         """Returns the sum `[B, T, D]`, what is now in the cache, and how much attention the source was paid."""
         own_norm, *source_norm, wide_norm = self.norms
         normal, weights = own_norm(x), None
-        known = self.attention.project(normal, places)
+        keys, values = self.attention.project(normal, places)
         if cache is not None:
-            known = [_write(old, new, places) for old, new in zip(cache, known, strict=True)]
-        found, _ = self.attention(normal, *known, mask, places)
+            keys, values = (_write(old, new, places) for old, new in zip(cache, (keys, values), strict=True))
+        found, _ = self.attention(normal, keys, values, mask, places)
         x += self.drop(found, training=training)
-        if memory is not None:
+        if memory is not None and encoded is not None:
             queries = rows_by_source(source_norm[0](x), encoded)
             found, weights = self.source_attention(queries, *memory, encoded.mask[:, None])
             found, weights = (tf.reshape(y, [*tf.unstack(tf.shape(x)[:2]), tf.shape(y)[2]]) for y in (found, weights))
             x += self.drop(found, training=training)
         found = self.narrow(self.wide(wide_norm(x)))
-        return x + self.drop(found, training=training), tuple(known), weights
+        return x + self.drop(found, training=training), (keys, values), weights
 
 
 class MultiHeadAttention(keras.layers.Layer):
     """Scaled dot-product attention of H heads (Vaswani et al. 2017, section 3.2)."""
 
-    def __init__(self, units, heads, **kwargs):
+    def __init__(self, units: int, heads: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if units % (2 * heads):
             raise OptionError(f"heads={heads}: expected a number by which half of the {units} units can be divided")
@@ -276,11 +293,13 @@ class MultiHeadAttention(keras.layers.Layer):
             layer.build((None, None, units))
         self.built = True
 
-    def project(self, x, places=None):
+    def project(self, x: tf.Tensor, places: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """Keys and values `[B, H, L, D / H]` of vectors `[B, L, D]` at places int32 `[B, L]`, or at none."""
         return _turn(self._split(self.key(x)), places), self._split(self.value(x))
 
-    def call(self, x, keys, values, mask, places=None):
+    def call(
+        self, x: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, mask: tf.Tensor, places: tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """What queries `[B, T, D]` find where the mask `[B, T, L]` is, `[B, T, D]`, and their mean weights."""
         queries = _turn(self._split(self.query(x)), places)
         scores = tf.cast(tf.matmul(queries * self.size**-0.5, keys, transpose_b=True), tf.float32)

@@ -47,9 +47,7 @@ from seq2seq.training import train
 # Error rates, {(task, side): {system: {language: percent}}}.
 PUBLISHED = {
     # github.com/sigmorphon/2021-task1: an ensemble of ten neural transducers (Makarov & Clematide 2018).
-    ("g2p-2021-low", "dev"): {"baseline": {"ady": 22, "ita": 22, "lav": 41, "rum": 10, "wel_sw": 16}},
     ("g2p-2021-low", "test"): {"baseline": {"ady": 22, "ita": 19, "lav": 55, "rum": 10, "wel_sw": 10}},
-    ("g2p-2021-medium", "dev"): {"baseline": {"bul": 8.3, "kor": 18.4}},
     ("g2p-2021-medium", "test"): {"baseline": {"bul": 18.3, "kor": 16.3}},
     # github.com/CUNY-CL/yoyodyne, single models; its table has accuracies.
     ("inflection-2017-medium", "test"): {
@@ -216,7 +214,8 @@ def draw(found, side, search, path):
         axes.yaxis.set_major_formatter("{x:g}%")
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", frameon=False)
     figure.suptitle(
-        f"Error rates on {side}, {search} search\nfilled: mean and deviation of seeds; hollow: ensemble; lines: published",
+        f"Error rates on {side}, {search} search\n"
+        "filled: mean and deviation of seeds; hollow: ensemble; lines: published",
         fontsize=8,
     )
     figure.savefig(path, dpi=150)
