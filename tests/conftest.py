@@ -65,8 +65,14 @@ def spa_eng():
     return "spa-eng"
 
 
+LINES = "".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "abcde")
+
+
+def small_config(corpus):
+    small = {"units": 8, "bidirectional": False, "attention": "dot", "epochs": 2, "batch_size": 8}
+    return Config(corpus=str(corpus), validation_fraction=0.2, **small)
+
+
 @pytest.fixture
 def config(tsv):
-    lines = "".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "abcde")
-    small = {"units": 8, "bidirectional": False, "attention": "dot", "epochs": 2, "batch_size": 8}
-    return Config(corpus=str(tsv(lines)), validation_fraction=0.2, **small)
+    return small_config(tsv(LINES))

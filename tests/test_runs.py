@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from conftest import LINES, small_config
 
 from pipelines import CorpusError, batch_pairs, read_pairs
 from pipelines.tokenizers import NORMAL_FORMS, TOKENIZERS
@@ -35,9 +36,32 @@ from seq2seq.runs import (
 from seq2seq.training import train
 
 
-def test_a_run_is_loaded_and_tells_what_it_is(config, tmp_path):
-    model = train(config, tmp_path / "run")
-    again = Seq2Seq.from_run(tmp_path / "run")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with `pairs.tsv` and a run on it, `run`, and the model that training returned."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "pairs.tsv").write_text(LINES)
+    return folder, train(small_config(folder / "pairs.tsv"), folder / "run")
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of them for one test: the run, and a function that changes options in its `config.json`."""
+    shutil.copytree(trained[0], tmp_path / "copy")
+    path = tmp_path / "copy" / "run" / "config.json"
+
+    def change(**options):
+        record = json.loads(path.read_text())
+        record["options"] |= options
+        path.write_text(json.dumps(record))
+
+    change(corpus=str(tmp_path / "copy" / "pairs.tsv"))
+    return path.parent, change
+
+
+def test_a_run_is_loaded_and_tells_what_it_is(trained):
+    folder, model = trained
+    again = Seq2Seq.from_run(folder / "run")
     assert again.translate("ab") == model.translate("ab")
     assert repr(again) == repr(model)
     assert repr(again).startswith("Seq2Seq(CharTokenizer(9 tokens: ") and ", Encoder, Decoder, " in repr(again)
@@ -123,12 +147,12 @@ def test_what_is_no_run_is_refused_by_name(config, tmp_path):
         train(config, tmp_path / "file")
 
 
-def test_a_damaged_model_file_is_refused_by_name(config, tmp_path):
-    train(config, tmp_path / "run")
-    path = tmp_path / "run" / "model.keras"
+def test_a_damaged_model_file_is_refused_by_name(run):
+    folder, _ = run
+    path = folder / "model.keras"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(RunError, match=r"model\.keras: damaged"):
-        load_run(tmp_path / "run")
+        load_run(folder)
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path):
@@ -138,41 +162,40 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
         load_run(tmp_path)
 
 
-def test_what_a_run_held_out_is_read_again(config, tmp_path, tsv):
-    model = train(dataclasses.replace(config, epochs=1), tmp_path / "run")
-    held = {source for source, _ in held_out_pairs(tmp_path / "run", model).as_numpy_iterator()}
-    assert 1 <= len(held) <= 6
-    counted = json.loads((tmp_path / "run" / "survey.json").read_text())["pairs"]
+def test_what_a_run_held_out_is_read_again(trained, run):
+    (_, model), (folder, change) = trained, run
+    held = held_out(folder, model)
+    assert 1 <= len(set(held)) <= 6
+    counted = json.loads((folder / "survey.json").read_text())["pairs"]
     assert counted + len(held) == 25
-    other = dataclasses.replace(config, epochs=1, corpus=str(tsv("a\tb\nc\td\n", "other.tsv")), validation_fraction=0)
-    train(other, tmp_path / "other")
+    change(validation_fraction=0)
     with pytest.raises(RunError, match="nothing was held out"):
-        held_out_pairs(tmp_path / "other", model)
-    (tmp_path / "other" / "config.json").unlink()
+        held_out_pairs(folder, model)
+    (folder / "config.json").unlink()
     with pytest.raises(RunError, match=r"no config\.json"):
-        held_out_pairs(tmp_path / "other", model)
+        held_out_pairs(folder, model)
 
 
 def held_out(folder, model):
     return [source.decode() for source, _ in held_out_pairs(folder, model).as_numpy_iterator()]
 
 
-def test_what_was_held_out_of_a_corpus_that_has_changed_is_not_known(config, tmp_path):
-    config = dataclasses.replace(config, epochs=1, split="last")
-    model = train(config, tmp_path / "run")
-    corpus = Path(config.corpus)
+def test_what_was_held_out_of_a_corpus_that_has_changed_is_not_known(trained, run):
+    (_, model), (folder, change) = trained, run
+    change(split="last")
+    corpus = folder.parent / "pairs.tsv"
     lines = corpus.read_text().splitlines(keepends=True)
-    assert held_out(tmp_path / "run", model) == [line.split("\t")[0] for line in lines[20:]]
+    assert held_out(folder, model) == [line.split("\t")[0] for line in lines[20:]]
     corpus.write_text("".join(reversed(lines)))
     changed = re.escape(f"{corpus}: no longer what that run was trained on")
     with pytest.raises(CorpusError, match=changed):
-        held_out_pairs(tmp_path / "run", model)
+        held_out_pairs(folder, model)
     said = []
-    assert [path.name for path in draw_run(tmp_path / "run", model, said.append)] == ["curves.png"]
+    assert [path.name for path in draw_run(folder, model, said.append)] == ["curves.png"]
     assert len(said) == 1 and re.search(changed + ".*; only the curves are drawn", said[0])
     corpus.unlink()
     with pytest.raises(CorpusError, match=re.escape(f"{corpus}: No such file") + "[^;]*$"):
-        held_out_pairs(tmp_path / "run", model)
+        held_out_pairs(folder, model)
 
 
 def test_a_relative_corpus_is_found_from_another_directory_and_after_a_move_if_it_is_the_same(
@@ -276,11 +299,11 @@ def test_what_a_run_and_those_it_started_from_were_trained_on_is_known(config, t
     assert re.search("cannot tell whether it was trained on what is held out here: .*No such file", said[0])
 
 
-def test_a_runs_pictures_are_drawn_into_its_folder(config, tmp_path):
-    model = train(config, tmp_path / "run")
-    drawn = draw_run(tmp_path / "run", model)
+def test_a_runs_pictures_are_drawn_into_its_folder(trained, run):
+    (_, model), (folder, change) = trained, run
+    drawn = draw_run(folder, model)
     names = ["curves.png", "error-rates.png", *(f"attention-{n}.png" for n in range(1, len(drawn) - 1))]
     assert [path.name for path in drawn] == names and len(drawn) > 2
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
-    model = train(dataclasses.replace(config, attention=None, validation_fraction=0), tmp_path / "other")
-    assert [path.name for path in draw_run(tmp_path / "other", model)] == ["curves.png"]
+    change(validation_fraction=0)
+    assert [path.name for path in draw_run(folder, model)] == ["curves.png"]
