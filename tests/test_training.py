@@ -91,7 +91,7 @@ def test_a_training_without_a_finite_gradient_stops_and_names_the_batch(config, 
     ):
         train(wild, tmp_path / "run")
     batch = (tmp_path / "run" / "diverged.tsv").read_text().splitlines()
-    assert len(batch) == 8 and set(batch) < set(Path(config.corpus).read_text().splitlines())
+    assert len(batch) in (4, 8) and set(batch) < set(Path(config.corpus).read_text().splitlines())
     said, live = [], keras.callbacks.Callback()
     skipping = dataclasses.replace(wild, on_divergence="skip")
     model = train(skipping, tmp_path / "run", overwrite=True, say=said.append, callbacks=[live])
