@@ -207,8 +207,8 @@ def draw(found, side, search, path):
         for number, (system, rates) in enumerate(PUBLISHED.get((task, side), {}).items()):
             for x, rate in ((languages.index(name), rate) for name, rate in rates.items() if name in languages):
                 axes.hlines(rate, x - 0.45, x + 0.45, color="0.5", linewidth=0.8, zorder=0)
-                side, end = ("left", x - 0.45) if number % 2 else ("right", x + 0.45)  # or close ones would overlap
-                axes.annotate(system, (end, rate), (0, 1), textcoords="offset points", fontsize=6, ha=side)
+                align, end = ("left", x - 0.45) if number % 2 else ("right", x + 0.45)  # or close ones would overlap
+                axes.annotate(system, (end, rate), (0, 1), textcoords="offset points", fontsize=6, ha=align)
         axes.set_xticks(range(len(languages)), languages)
         axes.set(title=task, ylim=(0, None), xlim=(-0.6, len(languages) - 0.4))
         axes.yaxis.set_major_formatter("{x:g}%")
