@@ -352,7 +352,7 @@ def test_options_that_cannot_be_are_refused_before_anything_is_read(config, tmp_
         ({"tied": True}, "tied=True"),
         ({"decoder": "nowhere:Decoder"}, "there is no module 'nowhere'"),
         ({"encoder": "json:Encoder"}, "json has no class 'Encoder'"),
-        ({"units": 7}, "units=7"),
+        ({"units": 7, "bidirectional": True}, "units=7"),
     ):
         with pytest.raises(OptionError, match=message):
             train(dataclasses.replace(config, **options), tmp_path / "run")
