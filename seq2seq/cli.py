@@ -24,23 +24,22 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipelines import CorpusError, OptionError, choose, load_class, open_corpora
+from pipelines import CorpusError, OptionError, load_class, open_corpora
 from pipelines.readers import as_line, read_lines, wrong_columns
 from seq2seq.config import (
-    ARCHITECTURES,
-    PRESETS,
     Config,
     choose_preset,
     load_config,
     own_classes,
+    usual_options,
     warm_options,
     without_excluded,
 )
 
 _PRESETS = (
     "The settings to start from: default (characters, for little text and single words), subword (pieces of words, for "
-    "20000 pairs of sentences and more), grapheme-to-phoneme (letters to phones), tutorial (those of the Keras "
-    "tutorial). Without it, the corpus decides between the first two."
+    "20000 pairs of sentences and more), grapheme-to-phoneme (letters to phones), inflection (lemma TAB form TAB "
+    "features), tutorial (those of the Keras tutorial). Without it, the corpus decides between the first two."
 )
 
 _CORPUS = (
@@ -280,8 +279,7 @@ def train(
         options |= warm_options(load_config(Path(given["warm_start"]) / "config.json")[0])
     elif not config and not resume:
         preset = preset or _corpus_preset(Config(**options | given))
-        usual = choose("architecture", given.get("architecture", Config.architecture), ARCHITECTURES)
-        options |= without_excluded(choose("preset", preset, PRESETS) | usual, given)
+        options |= usual_options(preset, given)
     settings = Config(**options | given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")

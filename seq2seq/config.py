@@ -315,6 +315,20 @@ TRANSLATION_FIGURES = {
 }
 MONITORS = _FIGURES | TRANSLATION_FIGURES
 
+# What is usual with an architecture and not with the other, for little text; it overrules a preset.
+ARCHITECTURES: dict[str, dict] = {
+    "recurrent": {},
+    "transformer": {
+        "units": 128,
+        "layers": 2,
+        "dropout": 0.3,
+        "learning_rate": 1e-3,
+        "warmup": 300,
+        "beta_2": 0.98,
+        "label_smoothing": 0.1,
+    },
+}
+
 PRESETS = {
     # Characters: for everything, and best for little text.
     "default": {},
@@ -337,6 +351,18 @@ PRESETS = {
         "dropout": 0.3,
         "label_smoothing": 0.1,
     },
+    # Of words and features, in the columns that UniMorph has: lemma, form, features with ";" between them.
+    "inflection": {
+        "columns": (1, 3, 2),
+        "source_tokenizer": "char,;",
+        "architecture": "transformer",
+        "cell": "lstm",
+        "embedding": 64,
+        "copy": True,
+        "dropout": 0.3,
+        "label_smoothing": 0.1,
+        "updates": 3200,
+    },
     # Of blog.keras.io/a-ten-minute-introduction-to-sequence-to-sequence-learning-in-keras.html
     "tutorial": {
         "limit": 10_000,
@@ -352,11 +378,6 @@ PRESETS = {
         "schedule": "constant",
         "clip_norm": None,
     },
-}
-# What else is usual with an architecture; a preset is for the recurrent one.
-ARCHITECTURES: dict[str, dict] = {
-    "recurrent": {},
-    "transformer": {"layers": 4, "learning_rate": 1e-3, "warmup": 400, "dropout": 0.2, "label_smoothing": 0.1},
 }
 
 SUBWORD_PAIRS = 20_000  # from how many pairs of sentences on `choose_preset` takes subwords
@@ -400,6 +421,17 @@ def warm_options(options: dict) -> dict:
     """Those options of a run that are also for one that starts from it, on another corpus."""
     names = [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") != CORPUS]
     return {name: options[name] for name in names if name in options and name not in ("corpus", "epochs", "updates")}
+
+
+def usual_options(preset: str, given: dict) -> dict:
+    """The options of a preset and of the architecture, which is given or the preset's, to go with those that are given.
+
+    Raises:
+        OptionError: if there is no such preset or architecture.
+    """
+    options = choose("preset", preset, PRESETS)
+    architecture = given.get("architecture", options.get("architecture", Config.architecture))
+    return without_excluded(options | choose("architecture", architecture, ARCHITECTURES), given)
 
 
 def without_excluded(options: dict, given: dict) -> dict:

@@ -1,7 +1,9 @@
 """The two halves of the model without recurrence: `TransformerEncoder` and `TransformerDecoder`.
 
 A small Transformer (Vaswani et al. 2017, arxiv.org/abs/1706.03762), normalised before each sublayer (Xiong et al. 2020,
-arxiv.org/abs/2002.04745), with rotary positions (Su et al. 2021, arxiv.org/abs/2104.09864).
+arxiv.org/abs/2002.04745), with rotary positions (Su et al. 2021, arxiv.org/abs/2104.09864). Attention to the source
+has them too: in what a small Transformer is for, such as inflection and letters to phones, target and source stand in
+nearly the same order.
 
 Shapes: B rows in a batch, S source length, T target length, L length of a cache, V vocabulary size, D units, H heads.
 """
@@ -189,7 +191,8 @@ class TransformerDecoder(keras.layers.Layer):
             The `Encoded` with the source's keys and values of each layer, and the state: how many tokens came before,
             int32 `[B]`, and of each layer the keys and values of target positions, `[B, H, L, D / H]` each.
         """
-        memories = [block.source_attention.project(encoded.memory) for block in self.blocks]
+        places = tf.cumsum(tf.cast(encoded.mask, tf.int32), axis=1)  # from 1, as START has place 0
+        memories = [block.source_attention.project(encoded.memory, places) for block in self.blocks]
         copies = self.pointer.copies(encoded.source) if self.pointer else None
         rows = tf.shape(encoded.memory)[0]
         nothing = tf.zeros([rows, self.heads, steps, self.units // self.heads], self.compute_dtype)
@@ -270,8 +273,8 @@ class Block(keras.layers.Layer):
         found, _ = self.attention(normal, keys, values, mask, places)
         x += self.drop(found, training=training)
         if memory is not None and encoded is not None:
-            queries = rows_by_source(source_norm[0](x), encoded)
-            found, weights = self.source_attention(queries, *memory, encoded.mask[:, None])
+            queries, at = (rows_by_source(y, encoded) for y in (source_norm[0](x), places[:, :, None]))
+            found, weights = self.source_attention(queries, *memory, encoded.mask[:, None], at[:, :, 0])
             found, weights = (tf.reshape(y, [*tf.unstack(tf.shape(x)[:2]), tf.shape(y)[2]]) for y in (found, weights))
             x += self.drop(found, training=training)
         found = self.narrow(self.wide(wide_norm(x)))
@@ -293,12 +296,12 @@ class MultiHeadAttention(keras.layers.Layer):
             layer.build((None, None, units))
         self.built = True
 
-    def project(self, x: tf.Tensor, places: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
-        """Keys and values `[B, H, L, D / H]` of vectors `[B, L, D]` at places int32 `[B, L]`, or at none."""
+    def project(self, x: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Keys and values `[B, H, L, D / H]` of vectors `[B, L, D]` at places int32 `[B, L]`."""
         return _turn(self._split(self.key(x)), places), self._split(self.value(x))
 
     def call(
-        self, x: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, mask: tf.Tensor, places: tf.Tensor | None = None
+        self, x: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, mask: tf.Tensor, places: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """What queries `[B, T, D]` find where the mask `[B, T, L]` is, `[B, T, D]`, and their mean weights."""
         queries = _turn(self._split(self.query(x)), places)
@@ -314,8 +317,6 @@ class MultiHeadAttention(keras.layers.Layer):
 def _turn(vectors, places):
     """Rotary positions: turns vectors `[B, H, L, d]` by angles that grow with their places int32 `[B, L]`, each pair of
     numbers at a speed of its own. The product of two vectors then depends on how far apart they are."""
-    if places is None:
-        return vectors
     half = vectors.shape[-1] // 2
     angles = tf.cast(places, tf.float32)[:, None, :, None] * 10000 ** (-tf.range(half, dtype=tf.float32) / half)
     sine, cosine = (tf.cast(wave, vectors.dtype) for wave in (tf.sin(angles), tf.cos(angles)))

@@ -14,8 +14,21 @@ from seq2seq.config import (
     load_config,
     own_classes,
     tokenizer_names,
+    usual_options,
     without_excluded,
 )
+
+
+def test_an_architecture_that_is_given_overrules_the_presets_and_decides_on_what_is_usual():
+    assert (
+        usual_options("inflection", {})["units"] == usual_options("default", {"architecture": "transformer"})["units"]
+    )
+    recurrent = {"architecture": "recurrent"}
+    options = usual_options("inflection", recurrent) | recurrent
+    assert "units" not in options and Config(**options).cell == "lstm" and Config(**options).architecture == "recurrent"
+    assert "updates" not in usual_options("inflection", {"epochs": 3})
+    with pytest.raises(OptionError, match=r"architecture='transfomer'.*did you mean 'transformer'"):
+        usual_options("default", {"architecture": "transfomer"})
 
 
 def test_the_tutorial_preset_is_the_tutorial():

@@ -6,6 +6,7 @@ import tensorflow as tf
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer, batch_pairs
 from seq2seq import BeamSearch, Decoder, Encoder, Greedy, Seq2Seq, TransformerDecoder, TransformerEncoder
 from seq2seq.contract import check_contract, encode
+from seq2seq.layers import Encoded
 from seq2seq.transformer import MultiHeadAttention, _turn
 
 TOKENIZERS = CharTokenizer("abcd"), CharTokenizer("dbax")
@@ -67,13 +68,23 @@ def test_a_position_is_how_far_apart_two_vectors_are():
     assert np.abs(product(3, 5) - product(3, 6)).min() > 1e-3
 
 
+def test_attention_to_the_source_depends_on_where_a_token_stands():
+    keras.utils.set_random_seed(0)
+    encoder, decoder = Encoder(8, 8, bidirectional=True), TransformerDecoder(8, units=8, heads=2, layers=1)
+    memory = tf.tile(encoder(tf.constant([[4]])).memory, [1, 4, 1])  # the same at each of four places
+    encoded, state = decoder.start(Encoded(memory, tf.ones([1, 4], tf.bool), []), 1)
+    *_, weights = decoder(tf.constant([[2]]), encoded, state, return_attention=True)
+    assert np.ptp(weights) > 1e-3
+
+
 def test_attention_is_the_published_formula_for_each_head():
     keras.utils.set_random_seed(1)
     attention = MultiHeadAttention(4, 2)
     x = np.array([[[1.0, 0.5, -1.0, 2.0]]], "float32")
     memory = np.array([[[1.0, 2.0, 0.0, 1.0], [0.5, 1.0, 1.0, 0.0], [9.0, 9.0, 9.0, 9.0]]], "float32")
-    keys, values = attention.project(tf.constant(memory))
-    found, weights = attention(x, keys, values, tf.constant([[[True, True, False]]]))
+    nowhere = tf.zeros([1, 3], tf.int32)  # where nothing is turned
+    keys, values = attention.project(tf.constant(memory), nowhere)
+    found, weights = attention(x, keys, values, tf.constant([[[True, True, False]]]), nowhere[:, :1])
     q, k, v = (
         (y @ layer.kernel.numpy()).reshape(-1, 2, 2)
         for y, layer in ((x[0], attention.query), (memory[0, :2], attention.key), (memory[0, :2], attention.value))

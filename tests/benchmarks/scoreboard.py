@@ -38,7 +38,7 @@ from matplotlib.figure import Figure
 from pipelines import CorpusError, OptionError, group_by_source
 from seq2seq import BeamSearch, Config, Greedy
 from seq2seq.cli import start_tensorflow
-from seq2seq.config import ARCHITECTURES, PRESETS, without_excluded
+from seq2seq.config import ARCHITECTURES, PRESETS, usual_options
 from seq2seq.evaluation import corpus_scores
 from seq2seq.pictures import COLORS
 from seq2seq.runs import configuration, load_runs, validation_pairs
@@ -93,7 +93,7 @@ def configure(folder, preset, architecture, given, seed):
         usual = INFLECTION if file.readline().count("\t") == 2 else {}
     sides = {"corpus": folder / "train.tsv", "validation": folder / "dev.tsv"}
     given = usual | sides | {"architecture": architecture, "seed": seed} | given
-    return Config(**without_excluded(PRESETS[preset] | ARCHITECTURES[architecture], given) | given)
+    return Config(**usual_options(preset, given) | given)
 
 
 def finished(folder, config):
