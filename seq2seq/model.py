@@ -69,7 +69,7 @@ class Alignment(NamedTuple):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class Seq2Seq(keras.Model):
-    """A recurrent encoder-decoder (Sutskever et al. 2014, arxiv.org/abs/1409.3215).
+    """An encoder-decoder (Sutskever et al. 2014, arxiv.org/abs/1409.3215), recurrent by default.
 
     ```python
     model = Seq2Seq(source_tokenizer, target_tokenizer, units=256, attention="general")
@@ -86,9 +86,9 @@ class Seq2Seq(keras.Model):
         teacher_forcing: how likely the decoder, in training, is given the right token and not its own guess. A number,
             or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's steps. Below 1 it is scheduled
             sampling (Bengio et al. 2015, arxiv.org/abs/1506.03099).
-        **options: arguments of encoder and decoder: `units`, `cell`, `layers`, `bidirectional`, `embedding`,
-            `attention`, `input_feeding`, `tied`, `copy`, `dropout`; each goes to the one or the two that have it.
-            Without any it is the plain model of the Keras tutorial; what `seq2seq train` takes is in `config.PRESETS`.
+        **options: arguments of encoder and decoder, such as `units`, `layers`, `cell`, `attention`, `copy`, `dropout`;
+            each goes to the one or the two that have it. Without any it is the plain model of the Keras tutorial; what
+            `seq2seq train` takes is in `config.PRESETS`.
 
     Raises:
         OptionError: for an option that neither has, or an encoder or decoder that does not keep to the contract.
