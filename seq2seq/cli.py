@@ -20,9 +20,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+import typer.core
 
 from pipelines import CorpusError, OptionError, load_class, open_corpora
 from pipelines.readers import as_line, read_lines, wrong_columns
@@ -89,10 +90,36 @@ BleuTokenizer = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 
+
+class _Command(typer.core.TyperCommand):
+    """A command whose help lists its options by their panels, in plain text as wide as the terminal: in the tables that
+    Typer draws by default a description has 19 of 80 columns."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                sections.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, each with its whole first sentence."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in self.commands.items()])
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Train sequence-to-sequence models on pairs of texts, and translate with them.",
 )
 
@@ -181,6 +208,8 @@ def _with_options(*names):
                 del how["rich_help_panel"]
             elif field.default not in (None, False):
                 how["help"] += f" Default: {_as_text(field.default)}."
+            if "parser" in field.metadata:
+                how.setdefault("metavar", f"<{field.metadata['parser'].__name__}>")
             # None is what is not said, so that a preset or a configuration says it; "none" is text until it is parsed.
             kind = str if "parser" in field.metadata else list[str] if "several" in field.metadata else field.type
             annotation = Annotated[kind | None, typer.Option(*flags, **how)]  # type: ignore[valid-type]  # known only here
@@ -209,7 +238,7 @@ def _as_text(value):
     return "yes" if value is True else value
 
 
-@app.command()
+@app.command(cls=_Command)
 @_exit_codes()
 @_with_options()
 def train(
@@ -336,7 +365,7 @@ def _draw(folder, model):
     return drawn
 
 
-@app.command()
+@app.command(cls=_Command)
 @_exit_codes()
 def plot(run: Run, imports: Import = None) -> None:
     """Draw a run's pictures again, into its folder: curves, error rates by length, attention. Prints their paths.
@@ -428,7 +457,7 @@ def _figures(logs, side):
     return f"{line}  chrF {logs['val_chrf']:.1f}" if side and "val_chrf" in logs else line
 
 
-@app.command()
+@app.command(cls=_Command)
 @_exit_codes()
 def translate(
     run: Run,
@@ -601,7 +630,7 @@ def _attention_lines(model, texts, translations):
         yield json.dumps(alignment._replace(weights=weights)._asdict(), ensure_ascii=False).encode()
 
 
-@app.command()
+@app.command(cls=_Command)
 @_exit_codes()
 @_with_options("limit", "columns", "reverse", "on_bad_line")
 def evaluate(
@@ -643,7 +672,7 @@ def evaluate(
     _say_speed(len(found.sources), found.seconds, seconds)
 
 
-@app.command()
+@app.command(cls=_Command)
 @_exit_codes()
 @_with_options("limit", "columns", "reverse", "on_bad_line")
 def compare(
@@ -809,7 +838,7 @@ _EXPLAINED = {
 _STOPPED = {"end": "ended by themselves", "limit": "were cut", "repetition": "repeated themselves"}
 
 
-@app.command()
+@app.command(cls=_Command)
 @_exit_codes()
 def demo(
     run: Run,
@@ -833,7 +862,7 @@ def demo(
         serve(page, listener)
 
 
-@app.command()
+@app.command(cls=_Command)
 @_exit_codes()
 def export(
     run: Run,
@@ -861,7 +890,7 @@ def export(
     typer.echo(out)
 
 
-@app.command()
+@app.command(cls=_Command)
 @_exit_codes()
 @_with_options("columns", "reverse", "on_bad_line")
 def score(
@@ -898,7 +927,7 @@ def score(
         raise CorpusError(f"{' '.join(corpus)}: no pairs to score")
 
 
-@app.command()
+@app.command(cls=_Command)
 @_exit_codes()
 @_with_options("columns", "reverse", "max_length", "max_ratio", "drop_duplicates")
 def inspect(
@@ -959,7 +988,7 @@ def _visible(token):
     return "".join(c if c.isprintable() and c != " " else "␣" if c == " " else f"U+{ord(c):04X}" for c in token)
 
 
-@app.command()
+@app.command(cls=_Command)
 @_exit_codes(tensorflow=False)
 @_with_options("columns", "reverse", "on_bad_line", "max_length", "max_ratio", "drop_duplicates")
 def shuffle(

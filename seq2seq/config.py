@@ -24,6 +24,7 @@ def _or_none(convert):
     def parse(text):
         return None if str(text).lower() == "none" else convert(text)
 
+    parse.__name__ = convert.__name__
     return parse
 
 
