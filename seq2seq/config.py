@@ -47,6 +47,20 @@ def _numbers(text):
     return tuple(float(number) for number in text.split(","))
 
 
+# What is usual with an architecture and not with the other, for little text; it overrules a preset.
+ARCHITECTURES: dict[str, dict] = {
+    "recurrent": {},
+    "transformer": {
+        "units": 128,
+        "layers": 2,
+        "dropout": 0.3,
+        "learning_rate": 1e-3,
+        "warmup": 300,
+        "beta_2": 0.98,
+        "label_smoothing": 0.1,
+    },
+}
+
 CORPUS, TOKENS, MODEL, TRAINING = "Corpus", "Tokens", "Model", "Training"
 
 
@@ -115,7 +129,11 @@ class Config:
     shared_vocabulary: bool = _option(False, TOKENS, "Make one vocabulary of the tokens of both sides.")
 
     architecture: str = _option(
-        "recurrent", MODEL, "Kind of encoder and decoder: recurrent, transformer. It decides on defaults of its own."
+        "recurrent",
+        MODEL,
+        "Kind of encoder and decoder: recurrent, transformer. The latter has other defaults, which overrule a preset: "
+        + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in ARCHITECTURES["transformer"].items())
+        + ".",
     )
     units: int = _option(256, MODEL, "Size of the memory and of each layer.", min=1)
     cell: str = _option("gru", MODEL, "Recurrent cell: lstm, gru.")
@@ -315,20 +333,6 @@ TRANSLATION_FIGURES = {
     "val_wer": "min",
 }
 MONITORS = _FIGURES | TRANSLATION_FIGURES
-
-# What is usual with an architecture and not with the other, for little text; it overrules a preset.
-ARCHITECTURES: dict[str, dict] = {
-    "recurrent": {},
-    "transformer": {
-        "units": 128,
-        "layers": 2,
-        "dropout": 0.3,
-        "learning_rate": 1e-3,
-        "warmup": 300,
-        "beta_2": 0.98,
-        "label_smoothing": 0.1,
-    },
-}
 
 PRESETS = {
     # Characters: for everything, and best for little text.

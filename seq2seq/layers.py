@@ -345,14 +345,21 @@ class Attention(keras.layers.Layer):
             scores = self.match(hidden)[..., 0]
         else:
             scores = tf.matmul(queries, keys, transpose_b=True)
-        scores = tf.cast(scores, tf.float32)  # under mixed precision too, of which float16 ends at 65,504
-        weights = tf.nn.softmax(tf.where(encoded.mask[:, None], scores, scores.dtype.min))
+        weights = masked_softmax(scores, encoded.mask[:, None])
         context = tf.matmul(tf.cast(weights, encoded.memory.dtype), encoded.memory)
         rows, length = tf.shape(query)[0], tf.shape(query)[1]
         return tuple(tf.reshape(x, [rows, length, tf.shape(x)[2]]) for x in (context, weights))
 
     def get_config(self) -> dict:
         return {**super().get_config(), "units": self.units, "kind": self.kind}
+
+
+def masked_softmax(scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Attention weights of scores `[..., S]`: float32, they sum to 1 over S and are 0 where the mask is False.
+
+    They are float32 under mixed precision too, as the largest number of float16 is 65,504.
+    """
+    return tf.nn.softmax(tf.where(mask, tf.cast(scores, tf.float32), tf.float32.min))
 
 
 @keras.saving.register_keras_serializable("seq2seq")

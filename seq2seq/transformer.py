@@ -2,8 +2,7 @@
 
 A small Transformer (Vaswani et al. 2017, arxiv.org/abs/1706.03762), normalised before each sublayer (Xiong et al. 2020,
 arxiv.org/abs/2002.04745), with rotary positions (Su et al. 2021, arxiv.org/abs/2104.09864). Attention to the source
-has them too: in what a small Transformer is for, such as inflection and letters to phones, target and source stand in
-nearly the same order.
+has them too, since target and source are in nearly the same order in inflection or transliteration.
 
 Shapes: B rows in a batch, S source length, T target length, L length of a cache, V vocabulary size, D units, H heads.
 """
@@ -16,7 +15,16 @@ import tensorflow as tf
 
 from pipelines import OptionError
 from pipelines.tokenizers import Tokenizer
-from seq2seq.layers import Encoded, Pointer, TiedOutput, TokenVectors, rows_by_source, source_mask, token_ids
+from seq2seq.layers import (
+    Encoded,
+    Pointer,
+    TiedOutput,
+    TokenVectors,
+    masked_softmax,
+    rows_by_source,
+    source_mask,
+    token_ids,
+)
 
 
 @keras.saving.register_keras_serializable("seq2seq")
@@ -29,12 +37,12 @@ class TransformerEncoder(keras.layers.Layer):
     Args:
         vocabulary_size: number of source ids, Vs.
         units: size of all vectors, D; a multiple of twice the heads.
-        layers: how many times the positions look at each other.
-        heads: in how many ways at once, H.
+        layers: number of layers.
+        heads: number of attention heads, H.
         feed_forward: size of the hidden layer of each feed-forward network; None for 4 times the units.
         dropout: share of numbers left out, in training, of the embedding and of what each sublayer adds.
-        cell: what the state is for if the decoder is recurrent, "lstm" or "gru". It then starts from the mean of the
-            memory, in as many layers.
+        cell: cell of the decoder if that is recurrent, "lstm" or "gru". The state of each of its layers starts as the
+            mean of the memory.
 
     Call arguments:
         source: one-hot `[B, S, Vs]` or ids `[B, S]`, padded on the right.
@@ -305,8 +313,8 @@ class MultiHeadAttention(keras.layers.Layer):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """What queries `[B, T, D]` find where the mask `[B, T, L]` is, `[B, T, D]`, and their mean weights."""
         queries = _turn(self._split(self.query(x)), places)
-        scores = tf.cast(tf.matmul(queries * self.size**-0.5, keys, transpose_b=True), tf.float32)
-        weights = tf.nn.softmax(tf.where(mask[:, None], scores, scores.dtype.min))
+        scores = tf.matmul(queries * self.size**-0.5, keys, transpose_b=True)
+        weights = masked_softmax(scores, mask[:, None])
         found = tf.transpose(tf.matmul(tf.cast(weights, values.dtype), values), [0, 2, 1, 3])
         return self.combine(tf.reshape(found, tf.shape(x))), tf.reduce_mean(weights, axis=1)
 

@@ -58,7 +58,9 @@ PUBLISHED = {
         "rotary Transformer, pointer": {"tur": 10.6},
     },
 }
-INFLECTION = {"columns": (1, 3, 2), "source_tokenizer": "char,;", "target_tokenizer": "char"}
+# Whatever the preset: three columns can be read in no other way.
+INFLECTION = {name: PRESETS["inflection"][name] for name in ("columns", "source_tokenizer")}
+INFLECTION["target_tokenizer"] = Config.target_tokenizer
 KEY = ("task", "language", "preset", "architecture", "options", "seed", "side", "search")  # of a row
 FIGURES = ("accuracy", "error", "parameters", "updates", "seconds")
 
