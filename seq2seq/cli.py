@@ -653,6 +653,8 @@ def evaluate(
 ) -> None:
     """Translate a corpus and measure how well, by all the translations it has of each source.
 
+    The corpus is read with the --columns and --reverse that the run was trained with, unless you say others.
+
     Of several runs it measures the ensemble; `compare` measures each. An ensemble needs a corpus by name if a run was
     trained on what the first has held out.
 
@@ -693,6 +695,8 @@ def compare(
     given: dict,
 ) -> None:
     """Translate a corpus with several runs and test whether each differs from the first.
+
+    The corpus is read with the --columns and --reverse that the first run was trained with, unless you say others.
 
     The test is a paired bootstrap, not corrected for the number of runs; p below 0.05 is unlikely to be chance.
 
@@ -758,7 +762,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
             raise OptionError(f"{command}: number of source columns: {run} was trained on {counts}")
     with corpus_errors(), _reporting() as report:
         if corpus:
-            pairs = read_pairs(corpus, report=report, source_columns=columns, **given)
+            pairs = read_pairs(corpus, report=report, source_columns=columns, **_as_trained(runs[0], corpus, given))
         else:
             pairs = held_out_pairs(runs[0], models[0])
         pairs = pairs.cache()  # standard input can be read once only
@@ -767,6 +771,17 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
             _say_what_was_learned(command, runs, models, pairs, corpus)
         progress = _counting("translated")
         return [measure(model, pairs, strategy, progress=progress, **settings) for model in measured], seconds
+
+
+def _as_trained(run, corpus, given):
+    """How to read a corpus for a run: as its own was, where the command does not say which columns are what.
+
+    Standard input, which is made for the command, has source and target in their order.
+    """
+    if "columns" in given or "-" in corpus or not (run / "config.json").is_file():
+        return given
+    options, _ = load_config(run / "config.json")
+    return {name: options[name] for name in ("columns", "reverse") if options.get(name)} | given
 
 
 def _say_what_was_learned(command, runs, models, pairs, named):
@@ -905,7 +920,8 @@ def score(
 ) -> None:
     """Write the log-likelihood of each pair of texts, in nats: how well the target translates the source.
 
-    If the model was trained on several source columns, tab-separated text has these first and then the target.
+    Standard input has source TAB target, or all source columns and then the target. A corpus by name is read with the
+    --columns and --reverse that the run was trained with, unless you say others.
 
     Each line of a CORPUS gets one line: a number, or nan if it holds no pair to score. stderr counts the latter by
     reason: an empty line, the names of the columns, a bad line. --on-bad-line is skip by default here; with error, the
@@ -918,7 +934,8 @@ def score(
     with _reporting() as report:
         model = _load(runs, imports)
         columns = model.source_tokenizer.column_names
-        lines = open_corpora(corpus, **{"on_bad_line": "skip", "source_columns": columns, **given}).lines(report)
+        reading = {"on_bad_line": "skip", "source_columns": columns, **_as_trained(runs[0], corpus, given)}
+        lines = open_corpora(corpus, **reading).lines(report)
         while block := list(itertools.islice(lines, 2048)):
             pairs = [pair for pair in block if pair]
             scores = iter(model.score([source for source, _ in pairs], [target for _, target in pairs]).numpy())

@@ -390,6 +390,26 @@ def test_a_source_of_several_columns_is_tab_separated_text(inflecting, tsv, tmp_
     assert (tmp_path / "out" / "translations.txt").read_bytes() == found.stdout
 
 
+@pytest.mark.slow
+def test_a_corpus_is_read_as_the_run_s_own_was_if_nothing_else_is_said(inflecting, tsv, tmp_path):
+    folder = shutil.copytree(inflecting, tmp_path / "run")
+    (folder / "config.json").write_text(json.dumps({"options": {"columns": [1, 3, 2]}}))
+    corpus = tsv("ab\tc\tV;PST\nc\tb\t\n")
+    seq2seq("evaluate", folder, corpus, "--max-length", 4, "--write", tmp_path / "out")
+    assert (tmp_path / "out" / "references.0.txt").read_text() == "c\nb\n"
+    (score, other), (asked, _), (piped, _) = (
+        done.stdout.split()
+        for done in (
+            seq2seq("score", folder, corpus),
+            seq2seq("score", folder, corpus, "--columns", "1,3,2"),
+            seq2seq("score", folder, stdin=b"ab\tV;PST\tc\nc\t\tb\n"),
+        )
+    )
+    assert score == asked == piped != b"nan" != other
+    # With other columns the same file is read otherwise: here the features are the target.
+    assert seq2seq("score", folder, corpus, "--columns", "1,2,3").stdout.split()[0] not in (score, b"nan")
+
+
 def test_inspect_tells_the_tokens_of_each_source_column(tsv):
     done = seq2seq("inspect", tsv("lemma\tform\tfeatures\nsee\tsaw\tV\n"), "--columns", "lemma,features,form")
     assert done.returncode == 0, done.stderr
