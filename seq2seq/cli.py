@@ -277,7 +277,7 @@ def train(
     """
     from seq2seq.distribution import WorkerLostError, is_chief, open_strategy
     from seq2seq.runs import can_measure, find_corpus
-    from seq2seq.training import DivergedError
+    from seq2seq.training import DivergedError, check_taken
     from seq2seq.training import train as run
 
     opened = open_strategy(strategy)  # before anything is computed
@@ -314,6 +314,7 @@ def train(
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
     for name in imports or ():
         load_class("import", name)
+    check_taken(settings, given)
     callbacks = [_progress()] if chief else []
     if tensorboard and chief:
         import keras

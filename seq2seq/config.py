@@ -152,7 +152,8 @@ class Config:
     attention: str | None = _option(
         "general",
         MODEL,
-        "How the decoder looks back at the source: dot, general, additive, none.",
+        "How a recurrent decoder looks back at the source: dot, general, additive; for short texts of letters hard, or "
+        "monotonic where source and target are in the same order; none.",
         parser=_or_none(str),
     )
     input_feeding: bool = _option(False, MODEL, "Give each step what attention found before. Several times slower.")

@@ -13,8 +13,9 @@ from pipelines import OptionError, choose
 from pipelines.tokenizers import END, PADDING, Tokenizer, one_hot
 from seq2seq.recurrence import Recurrent, Rows, look_up
 
-ATTENTIONS = (None, "dot", "general", "additive")
+ATTENTIONS = (None, "dot", "general", "additive", "hard", "monotonic")
 _FEW_TOKENS = 500  # with so many a batch has more places than tokens
+_NEVER = -1e6  # the logarithm of a probability of 0, so that differences of two are numbers
 
 
 class Encoded(NamedTuple):
@@ -35,6 +36,7 @@ class Prepared(NamedTuple):
     keys: tf.Tensor | None  # [B, S, D] the memory as queries are compared with it; None without attention
     product: tf.Tensor | None  # [V, G] as in `Rows`, of all target tokens where they are few
     copies: tf.Tensor | None  # [B, S, V] the target token of each source token, as `Pointer.copies` returns it
+    memory: tf.Tensor | None = None  # [B, S, D] what the memory adds to a decoder's output, for hard attention
 
 
 @keras.saving.register_keras_serializable("seq2seq")
@@ -128,8 +130,8 @@ class Decoder(keras.layers.Layer):
     Args:
         vocabulary_size: number of target ids, Vt.
         units, cell, layers, embedding, dropout: as in `Encoder`, and with the encoder's values: the state is handed on.
-        attention: how each step looks back at the whole source, as in `Attention`; None where the encoder's last state
-            is all the decoder knows of it.
+        attention: how each step looks back at the whole source, as in `Attention` or `HardAttention`; None where the
+            encoder's last state is all the decoder knows of it.
         input_feeding: whether each step is also given what attention found at the one before (Luong et al. 2015,
             section 3.3). Training then goes step by step, which is several times slower.
         tied: whether the embedding is also the output's matrix (Press & Wolf 2017, arxiv.org/abs/1608.05859), after a
@@ -149,8 +151,8 @@ class Decoder(keras.layers.Layer):
         the loss leaves out. In beam search B is K times the number of sources (see `rows_by_source`).
 
     Raises:
-        OptionError: for an unknown cell or attention, input feeding or copying without attention, or tying without
-            embedding.
+        OptionError: for an unknown cell or attention, input feeding without soft attention, copying without attention,
+            or tying without embedding.
     """
 
     def __init__(
@@ -167,10 +169,13 @@ class Decoder(keras.layers.Layer):
         dropout: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # log-probabilities in the state stay float32
         choose("attention", attention, ATTENTIONS)
         if input_feeding and not attention:
             raise OptionError("input_feeding=True: there is nothing to feed without attention")
+        self.hard = attention in ("hard", "monotonic")
+        if input_feeding and self.hard:
+            raise OptionError(f"input_feeding=True: there is nothing to feed with attention={attention!r}")
         if copy and not attention:
             raise OptionError("copy=True: without attention, nothing points at the source")
         if tied and not embedding:
@@ -194,9 +199,12 @@ class Decoder(keras.layers.Layer):
         size = self.vectors.size + (units if input_feeding else 0)
         self.recurrent = _recurrent_layers(cell, layers, size, units, False, dtype)
         self.drop = keras.layers.Dropout(dropout, dtype=dtype)
-        self.attention = Attention(units, attention, dtype=dtype) if attention else None
+        kind = HardAttention if self.hard else Attention
+        self.attention = kind(units, attention, dtype=dtype) if attention else None
         # Makes what the output layer reads: h~ of Luong et al., equation 5.
         self.combine = keras.layers.Dense(units, "tanh", use_bias=False, dtype=dtype) if attention else None
+        if self.combine:
+            self.combine.build((None, None, 2 * units))
         # Under mixed precision too, a softmax over many tokens wants all of float32.
         self.output_layer = (
             TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype="float32")
@@ -227,8 +235,11 @@ class Decoder(keras.layers.Layer):
             keys=self.attention.project(encoded.memory) if self.attention else None,
             product=self.recurrent[0].multiply(self.vectors.matrix_of_rows()) if few else None,
             copies=self.pointer.copies(encoded.source) if self.pointer else None,
+            memory=tf.tensordot(encoded.memory, self._halves_of_combine()[0], 1) if self.hard else None,
         )
         state = list(encoded.state)
+        if self.hard:
+            state.append(self.attention.start(encoded, self.options["vocabulary_size"]))
         if self.input_feeding:
             nothing = tf.zeros([tf.shape(encoded.memory)[0], self.units], self.compute_dtype)
             state.append([nothing])
@@ -248,11 +259,18 @@ class Decoder(keras.layers.Layer):
             vectors = self.vectors.rows(target, training=training)
             if isinstance(vectors, Rows):
                 vectors = vectors._replace(product=encoded.extra.product)
-            output, state = self._recur(vectors, state, training)
-            output, weights = self._look_back(output, encoded)
-        logits = self.output_layer(output)
-        if self.pointer:
-            logits = self.pointer(logits, output, weights, encoded.extra.copies, encoded)
+            before, places = state[: len(self.recurrent)], state[len(self.recurrent) :]
+            output, state = self._recur(vectors, before, training)
+            if self.hard:
+                logits, weights, place = self._mix(output, token_ids(target), encoded, *places)
+                state = [*state, place]
+            else:
+                output, weights = self._look_back(output, encoded)
+        if not self.hard:
+            logits = self.output_layer(output)
+            if self.pointer:
+                pointed = self.pointer.pointed(weights, encoded.extra.copies, encoded)
+                logits = self.pointer(logits, output, pointed)
         if not return_attention:
             return logits, state
         if weights is None:
@@ -275,6 +293,22 @@ class Decoder(keras.layers.Layer):
             context, weights = self.attention(output, encoded.extra.keys, encoded)
             output = tf.concat([context, output], axis=-1)
         return self.combine(output) if self.combine else output, weights
+
+    def _mix(self, output, ids, encoded, place):
+        """Mixes what would be said at each source position, as hard attention does: log-probabilities `[B, T, V]`, the
+        weights, and where attention may be then."""
+        prepared = encoded.extra
+        mixed = rows_by_source(tf.tensordot(output, self._halves_of_combine()[1], 1), encoded)
+        mixed = tf.tanh(mixed[:, :, None] + prepared.memory[:, None])  # `combine` of all pairs of positions
+        logits = self.output_layer(mixed)
+        said = self.pointer(logits, mixed, prepared.copies[:, None]) if self.pointer else tf.nn.log_softmax(logits)
+        said = tf.reshape(said, [*tf.unstack(tf.shape(ids)), tf.shape(said)[2], said.shape[3]])  # [B, T, S, V]
+        weights, place = self.attention.align(output, ids, said, encoded, place)
+        return tf.reduce_logsumexp(weights[..., None] + said, axis=2), tf.exp(weights), place
+
+    def _halves_of_combine(self):
+        """The weights of `combine` for what is found in the memory, and for the decoder's own output."""
+        return tf.split(tf.cast(self.combine.kernel, self.compute_dtype), 2)
 
     def _feed(self, vectors, encoded, state, training):
         """Both of these, a step at a time, each step's result `[B, D]` being part of the next one's input."""
@@ -339,19 +373,92 @@ class Attention(keras.layers.Layer):
         return self.key(memory) if self.key else memory
 
     def call(self, query: tf.Tensor, keys: tf.Tensor, encoded: Encoded) -> tuple[tf.Tensor, tf.Tensor]:
-        queries = rows_by_source(query, encoded)
-        if self.kind == "additive":
-            hidden = tf.tanh(self.query(queries)[:, :, None] + keys[:, None])
-            scores = self.match(hidden)[..., 0]
-        else:
-            scores = tf.matmul(queries, keys, transpose_b=True)
-        weights = masked_softmax(scores, encoded.mask[:, None])
+        weights = masked_softmax(self.scores(query, keys, encoded), encoded.mask[:, None])
         context = tf.matmul(tf.cast(weights, encoded.memory.dtype), encoded.memory)
         rows, length = tf.shape(query)[0], tf.shape(query)[1]
         return tuple(tf.reshape(x, [rows, length, tf.shape(x)[2]]) for x in (context, weights))
 
+    def scores(self, query: tf.Tensor, keys: tf.Tensor, encoded: Encoded) -> tf.Tensor:
+        """How well each position matches: `[b, T, S]`, or in beam search as `rows_by_source` puts them."""
+        queries = rows_by_source(query, encoded)
+        if self.kind == "additive":
+            return self.match(tf.tanh(self.query(queries)[:, :, None] + keys[:, None]))[..., 0]
+        return tf.matmul(queries, keys, transpose_b=True)
+
     def get_config(self) -> dict:
         return {**super().get_config(), "units": self.units, "kind": self.kind}
+
+
+@keras.saving.register_keras_serializable("seq2seq")
+class HardAttention(Attention):
+    """Looks at one source position at a time, and nobody knows at which: all that it may be are summed, exactly.
+
+    Soft attention averages the memory and says one thing about the average. This averages the probabilities of what
+    would be said at each position. So each token is said of one position and its surroundings, which is a better guess
+    where single letters decide, above all with little text:
+
+        P(token t) = sum over s of P(t is said at s) P(token | decoder's output t, memory s)
+
+    It computes probabilities of V tokens at each of B x T x S pairs of positions, so it is for short texts of few kinds
+    of tokens, such as letters.
+
+    Args:
+        units: size of queries, D.
+        kind: "hard": each token is said at any position, as well as a query matches it there, compared as with
+            "general" (Wu, Shapiro & Cotterell 2018, arxiv.org/abs/1808.10024). "monotonic": at the position of the
+            token before or at a later one, so it never goes back (Wu & Cotterell 2019, arxiv.org/abs/1905.06319,
+            first order). Where the token before was said is also known only as probabilities, which a state holds.
+    """
+
+    @property
+    def monotonic(self) -> bool:
+        return self.kind == "monotonic"
+
+    def start(self, encoded: Encoded, vocabulary_size: int) -> list[tf.Tensor]:
+        """The state before the first token; none but of "monotonic". Log-probabilities of where the token that comes
+        next is said, `[B, S]`, and of each token at each position, `[B, S, V]`."""
+        if not self.monotonic:
+            return []
+        rows, length = tf.unstack(tf.shape(encoded.memory)[:2])
+        first = tf.where(tf.range(length) == 0, 0.0, _NEVER)  # START is said at the first
+        return [tf.tile(first[None], [rows, 1]), tf.zeros([rows, length, vocabulary_size])]
+
+    def align(
+        self, query: tf.Tensor, ids: tf.Tensor, said: tf.Tensor, encoded: Encoded, state: list[tf.Tensor]
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Finds where each token is said.
+
+        Args:
+            query: `[B, T, D]`, the decoder's output at each step.
+            ids: int32 `[B, T]`, the tokens that the steps were given: each is the one that the step before says.
+            said: log-probabilities `[B, T, S, V]` of the token that each step says, at each position.
+            encoded: the `Encoded` source.
+            state: what the call for the steps before returned, or `start`.
+
+        Returns:
+            Log-probabilities `[B, T, S]` of the position of each step's token, and the new state.
+        """
+        scores = tf.cast(self.scores(query, encoded.extra.keys, encoded), tf.float32)
+        scores = tf.reshape(tf.where(encoded.mask[:, None], scores, _NEVER), tf.shape(said)[:3])
+        if not self.monotonic:
+            return tf.nn.log_softmax(scores), []
+        # The chance of going from r to s is exp(score s) over the sum of those from r on, for each s from r on.
+        onward = tf.math.cumulative_logsumexp(scores, axis=2, reverse=True)
+        place, before = state
+        before = tf.concat([before[:, None], said[:, :-1]], axis=1)
+        given = tf.einsum("btsv,btv->bts", before, tf.one_hot(ids, said.shape[3]))  # how likely each was at a position
+
+        def step(t, place, places):
+            was = tf.nn.log_softmax(place + given[:, t])  # where the token was said that this step is given
+            place = scores[:, t] + tf.math.cumulative_logsumexp(was - onward[:, t], axis=1)
+            place = tf.maximum(place, _NEVER)
+            return t + 1, place, places.write(t, place)
+
+        steps = tf.shape(ids)[1]
+        places = tf.TensorArray(tf.float32, size=steps, element_shape=[None, None])
+        # XLA wants to be told again how many steps there are.
+        _, place, places = tf.while_loop(lambda *_: True, step, (0, place, places), maximum_iterations=steps)
+        return tf.transpose(places.stack(), [1, 0, 2]), [place, said[:, -1]]
 
 
 def masked_softmax(scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
@@ -380,9 +487,8 @@ class Pointer(keras.layers.Layer):
     Call arguments:
         logits: `[B, T, V]`, of generating.
         output: `[B, T, D]`, what they were made of; it decides on g.
-        weights: `[B, T, S]`, the attention.
-        copies: `[b, S, V]`, what `copies` returned; b is B, or less by the factor K in beam search.
-        encoded: the `Encoded` source.
+        pointed: `[B, T, V]`, how much attention each token is paid, as `pointed` returns it. With hard attention all
+            three have one more axis, of source positions, of which each points at itself.
 
     Returns:
         log-probabilities `[B, T, V]`, which are logits too: a softmax makes the probabilities of them.
@@ -415,11 +521,19 @@ class Pointer(keras.layers.Layer):
             raise OptionError("copy=True: call take_tokenizers first, as Seq2Seq does")
         return one_hot(tf.gather(self.target_ids, source), self.vocabulary_size)
 
-    def call(
-        self, logits: tf.Tensor, output: tf.Tensor, weights: tf.Tensor, copies: tf.Tensor, encoded: Encoded
-    ) -> tf.Tensor:
-        pointed = tf.matmul(rows_by_source(tf.cast(weights, tf.float32), encoded), copies)
-        copied = (1 - self.share(output)) * tf.reshape(pointed, tf.shape(logits))
+    def pointed(self, weights: tf.Tensor, copies: tf.Tensor, encoded: Encoded) -> tf.Tensor:
+        """How much attention each target token is paid: `[B, T, V]`, of weights `[B, T, S]`.
+
+        Args:
+            weights: the attention.
+            copies: `[b, S, V]`, what `copies` returned; b is B, or less by the factor K in beam search.
+            encoded: the `Encoded` source.
+        """
+        found = tf.matmul(rows_by_source(tf.cast(weights, tf.float32), encoded), copies)
+        return tf.reshape(found, [*tf.unstack(tf.shape(weights)[:2]), self.vocabulary_size])
+
+    def call(self, logits: tf.Tensor, output: tf.Tensor, pointed: tf.Tensor) -> tf.Tensor:
+        copied = (1 - self.share(output)) * pointed
         generated = (1 - tf.reduce_sum(copied, axis=-1, keepdims=True)) * tf.nn.softmax(logits)
         return tf.math.log(copied + generated + self._LEAST)
 
@@ -516,7 +630,7 @@ class TokenVectors(keras.layers.Layer):
 
 
 class TiedOutput(keras.layers.Layer):
-    """logits `[B, T, V]` of `[B, T, D]`, by likeness to the embedding of each token."""
+    """logits `[..., V]` of `[..., D]`, by likeness to the embedding of each token."""
 
     def __init__(self, vectors: TokenVectors, units: int) -> None:
         super().__init__(dtype="float32", name="output")
@@ -527,7 +641,7 @@ class TiedOutput(keras.layers.Layer):
 
     def call(self, output: tf.Tensor) -> tf.Tensor:
         matrix = tf.convert_to_tensor(self.vectors.matrix)
-        return tf.tensordot(self.project(output), matrix, [[2], [1]]) + self.bias
+        return tf.tensordot(self.project(output), matrix, [[-1], [1]]) + self.bias
 
 
 def _recurrent_layers(cell, layers, size, units, bidirectional, dtype):

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -282,6 +282,8 @@ def _begin(config, folder, progress, report, say, command):
         _say_copied(tokenizers, say)
     steps = _steps(config, tokenizers, found)
     epochs = _epochs(config, steps)
+    if config.warmup >= steps * epochs:
+        say(f"The training has {steps * epochs:,} updates, all of them warm-up: --warmup {config.warmup}")
     checkpoints = Checkpoints(folder / "unfinished")
     model = _model(config, tokenizers, steps * epochs)
     if old:
@@ -304,10 +306,9 @@ def _say_copied(tokenizers, say):
     """Says how many tokens can be copied."""
     pointer = Pointer(tokenizers[1].vocabulary_size)
     pointer.take_tokenizers(*tokenizers)
-    if not pointer.copied:
-        raise OptionError("copy=True: source and target have no token in common that could be copied")
     known = tokenizers[1].vocabulary_size - END - 1
-    say(f"copying: {pointer.copied:,} source tokens can be copied, of {known:,} target tokens")
+    copied = f"{pointer.copied:,} source tokens" if pointer.copied else "no source token"
+    say(f"copying: {copied} can be copied, of {known:,} target tokens")
 
 
 def _say_leaks(record, config, source_tokenizer, say):
@@ -547,7 +548,7 @@ def _column_tokenizer(config, side, name):
 
 def _model(config, tokenizers, steps):
     """The `Seq2Seq` of a configuration."""
-    encoder, decoder = _half("encoder", config, ENCODERS), _half("decoder", config, DECODERS)
+    encoder, decoder = _halves(config)
     options = {name: getattr(config, name) for name in model_options()}
     first, *last = config.teacher_forcing
     return Seq2Seq(
@@ -561,10 +562,29 @@ def _model(config, tokenizers, steps):
     )
 
 
-def _half(name, config, kinds):
-    """The class of the encoder or of the decoder."""
-    kind = getattr(config, name) or config.architecture
-    return load_class(name, kind) if ":" in kind else choose(name, kind, kinds)
+def _halves(config):
+    """The classes of the encoder and of the decoder."""
+    found = []
+    for name, kinds in (("encoder", ENCODERS), ("decoder", DECODERS)):
+        kind = getattr(config, name) or config.architecture
+        found.append(load_class(name, kind) if ":" in kind else choose(name, kind, kinds))
+    return found
+
+
+def check_taken(config: Config, names: Iterable[str]) -> None:
+    """Sees that each of these options, if it is one of models, is one of this encoder or this decoder.
+
+    A `Config` has all options, as a preset may name some for one architecture only. Those that a user gives should
+    have an effect.
+
+    Raises:
+        OptionError: if an option is neither's.
+    """
+    halves = _halves(config)
+    taken = {"architecture", "encoder", "decoder"}.union(*map(accepted, halves))
+    for name in names:
+        if name in model_options() and name not in taken:
+            raise OptionError(f"{name}: neither {' nor '.join(half.__name__ for half in halves)} has this option")
 
 
 def _steps(config, tokenizers, found):

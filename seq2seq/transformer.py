@@ -226,7 +226,7 @@ class TransformerDecoder(keras.layers.Layer):
         output = self.norm(x)
         logits = self.output_layer(output)
         if self.pointer:
-            logits = self.pointer(logits, output, weights, copies, encoded)
+            logits = self.pointer(logits, output, self.pointer.pointed(weights, copies, encoded))
         state = past + length, filled
         return (logits, state, weights) if return_attention else (logits, state)
 

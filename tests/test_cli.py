@@ -200,6 +200,10 @@ def test_bad_options_exit_2(tsv, tmp_path):
         (["--preset", "tutorial", "--config", "x.json"], "preset and config exclude each other"),
         (["--config", "x.json"], "x.json"),
         (["--tied"], "tied=True"),
+        (
+            ["--architecture", "transformer", "--cell", "gru"],
+            "cell: neither TransformerEncoder nor TransformerDecoder has this option",
+        ),
         (["--precision", "float8"], "precision='float8': expected 'float32', 'bfloat16'"),
         (["--compile", "--deterministic"], "compile=True: XLA does not promise the same bits"),
         (["--decoder", "nowhere:Decoder"], "there is no module 'nowhere'"),

@@ -9,7 +9,18 @@ import tensorflow as tf
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer
 from pipelines.tokenizers import one_hot
 from seq2seq.contract import encode
-from seq2seq.layers import Attention, Decoder, Encoded, Encoder, Pointer, TokenVectors, rows_by_source, source_mask
+from seq2seq.layers import (
+    Attention,
+    Decoder,
+    Encoded,
+    Encoder,
+    HardAttention,
+    Pointer,
+    Prepared,
+    TokenVectors,
+    rows_by_source,
+    source_mask,
+)
 
 SOURCE = tf.constant([[4, 5, 6], [7, 4, 0]])
 TARGET = tf.constant([[2, 5, 6, 7], [2, 4, 0, 0]])
@@ -27,6 +38,8 @@ OPTIONS = [
     {"cell": "gru", "layers": 2, "embedding": 4, "tied": True, "attention": "additive", "input_feeding": True},
     {"embedding": 4, "attention": "dot", "copy": True},
     {"attention": "general", "input_feeding": True, "copy": True},
+    {"layers": 2, "attention": "hard", "embedding": 4, "tied": True},
+    {"cell": "gru", "attention": "monotonic", "copy": True, "dropout": 0.5},
 ]
 
 
@@ -121,13 +134,51 @@ def test_attention_is_the_published_formula_and_looks_only_where_the_mask_is(kin
         np.testing.assert_allclose(c, wanted @ memory[0, :2], atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["hard", "monotonic"])
+def test_hard_attention_sums_over_all_ways_to_align_source_and_target(kind):
+    """What it finds a token at a time, against every sequence of positions that there is."""
+    random = np.random.default_rng(0)
+    query, memory = random.normal(size=(1, 3, 2)).astype("float32"), random.normal(size=(1, 4, 2)).astype("float32")
+    said = tf.nn.log_softmax(random.normal(size=(1, 3, 4, 6))).numpy()
+    tokens = [5, 3, 4]  # said at the three steps, each given to the next
+    attention = HardAttention(2, kind)
+    keys = attention.project(memory)
+    encoded = Encoded(memory, tf.constant([[True, True, True, False]]), [], extra=Prepared(keys, None, None))
+    weights, _ = attention.align(query, tf.constant([[2, *tokens[:2]]]), said, encoded, attention.start(encoded, 6))
+    found = [np.exp(weights[0, t]) @ np.exp(said[0, t, :, token]) for t, token in enumerate(tokens)]
+
+    scores = (query @ keys.numpy().transpose(0, 2, 1))[0, :, :3]
+    total = 0.0
+    for places in itertools.product(range(3), repeat=3):
+        p, last = 1.0, 0
+        for t, (place, token) in enumerate(zip(places, tokens, strict=True)):
+            allowed = np.exp(scores[t, last if kind == "monotonic" else 0 :]).sum()
+            p *= 0.0 if kind == "monotonic" and place < last else np.exp(scores[t, place]) / allowed
+            p, last = p * np.exp(said[0, t, place, token]), place
+        total += p
+    np.testing.assert_allclose(np.prod(found), total, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(weights[0]).sum(axis=-1), np.ones(3), rtol=1e-5)
+    np.testing.assert_array_equal(np.exp(weights[0, :, 3]), np.zeros(3))
+
+
+def test_monotonic_attention_never_goes_back():
+    keras.utils.set_random_seed(0)
+    encoder, decoder = Encoder(8, 6), Decoder(8, 6, attention="monotonic")
+    decoder.attention.key.build((None, None, 6))
+    decoder.attention.key.kernel.assign(40 * decoder.attention.key.kernel)  # so that it is sure of each place
+    encoded, state = decoder.start(encode(encoder, tf.random.uniform([50, 9], 4, 8, tf.int32)))
+    *_, weights = decoder(tf.random.uniform([50, 12], 4, 8, tf.int32), encoded, state, return_attention=True)
+    places = tf.argmax(weights, axis=-1).numpy()
+    assert (np.diff(places, axis=1) > 0).any() and (np.diff(places, axis=1) >= 0).mean() > 0.95
+
+
 def test_copying_is_the_published_mixture_and_what_cannot_be_copied_is_generated():
     pointer = Pointer(8)
     pointer.take_tokenizers(CharTokenizer("abcd"), CharTokenizer("dbax"))  # c has no target id, d, b, a have 4, 5, 6
     source, weights = tf.constant([[4, 6, 4, 7]]), np.array([[[0.1, 0.3, 0.2, 0.4]]], "float32")
     logits, output = np.arange(8, dtype="float32")[None, None], np.array([[[1.0, -2.0]]], "float32")
     encoded = Encoded(tf.zeros([1, 4, 2]), source > 0, [], source)
-    found = pointer(logits, output, weights, pointer.copies(source), encoded)
+    found = pointer(logits, output, pointer.pointed(weights, pointer.copies(source), encoded))
     g = float(pointer.share(output)[0, 0, 0])
     copied = (1 - g) * np.array([0, 0, 0, 0, 0.4, 0, 0.1 + 0.2, 0])  # and 0.3 of c is left
     generated = (g + (1 - g) * 0.3) * np.exp(logits[0, 0]) / np.exp(logits[0, 0]).sum()
@@ -164,6 +215,11 @@ def test_attention_weights_come_on_request(layers):
     assert weights.shape == (2, 4, 3)
     np.testing.assert_allclose(tf.reduce_sum(weights, -1), np.ones((2, 4)), atol=1e-6)
     np.testing.assert_allclose(weights[1, :, 2], 0, atol=1e-6)
+
+
+def test_hard_attention_finds_nothing_to_feed():
+    with pytest.raises(OptionError, match="input_feeding=True: there is nothing to feed with attention='hard'"):
+        Decoder(8, 6, attention="hard", input_feeding=True)
 
 
 def test_input_feeding_makes_what_attention_found_a_part_of_the_next_input():

@@ -391,6 +391,7 @@ def test_teacher_forcing_may_follow_a_schedule(tokenizers, batches, tmp_path):
     [
         {"cell": "gru", "layers": 2, "bidirectional": True, "attention": "additive", "embedding": 12, "tied": True},
         {"attention": "dot", "input_feeding": True, "dropout": 0.1},
+        {"attention": "monotonic", "copy": True, "dropout": 0.1},
         {"label_smoothing": 0.1, "teacher_forcing": 0.8, "embedding": 24, "attention": "dot", "copy": True},
     ],
     ids=str,
@@ -580,8 +581,9 @@ SCALED = keras.optimizers.LossScaleOptimizer
     [
         ({"attention": "general"}, "one_hot", SCALED),
         ({"cell": "gru", "bidirectional": True, "embedding": 4, "tied": True}, "ids", lambda sgd: sgd),
+        ({"attention": "monotonic"}, "ids", lambda sgd: sgd),
     ],
-    ids=["one-hot, loss scaled", "ids, embedding"],
+    ids=["one-hot, loss scaled", "ids, embedding", "monotonic"],
 )
 def test_a_compiled_step_learns_and_measures_the_same(pairs, tokenizers, options, encoding, wrap):
     found = []

@@ -106,7 +106,7 @@ VALUES = {
     "attention": ATTENTIONS,
     "embedding": [6, 4, None],
     "tied": [False, True, False],
-    "input_feeding": [False, False, True],
+    "input_feeding": [False, False, True, False, False, False],
     "dropout": [0.0, 0.2],
     "label_smoothing": [0.0, 0.1],
     "encoding": ["ids", "one_hot"],

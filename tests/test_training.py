@@ -316,7 +316,7 @@ def test_every_kind_of_tokens_can_be_trained_on_and_comes_back(config, tmp_path,
 @pytest.mark.parametrize(
     "options",
     [
-        {"architecture": "transformer", "attention": None},
+        {"architecture": "transformer", "attention": None, "warmup": 9},
         {"decoder": "transformer", "copy": False},
         {"encoder": "transformer", "cell": "lstm", "shared_vocabulary": True},
     ],
@@ -335,13 +335,16 @@ def test_both_halves_may_be_of_either_architecture(config, tmp_path, options):
         ("Transformer" if kind == "transformer" else "") + half for kind, half in zip(given, ("En", "De"), strict=True)
     ]
     assert any(text == "copying: 5 source tokens can be copied, of 5 target tokens" for text in said) == options["copy"]
+    assert any("all of them warm-up: --warmup 9" in text for text in said) == ("warmup" in options)
     if options.get("shared_vocabulary"):
         assert model.source_tokenizer.vocabulary == model.target_tokenizer.vocabulary
 
 
-def test_copying_is_refused_where_no_token_is_common(config, tmp_path):
-    with pytest.raises(OptionError, match="copy=True: source and target have no token in common"):
-        train(dataclasses.replace(config, copy=True), tmp_path / "run")
+def test_where_no_token_is_common_a_copying_model_says_so_and_learns_without(config, tmp_path):
+    said = []
+    train(dataclasses.replace(config, copy=True), tmp_path / "run", say=said.append)
+    assert any(text.startswith("copying: no source token can be copied, of ") for text in said)
+    assert np.isfinite(load_run(tmp_path / "run").score(["a"], ["b"])).all()
 
 
 def test_options_that_cannot_be_are_refused_before_anything_is_read(config, tmp_path):
