@@ -23,6 +23,7 @@ _MODULES = {
         "ByteTokenizer",
         "CharTokenizer",
         "ColumnsTokenizer",
+        "LetterTokenizer",
         "SeparatorTokenizer",
         "SubwordTokenizer",
         "Tokenizer",

@@ -261,8 +261,12 @@ class CharTokenizer(Tokenizer):
         self._ids = np.full(max(code_points, default=0) + 2, UNKNOWN, np.int32)
         self._ids[code_points] = np.arange(len(RESERVED_TOKENS), self.vocabulary_size)
 
+    def _code_points_of(self, texts):
+        """The tokens of normal texts `[B]` as code points, ragged int32 `[B, (S)]`."""
+        return tf.strings.unicode_decode(texts, "UTF-8")
+
     def _look_up(self, texts):
-        code_points = tf.strings.unicode_decode(self.normalize(texts), "UTF-8")
+        code_points = self._code_points_of(self.normalize(texts))
         return code_points.with_flat_values(
             tf.gather(self._ids, tf.minimum(code_points.flat_values, len(self._ids) - 1))
         )
@@ -270,6 +274,38 @@ class CharTokenizer(Tokenizer):
     def _spell(self, ids):
         code_points = tf.gather(self._code_points, ids)
         return tf.strings.unicode_encode(tf.ragged.boolean_mask(code_points, code_points >= 0), "UTF-8")
+
+
+@keras.saving.register_keras_serializable("pipelines")
+class LetterTokenizer(CharTokenizer):
+    """One token for each character, but for Hangul one for each letter: of "한글" they are ㅎㅏㄴㄱㅡㄹ.
+
+    A syllable of Hangul is one character of 11,172, too many to learn one by one, and is written with two or three of
+    67 letters (The Unicode Standard, section 3.12). Texts are put together again, so that they are of syllables.
+    """
+
+    def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        return super().split(tf.strings.unicode_encode(self._code_points_of(texts), "UTF-8"))
+
+    def lengths(self, texts: Texts) -> tf.Tensor:
+        """How many letters each of texts `[B]` has."""
+        return Tokenizer.lengths(self, texts)
+
+    def _code_points_of(self, texts):
+        code_points = super()._code_points_of(texts)
+        flat = code_points.flat_values
+        number = flat - 0xAC00  # of a syllable, in the order of first letter, vowel and, in 27 of 28, last letter
+        syllable = (number >= 0) & (number < 11_172)
+        first = tf.where(syllable, 0x1100 + number // 588, flat)
+        vowel = tf.where(syllable, 0x1161 + number % 588 // 28, -1)
+        last = tf.where(syllable & (number % 28 > 0), 0x11A7 + number % 28, -1)
+        letters = tf.stack([first, vowel, last], axis=1)
+        apart = tf.RaggedTensor.from_row_splits(tf.ragged.boolean_mask(letters, letters >= 0), code_points.row_splits)
+        return apart.merge_dims(1, 2)
+
+    def _spell(self, ids):
+        """Here syllables are written as the normal form has them; without a normal form, as NFC has all text."""
+        return tf_text.normalize_utf8(super()._spell(ids), self.normal_form or "NFC")
 
 
 @keras.saving.register_keras_serializable("pipelines")
@@ -707,6 +743,7 @@ class ColumnsTokenizer(Tokenizer):
 
 TOKENIZERS = {
     "char": CharTokenizer,
+    "letter": LetterTokenizer,
     "byte": ByteTokenizer,
     "whitespace": WhitespaceTokenizer,
     "subword": SubwordTokenizer,

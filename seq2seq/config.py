@@ -116,8 +116,9 @@ class Config:
     source_tokenizer: str = _option(
         "char",
         TOKENS,
-        "What source texts are cut into: char, byte, whitespace, subword, module:Class, or at a single character such "
-        "as ';' into a set of features. For several source columns a name for each, 'char,;', or one for all.",
+        "What source texts are cut into: char, letter (characters, and the letters of Hangul), byte, whitespace, "
+        "subword, module:Class, or at a single character such as ';' into a set of features. For several source "
+        "columns a name for each, 'char,;', or one for all.",
     )
     target_tokenizer: str = _option("char", TOKENS, "What target texts are cut into: one of those names.")
     normal_form: str | None = _option(
@@ -136,7 +137,7 @@ class Config:
         + ".",
     )
     units: int = _option(256, MODEL, "Size of the memory and of each layer.", min=1)
-    cell: str = _option("gru", MODEL, "Recurrent cell: lstm, gru.")
+    cell: str = _option("lstm", MODEL, "Recurrent cell: lstm, gru.")
     layers: int = _option(1, MODEL, "Layers on each side.", min=1)
     heads: int = _option(4, MODEL, "Attention heads of a Transformer.", min=1)
     feed_forward: int | None = _option(
@@ -147,7 +148,7 @@ class Config:
     )
     bidirectional: bool = _option(True, MODEL, "Half of the units read the source backwards.")
     embedding: int | None = _option(
-        None, MODEL, "Size of the vectors that stand for tokens; none for one-hot rows.", parser=_or_none(int)
+        64, MODEL, "Size of the vectors that stand for tokens; none for one-hot rows.", parser=_or_none(int)
     )
     attention: str | None = _option(
         "general",
@@ -159,7 +160,7 @@ class Config:
     input_feeding: bool = _option(False, MODEL, "Give each step what attention found before. Several times slower.")
     tied: bool = _option(False, MODEL, "Use the target's embedding as the output's matrix.")
     copy: bool = _option(False, MODEL, "Let the decoder also copy source tokens, for targets that share much text.")
-    dropout: float = _option(0.0, MODEL, "Share of numbers left out in training.", min=0, max=0.99)
+    dropout: float = _option(0.3, MODEL, "Share of numbers left out in training.", min=0, max=0.99)
     encoder: str | None = _option(
         None, MODEL, "An encoder of another kind than --architecture, or of your own, module:Class.", metavar="KIND"
     )
@@ -218,7 +219,7 @@ class Config:
     clip_norm: float | None = _option(
         1.0, TRAINING, "Length to which longer gradients are cut.", parser=_or_none(float)
     )
-    label_smoothing: float = _option(0.0, TRAINING, "Share of each label spread over all tokens.", min=0, max=0.99)
+    label_smoothing: float = _option(0.1, TRAINING, "Share of each label spread over all tokens.", min=0, max=0.99)
     teacher_forcing: tuple[float, ...] = _option(
         (1.0,),
         TRAINING,
@@ -342,31 +343,27 @@ PRESETS = {
     "subword": {
         "source_tokenizer": "subword",
         "target_tokenizer": "subword",
-        "cell": "lstm",
         "max_vocabulary": 1500,
         "embedding": 128,
         "attention": "dot",
         "tied": True,
         "dropout": 0.1,
+        "label_smoothing": 0.0,
         "learning_rate": 2e-3,
     },
-    # From letters to phones, "cat TAB K AE T". Lists of words are short, so the model is held back from learning them.
+    # From letters to phones, "cat TAB K AE T", which are in the same order.
     "grapheme-to-phoneme": {
+        "source_tokenizer": "letter",
         "target_tokenizer": "whitespace",
-        "embedding": 64,
-        "dropout": 0.3,
-        "label_smoothing": 0.1,
+        "attention": "monotonic",
+        "copy": True,
     },
     # Of words and features, in the columns that UniMorph has: lemma, form, features with ";" between them.
     "inflection": {
         "columns": (1, 3, 2),
         "source_tokenizer": "char,;",
         "architecture": "transformer",
-        "cell": "lstm",
-        "embedding": 64,
         "copy": True,
-        "dropout": 0.3,
-        "label_smoothing": 0.1,
         "updates": 3200,
     },
     # Of blog.keras.io/a-ten-minute-introduction-to-sequence-to-sequence-learning-in-keras.html
@@ -374,9 +371,11 @@ PRESETS = {
         "limit": 10_000,
         "split": "last",
         "validation_fraction": 0.2,
-        "cell": "lstm",
         "bidirectional": False,
+        "embedding": None,
         "attention": None,
+        "dropout": 0.0,
+        "label_smoothing": 0.0,
         "batch_size": 70,
         "epochs": 40,
         "optimizer": "rmsprop",

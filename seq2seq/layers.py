@@ -200,9 +200,9 @@ class Decoder(keras.layers.Layer):
         self.recurrent = _recurrent_layers(cell, layers, size, units, False, dtype)
         self.drop = keras.layers.Dropout(dropout, dtype=dtype)
         kind = HardAttention if self.hard else Attention
-        self.attention = kind(units, attention, dtype=dtype) if attention else None
+        self.attention: Any = kind(units, attention, dtype=dtype) if attention else None
         # Makes what the output layer reads: h~ of Luong et al., equation 5.
-        self.combine = keras.layers.Dense(units, "tanh", use_bias=False, dtype=dtype) if attention else None
+        self.combine: Any = keras.layers.Dense(units, "tanh", use_bias=False, dtype=dtype) if attention else None
         if self.combine:
             self.combine.build((None, None, 2 * units))
         # Under mixed precision too, a softmax over many tokens wants all of float32.

@@ -69,7 +69,8 @@ LINES = "".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "a
 
 
 def small_config(corpus):
-    small = {"units": 8, "bidirectional": False, "attention": "dot", "epochs": 2, "batch_size": 8}
+    small = {"units": 8, "cell": "gru", "bidirectional": False, "embedding": None, "attention": "dot"}
+    small |= {"dropout": 0.0, "label_smoothing": 0.0, "epochs": 2, "batch_size": 8}
     return Config(corpus=str(corpus), validation_fraction=0.2, **small)
 
 

@@ -37,6 +37,7 @@ def test_the_tutorial_preset_is_the_tutorial():
     assert (config.optimizer, config.split, config.validation_fraction) == ("rmsprop", "last", 0.2)
     assert (config.attention, config.embedding, config.bidirectional, config.layers) == (None, None, False, 1)
     assert (config.source_tokenizer, config.target_tokenizer) == ("char", "char")
+    assert (config.cell, config.dropout, config.label_smoothing) == ("lstm", 0.0, 0.0)
 
 
 @pytest.mark.parametrize(

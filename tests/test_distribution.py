@@ -29,7 +29,10 @@ def config(tmp_path):
     return Config(
         corpus=str(path),
         units=8,
+        cell="gru",
+        embedding=None,
         attention="dot",
+        dropout=0.0,
         batch_size=7,
         epochs=3,
         average=2,

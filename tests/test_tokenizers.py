@@ -1,4 +1,5 @@
 import functools
+import itertools
 import re
 import string
 import unicodedata
@@ -21,6 +22,7 @@ from pipelines.tokenizers import (
     ByteTokenizer,
     CharTokenizer,
     ColumnsTokenizer,
+    LetterTokenizer,
     SeparatorTokenizer,
     SubwordTokenizer,
     Tokenizer,
@@ -113,6 +115,23 @@ def test_decomposed_and_invalid_text_are_read():
     np.testing.assert_array_equal(tokenizer.tokenize(texts), [[4], [UNKNOWN]])
 
 
+def test_syllables_of_hangul_are_taken_apart_and_put_together_again():
+    tokenizer = LetterTokenizer()
+    texts = ["한글 é", "가", "", "ㄱ값x"]
+    tokenizer.adapt(texts)
+    letters = [decoded(row) for row in tokenizer.split(tf.constant(texts))]
+    hangul = ["".join(unicodedata.normalize("NFD", text)) for text in ("한글", "가", "값")]
+    assert letters == [[*hangul[0], " ", "é"], [*hangul[1]], [], ["ㄱ", *hangul[2], "x"]]
+    assert tokenizer.lengths(texts).numpy().tolist() == [8, 2, 0, 5]
+    assert tokenizer.vocabulary_size == 4 + len(set(itertools.chain.from_iterable(letters)))
+    assert decoded(tokenizer.detokenize(tokenizer.tokenize(texts))) == texts
+    # All syllables, those at the ends of the range included, as Unicode takes them apart.
+    syllables = [chr(code) for code in range(0xAC00, 0xD7A4, 97)] + ["힣", "\uabff", "\ud7b0"]
+    assert ["".join(decoded(row)) for row in tokenizer.split(tf.constant(syllables))] == [
+        unicodedata.normalize("NFD", syllable) for syllable in syllables
+    ]
+
+
 def test_nul_is_not_taken_into_the_vocabulary():
     tokenizer = CharTokenizer()
     tokenizer.adapt(["a\0"])
@@ -132,6 +151,8 @@ def test_round_trip_gives_the_normal_form_and_single_spaces_where_whitespace_sep
     normal = [unicodedata.normalize(normal_form, text) if normal_form else text for text in texts]
     if lowercase:
         normal = decoded(tokenizer.normalize(texts))
+    if kind is LetterTokenizer and normal_form is None:
+        normal = [unicodedata.normalize("NFC", text) for text in normal]
     if kind in (WhitespaceTokenizer, SubwordTokenizer):
         normal = [" ".join(text.split()) for text in normal]
     assert decoded(tokenizer.detokenize(tokenizer.tokenize(texts))) == normal

@@ -1,8 +1,8 @@
 """A scoreboard of public tasks: error rates of presets and architectures over several seeds, and of their ensembles.
 
-    python tests/benchmarks/scoreboard.py tasks --architecture recurrent transformer --jobs 2
+    python tests/benchmarks/scoreboard.py tasks --jobs 2
     python tests/benchmarks/scoreboard.py tasks --languages ady lav --set dropout=0.4 --set updates=4000   # a recipe
-    python tests/benchmarks/scoreboard.py tasks --architecture recurrent transformer --side test --beam-width 5
+    python tests/benchmarks/scoreboard.py tasks --seeds 5 --side test --beam-width 5
 
 FOLDER has a folder for each task, with a folder for each language, with `train.tsv`, `dev.tsv` and `test.tsv`: text
 with two columns, source and target, or three: lemma, form and features with ';' between them. Published figures are
@@ -11,8 +11,9 @@ rate is 100 minus the percentage of exact matches: of letters to phones, the wor
 
 Each run is a run folder in OUT/TASK/LANGUAGE/SETTING, each result a row of OUT/scoreboard.csv. The same command resumes
 after an interruption; rows that are there are not computed again. A run with other options in that place, as after a
-change of its preset, is an error. `--jobs` trainings, each in a process of its own, share the cores. Seconds, of the
-whole training, depend on `--jobs`; so do the weights, a little. An ensemble has the sums of its members.
+change of its preset, is an error. `--jobs` trainings, each in a process of its own, share the cores. Seconds are
+those that all threads of the whole training have computed. The weights depend a little on the number of cores that one
+has. An ensemble has the sums of its members.
 """
 
 import argparse
@@ -66,15 +67,15 @@ FIGURES = ("accuracy", "error", "parameters", "updates", "seconds")
 
 
 class Clock(keras.callbacks.Callback):
-    """Writes after each epoch how many updates and seconds a training has taken, with those before a resumption."""
+    """Writes after each epoch how many updates and seconds of processor time a training has taken, in all its parts."""
 
     def __init__(self, run):
         super().__init__()
-        self.path, self.started = run.with_suffix(".json"), time.perf_counter()
+        self.path, self.started = run.with_suffix(".json"), time.process_time()
         self.before = json.loads(self.path.read_text())["seconds"] if run.exists() and self.path.exists() else 0.0
 
     def on_epoch_end(self, epoch, logs=None):
-        seconds = self.before + time.perf_counter() - self.started
+        seconds = self.before + time.process_time() - self.started
         self.path.write_text(json.dumps({"updates": int(self.model.optimizer.iterations), "seconds": seconds}))
 
 
@@ -89,10 +90,15 @@ def option(text):
     return name, json.loads(value.lower()) if "bool" in str(kind) else parse(value)
 
 
+def has_features(folder):
+    """Whether a language's text has three columns, the last one features."""
+    with (folder / "train.tsv").open(encoding="utf-8") as file:
+        return file.readline().count("\t") == 2
+
+
 def configure(folder, preset, architecture, given, seed):
     """The `Config` of a run, made of preset, architecture and options as `seq2seq train` makes it."""
-    with (folder / "train.tsv").open(encoding="utf-8") as file:
-        usual = INFLECTION if file.readline().count("\t") == 2 else {}
+    usual = INFLECTION if has_features(folder) else {}
     sides = {"corpus": folder / "train.tsv", "validation": folder / "dev.tsv"}
     given = usual | sides | {"architecture": architecture, "seed": seed} | given
     return Config(**usual_options(preset, given) | given)
@@ -179,12 +185,20 @@ def summarise(rows):
     return dict(sorted(found.items(), key=lambda item: (item[0][0], item[0][1] == "mean", item[0][1])))
 
 
+def published(found, task, side):
+    """The published error rates of each system, (name, {language: percent}), with their mean if it is of the same."""
+    languages = {name for of, name, _ in found if of == task} - {"mean"}
+    for name, of in PUBLISHED.get((task, side), {}).items():
+        same = {"mean": float(np.mean(list(of.values())))} if languages == set(of) else {}
+        yield name, of | same
+
+
 def print_table(found, side):
     heads = ("task", "language", "setting", "seeds", "error rate", "ensemble", "published", *FIGURES[2:])
     print(f"\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for (task, language, setting), means in found.items():
         error, deviation, ensemble = (means[name] for name in ("error", "deviation", "ensemble"))
-        known = [f"{name} {of[language]}" for name, of in PUBLISHED.get((task, side), {}).items() if language in of]
+        known = [f"{name} {of[language]:.3g}" for name, of in published(found, task, side) if language in of]
         cells = [task, language, setting, str(means["seeds"])]
         cells += [f"{error:.1f}" if deviation is None else f"{error:.1f} ± {deviation:.1f}"]
         cells += ["" if ensemble is None else f"{ensemble:.1f}", "; ".join(known)]
@@ -206,7 +220,7 @@ def draw(found, side, search, path):
             legend[setting] = axes.errorbar(x, means["error"], means["deviation"], markersize=5, capsize=3, **look)
             if means["ensemble"] is not None:
                 axes.plot(x, means["ensemble"], markersize=9, fillstyle="none", **look)
-        for number, (system, rates) in enumerate(PUBLISHED.get((task, side), {}).items()):
+        for number, (system, rates) in enumerate(published(found, task, side)):
             for x, rate in ((languages.index(name), rate) for name, rate in rates.items() if name in languages):
                 axes.hlines(rate, x - 0.45, x + 0.45, color="0.5", linewidth=0.8, zorder=0)
                 align, end = ("left", x - 0.45) if number % 2 else ("right", x + 0.45)  # or close ones would overlap
@@ -228,8 +242,16 @@ def main():
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/scoreboard"))
     parser.add_argument("--languages", nargs="+", default=[], metavar="LANGUAGE", help="default: all")
-    parser.add_argument("--preset", nargs="+", choices=PRESETS, default=["grapheme-to-phoneme"])
-    parser.add_argument("--architecture", nargs="+", choices=ARCHITECTURES, default=["recurrent"])
+    parser.add_argument(
+        "--preset",
+        nargs="+",
+        choices=PRESETS,
+        default=[None],
+        help="default: grapheme-to-phoneme, of three columns inflection",
+    )
+    parser.add_argument(
+        "--architecture", nargs="+", choices=ARCHITECTURES, default=[None], help="default: the preset's"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="how many runs of each setting")
     parser.add_argument("--set", type=option, action="append", default=[], metavar="NAME=VALUE", dest="given")
     parser.add_argument("--side", choices=("dev", "test"), default="dev", help="what is measured")
@@ -248,7 +270,9 @@ def main():
     strategy = BeamSearch(options.beam_width) if options.beam_width else Greedy()
     board, runs = options.out / "scoreboard.csv", {}  # {key of a row: arguments of `measure`}
     try:
-        for folder, *setting in itertools.product(folders, options.preset, options.architecture):
+        for folder, preset, architecture in itertools.product(folders, options.preset, options.architecture):
+            preset = preset or ("inflection" if has_features(folder) else "grapheme-to-phoneme")
+            setting = preset, architecture or PRESETS[preset].get("architecture", Config.architecture)
             row, path = (*folder.parts[-2:], *setting, said), folder / f"{options.side}.tsv"
             place = options.out.joinpath(*row[:2], "-".join([*setting, *said.split()]).replace("/", "_"))
             configs = [configure(folder, *setting, given, seed) for seed in range(options.seeds)]
