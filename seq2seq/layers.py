@@ -254,28 +254,25 @@ class Decoder(keras.layers.Layer):
         return_attention: bool = False,
     ) -> tuple[tf.Tensor, list] | tuple[tf.Tensor, list, tf.Tensor]:
         if self.input_feeding:
-            output, state, weights = self._feed(self.vectors(target, training=training), encoded, state, training)
+            output, after, weights = self._feed(self.vectors(target, training=training), encoded, state, training)
+            logits = self._say(output, weights, encoded)
         else:
             vectors = self.vectors.rows(target, training=training)
             if isinstance(vectors, Rows):
                 vectors = vectors._replace(product=encoded.extra.product)
-            before, places = state[: len(self.recurrent)], state[len(self.recurrent) :]
-            output, state = self._recur(vectors, before, training)
+            *before, place = state if self.hard else [*state, None]
+            output, after = self._recur(vectors, before, training)
             if self.hard:
-                logits, weights, place = self._mix(output, token_ids(target), encoded, *places)
-                state = [*state, place]
+                logits, weights, place = self._mix(output, token_ids(target), encoded, place)
+                after.append(place)
             else:
                 output, weights = self._look_back(output, encoded)
-        if not self.hard:
-            logits = self.output_layer(output)
-            if self.pointer:
-                pointed = self.pointer.pointed(weights, encoded.extra.copies, encoded)
-                logits = self.pointer(logits, output, pointed)
+                logits = self._say(output, weights, encoded)
         if not return_attention:
-            return logits, state
+            return logits, after
         if weights is None:
             raise OptionError("attention=None: this decoder has no attention weights to return")
-        return logits, state, weights
+        return logits, after, weights
 
     def _recur(self, output, state, training):
         """Runs the recurrent layers over `[B, T, E]` or `Rows`; returns their output `[B, T, D]` and the new state."""
@@ -293,22 +290,6 @@ class Decoder(keras.layers.Layer):
             context, weights = self.attention(output, encoded.extra.keys, encoded)
             output = tf.concat([context, output], axis=-1)
         return self.combine(output) if self.combine else output, weights
-
-    def _mix(self, output, ids, encoded, place):
-        """Mixes what would be said at each source position, as hard attention does: log-probabilities `[B, T, V]`, the
-        weights, and where attention may be then."""
-        prepared = encoded.extra
-        mixed = rows_by_source(tf.tensordot(output, self._halves_of_combine()[1], 1), encoded)
-        mixed = tf.tanh(mixed[:, :, None] + prepared.memory[:, None])  # `combine` of all pairs of positions
-        logits = self.output_layer(mixed)
-        said = self.pointer(logits, mixed, prepared.copies[:, None]) if self.pointer else tf.nn.log_softmax(logits)
-        said = tf.reshape(said, [*tf.unstack(tf.shape(ids)), tf.shape(said)[2], said.shape[3]])  # [B, T, S, V]
-        weights, place = self.attention.align(output, ids, said, encoded, place)
-        return tf.reduce_logsumexp(weights[..., None] + said, axis=2), tf.exp(weights), place
-
-    def _halves_of_combine(self):
-        """The weights of `combine` for what is found in the memory, and for the decoder's own output."""
-        return tf.split(tf.cast(self.combine.kernel, self.compute_dtype), 2)
 
     def _feed(self, vectors, encoded, state, training):
         """Both of these, a step at a time, each step's result `[B, D]` being part of the next one's input."""
@@ -333,6 +314,32 @@ class Decoder(keras.layers.Layer):
         _, state, *arrays = tf.while_loop(lambda position, *_: position < length, extend, (0, state, *arrays))
         output, weights = (tf.transpose(array.stack(), [1, 0, 2]) for array in arrays)
         return output, state, weights
+
+    def _say(self, output, weights, encoded):
+        """logits `[B, T, V]` of what `_look_back` returned."""
+        logits = self.output_layer(output)
+        if self.pointer:
+            pointed = self.pointer.pointed(weights, encoded.extra.copies, encoded)
+            logits = self.pointer(logits, output, pointed)
+        return logits
+
+    def _mix(self, output, ids, encoded, place):
+        """Hard attention: `_look_back` and `_say` for each source position by itself, and the mean of what they say.
+
+        Returns log-probabilities `[B, T, V]`, the weights, and what `HardAttention.align` needs for the next steps.
+        """
+        prepared = encoded.extra
+        mixed = rows_by_source(tf.tensordot(output, self._halves_of_combine()[1], 1), encoded)
+        mixed = tf.tanh(mixed[:, :, None] + prepared.memory[:, None])  # `combine` of all pairs of positions
+        logits = self.output_layer(mixed)
+        said = self.pointer(logits, mixed, prepared.copies[:, None]) if self.pointer else tf.nn.log_softmax(logits)
+        said = tf.reshape(said, [*tf.unstack(tf.shape(ids)), tf.shape(said)[2], said.shape[3]])  # [B, T, S, V]
+        weights, place = self.attention.align(output, ids, said, encoded, place)
+        return tf.reduce_logsumexp(weights[..., None] + said, axis=2), tf.exp(weights), place
+
+    def _halves_of_combine(self):
+        """The weights of `combine` for what is found in the memory, and for the decoder's own output."""
+        return tf.split(tf.cast(self.combine.kernel, self.compute_dtype), 2)
 
     def get_config(self) -> dict:
         return {**super().get_config(), **self.options}
