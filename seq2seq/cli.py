@@ -509,6 +509,9 @@ def translate(
         sample,
     )
     runs, texts = _runs_first("translate", [str(run), *(texts or ())], "TEXT")
+    for text in texts:
+        if os.path.isdir(os.path.dirname(text)):  # perhaps a run whose name is mistyped
+            typer.echo(as_line(os.fsencode(text)) + b" is no run folder, so it is taken for a text", err=True)
     started = time.monotonic()
     model = _load(runs, imports)
     loading = time.monotonic() - started

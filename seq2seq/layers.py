@@ -536,7 +536,9 @@ class Pointer(keras.layers.Layer):
             copies: `[b, S, V]`, what `copies` returned; b is B, or less by the factor K in beam search.
             encoded: the `Encoded` source.
         """
-        found = tf.matmul(rows_by_source(tf.cast(weights, tf.float32), encoded), copies)
+        # Under mixed precision Keras hands both on in half the bits.
+        weights, copies = tf.cast(weights, tf.float32), tf.cast(copies, tf.float32)
+        found = tf.matmul(rows_by_source(weights, encoded), copies)
         return tf.reshape(found, [*tf.unstack(tf.shape(weights)[:2]), self.vocabulary_size])
 
     def call(self, logits: tf.Tensor, output: tf.Tensor, pointed: tf.Tensor) -> tf.Tensor:

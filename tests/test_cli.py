@@ -199,10 +199,10 @@ def test_bad_options_exit_2(tsv, tmp_path):
         (["--epochs", "3", "--updates", "9"], "epochs=3 and updates=9 exclude each other"),
         (["--preset", "tutorial", "--config", "x.json"], "preset and config exclude each other"),
         (["--config", "x.json"], "x.json"),
-        (["--tied"], "tied=True"),
+        (["--tied", "--embedding", "none"], "tied=True"),
         (
-            ["--architecture", "transformer", "--cell", "gru"],
-            "cell: neither TransformerEncoder nor TransformerDecoder has this option",
+            ["--architecture", "transformer", "--attention", "dot"],
+            "attention: neither TransformerEncoder nor TransformerDecoder has this option",
         ),
         (["--precision", "float8"], "precision='float8': expected 'float32', 'bfloat16'"),
         (["--compile", "--deterministic"], "compile=True: XLA does not promise the same bits"),

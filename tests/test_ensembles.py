@@ -141,6 +141,9 @@ def test_the_command_line_takes_several_runs_for_one(config, tmp_path):
     assert [float(score) for score, *_ in lines] == pytest.approx(found.scores.numpy()[:, 0].tolist(), abs=1e-3)
     assert [text for *_, text in lines] == [text.decode() for (text,) in found.texts.numpy()]
 
+    done = seq2seq("translate", "one", "./tow", "a/b", cwd=tmp_path)  # the first may be meant for a run
+    assert done.returncode == 0 and done.stderr == b"./tow is no run folder, so it is taken for a text\n"
+
     done = seq2seq("score", "one", "two", stdin=b"ab\tAB\n", cwd=tmp_path)
     assert float(done.stdout) == pytest.approx(model.score(["ab"], ["AB"]).numpy()[0], abs=1e-3)
 
