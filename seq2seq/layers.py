@@ -398,16 +398,15 @@ class Attention(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class HardAttention(Attention):
-    """Looks at one source position at a time, and nobody knows at which: all that it may be are summed, exactly.
+    """Assigns each target token to one source position, and sums exactly over all positions that this may be.
 
-    Soft attention averages the memory and says one thing about the average. This averages the probabilities of what
-    would be said at each position. So each token is said of one position and its surroundings, which is a better guess
-    where single letters decide, above all with little text:
+    Soft attention averages the memory and predicts a token from the average. Hard attention predicts a token from each
+    position by itself, and averages these probabilities:
 
         P(token t) = sum over s of P(t is said at s) P(token | decoder's output t, memory s)
 
-    It computes probabilities of V tokens at each of B x T x S pairs of positions, so it is for short texts of few kinds
-    of tokens, such as letters.
+    With little text and single letters that decide, this generalises better. It computes probabilities of V tokens for
+    B x T x S pairs of positions, so it is for short texts with small vocabularies.
 
     Args:
         units: size of queries, D.
