@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines.corpora import UNTUNED
+from pipelines.names import check_number, choose
 from pipelines.tokenizers import Tokenizer
 
 
@@ -52,10 +53,13 @@ def batch_pairs(
         all-zero rows on the right; with `encoding="ids"`, int32 `[B, S]` and `[B, T + 1]`, padding as 0.
 
     Raises:
-        ValueError: for an encoding that is neither of the two.
+        OptionError: for an encoding that is neither of the two, or a size below 1.
     """
-    if encoding not in ("one_hot", "ids"):
-        raise ValueError(f"encoding={encoding!r}: expected 'one_hot' or 'ids'")
+    choose("encoding", encoding, ("one_hot", "ids"))
+    check_number("batch_size", batch_size, least=1)
+    check_number("batch_tokens", batch_tokens, least=1, optional=True)
+    check_number("pad_to_multiple", pad_to_multiple, least=1, optional=True)
+    check_number("window", window, least=1)
     multiple = pad_to_multiple or 1
     skip = tf.cast(skip, tf.int64)
     window = window if batch_tokens else -(-window // batch_size) * batch_size  # only an epoch's last batch is smaller

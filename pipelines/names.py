@@ -1,8 +1,11 @@
-"""Names of things: one chosen out of several, and classes of one's own written `module:Class`."""
+"""What an option may be: a number in a range, one name of several, or a class of your own written `module:Class`."""
 
 import difflib
 import importlib
+import math
+import numbers
 import os
+import shlex
 import sys
 from collections.abc import Collection
 from typing import Any
@@ -10,6 +13,48 @@ from typing import Any
 
 class OptionError(ValueError):
     """An option that cannot be. The message names the argument, what was given and what would do."""
+
+
+def check_number(
+    argument: str,
+    value: Any,
+    kind: type = int,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    optional: bool = False,
+) -> None:
+    """Checks that an option is a finite number of a kind, in a range.
+
+    Args:
+        argument: what the number was given for, as the message shall call it.
+        value: the number.
+        kind: int, for whole numbers only, or float.
+        least, most: the ends of the range, both allowed.
+        above, below: likewise, but not allowed themselves.
+        optional: whether it may be None.
+
+    Raises:
+        OptionError: if it is not.
+    """
+    if optional and value is None:
+        return
+    number = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+    if (
+        number
+        and math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    ):
+        return
+    ends = {"at least": least, "above": above, "at most": most, "below": below}
+    span = " and ".join(f"{name} {end:,}" for name, end in ends.items() if end is not None)
+    expected = ", ".join(part for part in ("a whole number" if kind is int else "a number", span) if part)
+    raise OptionError(f"{argument}={value!r}: expected {expected}{', or None' * optional}")
 
 
 def choose(argument: str, name: str | None, choices: Collection) -> Any:
@@ -31,6 +76,11 @@ def choose(argument: str, name: str | None, choices: Collection) -> Any:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise OptionError(f"{argument}={name!r}: expected {', '.join(map(repr, choices))}{hint}")
     return choices[name] if isinstance(choices, dict) else name
+
+
+def shell_command(*arguments: Any) -> str:
+    """The command `seq2seq` with these arguments as one types it: what a shell would split is quoted."""
+    return shlex.join(["seq2seq", *map(str, arguments)])
 
 
 def load_class(argument: str, name: str) -> type:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipelines.names import check_number, choose
 from pipelines.readers import Corpora, CorpusError, Report, open_corpora, sha256
 
 _BUCKETS = 256
@@ -53,11 +54,11 @@ def shuffle_corpus(
     Raises:
         CorpusError: if the corpus cannot be read, is empty or holds what tab-separated text cannot, or if the folder is
             in use.
-        ValueError: for a format that is neither of the two.
+        OptionError: for a format that is neither of the two, or fewer shards than 1.
     """
     folder = Path(folder)
-    if format not in _WRITERS:
-        raise ValueError(f"format={format!r}: expected {' or '.join(map(repr, _WRITERS))}")
+    choose("format", format, list(_WRITERS))
+    check_number("shards", shards, least=1)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CorpusError(f"{folder} is there already; choose another folder")
     reader = open_corpora(corpus, **options)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from pipelines.names import OptionError, choose
+from pipelines.names import OptionError, check_number, choose
 
 # The first ids of every vocabulary. END is the last of them, so that what a decoder may emit is one slice: [END, ...).
 PADDING, UNKNOWN, START, END = range(4)
@@ -134,7 +134,7 @@ class Tokenizer(tf.Module):
             min_frequency: leave out tokens that come less often.
             max_size: how many tokens to take at most, without the reserved ones; None for all.
         """
-        wanted = _frequent(counts, min_frequency)
+        wanted = _frequent(counts, min_frequency, max_size)
         wanted.sort(key=lambda token: (-counts[token], token))
         self._set_tokens([token.decode() for token in wanted[:max_size]])
 
@@ -450,7 +450,8 @@ class SubwordTokenizer(Tokenizer):
         # An extra: what is trained can do without.
         from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
-        words = sorted(word for word in _frequent(counts, min_frequency) if "▅".encode() not in word)  # its own mark
+        words = sorted(_frequent(counts, min_frequency, max_size))
+        words = [word for word in words if "▅".encode() not in word]  # SentencePiece's own mark
         if not words:
             raise OptionError(f"min_frequency={min_frequency}: no word comes so often, so there is nothing to train on")
         characters = len(set(b"".join(words).decode()) | {"▁"})
@@ -755,6 +756,8 @@ def one_hot(ids: tf.Tensor, vocabulary_size: int, dtype: str = "float32") -> tf.
     return tf.one_hot(tf.where(ids == PADDING, tf.constant(-1, ids.dtype), ids), vocabulary_size, dtype=dtype)
 
 
-def _frequent(counts, min_frequency):
+def _frequent(counts, min_frequency, max_size):
     """The tokens that come so often; never an empty one, nor one with NUL, at which SentencePiece and NumPy end it."""
+    check_number("min_frequency", min_frequency, least=1)
+    check_number("max_size", max_size, least=1, optional=True)
     return [token for token, count in counts.items() if count >= min_frequency and token and b"\0" not in token]

@@ -23,9 +23,11 @@ __all__ = [
     "TransformerEncoder",
     "Translations",
     "ensemble",
+    "load_run",
     "rows_by_source",
     "source_mask",
     "teacher_forcing",
+    "train",
 ]
 
 # The console script `seq2seq` passes through here on its way to seq2seq.cli, and its `--help` shall not take the three
@@ -42,14 +44,20 @@ if Path(sys.argv[0] if sys.argv else "").stem != "seq2seq":
     from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 
-def __getattr__(name: str) -> Any:
-    """Imports a name where it is first used.
+_LATER = {  # what needs an extra, or many modules that a model alone does not
+    "Evaluation": "evaluation",
+    "compare": "evaluation",
+    "evaluate": "evaluation",
+    "load_run": "runs",
+    "train": "training",
+}
 
-    Those of `evaluation` need an extra; the others come this way where modules of one's own, which the command line
-    loads, ask for them.
-    """
-    modules: tuple[str, ...] = ("evaluation",) if name in ("Evaluation", "compare", "evaluate") else ()
-    if name in __all__:
+
+def __getattr__(name: str) -> Any:
+    """Imports a name where it is first used: those of `_LATER`, and the others where modules of one's own, which the
+    command line loads, ask for them."""
+    modules: tuple[str, ...] = (_LATER[name],) if name in _LATER else ()
+    if name in __all__ and not modules:
         modules = ("config", "decoding", "ensembles", "layers", "metrics", "model", "optimizers", "transformer")
     for module in modules:
         if hasattr(importlib.import_module(f"seq2seq.{module}"), name):

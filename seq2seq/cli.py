@@ -6,15 +6,16 @@ usage, 130 and 143 interrupted. TensorFlow is imported inside the commands, so t
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import importlib.util
 import inspect as signatures
 import itertools
 import json
 import os
 import re
-import shlex
 import signal
 import sys
+import tempfile
 import textwrap
 import time
 from collections import Counter
@@ -25,10 +26,11 @@ from typing import Annotated, Any, Literal
 import typer
 import typer.core
 
-from pipelines import CorpusError, OptionError, load_class, open_corpora
+from pipelines import CorpusError, OptionError, load_class, open_corpora, shell_command
 from pipelines.readers import as_line, read_lines, wrong_columns
 from seq2seq.config import (
     Config,
+    check_option,
     choose_preset,
     load_config,
     own_classes,
@@ -124,6 +126,21 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"keras-seq2seq {importlib.metadata.version('keras-seq2seq')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What is said before the command."""
+
+
 def main() -> None:
     """Entry point of the console script."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -196,13 +213,15 @@ def _with_options(*names):
             given = {}
             for field in fields:
                 value, parse = arguments.pop(field.name), field.metadata.get("parser")
-                if value not in (None, []):
+                value = tuple(value) if isinstance(value, list) else value
+                if value not in (None, ()):
                     given[field.name] = _parsed(field.name, value, parse) if parse else value
+                    check_option(field.name, given[field.name])
             return command(**arguments, given=given)
 
         parameters = [p for p in signatures.signature(command).parameters.values() if p.name != "given"]
         for field in fields:
-            how = {name: value for name, value in field.metadata.items() if name not in ("parser", "flag", "several")}
+            how = {name: value for name, value in field.metadata.items() if name not in _NOT_FOR_TYPER}
             flags = [field.metadata["flag"]] if "flag" in field.metadata else []
             if names:
                 del how["rich_help_panel"]
@@ -223,6 +242,9 @@ def _with_options(*names):
         return run
 
     return decorate
+
+
+_NOT_FOR_TYPER = ("parser", "flag", "several", "range")
 
 
 def _parsed(name, text, parse):
@@ -330,7 +352,7 @@ def train(
             progress=_counting("pairs read"),
             report=_print_report,
             say=lambda text: typer.echo(text, err=True),
-            command=shlex.join(["seq2seq", *sys.argv[1:]]),
+            command=shell_command(*sys.argv[1:]),
             strategy=opened,
         )
     except (DivergedError, WorkerLostError) as error:
@@ -338,17 +360,17 @@ def train(
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
         if (folder / "unfinished" / "config.json").is_file():
-            typer.echo(f"Go on with:  seq2seq train --resume --out {folder}", err=True)
+            typer.echo(f"Go on with:  {shell_command('train', '--resume', '--out', folder)}", err=True)
         raise
     if not chief:
         return
     if can_measure() and importlib.util.find_spec("matplotlib"):
         _draw(folder, model)
     own = own_classes(Config(**load_config(folder / "config.json")[0]))
-    importing = "".join(f" --import {name}" for name in own)
+    importing = itertools.chain.from_iterable(("--import", name) for name in own)
     names = model.source_tokenizer.column_names
     text = '"TEXT"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"  # as shells write a tab
-    typer.echo(f"Translate with:  seq2seq translate {folder}{importing} {text}", err=True)
+    typer.echo(f"Translate with:  {shell_command('translate', folder, *importing)} {text}", err=True)
     typer.echo(folder)
 
 
@@ -667,6 +689,8 @@ def evaluate(
     strategy = _strategy({"width": beam_width, "length_penalty": length_penalty})
     lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
     settings = {**lengths, "bleu_tokenizer": bleu_tokenizer}
+    if write:
+        _check_writable("write", write, folder=True)
     runs, corpus = _runs_first("evaluate", [str(run), *(corpus or ())], "CORPUS")
     (found,), seconds = _evaluations("evaluate", runs, corpus, strategy, imports, given, settings)
     if write:
@@ -817,7 +841,7 @@ def _say_what_was_learned(command, runs, models, pairs, named):
         if not named and (more := (learned[-1] & ~learned[0]).sum()):
             raise RunError(
                 f"{run} was trained on {more:,} of the {len(sources):,} sources that {runs[0]} has held out; name a "
-                f"test corpus: seq2seq {command} {' '.join(map(str, runs))} CORPUS"
+                f"test corpus: {shell_command(command, *runs)} CORPUS"
             )
         if count := learned[-1].sum():
             typer.echo(f"{run}: trained on {count:,} of the {len(sources):,} sources", err=True)
@@ -974,6 +998,7 @@ def inspect(
 
         if histogram.suffix not in (".png", ".svg", ".pdf"):
             raise typer.BadParameter(f"{histogram} does not end in .png, .svg or .pdf", param_hint="--histogram")
+        _check_writable("histogram", histogram)
     with corpus_errors(), _reporting() as report:
         names = open_corpora(corpus, **given).sources
         pairs = read_pairs(corpus, report=report, on_bad_line="skip", **given)
@@ -1036,6 +1061,21 @@ def shuffle(
     if (count := len(open_corpora(corpus, **given).sources)) > 1:
         typer.echo(f"Read it with:  --columns {','.join(map(str, range(1, count + 2)))}", err=True)
     typer.echo(folder)
+
+
+def _check_writable(option, path, folder=False):
+    """Sees, before the work of an hour, that what comes of it can be written into a file or a folder."""
+    try:
+        if folder:
+            path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path).close()
+        else:
+            new = not path.exists()
+            path.open("ab").close()
+            if new:
+                path.unlink()
+    except OSError as error:
+        raise OptionError(f"{option}={path}: cannot be written: {error.strerror}") from None
 
 
 def _echo_line(text, err=False):

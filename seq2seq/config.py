@@ -8,14 +8,22 @@ import itertools
 import json
 import os
 import re
+import types
+import typing
 from pathlib import Path
 
-from pipelines import OptionError, choose, open_corpora
+from pipelines import OptionError, check_number, choose, open_corpora
 
 
-def _option(default, panel, help, **how):
-    """A field of `Config` with what the command line says and checks of it, as `typer.Option` takes it."""
-    return dataclasses.field(default=default, metadata={"rich_help_panel": panel, "help": help, **how})
+def _option(default, panel, help, range=None, **how):
+    """A field of `Config` with what the command line says of it, as `typer.Option` takes it, and the range of its
+    numbers, as `check_number` takes it."""
+    metadata = {"rich_help_panel": panel, "help": help, "range": range or {}, **how}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+_COUNT = {"least": 1}
+_SHARE = {"least": 0, "below": 1}
 
 
 def _or_none(convert):
@@ -70,7 +78,7 @@ class Config:
 
     corpus: str | tuple[str, ...] = "phrasebook"  # as `read_pairs` takes it; the argument of the command line
 
-    limit: int | None = _option(None, CORPUS, "Use only the first pairs of the corpus.", parser=_or_none(int))
+    limit: int | None = _option(None, CORPUS, "Use only the first pairs of the corpus.", _COUNT, parser=_or_none(int))
     columns: tuple | None = _option(
         None,
         CORPUS,
@@ -84,6 +92,7 @@ class Config:
         None,
         CORPUS,
         "How often to draw from each CORPUS, relative to the others; validation reads each pair once.",
+        {"above": 0},
         parser=_numbers,
         metavar="W,W,...",
     )
@@ -91,18 +100,22 @@ class Config:
         "error", CORPUS, "What to do with a line of too few columns, an empty side or invalid UTF-8: error, skip."
     )
     max_length: int | None = _option(
-        None, CORPUS, "Leave out pairs with a side of more characters.", parser=_or_none(int)
+        None, CORPUS, "Leave out pairs with a side of more characters.", _COUNT, parser=_or_none(int)
     )
     max_ratio: float | None = _option(
         None,
         CORPUS,
         "Leave out pairs with one side so many times longer; of several source columns the first counts.",
+        {"least": 1},
         parser=_or_none(float),
     )
     drop_duplicates: bool = _option(False, CORPUS, "Leave out pairs that came shortly before.")
     split: str = _option("hash", CORPUS, "How pairs are held out: by a hash of the source, or the last ones.")
     validation_fraction: float = _option(
-        None, CORPUS, "Share of the sources to hold out. Default: 0.05, or none with --validation.", min=0, max=1
+        None,
+        CORPUS,
+        "Share of the sources to hold out. Default: 0.05, or none with --validation.",
+        _SHARE,
     )
     validation: str | tuple[str, ...] | None = _option(
         None,
@@ -125,8 +138,8 @@ class Config:
         "NFC", TOKENS, "Unicode normal form of all text: NFC, NFD, NFKC, NFKD, none.", parser=_or_none(str)
     )
     lowercase: bool = _option(False, TOKENS, "Fold capitals into small letters, in source and target.")
-    min_frequency: int = _option(1, TOKENS, "Leave rarer tokens out of the vocabulary.", min=1)
-    max_vocabulary: int | None = _option(None, TOKENS, "Tokens in a vocabulary, at most.", parser=_or_none(int))
+    min_frequency: int = _option(1, TOKENS, "Leave rarer tokens out of the vocabulary.", _COUNT)
+    max_vocabulary: int | None = _option(None, TOKENS, "Tokens in a vocabulary, at most.", _COUNT, parser=_or_none(int))
     shared_vocabulary: bool = _option(False, TOKENS, "Make one vocabulary of the tokens of both sides.")
 
     architecture: str = _option(
@@ -136,19 +149,20 @@ class Config:
         + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in ARCHITECTURES["transformer"].items())
         + ".",
     )
-    units: int = _option(256, MODEL, "Size of the memory and of each layer.", min=1)
+    units: int = _option(256, MODEL, "Size of the memory and of each layer.", _COUNT)
     cell: str = _option("lstm", MODEL, "Recurrent cell: lstm, gru.")
-    layers: int = _option(1, MODEL, "Layers on each side.", min=1)
-    heads: int = _option(4, MODEL, "Attention heads of a Transformer.", min=1)
+    layers: int = _option(1, MODEL, "Layers on each side.", _COUNT)
+    heads: int = _option(4, MODEL, "Attention heads of a Transformer.", _COUNT)
     feed_forward: int | None = _option(
         None,
         MODEL,
         "Hidden units of a Transformer's feed-forward networks. Default: 4 times the units.",
+        _COUNT,
         parser=_or_none(int),
     )
     bidirectional: bool = _option(True, MODEL, "Half of the units read the source backwards.")
     embedding: int | None = _option(
-        64, MODEL, "Size of the vectors that stand for tokens; none for one-hot rows.", parser=_or_none(int)
+        64, MODEL, "Size of the vectors that stand for tokens; none for one-hot rows.", _COUNT, parser=_or_none(int)
     )
     attention: str | None = _option(
         "general",
@@ -160,7 +174,7 @@ class Config:
     input_feeding: bool = _option(False, MODEL, "Give each step what attention found before. Several times slower.")
     tied: bool = _option(False, MODEL, "Use the target's embedding as the output's matrix.")
     copy: bool = _option(False, MODEL, "Let the decoder also copy source tokens, for targets that share much text.")
-    dropout: float = _option(0.3, MODEL, "Share of numbers left out in training.", min=0, max=0.99)
+    dropout: float = _option(0.3, MODEL, "Share of numbers left out in training.", _SHARE)
     encoder: str | None = _option(
         None, MODEL, "An encoder of another kind than --architecture, or of your own, module:Class.", metavar="KIND"
     )
@@ -175,9 +189,9 @@ class Config:
         flag="--from",
         metavar="RUN",
     )
-    batch_size: int = _option(64, TRAINING, "Pairs in a batch.", min=1)
+    batch_size: int = _option(64, TRAINING, "Pairs in a batch.", _COUNT)
     batch_tokens: int | None = _option(
-        None, TRAINING, "Tokens in a batch, padding included, in place of --batch-size.", parser=_or_none(int)
+        None, TRAINING, "Tokens in a batch, padding included, in place of --batch-size.", _COUNT, parser=_or_none(int)
     )
     encoding: str = _option(
         "ids", TRAINING, "What batches hold: ids, one_hot. It trains the same, ids a little faster."
@@ -186,12 +200,14 @@ class Config:
         None,
         TRAINING,
         "Passes over the corpus. Default: as many as make 2000 updates, but at least 8 and at most 100.",
+        _COUNT,
         parser=_or_none(int),
     )
     updates: int | None = _option(
         None,
         TRAINING,
         "Length of the training in updates, rounded to whole epochs, in place of --epochs.",
+        _COUNT,
         parser=_or_none(int),
     )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
@@ -199,6 +215,7 @@ class Config:
         None,
         TRAINING,
         "Decay rate of the optimizer's mean of squared gradients, for adam and its like. Default: the optimizer's own.",
+        _SHARE,
         parser=_or_none(float),
     )
     weight_decay: float | None = _option(
@@ -206,25 +223,27 @@ class Config:
         TRAINING,
         "Decoupled weight decay: each step shrinks weights by this times the learning rate, but no biases, "
         "normalization scales or embeddings. Default: the optimizer's own, of which most have none.",
+        {"least": 0},
         parser=_or_none(float),
     )
-    learning_rate: float = _option(3e-3, TRAINING, "Learning rate, at the start.", min=0)
+    learning_rate: float = _option(3e-3, TRAINING, "Learning rate, at the start.", {"above": 0})
     schedule: str = _option(
         "cosine",
         TRAINING,
         "How the learning rate changes: cosine (falls to zero along half a cosine), constant, inverse_sqrt (falls with "
         "the root of the steps after --warmup), plateau (halved when --monitor is no better for two measured epochs).",
     )
-    warmup: int = _option(0, TRAINING, "Steps in which the learning rate rises from zero, before that.", min=0)
+    warmup: int = _option(0, TRAINING, "Steps in which the learning rate rises from zero, before that.", {"least": 0})
     clip_norm: float | None = _option(
-        1.0, TRAINING, "Length to which longer gradients are cut.", parser=_or_none(float)
+        1.0, TRAINING, "Length to which longer gradients are cut.", {"above": 0}, parser=_or_none(float)
     )
-    label_smoothing: float = _option(0.1, TRAINING, "Share of each label spread over all tokens.", min=0, max=0.99)
+    label_smoothing: float = _option(0.1, TRAINING, "Share of each label spread over all tokens.", _SHARE)
     teacher_forcing: tuple[float, ...] = _option(
         (1.0,),
         TRAINING,
         "How often the decoder is given the right token and not its own guess: a number, or two, the first falling or "
         "rising to the second in the course of training.",
+        {"least": 0, "most": 1},
         parser=_numbers,
         metavar="P[,P]",
     )
@@ -236,14 +255,20 @@ class Config:
         parser=_or_none(str),
     )
     patience: int | None = _option(
-        None, TRAINING, "Stop when --monitor has not become better for so many measured epochs.", parser=_or_none(int)
+        None,
+        TRAINING,
+        "Stop when --monitor has not become better for so many measured epochs.",
+        _COUNT,
+        parser=_or_none(int),
     )
-    average: int = _option(1, TRAINING, "Keep the average of the weights after each of the last so many epochs.", min=1)
+    average: int = _option(
+        1, TRAINING, "Keep the average of the weights after each of the last so many epochs.", _COUNT
+    )
     on_divergence: str = _option(
         "stop", TRAINING, "What to do when a batch has no finite gradient: stop, or skip that batch."
     )
     checkpoint_minutes: float = _option(
-        1.0, TRAINING, "How often to save what it takes to resume, in the middle of an epoch too.", min=0
+        1.0, TRAINING, "How often to save what it takes to resume, in the middle of an epoch too.", {"least": 0}
     )
     compile: bool = _option(
         False,
@@ -264,7 +289,9 @@ class Config:
         "Compute so that the same seed gives the same weights, to the bit. Default: on a CPU yes; on a GPU, where it "
         "costs speed, and with --compile no.",
     )
-    seed: int = _option(0, TRAINING, "Decides first weights, order, dropout and sampling.")
+    seed: int = _option(
+        0, TRAINING, "Decides first weights, order, dropout and sampling.", {"least": 0, "below": 2**32}
+    )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -277,8 +304,8 @@ class Config:
         for name in ("weights", "teacher_forcing"):
             if isinstance(value := getattr(self, name), (int, float)):
                 object.__setattr__(self, name, (value,))
-        for name, choices in _CHOICES.items():
-            choose(name, getattr(self, name), choices)
+        for field in dataclasses.fields(self):
+            check_option(field.name, getattr(self, field.name))
         if self.epochs is not None and self.updates is not None:
             raise OptionError(f"epochs={self.epochs} and updates={self.updates} exclude each other")
         if self.validation and (self.validation_fraction or self.split == "last"):
@@ -286,12 +313,6 @@ class Config:
             raise OptionError(
                 f"{option}={getattr(self, option)!r}: nothing of the corpus is held out where validation is given"
             )
-        if self.updates is not None and self.updates < 1:
-            raise OptionError(f"updates={self.updates}: expected 1 or more")
-        if self.beta_2 is not None and not 0 <= self.beta_2 < 1:
-            raise OptionError(f"beta_2={self.beta_2}: expected a number from 0 to below 1")
-        if self.weight_decay is not None and not self.weight_decay >= 0:
-            raise OptionError(f"weight_decay={self.weight_decay}: expected 0 or more")
         for name in ("source_tokenizer", "target_tokenizer"):
             tokenizer_names(name, getattr(self, name))
         if self.weights and (self.limit or self.split == "last"):
@@ -308,8 +329,8 @@ class Config:
             raise OptionError(f"{option}={getattr(self, option)!r}: there is no monitor to tell better from worse")
         if (self.schedule, self.warmup > 0) in (("inverse_sqrt", False), ("plateau", True)):
             raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} do not go together")
-        if len(self.teacher_forcing) > 2 or not all(0 <= p <= 1 for p in self.teacher_forcing):
-            raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one or two numbers between 0 and 1")
+        if not 1 <= len(self.teacher_forcing) <= 2:
+            raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one number or two")
         if self.compile and self.deterministic:
             raise OptionError("compile=True: XLA does not promise the same bits again, as deterministic=True does")
 
@@ -323,6 +344,36 @@ _CHOICES = {
     "precision": ("float32", "bfloat16", "float16"),
     "schedule": ("cosine", "constant", "inverse_sqrt", "plateau"),
 }
+
+
+def check_option(name: str, value: typing.Any) -> None:
+    """Checks the value of an option by itself: its kind, the range of a number, the choices of a name.
+
+    Raises:
+        OptionError: if it cannot be.
+    """
+    field = Config.__dataclass_fields__[name]
+    kinds = _kinds(field.type)
+    optional = types.NoneType in kinds
+    if optional and value is None:
+        return
+    values = value if isinstance(value, tuple) and Ellipsis in kinds else (value,)
+    if kinds & {int, float}:
+        for number in values:
+            check_number(name, number, int if int in kinds else float, **field.metadata["range"], optional=optional)
+    elif bool in kinds and not isinstance(value, bool):
+        raise OptionError(f"{name}={value!r}: expected True or False{', or None' * optional}")
+    elif str in kinds and not all(isinstance(text, str) for text in values):
+        raise OptionError(f"{name}={value!r}: expected text{', or None' * optional}")
+    if name in _CHOICES:
+        choose(name, value, _CHOICES[name])
+
+
+def _kinds(annotation):
+    """The types that an annotation is made of: those of `tuple[float, ...] | None` are float, Ellipsis, NoneType."""
+    parts = typing.get_args(annotation)
+    return set().union(*map(_kinds, parts)) if parts else {annotation}
+
 
 # What can be watched, and whether more of it is better or less: figures of teacher forcing, and of translations.
 _FIGURES = {"val_loss": "min", "val_accuracy": "max", "val_perplexity": "min"}
@@ -477,11 +528,12 @@ def separates(name: str) -> bool:
     return len(name) == 1 and not name.isalnum()
 
 
-def own_classes(config: Config) -> list[str]:
-    """The names of the classes, `module:Class`, that a configuration takes from outside this library."""
-    sides = [(side, getattr(config, side)) for side in ("source_tokenizer", "target_tokenizer")]
-    names = [name for side in sides for name in tokenizer_names(*side)] + [config.encoder, config.decoder]
-    return list(dict.fromkeys(name for name in names if name and ":" in name and not separates(name)))
+def own_classes(config: Config) -> dict[str, str]:
+    """The classes that a configuration takes from outside this library: their names, `module:Class`, and the option of
+    each."""
+    named = {side: tokenizer_names(side, getattr(config, side)) for side in ("source_tokenizer", "target_tokenizer")}
+    named |= {half: [getattr(config, half) or ""] for half in ("encoder", "decoder")}
+    return {name: option for option, names in named.items() for name in names if ":" in name and not separates(name)}
 
 
 def load_config(path: Path | str) -> tuple[dict, dict]:

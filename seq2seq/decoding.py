@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
-from pipelines.names import OptionError
+from pipelines.names import check_number
 from pipelines.tokenizers import END, PADDING, START
 
 # Why a hypothesis stopped: it emitted END, reached its limit, or said one phrase over and over.
@@ -106,9 +106,9 @@ class BeamSearch:
     n_best: int = 1
 
     def __post_init__(self):
-        _require("width", self.width, self.width >= 1, "1 or more")
-        _require("length_penalty", self.length_penalty, self.length_penalty >= 0, "0 or more")
-        _require("n_best", self.n_best, 1 <= self.n_best <= self.width, f"1 to {self.width}, the width")
+        check_number("width", self.width, least=1)
+        check_number("length_penalty", self.length_penalty, float, least=0)
+        check_number("n_best", self.n_best, least=1, most=self.width)
 
     @property
     def rows_per_source(self) -> int:
@@ -231,9 +231,9 @@ class Sampling:
     rows_per_source = n_best = 1
 
     def __post_init__(self):
-        _require("temperature", self.temperature, self.temperature > 0, "more than 0")
-        _require("top_k", self.top_k, self.top_k is None or self.top_k >= 1, "1 or more, or None")
-        _require("top_p", self.top_p, self.top_p is None or 0 < self.top_p <= 1, "more than 0 and at most 1")
+        check_number("temperature", self.temperature, float, above=0)
+        check_number("top_k", self.top_k, least=1, optional=True)
+        check_number("top_p", self.top_p, float, above=0, most=1, optional=True)
 
     def search(
         self,
@@ -274,11 +274,6 @@ class Sampling:
 
 Strategy: TypeAlias = Greedy | BeamSearch | Sampling
 STRATEGIES: dict[str, type[Strategy]] = {"greedy": Greedy, "beam": BeamSearch, "sampling": Sampling}
-
-
-def _require(argument, value, condition, expected):
-    if not condition:
-        raise OptionError(f"{argument}={value!r}: expected {expected}")
 
 
 def _extend_one(step_for, state, limits, min_length, choose, loop):

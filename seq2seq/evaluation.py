@@ -19,7 +19,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric, Score
 from sacrebleu.significance import PairedTest
 
-from pipelines import CorpusError, OptionError, batch_pairs, choose, group_by_source
+from pipelines import CorpusError, OptionError, batch_pairs, check_number, choose, group_by_source
 from pipelines.readers import as_line
 from seq2seq.decoding import Strategy
 from seq2seq.model import Seq2Seq
@@ -196,9 +196,10 @@ def evaluate(
 
     Raises:
         CorpusError: if there are no pairs.
-        OptionError: for an unknown BLEU tokenizer.
+        OptionError: for an unknown BLEU tokenizer, or no resamples.
     """
     choose("bleu_tokenizer", bleu_tokenizer, list(BLEU.TOKENIZERS))
+    check_number("resamples", resamples, least=1)
     targets = group_by_source(pairs)
     if not targets:
         raise CorpusError("no pairs to evaluate on")

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines import OptionError, choose
+from pipelines import OptionError, check_number, choose
 from pipelines.tokenizers import PADDING, START, Texts, Tokenizer, one_hot
 from seq2seq.contract import check_contract, check_savable, encode, has_attention, one_line, start, take_tokenizers
 from seq2seq.decoding import (
@@ -432,8 +432,10 @@ class Seq2Seq(keras.Model):
         """
         if isinstance(strategy, str):
             strategy = STRATEGIES[choose("strategy", strategy, list(STRATEGIES))]()
-        if max_length is not None and not 1 <= max(min_length, 1) <= max_length:
-            raise OptionError(f"max_length={max_length}: expected at least 1, and min_length={min_length}")
+        check_number("min_length", min_length, least=0)
+        check_number("max_length", max_length, least=max(1, min_length), optional=True)
+        check_number("seed", seed, least=0, below=2**62)  # to which the texts' places are added
+        check_number("batch_size", batch_size, least=1)
         width, ends = strategy.rows_per_source, self.target_tokenizer.vocabulary_size - START - 1
         if width > ends:
             raise OptionError(f"width={width}: wider than the vocabulary, which has {ends} tokens to choose from")

@@ -155,8 +155,8 @@ def train(
     with lock, lost_workers(strategy), corpus_errors(), warnings.catch_warnings(), _determinism_as_before():
         # Keras warns of every dataset that does not know its length, and nobody has counted the validation side.
         warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
-        for name in own_classes(config) if config else ():
-            load_class("config", name)
+        for name, option in own_classes(config).items() if config else ():
+            load_class(option, name)
         run = None
         if chief and not _goes_on(config, folder, overwrite, resume):
             run = _begin(config, folder, progress, report, say, command)

@@ -4,7 +4,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import CharTokenizer, batch_pairs, read_pairs
+from pipelines import CharTokenizer, OptionError, batch_pairs, read_pairs
 from seq2seq import teacher_forcing
 
 
@@ -85,7 +85,7 @@ def test_ids_are_the_positions_of_the_one_hot_rows(pairs, tokenizers):
         assert source_ids.dtype == target_ids.dtype == tf.int32
         np.testing.assert_array_equal(tf.argmax(source, -1), source_ids)
         np.testing.assert_array_equal(tf.argmax(target, -1), target_ids)
-    with pytest.raises(ValueError, match="expected 'one_hot' or 'ids'"):
+    with pytest.raises(ValueError, match="expected 'one_hot', 'ids'"):
         batch_pairs(pairs, *tokenizers, encoding="one-hot")
 
 
@@ -148,3 +148,9 @@ def test_no_pair_is_lost_repeated_or_mismatched(lines, options):
         read += zip(source.detokenize(source_ids).numpy(), target.detokenize(target_ids).numpy(), strict=True)
     wanted = [(source.encode(), target.encode()) for source, target in lines]
     assert sorted(pair for pair in read if pair != (b"", b"")) == sorted(wanted)
+
+
+@pytest.mark.parametrize("size", ["batch_size", "batch_tokens", "pad_to_multiple", "window"])
+def test_a_size_below_one_is_refused(pairs, tokenizers, size):
+    with pytest.raises(OptionError, match=f"{size}=0: expected a whole number, at least 1"):
+        batch_pairs(pairs, *tokenizers, **{size: 0})

@@ -1,8 +1,10 @@
 import dataclasses
+import importlib.metadata
 import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -105,6 +107,49 @@ def test_bad_input_exits_2_with_one_line(run, tmp_path):
     assert seq2seq("train", "--epochs", "many").returncode == 2
 
 
+@pytest.mark.slow
+def test_a_file_in_place_of_a_run_is_named_with_its_folder(run):
+    done = seq2seq("translate", run[0] / "model.keras", "ab")
+    assert done.returncode == 2
+    assert (
+        done.stderr.decode()
+        == f"seq2seq: {run[0] / 'model.keras'} is a file, and a run is a folder, such as {run[0]}\n"
+    )
+
+
+def test_the_version_is_that_of_the_package():
+    done = subprocess.run([SEQ2SEQ, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"keras-seq2seq {importlib.metadata.version('keras-seq2seq')}\n")
+
+
+@pytest.mark.slow
+def test_commands_that_are_printed_can_be_typed(tsv, tmp_path):
+    done = seq2seq(
+        "train", tsv("a\tA\nb\tB\nc\tC\n"), "--epochs", 1, "--units", 8, "--out", "my runs/it's", cwd=tmp_path
+    )
+    command = re.search(r"Translate with:  (.*) \"TEXT\"", done.stderr.decode())[1]
+    assert shlex.split(command) == ["seq2seq", "translate", "my runs/it's"]
+    done = seq2seq("translate", "no run", "a", cwd=tmp_path)
+    assert "`seq2seq train --out 'no run'` makes one" in done.stderr.decode()
+
+
+def test_a_file_that_cannot_be_written_is_named_before_the_work(tsv, tmp_path):
+    corpus, file, folder = tsv("a\tb\n"), tsv("", "file"), tmp_path / "folder.png"
+    folder.mkdir()
+    for arguments, message in (
+        (
+            ["inspect", corpus, "--histogram", tmp_path / "no" / "x.png"],
+            "x.png: cannot be written: No such file or directory",
+        ),
+        (["inspect", corpus, "--histogram", tmp_path], "does not end in .png"),
+        (["inspect", corpus, "--histogram", folder], "folder.png: cannot be written: Is a directory"),
+        (["evaluate", tmp_path, corpus, "--write", file], f"write={file}: cannot be written: File exists"),
+        (["evaluate", tmp_path, corpus, "--write", "/proc/x"], "write=/proc/x: cannot be written: No such file"),
+    ):
+        done = seq2seq(*arguments)
+        assert (done.returncode, done.stdout) == (2, b"") and message in done.stderr.decode(), done.stderr
+
+
 def started(arguments):
     return subprocess.Popen([SEQ2SEQ, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -193,7 +238,11 @@ def test_bad_options_exit_2(tsv, tmp_path):
         (["--weights", "1,2"], "expected 1 positive numbers"),
         (["--weights", "one"], "'one' does not fit"),
         (["--limit", "few"], "'few' does not fit"),
-        (["--units", "0"], "--units"),
+        (["--units", "0"], "units=0: expected a whole number, at least 1"),
+        (["--epochs", "-1"], "epochs=-1: expected a whole number, at least 1, or None"),
+        (["--batch-tokens", "-5"], "batch_tokens=-5: expected a whole number, at least 1"),
+        (["--learning-rate", "nan"], "learning_rate=nan: expected a number, above 0"),
+        (["--seed", "-1"], "seed=-1: expected a whole number, at least 0 and below 4,294,967,296"),
         (["--cell", "lstmm"], "did you mean 'lstm'"),
         (["--preset", "tutorail"], "preset='tutorail': expected 'default', 'subword'"),
         (["--epochs", "3", "--updates", "9"], "epochs=3 and updates=9 exclude each other"),
@@ -206,7 +255,8 @@ def test_bad_options_exit_2(tsv, tmp_path):
         ),
         (["--precision", "float8"], "precision='float8': expected 'float32', 'bfloat16'"),
         (["--compile", "--deterministic"], "compile=True: XLA does not promise the same bits"),
-        (["--decoder", "nowhere:Decoder"], "there is no module 'nowhere'"),
+        (["--decoder", "nowhere:Decoder"], "decoder='nowhere:Decoder': there is no module 'nowhere'"),
+        (["--target-tokenizer", "pipelines:Nope"], "target_tokenizer='pipelines:Nope': pipelines has no class 'Nope'"),
         (["--min-frequency", "2", "--source-tokenizer", "byte"], "min_frequency=2"),
         (["--columns", "1"], "expected two names or more, or numbers"),
         (["--columns", "en,es"], "no column is called 'en'"),
@@ -442,7 +492,9 @@ def test_what_cannot_be_asked_of_translate_exits_2(run):
         (["--beam-width", 2, "--n-best", 3], "n_best=3"),
         (["--beam-width", 99], "width=99: wider than the vocabulary"),
         (["--top-p", 2], "top_p=2.0"),
-        (["--min-length", 5, "--max-length", 2], "max_length=2"),
+        (["--min-length", 5, "--max-length", 2], "max_length=2: expected a whole number, at least 5"),
+        (["--temperature", "inf"], "temperature=inf: expected a number, above 0"),
+        (["--sample", "--seed", 10**20], "seed=100000000000000000000: expected a whole number, at least 0 and below"),
         (["--n-best", 2, "--attention"], "attention and n_best exclude each other"),
         (["--import", "nowhere:Class"], "there is no module 'nowhere'"),
     ):

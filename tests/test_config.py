@@ -10,6 +10,7 @@ from seq2seq.config import (
     PRESETS,
     SUBWORD_PAIRS,
     Config,
+    check_option,
     choose_preset,
     load_config,
     own_classes,
@@ -62,6 +63,13 @@ def test_a_preset_is_chosen_by_what_is_read(tsv):
     assert choose_preset(Config(str(path), columns=(2, 1, 3))) == "default"
 
 
+def test_train_and_load_run_come_from_the_package():
+    import seq2seq
+    from seq2seq import load_run, train
+
+    assert (load_run, train) == (seq2seq.runs.load_run, seq2seq.training.train)
+
+
 def test_options_stand_in_json_and_come_back(tmp_path):
     config = Config(("a", "b"), columns=(1, 3), weights=(1.0, 2.0), teacher_forcing=(1.0, 0.5), attention=None)
     path = tmp_path / "config.json"
@@ -104,10 +112,52 @@ def test_choices_are_checked_and_the_nearest_is_suggested():
         Config(teacher_forcing=(1.5,))
 
 
+def test_every_number_has_a_range_and_is_refused_just_outside_it_from_python_and_the_command_line():
+    inside = Config(validation_fraction=0.05)
+    numeric = {"int", "float", "int | None", "float | None", "tuple[float, ...]", "tuple[float, ...] | None"}
+    seen = set()
+    for field in dataclasses.fields(Config):
+        kind = field.type.__name__ if isinstance(field.type, type) and field.type in (int, float) else str(field.type)
+        if kind not in numeric:
+            continue
+        seen.add(kind)
+        range, step = field.metadata["range"], 1 if "int" in kind else 1e-9
+        assert range, f"{field.name} has no range"
+        outside = {"least": -step, "above": 0, "most": step, "below": 0}
+        values = [end + outside[name] for name, end in range.items()] + [float("nan"), float("inf"), "3", True]
+        for value in values + ([1.5] if "int" in kind else []):
+            with pytest.raises(OptionError, match=f"^{field.name}=.*: expected a (whole )?number, "):
+                dataclasses.replace(inside, **{field.name: (value,) if "tuple" in kind else value})
+            with pytest.raises(OptionError, match=f"^{field.name}="):
+                check_option(field.name, value)
+        ends = [end for name, end in range.items() if name in ("least", "most")]
+        for value in ends:
+            check_option(field.name, (value,) if "tuple" in kind else value)
+    assert seen == numeric
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": 0}, "layers=0: expected a whole number, at least 1"),
+        ({"learning_rate": -1.0}, r"learning_rate=-1.0: expected a number, above 0"),
+        ({"label_smoothing": 5}, "label_smoothing=5: expected a number, at least 0 and below 1"),
+        ({"copy": "no"}, "copy='no': expected True or False"),
+        ({"deterministic": 1}, "deterministic=1: expected True or False, or None"),
+        ({"optimizer": 3}, "optimizer=3: expected text"),
+        ({"weights": (1, 0)}, "weights=0: expected a number, above 0, or None"),
+        ({"teacher_forcing": (1, 1, 1)}, "expected one number or two"),
+    ],
+)
+def test_an_option_of_another_kind_or_size_is_refused(options, message):
+    with pytest.raises(OptionError, match=message):
+        Config(**options)
+
+
 def test_options_that_exclude_each_other_are_refused_and_one_that_is_given_replaces_the_other():
     with pytest.raises(OptionError, match="epochs=3 and updates=100 exclude each other"):
         Config(epochs=3, updates=100)
-    with pytest.raises(OptionError, match="updates=0: expected 1 or more"):
+    with pytest.raises(OptionError, match="updates=0: expected a whole number, at least 1, or None"):
         Config(updates=0)
     for options in ({"validation_fraction": 0.1}, {"split": "last"}):
         with pytest.raises(OptionError, match=f"{next(iter(options))}=.*: nothing of the corpus is held out where"):
@@ -125,10 +175,10 @@ def test_the_help_of_the_command_line_tells_the_presets_as_they_are():
 
 def test_own_classes_are_those_written_with_a_colon():
     config = Config(target_tokenizer="mine:Tokens", decoder="mine:Decoder", source_tokenizer="mine:Tokens")
-    assert own_classes(config) == ["mine:Tokens", "mine:Decoder"]
-    assert own_classes(Config()) == []
+    assert own_classes(config).keys() == {"mine:Tokens", "mine:Decoder"}
+    assert own_classes(config)["mine:Decoder"] == "decoder" and own_classes(Config()) == {}
     config = Config(source_tokenizer="mine:Tokens,:,char", target_tokenizer=":")
-    assert own_classes(config) == ["mine:Tokens"]
+    assert own_classes(config) == {"mine:Tokens": "source_tokenizer"}
 
 
 def test_a_tokenizer_is_named_for_each_column_and_a_comma_may_be_one():

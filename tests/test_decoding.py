@@ -487,15 +487,15 @@ def test_a_sample_follows_from_its_seed(dtype):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("beam", {"width": 0}, "width=0: expected 1 or more"),
-        ("beam", {"length_penalty": -0.5}, "length_penalty=-0.5: expected 0 or more"),
-        ("beam", {"width": 2, "n_best": 3}, "n_best=3: expected 1 to 2, the width"),
-        ("beam", {"n_best": 0}, "n_best=0: expected 1 to 5, the width"),
-        ("sampling", {"temperature": 0}, "temperature=0: expected more than 0"),
-        ("sampling", {"temperature": float("nan")}, "temperature=nan: expected more than 0"),
-        ("sampling", {"top_k": 0}, "top_k=0: expected 1 or more, or None"),
-        ("sampling", {"top_p": 0.0}, "top_p=0.0: expected more than 0 and at most 1"),
-        ("sampling", {"top_p": 1.5}, "top_p=1.5: expected more than 0 and at most 1"),
+        ("beam", {"width": 0}, "width=0: expected a whole number, at least 1"),
+        ("beam", {"length_penalty": -0.5}, "length_penalty=-0.5: expected a number, at least 0"),
+        ("beam", {"width": 2, "n_best": 3}, "n_best=3: expected a whole number, at least 1 and at most 2"),
+        ("beam", {"n_best": 0}, "n_best=0: expected a whole number, at least 1 and at most 5"),
+        ("sampling", {"temperature": 0}, "temperature=0: expected a number, above 0"),
+        ("sampling", {"temperature": float("nan")}, "temperature=nan: expected a number, above 0"),
+        ("sampling", {"top_k": 0}, "top_k=0: expected a whole number, at least 1, or None"),
+        ("sampling", {"top_p": 0.0}, "top_p=0.0: expected a number, above 0 and at most 1, or None"),
+        ("sampling", {"top_p": 1.5}, "top_p=1.5: expected a number, above 0 and at most 1, or None"),
     ],
 )
 def test_options_that_cannot_be_are_refused_by_name(name, options, message):

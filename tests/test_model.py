@@ -288,7 +288,11 @@ def test_what_cannot_be_asked_of_translate_is_refused_by_name(model):
         ({"strategy": "beem"}, "strategy='beem'.*did you mean 'beam'"),
         ({"strategy": BeamSearch(50)}, "width=50: wider than the vocabulary"),
         ({"min_length": 3, "max_length": 2}, "max_length=2"),
-        ({"max_length": 0}, "max_length=0"),
+        ({"max_length": 0}, "max_length=0: expected a whole number, at least 1, or None"),
+        ({"min_length": -1}, "min_length=-1: expected a whole number, at least 0"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number, at least 1"),
+        ({"seed": -1}, "seed=-1: expected a whole number, at least 0"),
+        ({"seed": 10**20}, "seed=100000000000000000000: expected a whole number"),
     ):
         with pytest.raises(OptionError, match=message):
             model.translate(["sol"], **options)

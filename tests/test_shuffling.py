@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipelines import CorpusError, Report, damaged_shards, read_pairs, shuffle_corpus
+from pipelines import CorpusError, OptionError, Report, damaged_shards, read_pairs, shuffle_corpus
 
 LINES = [f"source {n}\ttarget {n % 7}" for n in range(2000)]
 
@@ -61,7 +61,9 @@ def test_nothing_is_overwritten_and_nothing_half_made_is_left(tsv, tmp_path):
         shuffle_corpus(path, tmp_path / "s")
     with pytest.raises(CorpusError, match="no pairs to shuffle"):
         shuffle_corpus(tsv("", "empty.tsv"), tmp_path / "s")
-    with pytest.raises(ValueError, match="expected 'gzip' or 'tfrecord'"):
+    with pytest.raises(OptionError, match="shards=0: expected a whole number, at least 1"):
+        shuffle_corpus(path, tmp_path / "s", shards=0)
+    with pytest.raises(OptionError, match="expected 'gzip', 'tfrecord'"):
         shuffle_corpus(path, tmp_path / "s", format="zip")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty.tsv", "pairs.tsv"]
 

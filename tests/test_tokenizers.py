@@ -456,3 +456,11 @@ def test_what_columns_and_separators_cannot_be_is_an_error():
 def test_a_separator_is_found_in_the_normal_form_of_a_text():
     tokenizer = SeparatorTokenizer("；", normal_form="NFKC")  # which has an ASCII semicolon for it
     assert tokenizer.count(["V；PST;SG"])[0].numpy().tolist() == [b"V", b"PST", b"SG"]
+
+
+@pytest.mark.parametrize("kind", [CharTokenizer, WhitespaceTokenizer, SubwordTokenizer, LetterTokenizer])
+@pytest.mark.parametrize("options", [{"min_frequency": 0}, {"max_size": 0}, {"max_size": -1}, {"max_size": 2.5}])
+def test_a_vocabulary_of_an_impossible_size_is_refused(kind, options):
+    (name,) = options
+    with pytest.raises(OptionError, match=f"{name}=.*: expected a whole number, at least 1"):
+        kind().adapt(["a b", "b c"], **options)
