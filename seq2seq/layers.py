@@ -13,7 +13,8 @@ from pipelines import OptionError, choose
 from pipelines.tokenizers import END, PADDING, Tokenizer, one_hot
 from seq2seq.recurrence import Recurrent, Rows, look_up
 
-ATTENTIONS = (None, "dot", "general", "additive", "hard", "monotonic")
+SOFT_ATTENTIONS, HARD_ATTENTIONS = ("dot", "general", "additive"), ("hard", "monotonic")
+ATTENTIONS = (None, *SOFT_ATTENTIONS, *HARD_ATTENTIONS)
 _FEW_TOKENS = 500  # with so many a batch has more places than tokens
 _NEVER = -1e6  # the logarithm of a probability of 0, so that differences of two are numbers
 
@@ -173,7 +174,7 @@ class Decoder(keras.layers.Layer):
         choose("attention", attention, ATTENTIONS)
         if input_feeding and not attention:
             raise OptionError("input_feeding=True: there is nothing to feed without attention")
-        self.hard = attention in ("hard", "monotonic")
+        self.hard = attention in HARD_ATTENTIONS
         if input_feeding and self.hard:
             raise OptionError(f"input_feeding=True: there is nothing to feed with attention={attention!r}")
         if copy and not attention:
@@ -365,10 +366,12 @@ class Attention(keras.layers.Layer):
         beam search the queries have K times as many rows as the memory; it is not repeated for them.
     """
 
+    kinds = SOFT_ATTENTIONS
+
     def __init__(self, units: int, kind: str = "general", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.units = units
-        self.kind = choose("attention", kind, ATTENTIONS[1:])
+        self.kind = choose("kind", kind, self.kinds)
         dense = {"use_bias": False, "dtype": self.dtype_policy}
         self.key = keras.layers.Dense(units, **dense) if kind != "dot" else None  # W
         if kind == "additive":
@@ -415,6 +418,11 @@ class HardAttention(Attention):
             token before or at a later one, so it never goes back (Wu & Cotterell 2019, arxiv.org/abs/1905.06319,
             first order). Where the token before was said is also known only as probabilities, which a state holds.
     """
+
+    kinds = HARD_ATTENTIONS
+
+    def __init__(self, units: int, kind: str = "hard", **kwargs: Any) -> None:
+        super().__init__(units, kind, **kwargs)
 
     @property
     def monotonic(self) -> bool:

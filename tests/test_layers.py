@@ -114,6 +114,13 @@ def test_they_come_back_from_their_configuration(layers):
         assert copy.get_config() == layer.get_config()
 
 
+def test_each_kind_of_attention_is_a_class_of_its_own():
+    for layer, other in ((Attention, "monotonic"), (HardAttention, "general")):
+        assert layer(2).kind in layer.kinds
+        with pytest.raises(OptionError, match=f"kind='{other}': expected '{layer.kinds[0]}'"):
+            layer(2, other)
+
+
 @pytest.mark.parametrize("kind", ["dot", "general", "additive"])
 def test_attention_is_the_published_formula_and_looks_only_where_the_mask_is(kind):
     keras.utils.set_random_seed(1)
