@@ -240,10 +240,10 @@ def _begin(config, folder, progress, report, say, command):
         "command": command,
         "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
         "directory": os.getcwd(),  # from which paths in the options and the command are to be followed
-        "checksums": _checksums(config.corpus),
+        "checksums": checksums(config.corpus),
     }
     if config.validation:
-        record["validation_checksums"] = _checksums(config.validation)
+        record["validation_checksums"] = checksums(config.validation)
     columns = open_corpora(config.corpus, **reading_options(config)).sources
     old = _warm(config, columns) if config.warm_start else None
     if old:
@@ -509,12 +509,6 @@ def _first_signal():
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _checksums(corpus):
-    if "-" in (corpus if isinstance(corpus, tuple) else (corpus,)):
-        raise CorpusError("standard input can be read only once, and training reads its corpus many times; use a file")
-    return checksums(corpus)
 
 
 def _tokenizer(config, side, columns):
