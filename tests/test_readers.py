@@ -323,10 +323,10 @@ def test_what_is_packed_otherwise_is_refused_at_once(tsv, ending):
             find_shards(corpus)
 
 
-def packed(open_archive, name):
+def packed(kind):
     file = io.BytesIO()
-    with open_archive(file) as archive:
-        archive.writestr(name, TSV) if hasattr(archive, "writestr") else archive.addfile(tarfile.TarInfo(name))
+    with zipfile.ZipFile(file, "w") if kind == "zip" else tarfile.open(fileobj=file, mode="w") as archive:
+        archive.writestr("a.tsv", TSV) if kind == "zip" else archive.addfile(tarfile.TarInfo("a.tsv"))
     return file.getvalue()
 
 
@@ -340,8 +340,8 @@ def packed(open_archive, name):
         (bz2.compress(TSV.encode()), "compressed by bzip2"),
         (lzma.compress(TSV.encode()), "compressed by xz"),
         (b"\x28\xb5\x2f\xfd\x04\x00", "compressed by zstd"),
-        (packed(lambda file: tarfile.open(fileobj=file, mode="w"), "a.tsv"), "an archive"),
-        (packed(lambda file: zipfile.ZipFile(file, "w"), "a.tsv"), "a zip archive or an office document"),
+        (packed("tar"), "an archive"),
+        (packed("zip"), "a zip archive or an office document"),
         (TSV.replace("\n", "\r").encode(), "line 1: ends in CR alone"),
     ],
 )
@@ -369,7 +369,7 @@ def test_a_zip_with_a_password_is_refused(tmp_path):
 
 def test_pairs_in_memory_are_read_and_what_is_none_is_refused_by_name(tsv):
     assert read([PAIRS]) == read([[list(pair) for pair in PAIRS]]) == PAIRS
-    assert open_corpora(PAIRS).sources == ("source",) and list(open_corpora(PAIRS).pairs())[0] == (b"Go.", b"Ve.")
+    assert open_corpora(PAIRS).sources == ("source",) and len(list(open_corpora(PAIRS).pairs())) == 3
     assert len(list(open_corpora([PAIRS, tsv(TSV)]).pairs())) == 6
     wrong = [PAIRS[0], ("a", None), ("a", "b", "c"), "ab", (b"x", "\udc80")]
     report = Report()
