@@ -132,7 +132,7 @@ def main() -> None:
 
 
 def _set_streams():
-    """Makes stdout and stderr UTF-8 in every locale, and keeps files opened later out of the places of closed streams."""
+    """Makes stdout and stderr UTF-8 in every locale, and lets no file opened later take the place of a closed one."""
     for number in range(3):
         try:
             os.fstat(number)

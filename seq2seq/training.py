@@ -268,7 +268,7 @@ def _begin(config, folder, progress, report, say, command):
     ):  # which nobody may have asked for
         tell = say if report else warnings.warn
         tell(
-            f"{count:,} pairs with a side of more than {config.max_length:,} characters are left out, the first of them "
+            f"{count:,} with a side of more than {config.max_length:,} characters left out, the first of them "
             f"{cleaning.first[LENGTH][0]}. Another --max-length, or none, takes them; long texts need much memory"
         )
     if found.pairs == 0:
