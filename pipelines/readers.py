@@ -55,8 +55,10 @@ _FIRST_BYTES = {
     rb"PAR1[\0-\x1f]": "Parquet; save it as JSON Lines",
 }
 
-# A character that can be seen. Spaces of all kinds, control characters and marks such as U+200B or U+FEFF cannot.
-_VISIBLE = re.compile(r"[^\s\0-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
+# Characters that cannot be seen: spaces of all kinds, control characters, and marks such as U+200B and U+FEFF. They
+# are listed one by one since `lstrip`, which wants that, is several times faster than a regular expression.
+_UNSEEN = r"[\s\0-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
+_UNSEEN = "".join(re.findall(_UNSEEN, "".join(map(chr, (*range(0x3001), 0xFEFF)))))
 
 # Why a pair is left out. The first three are faults of the text, and stop the reading unless told to skip.
 COLUMNS, ENCODING, EMPTY = "wrong columns", "invalid UTF-8", "empty side"
@@ -215,9 +217,9 @@ class Reader:
                 else:
                     lengths = len(source_text), len(target_text)
                     first = source_text.partition("\t")[0] if several else source_text
-                    if not (_VISIBLE.search(first) and _VISIBLE.search(target_text)):
+                    if not (first.lstrip(_UNSEEN) and target_text.lstrip(_UNSEEN)):
                         reason = EMPTY
-                        empty = "target" if _VISIBLE.search(first) else sources[0]
+                        empty = "target" if first.lstrip(_UNSEEN) else sources[0]
                         problem = f"the {empty} is empty"
             if problem:
                 if reason == NO_PAIR and not every_line:
@@ -306,7 +308,10 @@ def open_corpora(corpus: Corpora, **options: Any) -> Reader:
         corpus: as `read_pairs` takes it.
         **options: the further arguments of `Reader`.
     """
-    return Reader(tuple(find_shards(corpus) for corpus in _several(corpus)), **options)
+    corpora = _several(corpus)
+    if not len(corpora):
+        raise CorpusError("corpus: an empty list; expected a corpus, or several")
+    return Reader(tuple(map(find_shards, corpora)), **options)
 
 
 def _several(corpus):

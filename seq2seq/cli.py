@@ -742,7 +742,8 @@ def compare(
         raise OptionError(f"compare: one argument, {runs[0]}; {expected}")
     folders, corpus = _runs_first("compare", runs, "CORPUS", least=2)
     try:
-        open_corpora(corpus)
+        if corpus:
+            open_corpora(corpus)
     except CorpusError as error:  # it may have been meant for a run
         raise OptionError(f"compare: {error}; {expected}") from None
     strategy = _strategy({"width": beam_width, "length_penalty": length_penalty})

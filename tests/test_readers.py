@@ -380,6 +380,8 @@ def test_pairs_in_memory_are_read_and_what_is_none_is_refused_by_name(tsv):
     for corpus in ((pair for pair in PAIRS), {"a": "b"}, {"a"}, zip("a", "b", strict=True), b"pairs.tsv", 3, None):
         with pytest.raises(CorpusError, match=rf"{type(corpus).__name__} is not read; expected a path.*list\(zip\("):
             open_corpora(corpus)
+    with pytest.raises(CorpusError, match="corpus: an empty list"):
+        open_corpora([])
     for data in (["a"], (["a"], ["b"], ["c"]), ([1], [2]), ([["a"]], [["b"]]), {"source": ["a"], "target": ["b"]}):
         with pytest.raises(CorpusError, match=r"a dataset of .*; expected one of \(source, target\) scalar strings"):
             find_shards(tf.data.Dataset.from_tensor_slices(data))
