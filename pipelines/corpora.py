@@ -39,24 +39,30 @@ def read_pairs(
         corpus: what to read, or a list of such:
 
             - the name of a corpus: `phrasebook` comes with this package, `spa-eng` (118,964 English-Spanish pairs from
-              tatoeba.org) is downloaded once into the Keras cache;
+              tatoeba.org) is downloaded once into the Keras cache. A file of such a name is `./phrasebook` or a `Path`;
             - a file: tab-separated text (`source TAB target` on each line; a third column is ignored), JSON Lines
-              (`.jsonl`, `.ndjson`), each plain or with `.gz`, or TFRecord (`.tfrecord`) of examples with two strings;
+              (`.jsonl`, `.ndjson`), each plain or with `.gz`, `.bz2` or `.xz`, or TFRecord (`.tfrecord`, plain or with
+              `.gz`) of examples with two strings;
             - a file in a zip, `archive.zip/folder/file.tsv`, or the zip alone if there is one file in it;
-            - `-`, tab-separated text on standard input, which can be read once;
-            - parallel files of equally many lines, `corpus.en+corpus.es`; all but the last are columns of the source;
-            - a glob, or a folder: all its files in the order of their names;
+            - `-`, tab-separated text on standard input, or a named pipe; they can be read once;
+            - parallel files of equally many lines, `corpus.en+corpus.es`; all but the last are columns of the source. A
+              file or folder with a `+` in its name is found first;
+            - a glob, in which `**` stands for any number of folders, or a folder: all its files in the order of their
+              names;
+            - a list of (source, target) strings;
             - a `tf.data.Dataset` of (source, target) scalar strings.
 
-            A byte order mark, CRLF line ends and lines with nothing in them are ignored.
+            Text is UTF-8. A byte order mark, CR before the end of a line and lines with nothing in them are ignored. A
+            side of spaces, control characters and invisible marks (U+200B, U+FEFF) alone is empty.
         limit: how many pairs to read at most; None for all.
         seed: decides the order of files where `shuffle_files` is set.
         epoch: which of the orders that follow from it to take, a number or a scalar tensor. Default: each iteration of
             the dataset is the next epoch.
         report: a `Report`, which each complete pass, up to the limit, fills with what it read and left out.
         columns: which columns or keys to read, the target last: two names or more, which a tab-separated file has in
-            its first line, or numbers counted from 1, as in `cut -f`. More than one before the target are columns of
-            the source, which then is one text with tabs between them; all but the first may be empty. Default: the
+            its first line, or numbers counted from 1, as in `cut -f`. In JSON Lines `translation.en` is the key `en` of
+            the object under `translation`, if no key has that whole name. More than one before the target are columns
+            of the source, which then is one text with tabs between them; all but the first may be empty. Default: the
             first two columns, or the keys `source` and `target`.
         source_columns: the names of the columns that each source must have, as a `ColumnsTokenizer` has them in
             `column_names`. With several, the default of `columns` is the first so many and one more.

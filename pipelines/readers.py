@@ -4,6 +4,7 @@ Plain Python, a pair at a time, in bounded memory and without TensorFlow; `corpo
 of it.
 """
 
+import bz2
 import collections
 import contextlib
 import dataclasses
@@ -14,9 +15,11 @@ import hashlib
 import io
 import itertools
 import json
+import lzma
 import os
 import random
 import re
+import select
 import sys
 import zipfile
 import zlib
@@ -28,13 +31,34 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 # What `read_pairs` reads, and several such.
-Corpus: TypeAlias = "str | os.PathLike[str] | tf.data.Dataset"
+Corpus: TypeAlias = "str | os.PathLike[str] | Sequence[tuple[str | bytes, str | bytes]] | tf.data.Dataset"
 Corpora: TypeAlias = "Corpus | Sequence[Corpus]"
 
 _OPEN_FILES = 16  # read in turns where files are shuffled
 _TURN = 256  # pairs taken from each of them in its turn
 _DUPLICATE_WINDOW = 1 << 17  # pairs remembered at least, and twice as many at most
-_ENDINGS = (".tsv", ".txt", ".csv", ".jsonl", ".ndjson", ".tfrecord", ".tfrecords")
+_ENDINGS = (".tsv", ".txt", ".csv", ".jsonl", ".ndjson", ".tfrecord", ".tfrecords")  # in small or capital letters
+_COMPRESSED: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+# What is not read, and the command that makes files of it that are.
+_PACKED = {".zst": "zstd -d", ".lz4": "lz4 -d", ".7z": "7z x", ".rar": "unrar x"}
+_PACKED |= dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz"), "tar -xf")
+
+# First bytes of what is no UTF-8 text, whatever its name: they can stand at the beginning of no such text.
+_FIRST_BYTES = {
+    rb"\xff\xfe|\xfe\xff|(?:[\t\n\r -~]\0){4}|(?:\0[\t\n\r -~]){4}": "UTF-16; save it as UTF-8",
+    rb"\x1f\x8b": "compressed by gzip; let its name end in .gz",
+    rb"BZh[1-9]1AY&SY": "compressed by bzip2; let its name end in .bz2",
+    rb"\xfd7zXZ\0": "compressed by xz; let its name end in .xz",
+    rb"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it first: zstd -d",
+    rb"7z\xbc\xaf|Rar!\x1a|(?s:.{257})ustar": "an archive; unpack it first",
+    rb"PK\x03\x04": "a zip archive or an office document; let its name end in .zip, or save it as UTF-8 text",
+    rb"PAR1[\0-\x1f]": "Parquet; save it as JSON Lines",
+}
+
+# Characters that cannot be seen: spaces of all kinds, control characters, and marks such as U+200B and U+FEFF. They
+# are listed one by one since `lstrip`, which wants that, is several times faster than a regular expression.
+_UNSEEN = r"[\s\0-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
+_UNSEEN = "".join(re.findall(_UNSEEN, "".join(map(chr, (*range(0x3001), 0xFEFF)))))
 
 # Why a pair is left out. The first three are faults of the text, and stop the reading unless told to skip.
 COLUMNS, ENCODING, EMPTY = "wrong columns", "invalid UTF-8", "empty side"
@@ -182,17 +206,20 @@ class Reader:
             elif several and (problem := wrong_columns(source, sources)):
                 reason = COLUMNS
             else:
-                first = source.partition(b"\t")[0] if several else source
+                side = "source"
                 try:
-                    lengths = len(source.decode()), len(target.decode())
+                    source_text = source.decode()
+                    side = "target"
+                    target_text = target.decode()
                 except UnicodeDecodeError as error:
-                    side = "source" if error.object is source else "target"
                     reason = ENCODING
                     problem = f"the {side} is not valid UTF-8 ({error.reason} at byte {error.start})"
                 else:
-                    if not (first.strip() and target.strip()):
+                    lengths = len(source_text), len(target_text)
+                    first = source_text.partition("\t")[0] if several else source_text
+                    if not (first.lstrip(_UNSEEN) and target_text.lstrip(_UNSEEN)):
                         reason = EMPTY
-                        empty = "target" if first.strip() else sources[0]
+                        empty = "target" if first.lstrip(_UNSEEN) else sources[0]
                         problem = f"the {empty} is empty"
             if problem:
                 if reason == NO_PAIR and not every_line:
@@ -201,7 +228,7 @@ class Reader:
                     raise CorpusError(f"{shard.name}, {shard.unit} {number}: {problem}")
             elif self.max_length and max(lengths) > self.max_length:
                 reason, problem = LENGTH, f"{max(lengths)} characters"
-            elif self.max_ratio and _ratio(lengths := (len(first.decode()), lengths[1])) > self.max_ratio:
+            elif self.max_ratio and _ratio(lengths := (len(first), lengths[1])) > self.max_ratio:
                 reason, problem = RATIO, f"{lengths[0]} to {lengths[1]} characters"
             elif self.drop_duplicates:
                 key = hash((source, target))
@@ -281,49 +308,85 @@ def open_corpora(corpus: Corpora, **options: Any) -> Reader:
         corpus: as `read_pairs` takes it.
         **options: the further arguments of `Reader`.
     """
-    corpora = corpus if isinstance(corpus, list | tuple) else [corpus]
-    return Reader(tuple(find_shards(corpus) for corpus in corpora), **options)
+    corpora = _several(corpus)
+    if not len(corpora):
+        raise CorpusError("corpus: an empty list; expected a corpus, or several")
+    return Reader(tuple(map(find_shards, corpora)), **options)
+
+
+def _several(corpus):
+    """The corpora in a list of them, or the one that is no such list."""
+    return corpus if isinstance(corpus, list | tuple) and not _holds_pairs(corpus) else [corpus]
+
+
+def _holds_pairs(corpus):
+    """Whether a list is one of pairs and not of corpora, to judge by the first of them."""
+    first = next(iter(corpus), None)
+    return isinstance(first, list | tuple) and not any(isinstance(side, list | tuple) for side in first)
 
 
 def find_shards(corpus: Corpus) -> list[Shard]:
-    """The shards of a corpus: a dataset, `-` for standard input, a name, a file, a glob, a folder, parallel files
-    `SOURCE-FILE+TARGET-FILE` (of which all but the last are of the source), or a member of a zip.
+    """The shards of a corpus: a dataset, a list of pairs, `-` for standard input, a name, a file, a glob, a folder,
+    parallel files `SOURCE-FILE+TARGET-FILE` (of which all but the last are of the source), or a member of a zip.
+
+    Names are strings: a `Path` is always that of a file.
 
     Raises:
-        CorpusError: if there is nothing of that name, or a zip holds several files and none is chosen.
+        CorpusError: if there is nothing of that name, it is of a kind that is not read, or a zip holds several files
+            and none is chosen.
     """
     if not isinstance(corpus, str | os.PathLike):
-        return [_dataset_shard(corpus)]
+        return [_memory_shard(corpus)]
     text = os.fspath(corpus)
-    if text == "-":
-        return [Shard("standard input", functools.partial(_tab_rows, Path(text)))]
-    if text in NAMED_CORPORA:
-        text = os.fspath(NAMED_CORPORA[text]())
-    if "+" not in text or os.path.exists(text):
-        return [_file_shard(path) for path in _expand(text)]
-    sides = [_expand(side) for side in text.split("+")]
+    if corpus == "-":
+        return [Shard("standard input", functools.partial(_tab_rows, None))]
+    if isinstance(corpus, str) and corpus in NAMED_CORPORA:
+        text = os.fspath(NAMED_CORPORA[corpus]())
+    names = _sides(text)
+    sides = [_expand(side, text) for side in names]
+    if len(sides) == 1:
+        return [_file_shard(path) for path in sides[0]]
     if len(set(map(len, sides))) != 1:
         raise CorpusError(f"{text}: {' and '.join(str(len(side)) for side in sides)} files; expected equally many")
-    return [
-        Shard("+".join(map(str, files)), functools.partial(_parallel_rows, files), files=files, width=len(files))
-        for files in zip(*sides, strict=True)
-    ]
+    return [_parallel_shard(files) for files in zip(*sides, strict=True)]
 
 
 def as_seen_from(directory: str | os.PathLike[str], corpus: str) -> str:
     """A corpus as written for a process in that directory, so written that this process finds it."""
     if corpus in NAMED_CORPORA:
         return corpus
-    whole = os.path.join(directory, corpus)
-    if "+" not in corpus or os.path.exists(whole):
-        return whole
-    return "+".join(os.path.join(directory, side) for side in corpus.split("+"))
+    return "+".join(os.path.join(directory, side) for side in _sides(corpus, directory))
+
+
+def _sides(text, directory=""):
+    """The paths or globs in `A+B`. Where something is there whose name has a `+` in it, that is no such sign."""
+    parts, sides = text.split("+"), []
+    while parts:
+        starts = (count for count in range(len(parts), 0, -1) if _is_there(directory, "+".join(parts[:count])))
+        count = next(starts, 1)
+        sides.append("+".join(parts[:count]))
+        del parts[:count]
+    return sides
+
+
+def _is_there(directory, name):
+    path = Path(directory, name)
+    if archive := _archive(path):
+        return path == archive or path.relative_to(archive).as_posix() in _members(archive)
+    return os.path.exists(path) or bool(glob.glob(str(path), recursive=True))
 
 
 def checksums(corpus: Corpora) -> dict[str, str]:
-    """What the files of a corpus hold: {path: sha256 in hexadecimal}, in the order read, a zip counted as a whole."""
-    corpora = corpus if isinstance(corpus, list | tuple) else [corpus]
-    names = [name for corpus in corpora for shard in find_shards(corpus) for name in shard.files]
+    """What the files of a corpus hold: {path: sha256 in hexadecimal}, in the order read, a zip counted as a whole.
+
+    Raises:
+        CorpusError: for standard input and pipes, which are gone once they are read.
+    """
+    shards = [shard for one in _several(corpus) for shard in find_shards(one)]
+    for shard in shards:
+        if not shard.files:
+            raise CorpusError(f"{shard.name} can be read only once, and training reads a corpus many times; use a file")
+    names = [name for shard in shards for name in shard.files]
     return {str(name): sha256(name) for name in dict.fromkeys(_archive(name) or name for name in names)}
 
 
@@ -336,35 +399,59 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _expand(text):
+def _expand(text, corpus):
     """The files that a path, a glob or a folder stands for, in the order of their names."""
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(path):
         paths = sorted(p for p in path.iterdir() if _plain_name(p).endswith(_ENDINGS) and not p.name.startswith("."))
         if not paths:
-            raise CorpusError(f"{path}: no file in this folder ends in {', '.join(_ENDINGS)} (or these with .gz)")
-        manifest = path / "manifest.json"
-        if manifest.is_file():
-            for name in json.loads(manifest.read_text())["shards"]:
-                if path / name not in paths:
-                    raise CorpusError(f"{path / name}: missing, though {manifest} lists it")
+            packed = ", ".join(_COMPRESSED)
+            raise CorpusError(f"{path}: no file in this folder ends in {', '.join(_ENDINGS)} (or these with {packed})")
+        for name in read_manifest(path).get("shards", ()):
+            if path / name not in paths:
+                raise CorpusError(f"{path / name}: missing, though {path / 'manifest.json'} lists it")
         return paths
-    if path.is_file() or _archive(path):
+    if os.path.exists(path) or _archive(path):
         return [_member(path)]
-    found = sorted(Path(name) for name in glob.glob(text) if os.path.isfile(name))
+    found = sorted(Path(name) for name in glob.glob(text, recursive=True) if not os.path.isdir(name))
     if not found:
         named = "" if os.sep in text else f"; the built-in corpora are {', '.join(NAMED_CORPORA)}"
-        raise CorpusError(f"{path}: No such file or folder{named}")
-    return found
+        part = "" if text == corpus else f" (of {corpus})"
+        raise CorpusError(f"{path}: No such file or folder{part}{named}")
+    return [_member(path) for path in found]
+
+
+def read_manifest(folder: Path | str) -> dict:
+    """What `shuffle_corpus` has written of a folder; nothing for folders that it has not made."""
+    path = Path(folder) / "manifest.json"
+    if not os.path.isfile(path):
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorpusError(f"{path}: cannot be read ({error})") from None
+    ours = isinstance(found, dict) and isinstance(found.get("shards"), dict) and "lengths" in found
+    return found if ours else {}
 
 
 def _plain_name(path):
-    return path.name.removesuffix(".gz")
+    """The name of a file without the ending that says how it is compressed, in small letters."""
+    name, ending = os.path.splitext(path.name.lower())
+    return name if ending in _COMPRESSED or ending in _PACKED else name + ending
 
 
 def _archive(path):
     """The zip file that a path leads into, or None."""
-    return next((p for p in (path, *path.parents) if p.suffix == ".zip" and p.is_file()), None)
+    return next((p for p in (path, *path.parents) if p.suffix.lower() == ".zip" and os.path.isfile(p)), None)
+
+
+def _members(archive):
+    """The names of the files in a zip, but for what macOS adds."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            return [name for name in file.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise CorpusError(f"{archive}: {error}") from None
 
 
 def _member(path):
@@ -372,11 +459,7 @@ def _member(path):
     archive = _archive(path)
     if archive is None:
         return path
-    try:
-        with zipfile.ZipFile(archive) as file:
-            names = [name for name in file.namelist() if not name.endswith("/")]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise CorpusError(f"{archive}: {error}") from None
+    names = _members(archive)
     if path == archive and len(names) == 1:
         return archive / names[0]
     if path == archive or path.relative_to(archive).as_posix() not in names:
@@ -385,30 +468,124 @@ def _member(path):
 
 
 def _file_shard(path):
-    name = _plain_name(path)
+    name, ending = _plain_name(path), path.suffix.lower()
+    if unpack := _PACKED.get(ending) or _PACKED.get(os.path.splitext(name)[1]):
+        raise CorpusError(f"{path}: is not read as it is; unpack it first: {unpack}")
     if name.endswith((".tfrecord", ".tfrecords")):
-        return Shard(str(path), functools.partial(_tfrecord_rows, path), "record", (path,))
+        if ending in _COMPRESSED and ending != ".gz":
+            raise CorpusError(f"{path}: TFRecord is read plain or with .gz")
+        return Shard(str(path), functools.partial(_tfrecord_rows, path), "record", _files(path))
     rows = _json_rows if name.endswith((".jsonl", ".ndjson")) else _tab_rows
-    return Shard(str(path), functools.partial(rows, path), files=(path,))
+    return Shard(str(path), functools.partial(rows, path), files=_files(path))
 
 
-def _dataset_shard(dataset):
-    """A shard of what is already a `tf.data.Dataset` of (source, target) scalar strings."""
+def _parallel_shard(paths):
+    shards = [_file_shard(path) for path in paths]
+    name = "+".join(shard.name for shard in shards)
+    files = paths if all(shard.files for shard in shards) else ()
+    return Shard(name, functools.partial(_parallel_rows, paths), files=files, width=len(paths))
 
-    def rows(*_):
-        numbers = itertools.count(1)
-        for sources, targets in dataset.batch(4096).as_numpy_iterator():
-            for source, target in zip(sources, targets, strict=True):
-                yield next(numbers), source, target, ""
 
-    return Shard("dataset", rows, "pair")
+def _files(path):
+    """The path where it can be read again, which that of a pipe cannot."""
+    return (path,) if os.path.isfile(_archive(path) or path) else ()
+
+
+def _memory_shard(corpus):
+    """A shard of what is no file: a `tf.data.Dataset` of (source, target) scalar strings, or a list of such pairs."""
+    if hasattr(corpus, "element_spec"):
+        spec = corpus.element_spec
+        sides: tuple[Any, ...] = spec if isinstance(spec, tuple) and len(spec) == 2 else (None,)
+        if not all(hasattr(side, "dtype") and side.dtype == "string" and not side.shape.rank for side in sides):
+            raise CorpusError(f"corpus: a dataset of {spec}; expected one of (source, target) scalar strings")
+        return Shard("dataset", functools.partial(_dataset_rows, corpus), "pair")
+    if isinstance(corpus, list | tuple) and _holds_pairs(corpus):
+        return Shard("list", functools.partial(_pair_rows, corpus), "pair")
+    raise CorpusError(
+        f"corpus: {type(corpus).__name__} is not read; expected a path, the name of a corpus, a list of (source, "
+        "target) texts, as list(zip(sources, targets)) makes, or a tf.data.Dataset of them, as its from_generator does"
+    )
+
+
+def _dataset_rows(dataset, *_):
+    numbers = itertools.count(1)
+    for sources, targets in dataset.batch(4096).as_numpy_iterator():
+        for source, target in zip(sources, targets, strict=True):
+            yield next(numbers), source, target, ""
+
+
+def _pair_rows(pairs, *_):
+    for number, pair in enumerate(pairs, start=1):
+        if isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str | bytes) for text in pair):
+            source, target = (text if isinstance(text, bytes) else _encoded(text) for text in pair)
+            yield number, source, target, ""
+        else:
+            yield number, None, None, f"expected two texts, found {pair!r:.80}"
+
+
+def _encoded(text):
+    """A string as UTF-8, in which a lone surrogate, which strings and JSON can hold, stays the fault that it is."""
+    return text.encode(errors="surrogatepass")
+
+
+class _Incoming:
+    """The lines of standard input: they are given out as soon as they are there."""
+
+    def __init__(self, file):
+        self.file, self.ended = file, False
+        self.lines, self.rest = collections.deque[bytes](), bytearray()  # whole lines, and the beginning of the next
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        while not self.lines:
+            if self.ended:
+                raise StopIteration
+            self.read()
+        return self.lines.popleft()
+
+    def read(self):
+        """Takes what is there; waits if that is nothing."""
+        block = self.file.read1(1 << 16)
+        self.rest += block
+        if not block:
+            self.ended = True
+            self.lines.extend([bytes(self.rest)] if self.rest else [])
+        elif b"\n" in block:
+            *lines, self.rest = self.rest.split(b"\n")
+            self.lines.extend(bytes(line) + b"\n" for line in lines)
+
+    def waits(self):
+        """Whether the next line, or the end, is there already."""
+        while not (self.lines or self.ended):
+            try:
+                if not select.select([self.file], [], [], 0)[0]:
+                    return False
+            except (OSError, ValueError):  # a pipe on Windows, or nothing with a descriptor
+                return False
+            self.read()
+        return True
+
+
+_incoming: _Incoming | None = None
+
+
+def line_waits() -> bool:
+    """Whether the next line of standard input can be read without waiting for who writes it; True if none reads it."""
+    return _incoming is None or _incoming.waits()
 
 
 @contextlib.contextmanager
 def _open(path):
-    """Opens a plain file, a gzip, a member of a zip or standard input for reading lines of bytes."""
-    if path == Path("-"):
-        yield sys.stdin.buffer
+    """Opens a plain file, a compressed one or a member of a zip for reading lines of bytes; None is standard input."""
+    global _incoming
+    if path is None:
+        if sys.stdin is None:
+            raise CorpusError("standard input is closed")
+        if _incoming is None or _incoming.file is not sys.stdin.buffer:
+            _incoming = _Incoming(sys.stdin.buffer)
+        yield _incoming
         return
     archive = _archive(path)
     with contextlib.ExitStack() as stack:
@@ -417,27 +594,45 @@ def _open(path):
             file: Any = stack.enter_context(member)  # it has no type in common with the others
         else:
             file = stack.enter_context(path.open("rb"))
-        if path.name.endswith(".gz"):
-            file = stack.enter_context(gzip.GzipFile(fileobj=file))
+        if decompress := _COMPRESSED.get(path.suffix.lower()):
+            file = stack.enter_context(decompress(file))
         yield io.BufferedReader(file, 1 << 18)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path | None) -> Iterator[tuple[int, bytes]]:
     """Yields (number, line) of a text file, as `find_shards` names one, without line ends and byte order mark.
 
-    Only LF and CRLF end a line.
+    Only LF ends a line, with any number of CR before it.
+
+    Args:
+        path: the file; None for standard input.
+
+    Raises:
+        CorpusError: if it cannot be read, is damaged, no UTF-8 text, or has lines that end in CR alone.
     """
-    number = 0
+    number, name = 0, path or "standard input"
     try:
         with _open(path) as file:
             for number, line in enumerate(file, start=1):
                 if number == 1:
+                    _see_that_it_is_text(name, line)
                     line = line.removeprefix(b"\xef\xbb\xbf")
-                yield number, line.removesuffix(b"\n").removesuffix(b"\r")
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
-        raise CorpusError(f"{path}: damaged or cut short after {number:,} lines ({error})") from None
-    except OSError as error:
-        raise CorpusError(f"{path}: {error.strerror or error}") from None
+                yield number, line.removesuffix(b"\n").rstrip(b"\r")
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno:  # gzip and bz2 give those of theirs no number
+            raise CorpusError(f"{name}: {error.strerror}") from None
+        raise CorpusError(f"{name}: damaged or cut short after {number:,} lines ({error})") from None
+    except RuntimeError as error:  # of a zip, encrypted or packed by a method that Python does not know
+        raise CorpusError(f"{name}: {error}") from None
+
+
+def _see_that_it_is_text(name, line):
+    """Refuses what can be told by a first line to be no lines of UTF-8 text."""
+    for first, what in _FIRST_BYTES.items():
+        if re.match(first, line):
+            raise CorpusError(f"{name}: {what}")
+    if b"\r" in line.rstrip(b"\r\n") and not line.endswith(b"\n"):
+        raise CorpusError(f"{name}, line 1: ends in CR alone, as do those after it; write LF or CRLF")
 
 
 def as_line(text: bytes, columns: int = 1) -> bytes:
@@ -462,7 +657,8 @@ def _tab_rows(path, columns, sources):
         names = header.decode(errors="replace").split("\t")
         for name in columns:
             if name not in names:
-                raise CorpusError(f"{path}, line 1: no column is called {name!r}, but {', '.join(map(repr, names))}")
+                there = ", ".join(map(repr, names))
+                raise CorpusError(f"{path or 'standard input'}, line 1: no column is called {name!r}, but {there}")
         places = [names.index(name) for name in columns]
         yield 1, None, None, _HEADER
     elif columns:
@@ -493,17 +689,35 @@ def _json_rows(path, columns, _):
             continue
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield number, None, None, f"not JSON ({error})"
             continue
-        sides: list[Any] = [entry.get(key) if isinstance(entry, dict) else None for key in keys]
+        sides: list[Any] = [_under(key, entry) for key in keys]
         missing = [key for key, side in zip(keys, sides, strict=True) if not isinstance(side, str)]
         if missing:
-            yield number, None, None, f"no text under the key {missing[0]!r}"
+            there = ", ".join(_texts_in(entry))
+            problem = f"no text under the key {missing[0]!r}" + f", but under {there}" * bool(there)
+            yield number, None, None, problem
         else:
-            # A lone surrogate, which JSON can write, stays the invalid UTF-8 that it is.
-            *before, target = (side.encode(errors="surrogatepass") for side in sides)
+            *before, target = map(_encoded, sides)
             yield number, b"\t".join(before), target, ""
+
+
+def _under(key, entry):
+    """What an object of JSON holds under a key; under `a.b`, if it has no such key, what `a` holds under `b`."""
+    if not isinstance(entry, dict) or key in entry:
+        return entry.get(key) if isinstance(entry, dict) else None
+    first, _, rest = key.partition(".")
+    return _under(rest, entry.get(first)) if rest else None
+
+
+def _texts_in(entry, outer=""):
+    """The keys of an object of JSON that hold texts, those of an object in it with a dot before."""
+    for key, value in entry.items() if isinstance(entry, dict) else ():
+        if isinstance(value, str):
+            yield outer + key
+        elif not outer:
+            yield from _texts_in(value, f"{key}.")
 
 
 def _keys(columns):
@@ -534,7 +748,7 @@ def _tfrecord_rows(path, columns, _):
 
     keys = _keys(columns)
     features = {key: tf.io.FixedLenFeature([], tf.string) for key in keys}
-    compression = "GZIP" if path.name.endswith(".gz") else ""
+    compression = "GZIP" if path.suffix.lower() == ".gz" else ""
     records = tf.data.TFRecordDataset(str(path), compression_type=compression)
     number = 0
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.names import check_number, choose
-from pipelines.readers import Corpora, CorpusError, Report, open_corpora, sha256
+from pipelines.readers import Corpora, CorpusError, Report, open_corpora, read_manifest, sha256
 
 _BUCKETS = 256
 _BUFFER = 1 << 16  # bytes collected for a bucket before they are written
@@ -186,9 +186,6 @@ _WRITERS = {"gzip": _gzip_writer, "tfrecord": _tfrecord_writer}
 
 def damaged_shards(folder: Path | str) -> list[str]:
     """The names of those shards of a shuffled corpus that are not as in its manifest; none for a folder without one."""
-    path = Path(folder) / "manifest.json"
-    if not path.is_file():
-        return []
-    shards = json.loads(path.read_text())["shards"]
-    files = {name: path.with_name(name) for name in shards}
+    shards = read_manifest(folder).get("shards", {})
+    files = {name: Path(folder, name) for name in shards}
     return [name for name, file in files.items() if not file.is_file() or sha256(file) != shards[name]["sha256"]]

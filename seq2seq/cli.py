@@ -9,7 +9,7 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import inspect as signatures
-import itertools
+import io
 import json
 import os
 import re
@@ -27,7 +27,7 @@ import typer
 import typer.core
 
 from pipelines import CorpusError, OptionError, load_class, open_corpora, shell_command
-from pipelines.readers import as_line, read_lines, wrong_columns
+from pipelines.readers import as_line, line_waits, read_lines, wrong_columns
 from seq2seq.config import (
     Config,
     check_option,
@@ -46,9 +46,9 @@ _PRESETS = (
 )
 
 _CORPUS = (
-    "What to read: a file of tab-separated text (source TAB target), JSON Lines or TFRecord, plain or .gz; one in a "
-    "zip (a.zip/b.tsv); parallel files (a.en+a.es); a folder or a quoted glob of such; or a corpus by name: "
-    "phrasebook, spa-eng. Several are read together."
+    "What to read: a file of tab-separated text (source TAB target), JSON Lines or TFRecord, plain, .gz, .bz2 or .xz; "
+    "one in a zip (a.zip/b.tsv); parallel files (a.en+a.es); a folder or a quoted glob of such; or a corpus by name: "
+    "phrasebook, spa-eng (a file of that name is ./phrasebook). Several are read together."
 )
 _EXTRAS = {  # packages that not everyone needs, and the extra each comes with
     "gradio": "demo",
@@ -143,14 +143,30 @@ def _all_commands(
 
 def main() -> None:
     """Entry point of the console script."""
+    _set_streams()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     app()
+
+
+def _set_streams():
+    """Makes stdout and stderr UTF-8 in every locale, and lets no file opened later take the place of a closed one."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it gets the lowest number that is free
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=errors)
 
 
 @contextlib.contextmanager
 def _exit_codes(tensorflow=True):
     """Says on stderr what went wrong, without a traceback where the input is to blame, and exits accordingly."""
     try:
+        if sys.stdout is None:
+            raise OptionError("standard output is closed, where results go; give it a file, or /dev/null")
         if tensorflow:
             start_tensorflow()
         yield
@@ -367,7 +383,7 @@ def train(
     if can_measure() and importlib.util.find_spec("matplotlib"):
         _draw(folder, model)
     own = own_classes(Config(**load_config(folder / "config.json")[0]))
-    importing = itertools.chain.from_iterable(("--import", name) for name in own)
+    importing = [part for name in own for part in ("--import", name)]
     names = model.source_tokenizer.column_names
     text = '"TEXT"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"  # as shells write a tab
     typer.echo(f"Translate with:  {shell_command('translate', folder, *importing)} {text}", err=True)
@@ -513,7 +529,7 @@ def translate(
     ] = False,
     imports: Import = None,
 ) -> None:
-    """Translate the TEXTs, or stdin line for line, to stdout.
+    """Translate the TEXTs, or stdin line for line, to stdout. Lines are answered when no more are waiting.
 
     If the model was trained on several source columns, each TEXT or line must have them, with tabs between them.
 
@@ -554,7 +570,7 @@ def translate(
     if texts:
         write(list(_with_columns("TEXT", enumerate(map(os.fsencode, texts), start=1), names)), 0)
     else:
-        lines = _with_columns("standard input, line", read_lines(Path("-")), names)
+        lines = _with_columns("standard input, line", read_lines(None), names)
         _say_speed(*_in_blocks(lines, write), loading)
 
 
@@ -611,15 +627,26 @@ def _strategy(beam, sampling=None, sample=False):
     return Sampling(**sampling) if sampling or sample else Greedy()
 
 
+def _blocks(lines: Iterator) -> Iterator[list]:
+    """Yields lines in blocks, which are fast to work on: each ends when it is full, or when no line is waiting, since
+    somebody, at a terminal or the other end of a pipe, may want an answer first."""
+    block = []
+    for line in lines:
+        block.append(line)
+        if len(block) == 2048 or not line_waits():
+            yield block
+            block = []
+    if block:
+        yield block
+
+
 def _in_blocks(lines: Iterator[bytes], write: Callable[[list[bytes], int], None]) -> tuple[int, float]:
     """Hands lines on in blocks, with the number of those before, and shows on a terminal how many are done.
 
     Returns how many there were, and the seconds in which they were not waited for.
     """
-    # Someone typing wants an answer after each line; a file is faster in blocks.
-    block_size = 1 if sys.stdin.isatty() else 2048
     done, seconds = 0, 0.0
-    while block := list(itertools.islice(lines, block_size)):
+    for block in _blocks(lines):
         started = time.monotonic()
         write(block, done)
         seconds += time.monotonic() - started
@@ -739,7 +766,8 @@ def compare(
         raise OptionError(f"compare: one argument, {runs[0]}; {expected}")
     folders, corpus = _runs_first("compare", runs, "CORPUS", least=2)
     try:
-        open_corpora(corpus)
+        if corpus:
+            open_corpora(corpus)
     except CorpusError as error:  # it may have been meant for a run
         raise OptionError(f"compare: {error}; {expected}") from None
     strategy = _strategy({"width": beam_width, "length_penalty": length_penalty})
@@ -964,7 +992,7 @@ def score(
         columns = model.source_tokenizer.column_names
         reading = {"on_bad_line": "skip", "source_columns": columns, **_as_trained(runs[0], corpus, given)}
         lines = open_corpora(corpus, **reading).lines(report)
-        while block := list(itertools.islice(lines, 2048)):
+        for block in _blocks(lines):
             pairs = [pair for pair in block if pair]
             scores = iter(model.score([source for source, _ in pairs], [target for _, target in pairs]).numpy())
             typer.echo("\n".join(f"{next(scores):.4f}" if pair else "nan" for pair in block))

@@ -13,6 +13,7 @@ import typing
 from pathlib import Path
 
 from pipelines import OptionError, check_number, choose, open_corpora
+from pipelines.readers import NAMED_CORPORA
 
 
 def _option(default, panel, help, range=None, **how):
@@ -41,7 +42,8 @@ def _plain(value):
     if isinstance(value, (list, tuple)):
         return tuple(map(_plain, value))
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        path = os.fspath(value)
+        return os.path.join(os.curdir, path) if path == "-" or path in NAMED_CORPORA else path
     return value.item() if hasattr(value, "item") else value  # of NumPy
 
 
@@ -99,8 +101,13 @@ class Config:
     on_bad_line: str = _option(
         "error", CORPUS, "What to do with a line of too few columns, an empty side or invalid UTF-8: error, skip."
     )
+    # A batch of 64 pairs of 1,000 characters takes 2 to 3 GB; one of 20,000 would take what no machine has.
     max_length: int | None = _option(
-        None, CORPUS, "Leave out pairs with a side of more characters.", _COUNT, parser=_or_none(int)
+        1000,
+        CORPUS,
+        "Leave out pairs with a side of more characters; none for pairs of any length.",
+        _COUNT,
+        parser=_or_none(int),
     )
     max_ratio: float | None = _option(
         None,
@@ -543,9 +550,9 @@ def load_config(path: Path | str) -> tuple[dict, dict]:
         OptionError: if it cannot be read or names an option that there is none of.
     """
     try:
-        found = json.loads(Path(path).read_text())
+        found = json.loads(Path(path).read_bytes())
         options = dict(found["options"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OptionError(f"{path}: no configuration of a run ({type(error).__name__}: {error})") from None
     names = [field.name for field in dataclasses.fields(Config)]
     for name in options:

@@ -366,7 +366,7 @@ class Attention(keras.layers.Layer):
         beam search the queries have K times as many rows as the memory; it is not repeated for them.
     """
 
-    kinds = SOFT_ATTENTIONS
+    kinds: tuple[str, ...] = SOFT_ATTENTIONS
 
     def __init__(self, units: int, kind: str = "general", **kwargs: Any) -> None:
         super().__init__(**kwargs)

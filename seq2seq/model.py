@@ -6,7 +6,7 @@ import inspect
 import textwrap
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -410,8 +410,8 @@ class Seq2Seq(keras.Model):
         """Translates texts.
 
         Args:
-            texts: strings, any number of them: a list, an array, a tensor `[N]` or a `tf.data.Dataset` of scalar
-                strings; or one string alone. Each is read up to its 1,024th token.
+            texts: strings, any number of them: a list, a generator, an array, a tensor `[N]` or a `tf.data.Dataset` of
+                scalar strings; or one string alone. Each is read up to its 1,024th token.
             strategy: "greedy", "beam" or "sampling", or one of these with settings of its own, as in
                 `BeamSearch(width=10, n_best=3)`.
             min_length: how many tokens a translation has at least.
@@ -427,7 +427,8 @@ class Seq2Seq(keras.Model):
             the N for one string alone. With `details` it is `Translations`, always `[N, n]`.
 
         Raises:
-            OptionError: for an unknown strategy, a beam wider than the vocabulary or impossible lengths.
+            OptionError: for an unknown strategy, a beam wider than the vocabulary, impossible lengths, or texts that
+                are none or, as those of a set, in no order.
             MemoryError: if a batch does not fit into memory.
         """
         if isinstance(strategy, str):
@@ -439,9 +440,7 @@ class Seq2Seq(keras.Model):
         width, ends = strategy.rows_per_source, self.target_tokenizer.vocabulary_size - START - 1
         if width > ends:
             raise OptionError(f"width={width}: wider than the vocabulary, which has {ends} tokens to choose from")
-        if isinstance(texts, tf.data.Dataset):
-            texts = list(texts)
-        texts = tf.convert_to_tensor(texts, tf.string)
+        texts = _as_strings("texts", texts)
         single = texts.shape.rank == 0
         if single:
             texts = texts[None]
@@ -643,10 +642,12 @@ class Seq2Seq(keras.Model):
             float32 `[N]`, in nats: the sum over the tokens of the target and END.
 
         Raises:
-            OptionError: if there are not as many targets as sources.
+            OptionError: if there are not as many targets as sources, or what is given are no texts.
             MemoryError: if a batch does not fit into memory.
         """
-        sources, targets = (tf.convert_to_tensor(texts, tf.string) for texts in (sources, targets))
+        sources, targets = _as_strings("sources", sources), _as_strings("targets", targets)
+        if not (sources.shape.rank and targets.shape.rank):
+            raise OptionError("sources and targets: expected strings, [N], and not one alone; put it into a list")
         if sources.shape != targets.shape:
             raise OptionError(f"targets: expected as many as sources, {sources.shape[0]}, and not {targets.shape[0]}")
         lengths = tf.strings.length(targets).numpy()
@@ -748,6 +749,23 @@ def teacher_forcing(source: tf.Tensor, target: tf.Tensor) -> tuple[tuple[tf.Tens
     """
     labels = token_ids(target[:, 1:])
     return (source, target[:, :-1]), labels, tf.cast(labels != PADDING, tf.float32)
+
+
+def _as_strings(argument, texts):
+    """Texts as a string tensor `[N]`, or `[]` of one string alone."""
+    if isinstance(texts, set | frozenset | dict):
+        raise OptionError(f"{argument}: a {type(texts).__name__} gives them in no order; expected a list of strings")
+    if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) and not hasattr(texts, "shape"):
+        texts = list(texts)  # such as a generator or a dataset
+    try:
+        found = tf.convert_to_tensor(texts, tf.string)
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        raise OptionError(f"{argument}: expected a string, or a list of strings ({one_line(error)})") from None
+    if found.shape.rank > 1:
+        raise OptionError(
+            f"{argument}: expected a string, or a list of strings, and not an array of shape {found.shape}"
+        )
+    return found
 
 
 @contextlib.contextmanager

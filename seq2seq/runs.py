@@ -176,9 +176,9 @@ def both_sides(config: Config, source_tokenizer: Tokenizer, **options: Any) -> t
     return split_by_hash(pairs, config.validation_fraction, source_tokenizer)
 
 
-def validation_pairs(config: Config, report: Report | None = None) -> tf.data.Dataset:
+def validation_pairs(config: Config, report: Report | None = None, **options: Any) -> tf.data.Dataset:
     """The pairs of `config.validation`, whole: what cleans the corpus leaves nothing out of what figures are of."""
-    options = {name: getattr(config, name) for name in ("columns", "reverse", "on_bad_line")}
+    options |= {name: getattr(config, name) for name in ("columns", "reverse", "on_bad_line")}
     return read_pairs(config.validation, report=report, **options)
 
 
@@ -334,6 +334,6 @@ def probe(folder: Path | str) -> dict[str, str]:
     """
     path = Path(folder) / "probe.json"
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path}: no translations to compare with ({one_line(error)})") from None

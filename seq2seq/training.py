@@ -39,7 +39,7 @@ from pipelines import (
     survey,
 )
 from pipelines.corpora import UNTUNED
-from pipelines.readers import as_line
+from pipelines.readers import LENGTH, as_line
 from pipelines.tokenizers import END, TOKENIZERS, ColumnsTokenizer, SeparatorTokenizer
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file
 from seq2seq.config import (
@@ -240,10 +240,10 @@ def _begin(config, folder, progress, report, say, command):
         "command": command,
         "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
         "directory": os.getcwd(),  # from which paths in the options and the command are to be followed
-        "checksums": _checksums(config.corpus),
+        "checksums": checksums(config.corpus),
     }
     if config.validation:
-        record["validation_checksums"] = _checksums(config.validation)
+        record["validation_checksums"] = checksums(config.validation)
     columns = open_corpora(config.corpus, **reading_options(config)).sources
     old = _warm(config, columns) if config.warm_start else None
     if old:
@@ -263,11 +263,25 @@ def _begin(config, folder, progress, report, say, command):
     found = survey(_one_pass(config, tokenizers[0], 0, report=cleaning), *tokenizers, progress)
     if report:
         report(cleaning)
+    if config.max_length == Config.max_length and (
+        count := cleaning.dropped[LENGTH]
+    ):  # which nobody may have asked for
+        tell = say if report else warnings.warn
+        tell(
+            f"{count:,} with a side of more than {config.max_length:,} characters left out, the first of them "
+            f"{cleaning.first[LENGTH][0]}. Another --max-length, or none, takes them; long texts need much memory"
+        )
     if found.pairs == 0:
         raise CorpusError(f"{config.corpus}: no pairs to train on")
     if config.validation:
         cleaning = Report()
-        if not count_pairs(validation_pairs(config, cleaning)):
+        longest = config.max_length and max(config.max_length, Config.max_length or 0)
+        count = count_pairs(validation_pairs(config, cleaning, max_length=longest))
+        if cleaning.dropped[LENGTH]:
+            raise CorpusError(
+                f"{cleaning.first[LENGTH][0]}, too long to validate on; take it out, or allow it by --max-length"
+            )
+        if not count:
             raise CorpusError(f"{config.validation}: no pairs to validate on")
         if report:
             report(cleaning)
@@ -372,7 +386,7 @@ def _resume(folder, given, say, strategy):
             raise CorpusError(f"{other}: this training was begun with {found}; --resume goes on with that")
     config = dataclasses.replace(config, corpus=corpus, validation=validation)
     _be_reproducible(config)
-    facts = json.loads((checkpoints.folder / "run.json").read_text())
+    facts = json.loads((checkpoints.folder / "run.json").read_bytes())
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = load_model(checkpoints.folder, "begun.keras")
     run = _Run(folder, config, record, model, checkpoints, **facts, history=[], strategy=strategy)
@@ -509,12 +523,6 @@ def _first_signal():
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-def _checksums(corpus):
-    if "-" in (corpus if isinstance(corpus, tuple) else (corpus,)):
-        raise CorpusError("standard input can be read only once, and training reads its corpus many times; use a file")
-    return checksums(corpus)
 
 
 def _tokenizer(config, side, columns):
@@ -844,6 +852,7 @@ class _Safe(keras.callbacks.Callback):
         )
         if not config.batch_tokens:
             less += ", or set --batch-tokens, so that fewer long texts are in a batch"
+        less += f", or leave long texts out by --max-length ({config.max_length})"
         where = f"epoch {len(run.history) + 1}"
         if run.step == run.steps:
             return f"{where}: out of memory while what is held out was measured. Lower {less}"
@@ -884,4 +893,5 @@ def _seconds_between_looks():
 
 def _write_json(path, content, indent=2):
     with whole_file(path) as aside:
-        aside.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
+        text = json.dumps(content, ensure_ascii=False, indent=indent) + "\n"
+        aside.write_bytes(text.encode(errors="backslashreplace"))  # as JSON writes what a file's name may hold, too

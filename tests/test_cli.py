@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -87,6 +88,76 @@ def test_translate_writes_one_line_for_each_text(run):
     assert piped.stdout == spoken.stdout
     assert re.fullmatch(rb"3 translated in .* s, .* a second; .* s to load\n", piped.stderr)
     assert seq2seq("translate", folder, stdin=b"").stdout == b""
+
+
+def exchange(process, line):
+    """Writes to a process and waits for a line of its answer, which it must give before it is written to again."""
+    process.stdin.write(line)
+    process.stdin.flush()
+    assert select.select([process.stdout], [], [], 60)[0]
+    return process.stdout.readline()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["translate", "score"])
+def test_lines_through_a_pipe_are_answered_when_no_more_are_waiting(run, command):
+    folder, _ = run
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([SEQ2SEQ, command, folder], **pipes) as process:
+        first = exchange(process, b"\xef\xbb\xbfab\tAB\n")  # a byte order mark is no text
+        assert exchange(process, b"ab\tAB\nab") == first  # the second line has no end yet
+        rest, errors = process.communicate(b"\tAB\n" + b"ab\tAB\n" * 5000)
+    assert rest == first * 5001 and process.returncode == 0
+    assert command == "score" or b"5,003 translated" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("closed", "code", "said"),
+    [
+        ("translate RUN ab <&-", 0, b""),
+        ("translate RUN ab 2>&-", 0, b""),
+        ("translate RUN <&-", 2, b"seq2seq: standard input is closed\n"),
+        ("evaluate RUN - <&-", 2, b"seq2seq: standard input is closed\n"),
+        ("translate RUN ab <&- >&-", 2, b"seq2seq: standard output is closed, where results go"),
+    ],
+)
+def test_closed_streams_are_no_tracebacks(run, closed, code, said):
+    folder, _ = run
+    done = subprocess.run(f"{SEQ2SEQ} {closed.replace('RUN', str(folder))}", shell=True, capture_output=True)
+    assert done.returncode == code and said in done.stderr and done.stderr.count(b"\n") == bool(said)
+    assert done.stdout == (b"" if code else seq2seq("translate", folder, "ab").stdout)
+
+
+@pytest.mark.slow
+def test_a_forced_ascii_locale_changes_nothing(tmp_path):
+    forced = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    pairs, out = tmp_path / "niños.tsv", tmp_path / "añadido"
+    pairs.write_text("".join(f"{a}{b}ñ\tñ{b}\n" for a in "abcde" for b in "abcde"), encoding="utf-8")
+
+    def run(*arguments):
+        done = subprocess.run([SEQ2SEQ, *arguments], env=forced, capture_output=True)
+        assert done.returncode == 0 and b"Traceback" not in done.stderr
+        return done.stdout.decode()
+
+    assert run("train", pairs, "--epochs", "1", "--units", "8", "--out", out) == f"{out}\n"
+    kept = json.loads((out / "probe.json").read_text(encoding="utf-8"))
+    options = json.loads((out / "config.json").read_text(encoding="utf-8"))["options"]
+    assert os.fsdecode(options["corpus"].encode("utf-8", "surrogateescape")) == str(pairs)
+    assert all(source.endswith("ñ") for source in kept)
+    said = run("evaluate", out, pairs, "--json", "--worst", "1")
+    assert "ñ" in said and json.loads(said)["sources"] == 25
+
+
+@pytest.mark.slow
+def test_a_corpus_through_a_pipe_is_inspected_but_not_trained_on(tsv, tmp_path):
+    path = tsv("ab\tAB\n" * 30)
+    for command, code in (("inspect", 0), (f"train --out {tmp_path / 'run'}", 2)):
+        line = f"{SEQ2SEQ} {command} <(cat {path})"
+        done = subprocess.run(["bash", "-c", line], capture_output=True)
+        assert done.returncode == code and (code == 0) == (b"30" in done.stdout)
+        assert (code == 2) == (b"can be read only once, and training reads a corpus many times" in done.stderr)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

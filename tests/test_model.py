@@ -88,6 +88,26 @@ def test_translate_takes_one_string_a_list_an_array_a_tensor_and_nothing(model):
     assert model.translate([]).shape == (0,)
 
 
+def test_translate_and_score_take_what_gives_texts_in_an_order_and_refuse_the_rest_by_name(model):
+    texts = ["sol", "mar"]
+    expected = model.translate(texts).numpy().tolist()
+    for given in ((text for text in texts), iter(texts), map(str, texts), dict.fromkeys(texts).keys()):
+        assert model.translate(given).numpy().tolist() == expected
+    scores = model.score(iter(texts), iter(texts)).numpy().tolist()
+    assert scores == model.score(texts, texts).numpy().tolist()
+    for wrong, message in (
+        (set(texts), "a set gives them in no order"),
+        ({"sol": 1}, "a dict gives them in no order"),
+        *((wrong, "expected a string, or a list of strings") for wrong in (None, 3, ["sol", None], [["sol"], ["mar"]])),
+    ):
+        with pytest.raises(OptionError, match=f"texts: {message}"):
+            model.translate(wrong)
+        with pytest.raises(OptionError, match=f"targets: {message}"):
+            model.score(texts, wrong)
+    with pytest.raises(OptionError, match="not one alone"):
+        model.score("sol", "sol")
+
+
 def test_translate_is_traced_once_for_each_strategy_whatever_the_shapes(model):
     for strategy in ("greedy", "beam", "sampling"):
         for texts in (["a"], ["b" * n for n in range(7)], [""], []):

@@ -1,14 +1,24 @@
+import bz2
 import gzip
+import io
 import itertools
 import json
+import lzma
+import os
+import re
+import subprocess
+import tarfile
+import threading
+import unicodedata
 import zipfile
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import CorpusError, Report
+from pipelines import CorpusError, Report, as_seen_from, checksums, damaged_shards, open_corpora
 from pipelines.readers import Reader, as_line, find_shards, read_lines
 
 PAIRS = [("Go.", "Ve."), ("Hi.", "Hola."), ("Run!", "¡Corre!")]
@@ -145,6 +155,39 @@ def test_bad_json_is_named_by_its_line(tsv, line, message):
         read(tsv('{"source": "a", "target": "b"}\n' + line, "bad.jsonl"))
 
 
+def test_dotted_keys_reach_into_json_objects(tsv):
+    rows = [{"translation": {"en": source, "es": target}, "id": 1} for source, target in PAIRS]
+    path = tsv("\n".join(map(json.dumps, rows)), "pairs.jsonl")
+    assert read(path, columns=("translation.en", "translation.es")) == PAIRS
+    with pytest.raises(
+        CorpusError, match=r"no text under the key 'source', but under translation\.en, translation\.es"
+    ):
+        read(path)
+    deep = {"a": {"b": {"c": "x"}, "b.d": "y"}, "a.b": {"c": "z"}, "a.e": "e"}
+    path = tsv(json.dumps(deep), "deep.jsonl")
+    assert read(path, columns=("a.b.d", "a.e")) == [("y", "e")]
+    for key in ("a.b.x", "a.e.f", "a.", ".a"):
+        with pytest.raises(CorpusError, match=f"line 1: no text under the key '{key}'"):
+            read(path, columns=("a.e", key))
+
+
+def test_json_nested_too_deep_is_a_bad_line(tsv):
+    path = tsv("[" * 100_000 + '\n{"source": "a", "target": "b"}', "deep.jsonl")
+    assert read(path, on_bad_line="skip") == [("a", "b")]
+    with pytest.raises(CorpusError, match="line 1: not JSON"):
+        read(path)
+    (path.parent / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(CorpusError, match=r"manifest\.json: cannot be read"):
+        read(path.parent)
+
+
+def test_a_manifest_of_other_programs_is_none_of_ours(tsv, tmp_path):
+    tsv(TSV)
+    for content in ("[]", "{}", '{"shards": ["x"]}'):
+        tsv(content, "manifest.json")
+        assert read(tmp_path) == PAIRS and damaged_shards(tmp_path) == []
+
+
 def test_parallel_files_are_read_side_by_side(tsv):
     source = tsv("Go.\r\n\nHi.\n", "c.en")
     target = tsv("Ve.\n\nHola.", "c.es")
@@ -190,6 +233,174 @@ def test_a_folder_and_a_glob_are_their_files_in_order(tsv, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(CorpusError, match="no file in this folder ends in"):
         read(tmp_path / "empty")
+
+
+def test_two_stars_of_a_glob_are_any_number_of_folders(tmp_path):
+    for name in ("a.tsv", "b/c.tsv", "b/d/e.tsv"):
+        path = tmp_path / "deep" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name}\tx\n")
+    assert [source for source, _ in read(tmp_path / "deep/**/*.tsv")] == ["a.tsv", "b/c.tsv", "b/d/e.tsv"]
+
+
+def test_a_plus_in_a_name_that_is_there_is_no_sign_of_parallel_files(tsv, tmp_path, monkeypatch):
+    (tmp_path / "a+b").mkdir()
+    for name, text in (
+        ("a+b/c+d.tsv", TSV),
+        ("a+b/x.en", "Go.\nHi.\n"),
+        ("a+b/x.es", "Ve.\nHola.\n"),
+        ("e.en", "1\n2\n"),
+    ):
+        tsv(text, name)
+    with zipfile.ZipFile(tmp_path / "a+b.zip", "w") as archive:
+        archive.writestr("in+side/c.tsv", TSV)
+        archive.writestr("x.en", "Go.\nHi.\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("a+b/c+d.tsv", "a+b/*.tsv", "a+b.zip/in+side/c.tsv"):
+        assert read(name) == read(as_seen_from(tmp_path, name)) == PAIRS
+    sides = "a+b/x.en+a+b/x.es"
+    assert read(sides) == read(as_seen_from(tmp_path, sides)) == read("a+b.zip/x.en+a+b/x.es") == PAIRS[:2]
+    assert read("a+b/x.en+e.en+a+b/x.es") == [("Go.\t1", "Ve."), ("Hi.\t2", "Hola.")]
+    with pytest.raises(CorpusError, match=r"no\.es: No such file or folder \(of a\+b/x\.en\+no\.es\)"):
+        read("a+b/x.en+no.es")
+
+
+def test_endings_are_known_in_capital_letters(tsv, tmp_path):
+    rows = "".join(json.dumps({"source": source, "target": target}) + "\n" for source, target in PAIRS)
+    paths = [tsv(TSV, "A.TSV"), tsv(gzip.compress(TSV.encode()), "B.TSV.GZ"), tsv(rows, "C.JSONL")]
+    assert read(tmp_path) == PAIRS * 3 and all(read(path) == PAIRS for path in paths)
+    with zipfile.ZipFile(tmp_path / "D.ZIP", "w") as archive:
+        archive.writestr("__MACOSX/._pairs.tsv", "not text")
+        archive.writestr("pairs.tsv", TSV)
+    assert read(tmp_path / "D.ZIP") == read(tmp_path / "*.ZIP") == PAIRS
+
+
+def test_pipes_are_read_but_not_by_what_reads_many_times(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    for read_it in (lambda: read(path), lambda: read(f"{path}+{tmp_path / 'other'}")):
+        writers = [threading.Thread(target=path.write_bytes, args=[TSV.encode()])]
+        (tmp_path / "other").write_text("1\n2\n3\n")
+        writers[0].start()
+        assert len(read_it()) == 3
+        writers[0].join()
+    for corpus in (path, "-", f"{path}+{tmp_path / 'other'}"):
+        with pytest.raises(CorpusError, match="can be read only once"):
+            checksums(corpus)
+    with subprocess.Popen(["printf", "a\tb"], stdout=subprocess.PIPE) as process:  # as a shell's <(...)
+        assert read(f"/dev/fd/{process.stdout.fileno()}") == [("a", "b")]
+
+
+def test_a_path_is_a_file_and_no_name(tsv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tsv("a\tb\n", "phrasebook"), tsv("c\td\n", "-")
+    assert read("./phrasebook") == read(Path("phrasebook")) == [("a", "b")]
+    assert read("./-") == read(Path("-")) == [("c", "d")]
+    assert len(read("phrasebook")) == 3500
+
+
+def test_bzip2_and_xz_are_read(tsv, tmp_path):
+    for pack, ending in ((bz2.compress, "bz2"), (lzma.compress, "xz")):
+        path = tsv(pack(TSV.encode()), f"pairs.tsv.{ending}")
+        assert read(path) == PAIRS
+        many = pack("".join(f"{n}\t{n * n}\n" for n in range(100_000)).encode())
+        with pytest.raises(CorpusError, match=rf"cut\.tsv\.{ending}: damaged or cut short after [\d,]+ lines"):
+            read(tsv(many[:-60], f"cut.tsv.{ending}"))
+        (tmp_path / f"cut.tsv.{ending}").unlink()
+        with pytest.raises(CorpusError, match=r"\.tfrecord\.\w+: TFRecord is read plain or with \.gz"):
+            read(tsv(b"", f"pairs.tfrecord.{ending}"))
+        (tmp_path / f"pairs.tfrecord.{ending}").unlink()
+    assert read(tmp_path) == PAIRS * 2
+
+
+@pytest.mark.parametrize("ending", [".tsv.zst", ".tar.gz", ".tar", ".tgz", ".7z", ".rar", ".TAR.XZ"])
+def test_what_is_packed_otherwise_is_refused_at_once(tsv, ending):
+    path = tsv(TSV, f"pairs{ending}")
+    for corpus in (path, f"{path}+{path}", *([path.parent] if ending == ".tsv.zst" else [])):
+        with pytest.raises(
+            CorpusError, match=r"pairs\..*: is not read as it is; unpack it first: (zstd|tar|7z|unrar) "
+        ):
+            find_shards(corpus)
+
+
+def packed(kind):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") if kind == "zip" else tarfile.open(fileobj=file, mode="w") as archive:
+        archive.writestr("a.tsv", TSV) if kind == "zip" else archive.addfile(tarfile.TarInfo("a.tsv"))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TSV.encode("utf-16"), "UTF-16; save it as UTF-8"),
+        (TSV.encode("utf-16-le"), "UTF-16; save it as UTF-8"),
+        (TSV.encode("utf-16-be"), "UTF-16; save it as UTF-8"),
+        (gzip.compress(TSV.encode()), "compressed by gzip; let its name end in .gz"),
+        (bz2.compress(TSV.encode()), "compressed by bzip2"),
+        (lzma.compress(TSV.encode()), "compressed by xz"),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "compressed by zstd"),
+        (packed("tar"), "an archive"),
+        (packed("zip"), "a zip archive or an office document"),
+        (TSV.replace("\n", "\r").encode(), "line 1: ends in CR alone"),
+    ],
+)
+def test_what_is_no_utf8_text_is_named_whatever_its_name(tsv, content, message):
+    for path in (tsv(content), tsv(content, "rows.jsonl"), f"{tsv(content, 'c.en')}+{tsv(TSV, 'c.es')}"):
+        with pytest.raises(CorpusError, match=re.escape(message)):
+            read(path, on_bad_line="skip")
+
+
+def test_cr_before_crlf_is_none_of_the_text(tsv):
+    assert read(tsv(TSV.replace("\n", "\r\r\n"))) == PAIRS
+
+
+def test_a_zip_with_a_password_is_refused(tmp_path):
+    path = tmp_path / "pairs.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("pairs.tsv", TSV)
+    data = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # where the flags are: the first bit says it
+        data[data.index(mark) + place] |= 1
+    path.write_bytes(data)
+    with pytest.raises(CorpusError, match=r"pairs\.tsv: .*encrypted"):
+        read(path)
+
+
+def test_pairs_in_memory_are_read_and_what_is_none_is_refused_by_name(tsv):
+    assert read([PAIRS]) == read([[list(pair) for pair in PAIRS]]) == PAIRS
+    assert open_corpora(PAIRS).sources == ("source",) and len(list(open_corpora(PAIRS).pairs())) == 3
+    assert len(list(open_corpora([PAIRS, tsv(TSV)]).pairs())) == 6
+    wrong = [PAIRS[0], ("a", None), ("a", "b", "c"), "ab", (b"x", "\udc80")]
+    report = Report()
+    assert read([wrong], report, on_bad_line="skip") == PAIRS[:1]
+    assert report.dropped == {"wrong columns": 3, "invalid UTF-8": 1}
+    with pytest.raises(CorpusError, match=r"list, pair 2: expected two texts, found \('a', None\)"):
+        read([wrong])
+    for corpus in ((pair for pair in PAIRS), {"a": "b"}, {"a"}, zip("a", "b", strict=True), b"pairs.tsv", 3, None):
+        with pytest.raises(CorpusError, match=rf"{type(corpus).__name__} is not read; expected a path.*list\(zip\("):
+            open_corpora(corpus)
+    with pytest.raises(CorpusError, match="corpus: an empty list"):
+        open_corpora([])
+    for data in (["a"], (["a"], ["b"], ["c"]), ([1], [2]), ([["a"]], [["b"]]), {"source": ["a"], "target": ["b"]}):
+        with pytest.raises(CorpusError, match=r"a dataset of .*; expected one of \(source, target\) scalar strings"):
+            find_shards(tf.data.Dataset.from_tensor_slices(data))
+
+
+def test_the_side_that_is_no_utf8_is_named(tsv):
+    for line, side in ((b"\xff\tb", "source"), (b"a\t\xff", "target")):
+        for reverse in (False, True):
+            named = {"source": "target", "target": "source"}[side] if reverse else side
+            with pytest.raises(CorpusError, match=f"line 1: the {named} is not valid UTF-8"):
+                read(tsv(line), reverse=reverse)
+
+
+@pytest.mark.parametrize("nothing", ["\u00a0", "\u200b", "\ufeff", " \u3000\u2060\u00ad", "\0"])
+def test_a_side_in_which_nothing_can_be_seen_is_empty(tsv, nothing):
+    report = Report()
+    path = tsv(f"a\t{nothing}\nb{nothing}\t{nothing}b\nc{nothing}\t.\n{nothing}\tx\n".encode())
+    assert [source for source, _ in read(path, report, on_bad_line="skip")] == [f"b{nothing}", f"c{nothing}"]
+    assert report.dropped == {"empty side": 2}
 
 
 @pytest.mark.parametrize("cut", [10, 60, 300])
@@ -300,9 +511,9 @@ def test_any_text_stands_in_one_column_of_one_line(text):
     assert line == "".join(" " if breaks(character) else character for character in text.replace("\r\n", "\n"))
 
 
-def test_only_lf_and_crlf_end_a_line(tsv):
+def test_only_lf_ends_a_line_with_any_cr_before_it(tsv):
     path = tsv("\ufeffa\r\r\n\n\rb\vc\x85\u2028\0\n d ".encode())
-    assert [line.decode() for _, line in read_lines(path)] == ["a\r", "", "\rb\vc\x85\u2028\0", " d "]
+    assert [line.decode() for _, line in read_lines(path)] == ["a", "", "\rb\vc\x85\u2028\0", " d "]
 
 
 def test_only_the_first_three_offenders_are_named(tsv):
@@ -359,7 +570,7 @@ def test_weights_mix_corpora_evenly_until_each_has_been_read(tsv):
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r"), min_size=1).filter(
-    lambda text: text.encode().strip() and not text.startswith("\ufeff")
+    lambda text: any(unicodedata.category(c)[0] not in "ZC" for c in text) and not text.startswith("\ufeff")
 )
 
 
@@ -386,8 +597,12 @@ def test_any_text_is_read_as_it_was_written(tmp_path_factory, pairs, form):
 def test_no_bytes_crash_it_and_none_are_lost_uncounted(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("bytes") / "pairs.tsv"
     path.write_bytes(data)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or (b"\n" not in data and b"\r" in data.rstrip(b"\r")):
+        with pytest.raises(CorpusError, match=r"UTF-16|CR alone"):
+            read(path, on_bad_line="skip")
+        return
     report = Report()
     kept = read(path, report, on_bad_line="skip", max_length=5, drop_duplicates=True)
-    lines = [line.removesuffix(b"\r") for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
+    lines = [line.rstrip(b"\r") for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n")]
     assert len(kept) == report.pairs
     assert report.pairs + report.dropped.total() == sum(1 for line in lines if line)

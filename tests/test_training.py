@@ -179,7 +179,8 @@ def test_a_batch_that_does_not_fit_into_memory_is_described_and_what_was_saved_s
         train(config, tmp_path / "run")
     assert str(raised.value) == (
         "epoch 1, step 1: out of memory for a batch of 8 pairs of up to 2 source and 3 target tokens. Lower "
-        "--batch-size (8), or set --batch-tokens, so that fewer long texts are in a batch"
+        "--batch-size (8), or set --batch-tokens, so that fewer long texts are in a batch, or leave long texts out by "
+        "--max-length (1000)"
     )
     assert len(list((tmp_path / "run" / "unfinished").glob("*.npz"))) == 1
     model = Seq2Seq(CharTokenizer("ab"), CharTokenizer("AB"), encoder=VastEncoder, units=8)
@@ -373,6 +374,29 @@ def test_what_was_read_is_reported_and_kept(tsv, tmp_path):
     assert model.source_tokenizer.characters == list("abcde")
     kept = json.loads((tmp_path / "run" / "survey.json").read_text())
     assert kept["pairs"] == 10 and kept["target"]["tokens"] == {"x": 10, "y": 10}
+
+
+def test_an_overlong_line_is_told_left_out_and_survived(tsv, tmp_path):
+    rows = "".join(f"{c}{c}\txy\n" for c in "abcdefghij")
+    long = f"{'a' * 20_000}\t{'x' * 20_000}\n"
+    corpus, said = tsv(rows + long), []
+    config = Config(str(corpus), validation_fraction=0, units=4, epochs=1, encoding="ids")
+    train(config, tmp_path / "run", say=said.append, report=lambda report: None)
+    assert said == [
+        f"1 with a side of more than 1,000 characters left out, the first of them {corpus}, line 11: 20000 characters. "
+        "Another --max-length, or none, takes them; long texts need much memory"
+    ]
+    with pytest.warns(UserWarning, match=r"line 11: 20000 characters\. Another --max-length"):  # if nobody listens
+        train(config, tmp_path / "heard")
+    said.clear()
+    train(dataclasses.replace(config, max_length=5000), tmp_path / "asked", say=said.append)
+    assert said == []  # as asked for
+    held_out = dataclasses.replace(config, corpus=str(tsv(rows, "short.tsv")), validation=str(corpus))
+    with pytest.raises(
+        CorpusError, match=r"pairs\.tsv, line 11: 20000 characters, too long to validate on; .*--max-length"
+    ):
+        train(held_out, tmp_path / "validated")
+    assert not (tmp_path / "validated").exists()
 
 
 def test_a_configuration_of_lists_and_paths_goes_on_where_it_was(config, tmp_path):
