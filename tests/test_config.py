@@ -1,10 +1,11 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipelines import OptionError
+from pipelines import OptionError, open_corpora
 from seq2seq import cli
 from seq2seq.config import (
     PRESETS,
@@ -187,3 +188,17 @@ def test_a_tokenizer_is_named_for_each_column_and_a_comma_may_be_one():
     for text in ("", "char,", ",;", "char,,;", ",char,,"):
         with pytest.raises(OptionError, match=r"source_tokenizer=.*: expected a name, or a name for each column"):
             Config(source_tokenizer=text)
+
+
+def test_a_path_is_a_file_even_if_it_is_called_like_a_corpus(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("phrasebook").write_text("a\tb\n")
+    config = Config(Path("phrasebook"), validation=[Path("-"), Path("dev.tsv")])
+    assert (config.corpus, config.validation) == ("./phrasebook", ("./-", "dev.tsv"))
+    assert list(open_corpora(config.corpus).pairs()) == [(b"a", b"b")]
+
+
+def test_a_configuration_nested_too_deep_is_no_configuration(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(OptionError, match=r"config\.json: no configuration of a run \(RecursionError"):
+        load_config(tmp_path / "config.json")

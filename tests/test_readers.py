@@ -388,7 +388,7 @@ def test_pairs_in_memory_are_read_and_what_is_none_is_refused_by_name(tsv):
 
 
 def test_the_side_that_is_no_utf8_is_named(tsv):
-    for line, side in ((b"\xff\tb", "source"), (b"a\t\xff", "target")):
+    for line, side in ((b"a\xff\tb", "source"), (b"a\tb\xff", "target")):
         for reverse in (False, True):
             named = {"source": "target", "target": "source"}[side] if reverse else side
             with pytest.raises(CorpusError, match=f"line 1: the {named} is not valid UTF-8"):
