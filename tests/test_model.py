@@ -792,4 +792,4 @@ def test_a_feature_in_a_second_column_decides_what_is_written(tmp_path):
     assert model.attention(texts[:1])[0].source == ["a", "b", "V", "UP"]
     model.save(tmp_path / "model.keras")
     assert keras.models.load_model(tmp_path / "model.keras").translate(texts).numpy().tolist() == right
-    model.export(tmp_path / "saved", BeamSearch(2, n_best=2), probe=texts)  # which compares
+    model.export(tmp_path / "saved", beam=BeamSearch(2, n_best=2), probe=texts)  # which compares
