@@ -168,7 +168,9 @@ def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
         said = " ".join(str(error).split())
         raise OptionError(f"loss={name}: must take ids [B, T] as labels and logits [B, T, V] ({said})") from error
     if not np.isclose(*found, rtol=1e-3):
-        raise OptionError(f"loss={name}: counts padding; make it with reduction='mean_with_sample_weight'")
+        raise OptionError(
+            f"loss={name}: counts padding; give a keras.losses.Loss with reduction='mean_with_sample_weight'"
+        )
 
 
 def _refuse_probabilities(argument, name, given):

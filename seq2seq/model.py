@@ -153,7 +153,8 @@ class Seq2Seq(keras.Model):
         keeps_sizes = check_contract(self.encoder, self.decoder, *tokenizers)
         self.compiles_decoding = keeps_sizes and bool(tf.config.list_logical_devices("GPU"))
         for half in (self.encoder, self.decoder):
-            half.trainable = half.trainable  # for all layers in it, which Keras has made after it was told
+            for weight in half.weights if not half.trainable else ():
+                weight.trainable = False  # Keras has made the layers after it was told that they are frozen
         self.built = True
 
     @property
@@ -723,7 +724,9 @@ class Seq2Seq(keras.Model):
         rows, length, size = (tf.shape(logits)[axis] for axis in range(3))
         drawn = keras.random.categorical(tf.reshape(logits, [-1, size]), 1, dtype="int32", seed=self.guesses)
         guesses = tf.concat([ids[:, :1], tf.reshape(drawn, [rows, length])[:, :-1]], axis=1)
-        right = keras.random.uniform([rows, length], seed=self.guesses) < tf.cast(probability, "float32")
+        right = keras.random.uniform([rows, length], dtype="float32", seed=self.guesses) < tf.cast(
+            probability, "float32"
+        )
         mixed = tf.where(right | (ids == PADDING), ids, guesses)
         return mixed if inputs.dtype.is_integer else one_hot(mixed, inputs.shape[-1], inputs.dtype)
 
@@ -887,7 +890,7 @@ def teacher_forcing(
     Args:
         source: one-hot `[B, S, Vs]` or ids `[B, S]`.
         target: one-hot `[B, T + 1, Vt]` or ids `[B, T + 1]`, from START to END, then padding.
-        sample_weight: how much each label counts, float32 `[B, T]`; 1 by default.
+        sample_weight: how much each label counts, float32 `[B, T]`, or each pair, `[B, 1]`; 1 by default.
 
     Returns:
         ((source, decoder input `[B, T, Vt]` or `[B, T]`), labels `[B, T]`, weights `[B, T]`); labels are ids, and a
