@@ -167,7 +167,7 @@ def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
     except Exception as error:  # Keras and TensorFlow raise whatever they stumble over
         said = " ".join(str(error).split())
         raise OptionError(f"loss={name}: must take ids [B, T] as labels and logits [B, T, V] ({said})") from error
-    if not np.isclose(*found, rtol=1e-3):
+    if not np.isclose(found[0], found[1], rtol=1e-3):
         raise OptionError(
             f"loss={name}: counts padding; give a keras.losses.Loss with reduction='mean_with_sample_weight'"
         )

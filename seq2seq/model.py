@@ -380,8 +380,8 @@ class Seq2Seq(keras.Model):
         # Of so many tokens, rows of this length are more than half as long, but where it is the least.
         least = tf.maximum(2 * self.tokens_compiled // length, 1) if self.tokens_compiled else self.rows_compiled
         rows = _rounded_up(tf.shape(source)[0], least)
-        weights = [_padded(each, rows, length) for each in weights]
-        return _padded(source, rows, length), _padded(target, rows, length + 1), *weights
+        filled = [_padded(each, rows, length) for each in weights]
+        return _padded(source, rows, length), _padded(target, rows, length + 1), *filled
 
     def _take_compiled(self, compiled, *batch):
         """Takes a compiled step, around the first one of each size with a word to `on_compile`."""
@@ -445,7 +445,8 @@ class Seq2Seq(keras.Model):
             return self.target_tokenizer.detokenize(ids)
 
     def make_predict_function(self, force: bool = False) -> Callable | None:
-        compiles, self.jit_compile = self.jit_compile, False  # XLA knows no strings
+        compiles: Any = self.jit_compile
+        self.jit_compile: Any = False  # XLA knows no strings
         try:
             return super().make_predict_function(force)
         finally:
@@ -828,16 +829,17 @@ class Seq2Seq(keras.Model):
         """
         if not self.has_attention:
             raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
-        sources = tf.reshape(tf.convert_to_tensor(sources, tf.string), [-1])
-        targets = self.translate(sources) if targets is None else tf.convert_to_tensor(targets, tf.string)
-        if targets.shape != sources.shape:
-            raise OptionError(f"targets: expected as many as sources, {sources.shape[0]}, and not {targets.shape[0]}")
-        lengths = tf.maximum(*(tf.strings.length(texts) for texts in (sources, targets))).numpy()
+        sides: list[Any] = [tf.reshape(tf.convert_to_tensor(sources, tf.string), [-1])]
+        sides.append(self.translate(sides[0]) if targets is None else tf.convert_to_tensor(targets, tf.string))
+        if len({tf.size(side).numpy() for side in sides}) > 1:
+            raise OptionError(f"targets: expected as many as sources, {len(sides[0])}, and not {tf.size(sides[1])}")
+        sides[1] = tf.reshape(sides[1], [-1])
+        lengths = tf.maximum(*map(tf.strings.length, sides)).numpy()
         order, batches = _by_length(lengths, batch_size)
         found = []
         for batch in batches:
             with _enough_memory(f"{len(batch)} texts of up to {max(lengths[batch]):,} bytes", batch_size):
-                found += self._attention(tf.gather(sources, batch), tf.gather(targets, batch))
+                found += self._attention(*(tf.gather(side, batch) for side in sides))
         return [found[place] for place in np.argsort(order)]
 
     def _attention(self, sources, targets):

@@ -89,7 +89,8 @@ def test_it_is_exported_as_every_model_of_keras_is(model, tmp_path, capsys):
     model.export(tmp_path / "saved", format="tf_saved_model", verbose=True)
     assert capsys.readouterr().out == f"Saved to {tmp_path / 'saved'}\n"
     texts = tf.constant(["sol"])
-    assert tf.saved_model.load(tmp_path / "saved").greedy(texts)["texts"][0] == model.translate(texts)[0]
+    exported = tf.saved_model.load(tmp_path / "saved")
+    assert exported.greedy(texts)["texts"][0] == model.translate(texts)[0]
 
 
 def test_nothing_stays_of_what_cannot_be_exported(model, tmp_path):
