@@ -1,6 +1,8 @@
 """Sequence to sequence with Keras: `Seq2Seq`, its `Encoder` and `Decoder`."""
 
 import importlib
+import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,10 +32,30 @@ __all__ = [
     "train",
 ]
 
+_IS_COMMAND = Path(sys.argv[0] if sys.argv else "").stem == "seq2seq"
+
+
+def _backend() -> str:
+    """What Keras runs on, as it decides itself when it is imported, for which that must be installed."""
+    settings = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "keras.json")
+    try:
+        chosen = json.loads(settings.read_text()).get("backend")
+    except (OSError, ValueError, AttributeError):
+        chosen = None
+    return os.environ.get("KERAS_BACKEND") or chosen or "tensorflow"
+
+
+if (_found := _backend()) != "tensorflow":
+    _message = f"this library needs Keras on TensorFlow, and not on {_found}: set KERAS_BACKEND=tensorflow"
+    if _IS_COMMAND:
+        print(f"seq2seq: {_message}", file=sys.stderr)
+        sys.exit(2)
+    raise ImportError(_message)
+
 # The console script `seq2seq` passes through here on its way to seq2seq.cli, and its `--help` shall not take the three
 # seconds of importing TensorFlow. Everyone else gets the names, and with them the classes that Keras needs to know to
 # load a model.
-if Path(sys.argv[0] if sys.argv else "").stem != "seq2seq":
+if not _IS_COMMAND:
     from seq2seq.config import Config
     from seq2seq.decoding import BeamSearch, Greedy, Sampling
     from seq2seq.ensembles import ensemble

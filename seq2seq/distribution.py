@@ -182,10 +182,10 @@ def share(weights: tf.Tensor, own: tf.Tensor) -> tf.Tensor | float:
     Keras finds the mean over the replica's tokens and divides it by the number of replicas, as if all had as many.
 
     Args:
-        weights, own: of the tokens of the batch and of those rows, 1 each, and 0 of padding.
+        weights, own: of the tokens of the batch and of those rows, 0 of padding.
     """
     replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-    return replicas * tf.reduce_sum(own) / tf.reduce_sum(weights) if replicas > 1 else 1.0
+    return replicas * tf.math.divide_no_nan(tf.reduce_sum(own), tf.reduce_sum(weights)) if replicas > 1 else 1.0
 
 
 def summed(gradients: list) -> list:

@@ -206,11 +206,11 @@ class Decoder(keras.layers.Layer):
         self.combine: Any = keras.layers.Dense(units, "tanh", use_bias=False, dtype=dtype) if attention else None
         if self.combine:
             self.combine.build((None, None, 2 * units))
-        # Under mixed precision too, a softmax over many tokens wants all of float32.
+        # In the precision of the weights: under mixed precision too, a softmax over many tokens wants all of float32.
         self.output_layer = (
-            TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype="float32")
+            TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype=self.variable_dtype)
         )
-        self.pointer = Pointer(vocabulary_size) if copy else None
+        self.pointer = Pointer(vocabulary_size, dtype=self.variable_dtype) if copy else None
         self.build((None, None))
 
     def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
@@ -434,8 +434,8 @@ class HardAttention(Attention):
         if not self.monotonic:
             return []
         rows, length = tf.unstack(tf.shape(encoded.memory)[:2])
-        first = tf.where(tf.range(length) == 0, 0.0, _NEVER)  # START is said at the first
-        return [tf.tile(first[None], [rows, 1]), tf.zeros([rows, length, vocabulary_size])]
+        first = tf.where(tf.range(length) == 0, tf.cast(0, self.dtype), _NEVER)  # START is said at the first
+        return [tf.tile(first[None], [rows, 1]), tf.zeros([rows, length, vocabulary_size], self.dtype)]
 
     def align(
         self, query: tf.Tensor, ids: tf.Tensor, said: tf.Tensor, encoded: Encoded, state: list[tf.Tensor]
@@ -452,7 +452,7 @@ class HardAttention(Attention):
         Returns:
             Log-probabilities `[B, T, S]` of the position of each step's token, and the new state.
         """
-        scores = tf.cast(self.scores(query, encoded.extra.keys, encoded), tf.float32)
+        scores = tf.cast(self.scores(query, encoded.extra.keys, encoded), said.dtype)
         scores = tf.reshape(tf.where(encoded.mask[:, None], scores, _NEVER), tf.shape(said)[:3])
         if not self.monotonic:
             return tf.nn.log_softmax(scores), []
@@ -460,7 +460,9 @@ class HardAttention(Attention):
         onward = tf.math.cumulative_logsumexp(scores, axis=2, reverse=True)
         place, before = state
         before = tf.concat([before[:, None], said[:, :-1]], axis=1)
-        given = tf.einsum("btsv,btv->bts", before, tf.one_hot(ids, said.shape[3]))  # how likely each was at a position
+        given = tf.einsum(
+            "btsv,btv->bts", before, tf.one_hot(ids, said.shape[3], dtype=said.dtype)
+        )  # how likely each was at a position
 
         def step(t, place, places):
             was = tf.nn.log_softmax(place + given[:, t])  # where the token was said that this step is given
@@ -469,7 +471,7 @@ class HardAttention(Attention):
             return t + 1, place, places.write(t, place)
 
         steps = tf.shape(ids)[1]
-        places = tf.TensorArray(tf.float32, size=steps, element_shape=[None, None])
+        places = tf.TensorArray(said.dtype, size=steps, element_shape=[None, None])
         # XLA wants to be told again how many steps there are.
         _, place, places = tf.while_loop(lambda *_: True, step, (0, place, places), maximum_iterations=steps)
         return tf.transpose(places.stack(), [1, 0, 2]), [place, said[:, -1]]
@@ -511,9 +513,9 @@ class Pointer(keras.layers.Layer):
     _LEAST = 1e-12  # added to probabilities: a token that can neither be copied nor generated must keep a gradient
 
     def __init__(self, vocabulary_size: int, **kwargs: Any) -> None:
-        super().__init__(**{**kwargs, "dtype": "float32"})
+        super().__init__(**kwargs)
         self.vocabulary_size = vocabulary_size
-        self.share = keras.layers.Dense(1, "sigmoid", dtype="float32")  # g
+        self.share = keras.layers.Dense(1, "sigmoid", dtype=self.dtype_policy)  # g
         self.target_ids: Any = None  # int32 [Vs], PADDING where the target has no such token
 
     def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
@@ -544,7 +546,7 @@ class Pointer(keras.layers.Layer):
             encoded: the `Encoded` source.
         """
         # Under mixed precision Keras hands both on in half the bits.
-        weights, copies = tf.cast(weights, tf.float32), tf.cast(copies, tf.float32)
+        weights, copies = tf.cast(weights, self.dtype), tf.cast(copies, self.dtype)
         found = tf.matmul(rows_by_source(weights, encoded), copies)
         return tf.reshape(found, [*tf.unstack(tf.shape(weights)[:2]), self.vocabulary_size])
 
@@ -649,9 +651,9 @@ class TiedOutput(keras.layers.Layer):
     """logits `[..., V]` of `[..., D]`, by likeness to the embedding of each token."""
 
     def __init__(self, vectors: TokenVectors, units: int) -> None:
-        super().__init__(dtype="float32", name="output")
+        super().__init__(dtype=vectors.variable_dtype, name="output")
         self.vectors = vectors
-        self.project = keras.layers.Dense(vectors.size, use_bias=False, dtype="float32")
+        self.project = keras.layers.Dense(vectors.size, use_bias=False, dtype=self.dtype_policy)
         self.project.build((None, None, units))
         self.bias = self.add_weight(shape=(vectors.vocabulary_size,), initializer="zeros", name="bias")
 

@@ -3,10 +3,16 @@
 Labels are ids `[B, T]`, logits `[B, T, V]`; sample weights `[B, T]` are 1 for a token and 0 for padding.
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
+
+from pipelines import OptionError
+from pipelines.tokenizers import END, PADDING, START
 
 
 @tf.custom_gradient
@@ -87,6 +93,92 @@ class Perplexity(keras.metrics.Mean):
 
     def result(self) -> tf.Tensor:
         return tf.exp(super().result())
+
+
+@keras.saving.register_keras_serializable("seq2seq")
+class OfTokens(keras.metrics.Metric):
+    """A metric of Keras, of real tokens.
+
+    Keras (3.15) would take the mean of each row first, padding included, and count tokens of long rows less.
+
+    Args:
+        metric: a `keras.metrics.Metric` for labels `[N]` and logits `[N, V]`.
+    """
+
+    def __init__(self, metric: keras.metrics.Metric, name: str | None = None, dtype: str | None = None) -> None:
+        super().__init__(name=name or metric.name, dtype=dtype or metric.dtype)
+        self.metric = metric
+
+    def update_state(self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
+        logits = tf.reshape(logits, [-1, tf.shape(logits)[-1]])
+        self.metric.update_state(_in_one_row(labels), logits, sample_weight=_in_one_row(sample_weight))
+
+    def result(self) -> tf.Tensor:
+        return self.metric.result()
+
+    def reset_state(self) -> None:
+        self.metric.reset_state()
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "metric": keras.saving.serialize_keras_object(self.metric)}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "OfTokens":
+        return cls(**{**config, "metric": keras.saving.deserialize_keras_object(config["metric"])})
+
+
+def of_tokens(metric: str | Callable | keras.metrics.Metric) -> keras.metrics.Metric:
+    """The metric of real tokens that is meant by what `compile` was given: a name, a function or a metric.
+
+    Raises:
+        OptionError: if it takes probabilities.
+    """
+    if metric in ("accuracy", "acc"):
+        return TokenAccuracy(metric)
+    found = keras.metrics.get(metric)
+    _refuse_probabilities("metrics", metric, found)
+    if not isinstance(found, keras.metrics.Metric):
+        found = keras.metrics.MeanMetricWrapper(found, name=metric if isinstance(metric, str) else found.__name__)
+    return OfTokens(found) if type(found).__module__.startswith("keras.") else found
+
+
+def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
+    """Tries a loss of one's own on a batch of two rows, and again with more padding, which must not change it.
+
+    Args:
+        loss: what `compile` was given.
+        compute: `compute_loss` of the model that was compiled with it.
+        vocabulary_size: V.
+
+    Raises:
+        OptionError: if it fails, counts padding or takes probabilities.
+    """
+    name = repr(loss) if isinstance(loss, str) else getattr(loss, "name", None) or getattr(loss, "__name__", loss)
+    _refuse_probabilities("loss", name, keras.losses.get(loss) if isinstance(loss, str) else loss)
+    labels = tf.constant([[END, START], [END, PADDING]])
+    logits = tf.reshape(tf.sin(tf.range(4.0 * vocabulary_size)), [2, 2, vocabulary_size])
+    try:
+        found = []
+        for more in (0, 3):
+            padded = tf.pad(labels, [[0, 0], [0, more]])
+            weights = tf.cast(padded != PADDING, tf.float32)
+            of_padded = compute(y=padded, y_pred=tf.pad(logits, [[0, 0], [0, more], [0, 0]]), sample_weight=weights)
+            found.append(float(of_padded))
+    except Exception as error:  # Keras and TensorFlow raise whatever they stumble over
+        said = " ".join(str(error).split())
+        raise OptionError(f"loss={name}: must take ids [B, T] as labels and logits [B, T, V] ({said})") from error
+    if not np.isclose(found[0], found[1], rtol=1e-3):
+        raise OptionError(
+            f"loss={name}: counts padding; give a keras.losses.Loss with reduction='mean_with_sample_weight'"
+        )
+
+
+def _refuse_probabilities(argument, name, given):
+    """Refuses a loss, metric or function that would take logits for probabilities."""
+    config = given.get_config() if hasattr(given, "get_config") else {}
+    usual = inspect.signature(given).parameters.get("from_logits") if inspect.isroutine(given) else None
+    if config.get("from_logits", usual and usual.default) is False:
+        raise OptionError(f"{argument}={name}: takes probabilities, and the model returns logits; say from_logits=True")
 
 
 def _in_one_row(tokens):

@@ -34,7 +34,7 @@ from seq2seq.decoding import (
 from seq2seq.distribution import apply_if, only_if, own_rows, several_workers, share, summed, whole_batches
 from seq2seq.exporting import export
 from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
-from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy
+from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, check_loss, of_tokens
 from seq2seq.recurrence import compiling, cores, side_by_side
 
 LONGEST_SOURCE = 1024  # tokens of a text that are read when it is translated; the rest is left out
@@ -89,9 +89,11 @@ class Seq2Seq(keras.Model):
         **options: arguments of encoder and decoder, such as `units`, `layers`, `cell`, `attention`, `copy`, `dropout`;
             each goes to the one or the two that have it. Without any it is the plain model of the Keras tutorial; what
             `seq2seq train` takes is in `config.PRESETS`.
+        name, trainable, dtype: as in `keras.Model`. Logits and loss are float32 whatever the layers compute in.
 
     Raises:
-        OptionError: for an option that neither has, or an encoder or decoder that does not keep to the contract.
+        OptionError: for an option that neither has, an encoder or decoder that does not keep to the contract, or
+            weights of 16 bits.
     """
 
     def __init__(
@@ -109,6 +111,9 @@ class Seq2Seq(keras.Model):
         **options: Any,
     ) -> None:
         super().__init__(name=name, trainable=trainable, dtype=dtype)
+        if self.dtype_policy.variable_dtype not in ("float32", "float64"):
+            half = self.dtype_policy.name
+            raise OptionError(f"dtype={half!r}: weights of 16 bits are too coarse to learn; use 'mixed_{half}'")
         self.source_tokenizer = source_tokenizer
         self.target_tokenizer = target_tokenizer
         self.label_smoothing = label_smoothing
@@ -147,6 +152,9 @@ class Seq2Seq(keras.Model):
             take_tokenizers(half, *tokenizers)
         keeps_sizes = check_contract(self.encoder, self.decoder, *tokenizers)
         self.compiles_decoding = keeps_sizes and bool(tf.config.list_logical_devices("GPU"))
+        for half in (self.encoder, self.decoder):
+            for weight in half.weights if not half.trainable else ():
+                weight.trainable = False  # Keras has made the layers after it was told that they are frozen
         self.built = True
 
     @property
@@ -173,7 +181,12 @@ class Seq2Seq(keras.Model):
 
         Returns:
             logits `[B, T, Vt]`.
+
+        Raises:
+            OptionError: for anything but a pair.
         """
+        if not isinstance(inputs, tuple | list) or len(inputs) != 2:
+            raise OptionError("call: expected (source, target so far); `translate` and `decode` need no target")
         return side_by_side(functools.partial(self._logits, training=training), cores(), *inputs)
 
     def _logits(self, source, target, training=False):
@@ -183,35 +196,63 @@ class Seq2Seq(keras.Model):
 
     def compile(
         self,
-        optimizer: str | keras.optimizers.Optimizer = "adam",
+        optimizer: str | keras.optimizers.Optimizer | None = "adam",
         loss: str | keras.losses.Loss = "auto",
-        weighted_metrics: str | list | None = "auto",
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = "auto",
         **kwargs: Any,
     ) -> None:
-        """As `keras.Model.compile`; by default with the loss, accuracy and perplexity of real tokens."""
+        """As `keras.Model.compile`; by default with the loss, accuracy and perplexity of real tokens.
+
+        A loss and a metric of your own are given ids `[B, T]` as labels, logits `[B, T, V]` and weights `[B, T]`, 0 for
+        padding. `metrics` are weighted as `weighted_metrics` are, since padding must not count. Functions, and metrics
+        of Keras, see one token after another: labels `[N]`, logits `[N, V]`.
+
+        Raises:
+            OptionError: for a loss that cannot be computed, counts padding or takes probabilities; for a metric that
+                takes probabilities.
+        """
         if loss == "auto":
             loss = TokenCrossentropy(self.label_smoothing)
-        if weighted_metrics == "auto":
-            weighted_metrics = [TokenAccuracy(), Perplexity()]
-        super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
+        usual = [TokenAccuracy(), Perplexity()] if weighted_metrics == "auto" else weighted_metrics
+        chosen = [of_tokens(metric) for metric in tf.nest.flatten([metrics, usual]) if metric is not None]
+        metrics = list({metric.name: metric for metric in chosen}.values())
+        super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
         self._learn_compiled = functools.lru_cache(maxsize=8)(self._compile_learn)
         self._sizes_compiled: list[tuple[int, int]] = []
+        if not isinstance(loss, TokenCrossentropy | None):
+            self.compiled = False
+            check_loss(loss, self.compute_loss, self.target_tokenizer.vocabulary_size)
+            self.compiled = True
 
     def compile_from_config(self, config: dict) -> None:
         """Compiles a loaded model as the saved one was. Keras asks for this where `compile` is overridden."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
+        if self.optimizer:
+            self.optimizer.build(self.trainable_variables)
 
     def fit(
         self,
         x: Any = None,
-        *args: Any,
-        validation_data: Any = None,
-        callbacks: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
         verbose: str | int = "auto",
+        callbacks: Any = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool | None = None,
+        class_weight: None = None,
+        sample_weight: Any = None,
         **kwargs: Any,
     ) -> keras.callbacks.History:
         """As `keras.Model.fit`. Warns if the learning rate has fallen to 0, so that nothing would be learned.
+
+        `x` are batches (source, target) as `batch_pairs` makes them; or it is an array of sources, ids or one-hot, and
+        `y` one of targets. Weights, of pairs `[B]` or of labels `[B, T]`, are a third part of each batch or, with
+        arrays, `sample_weight`. A pair's share in loss, accuracy and perplexity is multiplied by its weight. Only
+        arrays are shuffled, unless `shuffle=False`.
 
         After `model.compiles_training = True`, before the first `fit`, XLA compiles the whole step, with
         `recurrence.recur` in place of cuDNN. That is for long trainings of small models on a GPU, where starting the
@@ -226,9 +267,11 @@ class Seq2Seq(keras.Model):
         `distribution.distribute` returns; with several workers, the latter.
 
         Raises:
-            OptionError: with several replicas, for other data.
+            OptionError: for data of another form, for a `class_weight`, and if there is nothing that can learn.
         """
-        steps = self.optimizer.iterations.numpy() if self.compiled else 0
+        _refuse_texts("fit", x)
+        _refuse_class_weight(class_weight)
+        steps = self.optimizer.iterations.numpy() if self.compiled and self.optimizer else 0
         if steps and not tf.convert_to_tensor(self.optimizer.learning_rate).numpy():
             warnings.warn(
                 f"fit: the learning rate is 0 after {steps:,} steps, so nothing will be learned; if its schedule has "
@@ -236,9 +279,24 @@ class Seq2Seq(keras.Model):
                 stacklevel=2,
             )
         x, validation_data = (whole_batches(self.distribute_strategy, data) for data in (x, validation_data))
-        kwargs |= {"validation_data": validation_data, "callbacks": callbacks, "verbose": verbose}
-        with self._steps(quiet=verbose == 0 and not any(map(_follows_steps, tf.nest.flatten(callbacks or [])))):
-            return super().fit(x, *args, **kwargs)
+        if shuffle is None:  # Keras warns of it for other data, which shuffles itself
+            shuffle = y is not None or isinstance(x, keras.utils.PyDataset)
+        quiet = verbose == 0 and not any(map(_follows_steps, tf.nest.flatten(callbacks or [])))
+        arguments = x, y, batch_size, epochs, verbose, callbacks, validation_split, validation_data, shuffle
+        with self._steps(quiet), _whole_epochs(kwargs.get("steps_per_epoch") or kwargs.get("validation_steps")):
+            return super().fit(*arguments, sample_weight=sample_weight, **kwargs)
+
+    def train_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: None = None, return_dict: bool = False
+    ) -> Any:
+        """As `keras.Model.train_on_batch`, with weights as in `fit`.
+
+        Raises:
+            OptionError: as `fit`.
+        """
+        _refuse_class_weight(class_weight)
+        with self._steps(quiet=False):
+            return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     @contextlib.contextmanager
     def _steps(self, quiet):
@@ -252,21 +310,28 @@ class Seq2Seq(keras.Model):
             self._quiet = False
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`; for data under a strategy see `fit`."""
-        return super().evaluate(whole_batches(self.distribute_strategy, x), *args, **kwargs)
+        """As `keras.Model.evaluate`; for data see `fit`."""
+        _refuse_texts("evaluate", x)
+        with _whole_epochs(kwargs.get("steps")):
+            return super().evaluate(whole_batches(self.distribute_strategy, x), *args, **kwargs)
 
-    def train_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Learns from one batch of (source, target) with teacher forcing; not if its gradient is no finite number."""
-        compiled = self._learn_compiled(*map(_any_size, data)) if self._may_compile() else None
+    def train_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
+        """Learns from one batch of (source, target), or (source, target, weights), with teacher forcing; not if its
+        gradient is no finite number."""
+        if not (self.optimizer and self.trainable_weights):
+            reason = "all weights are frozen; set trainable=True" if self.optimizer else "there is no optimizer"
+            raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
+        batch = _checked(data)
+        compiled = self._learn_compiled(*map(_any_size, batch)) if self._may_compile() else None
         if compiled:
-            self._take_compiled(compiled, *self._filled_up(*data))
+            self._take_compiled(compiled, *self._filled_up(*batch))
         else:
-            self._learn(*data)
+            self._learn(*batch)
         return self._no_figures() if self._quiet else self._figures()
 
-    def _learn(self, source, target):
+    def _learn(self, *batch):
         """The step itself."""
-        examples = teacher_forcing(source, target)
+        examples = teacher_forcing(*batch)
         self._see_lengths(examples)
         (source, inputs), labels, weights = own_rows(examples)  # all, but where several replicas share a batch
         if self.teacher_forcing != 1.0:
@@ -276,7 +341,8 @@ class Seq2Seq(keras.Model):
             loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights) * share(examples[2], weights)
             scaled = self.optimizer.scale_loss(loss)
         gradients = summed(tape.gradient(scaled, self.trainable_weights))
-        self.gradient_norm.assign(tf.linalg.global_norm(gradients) / self.optimizer.scale_loss(1.0))
+        norm = tf.linalg.global_norm([g if g is None else tf.cast(g, tf.float32) for g in gradients])
+        self.gradient_norm.assign(norm / self.optimizer.scale_loss(1.0))
         finite = tf.math.is_finite(self.gradient_norm)
         apply_if(finite, self.optimizer, gradients, self.trainable_weights)
         tokens = tf.reduce_sum(examples[2])
@@ -288,19 +354,19 @@ class Seq2Seq(keras.Model):
         plain = not tf.distribute.has_strategy() and not self.run_eagerly
         return self.compiles_training and plain and isinstance(self.loss, TokenCrossentropy)
 
-    def _compile_learn(self, source, target):
+    def _compile_learn(self, *specs):
         """`_learn`, compiled by XLA, for tensors of these specs; None, with a warning, if that is impossible."""
 
-        def learn(source, target):
+        def learn(*batch):
             with compiling():
-                self._learn(source, target)
+                self._learn(*batch)
             return tf.constant(0)  # something to wait for
 
-        compiled = tf.function(learn, [source, target], jit_compile=True, autograph=False)
+        compiled = tf.function(learn, list(specs), jit_compile=True, autograph=False)
         try:  # what XLA refuses it refuses here, before anything has been learned or lost
             compiled.get_concrete_function()
             with tf.init_scope():  # out of the graph that is made of `train_step`
-                smallest = [tf.zeros([1, 2, *spec.shape[2:]], spec.dtype) for spec in (source, target)]
+                smallest = [tf.zeros([1, 2, *spec.shape[2:]], spec.dtype) for spec in specs]
                 compiled.experimental_get_compiler_ir(*self._filled_up(*smallest))(stage="hlo")
         except Exception as error:
             said = textwrap.shorten(one_line(error), 300)
@@ -308,18 +374,19 @@ class Seq2Seq(keras.Model):
             return None
         return compiled
 
-    def _filled_up(self, source, target):
+    def _filled_up(self, source, target, *weights):
         """A batch with padding to one of few sizes, since each takes a while to compile. Both sides get as long."""
         length = _rounded_up(tf.maximum(tf.shape(source)[1], tf.shape(target)[1] - 1))
         # Of so many tokens, rows of this length are more than half as long, but where it is the least.
         least = tf.maximum(2 * self.tokens_compiled // length, 1) if self.tokens_compiled else self.rows_compiled
         rows = _rounded_up(tf.shape(source)[0], least)
-        return _padded(source, rows, length), _padded(target, rows, length + 1)
+        filled = [_padded(each, rows, length) for each in weights]
+        return _padded(source, rows, length), _padded(target, rows, length + 1), *filled
 
-    def _take_compiled(self, compiled, source, target):
+    def _take_compiled(self, compiled, *batch):
         """Takes a compiled step, around the first one of each size with a word to `on_compile`."""
         if not (say := self.on_compile):
-            compiled(source, target)
+            compiled(*batch)
             return
         started = 0.0
 
@@ -338,20 +405,52 @@ class Seq2Seq(keras.Model):
             return np.int32(0)
 
         with tf.device("CPU"):  # which knows all sizes
-            seen = tf.numpy_function(before, [tf.shape(source)[:2]], tf.int32)
+            seen = tf.numpy_function(before, [tf.shape(batch[0])[:2]], tf.int32)
         with tf.control_dependencies([seen]):
-            taken = compiled(source, target)
+            taken = compiled(*batch)
         with tf.control_dependencies([taken]), tf.device("CPU"):
             tf.numpy_function(after, [], tf.int32)
 
-    def test_step(self, data: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Measures one batch of (source, target) with teacher forcing."""
-        examples = teacher_forcing(*data)
+    def test_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
+        """Measures one batch of (source, target), or (source, target, weights), with teacher forcing."""
+        examples = teacher_forcing(*_checked(data))
         inputs, labels, weights = own_rows(examples)
         logits = self(inputs, training=False)
         loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights) * share(examples[2], weights)
         self._measure(loss, tf.reduce_sum(examples[2]), labels, logits, weights)
         return self._figures()
+
+    def predict(self, x: Any, batch_size: int | None = None, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Translates sources greedily, as `translate` does: batches as `batch_pairs` makes them, or an array of ids or
+        one-hot rows. For texts, and for other strategies, use `translate`.
+
+        Returns:
+            Strings `[N]`, as bytes, in the order of the batches: make these with `shuffle=False`. For a pair (source,
+            target so far) as `x` they are the logits that the model computes of it.
+
+        Raises:
+            OptionError: for texts.
+        """
+        _refuse_texts("predict", x)
+        with _whole_epochs(kwargs.get("steps")):
+            return super().predict(x, batch_size, *args, **kwargs)
+
+    def predict_step(self, data: Any) -> tf.Tensor:
+        """Translates the sources of one batch greedily, see `predict`."""
+        source, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if isinstance(source, tuple | list):
+            return self(source)
+        ids = self.decode(tf.convert_to_tensor(source), Greedy()).ids[:, 0]
+        with tf.device("CPU"):
+            return self.target_tokenizer.detokenize(ids)
+
+    def make_predict_function(self, force: bool = False) -> Callable | None:
+        compiles: Any = self.jit_compile
+        self.jit_compile: Any = False  # XLA knows no strings
+        try:
+            return super().make_predict_function(force)
+        finally:
+            self.jit_compile = compiles
 
     def _measure(self, loss, tokens, labels, logits, weights):
         """Takes a batch of so many real tokens into the figures of the epoch. Those of several replicas are added up
@@ -365,7 +464,7 @@ class Seq2Seq(keras.Model):
     def get_metrics_result(self) -> dict[str, tf.Tensor]:
         """The figures so far. If no batch has counted they are NaN, and not Keras's 0, the best loss there is."""
         (counted,) = (metric.count for metric in self.metrics if metric.name == "loss")
-        nothing = counted < 1
+        nothing = counted <= 0
         return {name: keras.ops.where(nothing, np.nan, it) for name, it in super().get_metrics_result().items()}
 
     def _figures(self):
@@ -605,8 +704,8 @@ class Seq2Seq(keras.Model):
 
     def _see_lengths(self, examples):
         """Takes note of how long the targets of a batch are, compared with their sources."""
-        (source, _), _, weights = examples
-        targets = tf.cast(tf.reduce_sum(weights, axis=1), tf.float64)
+        (source, _), labels, _ = examples
+        targets = tf.cast(tf.math.count_nonzero(labels != PADDING, axis=1), tf.float64)
         sources = tf.cast(tf.maximum(_lengths(source), 1), tf.float64)
         ratios = targets / sources
         real = tf.cast(targets > 0, tf.float64)  # and not a row that fills a batch up
@@ -627,7 +726,9 @@ class Seq2Seq(keras.Model):
         rows, length, size = (tf.shape(logits)[axis] for axis in range(3))
         drawn = keras.random.categorical(tf.reshape(logits, [-1, size]), 1, dtype="int32", seed=self.guesses)
         guesses = tf.concat([ids[:, :1], tf.reshape(drawn, [rows, length])[:, :-1]], axis=1)
-        right = keras.random.uniform([rows, length], seed=self.guesses) < tf.cast(probability, "float32")
+        right = keras.random.uniform([rows, length], dtype="float32", seed=self.guesses) < tf.cast(
+            probability, "float32"
+        )
         mixed = tf.where(right | (ids == PADDING), ids, guesses)
         return mixed if inputs.dtype.is_integer else one_hot(mixed, inputs.shape[-1], inputs.dtype)
 
@@ -670,31 +771,81 @@ class Seq2Seq(keras.Model):
         nats = tf.nn.sparse_softmax_cross_entropy_with_logits(target[:, 1:], logits)
         return -tf.reduce_sum(tf.where(target[:, 1:] == PADDING, 0.0, nats), axis=1)
 
-    def export(self, filepath: Path | str, beam: BeamSearch | None = None, probe: Sequence[str] = ()) -> None:
-        """Writes a SavedModel for programs without this library, see `exporting.export`."""
+    def export(
+        self,
+        filepath: Path | str,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: None = None,
+        *,
+        beam: BeamSearch | None = None,
+        probe: Sequence[str] = (),
+    ) -> None:
+        """Writes a SavedModel for programs without this library, see `exporting.export`.
+
+        Raises:
+            OptionError: for another format, or signatures other than that of texts.
+        """
+        if format != "tf_saved_model":
+            raise OptionError(
+                f"format={format!r}: expected 'tf_saved_model'; others hold no tokenizers and no decoding"
+            )
+        if input_signature is not None:
+            raise OptionError("input_signature: what is exported always takes strings [N], and for any N")
         export(self, filepath, **({"beam": beam} if beam else {}), probe=probe)
+        if verbose:
+            print(f"Saved to {filepath}")
+
+    def save(self, filepath: Path | str, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.save`.
+
+        Raises:
+            OptionError: for an HDF5 file.
+        """
+        if Path(filepath).suffix in (".h5", ".hdf5"):
+            raise OptionError(f"{filepath}: HDF5 files hold no models of your own classes; save a .keras file")
+        super().save(filepath, *args, **kwargs)
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: of the layers Keras would quantize a few, and what is saved then could not be loaded."""
+        raise OptionError("quantize: not for this model; dtype='mixed_bfloat16' computes in half the bits")
 
     @property
     def has_attention(self) -> bool:
         """Whether the decoder can say where it looks, as `attention` wants to know."""
         return has_attention(self.decoder)
 
-    def attention(self, sources: Texts, targets: Texts | None = None) -> list[Alignment]:
+    def attention(self, sources: Texts, targets: Texts | None = None, batch_size: int = 256) -> list[Alignment]:
         """Where the decoder looks while it writes each target.
 
         Args:
             sources: strings.
             targets: as many strings; by default the greedy translations.
+            batch_size: how many are looked at together, fewer where they are long.
 
         Returns:
             A list of `Alignment`.
 
         Raises:
-            OptionError: if the decoder has no attention.
+            OptionError: if the decoder has no attention, or there are not as many targets as sources.
+            MemoryError: if a batch does not fit into memory.
         """
         if not self.has_attention:
             raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
-        targets = self.translate(sources) if targets is None else targets
+        sides: list[Any] = [tf.reshape(tf.convert_to_tensor(sources, tf.string), [-1])]
+        sides.append(self.translate(sides[0]) if targets is None else tf.convert_to_tensor(targets, tf.string))
+        if len({tf.size(side).numpy() for side in sides}) > 1:
+            raise OptionError(f"targets: expected as many as sources, {len(sides[0])}, and not {tf.size(sides[1])}")
+        sides[1] = tf.reshape(sides[1], [-1])
+        lengths = tf.maximum(*map(tf.strings.length, sides)).numpy()
+        order, batches = _by_length(lengths, batch_size)
+        found = []
+        for batch in batches:
+            with _enough_memory(f"{len(batch)} texts of up to {max(lengths[batch]):,} bytes", batch_size):
+                found += self._attention(*(tf.gather(side, batch) for side in sides))
+        return [found[place] for place in np.argsort(order)]
+
+    def _attention(self, sources, targets):
         source = self.source_tokenizer.tokenize(sources)
         target = self.target_tokenizer.tokenize(targets, start_end=True)
         encoded, state = start(self.decoder, encode(self.encoder, source), tf.shape(target)[1] - 1)
@@ -705,8 +856,8 @@ class Seq2Seq(keras.Model):
             return [[vocabulary[number] for number in row if number != PADDING] for row in ids.numpy()]
 
         source, target = tokens(self.source_tokenizer, source), tokens(self.target_tokenizer, target[:, 1:])
-        return [  # an empty source is one step of nothing
-            Alignment(source, target, row[: len(target), : max(1, len(source))])
+        return [  # an empty source is one step of nothing; copied, or each would keep the weights of its whole batch
+            Alignment(source, target, row[: len(target), : max(1, len(source))].copy())
             for source, target, row in zip(source, target, weights.numpy(), strict=True)
         ]
 
@@ -736,19 +887,70 @@ class Seq2Seq(keras.Model):
         return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
 
 
-def teacher_forcing(source: tf.Tensor, target: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor, tf.Tensor]:
+def teacher_forcing(
+    source: tf.Tensor, target: tf.Tensor, sample_weight: tf.Tensor | None = None
+) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor, tf.Tensor]:
     """Makes a training example of a pair: the decoder reads the right tokens so far and predicts the one after each.
 
     Args:
         source: one-hot `[B, S, Vs]` or ids `[B, S]`.
         target: one-hot `[B, T + 1, Vt]` or ids `[B, T + 1]`, from START to END, then padding.
+        sample_weight: how much each label counts, float32 `[B, T]`, or each pair, `[B, 1]`; 1 by default.
 
     Returns:
         ((source, decoder input `[B, T, Vt]` or `[B, T]`), labels `[B, T]`, weights `[B, T]`); labels are ids, and a
-        weight is 1 where the label is a token and 0 where it is padding.
+        weight is that of the sample where the label is a token and 0 where it is padding.
     """
     labels = token_ids(target[:, 1:])
-    return (source, target[:, :-1]), labels, tf.cast(labels != PADDING, tf.float32)
+    weights = tf.cast(labels != PADDING, tf.float32)
+    return (source, target[:, :-1]), labels, weights if sample_weight is None else weights * sample_weight
+
+
+def _checked(data):
+    """What Keras gives a step as (source, target), or with weights of its pairs or labels, (source, target, `[B, T]`).
+
+    Raises:
+        OptionError: for data of another form.
+    """
+    source, target, weights = keras.utils.unpack_x_y_sample_weight(data)
+    sides = [
+        None if isinstance(side, tuple | list | dict | None) else tf.convert_to_tensor(side)
+        for side in (source, target)
+    ]
+    if any(side is None or side.dtype == tf.string or side.shape.rank not in (2, 3) for side in sides):
+        raise OptionError(
+            "fit, evaluate: expected (source, target), ids [B, S] and [B, T + 1] or their one-hot rows, as batch_pairs "
+            "makes them; what the decoder reads and predicts is made of the target"
+        )
+    if weights is None:
+        return sides
+    rows, length = tf.unstack(tf.shape(sides[1])[:2])
+    each = tf.reshape(tf.cast(weights, tf.float32), [rows, -1])  # of pairs `[B, 1]`, or of labels
+    return *sides, tf.broadcast_to(each, [rows, length - 1])
+
+
+def _refuse_texts(method, x):
+    """Refuses texts, of which Keras would say nothing that helps."""
+    first, *_ = tf.nest.flatten(getattr(x, "element_spec", x))
+    kind = getattr(first, "dtype", None)
+    if isinstance(first, str | bytes) or kind == tf.string or getattr(kind, "kind", "") in ("U", "S", "O"):
+        instead = "`translate` takes texts" if method == "predict" else "batch_pairs makes them of pairs of texts"
+        raise OptionError(f"{method}: expected batches of ids or one-hot rows, not texts; {instead}")
+
+
+def _refuse_class_weight(class_weight):
+    if class_weight is not None:
+        raise OptionError("class_weight: pairs have no classes; weight them, or their labels, with sample_weight")
+
+
+@contextlib.contextmanager
+def _whole_epochs(steps):
+    """Unless a number of steps was asked for, keeps Keras (3.15) from warning, of data that does not know its length,
+    that it has come to its end."""
+    with warnings.catch_warnings():
+        if not steps:
+            warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
+        yield
 
 
 def _as_strings(argument, texts):
@@ -785,9 +987,22 @@ def _follows_steps(callback):
     return any(function is not getattr(keras.callbacks.Callback, hook) for hook, function in found)
 
 
+_ANY = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
+
 def accepted(function: Callable) -> set[str]:
-    """The names of the arguments that a function, or the constructor of a class, takes as options."""
-    return set(inspect.signature(function).parameters) - {"vocabulary_size", "args", "kwargs"}
+    """The names of the arguments that a function, or the constructor of a class, takes as options; those too that a
+    constructor hands on to the class it is derived from, as `**kwargs`."""
+    found: dict[str, inspect.Parameter] = {}
+    for each in inspect.getmro(function) if isinstance(function, type) else [function]:
+        if each is keras.layers.Layer:
+            break
+        if each is function or "__init__" in vars(each):
+            taken = inspect.signature(each).parameters
+            found |= {**taken, **found}
+            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in taken.values()):
+                break
+    return {name for name, parameter in found.items() if parameter.kind not in _ANY} - {"vocabulary_size"}
 
 
 def _make(half, vocabulary_size, options, name):

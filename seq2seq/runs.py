@@ -323,7 +323,7 @@ def export_runs(folders: Sequence[Path | str], out: Path | str, beam: BeamSearch
                 change = f"{kept[source]!r} when it was trained, and now {translation!r}"
                 raise RunError(f"{folder}: the saved model is not the one that was trained; {source!r} was {change}")
         models.append(model)
-    ensemble(models, folders).export(out, beam, list(kept))
+    ensemble(models, folders).export(out, beam=beam, probe=list(kept))
 
 
 def probe(folder: Path | str) -> dict[str, str]:

@@ -172,9 +172,9 @@ class TransformerDecoder(keras.layers.Layer):
         self.blocks = [Block(units, heads, feed_forward, dropout, True, dtype=dtype) for _ in range(layers)]
         self.norm = keras.layers.LayerNormalization(dtype=dtype)
         self.output_layer = (
-            TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype="float32")
+            TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype=self.variable_dtype)
         )
-        self.pointer = Pointer(vocabulary_size) if copy else None
+        self.pointer = Pointer(vocabulary_size, dtype=self.variable_dtype) if copy else None
         self.build((None, None))
 
     def build(self, target_shape: tuple) -> None:

@@ -786,3 +786,20 @@ def test_a_run_starts_from_another(run, tsv, tmp_path):
     for more, message in ((["--preset", "default"], "excludes preset"), (["--units", 9], "units=9: ")):
         done = seq2seq("train", new, "--from", run[0], "--out", tmp_path / "other", *more)
         assert done.returncode == 2 and message in done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    "command", [[SEQ2SEQ, "--help"], [sys.executable, "-c", "import seq2seq"]], ids=["cli", "python"]
+)
+@pytest.mark.parametrize("how", ["variable", "file"])
+def test_another_backend_of_keras_is_refused_in_one_line(tmp_path, command, how):
+    (tmp_path / "keras.json").write_text('{"backend": "jax"}')
+    where = {"KERAS_BACKEND": "jax"} if how == "variable" else {"KERAS_HOME": str(tmp_path)}
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    done = subprocess.run(command, env=environment | where, capture_output=True, text=True)
+    *before, line = done.stderr.splitlines()
+    assert "needs Keras on TensorFlow, and not on jax: set KERAS_BACKEND=tensorflow" in line
+    if command[0] == SEQ2SEQ:
+        assert (done.returncode, before, done.stdout) == (2, [], "")
+    else:
+        assert done.returncode == 1 and line.startswith("ImportError: ")

@@ -5,6 +5,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
+import keras
 import pytest
 import tensorflow as tf
 
@@ -183,3 +184,14 @@ def test_what_cannot_be_evaluated_is_refused(model, pairs):
 def test_a_model_that_was_never_compiled_is_evaluated_too(tokenizers, pairs):
     tf.random.set_seed(0)
     assert evaluate(Seq2Seq(*tokenizers, units=8), pairs, max_length=4).perplexity > 1
+
+
+def test_what_a_model_was_compiled_with_changes_none_of_its_figures(model, pairs):
+    right = evaluate(model, pairs, max_length=3)
+    sum_of_all = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    for options in ({"weighted_metrics": []}, {"metrics": ["accuracy"], "weighted_metrics": []}, {"loss": sum_of_all}):
+        model.compile(**options)
+        metrics = model.metrics
+        found = evaluate(model, pairs, max_length=3)
+        assert (found.perplexity, found.accuracy) == pytest.approx((right.perplexity, right.accuracy))
+        assert model.metrics == metrics

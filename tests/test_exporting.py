@@ -85,6 +85,14 @@ def test_what_is_there_is_not_overwritten(model, tmp_path):
         export(model, tmp_path)
 
 
+def test_it_is_exported_as_every_model_of_keras_is(model, tmp_path, capsys):
+    model.export(tmp_path / "saved", format="tf_saved_model", verbose=True)
+    assert capsys.readouterr().out == f"Saved to {tmp_path / 'saved'}\n"
+    texts = tf.constant(["sol"])
+    exported = tf.saved_model.load(tmp_path / "saved")
+    assert exported.greedy(texts)["texts"][0] == model.translate(texts)[0]
+
+
 def test_nothing_stays_of_what_cannot_be_exported(model, tmp_path):
     def call(source, training=False):
         raise NotImplementedError("not in a graph")

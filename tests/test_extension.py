@@ -238,6 +238,19 @@ def test_a_decoder_that_forgets_an_argument_that_shapes_no_weight_is_refused():
         Seq2Seq(tokenizer, tokenizer, decoder=Sharper, units=8, sharpness=3.0)
 
 
+def test_a_decoder_that_hands_its_options_on_is_given_those_of_the_class_it_is_derived_from():
+    @keras.saving.register_keras_serializable("broken")
+    class Plain(Decoder):
+        def __init__(self, vocabulary_size, **options):
+            super().__init__(vocabulary_size, **options)
+
+    tokenizer = CharTokenizer("abc")
+    model = Seq2Seq(tokenizer, tokenizer, decoder=Plain, units=8, attention="general")
+    assert (model.decoder.options["units"], model.decoder.options["attention"]) == (8, "general")
+    with pytest.raises(OptionError, match=r"option='unit'.*did you mean 'units'"):
+        Seq2Seq(tokenizer, tokenizer, decoder=Plain, unit=8)
+
+
 @pytest.mark.parametrize("forgotten", ["vocabulary", "normal_form", "lowercase", "size", "separator"])
 def test_a_tokenizer_that_forgets_an_argument_is_refused(forgotten):
     @keras.saving.register_keras_serializable("broken")

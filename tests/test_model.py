@@ -11,7 +11,19 @@ import tensorflow as tf
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer, Tokenizer, batch_pairs
 from pipelines.tokenizers import END, PADDING
-from seq2seq import BeamSearch, Decoder, Encoder, Greedy, Sampling, Seq2Seq, teacher_forcing
+from seq2seq import (
+    BeamSearch,
+    Decoder,
+    Encoder,
+    Greedy,
+    Sampling,
+    Seq2Seq,
+    TransformerDecoder,
+    TransformerEncoder,
+    teacher_forcing,
+)
+
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +254,6 @@ def test_loss_and_perplexity_of_an_epoch_agree(model, pairs, tokenizers):
     assert found["perplexity"][0] == pytest.approx(np.exp(found["loss"][0]), rel=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_a_callback_made_of_functions_sees_each_step(model, batches):
     seen = []
     callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(logs["loss"]))
@@ -443,6 +454,8 @@ def test_teacher_forcing_gives_the_right_tokens_so_far_and_asks_for_the_next(tok
     np.testing.assert_array_equal(tf.argmax(inputs, -1), ids[:, :-1])
     np.testing.assert_array_equal(labels, ids[:, 1:])
     np.testing.assert_array_equal(weights, [[1, 1, 1, 1], [1, 1, 1, 0]])
+    _, _, weights = teacher_forcing(*one_hot, sample_weight=tf.constant([[2.0], [0.5]]))
+    np.testing.assert_array_equal(weights, [[2, 2, 2, 2], [0.5, 0.5, 0.5, 0]])
 
 
 def test_the_loss_of_a_train_step_is_the_one_computed_by_hand(model, batches):
@@ -671,12 +684,15 @@ def test_an_encoder_that_xla_refuses_is_trained_uncompiled_and_nothing_is_lost(p
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+SPARSE = keras.losses.SparseCategoricalCrossentropy
+
+
 @pytest.mark.parametrize("how", ["own loss", "eager", "several replicas"])
 def test_what_would_not_be_the_same_compiled_is_not(model, how):
     model.compiles_training = True
     assert model._may_compile()
     if how == "own loss":
-        model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.compile(loss=SPARSE(from_logits=True, reduction="mean_with_sample_weight"))
     if how == "eager":
         model.compile(run_eagerly=True)
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope() if how == "several replicas" else contextlib.nullcontext():
@@ -735,9 +751,218 @@ def test_mixed_precision_trains_saves_and_translates(tokenizers, batches, tmp_pa
         assert decoded(found.texts[:, 0]) == decoded(right.texts[:, 0]) and np.isfinite(found.scores.numpy()).all()
 
 
-def test_own_loss_and_metrics_are_taken(model):
-    model.compile("sgd", loss=keras.losses.CategoricalCrossentropy(from_logits=True), weighted_metrics=[])
-    assert type(model.optimizer).__name__ == "SGD"
+def ids_of(model, words=("sol", "mar", "gatonube")):
+    source, target = model.source_tokenizer, model.target_tokenizer
+    return source.tokenize(words).numpy(), target.tokenize([w.upper() for w in words], start_end=True).numpy()
+
+
+@pytest.mark.parametrize("how", ["train_on_batch", "fit", "dataset", "labels", pytest.param("compiled", marks=SLOW)])
+def test_a_weight_multiplies_what_a_pair_counts_for(tokenizers, how):
+    learned = []
+    for words, weights in ((("sol", "mar", "mar", "mar"), None), (("sol", "mar", "gatonube"), [1.0, 3.0, 0.0])):
+        keras.utils.set_random_seed(1)
+        model = Seq2Seq(*tokenizers, units=8, attention="dot")
+        model.compile(keras.optimizers.SGD(0.5))
+        model.compiles_training = how == "compiled"
+        source, target = ids_of(model, words)
+        if weights and how == "labels":
+            weights = np.repeat(np.array(weights)[:, None], target.shape[1] - 1, axis=1)
+        weights = weights if weights is None else np.array(weights)
+        measured = model.test_on_batch(source, target, weights, return_dict=True)
+        if how in ("fit", "labels"):
+            found = model.fit(source, target, sample_weight=weights, verbose=0).history
+            found = {name: value for name, (value,) in found.items()}
+        elif how == "dataset":
+            batch = (source, target) if weights is None else (source, target, weights)
+            found = model.fit(tf.data.Dataset.from_tensors(batch), verbose=0).history
+            found = {name: value for name, (value,) in found.items()}
+        else:
+            found = model.train_on_batch(source, target, weights, return_dict=True)
+        assert found == pytest.approx(measured, rel=1e-4)
+        learned.append((found, model.get_weights(), model.length_ratios.numpy()))
+    (one, weights, _), (other, again, ratios) = learned
+    assert other == pytest.approx(one, rel=1e-5) and ratios[0] == 3  # lengths are what they are
+    for value, same in zip(weights[1:], again[1:], strict=True):
+        if value.shape != (3,):
+            np.testing.assert_allclose(value, same, atol=1e-6)
+
+
+def test_a_batch_of_no_weight_has_no_figures_and_changes_nothing(model):
+    before = [weight.numpy() for weight in model.trainable_weights]
+    source, target = ids_of(model)
+    model.fit(source, target, verbose=0, epochs=0)
+    found = model.test_on_batch(source, target, np.zeros(3), return_dict=True)
+    assert all(map(np.isnan, found.values()))
+    assert 0 < model.test_on_batch(source, target, np.full(3, 1e-3), return_dict=True)["loss"] < 10
+    model.compile(keras.optimizers.SGD(1.0))
+    model.train_on_batch(source, target, np.zeros(3))
+    for old, new in zip(before, model.trainable_weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_batch_after_a_quiet_fit_has_figures(model, batches):
+    model.fit(batches, verbose=0)
+    assert np.all(np.isfinite(model.train_on_batch(*ids_of(model))))
+
+
+def test_predict_translates_batches(model, pairs, tokenizers):
+    batches = batch_pairs(pairs.map(lambda source, _: (source, source)), tokenizers[0], tokenizers[0], 5, shuffle=False)
+    sources = [text for _, again in batches for text in decoded(tokenizers[0].detokenize(tf.argmax(again, 2)[:, 1:]))]
+    assert model.predict(batches, verbose=0).tolist() == model.translate(sources).numpy().tolist()
+    source, target = ids_of(model)
+    np.testing.assert_allclose(model.predict((source, target), verbose=0), model((source, target)), atol=1e-5)
+
+
+def test_fit_and_evaluate_say_what_they_are_to_be_given(model, pairs):
+    source, target = ids_of(model)
+    for run, message in (
+        (lambda: model.fit(pairs), "fit: expected batches of ids .* not texts; batch_pairs"),
+        (lambda: model.fit(np.array(["sol"]), np.array(["SOL"])), "fit: expected batches of ids .* not texts"),
+        (lambda: model.evaluate(pairs.batch(2)), "evaluate: expected batches of ids .* not texts"),
+        (lambda: model.predict(["sol"]), "predict: .*`translate` takes texts"),
+        (lambda: model.predict(np.array(["sol"])), "predict: .*`translate` takes texts"),
+        (lambda: model.fit(source, verbose=0), r"expected \(source, target\)"),
+        (lambda: model.fit((source, target[:, :-1]), target[:, 1:], verbose=0), r"expected \(source, target\)"),
+        (lambda: model.fit(source, target, class_weight={1: 2.0}), "class_weight: .* sample_weight"),
+        (lambda: model.train_on_batch(source, target, class_weight={1: 2.0}), "class_weight: .* sample_weight"),
+        (lambda: model(source), r"call: expected \(source, target so far\)"),
+        (lambda: model.export("x", format="onnx"), "format='onnx': expected 'tf_saved_model'"),
+        (lambda: model.export("x", input_signature=[]), "input_signature: .*strings"),
+        (lambda: model.save("x.h5"), r"x.h5: .*\.keras"),
+        (lambda: model.quantize("int8"), "quantize: .*mixed_bfloat16"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            run()
+
+
+def test_keras_warns_of_nothing_that_is_meant_so(model, batches):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        model.fit(batches, validation_data=batches, verbose=0)
+        model.fit(((source, target) for source, target in batches), verbose=0)
+        model.evaluate(batches, verbose=0)
+    with pytest.warns(UserWarning, match="Your input ran out of data"):
+        model.fit(batches, steps_per_epoch=9, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"metrics": ["accuracy"]},
+        {"weighted_metrics": ["accuracy"]},
+        {"metrics": [keras.metrics.SparseCategoricalAccuracy("accuracy")], "weighted_metrics": None},
+        {"metrics": [keras.metrics.sparse_categorical_accuracy]},
+        {"loss": SPARSE(from_logits=True, reduction="mean_with_sample_weight"), "metrics": []},
+    ],
+    ids=["metrics", "weighted", "object", "function", "loss"],
+)
+def test_whatever_it_is_compiled_with_padding_is_not_counted(model, tmp_path, options):
+    source, target = ids_of(model)
+    right = model.evaluate(source, target, verbose=0, return_dict=True)
+    model.compile("sgd", **options)
+    model.fit(source, target, verbose=0)
+    model.save(tmp_path / "x.keras")
+    right["accuracy"], right["loss"] = None, None
+    found = []
+    for it in (model, keras.models.load_model(tmp_path / "x.keras")):
+        for more in (0, 9):
+            wide = [np.pad(side, [(0, 0), (0, more)]) for side in (source, target)]
+            found.append(it.evaluate(*wide, verbose=0, return_dict=True))
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-5)
+    logits = model((source, target[:, :-1])).numpy()
+    accuracy = (logits.argmax(-1) == target[:, 1:])[target[:, 1:] != PADDING].mean()
+    name = "sparse_categorical_accuracy" if "sparse_categorical_accuracy" in found[0] else "accuracy"
+    assert found[0][name] == pytest.approx(accuracy)
+
+
+def test_a_loss_or_metric_whose_figure_would_be_wrong_is_refused(model):
+    for options, message in (
+        ({"loss": "sparse_categorical_crossentropy"}, "loss=.*takes probabilities.*from_logits=True"),
+        ({"loss": SPARSE(reduction="sum")}, "loss=.*takes probabilities.*from_logits=True"),
+        ({"loss": SPARSE(from_logits=True)}, "loss=.*counts padding.*mean_with_sample_weight"),
+        ({"loss": "mse"}, "loss='mse': must take ids"),
+        ({"loss": keras.losses.CategoricalCrossentropy(from_logits=True)}, "loss=.*must take ids"),
+        ({"metrics": [keras.metrics.SparseCategoricalCrossentropy()]}, "metrics=.*takes probabilities"),
+        ({"metrics": ["sparse_categorical_crossentropy"]}, "metrics=.*takes probabilities"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            model.compile(**options)
+
+
+def test_frozen_weights_stay_as_they_are_and_frozen_when_loaded(model, tmp_path):
+    source, target = ids_of(model)
+    model.encoder.trainable = False
+    model.compile()
+    model.train_on_batch(source, target)
+    model.save(tmp_path / "x.keras")
+    again = keras.models.load_model(tmp_path / "x.keras")
+    before = again.encoder.get_weights()
+    again.train_on_batch(source, target)
+    assert len(again.trainable_weights) == len(model.trainable_weights) == len(again.weights) - 5
+    for old, new in zip(before, again.encoder.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    model.trainable = False
+    model.compile()
+    with pytest.raises(OptionError, match="fit: all weights are frozen; set trainable=True"):
+        model.fit(source, target, verbose=0)
+    model.trainable = True
+    model.compile(optimizer=None)
+    with pytest.raises(OptionError, match="fit: there is no optimizer"):
+        model.fit(source, target, verbose=0)
+    model.save(tmp_path / "x.keras")
+    assert keras.models.load_model(tmp_path / "x.keras").evaluate(source, target, verbose=0)[0] > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attention": "monotonic", "copy": True, "embedding": 4},
+        {"cell": "gru", "bidirectional": True, "embedding": 4, "tied": True, "teacher_forcing": 0.5},
+        {"attention": "general", "input_feeding": True, "copy": True},
+        {"encoder": TransformerEncoder, "decoder": TransformerDecoder, "tied": True, "copy": True, "heads": 2},
+    ],
+    ids=["monotonic", "tied", "fed", "transformer"],
+)
+@pytest.mark.slow
+def test_float64_trains_saves_and_translates(tokenizers, tmp_path, options):
+    policy = keras.config.dtype_policy()
+    try:
+        keras.config.set_floatx("float64")
+        keras.config.set_dtype_policy("float64")
+        model = Seq2Seq(*tokenizers, units=8, **options)
+        model.compile(keras.optimizers.Adam(0.01, global_clipnorm=0.1))
+        assert {weight.dtype for weight in model.trainable_weights} == {"float64"}
+        source, target = ids_of(model)
+        assert np.isfinite(model.train_on_batch(source, target, np.ones(3))).all()
+        assert np.isfinite(model.fit(source, target, verbose=0).history["loss"]).all()
+        found = model.translate(["sol"], "beam", max_length=3)
+        model.save(tmp_path / "x.keras")
+        np.testing.assert_array_equal(
+            keras.models.load_model(tmp_path / "x.keras").translate(["sol"], "beam", max_length=3), found
+        )
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy(policy)
+
+
+def test_weights_of_sixteen_bits_are_refused(tokenizers):
+    for dtype in ("float16", "bfloat16"):
+        with pytest.raises(OptionError, match=f"dtype='{dtype}': .*use 'mixed_{dtype}'"):
+            Seq2Seq(*tokenizers, units=8, dtype=dtype)
+
+
+def test_attention_in_batches_is_the_same_and_keeps_no_more_than_it_returns(model):
+    words = ["gatonube", "", "sol", "ma", "x" * 30]
+    together, alone = (model.attention(words, words, batch_size=size) for size in (256, 2))
+    for one, other in zip(together, alone, strict=True):
+        assert one[:2] == other[:2] and one.weights.base is None
+        np.testing.assert_allclose(one.weights, other.weights, atol=1e-6)
+    assert [len(row.source) for row in together] == list(map(len, words))
+    assert model.attention([]) == [] and model.attention("sol")[0].source == list("sol")
+    with pytest.raises(OptionError, match="targets: expected as many as sources, 2, and not 1"):
+        model.attention(["sol", "mar"], ["SOL"])
 
 
 def operations(graph):
@@ -816,4 +1041,4 @@ def test_a_feature_in_a_second_column_decides_what_is_written(tmp_path):
     assert model.attention(texts[:1])[0].source == ["a", "b", "V", "UP"]
     model.save(tmp_path / "model.keras")
     assert keras.models.load_model(tmp_path / "model.keras").translate(texts).numpy().tolist() == right
-    model.export(tmp_path / "saved", BeamSearch(2, n_best=2), probe=texts)  # which compares
+    model.export(tmp_path / "saved", beam=BeamSearch(2, n_best=2), probe=texts)  # which compares
