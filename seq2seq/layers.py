@@ -452,7 +452,7 @@ class HardAttention(Attention):
         Returns:
             Log-probabilities `[B, T, S]` of the position of each step's token, and the new state.
         """
-        scores = tf.cast(self.scores(query, encoded.extra.keys, encoded), said.dtype)
+        scores = tf.cast(self.scores(query, encoded.extra.keys, encoded), self.variable_dtype)
         scores = tf.reshape(tf.where(encoded.mask[:, None], scores, _NEVER), tf.shape(said)[:3])
         if not self.monotonic:
             return tf.nn.log_softmax(scores), []
@@ -461,7 +461,7 @@ class HardAttention(Attention):
         place, before = state
         before = tf.concat([before[:, None], said[:, :-1]], axis=1)
         given = tf.einsum(
-            "btsv,btv->bts", before, tf.one_hot(ids, said.shape[3], dtype=said.dtype)
+            "btsv,btv->bts", before, tf.one_hot(ids, said.shape[3], dtype=self.variable_dtype)
         )  # how likely each was at a position
 
         def step(t, place, places):
@@ -471,7 +471,7 @@ class HardAttention(Attention):
             return t + 1, place, places.write(t, place)
 
         steps = tf.shape(ids)[1]
-        places = tf.TensorArray(said.dtype, size=steps, element_shape=[None, None])
+        places = tf.TensorArray(self.variable_dtype, size=steps, element_shape=[None, None])
         # XLA wants to be told again how many steps there are.
         _, place, places = tf.while_loop(lambda *_: True, step, (0, place, places), maximum_iterations=steps)
         return tf.transpose(places.stack(), [1, 0, 2]), [place, said[:, -1]]
