@@ -341,7 +341,7 @@ class Seq2Seq(keras.Model):
             loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights) * share(examples[2], weights)
             scaled = self.optimizer.scale_loss(loss)
         gradients = summed(tape.gradient(scaled, self.trainable_weights))
-        norm = tf.linalg.global_norm([g if g is None else tf.cast(g, tf.float32) for g in gradients])
+        norm = tf.cast(tf.linalg.global_norm(gradients), tf.float32)
         self.gradient_norm.assign(norm / self.optimizer.scale_loss(1.0))
         finite = tf.math.is_finite(self.gradient_norm)
         apply_if(finite, self.optimizer, gradients, self.trainable_weights)
@@ -832,17 +832,16 @@ class Seq2Seq(keras.Model):
         """
         if not self.has_attention:
             raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
-        sides: list[Any] = [tf.reshape(tf.convert_to_tensor(sources, tf.string), [-1])]
-        sides.append(self.translate(sides[0]) if targets is None else tf.convert_to_tensor(targets, tf.string))
-        if len({tf.size(side).numpy() for side in sides}) > 1:
-            raise OptionError(f"targets: expected as many as sources, {len(sides[0])}, and not {tf.size(sides[1])}")
-        sides[1] = tf.reshape(sides[1], [-1])
-        lengths = tf.maximum(*map(tf.strings.length, sides)).numpy()
+        sources = tf.reshape(_as_strings("sources", sources), [-1])
+        targets = self.translate(sources) if targets is None else tf.reshape(_as_strings("targets", targets), [-1])
+        if len(sources) != len(targets):
+            raise OptionError(f"targets: expected as many as sources, {len(sources)}, and not {len(targets)}")
+        lengths = tf.maximum(*map(tf.strings.length, (sources, targets))).numpy()
         order, batches = _by_length(lengths, batch_size)
         found = []
         for batch in batches:
             with _enough_memory(f"{len(batch)} texts of up to {max(lengths[batch]):,} bytes", batch_size):
-                found += self._attention(*(tf.gather(side, batch) for side in sides))
+                found += self._attention(tf.gather(sources, batch), tf.gather(targets, batch))
         return [found[place] for place in np.argsort(order)]
 
     def _attention(self, sources, targets):
