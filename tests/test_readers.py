@@ -344,6 +344,7 @@ def packed(kind):
         (packed("zip"), "a zip archive or an office document"),
         (TSV.replace("\n", "\r").encode(), "line 1: ends in CR alone"),
     ],
+    ids=["utf-16", "utf-16-le", "utf-16-be", "gzip", "bzip2", "xz", "zstd", "tar", "zip", "CR"],  # some hold the time
 )
 def test_what_is_no_utf8_text_is_named_whatever_its_name(tsv, content, message):
     for path in (tsv(content), tsv(content, "rows.jsonl"), f"{tsv(content, 'c.en')}+{tsv(TSV, 'c.es')}"):
