@@ -67,7 +67,6 @@ ARCHITECTURES: dict[str, dict] = {
         "learning_rate": 1e-3,
         "warmup": 300,
         "beta_2": 0.98,
-        "label_smoothing": 0.1,
     },
 }
 
@@ -402,11 +401,11 @@ PRESETS = {
         "source_tokenizer": "subword",
         "target_tokenizer": "subword",
         "max_vocabulary": 1500,
+        "units": 384,
         "embedding": 128,
         "attention": "dot",
         "tied": True,
-        "dropout": 0.1,
-        "label_smoothing": 0.0,
+        "dropout": 0.15,
         "learning_rate": 2e-3,
     },
     # From letters to phones, "cat TAB K AE T", which are in the same order.

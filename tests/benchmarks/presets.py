@@ -157,7 +157,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="RUN_DIR", type=Path)
     parser.add_argument("--presets", default="tutorial,default,subword")
-    parser.add_argument("--epochs", default="tutorial=9,default=8,subword=13", help="of each preset")
+    parser.add_argument("--epochs", default="tutorial=9,default=8,subword=15", help="of each preset")
     parser.add_argument("--only-measure", action="store_true", help="measure the runs that are there")
     parser.add_argument("--corpus", default="spa-eng")
     parser.add_argument("--sources", type=int, default=2000, help="how many to measure on")
