@@ -232,7 +232,7 @@ class Config:
         {"least": 0},
         parser=_or_none(float),
     )
-    learning_rate: float = _option(3e-3, TRAINING, "Learning rate, at the start.", {"above": 0})
+    learning_rate: float = _option(3e-3, TRAINING, "Learning rate, at the start.", {"least": 0})
     schedule: str = _option(
         "cosine",
         TRAINING,

@@ -115,10 +115,8 @@ def test_lines_through_a_pipe_are_answered_when_no_more_are_waiting(run, command
 @pytest.mark.parametrize(
     ("closed", "code", "said"),
     [
-        ("translate RUN ab <&-", 0, b""),
-        ("translate RUN ab 2>&-", 0, b""),
+        ("translate RUN ab <&- 2>&-", 0, b""),
         ("translate RUN <&-", 2, b"seq2seq: standard input is closed\n"),
-        ("evaluate RUN - <&-", 2, b"seq2seq: standard input is closed\n"),
         ("translate RUN ab <&- >&-", 2, b"seq2seq: standard output is closed, where results go"),
     ],
 )
@@ -186,6 +184,12 @@ def test_a_file_in_place_of_a_run_is_named_with_its_folder(run):
         done.stderr.decode()
         == f"seq2seq: {run[0] / 'model.keras'} is a file, and a run is a folder, such as {run[0]}\n"
     )
+
+
+def test_an_interrupt_reaches_what_tests_start_from_a_script_s_background_too():
+    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import conftest"
+    code += "; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent).returncode == 0
 
 
 def test_the_version_is_that_of_the_package():
@@ -312,7 +316,7 @@ def test_bad_options_exit_2(tsv, tmp_path):
         (["--units", "0"], "units=0: expected a whole number, at least 1"),
         (["--epochs", "-1"], "epochs=-1: expected a whole number, at least 1, or None"),
         (["--batch-tokens", "-5"], "batch_tokens=-5: expected a whole number, at least 1"),
-        (["--learning-rate", "nan"], "learning_rate=nan: expected a number, above 0"),
+        (["--learning-rate", "nan"], "learning_rate=nan: expected a number, at least 0"),
         (["--seed", "-1"], "seed=-1: expected a whole number, at least 0 and below 4,294,967,296"),
         (["--cell", "lstmm"], "did you mean 'lstm'"),
         (["--preset", "tutorail"], "preset='tutorail': expected 'default', 'subword'"),

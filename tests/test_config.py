@@ -141,7 +141,7 @@ def test_every_number_has_a_range_and_is_refused_just_outside_it_from_python_and
     ("options", "message"),
     [
         ({"layers": 0}, "layers=0: expected a whole number, at least 1"),
-        ({"learning_rate": -1.0}, r"learning_rate=-1.0: expected a number, above 0"),
+        ({"learning_rate": -1.0}, r"learning_rate=-1.0: expected a number, at least 0"),
         ({"label_smoothing": 5}, "label_smoothing=5: expected a number, at least 0 and below 1"),
         ({"copy": "no"}, "copy='no': expected True or False"),
         ({"deterministic": 1}, "deterministic=1: expected True or False, or None"),

@@ -919,11 +919,9 @@ def test_frozen_weights_stay_as_they_are_and_frozen_when_loaded(model, tmp_path)
     "options",
     [
         {"attention": "monotonic", "copy": True, "embedding": 4},
-        {"cell": "gru", "bidirectional": True, "embedding": 4, "tied": True, "teacher_forcing": 0.5},
-        {"attention": "general", "input_feeding": True, "copy": True},
         {"encoder": TransformerEncoder, "decoder": TransformerDecoder, "tied": True, "copy": True, "heads": 2},
     ],
-    ids=["monotonic", "tied", "fed", "transformer"],
+    ids=["monotonic", "transformer"],
 )
 @pytest.mark.slow
 def test_float64_trains_saves_and_translates(tokenizers, tmp_path, options):
