@@ -16,6 +16,7 @@ import io
 import itertools
 import json
 import lzma
+import math
 import os
 import random
 import re
@@ -26,6 +27,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from pipelines.names import check_number
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -129,9 +132,14 @@ class Reader:
             raise CorpusError(f"on_bad_line={self.on_bad_line!r}: expected 'error' or 'skip'")
         if not 0 <= self.index < self.num_shards:
             raise CorpusError(f"index={self.index}: expected 0 to {self.num_shards - 1}, num_shards being that many")
-        if self.weights and (len(self.weights) != len(self.corpora) or min(self.weights) <= 0):
+        if self.weights and not (
+            len(self.weights) == len(self.corpora) and all(0 < w < math.inf for w in self.weights)
+        ):
             raise CorpusError(f"weights={self.weights}: expected {len(self.corpora)} positive numbers, one a corpus")
-        if self.columns and (len(self.columns) < 2 or len(set(map(type, self.columns))) != 1 or 0 in self.columns):
+        check_number("max_length", self.max_length, least=1, optional=True)
+        check_number("max_ratio", self.max_ratio, float, least=1, optional=True)
+        kinds = {type(column) for column in self.columns or ()}
+        if self.columns and (len(self.columns) < 2 or len(kinds) != 1 or (kinds == {int} and min(self.columns) < 1)):
             raise CorpusError(f"columns={self.columns}: expected two names or more, or numbers counted from 1")
         wanted = len(self.sources) + 1
         if self.columns and len(self.columns) != wanted:

@@ -70,6 +70,16 @@ def test_columns_are_chosen_by_number_or_by_name(tsv):
 INFLECTED = [("go\tV;PST", "went"), ("ox\tN;PL", "oxen"), ("an\t", "an")]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"max_length": 0}, {"max_length": -1}, {"max_ratio": 0.5}, {"max_ratio": float("nan")}, {"columns": (-1, 2)}]
+    + [{"weights": (weight,)} for weight in (0.0, -1.0, float("nan"))],
+)
+def test_what_no_reader_can_do_is_refused_before_it_reads(tsv, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.*: expected "):
+        read_pairs(tsv("a\tb\n"), **options)
+
+
 def test_all_columns_but_the_last_are_the_source(tsv, tmp_path):
     rows = [[*source.split("\t"), target] for source, target in INFLECTED]
     names = ("lemma", "features", "form")
