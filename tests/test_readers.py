@@ -77,7 +77,7 @@ INFLECTED = [("go\tV;PST", "went"), ("ox\tN;PL", "oxen"), ("an\t", "an")]
 )
 def test_what_no_reader_can_do_is_refused_before_it_reads(tsv, options):
     with pytest.raises(ValueError, match=f"{next(iter(options))}=.*: expected "):
-        read_pairs(tsv("a\tb\n"), **options)
+        read(tsv("a\tb\n"), **options)
 
 
 def test_all_columns_but_the_last_are_the_source(tsv, tmp_path):
