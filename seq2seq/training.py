@@ -263,14 +263,7 @@ def _begin(config, folder, progress, report, say, command):
     found = survey(_one_pass(config, tokenizers[0], 0, report=cleaning), *tokenizers, progress)
     if report:
         report(cleaning)
-    if config.max_length == Config.max_length and (
-        count := cleaning.dropped[LENGTH]
-    ):  # which nobody may have asked for
-        tell = say if report else warnings.warn
-        tell(
-            f"{count:,} with a side of more than {config.max_length:,} characters left out, the first of them "
-            f"{cleaning.first[LENGTH][0]}. Another --max-length, or none, takes them; long texts need much memory"
-        )
+    _say_long(config, cleaning, say if report else warnings.warn)
     if found.pairs == 0:
         raise CorpusError(f"{config.corpus}: no pairs to train on")
     if config.validation:
@@ -314,6 +307,15 @@ def _begin(config, folder, progress, report, say, command):
     _write_json(checkpoints.folder / "run.json", {name: getattr(run, name) for name in ("pairs", "steps", "epochs")})
     _write_json(checkpoints.folder / "config.json", record)  # the last: with it the folder is one to resume from
     return run
+
+
+def _say_long(config, report, say):
+    """Says what the default of `max_length` has left out, as nobody may have asked for it."""
+    if config.max_length == Config.max_length and (count := report.dropped[LENGTH]):
+        say(
+            f"{count:,} with a side of more than {config.max_length:,} characters left out, the first of them "
+            f"{report.first[LENGTH][0]}. Another --max-length, or none, takes them; long texts need much memory"
+        )
 
 
 def _say_copied(tokenizers, say):
