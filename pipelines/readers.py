@@ -40,7 +40,8 @@ Corpora: TypeAlias = "Corpus | Sequence[Corpus]"
 _OPEN_FILES = 16  # read in turns where files are shuffled
 _TURN = 256  # pairs taken from each of them in its turn
 _DUPLICATE_WINDOW = 1 << 17  # pairs remembered at least, and twice as many at most
-_ENDINGS = (".tsv", ".txt", ".csv", ".jsonl", ".ndjson", ".tfrecord", ".tfrecords")  # in small or capital letters
+_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+_ENDINGS = (".tsv", ".txt", ".csv", *_JSON_ENDINGS[:2], ".tfrecord", ".tfrecords")  # in small or capital letters
 _COMPRESSED: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # What is not read, and the command that makes files of it that are.
 _PACKED = {".zst": "zstd -d", ".lz4": "lz4 -d", ".7z": "7z x", ".rar": "unrar x"}
@@ -60,8 +61,8 @@ _FIRST_BYTES = {
 
 # Characters that cannot be seen: spaces of all kinds, control characters, and marks such as U+200B and U+FEFF. They
 # are listed one by one since `lstrip`, which wants that, is several times faster than a regular expression.
-_UNSEEN = r"[\s\0-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
-_UNSEEN = "".join(re.findall(_UNSEEN, "".join(map(chr, (*range(0x3001), 0xFEFF)))))
+_UNSEEN = r"[\s\0-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\u034f\u2800\u3164]"
+_UNSEEN = "".join(re.findall(_UNSEEN, "".join(map(chr, (*range(0x3165), 0xFEFF)))))
 
 # Why a pair is left out. The first three are faults of the text, and stop the reading unless told to skip.
 COLUMNS, ENCODING, EMPTY = "wrong columns", "invalid UTF-8", "empty side"
@@ -110,6 +111,19 @@ class Shard(NamedTuple):
     width: int | None = None  # how many columns it has, the target among them, where options do not say it
 
 
+def check_columns(columns: Sequence[str] | Sequence[int]) -> None:
+    """Sees that columns are names, or numbers counted from 1.
+
+    Raises:
+        CorpusError: if they are not, or fewer than two.
+    """
+    columns = columns if isinstance(columns, list | tuple) else ()
+    named = all(isinstance(column, str) and column for column in columns)
+    numbered = all(type(column) is int and column > 0 for column in columns)
+    if len(columns) < 2 or not (named or numbered):
+        raise CorpusError(f"columns={columns}: expected two names or more, or numbers counted from 1")
+
+
 @dataclasses.dataclass(frozen=True)
 class Reader:
     """Reads the pairs of one corpus or several. The arguments are those of `read_pairs`, which explains them."""
@@ -138,9 +152,8 @@ class Reader:
             raise CorpusError(f"weights={self.weights}: expected {len(self.corpora)} positive numbers, one a corpus")
         check_number("max_length", self.max_length, least=1, optional=True)
         check_number("max_ratio", self.max_ratio, float, least=1, optional=True)
-        kinds = {type(column) for column in self.columns or ()}
-        if self.columns and (len(self.columns) < 2 or len(kinds) != 1 or (kinds == {int} and min(self.columns) < 1)):
-            raise CorpusError(f"columns={self.columns}: expected two names or more, or numbers counted from 1")
+        if self.columns is not None:
+            check_columns(self.columns)
         wanted = len(self.sources) + 1
         if self.columns and len(self.columns) != wanted:
             raise CorpusError(
@@ -409,6 +422,8 @@ def sha256(path: Path) -> str:
 
 def _expand(text, corpus):
     """The files that a path, a glob or a folder stands for, in the order of their names."""
+    if not text:
+        raise CorpusError(f"corpus={corpus!r}: an empty name; the current folder is .")
     path = Path(text)
     if os.path.isdir(path):
         paths = sorted(p for p in path.iterdir() if _plain_name(p).endswith(_ENDINGS) and not p.name.startswith("."))
@@ -483,7 +498,7 @@ def _file_shard(path):
         if ending in _COMPRESSED and ending != ".gz":
             raise CorpusError(f"{path}: TFRecord is read plain or with .gz")
         return Shard(str(path), functools.partial(_tfrecord_rows, path), "record", _files(path))
-    rows = _json_rows if name.endswith((".jsonl", ".ndjson")) else _tab_rows
+    rows = _json_rows if name.endswith(_JSON_ENDINGS) else _tab_rows
     return Shard(str(path), functools.partial(rows, path), files=_files(path))
 
 
@@ -698,7 +713,7 @@ def _json_rows(path, columns, _):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield number, None, None, f"not JSON ({error})"
+            yield number, None, None, f"not an object of JSON in one line ({error})"
             continue
         sides: list[Any] = [_under(key, entry) for key in keys]
         missing = [key for key, side in zip(keys, sides, strict=True) if not isinstance(side, str)]

@@ -1024,7 +1024,7 @@ def inspect(
     if histogram:
         from seq2seq.pictures import draw_lengths
 
-        if histogram.suffix not in (".png", ".svg", ".pdf"):
+        if histogram.suffix.lower() not in (".png", ".svg", ".pdf"):
             raise typer.BadParameter(f"{histogram} does not end in .png, .svg or .pdf", param_hint="--histogram")
         _check_writable("histogram", histogram)
     with corpus_errors(), _reporting() as report:

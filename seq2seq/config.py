@@ -13,7 +13,7 @@ import typing
 from pathlib import Path
 
 from pipelines import OptionError, check_number, choose, open_corpora
-from pipelines.readers import NAMED_CORPORA
+from pipelines.readers import NAMED_CORPORA, check_columns
 
 
 def _option(default, panel, help, range=None, **how):
@@ -23,7 +23,7 @@ def _option(default, panel, help, range=None, **how):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-_COUNT = {"least": 1}
+_COUNT = {"least": 1, "below": 2**31}
 _SHARE = {"least": 0, "below": 1}
 
 
@@ -364,13 +364,17 @@ def check_option(name: str, value: typing.Any) -> None:
     if optional and value is None:
         return
     values = value if isinstance(value, tuple) and Ellipsis in kinds else (value,)
+    if not values:
+        raise OptionError(f"{name}=(): expected one or more")
     if kinds & {int, float}:
         for number in values:
             check_number(name, number, int if int in kinds else float, **field.metadata["range"], optional=optional)
     elif bool in kinds and not isinstance(value, bool):
         raise OptionError(f"{name}={value!r}: expected True or False{', or None' * optional}")
-    elif str in kinds and not all(isinstance(text, str) for text in values):
+    elif str in kinds and not all(isinstance(text, str) and text for text in values):
         raise OptionError(f"{name}={value!r}: expected text{', or None' * optional}")
+    if name == "columns":
+        check_columns(value)
     if name in _CHOICES:
         choose(name, value, _CHOICES[name])
 

@@ -19,7 +19,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric, Score
 from sacrebleu.significance import PairedTest
 
-from pipelines import CorpusError, OptionError, batch_pairs, check_number, choose, group_by_source
+from pipelines import CorpusError, OptionError, batch_pairs, check_number, choose, group_by_source, read_pairs
 from pipelines.readers import as_line
 from seq2seq.decoding import Strategy
 from seq2seq.metrics import Perplexity, TokenAccuracy
@@ -162,6 +162,8 @@ class Evaluation:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob("references.*.txt"):  # of a corpus with more references
+            stale.unlink()
         files = {"sources": self.sources, "translations": self.translations}
         for n, column in enumerate(_streams(self.references)):
             files[f"references.{n}"] = [text or those[0] for text, those in zip(column, self.references, strict=True)]
@@ -184,8 +186,9 @@ def evaluate(
 
     Args:
         model: a `Seq2Seq`.
-        pairs: a `tf.data.Dataset` of (source, target) scalar strings, as `read_pairs` gives it. All targets of one
-            source are its references; the source, in whatever Unicode form, is translated once.
+        pairs: a `tf.data.Dataset` of (source, target) scalar strings, as `read_pairs` gives it, or what that reads,
+            such as a list of pairs. All targets of one source are its references; the source, in whatever Unicode form,
+            is translated once.
         strategy, **lengths: as in `Seq2Seq.translate`.
         bleu_tokenizer: how BLEU cuts texts into words: "13a", or "zh", "char", "intl", "none".
         resamples: of the bootstrap.
@@ -201,7 +204,7 @@ def evaluate(
     """
     choose("bleu_tokenizer", bleu_tokenizer, list(BLEU.TOKENIZERS))
     check_number("resamples", resamples, least=1)
-    targets = group_by_source(pairs)
+    targets = group_by_source(pairs if isinstance(pairs, tf.data.Dataset) else read_pairs(pairs))
     if not targets:
         raise CorpusError("no pairs to evaluate on")
     sources, references = list(targets), [list(dict.fromkeys(_nfc(those))) for those in targets.values()]

@@ -37,6 +37,7 @@ from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
 from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, check_loss, of_tokens
 from seq2seq.recurrence import compiling, cores, side_by_side
 
+LONGEST_TRANSLATION = 100_000  # tokens
 LONGEST_SOURCE = 1024  # tokens of a text that are read when it is translated; the rest is left out
 _MANY_TEXTS = 64  # from so many on, each core translates a part of a batch
 # What XLA raises if it cannot compile: the last two if parts of CUDA that it needs are missing.
@@ -532,8 +533,8 @@ class Seq2Seq(keras.Model):
         """
         if isinstance(strategy, str):
             strategy = STRATEGIES[choose("strategy", strategy, list(STRATEGIES))]()
-        check_number("min_length", min_length, least=0)
-        check_number("max_length", max_length, least=max(1, min_length), optional=True)
+        check_number("min_length", min_length, least=0, most=LONGEST_TRANSLATION)
+        check_number("max_length", max_length, least=max(1, min_length), most=LONGEST_TRANSLATION, optional=True)
         check_number("seed", seed, least=0, below=2**62)  # to which the texts' places are added
         check_number("batch_size", batch_size, least=1)
         width, ends = strategy.rows_per_source, self.target_tokenizer.vocabulary_size - START - 1

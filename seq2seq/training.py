@@ -40,7 +40,7 @@ from pipelines import (
 )
 from pipelines.corpora import UNTUNED
 from pipelines.readers import LENGTH, as_line
-from pipelines.tokenizers import END, TOKENIZERS, ColumnsTokenizer, SeparatorTokenizer
+from pipelines.tokenizers import END, RESERVED_TOKENS, TOKENIZERS, ColumnsTokenizer, SeparatorTokenizer, Tokenizer
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file
 from seq2seq.config import (
     TRANSLATION_FIGURES,
@@ -146,6 +146,8 @@ def train(
         OptionError: if options do not go together, or a name in them stands for nothing.
         WorkerLostError: if another worker has stopped.
     """
+    if not isinstance(config, Config | None):
+        raise OptionError(f"config={config!r}: expected a Config, such as Config({config!r})")
     folder = Path(folder)
     say = say or (lambda text: None)
     if config and config.compile and strategy:
@@ -285,6 +287,7 @@ def _begin(config, folder, progress, report, say, command):
     for tokenizer, counts in zip(tokenizers, counted, strict=True):
         take = tokenizer.extend_vocabulary if old else tokenizer.take_vocabulary
         take(counts, config.min_frequency, config.max_vocabulary)
+    _say_unknown(config, tokenizers, counted, say)
     if config.copy:
         _say_copied(tokenizers, say)
     steps = _steps(config, tokenizers, found)
@@ -316,6 +319,21 @@ def _say_long(config, report, say):
             f"{count:,} with a side of more than {config.max_length:,} characters left out, the first of them "
             f"{report.first[LENGTH][0]}. Another --max-length, or none, takes them; long texts need much memory"
         )
+
+
+def _say_unknown(config, tokenizers, counted, say):
+    """Says if much of a corpus is unknown to the vocabularies made of it: what is written is then not that either.
+
+    Raises:
+        OptionError: if a vocabulary is empty.
+    """
+    for side, tokenizer, counts in zip(("source", "target"), tokenizers, counted, strict=True):
+        if tokenizer.vocabulary_size <= len(RESERVED_TOKENS):
+            raise OptionError(f"min_frequency={config.min_frequency}: no {side} token comes so often")
+        if type(tokenizer).take_vocabulary is Tokenizer.take_vocabulary:  # others make tokens of what is counted
+            unknown = 1 - sum(counts[token.encode()] for token in tokenizer.tokens) / counts.total()
+            if unknown > 0.05:
+                say(f"{side}: {unknown:.0%} of the tokens are none of the vocabulary's {len(tokenizer.tokens):,}")
 
 
 def _say_copied(tokenizers, say):

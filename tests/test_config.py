@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import OptionError, open_corpora
+from pipelines import CorpusError, OptionError, open_corpora
 from seq2seq import cli
 from seq2seq.config import (
     PRESETS,
@@ -146,12 +146,20 @@ def test_every_number_has_a_range_and_is_refused_just_outside_it_from_python_and
         ({"copy": "no"}, "copy='no': expected True or False"),
         ({"deterministic": 1}, "deterministic=1: expected True or False, or None"),
         ({"optimizer": 3}, "optimizer=3: expected text"),
+        ({"validation": ""}, "validation='': expected text, or None"),
+        ({"encoder": ""}, "encoder='': expected text, or None"),
+        ({"corpus": ()}, r"corpus=\(\): expected one or more"),
+        ({"units": 2**31}, "units=2147483648: expected a whole number, at least 1 and below 2,147,483,648"),
+        *(
+            ({"columns": columns}, "columns=.*: expected two names or more, or numbers counted from 1")
+            for columns in (5, (), (1,), (1, "b"), (0, 1), (1.0, 2.0), "12")
+        ),
         ({"weights": (1, 0)}, "weights=0: expected a number, above 0, or None"),
         ({"teacher_forcing": (1, 1, 1)}, "expected one number or two"),
     ],
 )
 def test_an_option_of_another_kind_or_size_is_refused(options, message):
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises((OptionError, CorpusError), match=message):
         Config(**options)
 
 

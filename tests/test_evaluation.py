@@ -41,6 +41,17 @@ def tool(name, *arguments):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+def test_references_of_an_earlier_evaluation_do_not_stay_beside_these(tmp_path):
+    evaluation(TRANSLATIONS, REFERENCES).write(tmp_path)
+    evaluation(TRANSLATIONS, [references[:1] for references in REFERENCES]).write(tmp_path)
+    assert [path.name for path in tmp_path.glob("references.*")] == ["references.0.txt"]
+
+
+def test_a_list_of_pairs_is_evaluated_too(model):
+    found = evaluate(model, [("sol", "SOL"), ("sol", "Sol"), ("mar", "MAR")])
+    assert found.sources == ["sol", "mar"] and found.references == [["SOL", "Sol"], ["MAR"]]
+
+
 @pytest.mark.slow
 def test_the_figures_are_those_of_sacrebleu_and_jiwer_on_the_written_files(tmp_path):
     one = evaluation(TRANSLATIONS, [references[:1] for references in REFERENCES])

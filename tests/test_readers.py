@@ -80,6 +80,15 @@ def test_what_no_reader_can_do_is_refused_before_it_reads(tsv, options):
         read(tsv("a\tb\n"), **options)
 
 
+def test_an_empty_name_is_not_the_current_folder(tsv, tmp_path, monkeypatch):
+    tsv("a\tb\n")
+    monkeypatch.chdir(tmp_path)
+    for corpus in ("", "pairs.tsv+"):
+        with pytest.raises(CorpusError, match=f"corpus='{re.escape(corpus)}': an empty name"):
+            read(corpus)
+    assert read(".") == [("a", "b")]
+
+
 def test_all_columns_but_the_last_are_the_source(tsv, tmp_path):
     rows = [[*source.split("\t"), target] for source, target in INFLECTED]
     names = ("lemma", "features", "form")

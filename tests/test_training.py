@@ -357,9 +357,12 @@ def test_options_that_cannot_be_are_refused_before_anything_is_read(config, tmp_
         ({"decoder": "nowhere:Decoder"}, "there is no module 'nowhere'"),
         ({"encoder": "json:Encoder"}, "json has no class 'Encoder'"),
         ({"units": 7, "bidirectional": True}, "units=7"),
+        ({"min_frequency": 1000}, "min_frequency=1000: no source token comes so often"),
     ):
         with pytest.raises(OptionError, match=message):
             train(dataclasses.replace(config, **options), tmp_path / "run")
+    with pytest.raises(OptionError, match=r"config='x\.tsv': expected a Config"):
+        train("x.tsv", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -367,9 +370,10 @@ def test_what_was_read_is_reported_and_kept(tsv, tmp_path):
     corpus = tsv("".join(f"{c}{c}\txy\n" for c in "abcdefghij") + "no tab\n" + "a" * 30 + "\tx\n")
     options = {"on_bad_line": "skip", "max_length": 20, "min_frequency": 2, "max_vocabulary": 5}
     config = Config(str(corpus), validation_fraction=0, units=4, epochs=1, **options)
-    counted, reports = [], []
-    model = train(config, tmp_path / "run", progress=counted.append, report=reports.append)
-    assert counted == [10]
+    counted, reports, said = [], [], []
+    model = train(config, tmp_path / "run", progress=counted.append, report=reports.append, say=said.append)
+    assert counted == [10] and "source: 50% of the tokens are none of the vocabulary's 5" in said
+    assert not any(text.startswith("target") for text in said)
     assert reports[0].dropped == {"wrong columns": 1, "too long": 1}
     assert model.source_tokenizer.characters == list("abcde")
     kept = json.loads((tmp_path / "run" / "survey.json").read_text())
