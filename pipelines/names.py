@@ -33,7 +33,7 @@ def check_number(
         value: the number.
         kind: int, for whole numbers only, or float.
         least, most: the ends of the range, both allowed.
-        above, below: likewise, but not allowed themselves.
+        above, below: likewise, but not allowed themselves. Without `most` and `below` whole numbers end below 2**31.
         optional: whether it may be None.
 
     Raises:
@@ -42,6 +42,8 @@ def check_number(
     if optional and value is None:
         return
     number = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
+    if number and kind is int and most is None and below is None and value >= 2**31:
+        below = 2**31  # what a tensor of sizes holds; said only to whoever comes so far
     if (
         number
         and math.isfinite(value)

@@ -23,7 +23,7 @@ def _option(default, panel, help, range=None, **how):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-_COUNT = {"least": 1, "below": 2**31}
+_COUNT = {"least": 1}
 _SHARE = {"least": 0, "below": 1}
 
 

@@ -232,7 +232,7 @@ class Sampling:
 
     def __post_init__(self):
         check_number("temperature", self.temperature, float, above=0)
-        check_number("top_k", self.top_k, least=1, below=2**31, optional=True)
+        check_number("top_k", self.top_k, least=1, optional=True)
         check_number("top_p", self.top_p, float, above=0, most=1, optional=True)
 
     def search(
