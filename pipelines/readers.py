@@ -713,7 +713,7 @@ def _json_rows(path, columns, _):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield number, None, None, f"not an object of JSON in one line ({error})"
+            yield number, None, None, f"not JSON ({error})"
             continue
         sides: list[Any] = [_under(key, entry) for key in keys]
         missing = [key for key, side in zip(keys, sides, strict=True) if not isinstance(side, str)]
