@@ -16,7 +16,7 @@ _MODULES = {
         "split_last",
         "survey",
     ],
-    "names": ["OptionError", "check_number", "choose", "load_class", "shell_command"],
+    "names": ["OptionError", "check_number", "choose", "load_class"],
     "readers": ["CorpusError", "Report", "as_seen_from", "checksums", "open_corpora"],
     "shuffling": ["damaged_shards", "shuffle_corpus"],
     "tokenizers": [

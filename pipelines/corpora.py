@@ -41,14 +41,14 @@ def read_pairs(
             - the name of a corpus: `phrasebook` comes with this package, `spa-eng` (118,964 English-Spanish pairs from
               tatoeba.org) is downloaded once into the Keras cache. A file of such a name is `./phrasebook` or a `Path`;
             - a file: tab-separated text (`source TAB target` on each line; a third column is ignored), JSON Lines
-              (`.jsonl`, `.ndjson`), each plain or with `.gz`, `.bz2` or `.xz`, or TFRecord (`.tfrecord`, plain or with
-              `.gz`) of examples with two strings;
+              (`.jsonl`, `.ndjson`, `.json`), each plain or with `.gz`, `.bz2` or `.xz`, or TFRecord (`.tfrecord`, plain
+              or with `.gz`) of examples with two strings;
             - a file in a zip, `archive.zip/folder/file.tsv`, or the zip alone if there is one file in it;
             - `-`, tab-separated text on standard input, or a named pipe; they can be read once;
             - parallel files of equally many lines, `corpus.en+corpus.es`; all but the last are columns of the source. A
               file or folder with a `+` in its name is found first;
-            - a glob, in which `**` stands for any number of folders, or a folder: all its files in the order of their
-              names;
+            - a glob, in which `**` stands for any number of folders: its files in the order of their names;
+            - a folder: likewise, but without `.json`, which may be a manifest;
             - a list of (source, target) strings;
             - a `tf.data.Dataset` of (source, target) scalar strings.
 

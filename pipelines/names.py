@@ -5,7 +5,6 @@ import importlib
 import math
 import numbers
 import os
-import shlex
 import sys
 from collections.abc import Collection
 from typing import Any
@@ -43,7 +42,7 @@ def check_number(
         return
     number = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
     if number and kind is int and most is None and below is None and value >= 2**31:
-        below = 2**31  # what a tensor of sizes holds; said only to whoever comes so far
+        below = 2**31  # the end of int32, which sizes are; mentioned only if it is exceeded
     if (
         number
         and math.isfinite(value)
@@ -78,11 +77,6 @@ def choose(argument: str, name: str | None, choices: Collection) -> Any:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise OptionError(f"{argument}={name!r}: expected {', '.join(map(repr, choices))}{hint}")
     return choices[name] if isinstance(choices, dict) else name
-
-
-def shell_command(*arguments: Any) -> str:
-    """The command `seq2seq` with these arguments as one types it: what a shell would split is quoted."""
-    return shlex.join(["seq2seq", *map(str, arguments)])
 
 
 def load_class(argument: str, name: str) -> type:

@@ -40,8 +40,8 @@ Corpora: TypeAlias = "Corpus | Sequence[Corpus]"
 _OPEN_FILES = 16  # read in turns where files are shuffled
 _TURN = 256  # pairs taken from each of them in its turn
 _DUPLICATE_WINDOW = 1 << 17  # pairs remembered at least, and twice as many at most
-_JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
-_ENDINGS = (".tsv", ".txt", ".csv", *_JSON_ENDINGS[:2], ".tfrecord", ".tfrecords")  # in small or capital letters
+# Of the files in a folder, in small or capital letters. A `.json` there may be a manifest: it is read if it is named.
+_ENDINGS = (".tsv", ".txt", ".csv", ".jsonl", ".ndjson", ".tfrecord", ".tfrecords")
 _COMPRESSED: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # What is not read, and the command that makes files of it that are.
 _PACKED = {".zst": "zstd -d", ".lz4": "lz4 -d", ".7z": "7z x", ".rar": "unrar x"}
@@ -117,10 +117,10 @@ def check_columns(columns: Sequence[str] | Sequence[int]) -> None:
     Raises:
         CorpusError: if they are not, or fewer than two.
     """
-    columns = columns if isinstance(columns, list | tuple) else ()
-    named = all(isinstance(column, str) and column for column in columns)
-    numbered = all(type(column) is int and column > 0 for column in columns)
-    if len(columns) < 2 or not (named or numbered):
+    several = isinstance(columns, list | tuple) and len(columns) > 1
+    named = several and all(isinstance(column, str) and column for column in columns)
+    numbered = several and all(type(column) is int and column > 0 for column in columns)
+    if not (named or numbered):
         raise CorpusError(f"columns={columns}: expected two names or more, or numbers counted from 1")
 
 
@@ -383,7 +383,7 @@ def _sides(text, directory=""):
     """The paths or globs in `A+B`. Where something is there whose name has a `+` in it, that is no such sign."""
     parts, sides = text.split("+"), []
     while parts:
-        starts = (count for count in range(len(parts), 0, -1) if _is_there(directory, "+".join(parts[:count])))
+        starts = (count for count in range(len(parts), 1, -1) if _is_there(directory, "+".join(parts[:count])))
         count = next(starts, 1)
         sides.append("+".join(parts[:count]))
         del parts[:count]
@@ -498,7 +498,7 @@ def _file_shard(path):
         if ending in _COMPRESSED and ending != ".gz":
             raise CorpusError(f"{path}: TFRecord is read plain or with .gz")
         return Shard(str(path), functools.partial(_tfrecord_rows, path), "record", _files(path))
-    rows = _json_rows if name.endswith(_JSON_ENDINGS) else _tab_rows
+    rows = _json_rows if name.endswith((".jsonl", ".ndjson", ".json")) else _tab_rows
     return Shard(str(path), functools.partial(rows, path), files=_files(path))
 
 

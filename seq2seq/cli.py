@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from typing import Annotated, Any, Literal
 import typer
 import typer.core
 
-from pipelines import CorpusError, OptionError, load_class, open_corpora, shell_command
+from pipelines import CorpusError, OptionError, load_class, open_corpora
 from pipelines.readers import as_line, line_waits, read_lines, wrong_columns
 from seq2seq.config import (
     Config,
@@ -138,7 +139,7 @@ def _all_commands(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """What is said before the command."""
+    """Takes the options that stand before a command."""
 
 
 def main() -> None:
@@ -368,7 +369,7 @@ def train(
             progress=_counting("pairs read"),
             report=_print_report,
             say=lambda text: typer.echo(text, err=True),
-            command=shell_command(*sys.argv[1:]),
+            command=_command_line(*sys.argv[1:]),
             strategy=opened,
         )
     except (DivergedError, WorkerLostError) as error:
@@ -376,7 +377,7 @@ def train(
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
         if (folder / "unfinished" / "config.json").is_file():
-            typer.echo(f"Go on with:  {shell_command('train', '--resume', '--out', folder)}", err=True)
+            typer.echo(f"Go on with:  {_command_line('train', '--resume', '--out', folder)}", err=True)
         raise
     if not chief:
         return
@@ -386,8 +387,13 @@ def train(
     importing = [part for name in own for part in ("--import", name)]
     names = model.source_tokenizer.column_names
     text = '"TEXT"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"  # as shells write a tab
-    typer.echo(f"Translate with:  {shell_command('translate', folder, *importing)} {text}", err=True)
+    typer.echo(f"Translate with:  {_command_line('translate', folder, *importing)} {text}", err=True)
     typer.echo(folder)
+
+
+def _command_line(*arguments):
+    """The command `seq2seq` with these arguments, quoted so that a shell reads them as they are."""
+    return shlex.join(["seq2seq", *map(str, arguments)])
 
 
 def _draw(folder, model):
@@ -869,7 +875,7 @@ def _say_what_was_learned(command, runs, models, pairs, named):
         if not named and (more := (learned[-1] & ~learned[0]).sum()):
             raise RunError(
                 f"{run} was trained on {more:,} of the {len(sources):,} sources that {runs[0]} has held out; name a "
-                f"test corpus: {shell_command(command, *runs)} CORPUS"
+                f"test corpus: {_command_line(command, *runs)} CORPUS"
             )
         if count := learned[-1].sum():
             typer.echo(f"{run}: trained on {count:,} of the {len(sources):,} sources", err=True)
@@ -1092,7 +1098,7 @@ def shuffle(
 
 
 def _check_writable(option, path, folder=False):
-    """Sees, before the work of an hour, that what comes of it can be written into a file or a folder."""
+    """Checks that a file, or files in a folder, can be written, before the long work whose result they take."""
     try:
         if folder:
             path.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import shlex
 import sys
 import warnings
 import zipfile
@@ -26,7 +27,6 @@ from pipelines import (
     checksums,
     group_by_source,
     read_pairs,
-    shell_command,
     sources_in,
     split_by_hash,
     split_last,
@@ -55,7 +55,7 @@ def load_run(folder: Path | str) -> Seq2Seq:
     if folder.is_file():
         raise RunError(f"{folder} is a file, and a run is a folder, such as {folder.parent}")
     if not folder.is_dir():
-        raise RunError(f"{folder}: no such run folder; `{shell_command('train', '--out', folder)}` makes one")
+        raise RunError(f"{folder}: no such run folder; `seq2seq train --out {shlex.quote(str(folder))}` makes one")
     if not (folder / "model.keras").is_file():
         early = "; its training has not come to the end of an epoch" if (folder / "unfinished").is_dir() else ""
         raise RunError(f"{folder}: not a run folder, it holds no model.keras{early}")

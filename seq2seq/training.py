@@ -313,7 +313,7 @@ def _begin(config, folder, progress, report, say, command):
 
 
 def _say_long(config, report, say):
-    """Says what the default of `max_length` has left out, as nobody may have asked for it."""
+    """Says what the default `max_length` has left out, since it was perhaps not asked for."""
     if config.max_length == Config.max_length and (count := report.dropped[LENGTH]):
         say(
             f"{count:,} with a side of more than {config.max_length:,} characters left out, the first of them "
@@ -322,7 +322,7 @@ def _say_long(config, report, say):
 
 
 def _say_unknown(config, tokenizers, counted, say):
-    """Says if much of a corpus is unknown to the vocabularies made of it: what is written is then not that either.
+    """Says if more than 5% of a side's tokens are unknown to its vocabulary; accuracy then counts unknown tokens.
 
     Raises:
         OptionError: if a vocabulary is empty.

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,7 @@ def test_every_number_has_a_range_and_is_refused_just_outside_it_from_python_and
         ({"corpus": ()}, r"corpus=\(\): expected one or more"),
         ({"units": 2**31}, "units=2147483648: expected a whole number, at least 1 and below 2,147,483,648"),
         *(
-            ({"columns": columns}, "columns=.*: expected two names or more, or numbers counted from 1")
+            ({"columns": columns}, f"columns={re.escape(str(columns))}: expected two names or more, or numbers counted")
             for columns in (5, (), (1,), (1, "b"), (0, 1), (1.0, 2.0), "12")
         ),
         ({"weights": (1, 0)}, "weights=0: expected a number, above 0, or None"),

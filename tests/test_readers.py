@@ -80,6 +80,13 @@ def test_what_no_reader_can_do_is_refused_before_it_reads(tsv, options):
         read(tsv("a\tb\n"), **options)
 
 
+def test_json_lines_may_be_called_json_but_are_not_looked_for_in_a_folder(tsv, tmp_path):
+    path = tsv('{"source": "a", "target": "b"}\n', "pairs.json")
+    assert read(path) == [("a", "b")]
+    with pytest.raises(CorpusError, match="no file in this folder ends in"):
+        read(tmp_path)
+
+
 def test_an_empty_name_is_not_the_current_folder(tsv, tmp_path, monkeypatch):
     tsv("a\tb\n")
     monkeypatch.chdir(tmp_path)
