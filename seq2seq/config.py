@@ -42,7 +42,7 @@ def _plain(value):
     if isinstance(value, (list, tuple)):
         return tuple(map(_plain, value))
     if isinstance(value, os.PathLike):
-        path = os.fspath(value)
+        path = os.fspath(value)  # of a file always, where a string may be a corpus's name
         return os.path.join(os.curdir, path) if path == "-" or path in NAMED_CORPORA else path
     return value.item() if hasattr(value, "item") else value  # of NumPy
 
@@ -335,7 +335,7 @@ class Config:
             raise OptionError(f"{option}={getattr(self, option)!r}: there is no monitor to tell better from worse")
         if (self.schedule, self.warmup > 0) in (("inverse_sqrt", False), ("plateau", True)):
             raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} do not go together")
-        if not 1 <= len(self.teacher_forcing) <= 2:
+        if len(self.teacher_forcing) > 2:
             raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one number or two")
         if self.compile and self.deterministic:
             raise OptionError("compile=True: XLA does not promise the same bits again, as deterministic=True does")
