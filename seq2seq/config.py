@@ -546,6 +546,44 @@ def own_classes(config: Config) -> dict[str, str]:
     return {name: option for option, names in named.items() for name in names if ":" in name and not separates(name)}
 
 
+def parse_setting(text: str) -> tuple[str, typing.Any]:
+    """Reads an option written `name=value`, as `--set` takes it.
+
+    The value of an option of `Config` is read as the command line reads it. Any other, for a class of your own, is what
+    it is in JSON (`0.5`, `true`, `[3, 5]`), `none`, or else text.
+
+    Returns:
+        The name, with underscores, and the value.
+
+    Raises:
+        OptionError: if it is not written so, or the option of `Config` cannot be that.
+    """
+    name, equals, value = text.partition("=")
+    name, value = name.strip().lstrip("-").replace("-", "_"), value.strip()
+    if not (equals and name.isidentifier()):
+        raise OptionError(f"set={text!r}: expected NAME=VALUE, such as units=128")
+    field = Config.__dataclass_fields__.get(name)
+    try:
+        if not field or not field.metadata:
+            return name, _read_json(value)
+        kind = field.type if field.type in (int, float) else str
+        read = _read_json if field.type is bool or "bool" in str(field.type) else field.metadata.get("parser", kind)
+        found = read(value)
+    except ValueError:
+        raise OptionError(f"set={text!r}: {value!r} does not fit") from None
+    check_option(name, found)
+    return name, found
+
+
+def _read_json(text):
+    if text.lower() in ("none", "true", "false"):
+        text = text.lower().replace("none", "null")
+    try:
+        return _plain(json.loads(text))
+    except ValueError:
+        return text
+
+
 def load_config(path: Path | str) -> tuple[dict, dict]:
     """Reads the `config.json` of a run: its options, ready for `Config`, and all of it as it stands there.
 
