@@ -16,7 +16,7 @@ _MODULES = {
         "split_last",
         "survey",
     ],
-    "names": ["OptionError", "check_number", "choose", "load_class"],
+    "names": ["OptionError", "accepted", "check_number", "choose", "construct", "load_class"],
     "readers": ["CorpusError", "Report", "as_seen_from", "checksums", "open_corpora"],
     "shuffling": ["damaged_shards", "shuffle_corpus"],
     "tokenizers": [

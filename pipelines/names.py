@@ -2,11 +2,12 @@
 
 import difflib
 import importlib
+import inspect
 import math
 import numbers
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 
@@ -77,6 +78,63 @@ def choose(argument: str, name: str | None, choices: Collection) -> Any:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise OptionError(f"{argument}={name!r}: expected {', '.join(map(repr, choices))}{hint}")
     return choices[name] if isinstance(choices, dict) else name
+
+
+def accepted(function: Callable) -> set[str]:
+    """The names of the arguments that a function, or the constructor of a class, takes as options; those too that a
+    constructor hands on as `**kwargs` to the class it is derived from, unless that is one of Keras or TensorFlow."""
+    found: dict[str, inspect.Parameter] = {}
+    for each in inspect.getmro(function) if isinstance(function, type) else [function]:
+        if each is not function and each.__module__.split(".")[0] in ("builtins", "keras", "tensorflow"):
+            break
+        if each is function or "__init__" in vars(each):
+            taken = inspect.signature(each.__init__ if isinstance(each, type) else each).parameters  # type: ignore[misc]
+            found = {**taken, **found}
+            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in taken.values()):
+                break
+    return {name for name, parameter in found.items() if parameter.kind not in _ANY} - {"self", "vocabulary_size"}
+
+
+def construct(
+    argument: str, kind: type, *arguments: Any, options: Mapping[str, Any], saved: bool = True, **always: Any
+) -> Any:
+    """Makes an object of a class with those of some options that its constructor names.
+
+    Args:
+        argument: what the class was given for, as messages shall call it.
+        kind: the class.
+        arguments: what its constructor is given first.
+        options: by their names, more than it may know.
+        saved: whether the object is saved by its `get_config`, which must then return all of them.
+        always: what it is given by name, whether it names it or not.
+
+    Raises:
+        OptionError: if it cannot be made so, or its `get_config` says that it has not read an option.
+    """
+    taken = {name: value for name, value in options.items() if name in accepted(kind) - set(always)}
+    name = f"{argument}={kind.__name__}"
+    try:
+        made = kind(*arguments, **always, **taken)
+        found = made.get_config() if taken and hasattr(made, "get_config") else {}
+    except OptionError:
+        raise
+    except (TypeError, ValueError) as error:
+        said = ", ".join(f"{option}={value!r}" for option, value in taken.items())
+        given = f"{len(arguments)} arguments and " * bool(arguments) + ", ".join([*always, said or "no options"])
+        raise OptionError(f"{name}: cannot be made with {given}: {error}") from error
+    for option, value in taken.items():
+        if saved and option not in found:
+            raise OptionError(f"{name}: get_config must return all arguments of the constructor, also {option}")
+        if option in found and _plain(found[option]) != _plain(value):
+            raise OptionError(f"{name}: has not read {option}={value!r}; its get_config says {found[option]!r}")
+    return made
+
+
+def _plain(value):
+    return list(map(_plain, value)) if isinstance(value, tuple | list) else value
+
+
+_ANY = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 
 
 def load_class(argument: str, name: str) -> type:

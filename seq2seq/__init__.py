@@ -20,6 +20,7 @@ __all__ = [
     "Perplexity",
     "Sampling",
     "Seq2Seq",
+    "TokenCrossentropy",
     "TokenVectors",
     "TransformerDecoder",
     "TransformerEncoder",
@@ -29,6 +30,7 @@ __all__ = [
     "rows_by_source",
     "source_mask",
     "teacher_forcing",
+    "token_losses",
     "train",
 ]
 
@@ -60,7 +62,7 @@ if not _IS_COMMAND:
     from seq2seq.decoding import BeamSearch, Greedy, Sampling
     from seq2seq.ensembles import ensemble
     from seq2seq.layers import Attention, Decoder, Encoded, Encoder, TokenVectors, rows_by_source, source_mask
-    from seq2seq.metrics import Perplexity
+    from seq2seq.metrics import Perplexity, TokenCrossentropy, token_losses
     from seq2seq.model import Alignment, Seq2Seq, Translations, teacher_forcing
     from seq2seq.optimizers import InverseSqrt
     from seq2seq.transformer import TransformerDecoder, TransformerEncoder

@@ -35,6 +35,7 @@ from seq2seq.config import (
     choose_preset,
     load_config,
     own_classes,
+    parse_setting,
     usual_options,
     warm_options,
     without_excluded,
@@ -227,13 +228,21 @@ def _with_options(*names):
 
     def decorate(command):
         def run(**arguments):
-            given = {}
+            given: dict[str, Any] = {}
+            settings: tuple[str, ...] = ()
             for field in fields:
                 value, parse = arguments.pop(field.name), field.metadata.get("parser")
                 value = tuple(value) if isinstance(value, list) else value
-                if value not in (None, ()):
+                if field.name == "own":
+                    settings = value or ()
+                elif value not in (None, ()):
                     given[field.name] = _parsed(field.name, value, parse) if parse else value
                     check_option(field.name, given[field.name])
+            for name, value in map(parse_setting, settings):
+                options = given if name in Config.__dataclass_fields__ else given.setdefault("own", {})
+                if options.get(name, value) != value:
+                    raise OptionError(f"{name}: given twice, as {options[name]!r} and as {value!r}")
+                options[name] = value
             return command(**arguments, given=given)
 
         parameters = [p for p in signatures.signature(command).parameters.values() if p.name != "given"]

@@ -10,6 +10,7 @@ import os
 import re
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines import OptionError, check_number, choose, open_corpora
@@ -41,6 +42,8 @@ def _plain(value):
     """A value as it comes back from JSON, but that lists are tuples: so a `Config` is equal to what was saved of it."""
     if isinstance(value, (list, tuple)):
         return tuple(map(_plain, value))
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, os.PathLike):
         path = os.fspath(value)  # of a file always, where a string may be a corpus's name
         return os.path.join(os.curdir, path) if path == "-" or path in NAMED_CORPORA else path
@@ -188,6 +191,19 @@ class Config:
         None, MODEL, "A decoder of another kind than --architecture, or of your own, module:Class.", metavar="KIND"
     )
 
+    model: str | None = _option(
+        None, MODEL, "A model of your own, module:Class, a subclass of Seq2Seq, in its place.", metavar="CLASS"
+    )
+    own: Mapping | None = _option(
+        None,
+        MODEL,
+        "An option by its name; say it again for more. It is how classes of your own get the options that their "
+        "constructors name: --set kernel=5.",
+        several=True,
+        flag="--set",
+        metavar="NAME=VALUE",
+    )
+
     warm_start: str | None = _option(
         None,
         TRAINING,
@@ -242,6 +258,17 @@ class Config:
     warmup: int = _option(0, TRAINING, "Steps in which the learning rate rises from zero, before that.", {"least": 0})
     clip_norm: float | None = _option(
         1.0, TRAINING, "Length to which longer gradients are cut.", {"above": 0}, parser=_or_none(float)
+    )
+    loss: str | None = _option(
+        None, TRAINING, "A loss of your own, module:Class, in place of the crossentropy.", metavar="CLASS"
+    )
+    metrics: tuple[str, ...] | None = _option(
+        None,
+        TRAINING,
+        "A metric of your own, module:Class, beside accuracy and perplexity. Say it again for several.",
+        several=True,
+        flag="--metric",
+        metavar="CLASS",
     )
     label_smoothing: float = _option(0.1, TRAINING, "Share of each label spread over all tokens.", _SHARE)
     teacher_forcing: tuple[float, ...] = _option(
@@ -307,11 +334,17 @@ class Config:
                 object.__setattr__(self, name, value[0])
         if vars(self)["validation_fraction"] is None:
             object.__setattr__(self, "validation_fraction", 0.0 if self.validation else 0.05)
-        for name in ("weights", "teacher_forcing"):
-            if isinstance(value := getattr(self, name), (int, float)):
+        for name, kind in (("weights", (int, float)), ("teacher_forcing", (int, float)), ("metrics", str)):
+            if isinstance(value := getattr(self, name), kind):
                 object.__setattr__(self, name, (value,))
         for field in dataclasses.fields(self):
             check_option(field.name, getattr(self, field.name))
+        for name in self.own or ():
+            if name in vars(self):
+                raise OptionError(f"own={self.own!r}: {name} is an option of Config itself; give it there")
+        for name, option in own_classes(self).items():
+            if not all(name.partition(":")):
+                raise OptionError(f"{option}={name!r}: expected a class, module:Class")
         if self.epochs is not None and self.updates is not None:
             raise OptionError(f"epochs={self.epochs} and updates={self.updates} exclude each other")
         if self.validation and (self.validation_fraction or self.split == "last"):
@@ -371,6 +404,8 @@ def check_option(name: str, value: typing.Any) -> None:
             check_number(name, number, int if int in kinds else float, **field.metadata["range"], optional=optional)
     elif bool in kinds and not isinstance(value, bool):
         raise OptionError(f"{name}={value!r}: expected True or False{', or None' * optional}")
+    elif Mapping in kinds and not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
+        raise OptionError(f"{name}={value!r}: expected a dict of options by their names, or None")
     elif str in kinds and not all(isinstance(text, str) and text for text in values):
         raise OptionError(f"{name}={value!r}: expected text{', or None' * optional}")
     if name == "columns":
@@ -478,9 +513,10 @@ def model_options() -> list[str]:
 
 
 def shaping_options() -> list[str]:
-    """The names of those options that decide what tokens are and what weights there are."""
+    """The names of those options that decide what tokens are and what weights there are; but for `model` and `own`,
+    with which another class may train the same weights in another way."""
     names = ("source_tokenizer", "target_tokenizer", "normal_form", "lowercase", "shared_vocabulary")
-    return [*names, *(name for name in model_options() if name != "dropout")]
+    return [*names, *(name for name in model_options() if name not in ("dropout", "model", "own"))]
 
 
 def warm_options(options: dict) -> dict:
@@ -538,12 +574,20 @@ def separates(name: str) -> bool:
     return len(name) == 1 and not name.isalnum()
 
 
-def own_classes(config: Config) -> dict[str, str]:
+def own_classes(config: Config, training: bool = True) -> dict[str, str]:
     """The classes that a configuration takes from outside this library: their names, `module:Class`, and the option of
-    each."""
+    each; on request without those that only training needs, loss and metrics."""
     named = {side: tokenizer_names(side, getattr(config, side)) for side in ("source_tokenizer", "target_tokenizer")}
-    named |= {half: [getattr(config, half) or ""] for half in ("encoder", "decoder")}
-    return {name: option for option, names in named.items() for name in names if ":" in name and not separates(name)}
+    named |= {part: [getattr(config, part) or ""] for part in ("encoder", "decoder", "model")}
+    if training:
+        named |= {"loss": [config.loss or ""], "metrics": list(config.metrics or ())}
+    own = ("model", "loss", "metrics")  # of which the library has no others by name
+    return {
+        name: option
+        for option, names in named.items()
+        for name in names
+        if name and (option in own or (":" in name and not separates(name)))
+    }
 
 
 def parse_setting(text: str) -> tuple[str, typing.Any]:

@@ -11,17 +11,26 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines import OptionError
+from pipelines import OptionError, construct, load_class
 from pipelines.tokenizers import END, PADDING, START
+from seq2seq.config import Config
 
 
 @tf.custom_gradient
-def crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Nats `[B, T]` by which each right token was missed.
+def token_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """The crossentropy of each token, -log P(token): what losses of your own can be made of.
 
     As `tf.nn.sparse_softmax_cross_entropy_with_logits`, which TensorFlow computes several times slower where results
     must be deterministic.
+
+    Args:
+        labels: ids `[B, T]`.
+        logits: `[B, T, V]`.
+
+    Returns:
+        Nats `[B, T]`. Those of padding mean nothing; weights leave them out.
     """
+    labels = tf.cast(labels, tf.int32)
     log_probabilities = tf.nn.log_softmax(logits)
 
     def gradient(upstream):
@@ -54,7 +63,7 @@ class TokenCrossentropy(keras.losses.Loss):
         self.label_smoothing = label_smoothing
 
     def call(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        nats = crossentropy(tf.cast(labels, tf.int32), logits)
+        nats = token_losses(labels, logits)
         if self.label_smoothing:
             of_all = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
             nats += self.label_smoothing * (of_all - nats)
@@ -88,7 +97,7 @@ class Perplexity(keras.metrics.Mean):
 
     def update_state(self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
         # The graph holds this once, for the loss and for here.
-        nats = crossentropy(tf.cast(labels, tf.int32), logits)
+        nats = token_losses(labels, logits)
         super().update_state(_in_one_row(nats), _in_one_row(sample_weight))
 
     def result(self) -> tf.Tensor:
@@ -171,6 +180,30 @@ def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
         raise OptionError(
             f"loss={name}: counts padding; give a keras.losses.Loss with reduction='mean_with_sample_weight'"
         )
+
+
+def make_loss(config: Config) -> str | keras.losses.Loss:
+    """The loss of a configuration, as `compile` takes it.
+
+    Raises:
+        OptionError: if it is no loss, or cannot be made.
+    """
+    if not config.loss:
+        return "auto"
+    return _make("loss", config.loss, keras.losses.Loss, config)
+
+
+def make_metrics(config: Config) -> list[keras.metrics.Metric]:
+    """The metrics that a configuration adds; see `make_loss`."""
+    return [_make("metrics", name, keras.metrics.Metric, config) for name in config.metrics or ()]
+
+
+def _make(argument, name, base, config):
+    kind = load_class(argument, name)
+    if not issubclass(kind, base):
+        raise OptionError(f"{argument}={name!r}: expected a class that is derived from Keras's {base.__name__}")
+    options = {"label_smoothing": config.label_smoothing, **(config.own or {})}
+    return construct(argument, kind, options=options, saved=False)
 
 
 def _refuse_probabilities(argument, name, given):

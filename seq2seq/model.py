@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import textwrap
 import time
 import warnings
@@ -14,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines import OptionError, check_number, choose
+from pipelines import OptionError, accepted, check_number, choose, construct
 from pipelines.tokenizers import PADDING, START, Texts, Tokenizer, one_hot
 from seq2seq.contract import check_contract, check_savable, encode, has_attention, one_line, start, take_tokenizers
 from seq2seq.decoding import (
@@ -34,7 +33,7 @@ from seq2seq.decoding import (
 from seq2seq.distribution import apply_if, only_if, own_rows, several_workers, share, summed, whole_batches
 from seq2seq.exporting import export
 from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
-from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, check_loss, of_tokens
+from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, check_loss, of_tokens, token_losses
 from seq2seq.recurrence import compiling, cores, side_by_side
 
 LONGEST_TRANSLATION = 100_000  # tokens
@@ -122,9 +121,8 @@ class Seq2Seq(keras.Model):
         taken = set().union(*(accepted(half) for half in (encoder, decoder) if isinstance(half, type)))
         for option in options:
             choose("option", option, sorted(taken))
-        options["dtype"] = self.dtype_policy.name  # by which Keras makes a `get_config` for classes without
-        self.encoder = _make(encoder, source_tokenizer.vocabulary_size, options, "encoder")
-        self.decoder = _make(decoder, target_tokenizer.vocabulary_size, options, "decoder")
+        self.encoder = self._half("encoder", encoder, source_tokenizer, options)
+        self.decoder = self._half("decoder", decoder, target_tokenizer, options)
         # How long a target is, compared with its source: number of pairs seen in training, sum and sum of squares.
         self.length_ratios = self.add_weight(
             shape=(3,), dtype="float64", initializer="zeros", trainable=False, autocast=False, name="length_ratios"
@@ -143,6 +141,13 @@ class Seq2Seq(keras.Model):
         self.tokens_compiled: int | None = None  # in place of it where batches hold so many tokens and not rows
         self.on_compile: Callable[[str], None] | None = None  # is told of each size of batch when it is compiled
         self.build()
+
+    def _half(self, name, half, tokenizer, options):
+        """A layer of a class, with those options that its constructor names; a layer stays what it is."""
+        if not isinstance(half, type):
+            return half
+        dtype = self.dtype_policy.name  # by which Keras makes a `get_config` for classes without
+        return construct(name, half, tokenizer.vocabulary_size, options=options, name=name, dtype=dtype)
 
     def build(self, *_: Any) -> None:
         """Makes the weights, by a tiny batch, and sees on the way that encoder and decoder are what they should be."""
@@ -339,7 +344,7 @@ class Seq2Seq(keras.Model):
             inputs = self._own_guesses(source, inputs)
         with tf.GradientTape() as tape:
             logits = self((source, inputs), training=True)
-            loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights) * share(examples[2], weights)
+            loss = self.compute_loss((source, inputs), labels, logits, weights) * share(examples[2], weights)
             scaled = self.optimizer.scale_loss(loss)
         gradients = summed(tape.gradient(scaled, self.trainable_weights))
         norm = tf.cast(tf.linalg.global_norm(gradients), tf.float32)
@@ -417,7 +422,7 @@ class Seq2Seq(keras.Model):
         examples = teacher_forcing(*_checked(data))
         inputs, labels, weights = own_rows(examples)
         logits = self(inputs, training=False)
-        loss = self.compute_loss(y=labels, y_pred=logits, sample_weight=weights) * share(examples[2], weights)
+        loss = self.compute_loss(inputs, labels, logits, weights, training=False) * share(examples[2], weights)
         self._measure(loss, tf.reduce_sum(examples[2]), labels, logits, weights)
         return self._figures()
 
@@ -625,7 +630,7 @@ class Seq2Seq(keras.Model):
             return (translations,)
         if scores is None:
             target = tf.pad(ids[:, 0], [[0, 0], [1, 0]], constant_values=START)
-            scores = ranked_by = self._log_likelihood(source, target)[:, None]
+            scores = ranked_by = self.log_likelihood(source, target)[:, None]
         return translations, scores, ranked_by, stopped
 
     def decode(
@@ -764,12 +769,21 @@ class Seq2Seq(keras.Model):
     def _score(self, sources, targets):
         source = self.source_tokenizer.tokenize(sources)
         target = self.target_tokenizer.tokenize(targets, start_end=True)
-        return side_by_side(self._log_likelihood, cores(), source, target)
+        return side_by_side(self.log_likelihood, cores(), source, target)
 
-    def _log_likelihood(self, source, target):
-        """That of target ids `[B, T + 1]` from START on, given source ids `[B, S]`: float32 `[B]`."""
-        logits = self._logits(source, target[:, :-1])
-        nats = tf.nn.sparse_softmax_cross_entropy_with_logits(target[:, 1:], logits)
+    def log_likelihood(self, source: tf.Tensor, target: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """The log-likelihood of target ids, given source ids; it has a gradient, for losses of your own.
+
+        Args:
+            source: ids `[B, S]`, or their one-hot form.
+            target: ids `[B, T + 1]` from START on, then padding.
+            training: whether dropout leaves numbers out.
+
+        Returns:
+            float32 `[B]`, in nats: the sum over the tokens after START.
+        """
+        logits = self._logits(source, target[:, :-1], training)
+        nats = token_losses(target[:, 1:], logits)
         return -tf.reduce_sum(tf.where(target[:, 1:] == PADDING, 0.0, nats), axis=1)
 
     def export(
@@ -985,35 +999,6 @@ def _follows_steps(callback):
     # A `LambdaCallback` has functions in place of methods.
     found = [(hook, getattr(getattr(callback, hook), "__func__", None)) for hook in hooks]
     return any(function is not getattr(keras.callbacks.Callback, hook) for hook, function in found)
-
-
-_ANY = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-
-
-def accepted(function: Callable) -> set[str]:
-    """The names of the arguments that a function, or the constructor of a class, takes as options; those too that a
-    constructor hands on to the class it is derived from, as `**kwargs`."""
-    found: dict[str, inspect.Parameter] = {}
-    for each in inspect.getmro(function) if isinstance(function, type) else [function]:
-        if each is keras.layers.Layer:
-            break
-        if each is function or "__init__" in vars(each):
-            taken = inspect.signature(each).parameters
-            found |= {**taken, **found}
-            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in taken.values()):
-                break
-    return {name for name, parameter in found.items() if parameter.kind not in _ANY} - {"vocabulary_size"}
-
-
-def _make(half, vocabulary_size, options, name):
-    """A layer of a class, with those options that its constructor names; a layer stays what it is."""
-    if not isinstance(half, type):
-        return half
-    taken = {option: value for option, value in options.items() if option in accepted(half) | {"dtype"}}
-    try:
-        return half(vocabulary_size, name=name, **taken)
-    except TypeError as error:
-        raise OptionError(f"{name}={half.__name__}: must take vocabulary_size and **kwargs ({error})") from error
 
 
 def _first_different(count, texts, scores, ranked_by, stopped):

@@ -36,6 +36,7 @@ from seq2seq.config import MONITORS, Config, load_config, own_classes, reading_o
 from seq2seq.contract import one_line
 from seq2seq.decoding import BeamSearch
 from seq2seq.ensembles import ensemble
+from seq2seq.metrics import make_loss, make_metrics
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import make_optimizer
 
@@ -45,7 +46,8 @@ def load_run(folder: Path | str) -> Seq2Seq:
 
     It is compiled with a new optimizer of the run's kind and its `learning_rate`, without the schedule, which has come
     to its end. So `fit` trains it further, with another rate after `model.optimizer.learning_rate = rate`, or with
-    another optimizer after `compile`. The model file holds no optimizer: `keras.models.load_model` returns a model that
+    another optimizer after `compile`. If it was trained with a loss or a metric of one's own that has not been
+    imported, it is not compiled. The model file holds no optimizer: `keras.models.load_model` returns a model that
     must be compiled before `fit`.
 
     Raises:
@@ -61,9 +63,9 @@ def load_run(folder: Path | str) -> Seq2Seq:
         raise RunError(f"{folder}: not a run folder, it holds no model.keras{early}")
     model = load_model(folder, "model.keras")
     if (folder / "config.json").is_file():
-        model.compile(
-            make_optimizer(dataclasses.replace(configuration(folder)[0], schedule="constant", warmup=0), steps=1)
-        )
+        config = dataclasses.replace(configuration(folder)[0], schedule="constant", warmup=0)
+        if all(map(_imported, own_classes(config))):
+            compile_model(model, config, steps=1)
     return model
 
 
@@ -80,9 +82,9 @@ def load_runs(folders: Sequence[Path | str]) -> Seq2Seq:
 def load_model(folder: Path, name: str) -> Seq2Seq:
     """Loads a model that may come from anywhere: its file is data, and makes nothing run that nobody has asked for."""
     path = folder / name
-    own = own_classes(configuration(folder)[0]) if (folder / "config.json").is_file() else []
+    own = own_classes(configuration(folder)[0], training=False) if (folder / "config.json").is_file() else []
     for one in own:
-        if one.partition(":")[0] not in sys.modules:  # and nobody has said that its code may run
+        if not _imported(one):
             raise RunError(f"{folder}: made of {one}, which is not of this library; say --import {one}")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -102,6 +104,16 @@ def load_model(folder: Path, name: str) -> Seq2Seq:
         raise
     except Exception as error:  # Keras raises whatever the zip, JSON or HDF5 reader does
         raise RunError(f"{path}: damaged, or no model of this version of the library ({one_line(error)})") from error
+
+
+def _imported(name):
+    """Whether the module of a class, `module:Class`, is there. If not, nobody has said that its code may run."""
+    return name.partition(":")[0] in sys.modules
+
+
+def compile_model(model: Seq2Seq, config: Config, steps: int) -> None:
+    """Compiles a model with the optimizer of a configuration, for so many steps, its loss and its metrics."""
+    model.compile(make_optimizer(config, steps), make_loss(config), metrics=make_metrics(config))
 
 
 # Classes of Keras that models here are saved with: numbers and how they change, and nothing that reads or runs.

@@ -28,9 +28,11 @@ from pipelines import (
     CorpusError,
     OptionError,
     Report,
+    accepted,
     batch_pairs,
     checksums,
     choose,
+    construct,
     corpus_errors,
     count_pairs,
     load_class,
@@ -62,12 +64,12 @@ from seq2seq.distribution import (
     sums_of_workers,
 )
 from seq2seq.layers import Decoder, Encoder, Pointer, token_ids
-from seq2seq.model import Seq2Seq, accepted
-from seq2seq.optimizers import make_optimizer
+from seq2seq.model import Seq2Seq
 from seq2seq.runs import (
     best_epoch,
     both_sides,
     can_measure,
+    compile_model,
     configuration,
     find_corpus,
     load_model,
@@ -257,8 +259,8 @@ def _begin(config, folder, progress, report, say, command):
         if old
         else [_tokenizer(config, "source_tokenizer", columns), _tokenizer(config, "target_tokenizer", ("target",))]
     )
-    _model(config, tokenizers, steps=1)
-    make_optimizer(config, steps=1)
+    check_taken(config, ())
+    compile_model(_model(config, tokenizers, steps=1), config, steps=1)
     if config.monitor in TRANSLATION_FIGURES:
         importlib.import_module("seq2seq.evaluation")  # whose packages may be missing
     cleaning = Report()
@@ -451,7 +453,7 @@ def _fit(run, callbacks, say):
         if hasattr(callback, "held_out"):
             callback.held_out = [(source, targets[0]) for source, targets in itertools.islice(held_out.items(), 3)]
     with model.distribute_strategy.scope():
-        model.compile(optimizer=make_optimizer(config, run.steps * run.epochs))
+        compile_model(model, config, run.steps * run.epochs)
     model.build_training()
     model.compiles_training = config.compile
     model.rows_compiled, model.tokens_compiled, model.on_compile = config.batch_size, config.batch_tokens, say
@@ -566,8 +568,8 @@ def _column_tokenizer(config, side, name):
     kind = load_class(side, name) if ":" in name else choose(side, name, TOKENIZERS)
     if kind is TOKENIZERS["subword"]:
         importlib.import_module("sentencepiece")  # which is needed once all text has been read, and may be missing
+    tokenizer = construct(side, kind, options=config.own or {}, **options)
     try:
-        tokenizer = kind(**options)
         tokenizer.count(tf.constant(["a text"]))
     except Exception as error:
         raise OptionError(f"{side}={name!r}: cannot split a text: {one_line(error)}") from error
@@ -575,12 +577,15 @@ def _column_tokenizer(config, side, name):
 
 
 def _model(config, tokenizers, steps):
-    """The `Seq2Seq` of a configuration."""
+    """The `Seq2Seq` of a configuration, or a class of one's own that is derived from it."""
     encoder, decoder = _halves(config)
-    options = {name: getattr(config, name) for name in model_options()}
+    options = {name: getattr(config, name) for name in model_options()} | (config.own or {})
     first, *last = config.teacher_forcing
-    return Seq2Seq(
+    return construct(
+        "model",
+        load_class("model", config.model) if config.model else Seq2Seq,
         *tokenizers,
+        options=options,
         encoder=encoder,
         decoder=decoder,
         label_smoothing=config.label_smoothing,
@@ -600,19 +605,32 @@ def _halves(config):
 
 
 def check_taken(config: Config, names: Iterable[str]) -> None:
-    """Sees that each of these options, if it is one of models, is one of this encoder or this decoder.
+    """Sees that each of these options, if it is one of models, is one of this encoder or this decoder; and that each of
+    `config.own` is one of some class.
 
     A `Config` has all options, as a preset may name some for one architecture only. Those that a user gives should
     have an effect.
 
     Raises:
-        OptionError: if an option is neither's.
+        OptionError: if an option is nobody's, or the class of a model is none.
     """
     halves = _halves(config)
-    taken = {"architecture", "encoder", "decoder"}.union(*map(accepted, halves))
+    taken = {"architecture", "encoder", "decoder", "model", "own"}.union(*map(accepted, halves))
     for name in names:
         if name in model_options() and name not in taken:
             raise OptionError(f"{name}: neither {' nor '.join(half.__name__ for half in halves)} has this option")
+    own = [(option, load_class(option, name)) for name, option in own_classes(config).items()]
+    for option, kind in own:
+        if option == "model" and not issubclass(kind, Seq2Seq):
+            raise OptionError(f"model={config.model!r}: expected a class that is derived from seq2seq.Seq2Seq")
+        if option == "loss" and "label_smoothing" in names and "label_smoothing" not in accepted(kind):
+            raise OptionError(f"label_smoothing: {kind.__name__} has no such option")
+    possible = set().union(*(accepted(kind) for _, kind in own))
+    possible -= {*vars(config), "name", "dtype", "trainable", "vocabulary", "normal_form"}
+    for name, value in (config.own or {}).items():
+        if not possible:
+            raise OptionError(f"{name}={value!r}: no class here has such an option; its constructor must name it")
+        choose("option", name, sorted(possible))
 
 
 def _steps(config, tokenizers, found):

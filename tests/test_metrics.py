@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, crossentropy
+from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, token_losses
 
 LABELS = np.array([[1, 2], [3, 0]])  # the second row ends in padding
 LOGITS = np.array([[[0.0, 2, 0, 0], [0, 2, 0, 0]], [[0, 0, 0, 2], [0, 5, 0, 0]]])
@@ -46,7 +46,7 @@ def test_crossentropy_and_its_gradient_are_those_of_tensorflow():
     labels = tf.constant(np.arange(15).reshape(3, 5) % 7, tf.int32)
     of_each = tf.random.stateless_uniform([3, 5], seed=[3, 4])
     found = []
-    for function in (crossentropy, lambda x, y: tf.nn.sparse_softmax_cross_entropy_with_logits(x, y)):
+    for function in (token_losses, lambda x, y: tf.nn.sparse_softmax_cross_entropy_with_logits(x, y)):
         with tf.GradientTape() as tape:
             tape.watch(logits)
             nats = function(labels, logits)

@@ -1,0 +1,68 @@
+"""A Transformer as it was first published: sinusoidal positions, normalization after each block.
+
+seq2seq train pairs.tsv --encoder sinusoidal:SinusoidalEncoder --decoder sinusoidal:SinusoidalDecoder \
+    --set heads=2 --set units=32 --set period=1000 --epochs 20 --out runs/sinusoidal
+seq2seq translate runs/sinusoidal --import sinusoidal:SinusoidalEncoder "ab"
+"""
+
+import keras
+import tensorflow as tf
+
+from seq2seq.layers import Encoded, TokenVectors, rows_by_source, source_mask, token_ids
+
+
+class _Half(keras.layers.Layer):
+    """What encoder and decoder share (Vaswani et al. 2017, arxiv.org/abs/1706.03762)."""
+
+    def __init__(self, vocabulary_size, units=64, heads=4, layers=2, dropout=0.1, period=10_000, **kwargs):
+        super().__init__(**kwargs)
+        self.options = {"vocabulary_size": vocabulary_size, "units": units, "heads": heads, "layers": layers}
+        self.options |= {"dropout": dropout, "period": period}
+        self.vectors = TokenVectors(vocabulary_size, units, dropout)
+        self.attention, self.across = (
+            [keras.layers.MultiHeadAttention(heads, units // heads, dropout=dropout) for _ in range(layers)]
+            for _ in "ab"
+        )
+        self.hidden = [keras.layers.Dense(4 * units, "relu") for _ in range(layers)]
+        self.output_of = [keras.layers.Dense(units) for _ in range(layers)]
+        self.norms = [keras.layers.LayerNormalization() for _ in range(3 * layers)]
+
+    def place(self, ids, training):
+        """The vectors of ids `[B, T]`, each with a sine and a cosine of its position for every frequency added."""
+        units = self.options["units"]
+        rates = float(self.options["period"]) ** (-tf.range(0, units, 2, tf.float32) / units)
+        angles = tf.range(tf.shape(ids)[1], dtype=tf.float32)[:, None] * rates
+        return self.vectors(ids, training=training) + tf.concat([tf.sin(angles), tf.cos(angles)], axis=1)
+
+    def get_config(self):
+        return {**super().get_config(), **self.options}
+
+
+@keras.saving.register_keras_serializable("sinusoidal")
+class SinusoidalEncoder(_Half):
+    def call(self, source, training=False):
+        mask, x = source_mask(source), self.place(token_ids(source), training)
+        for n, attention in enumerate(self.attention):
+            x = self.norms[2 * n](x + attention(x, x, attention_mask=mask[:, None], training=training))
+            x = self.norms[2 * n + 1](x + self.output_of[n](self.hidden[n](x)))
+        return Encoded(x, mask, [])
+
+
+@keras.saving.register_keras_serializable("sinusoidal")
+class SinusoidalDecoder(_Half):
+    def build(self, shape):
+        self.output_layer = keras.layers.Dense(self.options["vocabulary_size"])
+
+    def start(self, encoded):
+        return encoded, tf.zeros([tf.shape(encoded.memory)[0], 0], tf.int32)  # the state: all tokens so far
+
+    def call(self, target, encoded, state, training=False):
+        ids = tf.concat([state, token_ids(target)], axis=1)
+        x = self.place(ids, training)
+        for n, attention in enumerate(self.attention):
+            x = self.norms[3 * n](x + attention(x, x, use_causal_mask=True, training=training))
+            mask = encoded.mask[:, None]
+            seen = self.across[n](rows_by_source(x, encoded), encoded.memory, attention_mask=mask, training=training)
+            x = self.norms[3 * n + 1](x + tf.reshape(seen, tf.shape(x)))
+            x = self.norms[3 * n + 2](x + self.output_of[n](self.hidden[n](x)))
+        return self.output_layer(x[:, -tf.shape(target)[1] :]), ids
