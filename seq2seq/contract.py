@@ -91,33 +91,44 @@ def check_contract(
 
     tolerance = 1e-3 if keras.backend.standardize_dtype(decoder.compute_dtype) == "float32" else 0.05
 
-    def same(one, other):
+    def compare(one, other, refuse, what):
+        """Refuses other tensors, or tensors of other shapes, than those expected."""
         one, other = ([tf.cast(x, tf.float32) for x in tf.nest.flatten(nest) if x is not None] for nest in (one, other))
-        return all(np.allclose(x, y, tolerance, tolerance) for x, y in zip(one, other, strict=True))
+        shapes = [[tuple(x.shape) for x in nest] for nest in (one, other)]
+        if shapes[0] != shapes[1]:
+            refuse(f"{what}: shapes {shapes[0]}; expected {shapes[1]}")
+        if not all(np.allclose(x, y, tolerance, tolerance) for x, y in zip(one, other, strict=True)):
+            refuse(what)
 
     # The second text again, without the padding that its neighbour gave it.
     with _refusing("encoder", encoder, "a text alone") as refuse:
         alone = encode(encoder, source[1:, :2])
         second = tf.nest.map_structure(lambda tensor: tensor[1:], (encoded.memory[:, :2], encoded.state))
-        if not same((alone.memory, alone.state), second):
-            refuse("another memory or state for a text alone than for the same with padding after it")
+        said = "another memory or state for a text alone than for the same with padding after it"
+        compare((alone.memory, alone.state), second, refuse, said)
     with _refusing("decoder", decoder, "a text alone") as refuse:
-        if not same(decoder(target[1:], *start(decoder, alone, 3))[0], whole[1:]):
-            refuse("other logits where the source has padding after it: does it heed the mask?")
+        said = "other logits where the source has padding after it: does it heed the mask?"
+        compare(decoder(target[1:], *start(decoder, alone, 3))[0], whole[1:], refuse, said)
 
     keeps_sizes = True
     for copies, case in ((1, "one token after another"), (3, "three hypotheses for each source (see rows_by_source)")):
         with _refusing("decoder", decoder, case) as refuse:
+            # The hypotheses of a source differ, or nobody would notice if one were taken for another.
+            targets = [tf.roll(target, place, axis=1) for place in range(copies)]
+            at_once = [decoder(each, *start(decoder, encoded, 3))[0] for each in targets]
+            targets, expected = (
+                tf.reshape(tf.stack(each, axis=1), [2 * copies, *each[0].shape[1:]]) for each in (targets, at_once)
+            )
             given, state = start(decoder, encoded, 5)  # which may be more than there are
             state = tf.nest.map_structure(lambda x, copies=copies: tf.repeat(x, copies, axis=0), state)
             for position in range(3):
-                before, tokens = state, tf.repeat(target[:, position : position + 1], copies, axis=0)
+                before, tokens = state, targets[:, position : position + 1]
                 logits, state = decoder(tokens, given, state)
                 tf.nest.assert_same_structure(before, state)
                 sizes = ([tf.shape(x).numpy().tolist() for x in tf.nest.flatten(nest)] for nest in (before, state))
                 keeps_sizes &= next(sizes) == next(sizes)
-                if not same(logits[:, 0], tf.repeat(whole[:, position], copies, axis=0)):
-                    refuse(f"other logits for {case} than for the whole target at once")
+                said = f"other logits for {case} than for the whole target at once"
+                compare(logits[:, 0], expected[:, position], refuse, said)
 
     # What will be made of the two when the model is loaded: with the same weights, it must compute the same.
     for name, part, compute in (
@@ -129,8 +140,7 @@ def check_contract(
             take_tokenizers(again, source_tokenizer, target_tokenizer)
             compute(again)  # which makes its weights
             again.set_weights(part.get_weights())
-            if not same(compute(part), compute(again)):
-                refuse(f"computes something else after {_RELOAD}")
+            compare(compute(again), compute(part), refuse, f"computes something else after {_RELOAD}")
     return keeps_sizes
 
 

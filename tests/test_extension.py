@@ -1,5 +1,7 @@
 """The examples in the README's section "Write your own" are modules outside the library, and do all that its own do."""
 
+import csv
+import dataclasses
 import json
 import re
 import shlex
@@ -16,6 +18,7 @@ from conftest import WORDS
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, Tokenizer, batch_pairs, load_class
 from seq2seq import BeamSearch, Config, Decoder, Sampling, Seq2Seq
+from seq2seq.config import load_config
 from seq2seq.training import train
 
 README = Path(__file__).parent.parent / "README.md"
@@ -49,6 +52,12 @@ BROKEN_DECODERS = {
         "attention_mask=tf.tile(encoded.mask, [k, 1])[:, None]",
         "three hypotheses",
     ),
+    "takes one hypothesis for another": (
+        "ids[:, length:]",
+        "tf.reshape(tf.reverse(tf.reshape(ids, [tf.shape(encoded.memory)[0], -1, tf.shape(ids)[1]]), [1]), "
+        "tf.shape(ids))[:, length:]",
+        "three hypotheses",
+    ),
     "looks at padding": (", attention_mask=encoded.mask[:, None]", "", "padding"),
     "forgets what it needs": ('"vocabulary_size": vocabulary_size, ', "", "get_config must return all arguments"),
     "forgets its size": ('"units": units, ', "", "get_config must return all arguments"),
@@ -56,6 +65,11 @@ BROKEN_DECODERS = {
 BROKEN_ENCODERS = {
     "a pair": ("return Encoded(", "return (", "returns tuple, not Encoded"),
     "a mask of floats": ("Encoded(x, mask", "Encoded(x, real[:, :, 0]", "float32 mask"),
+    "a memory of its own length": (
+        "Encoded(x, mask",
+        "Encoded(tf.pad(x, [[0, 0], [0, max(0, 3 - x.shape[1])], [0, 0]]), mask",
+        "shapes [(1, 3, 8), (1, 8), (1, 8)]; expected [(1, 2, 8), (1, 8), (1, 8)]",
+    ),
     "raises": ("mask = source_mask(source)", "raise ValueError('far too\\nlong')", "far too"),
     "reads padding": ("x *= real", "pass", "padding"),
     "forgets its size": ('"units": units, ', "", "get_config must return all arguments"),
@@ -235,6 +249,8 @@ def test_a_decoder_that_forgets_an_argument_that_shapes_no_weight_is_refused():
     tokenizer = CharTokenizer("abc")
     Seq2Seq(tokenizer, tokenizer, decoder=Sharper, units=8)
     with pytest.raises(OptionError, match=r"^decoder=Sharper: computes something else after from_config\(get_config"):
+        Seq2Seq(tokenizer, tokenizer, decoder=Sharper(7, units=8, sharpness=3.0), units=8)
+    with pytest.raises(OptionError, match=r"^decoder=Sharper: get_config must return all .* also sharpness"):
         Seq2Seq(tokenizer, tokenizer, decoder=Sharper, units=8, sharpness=3.0)
 
 
@@ -294,3 +310,105 @@ def test_the_command_line_refuses_it_in_one_line(folder, half, module, what):
     (line,) = done.stderr.decode().splitlines()
     assert line.startswith(f"seq2seq: {half}={name}: ") and message in line
     assert not (folder / "runs" / "broken").exists()
+
+
+@pytest.fixture
+def modules(monkeypatch, tmp_path):
+    """A folder to be in, where Python finds the examples."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(README.parent / "examples")
+    return tmp_path
+
+
+def test_an_option_of_ones_own_reaches_its_class_and_is_recorded_and_repeated(modules, config):
+    own = {"kernel": 5}
+    config = dataclasses.replace(config, decoder="coverage:CoverageDecoder", attention=None, own=own, epochs=1)
+    model = train(config, modules / "run")
+    assert model.decoder.options == {"vocabulary_size": 9, "units": 8, "kernel": 5}
+    options, _ = load_config(modules / "run" / "config.json")
+    assert options["own"] == own and Config(**options) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"own": {"kernle": 5}, "decoder": "coverage:CoverageDecoder"}, "option='kernle'.*did you mean 'kernel'"),
+        ({"own": {"kernel": 5}}, "kernel=5: no class here has such an option"),
+        ({"own": {"kernel": "five"}, "decoder": "coverage:CoverageDecoder"}, "decoder=CoverageDecoder: "),
+        ({"model": "coverage:CoverageDecoder"}, "model='coverage:CoverageDecoder': .* derived from seq2seq.Seq2Seq"),
+        ({"loss": "coverage:CoverageDecoder"}, "loss='coverage:CoverageDecoder': .* derived from Keras's Loss"),
+        ({"metrics": "focal:FocalLoss"}, "metrics='focal:FocalLoss': .* derived from Keras's Metric"),
+        ({"loss": "focal:FocalLos"}, "loss='focal:FocalLos': focal has no class"),
+        ({"own": {"samples": 3, "gamma": "x"}, "model": "minimum_risk:MinimumRisk"}, "option='gamma'.*'samples'"),
+    ],
+)
+def test_options_of_ones_own_that_cannot_be_are_refused_before_anything_is_read(modules, config, options, message):
+    with pytest.raises(OptionError, match=message):
+        train(dataclasses.replace(config, **options), modules / "run")
+    assert not (modules / "run").exists()
+
+
+def test_an_option_that_a_constructor_swallows_unread_is_refused():
+    @keras.saving.register_keras_serializable("broken")
+    class Fixed(Decoder):
+        def __init__(self, vocabulary_size, **options):
+            super().__init__(vocabulary_size, **{**options, "units": 4})
+
+    tokenizer = CharTokenizer("abc")
+    with pytest.raises(OptionError, match="decoder=Fixed: has not read units=8; its get_config says 4"):
+        Seq2Seq(tokenizer, tokenizer, decoder=Fixed, units=8)
+
+
+def test_a_loss_and_a_metric_of_ones_own_train_and_are_measured(modules, config):
+    one = train(dataclasses.replace(config, loss="focal:FocalLoss", metrics="focal:Confidence"), modules / "focal")
+    assert (one.loss.gamma, type(one.loss).__name__) == (2.0, "FocalLoss")
+    history = [*csv.DictReader((modules / "focal" / "history.csv").read_text().splitlines())]
+    assert all(0 < float(history[-1][name]) < 1 for name in ("confidence", "val_confidence"))
+
+    # With gamma 0 it is the loss that there is without it; the default 2 is another one.
+    other = train(dataclasses.replace(config, loss="focal:FocalLoss", own={"gamma": 0.0}), modules / "zero")
+    plain = train(config, modules / "plain")
+    for same, model in ((True, other), (False, one)):
+        pairs = zip(model.get_weights(), plain.get_weights(), strict=True)
+        assert all(np.allclose(x, y, atol=1e-5) for x, y in pairs) == same
+
+
+@pytest.mark.slow
+def test_a_run_with_a_loss_of_ones_own_translates_without_it_but_is_not_compiled(modules, config):
+    train(dataclasses.replace(config, loss="focal:FocalLoss"), modules / "run")
+    script = 'from seq2seq import load_run; m = load_run("run"); print(m.translate(["ab"]).shape, m.compiled)'
+    done = subprocess.run([sys.executable, "-c", script], cwd=modules, capture_output=True, text=True, check=True)
+    assert done.stdout == "(1,) False\n"
+
+
+def test_minimum_risk_training_lowers_the_expected_number_of_errors(modules, pairs, tokenizers):
+    keras.utils.set_random_seed(0)
+    kind = load_class("model", "minimum_risk:MinimumRisk")
+    model = kind(*tokenizers, units=16, attention="general", samples=8, risk_weight=5.0)
+    model.compile(keras.optimizers.Adam(1e-2))
+    batches = batch_pairs(pairs, *tokenizers, batch_size=12, encoding="ids", seed=0)
+    source, target = next(iter(batches))
+    before = float(model.risk(source, target[:, 1:]))
+    model.fit(batches.repeat(30), verbose=0, shuffle=False)
+    after = float(model.risk(source, target[:, 1:]))
+    assert after < 0.8 * before
+    model.save("risk.keras")
+    assert keras.models.load_model("risk.keras").options == model.options | {"samples": 8}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--units", "8", "--set", "units=16"], "units: given twice, as 8 and as 16"),
+        (["--set", "units"], "set='units': expected NAME=VALUE"),
+        (["--set", "units=many"], "set='units=many': 'many' does not fit"),
+        (["--set", "units=0"], "units=0: expected a whole number, at least 1"),
+        (["--set", "kernel=5"], "kernel=5: no class here has such an option"),
+        (["--model", "Seq2Seq"], "model='Seq2Seq': expected a class, module:Class"),
+    ],
+)
+@pytest.mark.slow
+def test_the_command_line_refuses_settings_that_cannot_be(tmp_path, tsv, arguments, message):
+    done = seq2seq("train", tsv("a\tb\n"), *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, b"") and message in done.stderr.decode(), done.stderr
+    assert not (tmp_path / "runs").exists()
