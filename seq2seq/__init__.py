@@ -1,6 +1,7 @@
 """Sequence to sequence with Keras: `Seq2Seq`, its `Encoder` and `Decoder`."""
 
 import importlib
+import importlib.metadata
 import json
 import os
 import sys
@@ -34,7 +35,7 @@ __all__ = [
     "train",
 ]
 
-_IS_COMMAND = Path(sys.argv[0] if sys.argv else "").stem == "seq2seq"
+_IS_COMMAND = Path(sys.argv[0] if sys.argv else "").stem == "seq2seq" or sys.orig_argv[1:3] == ["-m", "seq2seq"]
 
 
 def _backend() -> str:
@@ -80,6 +81,8 @@ _LATER = {  # what needs an extra, or many modules that a model alone does not
 def __getattr__(name: str) -> Any:
     """Imports a name where it is first used: those of `_LATER`, and the others where modules of one's own, which the
     command line loads, ask for them."""
+    if name == "__version__":
+        return importlib.metadata.version("keras-seq2seq")
     modules: tuple[str, ...] = (_LATER[name],) if name in _LATER else ()
     if name in __all__ and not modules:
         modules = ("config", "decoding", "ensembles", "layers", "metrics", "model", "optimizers", "transformer")
