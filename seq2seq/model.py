@@ -758,10 +758,10 @@ class Seq2Seq(keras.Model):
             OptionError: if there are not as many targets as sources, or what is given are no texts.
             MemoryError: if a batch does not fit into memory.
         """
-        sources, targets = _as_strings("sources", sources), _as_targets(targets)
-        if not (sources.shape.rank and targets.shape.rank):
+        sources = _as_strings("sources", sources)
+        if not sources.shape.rank:
             raise OptionError("sources and targets: expected strings, [N], and not one alone; put it into a list")
-        _check_as_many(sources, targets)
+        targets = _as_targets(targets, sources)
         lengths = _bytes_or_tokens(targets)
         order, batches = _by_length(lengths, batch_size)
         scores = [tf.RaggedTensor.from_row_splits(tf.zeros([0]), [0])]  # for no pairs
@@ -879,9 +879,7 @@ class Seq2Seq(keras.Model):
         if not self.has_attention:
             raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
         sources = tf.reshape(_as_strings("sources", sources), [-1])
-        targets = self.translate(sources) if targets is None else _as_targets(targets)
-        targets = targets if targets.shape.rank else targets[None]
-        _check_as_many(sources, targets)
+        targets = _as_targets(self.translate(sources) if targets is None else targets, sources)
         lengths = np.maximum(_bytes_or_tokens(sources), _bytes_or_tokens(targets))
         order, batches = _by_length(lengths, batch_size)
         found = []
@@ -1014,15 +1012,13 @@ def _as_strings(argument, texts):
     return found
 
 
-def _as_targets(targets):
-    """Texts as `_as_strings` makes them; ids `[N, T]` stay what they are."""
+def _as_targets(targets, sources):
+    """Targets of sources `[N]`, as many: strings `[N]`, or ids `[N, T]` as they are."""
     is_ids = getattr(targets, "ndim", 0) == 2 and tf.as_dtype(targets.dtype).is_integer
-    return tf.cast(targets, tf.int32) if is_ids else _as_strings("targets", targets)
-
-
-def _check_as_many(sources, targets):
-    if sources.shape[0] != targets.shape[0]:
-        raise OptionError(f"targets: expected as many as sources, {sources.shape[0]}, and not {targets.shape[0]}")
+    found = tf.cast(targets, tf.int32) if is_ids else tf.reshape(_as_strings("targets", targets), [-1])
+    if len(found) != len(sources):
+        raise OptionError(f"targets: expected as many as sources, {len(sources)}, and not {len(found)}")
+    return found
 
 
 def _bytes_or_tokens(texts):
