@@ -762,11 +762,11 @@ class Seq2Seq(keras.Model):
         if not sources.shape.rank:
             raise OptionError("sources and targets: expected strings, [N], and not one alone; put it into a list")
         targets = _as_targets(targets, sources)
-        lengths = _bytes_or_tokens(targets)
+        lengths = np.maximum(_bytes_or_tokens(sources), _bytes_or_tokens(targets))
         order, batches = _by_length(lengths, batch_size)
         scores = [tf.RaggedTensor.from_row_splits(tf.zeros([0]), [0])]  # for no pairs
         for batch in batches:
-            with _enough_memory(f"{len(batch)} targets of up to {max(lengths[batch]):,} bytes", batch_size):
+            with _enough_memory(f"{len(batch)} pairs of up to {max(lengths[batch]):,} bytes", batch_size):
                 scores.append(self._score(tf.gather(sources, batch), self._target_ids(tf.gather(targets, batch))))
         each = scores if per_token else [tf.reduce_sum(ragged, axis=1) for ragged in scores]
         return tf.gather(tf.concat(each, axis=0), np.argsort(order))
@@ -893,11 +893,7 @@ class Seq2Seq(keras.Model):
         encoded, state = start(self.decoder, encode(self.encoder, source), tf.shape(target)[1] - 1)
         *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
 
-        def tokens(tokenizer, ids):
-            vocabulary = tokenizer.vocabulary
-            return [[vocabulary[number] for number in row if number != PADDING] for row in ids.numpy()]
-
-        source, target = tokens(self.source_tokenizer, source), tokens(self.target_tokenizer, target[:, 1:])
+        source, target = spelled(self.source_tokenizer, source), spelled(self.target_tokenizer, target[:, 1:])
         return [  # an empty source is one step of nothing; copied, or each would keep the weights of its whole batch
             Alignment(source, target, row[: len(target), : max(1, len(source))].copy())
             for source, target, row in zip(source, target, weights.numpy(), strict=True)
@@ -946,6 +942,12 @@ def teacher_forcing(
     labels = token_ids(target[:, 1:])
     weights = tf.cast(labels != PADDING, tf.float32)
     return (source, target[:, :-1]), labels, weights if sample_weight is None else weights * sample_weight
+
+
+def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]]:
+    """The tokens of ids `[B, T]`, END included, without padding: B lists."""
+    vocabulary = tokenizer.vocabulary
+    return [[vocabulary[number] for number in row if number != PADDING] for row in np.asarray(ids)]
 
 
 def _checked(data):

@@ -310,7 +310,11 @@ def test_encode_gives_what_the_decoder_looks_at(model):
     for one, other in zip(*(tf.nest.flatten([e.memory, e.state]) for e in (found, model.encoder(ids))), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
     assert found.memory.shape == (2, 3, 16) and model.encode("sol").memory.shape == (1, 3, 16)
-    for wrong, message in (([], "expected one or more"), ({"sol"}, "a set gives them in no order"), ([1], "expected a string")):
+    for wrong, message in (
+        ([], "expected one or more"),
+        ({"sol"}, "a set gives them in no order"),
+        ([1], "expected a string"),
+    ):
         with pytest.raises(OptionError, match=f"texts: {message}"):
             model.encode(wrong)
 
