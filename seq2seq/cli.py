@@ -54,10 +54,12 @@ _CORPUS = (
 _EXTRAS = {  # packages that not everyone needs, and the extra each comes with
     "gradio": "demo",
     "matplotlib": "plots",
+    "mlflow": "mlflow",
     "rapidfuzz": "evaluation",
     "sacrebleu": "evaluation",
     "sentencepiece": "subword",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
 }
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder that `seq2seq train` made.")]
@@ -296,9 +298,14 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="Repeat a run: the config.json in its folder. Options given beside it count.")
     ] = None,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write curves and pictures for TensorBoard into the run folder too.")
-    ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TRACKER",
+            help="Whom to tell the figures of each epoch: tensorboard (curves and pictures, in the run folder), wandb, "
+            "mlflow. Say it again for several. Default: nobody.",
+        ),
+    ] = None,
     strategy: Annotated[
         str,
         typer.Option(
@@ -321,9 +328,6 @@ def train(
 
     opened = open_strategy(strategy)  # before anything is computed
     chief = is_chief(opened)
-
-    if tensorboard:
-        importlib.import_module("tensorboard")
 
     if resume and (given or preset or config):
         raise OptionError("resume goes on with the options the training was begun with; it takes no others")
@@ -355,10 +359,6 @@ def train(
         load_class("import", name)
     check_taken(settings, given)
     callbacks = [_progress()] if chief else []
-    if tensorboard and chief:
-        import keras
-
-        callbacks.append(keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False))
     try:
         model = run(
             None if resume else settings,
@@ -371,6 +371,7 @@ def train(
             say=lambda text: typer.echo(text, err=True),
             command=_command_line(*sys.argv[1:]),
             strategy=opened,
+            track=track or (),
         )
     except (DivergedError, WorkerLostError) as error:
         typer.echo(f"seq2seq: {error}", err=True)
@@ -383,12 +384,20 @@ def train(
         return
     if can_measure() and importlib.util.find_spec("matplotlib"):
         _draw(folder, model)
-    own = own_classes(Config(**load_config(folder / "config.json")[0]))
+    options, record = load_config(folder / "config.json")
+    _say_taken(record["training"])
+    own = own_classes(Config(**options))
     importing = [part for name in own for part in ("--import", name)]
     names = model.source_tokenizer.column_names
     text = '"TEXT"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"  # as shells write a tab
     typer.echo(f"Translate with:  {_command_line('translate', folder, *importing)} {text}", err=True)
     typer.echo(folder)
+
+
+def _say_taken(training):
+    """Says on stderr what a training has taken."""
+    said = "{updates:,} updates of {parameters:,} parameters in {seconds:,.1f} s on {device}; {peak_memory_mb:,} MB"
+    typer.echo(said.format(**training), err=True)
 
 
 def _command_line(*arguments):
@@ -408,6 +417,30 @@ def _draw(folder, model):
             for path in drawn:
                 tf.summary.image(path.stem, tf.io.decode_png(path.read_bytes(), channels=3)[None])
     return drawn
+
+
+@app.command(cls=_Command)
+@_exit_codes()
+def average(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    last: Annotated[
+        int | None, typer.Option(min=1, help="Of how many of the last kept epochs. Default: of all that are kept.")
+    ] = None,
+    imports: Import = None,
+) -> None:
+    """Make a run whose weights are the mean of those after the last epochs of another, and print its folder.
+
+    That run must have been trained with --keep-epochs, which keeps the models of its last measured epochs.
+
+    Example: seq2seq average runs/mine --last 5 --out runs/mean
+    """
+    from seq2seq.runs import average as run_average
+
+    for name in imports or ():
+        load_class("import", name)
+    run_average(run, out, last)
+    typer.echo(out)
 
 
 @app.command(cls=_Command)

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     """A run folder made from the command line, and the process that made it."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "toy.tsv").write_text("".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "abcde"))
-    command = [SEQ2SEQ, "train", "toy.tsv", "--epochs", "2", "--units", "8", "--seed", "1", "--tensorboard"]
+    command = [SEQ2SEQ, "train", "toy.tsv", "--epochs", "2", "--units", "8", "--seed", "1", "--track", "tensorboard"]
     return folder / "runs" / "toy", subprocess.run(command, cwd=folder, capture_output=True)
 
 
@@ -61,6 +61,7 @@ def test_help_teaches_and_imports_no_tensorflow():
         (["demo", "--help"], ["--port", "7860", "Example:"]),
         (["export", "--help"], ["SavedModel", "Example:"]),
         (["plot", "--help"], ["attention", "Example:"]),
+        (["average", "--help"], ["--keep-epochs", "Example:"]),
         (["inspect", "--help"], ["--histogram", "Example:"]),
         (["shuffle", "--help"], ["--shards", "Example:"]),
     ):
@@ -77,6 +78,7 @@ def test_train_prints_its_folder_to_stdout_and_its_progress_to_stderr(run):
     folder, done = run
     assert (done.returncode, done.stdout) == (0, b"runs/toy\n")
     progress = done.stderr.decode()
+    assert re.search(r"\n\d+ updates of [\d,]+ parameters in [\d.]+ s on .*; \d+ MB\n", progress)
     assert "Epoch 2/2  loss" in progress and "held out: loss" in progress and " -> " in progress
     assert "Traceback" not in progress and "Warning" not in progress and "cuda" not in progress
     assert (folder / "model.keras").is_file()
@@ -308,6 +310,12 @@ def test_a_missing_extra_is_named(tsv, tmp_path):
     command = [SEQ2SEQ, "inspect", tsv("a\tb\n"), "--histogram", "x.png"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (2, "seq2seq: this needs matplotlib: pip install 'keras-seq2seq[plots]'\n")
+    for name in ("wandb", "mlflow"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('none', name={name!r})")
+        command = [SEQ2SEQ, "train", tsv("a\tb\n"), "--track", name, "--out", tmp_path / "run"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert (done.returncode, done.stdout) == (2, "") and not (tmp_path / "run").exists()
+        assert done.stderr == f"seq2seq: this needs {name}: pip install 'keras-seq2seq[{name}]'\n"
 
 
 def test_bad_options_exit_2(tsv, tmp_path):
@@ -331,6 +339,7 @@ def test_bad_options_exit_2(tsv, tmp_path):
             ["--architecture", "transformer", "--attention", "dot"],
             "attention: neither TransformerEncoder nor TransformerDecoder has this option",
         ),
+        (["--track", "wandbb"], "track='wandbb': expected 'tensorboard', 'wandb', 'mlflow'"),
         (["--precision", "float8"], "precision='float8': expected 'float32', 'bfloat16'"),
         (["--compile", "--deterministic"], "compile=True: XLA does not promise the same bits"),
         (["--decoder", "nowhere:Decoder"], "decoder='nowhere:Decoder': there is no module 'nowhere'"),
@@ -827,7 +836,8 @@ def test_pictures_are_made_by_train_and_again_by_plot(run):
 
 
 @pytest.mark.slow
-def test_tensorboard_gets_curves_and_pictures(run):
+def test_tensorboard_gets_curves_and_pictures_if_it_is_named(run, larger):
+    assert not (larger / "tensorboard").exists()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = {}
