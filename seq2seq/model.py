@@ -764,19 +764,21 @@ class Seq2Seq(keras.Model):
         targets = _as_targets(targets, sources)
         lengths = np.maximum(_bytes_or_tokens(sources), _bytes_or_tokens(targets))
         order, batches = _by_length(lengths, batch_size)
-        scores = [tf.RaggedTensor.from_row_splits(tf.zeros([0]), [0])]  # for no pairs
+
+        def kept(each, ids):
+            return tf.RaggedTensor.from_tensor(each, _lengths(ids)) if per_token else tf.reduce_sum(each, axis=1)
+
+        scores = [kept(tf.zeros([0, 1]), tf.zeros([0, 1], tf.int32))]  # for no pairs
         for batch in batches:
             with _enough_memory(f"{len(batch)} pairs of up to {max(lengths[batch]):,} bytes", batch_size):
-                scores.append(self._score(tf.gather(sources, batch), self._target_ids(tf.gather(targets, batch))))
-        each = scores if per_token else [tf.reduce_sum(ragged, axis=1) for ragged in scores]
-        return tf.gather(tf.concat(each, axis=0), np.argsort(order))
+                target = self._target_ids(tf.gather(targets, batch))
+                scores.append(kept(self._score(tf.gather(sources, batch), target), target[:, 1:]))
+        return tf.gather(tf.concat(scores, axis=0), np.argsort(order))
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)])
     def _score(self, sources, target):
-        """The log-probability of each token of target ids `[B, T + 1]` after START: ragged float32 `[B, (T)]`."""
         source = self.source_tokenizer.tokenize(sources)
-        run = functools.partial(self._log_likelihood, per_token=True)
-        return tf.RaggedTensor.from_tensor(side_by_side(run, cores(), source, target), _lengths(target[:, 1:]))
+        return side_by_side(functools.partial(self._log_likelihood, per_token=True), cores(), source, target)
 
     def _target_ids(self, targets):
         """Ids `[B, T + 1]` from START on: of texts with END, and of ids as they are."""
