@@ -26,6 +26,7 @@ __all__ = [
     "TransformerDecoder",
     "TransformerEncoder",
     "Translations",
+    "average",
     "ensemble",
     "load_run",
     "rows_by_source",
@@ -71,6 +72,7 @@ if not _IS_COMMAND:
 
 _LATER = {  # what needs an extra, or many modules that a model alone does not
     "Evaluation": "evaluation",
+    "average": "runs",
     "compare": "evaluation",
     "evaluate": "evaluation",
     "load_run": "runs",

@@ -34,6 +34,13 @@ def whole_file(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: object, indent: int = 2) -> None:
+    """Writes a whole file of JSON."""
+    with whole_file(path) as aside:
+        text = json.dumps(content, ensure_ascii=False, indent=indent) + "\n"
+        aside.write_bytes(text.encode(errors="backslashreplace"))  # as JSON writes what a file's name may hold, too
+
+
 def _flush(path):
     file = os.open(path, os.O_RDONLY)
     try:

@@ -55,10 +55,12 @@ _CORPUS = (
 _EXTRAS = {  # packages that not everyone needs, and the extra each comes with
     "gradio": "demo",
     "matplotlib": "plots",
+    "mlflow": "mlflow",
     "rapidfuzz": "evaluation",
     "sacrebleu": "evaluation",
     "sentencepiece": "subword",
     "tensorboard": "tensorboard",
+    "wandb": "wandb",
 }
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder that `seq2seq train` made.")]
@@ -305,9 +307,14 @@ def train(
     config: Annotated[
         Path | None, typer.Option(help="Repeat a run: the config.json in its folder. Options given beside it count.")
     ] = None,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write curves and pictures for TensorBoard into the run folder too.")
-    ] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TRACKER",
+            help="Whom to tell the figures of each epoch: tensorboard (curves and pictures, in the run folder), wandb, "
+            "mlflow. Say it again for several. Default: nobody.",
+        ),
+    ] = None,
     strategy: Annotated[
         str,
         typer.Option(
@@ -330,9 +337,6 @@ def train(
 
     opened = open_strategy(strategy)  # before anything is computed
     chief = is_chief(opened)
-
-    if tensorboard:
-        importlib.import_module("tensorboard")
 
     if resume and (given or preset or config):
         raise OptionError("resume goes on with the options the training was begun with; it takes no others")
@@ -364,10 +368,6 @@ def train(
         load_class("import", name)
     check_taken(settings, given)
     callbacks = [_progress()] if chief else []
-    if tensorboard and chief:
-        import keras
-
-        callbacks.append(keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False))
     try:
         model = run(
             None if resume else settings,
@@ -380,6 +380,7 @@ def train(
             say=lambda text: typer.echo(text, err=True),
             command=_command_line(*sys.argv[1:]),
             strategy=opened,
+            track=track or (),
         )
     except (DivergedError, WorkerLostError) as error:
         typer.echo(f"seq2seq: {error}", err=True)
@@ -392,12 +393,20 @@ def train(
         return
     if can_measure() and importlib.util.find_spec("matplotlib"):
         _draw(folder, model)
-    own = own_classes(Config(**load_config(folder / "config.json")[0]))
+    options, record = load_config(folder / "config.json")
+    _say_taken(record["training"])
+    own = own_classes(Config(**options))
     importing = [part for name in own for part in ("--import", name)]
     names = model.source_tokenizer.column_names
     text = '"TEXT"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"  # as shells write a tab
     typer.echo(f"Translate with:  {_command_line('translate', folder, *importing)} {text}", err=True)
     typer.echo(folder)
+
+
+def _say_taken(training):
+    """Says on stderr what a training has taken."""
+    said = "{updates:,} updates of {parameters:,} parameters in {seconds:,.1f} s on {device}; {peak_memory_mb:,} MB"
+    typer.echo(said.format(**training), err=True)
 
 
 def _command_line(*arguments):
@@ -417,6 +426,30 @@ def _draw(folder, model):
             for path in drawn:
                 tf.summary.image(path.stem, tf.io.decode_png(path.read_bytes(), channels=3)[None])
     return drawn
+
+
+@app.command(cls=_Command)
+@_exit_codes()
+def average(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    last: Annotated[
+        int | None, typer.Option(min=1, help="Of how many of the last kept epochs. Default: of all that are kept.")
+    ] = None,
+    imports: Import = None,
+) -> None:
+    """Make a run whose weights are the mean of those after the last epochs of another, and print its folder.
+
+    That run must have been trained with --keep-epochs, which keeps the models of its last measured epochs.
+
+    Example: seq2seq average runs/mine --last 5 --out runs/mean
+    """
+    from seq2seq.runs import average as run_average
+
+    for name in imports or ():
+        load_class("import", name)
+    run_average(run, out, last)
+    typer.echo(out)
 
 
 @app.command(cls=_Command)
@@ -539,8 +572,14 @@ def translate(
             "penalty), and why it stopped: end, limit, repetition.",
         ),
     ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Write a line of JSON for each text: all that is known of its translations and their tokens."
+        ),
+    ] = False,
     attention: Annotated[
-        bool, typer.Option("--attention", help="Write JSON: tokens, and for each of the target where the model looked.")
+        bool, typer.Option("--attention", help="The same, and for each token of a translation where the model looked.")
     ] = False,
     imports: Import = None,
 ) -> None:
@@ -553,6 +592,11 @@ def translate(
 
     With --scores or --n-best the output has columns between tabs: with --n-best above 1 the number of the text; with
     --scores the log-likelihood, the figure that ranks the translations, and why each stopped; the translation last.
+
+    With --json each text gets one object: its "source" and "translations", the best first. Each of these has "text",
+    "log_likelihood", "ranked_by", "stopped", "tokens" and their "log_probabilities", in nats. --attention adds the
+    "source_tokens" and, for each translation, "attention": a row of weights of them for each token. null is what is no
+    finite number.
 
     Example: cat questions.txt | seq2seq translate runs/phrasebook --beam-width 5 > answers.txt
     """
@@ -571,11 +615,10 @@ def translate(
     lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
 
     def write(texts, done):
-        if attention:
-            lines = _attention_lines(model, texts, model.translate(texts, strategy, seed=seed + done, **lengths))
-        elif scores or (n_best or 1) > 1:
+        if as_json or attention or scores or (n_best or 1) > 1:
             found = model.translate(texts, strategy, seed=seed + done, details=True, **lengths)
-            lines = _hypothesis_lines(found, done, scores)
+            as_objects = as_json or attention
+            lines = _json_lines(model, texts, found, attention) if as_objects else _table_lines(found, done, scores)
         else:
             lines = map(as_line, model.translate(texts, strategy, seed=seed + done, **lengths).numpy())
         sys.stdout.buffer.writelines(line + b"\n" for line in lines)
@@ -679,9 +722,9 @@ def _say_speed(count, seconds, loading):
     typer.echo(f"{count:,} translated in {seconds:.1f} s{rate}; {loading:.1f} s to load", err=True)
 
 
-def _hypothesis_lines(found, done, scores):
+def _table_lines(found, done, scores):
     """Lines of what is known of each hypothesis, between tabs."""
-    for number, row in enumerate(zip(*(part.numpy() for part in found), strict=True), start=done + 1):
+    for number, row in enumerate(zip(*(part.numpy() for part in found[:4]), strict=True), start=done + 1):
         for text, score, rank, stopped in zip(*row, strict=True):
             columns = [b"%d" % number] if len(row[0]) > 1 else []
             if scores:
@@ -689,13 +732,52 @@ def _hypothesis_lines(found, done, scores):
             yield b"\t".join([*columns, as_line(text)])
 
 
-def _attention_lines(model, texts, translations):
-    """Lines of JSON about where the model looked."""
-    if len(translations.shape) > 1:
-        raise OptionError("attention and n_best exclude each other")
-    for alignment in model.attention(texts, translations):
-        weights = [[round(float(weight), 4) for weight in row] for row in alignment.weights]
-        yield json.dumps(alignment._replace(weights=weights)._asdict(), ensure_ascii=False).encode()
+def _json_lines(model, texts, found, attention):
+    """A line of JSON for each text: all that is known of its hypotheses."""
+    import numpy as np
+
+    from seq2seq.model import spelled
+
+    rows, count, length = found.ids.shape
+    ids = found.ids.numpy().reshape(rows * count, length)
+    real = np.flatnonzero(ids[:, 0])  # a beam that finds too few hypotheses leaves empty places
+    ids, sources = ids[real], [texts[number] for number in real // count]
+    columns = [part.numpy().reshape(-1)[real] for part in found[:4]]
+    looked = model.attention(sources, ids) if attention else [None] * len(real)
+    objects = [{"source": text.decode(errors="replace"), "translations": []} for text in texts]
+    for number, text, score, rank, stopped, (tokens, nats), alignment in zip(
+        real // count, *columns, _scored_tokens(model, sources, ids), looked, strict=True
+    ):
+        known = {"text": text.decode(), "log_likelihood": _numbers(score), "ranked_by": _numbers(rank)}
+        known |= {"stopped": stopped.decode(), "tokens": tokens, "log_probabilities": _numbers(nats)}
+        objects[number]["translations"].append(
+            known | ({"attention": _numbers(alignment.weights)} if attention else {})
+        )
+    if attention:
+        source_tokens = spelled(model.source_tokenizer, model.source_tokenizer.tokenize(texts))
+        objects = [known | {"source_tokens": tokens} for known, tokens in zip(objects, source_tokens, strict=True)]
+    return (_json(known).encode() for known in objects)
+
+
+def _scored_tokens(model, sources, ids):
+    """For each row of target ids `[N, T]` its tokens and their log-probabilities, two lists."""
+    from seq2seq.model import spelled
+
+    scores = model.score(sources, ids, per_token=True).to_list()
+    return zip(spelled(model.target_tokenizer, ids), scores, strict=True)
+
+
+def _numbers(array):
+    """Numbers in any shape for JSON, which has no name for what is no finite number: that is None."""
+    import numpy as np
+
+    array = np.asarray(array, np.float64)
+    found: Any = np.where(np.isfinite(array), array.round(6), None)
+    return found.tolist()
+
+
+def _json(content):
+    return json.dumps(content, ensure_ascii=False, allow_nan=False)
 
 
 @app.command(cls=_Command)
@@ -985,6 +1067,9 @@ def score(
         list[str] | None,
         typer.Argument(metavar="RUN|CORPUS", help=f"{_ENSEMBLE} Then a corpus. {_CORPUS} Default: -, standard input."),
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write a line of JSON for each pair: its texts, tokens and all figures.")
+    ] = False,
     imports: Import = None,
     *,
     given: dict,
@@ -998,6 +1083,9 @@ def score(
     reason: an empty line, the names of the columns, a bad line. --on-bad-line is skip by default here; with error, the
     command ends at the first bad line.
 
+    With --json the line is an object with "source", "target", "log_likelihood", "loss" (nats per token, END included),
+    "tokens" and their "log_probabilities"; or null in place of nan.
+
     Example: paste source.txt target.txt | seq2seq score runs/phrasebook
     """
     runs, corpus = _runs_first("score", [str(run), *(corpus or ())], "CORPUS")
@@ -1009,10 +1097,24 @@ def score(
         lines = open_corpora(corpus, **reading).lines(report)
         for block in _blocks(lines):
             pairs = [pair for pair in block if pair]
-            scores = iter(model.score([source for source, _ in pairs], [target for _, target in pairs]).numpy())
-            typer.echo("\n".join(f"{next(scores):.4f}" if pair else "nan" for pair in block))
+            found = _score_objects(model, pairs) if as_json else _score_numbers(model, pairs)
+            typer.echo("\n".join(next(found) if pair else "null" if as_json else "nan" for pair in block))
     if report.dropped and not report.pairs:
         raise CorpusError(f"{' '.join(corpus)}: no pairs to score")
+
+
+def _score_numbers(model, pairs):
+    for score in model.score([source for source, _ in pairs], [target for _, target in pairs]).numpy():
+        yield f"{score:.4f}"
+
+
+def _score_objects(model, pairs):
+    sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+    ids = model.target_tokenizer.tokenize(targets, start_end=True)[:, 1:]
+    for source, target, (tokens, nats) in zip(sources, targets, _scored_tokens(model, sources, ids), strict=True):
+        figures = {"log_likelihood": _numbers(sum(nats)), "loss": _numbers(-sum(nats) / len(nats))}
+        figures |= {"tokens": tokens, "log_probabilities": _numbers(nats)}
+        yield _json({"source": source.decode(), "target": target.decode(), **figures})
 
 
 @app.command(cls=_Command)

@@ -297,6 +297,9 @@ class Config:
     average: int = _option(
         1, TRAINING, "Keep the average of the weights after each of the last so many epochs.", _COUNT
     )
+    keep_epochs: int = _option(
+        0, TRAINING, "Keep the models of the last so many measured epochs, for `seq2seq average`.", {"least": 0}
+    )
     on_divergence: str = _option(
         "stop", TRAINING, "What to do when a batch has no finite gradient: stop, or skip that batch."
     )

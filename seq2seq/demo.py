@@ -101,7 +101,7 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = ()) -> gr.Blocks:
 
 def _table(found):
     """The hypotheses of one text, `Translations`, as HTML: log-likelihood, what ranks it, why it stopped, text."""
-    rows = zip(*(part.numpy()[0] for part in found), strict=True)
+    rows = zip(*(part.numpy()[0] for part in found[:4]), strict=True)
     cells = [
         f"<tr><td>{score:.2f}</td><td>{rank:.2f}</td><td>{stopped.decode()}</td><td>{escape(text.decode())}</td></tr>"
         for text, score, rank, stopped in rows

@@ -70,7 +70,7 @@ def _endpoint(model, strategy):
         found, *known = model.translate_batch(texts, strategy, details=n_best)
         if not n_best:
             return {"texts": found[:-1, 0]}
-        scores, ranked_by, _ = known
+        scores, ranked_by, *_ = known
         return {"texts": found[:-1], "scores": scores[:-1], "ranked_by": ranked_by[:-1]}
 
     return translate

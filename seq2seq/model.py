@@ -32,7 +32,7 @@ from seq2seq.decoding import (
 )
 from seq2seq.distribution import apply_if, only_if, own_rows, several_workers, share, summed, whole_batches
 from seq2seq.exporting import export
-from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
+from seq2seq.layers import Decoder, Encoded, Encoder, holds_token, token_ids
 from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, check_loss, of_tokens, token_losses
 from seq2seq.recurrence import compiling, cores, side_by_side
 
@@ -57,13 +57,15 @@ class Translations(NamedTuple):
     scores: tf.Tensor  # float32 [N, n] log-likelihood, in nats; -inf of what is empty
     ranked_by: tf.Tensor  # float32 [N, n] what the order follows: of a beam, the score over its length penalty
     stopped: tf.Tensor  # strings [N, n] why it is no longer: "end", "limit" or "repetition"
+    # int32 [N, n, T] target ids up to and with END, then padding. `score` and `attention` take those of one rank.
+    ids: tf.Tensor
 
 
 class Alignment(NamedTuple):
     """Where the decoder looked while it wrote one text."""
 
     source: list[str]  # S tokens
-    target: list[str]  # T tokens, END included
+    target: list[str]  # T tokens, END included where there is one
     weights: np.ndarray  # [T, S], each row sums to 1
 
 
@@ -578,7 +580,9 @@ class Seq2Seq(keras.Model):
                 batch_size=batch_size,
                 details=details,
             )
-        found = [tf.gather(tf.concat(parts, axis=0), np.argsort(order)[:count]) for parts in zip(*done, strict=True)]
+        found = [tf.concat(parts, axis=0) for parts in zip(*done, strict=True)]
+        found = [each.to_tensor(PADDING) if isinstance(each, tf.RaggedTensor) else each for each in found]
+        found = [tf.gather(each, np.argsort(order)[:count]) for each in found]
         if details:
             return Translations(*found)
         (texts,) = found
@@ -624,14 +628,15 @@ class Seq2Seq(keras.Model):
             translations = tf.ensure_shape(tf.reshape(translations, [rows, count]), ids.shape[:2])
             stopped = tf.gather(tf.constant(STOPPED), stopped)
             if strategy.n_best > 1:
-                found = translations, scores, ranked_by, stopped
-                translations, scores, ranked_by, stopped = _first_different(strategy.n_best, *found)
+                found = translations, scores, ranked_by, stopped, ids
+                translations, scores, ranked_by, stopped, ids = _first_different(strategy.n_best, *found)
         if not details:
             return (translations,)
         if scores is None:
             target = tf.pad(ids[:, 0], [[0, 0], [1, 0]], constant_values=START)
             scores = ranked_by = self.log_likelihood(source, target)[:, None]
-        return translations, scores, ranked_by, stopped
+        ids = tf.RaggedTensor.from_tensor(ids, padding=PADDING, ragged_rank=2)
+        return translations, scores, ranked_by, stopped, ids
 
     def decode(
         self,
@@ -738,53 +743,94 @@ class Seq2Seq(keras.Model):
         mixed = tf.where(right | (ids == PADDING), ids, guesses)
         return mixed if inputs.dtype.is_integer else one_hot(mixed, inputs.shape[-1], inputs.dtype)
 
-    def score(self, sources: Texts, targets: Texts, batch_size: int = 256) -> tf.Tensor:
+    def score(
+        self, sources: Texts, targets: Texts | tf.Tensor, batch_size: int = 256, per_token: bool = False
+    ) -> tf.Tensor | tf.RaggedTensor:
         """The log-likelihood of each target, given its source.
 
         Args:
-            sources, targets: strings, N of each.
+            sources: strings, N of them.
+            targets: as many strings; or their ids `[N, T]` as they are, then padding, such as `ids[:, 0]` of
+                `Translations`, in which END is scored only where there is one.
             batch_size: how many pairs are scored together.
+            per_token: whether to return the log-probability of each token in place of their sum.
 
         Returns:
-            float32 `[N]`, in nats: the sum over the tokens of the target and END.
+            float32 `[N]`, in nats: the sum over the tokens of the target and END. With `per_token` those of all
+            tokens, ragged float32 `[N, (T)]`.
 
         Raises:
             OptionError: if there are not as many targets as sources, or what is given are no texts.
             MemoryError: if a batch does not fit into memory.
         """
-        sources, targets = _as_strings("sources", sources), _as_strings("targets", targets)
-        if not (sources.shape.rank and targets.shape.rank):
+        sources = _as_strings("sources", sources)
+        if not sources.shape.rank:
             raise OptionError("sources and targets: expected strings, [N], and not one alone; put it into a list")
-        if sources.shape != targets.shape:
-            raise OptionError(f"targets: expected as many as sources, {sources.shape[0]}, and not {targets.shape[0]}")
-        lengths = tf.strings.length(targets).numpy()
+        targets = _as_targets(targets, sources)
+        lengths = np.maximum(_bytes_or_tokens(sources), _bytes_or_tokens(targets))
         order, batches = _by_length(lengths, batch_size)
-        scores = []
+
+        def kept(each, ids):
+            return tf.RaggedTensor.from_tensor(each, _lengths(ids)) if per_token else tf.reduce_sum(each, axis=1)
+
+        scores = [kept(tf.zeros([0, 1]), tf.zeros([0, 1], tf.int32))]  # for no pairs
         for batch in batches:
-            with _enough_memory(f"{len(batch)} targets of up to {max(lengths[batch]):,} bytes", batch_size):
-                scores.append(self._score(tf.gather(sources, batch), tf.gather(targets, batch)))
-        return tf.gather(tf.concat([*scores, tf.zeros([0])], axis=0), np.argsort(order))
+            with _enough_memory(f"{len(batch)} pairs of up to {max(lengths[batch]):,} bytes", batch_size):
+                target = self._target_ids(tf.gather(targets, batch))
+                scores.append(kept(self._score(tf.gather(sources, batch), target), target[:, 1:]))
+        return tf.gather(tf.concat(scores, axis=0), np.argsort(order))
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)] * 2)
-    def _score(self, sources, targets):
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)])
+    def _score(self, sources, target):
         source = self.source_tokenizer.tokenize(sources)
-        target = self.target_tokenizer.tokenize(targets, start_end=True)
-        return side_by_side(self.log_likelihood, cores(), source, target)
+        return side_by_side(functools.partial(self.log_likelihood, per_token=True), cores(), source, target)
 
-    def log_likelihood(self, source: tf.Tensor, target: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def _target_ids(self, targets):
+        """Ids `[B, T + 1]` from START on: of texts with END, and of ids as they are."""
+        if targets.dtype == tf.string:
+            return self.target_tokenizer.tokenize(targets, start_end=True)
+        longest = tf.maximum(1, tf.reduce_max(_lengths(targets)))  # the decoder takes a step at least
+        return tf.pad(targets[:, :longest], [[0, 0], [1, 0]], constant_values=START)
+
+    def log_likelihood(
+        self, source: tf.Tensor, target: tf.Tensor, training: bool = False, per_token: bool = False
+    ) -> tf.Tensor:
         """The log-likelihood of target ids, given source ids; it has a gradient, for losses of your own.
 
         Args:
             source: ids `[B, S]`, or their one-hot form.
             target: ids `[B, T + 1]` from START on, then padding.
             training: whether dropout leaves numbers out.
+            per_token: whether to return that of each token.
 
         Returns:
-            float32 `[B]`, in nats: the sum over the tokens after START.
+            float32 `[B]`, in nats: the sum over the tokens after START. With `per_token` `[B, T]`, 0 for padding.
         """
         logits = self._logits(source, target[:, :-1], training)
-        nats = token_losses(target[:, 1:], logits)
-        return -tf.reduce_sum(tf.where(target[:, 1:] == PADDING, 0.0, nats), axis=1)
+        each = tf.where(target[:, 1:] == PADDING, 0.0, -token_losses(target[:, 1:], logits))
+        return each if per_token else tf.reduce_sum(each, axis=1)
+
+    def encode(self, texts: Texts) -> Encoded:
+        """What the encoder makes of texts, to look at it or to train a probe on it.
+
+        Args:
+            texts: strings, N of them, at least one. They are one batch: of many texts, give a part at a time.
+
+        Returns:
+            `Encoded`: the memory `[N, S, D]`, S being the tokens of the longest text; the mask `[N, S]` of real tokens;
+            the state that the decoder starts from; the source ids `[N, S]`.
+
+        Raises:
+            OptionError: for no text, or what is none.
+        """
+        texts = tf.reshape(_as_strings("texts", texts), [-1])
+        if not len(texts):
+            raise OptionError("texts: expected one or more")
+        return self._encode(texts)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def _encode(self, texts):
+        return encode(self.encoder, self.source_tokenizer.tokenize(texts))
 
     def export(
         self,
@@ -830,12 +876,14 @@ class Seq2Seq(keras.Model):
         """Whether the decoder can say where it looks, as `attention` wants to know."""
         return has_attention(self.decoder)
 
-    def attention(self, sources: Texts, targets: Texts | None = None, batch_size: int = 256) -> list[Alignment]:
+    def attention(
+        self, sources: Texts, targets: Texts | tf.Tensor | None = None, batch_size: int = 256
+    ) -> list[Alignment]:
         """Where the decoder looks while it writes each target.
 
         Args:
             sources: strings.
-            targets: as many strings; by default the greedy translations.
+            targets: as many strings, or ids as in `score`; by default the greedy translations.
             batch_size: how many are looked at together, fewer where they are long.
 
         Returns:
@@ -848,28 +896,21 @@ class Seq2Seq(keras.Model):
         if not self.has_attention:
             raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
         sources = tf.reshape(_as_strings("sources", sources), [-1])
-        targets = self.translate(sources) if targets is None else tf.reshape(_as_strings("targets", targets), [-1])
-        if len(sources) != len(targets):
-            raise OptionError(f"targets: expected as many as sources, {len(sources)}, and not {len(targets)}")
-        lengths = tf.maximum(*map(tf.strings.length, (sources, targets))).numpy()
+        targets = _as_targets(self.translate(sources) if targets is None else targets, sources)
+        lengths = np.maximum(_bytes_or_tokens(sources), _bytes_or_tokens(targets))
         order, batches = _by_length(lengths, batch_size)
         found = []
         for batch in batches:
             with _enough_memory(f"{len(batch)} texts of up to {max(lengths[batch]):,} bytes", batch_size):
-                found += self._attention(tf.gather(sources, batch), tf.gather(targets, batch))
+                found += self._attention(tf.gather(sources, batch), self._target_ids(tf.gather(targets, batch)))
         return [found[place] for place in np.argsort(order)]
 
-    def _attention(self, sources, targets):
+    def _attention(self, sources, target):
         source = self.source_tokenizer.tokenize(sources)
-        target = self.target_tokenizer.tokenize(targets, start_end=True)
         encoded, state = start(self.decoder, encode(self.encoder, source), tf.shape(target)[1] - 1)
         *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
 
-        def tokens(tokenizer, ids):
-            vocabulary = tokenizer.vocabulary
-            return [[vocabulary[number] for number in row if number != PADDING] for row in ids.numpy()]
-
-        source, target = tokens(self.source_tokenizer, source), tokens(self.target_tokenizer, target[:, 1:])
+        source, target = spelled(self.source_tokenizer, source), spelled(self.target_tokenizer, target[:, 1:])
         return [  # an empty source is one step of nothing; copied, or each would keep the weights of its whole batch
             Alignment(source, target, row[: len(target), : max(1, len(source))].copy())
             for source, target, row in zip(source, target, weights.numpy(), strict=True)
@@ -918,6 +959,12 @@ def teacher_forcing(
     labels = token_ids(target[:, 1:])
     weights = tf.cast(labels != PADDING, tf.float32)
     return (source, target[:, :-1]), labels, weights if sample_weight is None else weights * sample_weight
+
+
+def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]]:
+    """The tokens of ids `[B, T]`, END included, without padding: B lists."""
+    vocabulary = tokenizer.vocabulary
+    return [[vocabulary[number] for number in row if number != PADDING] for row in np.asarray(ids)]
 
 
 def _checked(data):
@@ -984,6 +1031,20 @@ def _as_strings(argument, texts):
     return found
 
 
+def _as_targets(targets, sources):
+    """Targets of sources `[N]`, as many: strings `[N]`, or ids `[N, T]` as they are."""
+    is_ids = getattr(targets, "ndim", 0) == 2 and tf.as_dtype(targets.dtype).is_integer
+    found = tf.cast(targets, tf.int32) if is_ids else tf.reshape(_as_strings("targets", targets), [-1])
+    if len(found) != len(sources):
+        raise OptionError(f"targets: expected as many as sources, {len(sources)}, and not {len(found)}")
+    return found
+
+
+def _bytes_or_tokens(texts):
+    """How long each of texts `[N]` is in bytes, or each row of ids `[N, T]` in tokens: an array `[N]`."""
+    return (tf.strings.length(texts) if texts.dtype == tf.string else _lengths(texts)).numpy()
+
+
 @contextlib.contextmanager
 def _enough_memory(batch, batch_size):
     """Raises a `MemoryError` that says what the batch was if the device has not enough memory for it."""
@@ -1001,17 +1062,18 @@ def _follows_steps(callback):
     return any(function is not getattr(keras.callbacks.Callback, hook) for hook, function in found)
 
 
-def _first_different(count, texts, scores, ranked_by, stopped):
-    """Of what is known of N hypotheses of each source, `[B, N]`, that of the first so many with different texts.
+def _first_different(count, texts, scores, ranked_by, stopped, ids):
+    """Of what is known of N hypotheses of each source, `[B, N]` or `[B, N, T]`, that of the first so many with
+    different texts.
 
     If there are fewer, empty hypotheses follow, as in `BeamSearch`.
     """
     equal = tf.cast(texts[:, :, None] == texts[:, None], tf.int32)
     repeated = tf.argmax(equal, axis=2, output_type=tf.int32) < tf.range(tf.shape(texts)[1])
     order = tf.argsort(tf.cast(repeated, tf.int32), axis=1, stable=True)[:, :count]
-    nothing = "", NEVER, NEVER, STOPPED[LIMITED]
-    found = zip((texts, scores, ranked_by, stopped), nothing, strict=True)
-    return [tf.gather(tf.where(repeated, empty, known), order, batch_dims=1) for known, empty in found]
+    found = [tf.where(repeated, *each) for each in (("", texts), (NEVER, scores), (NEVER, ranked_by))]
+    found += tf.where(repeated, STOPPED[LIMITED], stopped), tf.where(repeated[:, :, None], PADDING, ids)
+    return [tf.gather(each, order, batch_dims=1) for each in found]
 
 
 def _rounded_up(size, least=16):

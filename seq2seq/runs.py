@@ -8,6 +8,7 @@ import math
 import os
 import random
 import shlex
+import shutil
 import sys
 import warnings
 import zipfile
@@ -21,9 +22,11 @@ import tensorflow as tf
 
 from pipelines import (
     CorpusError,
+    OptionError,
     Report,
     Tokenizer,
     as_seen_from,
+    check_number,
     checksums,
     group_by_source,
     read_pairs,
@@ -31,7 +34,7 @@ from pipelines import (
     split_by_hash,
     split_last,
 )
-from seq2seq.checkpoints import RunError
+from seq2seq.checkpoints import RunError, locked, whole_file, write_json
 from seq2seq.config import MONITORS, Config, load_config, own_classes, reading_options
 from seq2seq.contract import one_line
 from seq2seq.decoding import BeamSearch
@@ -315,6 +318,62 @@ def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = wa
             drawn.append(folder / f"attention-{number}.png")
             draw_attention(alignment, drawn[-1])
     return drawn
+
+
+def kept_epochs(folder: Path | str) -> dict[int, Path]:
+    """The models that a run has kept of its epochs, {number: file}, the earliest first."""
+    found = {int(path.stem.partition("-")[2]): path for path in Path(folder).glob("epochs/epoch-*.keras")}
+    return dict(sorted(found.items()))
+
+
+def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq2Seq:
+    """Makes a run of another one, whose weights are the mean of those after its last kept epochs.
+
+    Vaswani et al. 2017 (arxiv.org/abs/1706.03762, section 6.1) do so with the last 5 checkpoints. The run must have
+    been trained with `Config.keep_epochs`. The new one counts as trained on the same corpus, and holds out the same.
+
+    Args:
+        folder: the run folder.
+        out: the run folder to make, in whose `config.json` "averaged" names the run and its epochs.
+        last: of how many epochs to take the mean; by default of all that are kept.
+
+    Returns:
+        The `Seq2Seq` in it.
+
+    Raises:
+        OptionError: if fewer epochs are kept.
+        RunError: if there is no such run, or the folder to make is not empty.
+    """
+    folder, out = Path(folder), Path(out)
+    check_number("last", last, least=1, optional=True)
+    _, record = configuration(folder)
+    kept = kept_epochs(folder)
+    if len(kept) < (last or 1):
+        raise OptionError(
+            f"last={last}: {folder} has kept the models of {len(kept)} epochs; train with --keep-epochs {last or 5}"
+        )
+    epochs = list(kept)[-(last or len(kept)) :]
+    with locked(out):
+        if any(path.name != "lock" for path in out.iterdir()):
+            raise RunError(f"{out} is not empty; choose another folder")
+        total: list[Any] = []
+        for epoch in epochs:
+            model = load_model(folder, f"epochs/{kept[epoch].name}")
+            weights = [np.array(weight, np.float64) for weight in model.trainable_variables]
+            total = [sum(both) for both in zip(total, weights, strict=True)] if total else weights
+        for weight, summed in zip(
+            model.trainable_variables, total, strict=True
+        ):  # of the last; others are as it has them
+            weight.assign(summed / len(epochs))
+        for name in ("history.csv", "survey.json"):
+            shutil.copy(folder / name, out)
+        sources = list(probe(folder))
+        translations = [text.decode() for text in model.translate(sources).numpy()]
+        write_json(out / "probe.json", dict(zip(sources, translations, strict=True)))
+        write_json(out / "config.json", record | {"averaged": {"run": str(folder.resolve()), "epochs": epochs}})
+        with whole_file(out / "model.keras") as aside:
+            model.save(aside)
+        return load_run(out)
 
 
 def export_runs(folders: Sequence[Path | str], out: Path | str, beam: BeamSearch) -> None:

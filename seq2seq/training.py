@@ -11,6 +11,8 @@ import json
 import math
 import os
 import platform
+import re
+import resource
 import signal
 import threading
 import time
@@ -43,7 +45,7 @@ from pipelines import (
 from pipelines.corpora import UNTUNED
 from pipelines.readers import LENGTH, as_line
 from pipelines.tokenizers import END, RESERVED_TOKENS, TOKENIZERS, ColumnsTokenizer, SeparatorTokenizer, Tokenizer
-from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file
+from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file, write_json
 from seq2seq.config import (
     TRANSLATION_FIGURES,
     Config,
@@ -72,12 +74,14 @@ from seq2seq.runs import (
     compile_model,
     configuration,
     find_corpus,
+    kept_epochs,
     load_model,
     load_run,
     sample,
     trained_on,
     validation_pairs,
 )
+from seq2seq.tracking import check_trackers, tracked
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 ENCODERS = {"recurrent": Encoder, "transformer": TransformerEncoder}
@@ -102,6 +106,7 @@ def train(
     say: Callable[[str], None] | None = None,
     command: str | None = None,
     strategy: tf.distribute.Strategy | None = None,
+    track: Sequence[str] = (),
 ) -> Seq2Seq:
     """Trains a model and keeps it in a run folder, saved anew after each measured epoch.
 
@@ -113,8 +118,8 @@ def train(
     Args:
         config: a `Config`; None to resume with the one that the training was begun with.
         folder: the run folder to make: `model.keras`, the last epoch's or the best by `config.monitor`, without its
-            optimizer; `config.json`; `history.csv`; and in `survey.json` the tokens and lengths of the training side,
-            counted.
+            optimizer; `config.json`, which also says what the training took; `history.csv`; in `survey.json` the tokens
+            and lengths of the training side, counted; and in `epochs` the models that `config.keep_epochs` asks for.
         overwrite: whether a run that is there may be replaced; it is left alone until the first epoch is over.
         resume: whether there must be an unfinished training to go on with.
         callbacks: more Keras callbacks. Before training, each one's `held_out`, where it has one, is set to a few
@@ -127,6 +132,7 @@ def train(
         command: the command line, to be kept in `config.json`.
         strategy: what trains on several devices or machines, see `open_strategy`. All workers call this with the same
             arguments and see the same folder, which the first of them writes. Default: one device.
+        track: names of the trackers that are told the figures of each epoch, see `tracking`. Default: none.
 
     The same configuration gives the same weights, to the bit on a CPU, and on a GPU with `config.deterministic`.
 
@@ -145,13 +151,15 @@ def train(
         MemoryError: if a batch does not fit into memory. What was saved stays.
         CorpusError: if a corpus cannot be read, holds nothing to train on, or has changed since a training that is to
             be resumed was begun.
-        OptionError: if options do not go together, or a name in them stands for nothing.
+        OptionError: if options do not go together, a name in them stands for nothing, or a tracker cannot begin.
+        ModuleNotFoundError: if a tracker is not installed.
         WorkerLostError: if another worker has stopped.
     """
     if not isinstance(config, Config | None):
         raise OptionError(f"config={config!r}: expected a Config, such as Config({config!r})")
-    folder = Path(folder)
+    folder, started = Path(folder), _clocks()
     say = say or (lambda text: None)
+    check_trackers(track)
     if config and config.compile and strategy:
         raise OptionError("compile=True: steps are compiled on one device only, without a strategy")
     chief = is_chief(strategy)
@@ -167,7 +175,8 @@ def train(
         if run is None or strategy:
             sums_of_workers(strategy, [])  # when the first has begun, the others can read what it has written
             run = _resume(folder, config, say, strategy)
-        _fit(run, callbacks, say)
+        run.clocks = run.clocks - started
+        _fit(run, callbacks, say, track if chief else ())
         sums_of_workers(strategy, [])
         if chief:
             run.checkpoints.clear()
@@ -191,6 +200,8 @@ class _Run:
     step: int = 0  # how many steps of the epoch after them are done
     seen: int = 0  # how many pairs have been trained on, in all epochs
     state: list | None = None  # the arrays of the checkpoint to go on from
+    clocks: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2))  # with `_clocks`, what has been taken
+    peak: int = 0  # MB of memory, before the training was resumed
     strategy: tf.distribute.Strategy | None = None
 
     def measures(self, epoch):
@@ -308,9 +319,9 @@ def _begin(config, folder, progress, report, say, command):
     run = _Run(folder, config, record, model, checkpoints, found.pairs, steps, epochs, history=[])
     checkpoints.clear()
     model.save(checkpoints.folder / "begun.keras")
-    _write_json(checkpoints.folder / "survey.json", found.as_dict(), indent=1)
-    _write_json(checkpoints.folder / "run.json", {name: getattr(run, name) for name in ("pairs", "steps", "epochs")})
-    _write_json(checkpoints.folder / "config.json", record)  # the last: with it the folder is one to resume from
+    write_json(checkpoints.folder / "survey.json", found.as_dict(), indent=1)
+    write_json(checkpoints.folder / "run.json", {name: getattr(run, name) for name in ("pairs", "steps", "epochs")})
+    write_json(checkpoints.folder / "config.json", record)  # the last: with it the folder is one to resume from
     return run
 
 
@@ -415,6 +426,7 @@ def _resume(folder, given, say, strategy):
     if any(checkpoints.folder.glob("*.npz")):
         run.state, facts = checkpoints.load()
         run.history, run.step, run.seen = (facts[name] for name in ("history", "step", "seen"))
+        run.clocks, run.peak = np.array(facts["clocks"]), facts["peak"]
         say(
             f"Resuming {folder} in epoch {len(run.history) + 1}/{run.epochs}, after {run.step:,} of {run.steps:,} steps"
         )
@@ -444,7 +456,7 @@ def _determinism_as_before():
         determinism.enable_op_determinism() if enabled else determinism.disable_op_determinism()
 
 
-def _fit(run, callbacks, say):
+def _fit(run, callbacks, say, track):
     """Trains from where a run is to its end."""
     config, model = run.config, run.model
     validation = both_sides(config, model.source_tokenizer)[1]
@@ -471,7 +483,7 @@ def _fit(run, callbacks, say):
     if held_out and can_measure():
         own.append(_Translate(held_out, run))
     measured = _batches(run, validation, shuffle=False)
-    with _first_signal() as safe.signal:
+    with tracked(track, config, model, run.folder) as trackers, _first_signal() as safe.signal:
         while not run.stopped():
             epoch, step = len(run.history), run.step
             try:
@@ -485,7 +497,7 @@ def _fit(run, callbacks, say):
                     steps_per_epoch=run.steps - step,
                     shuffle=False,  # the pipeline has done it
                     verbose=0,
-                    callbacks=[*own, safe, *callbacks],
+                    callbacks=[*own, safe, *trackers, *callbacks],
                 )
             except tf.errors.ResourceExhaustedError as error:
                 raise MemoryError(safe.out_of_memory()) from error
@@ -829,12 +841,22 @@ class _Safe(keras.callbacks.Callback):
     def _keep(self, best):
         """Writes what the run folder has of the epoch, and its model if that is the best so far."""
         run, folder = self.run, self.run.folder
+        epoch, count = len(run.history), run.config.keep_epochs
+        names = ["model.keras"] * best + [f"epochs/epoch-{epoch:04}.keras"] * (count > 0)
+        for path in (folder / name for name in names):
+            path.parent.mkdir(exist_ok=True)
+            with whole_file(path) as aside, _uncompiled(self.model):
+                self.model.save(aside)
+        kept = kept_epochs(folder)  # of which later ones are of a run that is replaced, or from before a resumption
+        wanted = [number for number in kept if number <= epoch][-count:] if count else []
+        for number in kept.keys() - set(wanted):
+            kept[number].unlink()
+        with contextlib.suppress(OSError):
+            (folder / "epochs").rmdir()  # if nothing is left in it
         if best:
-            with whole_file(folder / "model.keras") as path, _uncompiled(self.model):
-                self.model.save(path)
             translations = [text.decode() for text in self.model.translate(self.probe).numpy()]
-            _write_json(folder / "probe.json", dict(zip(self.probe, translations, strict=True)))
-        _write_json(folder / "config.json", run.record)
+            write_json(folder / "probe.json", dict(zip(self.probe, translations, strict=True)))
+        write_json(folder / "config.json", run.record | {"training": self._taken()})
         with whole_file(folder / "history.csv") as path, path.open("w", newline="") as file:
             writer = csv.DictWriter(file, run.history[0])
             writer.writeheader()
@@ -842,6 +864,26 @@ class _Safe(keras.callbacks.Callback):
         found = run.checkpoints.folder / "survey.json"
         if found.is_file():
             os.replace(found, folder / found.name)
+
+    def _taken(self):
+        """What the training has taken up to now, in all its parts."""
+        run = self.run
+        seconds, processor_seconds = (_clocks() + run.clocks).round(1).tolist()
+        taken = {
+            "parameters": self.model.count_params(),
+            "updates": int(self.model.optimizer.iterations.numpy()),
+            "epochs": len(run.history),
+            "pairs": run.seen,
+            "seconds": seconds,
+            "processor_seconds": processor_seconds,
+            "peak_memory_mb": _peak_memory(run),
+        }
+        gpus = tf.config.list_logical_devices("GPU")
+        if gpus:
+            peaks = [tf.config.experimental.get_memory_info(gpu.name.removeprefix("/device:"))["peak"] for gpu in gpus]
+            taken["peak_gpu_memory_mb"] = max(peaks) // 2**20
+        replicas = self.model.distribute_strategy.num_replicas_in_sync
+        return taken | {"device": f"{replicas} x " * (replicas > 1) + _device()}
 
     def _variables(self):
         """All that changes in training, but for the averages of weights."""
@@ -854,6 +896,7 @@ class _Safe(keras.callbacks.Callback):
         arrays = [np.array(tf.convert_to_tensor(variable)) for variable in self._variables()]
         done = len(run.history) * run.steps + run.step
         facts = {"history": list(run.history), "step": run.step, "seen": run.seen}
+        facts |= {"clocks": (_clocks() + run.clocks).tolist(), "peak": _peak_memory(run)}
         if self.chief:
             run.checkpoints.save(done, arrays + self.average.arrays(), facts)
         self.saved = time.monotonic()
@@ -924,12 +967,27 @@ def _uncompiled(model):
         model.optimizer, model.compiled = optimizer, True
 
 
+def _clocks():
+    """Seconds of wall time and of processor time, of all threads of this process, from some moment on."""
+    return np.array([time.monotonic(), time.process_time()])
+
+
+def _peak_memory(run):
+    """The most memory, in MB, that a process of this training has had."""
+    return max(run.peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def _device():
+    """The name of the GPU or, without one, of the processor and how many of its cores there are."""
+    if gpus := tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    processor = platform.machine()
+    with contextlib.suppress(OSError):
+        if name := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
+            processor = name[1]
+    return f"{processor}, {len(os.sched_getaffinity(0))} cores"
+
+
 def _seconds_between_looks():
     """How often to look at what steps have come to: on a CPU at each. A GPU would have to be waited for."""
     return 1.0 if tf.config.list_logical_devices("GPU") else 0.0
-
-
-def _write_json(path, content, indent=2):
-    with whole_file(path) as aside:
-        text = json.dumps(content, ensure_ascii=False, indent=indent) + "\n"
-        aside.write_bytes(text.encode(errors="backslashreplace"))  # as JSON writes what a file's name may hold, too

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import multiprocessing
 import os
 import random
@@ -184,6 +185,7 @@ def _run(config, folder, events_until_killed=None):
 
 @pytest.mark.slow
 def test_a_training_killed_again_and_again_ends_with_the_same_weights(config, tmp_path):
+    config = dataclasses.replace(config, keep_epochs=2)
     whole = _run(config, tmp_path / "whole")
     moments, kills, found = random.Random(1), 0, None
     while found is None:
@@ -192,10 +194,20 @@ def test_a_training_killed_again_and_again_ends_with_the_same_weights(config, tm
     assert kills == 3
     for one, other in zip(whole, found, strict=True):
         np.testing.assert_array_equal(one, other)
-    for name in ("history.csv", "config.json", "survey.json"):
+    for name in ("history.csv", "survey.json"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    records = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("run", "whole")]
+    for record in records:  # how long it takes and how much memory is another matter
+        measured = [record["training"].pop(name) for name in ("seconds", "processor_seconds", "peak_memory_mb")]
+        assert min(measured) > 0
+    assert records[0] == records[1]
+    epochs = (tmp_path / "run" / "history.csv").read_text().count("\n") - 1
+    assert records[0]["training"]["epochs"] == epochs
+    kept = sorted(path.name for path in (tmp_path / "run" / "epochs").iterdir())
+    assert kept == [f"epoch-{number:04}.keras" for number in (epochs - 1, epochs)]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
         "config.json",
+        "epochs",
         "history.csv",
         "model.keras",
         "probe.json",

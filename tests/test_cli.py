@@ -14,13 +14,16 @@ import zipfile
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
+import tensorflow as tf
 from command_line import SEQ2SEQ, seq2seq
 
 from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
-from seq2seq import Seq2Seq, evaluation
+from seq2seq import BeamSearch, Sampling, Seq2Seq, evaluation
 from seq2seq.cli import _print_comparison
 from seq2seq.config import Config
+from seq2seq.runs import load_runs
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def run(tmp_path_factory):
     """A run folder made from the command line, and the process that made it."""
     folder = tmp_path_factory.mktemp("cli")
     (folder / "toy.tsv").write_text("".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "abcde"))
-    command = [SEQ2SEQ, "train", "toy.tsv", "--epochs", "2", "--units", "8", "--seed", "1", "--tensorboard"]
+    command = [SEQ2SEQ, "train", "toy.tsv", "--epochs", "2", "--units", "8", "--seed", "1", "--track", "tensorboard"]
     return folder / "runs" / "toy", subprocess.run(command, cwd=folder, capture_output=True)
 
 
@@ -58,6 +61,7 @@ def test_help_teaches_and_imports_no_tensorflow():
         (["demo", "--help"], ["--port", "7860", "Example:"]),
         (["export", "--help"], ["SavedModel", "Example:"]),
         (["plot", "--help"], ["attention", "Example:"]),
+        (["average", "--help"], ["--keep-epochs", "Example:"]),
         (["inspect", "--help"], ["--histogram", "Example:"]),
         (["shuffle", "--help"], ["--shards", "Example:"]),
     ):
@@ -74,6 +78,7 @@ def test_train_prints_its_folder_to_stdout_and_its_progress_to_stderr(run):
     folder, done = run
     assert (done.returncode, done.stdout) == (0, b"runs/toy\n")
     progress = done.stderr.decode()
+    assert re.search(r"\n\d+ updates of [\d,]+ parameters in [\d.]+ s on .*; \d+ MB\n", progress)
     assert "Epoch 2/2  loss" in progress and "held out: loss" in progress and " -> " in progress
     assert "Traceback" not in progress and "Warning" not in progress and "cuda" not in progress
     assert (folder / "model.keras").is_file()
@@ -305,6 +310,12 @@ def test_a_missing_extra_is_named(tsv, tmp_path):
     command = [SEQ2SEQ, "inspect", tsv("a\tb\n"), "--histogram", "x.png"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (2, "seq2seq: this needs matplotlib: pip install 'keras-seq2seq[plots]'\n")
+    for name in ("wandb", "mlflow"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('none', name={name!r})")
+        command = [SEQ2SEQ, "train", tsv("a\tb\n"), "--track", name, "--out", tmp_path / "run"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert (done.returncode, done.stdout) == (2, "") and not (tmp_path / "run").exists()
+        assert done.stderr == f"seq2seq: this needs {name}: pip install 'keras-seq2seq[{name}]'\n"
 
 
 def test_bad_options_exit_2(tsv, tmp_path):
@@ -328,6 +339,7 @@ def test_bad_options_exit_2(tsv, tmp_path):
             ["--architecture", "transformer", "--attention", "dot"],
             "attention: neither TransformerEncoder nor TransformerDecoder has this option",
         ),
+        (["--track", "wandbb"], "track='wandbb': expected 'tensorboard', 'wandb', 'mlflow'"),
         (["--precision", "float8"], "precision='float8': expected 'float32', 'bfloat16'"),
         (["--compile", "--deterministic"], "compile=True: XLA does not promise the same bits"),
         (["--decoder", "nowhere:Decoder"], "decoder='nowhere:Decoder': there is no module 'nowhere'"),
@@ -404,10 +416,84 @@ def test_strategies_and_what_is_known_of_each_hypothesis(run):
     samples = [seq2seq("translate", folder, "ab", "cd", "--sample", "--seed", seed).stdout for seed in (1, 2)]
     assert samples[0] != samples[1]
     assert seq2seq("translate", folder, "ab", "--top-k", 1).stdout.decode() == f"{scored[3]}\n"
-    (alignment,) = seq2seq("translate", folder, "ab", "--attention").stdout.splitlines()
-    alignment = json.loads(alignment)
-    assert alignment["source"] == ["a", "b"] and all(len(row) == 2 for row in alignment["weights"])
-    assert len(alignment["weights"]) == len(alignment["target"])
+
+
+def objects(done):
+    """The lines of JSON that a command has written, strictly read: there is no NaN in JSON."""
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().split("\n")
+    assert lines.pop() == ""
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "strategy"),
+    [
+        ([], "greedy"),
+        (["--beam-width", 4, "--n-best", 3], BeamSearch(4, n_best=3)),
+        (["--temperature", 2.0], Sampling(2.0)),
+    ],
+    ids=str,
+)
+def test_json_says_of_each_translation_what_python_does(run, options, strategy):
+    folder, texts = run[0], ["ab", "", "ec"]
+    model = load_runs([folder, folder])
+    found = model.translate(texts, strategy, details=True, max_length=5)
+    done = seq2seq("translate", folder, folder, *texts, *options, "--max-length", 5, "--attention")
+    for number, known in enumerate(objects(done)):
+        assert (known["source"], known["source_tokens"]) == (texts[number], list(texts[number]))
+        assert len(known["translations"]) == found.texts.shape[1]
+        for rank, one in enumerate(known["translations"]):
+            assert (
+                one["text"].encode() == found.texts[number, rank]
+                and one["stopped"].encode() == found.stopped[number, rank]
+            )
+            assert "".join(one["tokens"]).removesuffix("[END]") == one["text"]
+            assert one["log_likelihood"] == pytest.approx(float(found.scores[number, rank]), abs=1e-4)
+            assert one["ranked_by"] == pytest.approx(float(found.ranked_by[number, rank]), abs=1e-4)
+            assert sum(one["log_probabilities"]) == pytest.approx(one["log_likelihood"], abs=1e-4)
+            (alignment,) = model.attention([texts[number]], found.ids[number : number + 1, rank])
+            np.testing.assert_allclose(one["attention"], alignment.weights, atol=1e-5)
+    plain = objects(seq2seq("translate", folder, folder, *options, "--max-length", 5, "--json", stdin=b"ab\n\nec\n"))
+    assert [sorted(known) for known in plain] == [["source", "translations"]] * 3
+    assert [[one["text"] for one in known["translations"]] for known in plain] == [
+        [text.decode() for text in row] for row in found.texts.numpy()
+    ]
+
+
+@pytest.mark.slow
+def test_json_of_pairs_has_the_score_of_each_token_and_null_for_a_line_without_a_pair(run):
+    folder, _ = run
+    first, none, other = objects(seq2seq("score", folder, "--json", stdin="ab\tAñ\nno tab\ncd\tC\n".encode()))
+    model = load_runs([folder])
+    each = model.score(["ab", "cd"], ["Añ", "C"], per_token=True)
+    assert none is None and (first["source"], first["target"], other["target"]) == ("ab", "Añ", "C")
+    assert first["tokens"] == ["A", "[UNK]", "[END]"] and other["tokens"] == ["C", "[END]"]
+    for known, nats in zip((first, other), each, strict=True):
+        np.testing.assert_allclose(known["log_probabilities"], nats, atol=1e-4)
+        assert known["log_likelihood"] == pytest.approx(float(tf.reduce_sum(nats)), abs=1e-4)
+        assert known["loss"] == pytest.approx(-float(tf.reduce_mean(nats)), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_json_has_null_for_what_is_no_number_and_no_hypotheses_that_a_beam_has_not_found(tmp_path):
+    model = Seq2Seq(CharTokenizer("ab"), CharTokenizer("AB"), units=4, attention="dot")
+    model.save(tmp_path / "model.keras")
+    best = ["--beam-width", 3, "--n-best", 3, "--max-length", 1, "--json"]
+    (known,) = objects(seq2seq("translate", tmp_path, "a", *best))
+    found = model.translate(["a"], BeamSearch(3, n_best=3), max_length=1, details=True)
+    assert len(known["translations"]) == np.isfinite(found.scores).sum() == 3
+    assert sorted(one["tokens"] for one in known["translations"]) == [["A"], ["B"], ["[END]"]]
+    (known,) = objects(seq2seq("translate", tmp_path, "a", *best[:4], "--max-length", 1, "--min-length", 1, "--json"))
+    assert sorted(one["text"] for one in known["translations"]) == ["A", "B"]
+    kernel = model.decoder.output_layer.kernel
+    kernel.assign(kernel * np.nan)
+    model.save(tmp_path / "model.keras")
+    (known,) = objects(seq2seq("translate", tmp_path, "a", "--max-length", 2, "--json"))
+    (one,) = known["translations"]
+    assert one["log_likelihood"] is None and one["log_probabilities"] == [None] * len(one["tokens"])
+    assert objects(seq2seq("score", tmp_path, "--json", stdin=b"a\tA\n"))[0]["loss"] is None
 
 
 @pytest.mark.slow
@@ -482,8 +568,8 @@ def test_a_translation_with_tabs_and_line_breaks_is_one_column_of_one_line(break
     assert [row[0] for row in rows] == ["1", "1", "2", "2", "3", "3"]
     assert len(set(map(len, rows))) == 1 and all(re.fullmatch(" {1,4}", row[-1]) for row in rows)
     looked = translated("--attention", stdin=b"a\n\nb").removesuffix("\n").split("\n")
-    assert [json.loads(line)["source"] for line in looked] == [["a"], [], ["b"]]
-    assert set(json.loads(looked[0])["target"]) <= {*"\t\n\v\f\r\x85\u2028", "[END]"}
+    assert [json.loads(line)["source_tokens"] for line in looked] == [["a"], [], ["b"]]
+    assert set(json.loads(looked[0])["translations"][0]["tokens"]) <= {*"\t\n\v\f\r\x85\u2028", "[END]"}
     corpus = tsv("".join(json.dumps({"source": c, "target": "x\ny"}) + "\n" for c in "abc"), "pairs.jsonl")
     done = seq2seq("evaluate", breaking, corpus, "--write", tmp_path / "out", "--min-length", 2, "--max-length", 4)
     assert len(re.findall(r"    [abc]  ->  +\(x y\)\n", done.stdout.decode())) == 3, done.stderr
@@ -570,7 +656,6 @@ def test_what_cannot_be_asked_of_translate_exits_2(run):
         (["--min-length", 5, "--max-length", 2], "max_length=2: expected a whole number, at least 5"),
         (["--temperature", "inf"], "temperature=inf: expected a number, above 0"),
         (["--sample", "--seed", 10**20], "seed=100000000000000000000: expected a whole number, at least 0 and below"),
-        (["--n-best", 2, "--attention"], "attention and n_best exclude each other"),
         (["--import", "nowhere:Class"], "there is no module 'nowhere'"),
     ):
         done = seq2seq("translate", folder, "ab", *options)
@@ -751,7 +836,8 @@ def test_pictures_are_made_by_train_and_again_by_plot(run):
 
 
 @pytest.mark.slow
-def test_tensorboard_gets_curves_and_pictures(run):
+def test_tensorboard_gets_curves_and_pictures_if_it_is_named(run, larger):
+    assert not (larger / "tensorboard").exists()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found = {}

@@ -143,9 +143,11 @@ def test_a_beam_of_one_is_greedy_and_a_wider_one_finds_likelier_texts(model):
 @pytest.mark.parametrize("strategy", ["greedy", BeamSearch(4, n_best=4), "sampling"], ids=str)
 def test_scores_are_those_of_the_texts(upper_case, strategy):
     model, words = upper_case
-    texts, scores, ranked_by, stopped = model.translate(words, strategy, details=True)
-    assert texts.shape == scores.shape == ranked_by.shape == stopped.shape
+    texts, scores, ranked_by, stopped, ids = model.translate(words, strategy, details=True)
+    assert texts.shape == scores.shape == ranked_by.shape == stopped.shape == ids.shape[:2]
     for column in range(texts.shape[1]):
+        # Of the very tokens, those are right too that did not end by themselves, and texts with unknown tokens.
+        np.testing.assert_allclose(model.score(words, ids[:, column]), scores[:, column], rtol=1e-3, atol=1e-3)
         ended = (stopped[:, column] == b"end").numpy()
         assert ended[: len(words)].any()
         again = model.score(words, texts[:, column]).numpy()
@@ -278,6 +280,44 @@ def test_score_is_the_sum_over_the_tokens_and_end(model):
     np.testing.assert_allclose(model.score(["sol", "m", "sol"], ["SOL", "A", "SOL"])[2], -nats.sum(), rtol=1e-5)
     with pytest.raises(OptionError, match="targets: expected as many as sources, 2"):
         model.score(["a", "b"], ["A"])
+
+    each = model.score(["sol", "m", "sol"], ["SOL", "", "SOL"], batch_size=2, per_token=True)
+    assert each.dtype == tf.float32 and each.row_lengths().numpy().tolist() == [4, 1, 4]
+    np.testing.assert_allclose(each[0], -nats, rtol=1e-5)
+    scores = model.score(["sol", "m", "sol"], ["SOL", "", "SOL"])
+    np.testing.assert_allclose(tf.reduce_sum(each, axis=1), scores, rtol=1e-6)
+    assert model.score([], [], per_token=True).shape == (0, None) and model.score([], []).shape == (0,)
+
+
+def test_ids_are_scored_and_looked_at_as_they_are_with_and_without_end(model):
+    whole = model.target_tokenizer.tokenize(["SOL", "MAR"], start_end=True)[:, 1:]
+    ids = np.pad(whole.numpy(), [[0, 0], [0, 5]])  # padding more, as a longer row beside them would give them
+    ids[1, 3] = PADDING  # no END
+    each = model.score(["sol", "mar"], ids, per_token=True)
+    right = model.score(["sol", "mar"], ["SOL", "MAR"], per_token=True)
+    np.testing.assert_allclose(each.flat_values, right.flat_values[:-1], rtol=1e-5)
+    found = model.attention(["sol", "mar"], ids)
+    assert [alignment.target for alignment in found] == [["S", "O", "L", "[END]"], ["M", "A", "R"]]
+    np.testing.assert_allclose(found[1].weights, model.attention(["mar"], ["MAR"])[0].weights[:3], rtol=1e-5)
+    with pytest.raises(OptionError, match="targets: expected as many as sources, 1, and not 2"):
+        model.attention(["sol"], ids)
+
+
+def test_encode_gives_what_the_decoder_looks_at(model):
+    found = model.encode(text for text in ("sol", "m"))
+    ids = model.source_tokenizer.tokenize(["sol", "m"])
+    np.testing.assert_array_equal(found.source, ids)
+    np.testing.assert_array_equal(found.mask, [[True] * 3, [True, False, False]])
+    for one, other in zip(*(tf.nest.flatten([e.memory, e.state]) for e in (found, model.encoder(ids))), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert found.memory.shape == (2, 3, 16) and model.encode("sol").memory.shape == (1, 3, 16)
+    for wrong, message in (
+        ([], "expected one or more"),
+        ({"sol"}, "a set gives them in no order"),
+        ([1], "expected a string"),
+    ):
+        with pytest.raises(OptionError, match=f"texts: {message}"):
+            model.encode(wrong)
 
 
 def test_lengths_seen_in_training_are_kept_and_limit_each_translation(tokenizers, tmp_path):

@@ -1,4 +1,6 @@
 import itertools
+import json
+import os
 import re
 import shlex
 import signal
@@ -44,6 +46,41 @@ def test_the_tour_runs_as_written(tmp_path):
         finally:
             demo.send_signal(signal.SIGINT)
     assert demo.returncode == 130
+
+
+@pytest.mark.slow
+def test_data_comes_out_as_written(tmp_path, monkeypatch):
+    with (ROOT / "pipelines" / "phrasebook.tsv").open() as phrasebook, (tmp_path / "pairs.tsv").open("w") as pairs:
+        pairs.writelines(itertools.islice(phrasebook, 60))
+    section = README.split("## Getting data out")[1].split("\n## ")[0]
+    (commands,) = re.findall(r"<!-- ci: data -->\n```bash\n(.*?)```", section, re.DOTALL)
+    (example,) = re.findall(r"<!-- ci: data -->\n```python\n(.*?)```", section, re.DOTALL)
+    small = commands.replace("train pairs.tsv", "train pairs.tsv --epochs 4 --units 8")
+    environment = {**os.environ, "PATH": f"{Path(SEQ2SEQ).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", small], cwd=tmp_path, env=environment, capture_output=True)
+    assert done.returncode == 0 and done.stdout == b"runs/mine\nruns/mean\n", done.stderr.decode()
+    translated, looked, scored = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().split("\n")[:-1]]
+        for name in ("translations", "attention", "scores")
+    )
+    assert [len(known["translations"]) for known in translated] == [3, 3] and len(looked) == len(scored) == 60
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(example, scope)
+    found, model = scope["found"], scope["model"]
+    assert [one["text"] for one in translated[0]["translations"]] == [text.decode() for text in found.texts[0].numpy()]
+    each = model.score(scope["texts"], scope["best"], per_token=True)
+    assert translated[1]["translations"][0]["log_probabilities"] == pytest.approx(each[1].numpy().tolist(), abs=1e-3)
+    shape = len(looked[0]["translations"][0]["tokens"]), len(looked[0]["source_tokens"])
+    assert [len(looked[0]["translations"][0]["attention"]), len(looked[0]["translations"][0]["attention"][0])] == [
+        *shape
+    ]
+    assert scope["encoded"].memory.shape == (2, 13, 8)
+    records = [json.loads((tmp_path / "runs" / name / "config.json").read_text()) for name in ("mean", "mean-of-all")]
+    assert [record["averaged"]["epochs"] for record in records] == [[2, 3, 4], [1, 2, 3, 4]]
+    named = set(re.findall(r"`(\w+)`", section))
+    assert {*translated[0], *translated[0]["translations"][0], *scored[0], *records[0]["training"]} <= named
+    assert (tmp_path / "runs/mine/tensorboard").is_dir()
 
 
 def test_it_names_every_source_file():

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from conftest import LINES, small_config
 
-from pipelines import CorpusError, batch_pairs, read_pairs
+from pipelines import CorpusError, OptionError, batch_pairs, read_pairs
 from pipelines.tokenizers import NORMAL_FORMS, TOKENIZERS
-from seq2seq import Seq2Seq
+from seq2seq import BeamSearch, Seq2Seq
 from seq2seq.config import _CHOICES
 from seq2seq.evaluation import evaluate
 from seq2seq.layers import ATTENTIONS
@@ -23,11 +23,14 @@ from seq2seq.optimizers import make_optimizer, optimizers
 from seq2seq.recurrence import CELLS
 from seq2seq.runs import (
     RunError,
+    average,
     best_epoch,
     configuration,
     draw_run,
+    export_runs,
     find_corpus,
     held_out_pairs,
+    kept_epochs,
     load_run,
     may_have_learned,
     probe,
@@ -135,6 +138,32 @@ def test_whatever_a_run_was_trained_with_it_loads_where_only_this_library_was_im
         model.save(folder / "compiled.keras")
     done = subprocess.run([sys.executable, "-c", LOADED, *folders], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_mean_of_a_runs_last_epochs_is_a_run(config, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "mean"
+    train(dataclasses.replace(config, epochs=4, keep_epochs=3, learning_rate=0.05), run)
+    model = average(run, out, last=2)
+    each = [keras.models.load_model(path) for path in list(kept_epochs(run).values())[1:]]
+    for weight, *those in zip(*(one.trainable_variables for one in (model, *each)), strict=True):
+        np.testing.assert_allclose(weight, np.mean([np.array(one) for one in those], axis=0), atol=1e-7)
+    weights = zip(model.get_weights(), each[1].get_weights(), strict=True)
+    assert any(np.abs(one - other).max() > 1e-3 for one, other in weights)
+    np.testing.assert_array_equal(model.length_ratios, each[1].length_ratios)
+    record = configuration(out)[1]
+    assert record.pop("averaged") == {"run": str(run), "epochs": [3, 4]} and record == configuration(run)[1]
+    assert list(held_out_pairs(out, model).as_numpy_iterator()) == list(held_out_pairs(run, model).as_numpy_iterator())
+    export_runs([out], tmp_path / "exported", BeamSearch())  # for which probe.json must be the mean's own
+    assert draw_run(out, model)[0].is_file()
+    assert list(average(run, tmp_path / "all").source_tokenizer.tokens) == list(model.source_tokenizer.tokens)
+    assert configuration(tmp_path / "all")[1]["averaged"]["epochs"] == [2, 3, 4]
+    with pytest.raises(OptionError, match=r"last=4: .*run has kept the models of 3 epochs; train with --keep-epochs 4"):
+        average(run, tmp_path / "other", last=4)
+    with pytest.raises(OptionError, match="has kept the models of 0 epochs; train with --keep-epochs 5"):
+        average(out, tmp_path / "other")
+    with pytest.raises(RunError, match="mean is not empty"):
+        average(run, out)
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_is_no_run_is_refused_by_name(config, tmp_path):

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import keras
@@ -20,7 +21,7 @@ from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
 from seq2seq.layers import Encoder
 from seq2seq.model import Seq2Seq
-from seq2seq.runs import RunError, best_epoch, draw_run, held_out_pairs, load_run
+from seq2seq.runs import RunError, best_epoch, configuration, draw_run, held_out_pairs, kept_epochs, load_run
 from seq2seq.training import DivergedError, train
 
 
@@ -297,6 +298,45 @@ def test_only_measured_epochs_are_compared_and_only_they_try_patience(config, tm
     assert [row["epoch"] for row in rows if row["val_loss"]] == ["1", "2", "4", "6"] and len(rows) == 6
     assert best_epoch(rows, "val_loss") == 2 == epochs_seen(model, tmp_path / "run")
     assert draw_run(tmp_path / "run", model)[0].is_file()
+
+
+def test_the_models_of_the_last_measured_epochs_are_kept_and_go_with_the_run(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("seq2seq.training._MEASURED_EPOCHS", 3)
+    run = tmp_path / "run"
+    train(dataclasses.replace(config, epochs=8, keep_epochs=2), run)
+    assert list(kept_epochs(run)) == [6, 8]  # of 1, 3, 6 and 8
+    last = keras.models.load_model(kept_epochs(run)[8])
+    for one, other in zip(last.weights, load_run(run).weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(RunError, match="is not empty"):
+        train(config, run)
+    train(dataclasses.replace(config, epochs=1, keep_epochs=9), run, overwrite=True)
+    assert list(kept_epochs(run)) == [1]
+    train(dataclasses.replace(config, epochs=1), run, overwrite=True)
+    assert not (run / "epochs").exists()
+
+
+def test_what_a_training_took_is_recorded_and_adds_up_when_it_is_resumed(config, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            time.sleep(0.3)
+            raise KeyboardInterrupt
+
+    config = dataclasses.replace(config, checkpoint_minutes=0.0)
+    for _ in range(2):  # each time the last step of the first epoch is to be done again
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run", callbacks=[Stop()])
+    before = configuration(tmp_path / "run")[1]["training"]
+    started = time.monotonic()
+    model = train(config, tmp_path / "run")
+    alone = time.monotonic() - started
+    found = configuration(tmp_path / "run")[1]["training"]
+    pairs = json.loads((tmp_path / "run" / "survey.json").read_text())["pairs"]
+    assert (before["updates"], before["epochs"], before["pairs"]) == (3, 1, pairs)
+    assert (found["updates"], found["epochs"], found["pairs"]) == (6, 2, 2 * pairs)
+    assert found["parameters"] == model.count_params() and found["device"]
+    assert alone < found["seconds"] < before["seconds"] + alone
+    assert before["processor_seconds"] < found["processor_seconds"] and found["peak_memory_mb"] > 100
 
 
 @pytest.mark.parametrize("kinds", [("char", "byte"), ("whitespace", "subword")])

@@ -25,14 +25,12 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # or the first of several jobs takes all of a GPU's memory
 
-import keras
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -64,19 +62,6 @@ INFLECTION = {name: PRESETS["inflection"][name] for name in ("columns", "source_
 INFLECTION["target_tokenizer"] = Config.target_tokenizer
 KEY = ("task", "language", "preset", "architecture", "options", "seed", "side", "search")  # of a row
 FIGURES = ("accuracy", "error", "parameters", "updates", "seconds")
-
-
-class Clock(keras.callbacks.Callback):
-    """Writes after each epoch how many updates and seconds of processor time a training has taken, in all its parts."""
-
-    def __init__(self, run):
-        super().__init__()
-        self.path, self.started = run.with_suffix(".json"), time.process_time()
-        self.before = json.loads(self.path.read_text())["seconds"] if run.exists() and self.path.exists() else 0.0
-
-    def on_epoch_end(self, epoch, logs=None):
-        seconds = self.before + time.process_time() - self.started
-        self.path.write_text(json.dumps({"updates": int(self.model.optimizer.iterations), "seconds": seconds}))
 
 
 def option(text):
@@ -122,13 +107,13 @@ def measure(cores, members, path, strategy):
     start_tensorflow()
     for folder, config in members:
         if not finished(folder, config):
-            train(config, folder, callbacks=[Clock(folder)])
+            train(config, folder)
     model = load_runs([folder for folder, _ in members])
     references = group_by_source(validation_pairs(dataclasses.replace(members[0][1], validation=path)))
     texts = [text.decode() for text in model.translate(list(references), strategy).numpy()]
     accuracy = corpus_scores(texts, list(references.values()))["exact match"]
-    taken = [json.loads(folder.with_suffix(".json").read_text()) for folder, _ in members]
-    updates, seconds = (sum(of[name] for of in taken) for name in ("updates", "seconds"))
+    taken = [configuration(folder)[1]["training"] for folder, _ in members]
+    updates, seconds = (sum(of[name] for of in taken) for name in ("updates", "processor_seconds"))
     found = (round(accuracy, 2), round(100 - accuracy, 2), model.count_params(), updates, round(seconds, 1))
     return dict(zip(FIGURES, found, strict=True))
 

@@ -1,0 +1,83 @@
+"""Trackers of experiments, which are told the figures of each epoch of a training. None is, unless it is named."""
+
+import contextlib
+import dataclasses
+import importlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import keras
+
+from pipelines import OptionError, choose
+from seq2seq.config import Config
+from seq2seq.contract import one_line
+from seq2seq.model import Seq2Seq
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Sees that trackers are known and installed.
+
+    Raises:
+        OptionError: for a name of none.
+        ModuleNotFoundError: for one that is not installed.
+    """
+    for name in names:
+        choose("track", name, TRACKERS)
+        importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def tracked(
+    names: Sequence[str], config: Config, model: Seq2Seq, folder: Path
+) -> Iterator[list[keras.callbacks.Callback]]:
+    """Opens a record of a training with each tracker, and closes it in the end, after an error as failed.
+
+    Args:
+        names: of trackers, in `TRACKERS`.
+        config: the training's.
+        model: what is trained, compiled.
+        folder: the run folder, which names the record.
+
+    Returns:
+        The Keras callbacks that tell the trackers, for a `with` statement.
+
+    Raises:
+        OptionError: if a tracker cannot begin, for example as it wants a login.
+    """
+    with contextlib.ExitStack() as stack:
+        callbacks = []
+        for name in names:
+            try:
+                callbacks.append(TRACKERS[name](stack, config, model, folder))
+            except Exception as error:  # trackers raise whatever their servers do
+                raise OptionError(f"track={name!r}: cannot begin: {one_line(error)}") from error
+        yield callbacks
+
+
+def _tensorboard(stack, config, model, folder):
+    return keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)
+
+
+def _wandb(stack, config, model, folder):
+    import wandb
+    from wandb.integration.keras import WandbMetricsLogger
+
+    stack.enter_context(wandb.init(name=str(folder), config=dataclasses.asdict(config)))
+    return _at_epoch_ends(WandbMetricsLogger(), model)
+
+
+def _mlflow(stack, config, model, folder):
+    import mlflow
+
+    stack.enter_context(mlflow.start_run(run_name=str(folder)))
+    mlflow.log_params(dataclasses.asdict(config))
+    return _at_epoch_ends(mlflow.keras.MlflowCallback(), model)
+
+
+def _at_epoch_ends(callback, model):
+    """Calls a callback after each epoch only: one with a method for steps makes each of them wait for the device."""
+    callback.set_model(model)
+    return keras.callbacks.LambdaCallback(on_epoch_end=callback.on_epoch_end)
+
+
+TRACKERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
