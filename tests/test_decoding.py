@@ -14,6 +14,7 @@ from seq2seq.decoding import (
     BeamSearch,
     Greedy,
     Sampling,
+    Wanted,
     masking_loop,
 )
 
@@ -38,10 +39,10 @@ def each_loop(request, monkeypatch):
 BOTH_LOOPS = pytest.mark.usefixtures("each_loop")
 
 
-def search(strategy, step, state=(), limits=(), min_length=0, seeds=None):
+def search(strategy, step, state=(), limits=(), min_length=0, seeds=None, prefixes=None):
     limits = tf.constant(limits, tf.int32)
     seeds = tf.range(tf.size(limits)) if seeds is None else tf.constant(seeds)
-    return strategy.search(always(step), state, limits, tf.constant(min_length), seeds)
+    return strategy.search(always(step), state, Wanted(limits, tf.constant(min_length), seeds, prefixes))
 
 
 def always(step):
@@ -146,7 +147,7 @@ def test_words_are_spelt_up_to_the_end_of_the_longest(strategy):
 @pytest.mark.parametrize("run", [lambda function: function, tf.function], ids=["eager", "graph"])
 def test_no_rows_are_no_rows(strategy, run):
     step, state = wandering(0, sources=0)
-    hypotheses = run(strategy.search)(always(step), state, tf.zeros([0], tf.int32), 0, tf.zeros([0], tf.int32))
+    hypotheses = run(strategy.search)(always(step), state, Wanted(tf.zeros([0], tf.int32), 0, tf.zeros([0], tf.int32)))
     assert hypotheses.ids.shape[:2] == (0, hypotheses.stopped.shape[1])
 
 
@@ -154,11 +155,11 @@ def test_no_rows_are_no_rows(strategy, run):
 def test_compiled_it_finds_the_same(strategy):
     step, state = wandering(11, sources=30)
     limits, seeds = tf.constant([5, 12, 30] * 10), tf.range(30)
-    right = strategy.search(always(step), state, limits, 1, seeds)
+    right = strategy.search(always(step), state, Wanted(limits, 1, seeds))
 
     @tf.function(jit_compile=True)
     def compiled(state, limits, seeds):
-        return strategy.search(always(step), state, limits, 1, seeds, masking_loop(2))
+        return strategy.search(always(step), state, Wanted(limits, 1, seeds), masking_loop(2))
 
     found = compiled(state, limits, seeds)
     assert texts(found) == texts(right) and reasons(found) == reasons(right)
@@ -210,7 +211,7 @@ def test_eager_and_graph_agree_and_one_trace_serves_every_batch(strategy):
 
     def run(state, limits, min_length, seeds):
         traces.append(1)
-        return strategy.search(always(step), state, limits, min_length, seeds)
+        return strategy.search(always(step), state, Wanted(limits, min_length, seeds))
 
     vector, scalar = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
     graph = tf.function(run, input_signature=[vector, vector, scalar, vector])
@@ -226,7 +227,7 @@ def test_eager_and_graph_agree_and_one_trace_serves_every_batch(strategy):
 @pytest.mark.parametrize("run", [lambda function: function, tf.function], ids=["eager", "graph"])
 def test_a_state_may_grow(strategy, run):
     step, state = remembering(4, sources=5)
-    hypotheses = run(strategy.search)(always(step), state, tf.constant([8, 3, 8, 5, 8]), 3, tf.range(5))
+    hypotheses = run(strategy.search)(always(step), state, Wanted(tf.constant([8, 3, 8, 5, 8]), 3, tf.range(5)))
     assert all(1 <= len(source[0]) <= 8 for source in texts(hypotheses))
 
 
@@ -246,7 +247,7 @@ def test_sources_that_have_stopped_leave(strategy, run):
 
         return step
 
-    hypotheses = run(strategy.search)(step_for, state, tf.fill([8], 50), 0, tf.range(8))
+    hypotheses = run(strategy.search)(step_for, state, Wanted(tf.fill([8], 50), 0, tf.range(8)))
     assert [TOKENIZER.detokenize(ids[:1]).numpy()[0].decode() for ids in hypotheses.ids] == words
     everyone, some, one = list(range(8)), [4, 5, 6, 7], [7]
     greedy = [everyone] * 4 + [some] * 6 + [one] * 5
@@ -298,7 +299,7 @@ def test_a_wide_beam_finds_what_trying_everything_finds(model, alpha, min_length
     step, state = model(5, sources=4, letters=2)
     limits = [4, 3, 2, 1]
     strategy = BeamSearch(width=31, length_penalty=alpha, n_best=31)
-    hypotheses = tf.function(strategy.search)(always(step), state, tf.constant(limits), min_length, None)
+    hypotheses = tf.function(strategy.search)(always(step), state, Wanted(tf.constant(limits), min_length, None))
     for row, limit in enumerate(limits):
         expected = all_hypotheses(step, rows(state, row), limit, alpha, min_length)
         missing = 62 - len(expected)
@@ -315,7 +316,7 @@ def test_a_wide_beam_finds_what_trying_everything_finds(model, alpha, min_length
 def test_a_beam_that_may_stop_early_still_finds_the_best(alpha, n_best):
     step, state = remembering(0, sources=12, letters=2)
     strategy = BeamSearch(width=31, length_penalty=alpha, n_best=n_best)
-    hypotheses = tf.function(strategy.search)(always(step), state, tf.fill([12], 4), 0, None)
+    hypotheses = tf.function(strategy.search)(always(step), state, Wanted(tf.fill([12], 4), 0, None))
     for row in range(12):
         expected = all_hypotheses(step, rows(state, row), 4, alpha)[:n_best]
         assert texts(hypotheses)[row][:n_best] == [ids for ids, _, _ in expected]
@@ -432,7 +433,7 @@ def frequencies(strategy, rows=4000):
     """How often each token from END on comes first, where a model gives them PROBABILITIES, and reserved ones more."""
     logits = tf.constant(np.concatenate([[3.0, 4.0, 5.0], np.log(PROBABILITIES)])[None], tf.float32)
     step = tf.function(lambda tokens, _: (tf.repeat(logits, tf.size(tokens), axis=0), ()))
-    hypotheses = tf.function(strategy.search)(lambda sources: step, (), tf.fill([rows], 2), 0, tf.range(rows))
+    hypotheses = tf.function(strategy.search)(lambda sources: step, (), Wanted(tf.fill([rows], 2), 0, tf.range(rows)))
     return [np.bincount(hypotheses.ids[:, 0, t], minlength=END + 6)[END:] / rows for t in (0, 1)]
 
 

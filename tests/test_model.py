@@ -126,8 +126,8 @@ def test_translate_is_traced_once_for_each_strategy_whatever_the_shapes(model):
             for lengths in ({"max_length": 4}, {"min_length": 2}):
                 model.translate(texts, strategy, batch_size=3, seed=len(texts), **lengths)
     assert model._translate_with.cache_info().currsize == 3
-    assert model._translate_with(Greedy(), False, 1).experimental_get_tracing_count() == 1
-    assert model._translate_with(BeamSearch(), False, 1).experimental_get_tracing_count() == 1
+    assert model._translate_with(Greedy(), False, 1, False).experimental_get_tracing_count() == 1
+    assert model._translate_with(BeamSearch(), False, 1, False).experimental_get_tracing_count() == 1
     assert model._score.experimental_get_tracing_count() == 0
 
 
@@ -977,7 +977,7 @@ def operations(graph):
 
 def loops(model, strategy, chosen):
     """What is inside the loops that decode, the outer one first: those with the operation by which they choose."""
-    graph = model._translate_with(strategy, False, 1).get_concrete_function().graph.as_graph_def()
+    graph = model._translate_with(strategy, False, 1, False).get_concrete_function().graph.as_graph_def()
     found = [inside for node, inside in operations(graph) if node.op in ("While", "StatelessWhile")]
     return [inside for inside in found if chosen in {node.op for node in inside}]
 
