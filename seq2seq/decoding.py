@@ -372,29 +372,38 @@ def extend_each(
         `Hypotheses` with N = K in their order, without scores.
     """
 
+    several = width > 1  # one hypothesis has no axis of its own, as every operation of a step takes time
+
+    def by_row(tensor):
+        return tf.reshape(tensor, [-1]) if several else tensor
+
+    def by_source(tensor):
+        return tf.reshape(tensor, [-1, width]) if several else tensor
+
     def running(now):
         _, stopped = now
-        return tf.reduce_any(stopped == RUNNING, axis=1)
+        return tf.reduce_any(stopped == RUNNING, axis=1) if several else stopped == RUNNING
 
     def extend(t, step, sources, now, rows):
-        (tokens, stopped), (repetition, state) = now, rows
-        logits, state = step(tf.reshape(tokens, [-1]), state)
+        (tokens, stopped), (repetition, state) = map(by_row, now), rows
+        logits, state = step(tokens, state)
         tokens = END + choose(emittable(logits, t, sources, wanted, width), t, sources)
-        tokens = tf.where(stopped == RUNNING, tf.reshape(tokens, [-1, width]), PADDING)
-        forced = _forced(t, sources, wanted, width)
-        repetition = _repetition_after(repetition, tf.reshape(tokens, [-1]), forced)
-        limits, runs = tf.gather(wanted.limits, sources)[:, None], tf.reshape(repetition.runs, [-1, width, PHRASE])
-        why = _stopped(tokens, t + 1, limits, runs)
-        return (tokens, tf.where(stopped == RUNNING, why, stopped)), (repetition, state), [tokens]
+        tokens = tf.where(stopped == RUNNING, tokens, PADDING)
+        repetition = _repetition_after(repetition, tokens, _forced(t, sources, wanted, width))
+        limits = tf.gather(wanted.limits, tf.repeat(sources, width) if several else sources)
+        why = _stopped(tokens, t + 1, limits, repetition.runs)
+        tokens, stopped = by_source(tokens), by_source(tf.where(stopped == RUNNING, why, stopped))
+        return (tokens, stopped), (repetition, state), [tokens]
 
     batch = tf.shape(wanted.limits)[0]
-    now = tf.fill([batch, width], START), tf.fill([batch, width], RUNNING)
-    if width > 1:
+    now = by_source(tf.fill([batch * width], START)), by_source(tf.fill([batch * width], RUNNING))
+    if several:
         state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
     (_, stopped), (ids,) = (loop or shrinking_loop)(
-        step_for, extend, running, now, state, wanted.limits, [[width]], width
+        step_for, extend, running, now, state, wanted.limits, [[width] * several], width
     )
-    return Hypotheses(tf.transpose(ids, [1, 2, 0]), None, None, stopped)
+    ids = tf.reshape(ids, [tf.shape(ids)[0], batch, width])
+    return Hypotheses(tf.transpose(ids, [1, 2, 0]), None, None, tf.reshape(stopped, [batch, width]))
 
 
 def emittable(logits: tf.Tensor, t: tf.Tensor, sources: tf.Tensor, wanted: Wanted, width: int = 1) -> tf.Tensor:
