@@ -246,9 +246,7 @@ def _try_strategy(strategy):
                     if tokens[: len(prefix)] != prefix:
                         refuse(f"ids {tokens} do not begin with {prefix}, the prefix; see `emittable`")
                     if len(tokens) > limit or min(tokens) < END or END in tokens[:-1]:
-                        refuse(
-                            f"ids {tokens}; expected at most {limit}, none below END, {END}, and END as the last only"
-                        )
+                        refuse(f"ids {tokens}; expected at most {limit} tokens, none below END={END}, which ends them")
 
 
 # What a class of one's own must survive, and often does not: an argument that its `get_config` leaves out.

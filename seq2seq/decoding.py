@@ -365,7 +365,8 @@ def extend_each(
         step_for, state, wanted, loop: as in `Strategy.search`.
         choose: a function (logits `[R, V - END]` of the tokens from END on, t, sources `[b]`) -> int32 `[R]`, the index
             in them of the next token, the t-th counted from 0, of each hypothesis. What may not come has a logit of
-            -inf. Those of a source stand together, also when some of them have stopped.
+            -inf; within a prefix the choice is left aside. The hypotheses of a source stand together, also when some of
+            them have stopped.
         width: K.
 
     Returns:
@@ -388,8 +389,11 @@ def extend_each(
         (tokens, stopped), (repetition, state) = map(by_row, now), rows
         logits, state = step(tokens, state)
         tokens = END + choose(emittable(logits, t, sources, wanted, width), t, sources)
+        forced = _forced(t, sources, wanted, width)
+        if forced is not None:
+            tokens = tf.where(forced == PADDING, tokens, forced)
         tokens = tf.where(stopped == RUNNING, tokens, PADDING)
-        repetition = _repetition_after(repetition, tokens, _forced(t, sources, wanted, width))
+        repetition = _repetition_after(repetition, tokens, forced)
         limits = tf.gather(wanted.limits, tf.repeat(sources, width) if several else sources)
         why = _stopped(tokens, t + 1, limits, repetition.runs)
         tokens, stopped = by_source(tokens), by_source(tf.where(stopped == RUNNING, why, stopped))
