@@ -33,11 +33,11 @@ class MinimumRisk(Seq2Seq):
         return loss + self.options["risk_weight"] * self.risk(x[0], y) if training else loss
 
     def risk(self, source, labels):
-        count = self.options["samples"]
-        source, labels = tf.repeat(source, count, axis=0), tf.repeat(labels, count, axis=0)
-        rows = tf.cast(tf.shape(source)[0], tf.int64)
+        count, rows = self.options["samples"], tf.cast(tf.shape(source)[0], tf.int64)
         seeds = tf.range(rows) + rows * self.optimizer.iterations.value  # others in each step
-        ids = self.decode(source, Sampling(), seeds=seeds).ids[:, 0]  # [B x samples, T]
+        ids = self.decode(source, Sampling(n_best=count), seeds=seeds).ids  # [B, samples, T]
+        ids = tf.reshape(ids, [rows * count, -1])
+        source, labels = tf.repeat(source, count, axis=0), tf.repeat(labels, count, axis=0)
         risks = tf.edit_distance(tf.sparse.from_dense(ids), tf.sparse.from_dense(labels))
         targets = tf.pad(ids, [[0, 0], [1, 0]], constant_values=START)
         likelihoods = self.options["sharpness"] * self.log_likelihood(source, targets, training=True)

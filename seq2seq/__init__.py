@@ -17,17 +17,22 @@ __all__ = [
     "Encoded",
     "Encoder",
     "Greedy",
+    "Hypotheses",
     "InverseSqrt",
     "Perplexity",
     "Sampling",
     "Seq2Seq",
+    "Strategy",
     "TokenCrossentropy",
     "TokenVectors",
     "TransformerDecoder",
     "TransformerEncoder",
     "Translations",
+    "Wanted",
     "average",
+    "emittable",
     "ensemble",
+    "extend_each",
     "load_run",
     "rows_by_source",
     "source_mask",
@@ -61,7 +66,16 @@ if (_found := _backend()) != "tensorflow":
 # load a model.
 if not _IS_COMMAND:
     from seq2seq.config import Config
-    from seq2seq.decoding import BeamSearch, Greedy, Sampling
+    from seq2seq.decoding import (
+        BeamSearch,
+        Greedy,
+        Hypotheses,
+        Sampling,
+        Strategy,
+        Wanted,
+        emittable,
+        extend_each,
+    )
     from seq2seq.ensembles import ensemble
     from seq2seq.layers import Attention, Decoder, Encoded, Encoder, TokenVectors, rows_by_source, source_mask
     from seq2seq.metrics import Perplexity, TokenCrossentropy, token_losses

@@ -84,6 +84,17 @@ BeamWidth = Annotated[int | None, typer.Option(min=1, help="Search with so many 
 LengthPenalty = Annotated[
     float | None, typer.Option(min=0, help="Of beam search: 0 favours short translations, 1 long ones.")
 ]
+Search = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|MODULE:CLASS",
+        help="Search with this strategy: greedy, beam, sampling or a class of your own, with --set for its settings.",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the strategy that --search names; repeatable."),
+]
 MinLength = Annotated[int, typer.Option(min=0, help="Tokens in a translation, at least.")]
 MaxLength = Annotated[
     int | None, typer.Option(min=1, help="Tokens in a translation, at most. Default: by the length of the text.")
@@ -554,13 +565,22 @@ def translate(
     beam_width: BeamWidth = None,
     length_penalty: LengthPenalty = None,
     n_best: Annotated[
-        int | None, typer.Option(min=1, help="Write the best so many of a beam, a line for each.")
+        int | None, typer.Option(min=1, help="Write the best so many of a beam, or so many samples, a line for each.")
     ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Draw each token at random, as likely as it is.")] = False,
     temperature: Annotated[float | None, typer.Option(help="Of sampling: below 1 tamer, above 1 wilder.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample from so many likeliest tokens only.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens of this share only.")] = None,
     seed: Annotated[int, typer.Option(help="For another sample.")] = 0,
+    search: Search = None,
+    options: Settings = None,
+    prefix: Annotated[
+        bool,
+        typer.Option(
+            "--prefix",
+            help="Each TEXT or line has one more column, after a tab: how its translation begins, or nothing.",
+        ),
+    ] = False,
     min_length: MinLength = 0,
     max_length: MaxLength = None,
     batch_size: BatchSize = 256,
@@ -585,7 +605,8 @@ def translate(
 ) -> None:
     """Translate the TEXTs, or stdin line for line, to stdout. Lines are answered when no more are waiting.
 
-    If the model was trained on several source columns, each TEXT or line must have them, with tabs between them.
+    If the model was trained on several source columns, each TEXT or line must have them, with tabs between them. With
+    --prefix one more follows: how the translation begins, which may be empty.
 
     Each TEXT, or each line, gets one line, an empty one too; with --n-best it gets that many. A tab or a line break
     inside a translation is written as a space. Run folders come first; an argument that is none is a TEXT.
@@ -600,11 +621,11 @@ def translate(
 
     Example: cat questions.txt | seq2seq translate runs/phrasebook --beam-width 5 > answers.txt
     """
-    strategy = _strategy(
-        {"width": beam_width, "length_penalty": length_penalty, "n_best": n_best},
-        {"temperature": temperature, "top_k": top_k, "top_p": top_p},
-        sample,
-    )
+    from seq2seq.model import prefix_ids
+
+    beam = {"width": beam_width, "length_penalty": length_penalty}
+    sampling = {"sample": sample or None, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    strategy = _strategy(search, options, beam, sampling, {"n_best": n_best})
     runs, texts = _runs_first("translate", [str(run), *(texts or ())], "TEXT")
     for text in texts:
         if os.path.isdir(os.path.dirname(text)):  # perhaps a run whose name is mistyped
@@ -615,20 +636,25 @@ def translate(
     lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
 
     def write(texts, done):
-        if as_json or attention or scores or (n_best or 1) > 1:
-            found = model.translate(texts, strategy, seed=seed + done, details=True, **lengths)
+        how = {"seed": seed + done, **lengths}
+        if prefix:
+            texts, how["prefixes"] = zip(*(text.rpartition(b"\t")[::2] for text in texts), strict=True)
+            prefix_ids(model.target_tokenizer, how["prefixes"], unit, done + 1)
+        if as_json or attention or scores or strategy.n_best > 1:
+            found = model.translate(texts, strategy, details=True, **how)
             as_objects = as_json or attention
             lines = _json_lines(model, texts, found, attention) if as_objects else _table_lines(found, done, scores)
         else:
-            lines = map(as_line, model.translate(texts, strategy, seed=seed + done, **lengths).numpy())
+            lines = map(as_line, model.translate(texts, strategy, **how).numpy())
         sys.stdout.buffer.writelines(line + b"\n" for line in lines)
         sys.stdout.buffer.flush()
 
-    names = model.source_tokenizer.column_names
+    unit = "TEXT" if texts else "standard input, line"
+    numbered = enumerate(map(os.fsencode, texts), start=1) if texts else read_lines(None)
+    lines = _with_columns(unit, numbered, (*model.source_tokenizer.column_names, *["prefix"] * prefix))
     if texts:
-        write(list(_with_columns("TEXT", enumerate(map(os.fsencode, texts), start=1), names)), 0)
+        write(list(lines), 0)
     else:
-        lines = _with_columns("standard input, line", read_lines(None), names)
         _say_speed(*_in_blocks(lines, write), loading)
 
 
@@ -671,18 +697,28 @@ def _is_run(name):
 _OF_A_RUN = ("model.keras", "config.json", "unfinished")  # one of them is in every folder that `train` has written in
 
 
-def _strategy(beam, sampling=None, sample=False):
-    """The strategy that these options ask for; the ones not given are None."""
+def _strategy(search, settings, beam, sampling=None, either=None):
+    """The strategy that these options ask for, those of beam search, of sampling and of either; the ones not given are
+    None."""
+    from seq2seq.contract import make_strategy
     from seq2seq.decoding import BeamSearch, Greedy, Sampling
 
-    beam, sampling = (
-        {name: value for name, value in options.items() if value is not None} for options in (beam, sampling or {})
+    beam, sampling, either = (
+        {name: value for name, value in (options or {}).items() if value is not None}
+        for options in (beam, sampling, either)
     )
-    if beam and (sampling or sample):
+    if search:
+        for name in beam | sampling | either:
+            raise OptionError(f"search and {name} exclude each other; write --set NAME=VALUE for what {search} takes")
+        return make_strategy(search, dict(map(parse_setting, settings or ())))
+    if settings:
+        raise OptionError(f"set={settings[0]!r}: --set is for the strategy that --search names, and there is none")
+    if beam and sampling:
         raise OptionError(f"{next(iter(beam))} is of beam search, which excludes sampling")
-    if beam:
-        return BeamSearch(**{"width": max(5, beam.get("n_best", 1)), **beam})
-    return Sampling(**sampling) if sampling or sample else Greedy()
+    if sampling:
+        sampling.pop("sample", None)
+        return Sampling(**sampling, **either)
+    return BeamSearch(**{"width": max(5, either.get("n_best", 1)), **beam, **either}) if beam or either else Greedy()
 
 
 def _blocks(lines: Iterator) -> Iterator[list]:
@@ -788,6 +824,8 @@ def evaluate(
     corpus: HeldOut = None,
     beam_width: BeamWidth = None,
     length_penalty: LengthPenalty = None,
+    search: Search = None,
+    options: Settings = None,
     min_length: MinLength = 0,
     max_length: MaxLength = None,
     batch_size: BatchSize = 256,
@@ -810,7 +848,7 @@ def evaluate(
 
     Example: seq2seq evaluate runs/mine test-pairs.tsv --beam-width 5
     """
-    strategy = _strategy({"width": beam_width, "length_penalty": length_penalty})
+    strategy = _strategy(search, options, {"width": beam_width, "length_penalty": length_penalty})
     lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
     settings = {**lengths, "bleu_tokenizer": bleu_tokenizer}
     if write:
@@ -840,6 +878,8 @@ def compare(
     ],
     beam_width: BeamWidth = None,
     length_penalty: LengthPenalty = None,
+    search: Search = None,
+    options: Settings = None,
     bleu_tokenizer: BleuTokenizer = "13a",
     as_json: AsJson = False,
     imports: Import = None,
@@ -867,7 +907,7 @@ def compare(
             open_corpora(corpus)
     except CorpusError as error:  # it may have been meant for a run
         raise OptionError(f"compare: {error}; {expected}") from None
-    strategy = _strategy({"width": beam_width, "length_penalty": length_penalty})
+    strategy = _strategy(search, options, {"width": beam_width, "length_penalty": length_penalty})
     settings = {"bleu_tokenizer": bleu_tokenizer}
     evaluations, _ = _evaluations("compare", folders, corpus, strategy, imports, given, settings)
     found = test(*evaluations)
@@ -1012,20 +1052,24 @@ def demo(
     run: Run,
     more: Annotated[list[Path] | None, typer.Argument(metavar="RUN", help=_ENSEMBLE)] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where the page is; 0 for any port that is free.")] = 7860,
+    search: Search = None,
+    options: Settings = None,
     imports: Import = None,
 ) -> None:
     """Serve a page that translates while one types, on this machine and for it alone. Prints its address.
 
-    It shows the n best translations with their log-likelihoods, and where the model looked. Ctrl-C ends it.
+    It shows the n best translations with their log-likelihoods, and where the model looked. A strategy that --search
+    names can be chosen beside greedy search and beam search. Ctrl-C ends it.
 
     Example: seq2seq demo runs/phrasebook
     """
     from seq2seq.demo import demo_page, listen, serve
     from seq2seq.runs import probe
 
+    strategy = _strategy(search, options, {}) if search or options else None
     with listen(port) as listener:
         examples = list(probe(run))[:5] if (run / "probe.json").is_file() else []
-        page = demo_page(_load([run, *(more or ())], imports), examples)
+        page = demo_page(_load([run, *(more or ())], imports), examples, strategy)
         typer.echo(f"http://{':'.join(map(str, listener.getsockname()))}/")
         serve(page, listener)
 
@@ -1039,12 +1083,15 @@ def export(
     ],
     beam_width: Annotated[int, typer.Option(min=1, help="Hypotheses of the signature `beam`, all given out.")] = 5,
     length_penalty: LengthPenalty = None,
+    search: Search = None,
+    options: Settings = None,
     imports: Import = None,
 ) -> None:
     """Write a SavedModel, tokenizers inside, for TensorFlow Serving and programs without this library.
 
-    Its signatures `greedy` and `beam` take strings and give strings. A few texts are translated by all: the model when
-    it was trained, as it was saved and as it is exported; any difference is an error. Prints the folder.
+    Its signatures `greedy` and `beam` take strings and give strings; with --search a third one, `search`, is of that
+    strategy. A few texts are translated by all: the model when it was trained, as it was saved and as it is exported;
+    any difference is an error. Prints the folder.
 
     Example: seq2seq export runs/phrasebook exported/1
     """
@@ -1053,8 +1100,9 @@ def export(
     *more, out = folder
     for name in imports or ():
         load_class("import", name)
-    beam = _strategy({"width": beam_width, "n_best": beam_width, "length_penalty": length_penalty})
-    export_runs([run, *more], out, beam)
+    beam = _strategy(None, None, {"width": beam_width, "n_best": beam_width, "length_penalty": length_penalty})
+    strategy = _strategy(search, options, {}) if search or options else None
+    export_runs([run, *more], out, beam, strategy)
     typer.echo(out)
 
 

@@ -1,6 +1,7 @@
-"""What an encoder and a decoder must do for the model to train and translate with them, tried on a tiny batch."""
+"""What an encoder, a decoder and a strategy must do for the model to train and translate, tried on a tiny batch."""
 
 import contextlib
+import functools
 import inspect
 import re
 from typing import Any
@@ -9,8 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines import OptionError
+from pipelines import OptionError, choose, load_class
 from pipelines.tokenizers import END, PADDING, START, UNKNOWN, ColumnsTokenizer, Tokenizer
+from seq2seq.decoding import STRATEGIES, Hypotheses, Strategy, Wanted, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoded, Encoder, token_ids
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
@@ -168,6 +170,93 @@ def check_savable(name: str, part: Any) -> None:
         again = _reloaded(part)
         if isinstance(part, Tokenizer) and _sample(part) != _sample(again):
             refuse(f"other tokens after {_RELOAD}")
+
+
+def make_strategy(name: str, settings: dict[str, Any]) -> Strategy:
+    """Makes a strategy of what `--search` and `--set` say.
+
+    Args:
+        name: "greedy", "beam", "sampling" or a class of your own, `module:Class`.
+        settings: arguments of its constructor.
+
+    Raises:
+        OptionError: if there is no such strategy, or its class cannot take these settings.
+    """
+    kind = load_class("search", name) if ":" in name else choose("search", name, STRATEGIES)
+    if not issubclass(kind, Strategy):
+        raise OptionError(f"search={name!r}: {kind.__name__} is not derived from seq2seq.Strategy")
+    for option in settings:
+        choose("set", option, list(inspect.signature(kind).parameters))
+    try:
+        return check_strategy(kind(**settings))
+    except TypeError as error:
+        raise OptionError(f"search={name!r}: {error}") from None
+
+
+def check_strategy(strategy: Strategy) -> Strategy:
+    """Sees that a strategy can be used, and of a class that is not of this library, what its `search` finds: once, for
+    three sources of a tiny model, two of which have a prefix.
+
+    Returns:
+        The strategy.
+
+    Raises:
+        OptionError: if it is none, is not hashable, fails, or finds what `decoding.Strategy` does not allow.
+    """
+    if not isinstance(strategy, Strategy):
+        raise OptionError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)}, or a `decoding.Strategy`")
+    with _refusing("strategy", strategy, "hash(strategy): put @dataclasses.dataclass(frozen=True) above its class"):
+        hash(strategy)
+    if type(strategy) not in STRATEGIES.values():
+        _try_strategy(strategy)
+    return strategy
+
+
+@functools.lru_cache
+def _try_strategy(strategy):
+    limits, prefixes = [3, 4, 6], [[5, 6], [4, PADDING], [PADDING, PADDING]]
+    table = tf.random.stateless_normal([256, 256], seed=(0, 1))
+    with _refusing("strategy", strategy, "a search for three sources") as refuse:
+        width, n_best = strategy.rows_per_source, strategy.n_best
+
+        def step_for(sources):
+            def step(ids, state):
+                for name, given in (("ids", ids), ("a state", state)):
+                    if tf.executing_eagerly() and given.shape != [width * len(sources)]:
+                        rows = f"{width * len(sources)} rows, rows_per_source={width} for each source"
+                        refuse(f"gives a step {name} {given.shape}; expected {rows}")
+                return tf.gather(table, (ids + 7 * state) % 256), state
+
+            return step
+
+        def search(loop):
+            wanted = Wanted(tf.constant(limits), 0, tf.range(3, dtype=tf.int64), tf.constant(prefixes))
+            found = strategy.search(step_for, tf.range(3), wanted, loop)
+            if not isinstance(found, Hypotheses):
+                refuse(f"`search` returns {type(found).__name__}, not Hypotheses")
+            count = found.ids.shape[1] if found.ids.shape.rank == 3 else None
+            if count is None or count < n_best:
+                refuse(f"ids {found.ids.shape}; expected (3, N, T), N known in advance and at least n_best={n_best}")
+            for name, part in found._asdict().items():
+                kind = tf.int32 if name in ("ids", "stopped") else tf.float32
+                shape = (3, count, *found.ids.shape[2:]) if name == "ids" else (3, count)
+                if part is None and kind == tf.float32 and found.scores is found.ranked_by:
+                    continue  # both are left to `translate`
+                if part is None or part.dtype != kind or not part.shape.is_compatible_with(shape):
+                    what = part if part is None else f"{part.dtype.name} {part.shape}"
+                    refuse(f"{name} {what}; expected {kind.name} {shape}")
+            return found
+
+        # Eagerly first, for errors that say more; then in a graph, which holds no Python, with the other loop.
+        for run, loop in ((search, shrinking_loop), (tf.function(search, autograph=False), masking_loop(1))):
+            for limit, prefix, hypotheses in zip(limits, prefixes, run(loop).ids.numpy().tolist(), strict=True):
+                prefix = [token for token in prefix if token != PADDING]
+                for ids in filter(any, hypotheses):
+                    tokens = ids[: max(place for place, token in enumerate(ids, start=1) if token != PADDING)]
+                    if tokens[: len(prefix)] != prefix:
+                        refuse(f"ids {tokens} do not begin with {prefix}, the prefix; see `emittable`")
+                    if len(tokens) > limit or min(tokens) < END or END in tokens[:-1]:
+                        refuse(f"ids {tokens}; expected at most {limit} tokens, none below END={END}, which ends them")
 
 
 # What a class of one's own must survive, and often does not: an argument that its `get_config` leaves out.

@@ -15,7 +15,8 @@ from fastapi import FastAPI
 
 from pipelines import OptionError
 from pipelines.tokenizers import START
-from seq2seq.decoding import BeamSearch, Greedy
+from seq2seq.contract import check_strategy
+from seq2seq.decoding import BeamSearch, Greedy, Strategy
 from seq2seq.model import Seq2Seq
 from seq2seq.pictures import attention_svg
 
@@ -35,7 +36,7 @@ _CAPTION = "Where the model looked in the source, for each token that it wrote"
 _LONGEST_PICTURE = 300  # characters, of which a picture is drawn in seconds
 
 
-def demo_page(model: Seq2Seq, examples: Sequence[str] = ()) -> gr.Blocks:
+def demo_page(model: Seq2Seq, examples: Sequence[str] = (), search: Strategy | None = None) -> gr.Blocks:
     """The page: a text, its translation, the n best hypotheses, and where the decoder looked if it has attention.
 
     A source of several columns has a box for each.
@@ -43,6 +44,7 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = ()) -> gr.Blocks:
     Args:
         model: a `Seq2Seq`.
         examples: sources to click on.
+        search: a strategy to choose beside greedy search and beam search, under the name of its class.
 
     Returns:
         A `gradio.Blocks`.
@@ -50,13 +52,16 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = ()) -> gr.Blocks:
     names = model.source_tokenizer.column_names
     widest = min(10, model.target_tokenizer.vocabulary_size - START - 1)  # as many as there are tokens to choose from
 
-    def translate(search, width, *columns):
-        first, *more = (" ".join(column.split()) for column in columns)  # on one line, as texts in a corpus are
+    more = {type(search).__name__: check_strategy(search)} if search else {}
+    kinds = ["greedy", "beam", *more]
+
+    def translate(kind, width, *columns):
+        first, *others = (" ".join(column.split()) for column in columns)  # on one line, as texts in a corpus are
         if not first:
             return "", "", None
-        text = "\t".join([first, *more])
-        strategy = BeamSearch(width, n_best=width) if search == "beam" else Greedy()
-        found = model.translate([text], strategy, details=True)
+        text = "\t".join([first, *others])
+        strategies = {"greedy": Greedy(), "beam": BeamSearch(width, n_best=width), **more}
+        found = model.translate([text], strategies[kind], details=True)
         best = found.texts.numpy()[0, 0].decode()
         return best, _table(found), (text, best)
 
@@ -69,7 +74,7 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = ()) -> gr.Blocks:
         image = f'<img alt="{escape(f"attention: {text} → {best}")}" src="data:image/svg+xml;base64,{svg}">'
         return f"<figure><figcaption>{_CAPTION}</figcaption>{image}</figure>"
 
-    for kind in ("greedy", "beam"):  # the first of each takes seconds, which nobody shall wait for while typing
+    for kind in kinds:  # the first of each takes seconds, which nobody shall wait for while typing
         draw(translate(kind, min(5, widest), *["."] * len(names))[-1])
     with gr.Blocks(analytics_enabled=False, title="seq2seq demo") as page:
         with gr.Row():
@@ -82,7 +87,7 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = ()) -> gr.Blocks:
                     rows = [source.split("\t", len(names) - 1) for source in examples]
                     gr.Examples(rows, texts, label="Examples from the corpus")
                 with gr.Row():
-                    search = gr.Radio(["greedy", "beam"], value="greedy", label="Search")
+                    chosen = gr.Radio(kinds, value="greedy", label="Search")
                     width = gr.Slider(1, widest, min(5, widest), step=1, label="Beam width", buttons=[], visible=False)
             with gr.Column():
                 translation = gr.Textbox(label="Translation", lines=3, interactive=False)
@@ -92,10 +97,10 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = ()) -> gr.Blocks:
         # While one text is translated, only the last of those typed meanwhile waits. A picture takes longer, so it is
         # drawn by itself, and the translation does not wait for it.
         typing: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        changes = [*(text.change for text in texts), search.change, width.change]
-        typed = gr.on(changes, translate, [search, width, *texts], [translation, hypotheses, pair], **typing)
+        changes = [*(text.change for text in texts), chosen.change, width.change]
+        typed = gr.on(changes, translate, [chosen, width, *texts], [translation, hypotheses, pair], **typing)
         typed.then(draw, pair, picture, **typing)
-        search.change(lambda search: gr.Slider(visible=search == "beam"), search, width, **typing)
+        chosen.change(lambda kind: gr.Slider(visible=kind == "beam"), chosen, width, **typing)
     return page
 
 

@@ -220,7 +220,8 @@ def evaluate(
     found, seconds = [], 0.0
     for start in range(0, len(sources), 2048):
         started = time.perf_counter()
-        found.append(model.translate(sources[start : start + 2048], strategy, details=True, **lengths))
+        seed = lengths.get("seed", 0) + start  # each source draws by its place
+        found.append(model.translate(sources[start : start + 2048], strategy, details=True, **lengths | {"seed": seed}))
         seconds += time.perf_counter() - started
         if progress:
             progress(sum(len(done.texts) for done in found))

@@ -10,8 +10,8 @@ import keras
 import tensorflow as tf
 
 from seq2seq.checkpoints import RunError
-from seq2seq.contract import one_line
-from seq2seq.decoding import BeamSearch, Greedy
+from seq2seq.contract import check_strategy, one_line
+from seq2seq.decoding import BeamSearch, Greedy, Strategy
 
 if TYPE_CHECKING:
     from seq2seq.model import Seq2Seq  # which imports this module
@@ -19,19 +19,28 @@ if TYPE_CHECKING:
 _BEAM = BeamSearch(n_best=5)
 
 
-def export(model: "Seq2Seq", folder: Path | str, beam: BeamSearch = _BEAM, probe: Sequence[str] = ()) -> None:
+def export(
+    model: "Seq2Seq",
+    folder: Path | str,
+    beam: BeamSearch = _BEAM,
+    probe: Sequence[str] = (),
+    search: Strategy | None = None,
+) -> None:
     """Writes a SavedModel with tokenizers inside and two signatures, both of strings `texts` `[N]` for any N.
 
     `greedy`, which is also the one served by default, gives `texts` `[N]`; `beam` gives `texts`, `scores` and
-    `ranked_by` `[N, n]`, the best first, as in `Translations`. It needs TensorFlow and, unless tokenizers are
-    characters or bytes as they are (`normal_form=None`), the operations of TensorFlow Text, which TensorFlow Serving
-    has and Python gets by `import tensorflow_text`.
+    `ranked_by` `[N, n]`, the best first, as in `Translations`. A third, `search`, is of a strategy of your choice, and
+    gives what `greedy` gives if its `n_best` is 1, else what `beam` gives; what it draws for a text follows from the
+    text's place. The model needs TensorFlow and, unless tokenizers are characters or bytes as they are
+    (`normal_form=None`), the operations of TensorFlow Text, which TensorFlow Serving has and Python gets by `import
+    tensorflow_text`.
 
     Args:
         model: a `Seq2Seq`.
         folder: where to write it; there must be nothing yet.
         beam: a `BeamSearch`.
         probe: texts that what was written must translate as the model does.
+        search: the strategy of the signature `search`; None for none.
 
     Raises:
         RunError: if the folder exists, the encoder or decoder cannot be exported, or translations differ.
@@ -40,6 +49,10 @@ def export(model: "Seq2Seq", folder: Path | str, beam: BeamSearch = _BEAM, probe
     if folder.exists():
         raise RunError(f"{folder} is there already; choose another folder")
     aside = folder.with_name(f"aside-{folder.name}")
+    # The signatures: a strategy, and whether they give scores too.
+    strategies: dict[str, tuple[Strategy, bool]] = {"greedy": (Greedy(), False), "beam": (beam, True)}
+    if search:
+        strategies["search"] = check_strategy(search), search.n_best > 1
     compiles, model.compiles_decoding = model.compiles_decoding, False  # what is exported runs on any device
     try:
         archive = keras.export.ExportArchive()
@@ -47,28 +60,29 @@ def export(model: "Seq2Seq", folder: Path | str, beam: BeamSearch = _BEAM, probe
         for part in (model, model.source_tokenizer, model.target_tokenizer):
             archive.track(part)
         try:
-            for name, strategy in (("greedy", Greedy()), ("beam", beam)):
+            for name, strategy in strategies.items():
                 texts = tf.TensorSpec([None], tf.string, "texts")
-                archive.add_endpoint(name, _endpoint(model, strategy), input_signature=[texts])
+                archive.add_endpoint(name, _endpoint(model, *strategy), input_signature=[texts])
             archive.write_out(str(aside), options, verbose=False)
         except Exception as error:  # TensorFlow raises whatever it stumbles over
             parts = f"{type(model.encoder).__name__} and {type(model.decoder).__name__}"
             raise RunError(f"{folder}: {parts} cannot be exported ({one_line(error)})") from error
         if probe:
-            _compare(model, tf.saved_model.load(str(aside)), list(probe), beam, folder)
+            exported = tf.saved_model.load(str(aside))
+            for name, strategy in strategies.items():
+                _compare(model, exported.signatures[name], list(probe), *strategy, folder)
         os.replace(aside, folder)
     finally:
         model.compiles_decoding = compiles
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _endpoint(model, strategy):
-    n_best = isinstance(strategy, BeamSearch)
-
+def _endpoint(model, strategy, details):
     def translate(texts):
         texts = tf.concat([texts, [""]], axis=0)  # not every layer takes a batch of nothing
-        found, *known = model.translate_batch(texts, strategy, details=n_best)
-        if not n_best:
+        seeds = tf.range(tf.size(texts, tf.int64))  # as in `translate`
+        found, *known = model.translate_batch(texts, strategy, seeds, details=details)
+        if not details:
             return {"texts": found[:-1, 0]}
         scores, ranked_by, *_ = known
         return {"texts": found[:-1], "scores": scores[:-1], "ranked_by": ranked_by[:-1]}
@@ -76,14 +90,16 @@ def _endpoint(model, strategy):
     return translate
 
 
-def _compare(model, exported, probe, beam, folder):
-    """Sees that what was exported translates as the model does."""
-    texts = tf.constant(probe)
-    right, found = model.translate(texts).numpy(), exported.greedy(texts)["texts"].numpy()
-    differ = [text for text, one, other in zip(probe, right, found, strict=True) if one != other]
-    right, found = model.translate(texts, beam, details=True), exported.beam(texts)
-    right, found = _scores(right.texts, right.scores), _scores(found["texts"], found["scores"])
-    differ += [text for text, one, other in zip(probe, right, found, strict=True) if not _alike(one, other)]
+def _compare(model, signature, probe, strategy, details, folder):
+    """Sees that a signature of what was exported translates as the model does."""
+    found = signature(texts=tf.constant(probe))
+    if details:
+        right = model.translate(probe, strategy, details=True)
+        pairs = zip(_scores(right.texts, right.scores), _scores(found["texts"], found["scores"]), strict=True)
+        same = [_alike(one, other) for one, other in pairs]
+    else:
+        same = [one == other for one, other in zip(model.translate(probe, strategy), found["texts"], strict=True)]
+    differ = [text for text, is_same in zip(probe, same, strict=True) if not is_same]
     if differ:
         raise RunError(f"{folder}: what was exported translates {len(differ)} texts otherwise, as {differ[0]!r}")
 

@@ -14,8 +14,17 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, accepted, check_number, choose, construct
-from pipelines.tokenizers import PADDING, START, Texts, Tokenizer, one_hot
-from seq2seq.contract import check_contract, check_savable, encode, has_attention, one_line, start, take_tokenizers
+from pipelines.tokenizers import PADDING, START, UNKNOWN, Texts, Tokenizer, one_hot
+from seq2seq.contract import (
+    check_contract,
+    check_savable,
+    check_strategy,
+    encode,
+    has_attention,
+    one_line,
+    start,
+    take_tokenizers,
+)
 from seq2seq.decoding import (
     LIMITED,
     NEVER,
@@ -26,6 +35,7 @@ from seq2seq.decoding import (
     Greedy,
     Hypotheses,
     Strategy,
+    Wanted,
     masking_loop,
     shrinking_loop,
     take,
@@ -52,7 +62,7 @@ _BATCH_LENGTH = 256  # the length from which on a batch holds fewer texts, so th
 class Translations(NamedTuple):
     """What `Seq2Seq.translate` knows of N texts, n hypotheses each, the best first."""
 
-    # Strings [N, n], all different for each text. If fewer of the 2 n best hypotheses are, the last ones are empty.
+    # Strings [N, n]. Of a beam all are different; if fewer of the 2 n best hypotheses are, the last ones are empty.
     texts: tf.Tensor
     scores: tf.Tensor  # float32 [N, n] log-likelihood, in nats; -inf of what is empty
     ranked_by: tf.Tensor  # float32 [N, n] what the order follows: of a beam, the score over its length penalty
@@ -508,6 +518,7 @@ class Seq2Seq(keras.Model):
         texts: str | Texts | tf.data.Dataset,
         strategy: str | Strategy = "greedy",
         *,
+        prefixes: str | Texts | None = None,
         min_length: int = 0,
         max_length: int | None = None,
         seed: int = 0,
@@ -520,7 +531,9 @@ class Seq2Seq(keras.Model):
             texts: strings, any number of them: a list, a generator, an array, a tensor `[N]` or a `tf.data.Dataset` of
                 scalar strings; or one string alone. Each is read up to its 1,024th token.
             strategy: "greedy", "beam" or "sampling", or one of these with settings of its own, as in
-                `BeamSearch(width=10, n_best=3)`.
+                `BeamSearch(width=10, n_best=3)`; or an object of a class of your own, see `decoding.Strategy`.
+            prefixes: how each translation begins: as many strings as texts, "" for one that is free; for one string
+                alone, one. A translation contains its prefix, and goes on for one token at least.
             min_length: how many tokens a translation has at least.
             max_length: where one that does not end by itself is cut, in tokens; a number for all texts. By default the
                 length of each text and the lengths seen in training decide, see `limits`.
@@ -534,8 +547,9 @@ class Seq2Seq(keras.Model):
             the N for one string alone. With `details` it is `Translations`, always `[N, n]`.
 
         Raises:
-            OptionError: for an unknown strategy, a beam wider than the vocabulary, impossible lengths, or texts that
-                are none or, as those of a set, in no order.
+            OptionError: for an unknown strategy or one that breaks the contract, a beam wider than the vocabulary,
+                impossible lengths, texts that are none or, as those of a set, in no order, another number of prefixes
+                than texts, or a prefix with a token that is not in the vocabulary.
             MemoryError: if a batch does not fit into memory.
         """
         if isinstance(strategy, str):
@@ -544,16 +558,18 @@ class Seq2Seq(keras.Model):
         check_number("max_length", max_length, least=max(1, min_length), most=LONGEST_TRANSLATION, optional=True)
         check_number("seed", seed, least=0, below=2**62)  # to which the texts' places are added
         check_number("batch_size", batch_size, least=1)
+        check_strategy(strategy)
         width, ends = strategy.rows_per_source, self.target_tokenizer.vocabulary_size - START - 1
-        if width > ends:
+        if width > ends and isinstance(strategy, BeamSearch):
             raise OptionError(f"width={width}: wider than the vocabulary, which has {ends} tokens to choose from")
         texts = _as_strings("texts", texts)
+        begun = [] if prefixes is None else [self._prefix_ids(_as_strings("prefixes", prefixes), texts.shape)]
         single = texts.shape.rank == 0
         if single:
             texts = texts[None]
         if len(texts) >= _MANY_TEXTS:
             self._parts = cores()
-        run = self._translate_with(strategy, details, self._parts)
+        run = self._translate_with(strategy, details, self._parts, bool(begun))
         count = texts.shape[0]
         texts = texts if count else tf.constant([""])  # not every layer takes a batch of nothing
         lengths = [min(len(text), LONGEST_SOURCE) for text in texts.numpy().tolist()]
@@ -565,7 +581,8 @@ class Seq2Seq(keras.Model):
                 with _enough_memory(
                     f"{len(batch)} texts of up to {max(lengths[n] for n in batch):,} bytes", batch_size
                 ):
-                    done.append(run(tf.gather(texts, batch), seed + batch, min_length, longest))
+                    some = [tf.gather(ids, batch) for ids in begun]
+                    done.append(run(tf.gather(texts, batch), seed + batch, min_length, longest, *some))
         except (ValueError, *_XLA_ERRORS) as error:
             if not self.compiles_decoding:
                 raise
@@ -574,6 +591,7 @@ class Seq2Seq(keras.Model):
             return self.translate(
                 texts[0] if single else texts[:count],
                 strategy,
+                prefixes=prefixes,
                 min_length=min_length,
                 max_length=max_length,
                 seed=seed,
@@ -589,17 +607,26 @@ class Seq2Seq(keras.Model):
         texts = texts[:, 0] if texts.shape[1] == 1 else texts
         return texts[0] if single else texts
 
-    def _compile_translate(self, strategy, details, parts):
+    def _prefix_ids(self, prefixes, shape):
+        """The ids of prefixes, of this shape: int32 `[N, P]`."""
+        if prefixes.shape != shape:
+            expected, found = (str(x.num_elements()) if x.rank else "one string" for x in (shape, prefixes.shape))
+            raise OptionError(f"prefixes: expected as many as texts, {expected}, and not {found}")
+        prefixes = tf.reshape(prefixes, [-1]) if tf.size(prefixes) else tf.constant([""])
+        return prefix_ids(self.target_tokenizer, prefixes, "prefixes: text")
+
+    def _compile_translate(self, strategy, details, parts, with_prefixes):
         texts, seeds = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)
         length = tf.TensorSpec([], tf.int32)
+        prefixes = [tf.TensorSpec([None, None], tf.int32)] * with_prefixes
 
-        def run(texts, seeds, min_length, max_length):
-            def translate(texts, seeds):
-                return self.translate_batch(texts, strategy, seeds, min_length, max_length, details)
+        def run(texts, seeds, min_length, max_length, *prefixes):
+            def translate(texts, seeds, *prefixes):
+                return self.translate_batch(texts, strategy, seeds, min_length, max_length, details, *prefixes)
 
-            return side_by_side(translate, parts, texts, seeds)
+            return side_by_side(translate, parts, texts, seeds, *prefixes)
 
-        return tf.function(run, input_signature=[texts, seeds, length, length])
+        return tf.function(run, input_signature=[texts, seeds, length, length, *prefixes])
 
     def translate_batch(
         self,
@@ -609,34 +636,40 @@ class Seq2Seq(keras.Model):
         min_length: int | tf.Tensor = 0,
         max_length: int | tf.Tensor = -1,
         details: bool = False,
+        prefixes: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, ...]:
         """Translates texts `[B]`, at least one, all together: what `translate` makes a graph of.
 
         Args:
             texts, strategy, details: as in `translate`.
-            seeds, min_length, max_length: as in `decode`.
+            seeds, min_length, max_length, prefixes: as in `decode`.
 
         Returns:
             A tuple of strings `[B, n]` and, with `details`, the other parts of `Translations`.
         """
         with tf.device("CPU"):  # where strings are; its small operations would each wait for a GPU
             source = self.source_tokenizer.tokenize(texts)[:, :LONGEST_SOURCE]
-        ids, scores, ranked_by, stopped = self.decode(source, strategy, min_length, max_length, seeds)
+        ids, scores, ranked_by, stopped = self.decode(source, strategy, min_length, max_length, seeds, prefixes)
+        if details and scores is None:
+            target = tf.pad(ids, [[0, 0], [0, 0], [1, 0]], constant_values=START)
+            # One hypothesis after another, so that memory does not grow with how many there are.
+            each = tf.map_fn(
+                lambda target: self.log_likelihood(source, target),
+                tf.transpose(target, [1, 0, 2]),
+                fn_output_signature=tf.float32,
+            )
+            scores = ranked_by = tf.ensure_shape(tf.transpose(each), ids.shape[:2])
         with tf.device("CPU"):
             rows, count, length = (tf.shape(ids)[axis] for axis in range(3))
             translations = self.target_tokenizer.detokenize(tf.reshape(ids, [rows * count, length]))
             translations = tf.ensure_shape(tf.reshape(translations, [rows, count]), ids.shape[:2])
-            stopped = tf.gather(tf.constant(STOPPED), stopped)
-            if strategy.n_best > 1:
-                found = translations, scores, ranked_by, stopped, ids
-                translations, scores, ranked_by, stopped, ids = _first_different(strategy.n_best, *found)
-        if not details:
-            return (translations,)
-        if scores is None:
-            target = tf.pad(ids[:, 0], [[0, 0], [1, 0]], constant_values=START)
-            scores = ranked_by = self.log_likelihood(source, target)[:, None]
-        ids = tf.RaggedTensor.from_tensor(ids, padding=PADDING, ragged_rank=2)
-        return translations, scores, ranked_by, stopped, ids
+            found = [translations, scores, ranked_by, tf.gather(tf.constant(STOPPED), stopped), ids]
+            found = found if details else found[:1]
+            if ids.shape[1] > strategy.n_best:
+                found = _first_different(strategy.n_best, *found)
+            if details:
+                found[-1] = tf.RaggedTensor.from_tensor(found[-1], padding=PADDING, ragged_rank=2)
+            return tuple(found)
 
     def decode(
         self,
@@ -645,14 +678,16 @@ class Seq2Seq(keras.Model):
         min_length: int | tf.Tensor = 0,
         max_length: int | tf.Tensor = -1,
         seeds: tf.Tensor | None = None,
+        prefixes: tf.Tensor | None = None,
     ) -> Hypotheses:
         """Decodes source ids `[B, S]`, or their one-hot form, into target ids.
 
         Args:
             source: the sources.
-            strategy: an object of those in `decoding.STRATEGIES`.
+            strategy: a `decoding.Strategy`.
             min_length, max_length: as in `translate`; -1 for each row's own limit.
             seeds: int64 `[B]`, for sampling.
+            prefixes: target ids that each row begins with, int32 `[B, P]`, padded on the right.
 
         Returns:
             `decoding.Hypotheses`, ids `[B, N, T]`.
@@ -660,11 +695,12 @@ class Seq2Seq(keras.Model):
         with tf.device("CPU"):  # on which all sizes are known
             limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length), max_length)
             seeds = tf.zeros_like(limits, tf.int64) if seeds is None else tf.cast(seeds, tf.int64)
+            if prefixes is not None:
+                limits = tf.maximum(limits, _lengths(prefixes) + 1)
         if not self.compiles_decoding:
             steps = tf.maximum(1, tf.reduce_max(limits))
-            return self._search(
-                encode(self.encoder, source), limits, min_length, seeds, steps, strategy, shrinking_loop
-            )
+            wanted = Wanted(limits, min_length, seeds, prefixes)
+            return self._search(encode(self.encoder, source), wanted, steps, strategy, shrinking_loop)
         with tf.device("CPU"):
             rows, length = tf.unstack(tf.shape(source)[:2])
             source = _padded(source, _rounded_up(rows), _rounded_up(length))
@@ -672,13 +708,16 @@ class Seq2Seq(keras.Model):
             more = [[0, _rounded_up(rows) - rows]]
             limits, seeds = (tf.pad(x, more, constant_values=1) for x in (limits, seeds))
             steps = tf.zeros([_rounded_up(tf.reduce_max(limits))])  # by its size: XLA must know it when it compiles
-        found = self._search_with(strategy)(encode(self.encoder, source), limits, min_length, seeds, steps)
+            if prefixes is not None:
+                prefixes = _padded(prefixes, _rounded_up(rows), _rounded_up(tf.shape(prefixes)[1]))
+        wanted = Wanted(limits, min_length, seeds, prefixes)
+        found = self._search_with(strategy)(encode(self.encoder, source), wanted, steps)
         with tf.device("CPU"):
             longest = tf.reduce_max(tf.math.count_nonzero(found.ids, axis=2, dtype=tf.int32))
             found = found._replace(ids=found.ids[:, :, :longest])
             return Hypotheses(*(part if part is None else part[:rows] for part in found))
 
-    def _search(self, encoded, limits, min_length, seeds, steps, strategy, loop):
+    def _search(self, encoded, wanted, steps, strategy, loop):
         _, state = start(self.decoder, encoded, steps)
 
         def step_for(sources):
@@ -690,13 +729,12 @@ class Seq2Seq(keras.Model):
 
             return step
 
-        return strategy.search(step_for, state, limits, min_length, seeds, loop)
+        return strategy.search(step_for, state, wanted, loop)
 
     def _compile_search(self, strategy):
-        def search(encoded, limits, min_length, seeds, steps):
+        def search(encoded, wanted, steps):
             count = tf.size(steps)
-            loop = masking_loop(count // STEPS_UNASKED)
-            return self._search(encoded, limits, min_length, seeds, count, strategy, loop)
+            return self._search(encoded, wanted, count, strategy, masking_loop(count // STEPS_UNASKED))
 
         return tf.function(search, jit_compile=True, autograph=False, reduce_retracing=True)
 
@@ -840,6 +878,7 @@ class Seq2Seq(keras.Model):
         input_signature: None = None,
         *,
         beam: BeamSearch | None = None,
+        search: Strategy | None = None,
         probe: Sequence[str] = (),
     ) -> None:
         """Writes a SavedModel for programs without this library, see `exporting.export`.
@@ -853,7 +892,7 @@ class Seq2Seq(keras.Model):
             )
         if input_signature is not None:
             raise OptionError("input_signature: what is exported always takes strings [N], and for any N")
-        export(self, filepath, **({"beam": beam} if beam else {}), probe=probe)
+        export(self, filepath, **({"beam": beam} if beam else {}), search=search, probe=probe)
         if verbose:
             print(f"Saved to {filepath}")
 
@@ -1045,6 +1084,22 @@ def _bytes_or_tokens(texts):
     return (tf.strings.length(texts) if texts.dtype == tf.string else _lengths(texts)).numpy()
 
 
+def prefix_ids(tokenizer: Tokenizer, prefixes: Texts, place: str, first: int = 1) -> tf.Tensor:
+    """Tokenizes the prefixes of N translations: int32 `[N, P]`.
+
+    Raises:
+        OptionError: if one has unknown tokens; names `place` and the prefix's number, counted from `first`.
+    """
+    prefixes = tf.convert_to_tensor(prefixes)
+    ids = tokenizer.tokenize(prefixes)
+    for row in np.flatnonzero(np.any(ids == UNKNOWN, axis=1)).tolist():
+        tokens, *_ = tokenizer.count(prefixes[row : row + 1])
+        unknown = [repr(token.decode()) for token in tokens.numpy() if UNKNOWN in tokenizer.tokenize([token])]
+        what = f"{place} {row + first}: the prefix {prefixes[row].numpy().decode(errors='replace')!r}"
+        raise OptionError(f"{what} has tokens that the vocabulary has not: {', '.join(unknown)}")
+    return ids
+
+
 @contextlib.contextmanager
 def _enough_memory(batch, batch_size):
     """Raises a `MemoryError` that says what the batch was if the device has not enough memory for it."""
@@ -1062,18 +1117,19 @@ def _follows_steps(callback):
     return any(function is not getattr(keras.callbacks.Callback, hook) for hook, function in found)
 
 
-def _first_different(count, texts, scores, ranked_by, stopped, ids):
-    """Of what is known of N hypotheses of each source, `[B, N]` or `[B, N, T]`, that of the first so many with
-    different texts.
+def _first_different(count, texts, *known):
+    """Of the texts of N hypotheses of each source, `[B, N]`, and the rest of `Translations`, if it is known too, the
+    first so many with different texts.
 
     If there are fewer, empty hypotheses follow, as in `BeamSearch`.
     """
     equal = tf.cast(texts[:, :, None] == texts[:, None], tf.int32)
     repeated = tf.argmax(equal, axis=2, output_type=tf.int32) < tf.range(tf.shape(texts)[1])
     order = tf.argsort(tf.cast(repeated, tf.int32), axis=1, stable=True)[:, :count]
-    found = [tf.where(repeated, *each) for each in (("", texts), (NEVER, scores), (NEVER, ranked_by))]
-    found += tf.where(repeated, STOPPED[LIMITED], stopped), tf.where(repeated[:, :, None], PADDING, ids)
-    return [tf.gather(each, order, batch_dims=1) for each in found]
+    nothing = "", NEVER, NEVER, STOPPED[LIMITED], PADDING
+    found = zip((texts, *known), nothing, strict=False)
+    where = {2: repeated, 3: repeated[:, :, None]}
+    return [tf.gather(tf.where(where[each.shape.rank], empty, each), order, batch_dims=1) for each, empty in found]
 
 
 def _rounded_up(size, least=16):

@@ -37,7 +37,7 @@ from pipelines import (
 from seq2seq.checkpoints import RunError, locked, whole_file, write_json
 from seq2seq.config import MONITORS, Config, load_config, own_classes, reading_options
 from seq2seq.contract import one_line
-from seq2seq.decoding import BeamSearch
+from seq2seq.decoding import BeamSearch, Strategy
 from seq2seq.ensembles import ensemble
 from seq2seq.metrics import make_loss, make_metrics
 from seq2seq.model import Seq2Seq
@@ -376,7 +376,9 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
         return load_run(out)
 
 
-def export_runs(folders: Sequence[Path | str], out: Path | str, beam: BeamSearch) -> None:
+def export_runs(
+    folders: Sequence[Path | str], out: Path | str, beam: BeamSearch, search: Strategy | None = None
+) -> None:
     """Exports the model of a run, or of several their ensemble, as `exporting.export` does.
 
     It sees that each model translates as it did when it was trained, and what is exported as what it is made of.
@@ -394,7 +396,7 @@ def export_runs(folders: Sequence[Path | str], out: Path | str, beam: BeamSearch
                 change = f"{kept[source]!r} when it was trained, and now {translation!r}"
                 raise RunError(f"{folder}: the saved model is not the one that was trained; {source!r} was {change}")
         models.append(model)
-    ensemble(models, folders).export(out, beam=beam, probe=list(kept))
+    ensemble(models, folders).export(out, beam=beam, search=search, probe=list(kept))
 
 
 def probe(folder: Path | str) -> dict[str, str]:

@@ -54,7 +54,10 @@ def test_help_teaches_and_imports_no_tensorflow():
             ],
         ),
         (["train", "--help"], ["phrasebook", "spa-eng", "--preset", "--overwrite", "\nModel:\n", "--cell", "Example:"]),
-        (["translate", "--help"], ["stdin", "space", "ensemble", "--beam-width", "--temperature", "Example:"]),
+        (
+            ["translate", "--help"],
+            ["stdin", "space", "ensemble", "--beam-width", "--temperature", "--prefix", "--search", "Example:"],
+        ),
         (["score", "--help"], ["log-likelihood", "nan", "Example:"]),
         (["evaluate", "--help"], ["--json", "--write", "held out", "Example:"]),
         (["compare", "--help"], ["bootstrap", "Example:"]),
@@ -497,6 +500,77 @@ def test_json_has_null_for_what_is_no_number_and_no_hypotheses_that_a_beam_has_n
 
 
 @pytest.mark.slow
+def test_translations_begin_with_the_prefixes_in_the_last_column(run):
+    folder, _ = run
+    stdin = b"ab\tAB\ncd\t\nab\tEEE\n"
+    done = seq2seq("translate", folder, "--prefix", stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    one, free, other = done.stdout.decode().splitlines()
+    assert one.startswith("AB") and other.startswith("EEE")
+    assert f"{free}\n" == seq2seq("translate", folder, "cd").stdout.decode()
+    assert seq2seq("translate", folder, "--prefix", "ab\tAB", "cd\t", "ab\tEEE").stdout == done.stdout
+    beam = ["--prefix", "--scores", "--beam-width", 3, "--n-best", 2]
+    rows = [line.split("\t") for line in seq2seq("translate", folder, *beam, stdin=stdin).stdout.decode().splitlines()]
+    assert [row[-1][:3] for row in rows[4:]] == ["EEE"] * 2 and rows[0][0] == "1" and rows[0][-1].startswith("AB")
+    for stdin, message in (
+        (b"ab\tAB\ncd\n", "standard input, line 2: expected 2 columns: source TAB prefix, found 1"),
+        (b"ab\tAB\ncd\tAx\n", "standard input, line 2: the prefix 'Ax' has tokens that the vocabulary has not: 'x'"),
+    ):
+        done = seq2seq("translate", folder, "--prefix", stdin=stdin)
+        assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"seq2seq: {message}\n")
+    done = seq2seq("translate", folder, "--prefix", "ab\t", "cd\tx")
+    assert done.returncode == 2 and b"TEXT 2: the prefix 'x' has tokens" in done.stderr
+
+
+@pytest.mark.slow
+def test_several_samples_of_each_text(run):
+    folder, _ = run
+    options = ["--n-best", 3, "--seed", 4]
+    done = seq2seq("translate", folder, "ab", "cd", "--sample", *options, "--scores")
+    rows = [line.split("\t") for line in done.stdout.decode().splitlines()]
+    assert [row[0] for row in rows] == ["1", "1", "1", "2", "2", "2"] and all(float(row[1]) < 0 for row in rows)
+    again = seq2seq("score", folder, stdin="".join(f"ab\t{row[4]}\n" for row in rows[:3]).encode()).stdout.split()
+    ended = [(float(row[1]), float(score)) for row, score in zip(rows, again, strict=False) if row[3] == "end"]
+    assert all(one == pytest.approx(other, abs=1e-3) for one, other in ended)
+    alone = seq2seq("translate", folder, "ab", "cd", "--sample", "--seed", 4).stdout.decode().splitlines()
+    assert [rows[0][4], rows[3][4]] == alone
+
+
+OWN_SEARCH = """
+import dataclasses
+from seq2seq import BeamSearch
+
+@dataclasses.dataclass(frozen=True)
+class Mine(BeamSearch):
+    spread: tuple = ()
+"""
+
+
+@pytest.mark.slow
+def test_every_command_that_searches_takes_a_strategy_by_name(run, tmp_path):
+    folder, _ = run
+    (tmp_path / "own.py").write_text(OWN_SEARCH)
+    (tmp_path / "test.tsv").write_text("ab\tAB\ncd\tCD\n")
+    search = ["--search", "own:Mine", "--set", "width=3", "--set", "n-best=2", "--set", "spread=[1, 2]"]
+    beam = ["--beam-width", 3, "--n-best", 2]
+    own, usual = (seq2seq("translate", folder, "ab", "cd", *how, cwd=tmp_path) for how in (search, beam))
+    assert own.returncode == 0 and own.stdout == usual.stdout and own.stdout.count(b"\n") == 4, own.stderr
+    for command in (["evaluate", folder], ["compare", folder, folder]):
+        one, other = (
+            json.loads(seq2seq(*command, "test.tsv", "--json", *how, cwd=tmp_path).stdout)
+            for how in (search, ["--beam-width", 3])
+        )
+        assert one["scores"] == other["scores"]
+        done = seq2seq(*command, "test.tsv", "--search", "own:Mine", "--beam-width", 3, cwd=tmp_path)
+        assert done.returncode == 2 and b"search and width exclude each other" in done.stderr
+    assert seq2seq("export", folder, "saved", *search, cwd=tmp_path).returncode == 0
+    for command in (["export", folder, "other"], ["demo", folder, "--port", 0]):
+        done = seq2seq(*command, "--search", "own:Mine", "--set", "wide=3", cwd=tmp_path)
+        assert done.returncode == 2 and b"set='wide': expected 'width'" in done.stderr, done.stderr
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
 def test_score_reads_a_corpus_or_stdin_and_writes_a_number_for_each_pair(run):
     folder, _ = run
     toy = folder.parent.parent / "toy.tsv"
@@ -650,6 +724,16 @@ def test_what_cannot_be_asked_of_translate_exits_2(run):
     folder, _ = run
     for options, message in (
         (["--beam-width", 4, "--sample"], "width is of beam search, which excludes sampling"),
+        (["--search", "beam", "--beam-width", 4], "search and width exclude each other; write --set NAME=VALUE"),
+        (["--search", "sampling", "--sample"], "search and sample exclude each other"),
+        (["--search", "greedy", "--n-best", 2], "search and n_best exclude each other"),
+        (["--search", "beem"], "search='beem': expected 'greedy', 'beam', 'sampling'; did you mean 'beam'?"),
+        (["--search", "beam", "--set", "wdith=3"], "set='wdith': expected 'width', "),
+        (["--search", "beam", "--set", "width"], "set='width': expected NAME=VALUE"),
+        (["--search", "beam", "--set", "width=x"], "width='x': expected a whole number"),
+        (["--search", "nowhere:Class"], "there is no module 'nowhere'"),
+        (["--set", "width=3"], "set='width=3': --set is for the strategy that --search names, and there is none"),
+        (["--prefix"], "TEXT 1: expected 2 columns: source TAB prefix, found 1"),
         (["--beam-width", 2, "--n-best", 3], "n_best=3"),
         (["--beam-width", 99], "width=99: wider than the vocabulary"),
         (["--top-p", 2], "top_p=2.0"),

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -6,6 +7,7 @@ import tensorflow as tf
 
 from pipelines.names import OptionError
 from pipelines.tokenizers import END, START, CharTokenizer
+from seq2seq import Strategy, extend_each
 from seq2seq.decoding import (
     ENDED,
     STEPS_UNASKED,
@@ -14,13 +16,74 @@ from seq2seq.decoding import (
     BeamSearch,
     Greedy,
     Sampling,
+    Wanted,
     masking_loop,
 )
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz")
-EVERY_STRATEGY = pytest.mark.parametrize(
-    "strategy", [Greedy(), BeamSearch(3, n_best=2), Sampling(), Sampling(0.8, top_k=4, top_p=0.9)], ids=repr
-)
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondBest(Strategy):
+    """Takes the second likeliest token at every step: a strategy of one's own."""
+
+    def search(self, step_for, state, wanted, loop=None):
+        def choose(logits, t, sources):
+            return tf.math.top_k(logits, 2).indices[:, -1]
+
+        return extend_each(step_for, state, wanted, choose, loop=loop)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counting(BeamSearch):
+    """A beam search with hooks: each time that a hypothesis has said a token costs it so much."""
+
+    token: int = 4
+    price: float = 0.5
+
+    def remember(self, tokens, memory=None):
+        said = tf.cast(tokens == self.token, tf.float32)
+        return {"count": said if memory is None else memory["count"] + said}
+
+    def adjust(self, totals, t, memory, state):
+        new = tf.one_hot(self.token - END, tf.shape(totals)[2])
+        return totals - self.price * (tf.reshape(memory["count"], [-1, self.width, 1]) + new)
+
+
+@dataclasses.dataclass(frozen=True)
+class Saying(BeamSearch):
+    """A beam search of which no hypothesis ends before it has said a token."""
+
+    token: int = 4
+
+    def remember(self, tokens, memory=None):
+        said = tokens == self.token
+        return said if memory is None else memory | said
+
+    def adjust(self, totals, t, memory, state):
+        too_early = ~tf.reshape(memory, [-1, self.width, 1]) & (tf.range(tf.shape(totals)[2]) == 0)
+        return tf.where(too_early, float("-inf"), totals)
+
+
+@dataclasses.dataclass(frozen=True)
+class Banning(BeamSearch):
+    """A beam search that never says a token."""
+
+    token: int = 4
+
+    def adjust(self, totals, t, memory, state):
+        return tf.where(tf.range(END, END + tf.shape(totals)[2]) == self.token, float("-inf"), totals)
+
+
+EVERY = [
+    Greedy(),
+    BeamSearch(3, n_best=2),
+    Sampling(n_best=3),
+    Sampling(0.8, top_k=4, top_p=0.9),
+    Counting(3, n_best=2),
+]
+EVERY_STRATEGY = pytest.mark.parametrize("strategy", EVERY, ids=repr)
+OWN_TOO = pytest.mark.parametrize("strategy", [*EVERY, SecondBest()], ids=repr)
 
 
 @pytest.fixture(params=["shrinking", "masking"])
@@ -38,10 +101,10 @@ def each_loop(request, monkeypatch):
 BOTH_LOOPS = pytest.mark.usefixtures("each_loop")
 
 
-def search(strategy, step, state=(), limits=(), min_length=0, seeds=None):
+def search(strategy, step, state=(), limits=(), min_length=0, seeds=None, prefixes=None):
     limits = tf.constant(limits, tf.int32)
     seeds = tf.range(tf.size(limits)) if seeds is None else tf.constant(seeds)
-    return strategy.search(always(step), state, limits, tf.constant(min_length), seeds)
+    return strategy.search(always(step), state, Wanted(limits, tf.constant(min_length), seeds, prefixes))
 
 
 def always(step):
@@ -146,7 +209,7 @@ def test_words_are_spelt_up_to_the_end_of_the_longest(strategy):
 @pytest.mark.parametrize("run", [lambda function: function, tf.function], ids=["eager", "graph"])
 def test_no_rows_are_no_rows(strategy, run):
     step, state = wandering(0, sources=0)
-    hypotheses = run(strategy.search)(always(step), state, tf.zeros([0], tf.int32), 0, tf.zeros([0], tf.int32))
+    hypotheses = run(strategy.search)(always(step), state, Wanted(tf.zeros([0], tf.int32), 0, tf.zeros([0], tf.int32)))
     assert hypotheses.ids.shape[:2] == (0, hypotheses.stopped.shape[1])
 
 
@@ -154,11 +217,11 @@ def test_no_rows_are_no_rows(strategy, run):
 def test_compiled_it_finds_the_same(strategy):
     step, state = wandering(11, sources=30)
     limits, seeds = tf.constant([5, 12, 30] * 10), tf.range(30)
-    right = strategy.search(always(step), state, limits, 1, seeds)
+    right = strategy.search(always(step), state, Wanted(limits, 1, seeds))
 
     @tf.function(jit_compile=True)
     def compiled(state, limits, seeds):
-        return strategy.search(always(step), state, limits, 1, seeds, masking_loop(2))
+        return strategy.search(always(step), state, Wanted(limits, 1, seeds), masking_loop(2))
 
     found = compiled(state, limits, seeds)
     assert texts(found) == texts(right) and reasons(found) == reasons(right)
@@ -210,7 +273,7 @@ def test_eager_and_graph_agree_and_one_trace_serves_every_batch(strategy):
 
     def run(state, limits, min_length, seeds):
         traces.append(1)
-        return strategy.search(always(step), state, limits, min_length, seeds)
+        return strategy.search(always(step), state, Wanted(limits, min_length, seeds))
 
     vector, scalar = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
     graph = tf.function(run, input_signature=[vector, vector, scalar, vector])
@@ -226,7 +289,7 @@ def test_eager_and_graph_agree_and_one_trace_serves_every_batch(strategy):
 @pytest.mark.parametrize("run", [lambda function: function, tf.function], ids=["eager", "graph"])
 def test_a_state_may_grow(strategy, run):
     step, state = remembering(4, sources=5)
-    hypotheses = run(strategy.search)(always(step), state, tf.constant([8, 3, 8, 5, 8]), 3, tf.range(5))
+    hypotheses = run(strategy.search)(always(step), state, Wanted(tf.constant([8, 3, 8, 5, 8]), 3, tf.range(5)))
     assert all(1 <= len(source[0]) <= 8 for source in texts(hypotheses))
 
 
@@ -246,7 +309,7 @@ def test_sources_that_have_stopped_leave(strategy, run):
 
         return step
 
-    hypotheses = run(strategy.search)(step_for, state, tf.fill([8], 50), 0, tf.range(8))
+    hypotheses = run(strategy.search)(step_for, state, Wanted(tf.fill([8], 50), 0, tf.range(8)))
     assert [TOKENIZER.detokenize(ids[:1]).numpy()[0].decode() for ids in hypotheses.ids] == words
     everyone, some, one = list(range(8)), [4, 5, 6, 7], [7]
     greedy = [everyone] * 4 + [some] * 6 + [one] * 5
@@ -276,6 +339,82 @@ def test_repetition_that_ends_or_is_of_long_phrases_is_left_alone(strategy):
     assert reasons(search(strategy, *spelling(["x" * 99]), limits=[16])) == [["limit"]]
 
 
+# Prefixes
+
+
+@BOTH_LOOPS
+@OWN_TOO
+def test_hypotheses_begin_with_the_prefix_of_their_source(strategy):
+    step, state = wandering(12, sources=5)
+    prefixes = [[4, 5, 6], [7], [], [11, 11], []]
+    padded = tf.constant([[*prefix, 0, 0, 0][:3] for prefix in prefixes])
+    limits = [4, 9, 9, 3, 1]
+    found = search(strategy, step, state, limits, prefixes=padded)
+    free = search(strategy, step, state, limits)
+    for row, prefix in enumerate(prefixes):
+        some = [ids for ids in texts(found)[row] if ids]
+        assert some and all(ids[: len(prefix)] == prefix and len(prefix) < len(ids) <= limits[row] for ids in some)
+    for row in (2, 4):  # without a prefix
+        assert texts(found)[row] == texts(free)[row]
+    wider = search(strategy, step, state, limits, prefixes=tf.pad(padded, [[0, 0], [0, 9]]))
+    assert texts(wider) == texts(found)
+    if found.scores is not None:
+        for row in range(5):
+            for ids, score in zip(texts(found)[row], found.scores[row].numpy(), strict=True):
+                if ids:
+                    right = log_likelihoods(step, rows(state, row), [ids]).sum()
+                    np.testing.assert_allclose(score, right, rtol=1e-4)
+
+
+@OWN_TOO
+def test_compiled_it_goes_on_from_a_prefix_the_same(strategy):
+    step, state = wandering(13, sources=6)
+    limits, seeds = tf.constant([5, 12, 17] * 2), tf.range(6)
+    prefixes = tf.constant([[4, 5], [6, 0], [0, 0]] * 2)
+    right = strategy.search(always(step), state, Wanted(limits, 1, seeds, prefixes))
+
+    @tf.function(jit_compile=True)
+    def compiled(state, wanted):
+        return strategy.search(always(step), state, wanted, masking_loop(2))
+
+    found = compiled(state, Wanted(limits, tf.constant(1), seeds, prefixes))
+    assert texts(found) == texts(right) and reasons(found) == reasons(right)
+
+
+@BOTH_LOOPS
+@pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(1), Sampling(), SecondBest()], ids=repr)
+def test_after_a_prefix_it_goes_on_as_if_it_had_found_it_itself(strategy):
+    step, state = wandering(14, sources=20)
+    free = search(strategy, step, state, [12] * 20)
+    long = [row for row, (ids,) in enumerate(texts(free)) if len(ids) > 4]
+    assert len(long) > 5
+    prefixes = tf.gather(free.ids, long)[:, 0, :3]
+    again = search(strategy, step, rows(state, *long), [12] * len(long), seeds=long, prefixes=prefixes)
+    assert texts(again) == [texts(free)[row] for row in long]
+
+
+@BOTH_LOOPS
+@pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(), Sampling()], ids=repr)
+def test_repetition_within_a_prefix_does_not_count(strategy):
+    word = "a" * 40 + "bc"
+    prefixes = TOKENIZER.tokenize([word[:40]])
+    hypotheses = search(strategy, *spelling([word]), limits=[60], prefixes=prefixes)
+    assert TOKENIZER.detokenize(hypotheses.ids[:, 0]).numpy()[0].decode() == word
+    assert reasons(hypotheses) == [["end"]]
+    hypotheses = search(strategy, *spelling(["a" * 300]), limits=[80], prefixes=prefixes)
+    assert reasons(hypotheses) == [["repetition"]] and len(texts(hypotheses)[0][0]) == 80  # 40 of its own
+
+
+@pytest.mark.parametrize("alpha", [0.0, 2.0])
+def test_a_wide_beam_finds_all_that_begins_with_the_prefix(alpha):
+    step, state = remembering(5, sources=1, letters=2)
+    strategy = BeamSearch(width=31, length_penalty=alpha, n_best=31)
+    hypotheses = search(strategy, step, state, [4], prefixes=tf.constant([[5]]))
+    expected = [one for one in all_hypotheses(step, rows(state, 0), 4, alpha) if one[0][0] == 5]
+    assert texts(hypotheses)[0] == [ids for ids, _, _ in expected] + [[]] * (62 - len(expected))
+    np.testing.assert_allclose(hypotheses.scores[0, : len(expected)], [one[1] for one in expected], rtol=1e-5)
+
+
 # Beam search
 
 
@@ -298,7 +437,7 @@ def test_a_wide_beam_finds_what_trying_everything_finds(model, alpha, min_length
     step, state = model(5, sources=4, letters=2)
     limits = [4, 3, 2, 1]
     strategy = BeamSearch(width=31, length_penalty=alpha, n_best=31)
-    hypotheses = tf.function(strategy.search)(always(step), state, tf.constant(limits), min_length, None)
+    hypotheses = tf.function(strategy.search)(always(step), state, Wanted(tf.constant(limits), min_length, None))
     for row, limit in enumerate(limits):
         expected = all_hypotheses(step, rows(state, row), limit, alpha, min_length)
         missing = 62 - len(expected)
@@ -315,7 +454,7 @@ def test_a_wide_beam_finds_what_trying_everything_finds(model, alpha, min_length
 def test_a_beam_that_may_stop_early_still_finds_the_best(alpha, n_best):
     step, state = remembering(0, sources=12, letters=2)
     strategy = BeamSearch(width=31, length_penalty=alpha, n_best=n_best)
-    hypotheses = tf.function(strategy.search)(always(step), state, tf.fill([12], 4), 0, None)
+    hypotheses = tf.function(strategy.search)(always(step), state, Wanted(tf.fill([12], 4), 0, None))
     for row in range(12):
         expected = all_hypotheses(step, rows(state, row), 4, alpha)[:n_best]
         assert texts(hypotheses)[row][:n_best] == [ids for ids, _, _ in expected]
@@ -423,6 +562,77 @@ def test_a_vocabulary_without_letters_has_one_hypothesis():
     np.testing.assert_allclose(hypotheses.scores, [[-np.log(4), *[-np.inf] * 3]], rtol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 2.0])
+@pytest.mark.parametrize("prefix", [[], [4]])
+def test_hypotheses_are_chosen_as_the_hook_adjusts_them_and_scored_as_the_model_does(alpha, prefix):
+    step, state = remembering(5, sources=3, letters=2)
+    limits, price = [4, 3, 2], 1.5
+    strategy = Counting(31, alpha, n_best=31, price=price)
+    prefixes = tf.constant([prefix] * 3) if prefix else None
+    found = tf.function(strategy.search)(always(step), state, Wanted(tf.constant(limits), 0, None, prefixes))
+    for row, limit in enumerate(limits):
+        every = all_hypotheses(step, rows(state, row), limit, alpha)
+        ranked = [(ids, score, (score - price * ids.count(4)) / penalty(ids, alpha), why) for ids, score, why in every]
+        ranked = [one for one in ranked if one[0][: len(prefix)] == prefix]
+        ranked.sort(key=lambda one: (one[3] != "end", -one[2]))
+        count = len(ranked)
+        assert [ids for ids, _, _, _ in ranked] != [ids for ids, _, _ in every][:count]
+        assert texts(found)[row] == [ids for ids, _, _, _ in ranked] + [[]] * (62 - count)
+        np.testing.assert_allclose(found.scores[row, :count], [score for _, score, _, _ in ranked], rtol=1e-5)
+        np.testing.assert_allclose(found.ranked_by[row, :count], [rank for _, _, rank, _ in ranked], rtol=1e-5)
+        assert np.all(np.isneginf(found.scores[row, count:]))
+
+
+@BOTH_LOOPS
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_constraint_forces_a_token_in_and_a_ban_keeps_it_out(width):
+    step, state = wandering(15, sources=30)
+    free, said, banned = (texts(search(kind(width), step, state, [40] * 30)) for kind in (BeamSearch, Saying, Banning))
+    has = [4 in ids for (ids,) in free]
+    assert any(has) and not all(has)
+    for (ids,), (forced,), (never,), had in zip(free, said, banned, has, strict=True):
+        assert 4 in forced or forced[-1] != END
+        assert 4 not in never and (had or width > 1 or never == ids)
+    assert sum(4 in ids for (ids,) in said) > sum(has) + 5
+
+
+def test_what_is_all_forbidden_is_no_hypothesis_but_a_prefix_is_no_choice():
+    step, state = wandering(16, sources=2, letters=1)  # END and the token 4
+
+    @dataclasses.dataclass(frozen=True)
+    class Forbidding(BeamSearch):
+        def adjust(self, totals, t, memory, state):
+            return tf.fill(tf.shape(totals), float("-inf")) if t == 1 else totals
+
+    found = search(Forbidding(2, n_best=2), step, state, [5, 5], min_length=1)
+    assert texts(found) == [[[]] * 4] * 2 and np.all(np.isneginf(found.scores))
+    found = search(Forbidding(2, n_best=2), step, state, [5, 5], prefixes=tf.constant([[4, 4]] * 2))
+    assert all(source[0][:2] == [4, 4] for source in texts(found))
+
+
+def test_the_hooks_see_the_beginnings_that_are_extended():
+    spell, state = spelling(["abc", "de"])
+    seen = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Watching(BeamSearch):
+        def remember(self, tokens, memory=None):
+            return tokens[:, None] if memory is None else tf.concat([memory[:, 1:], tokens[:, None]], axis=1)
+
+        def adjust(self, totals, t, memory, state):
+            _, positions = state  # after the step
+            seen.append((int(t), memory[:: self.width, -1].numpy().tolist(), positions.numpy().tolist()))
+            return totals
+
+    search(Watching(2), spell, state, [9, 9])
+    letters = TOKENIZER.tokenize(["abc", "de"]).numpy().tolist()
+    assert seen[:3] == [
+        (0, [START, START], [1] * 4),
+        (1, [letters[0][0], letters[1][0]], [2] * 4),
+        (2, [letters[0][1], letters[1][1]], [3] * 4),
+    ]
+
+
 # Sampling
 
 PROBABILITIES = np.array([0.05, 0.4, 0.2, 0.3, 0.04, 0.01])  # of END, a, b, c, d, e
@@ -432,7 +642,7 @@ def frequencies(strategy, rows=4000):
     """How often each token from END on comes first, where a model gives them PROBABILITIES, and reserved ones more."""
     logits = tf.constant(np.concatenate([[3.0, 4.0, 5.0], np.log(PROBABILITIES)])[None], tf.float32)
     step = tf.function(lambda tokens, _: (tf.repeat(logits, tf.size(tokens), axis=0), ()))
-    hypotheses = tf.function(strategy.search)(lambda sources: step, (), tf.fill([rows], 2), 0, tf.range(rows))
+    hypotheses = tf.function(strategy.search)(lambda sources: step, (), Wanted(tf.fill([rows], 2), 0, tf.range(rows)))
     return [np.bincount(hypotheses.ids[:, 0, t], minlength=END + 6)[END:] / rows for t in (0, 1)]
 
 
@@ -481,6 +691,29 @@ def test_a_sample_follows_from_its_seed(dtype):
     assert sum(one == other for one, other in zip(found, again, strict=True)) < 10
 
 
+@BOTH_LOOPS
+def test_several_samples_of_a_source_are_draws_of_their_own():
+    step, state = wandering(17, sources=1, letters=25)
+    state, limits, seeds = tf.repeat(state, 20), [30] * 20, list(range(20))
+    one, five = (texts(search(Sampling(3.0, n_best=n), step, state, limits, seeds=seeds)) for n in (1, 5))
+    assert [source[0] for source in five] == [source[0] for source in one]
+    assert len({tuple(ids) for source in five for ids in source}) > 90  # of one text, whatever source and sample
+    alone = texts(search(Sampling(3.0, n_best=5), step, state[:1], limits[:1], seeds=[7]))
+    assert alone[0] == five[7]
+
+
+def test_all_samples_come_as_often_as_they_are_likely():
+    logits = tf.constant(np.concatenate([[3.0, 4.0, 5.0], np.log(PROBABILITIES)])[None], tf.float32)
+    step = lambda tokens, _: (tf.repeat(logits, tf.size(tokens), axis=0), ())  # noqa: E731
+    found = search(Sampling(n_best=4), step, (), [1] * 2000).ids.numpy()[:, :, 0]
+    assert found.shape == (2000, 4)
+    for sample in found.T:
+        frequencies = np.bincount(sample, minlength=END + 6)[END:] / 2000
+        np.testing.assert_allclose(frequencies, PROBABILITIES, atol=0.045)
+    both = np.mean(found[:, 0] == found[:, 1])  # independent of each other
+    np.testing.assert_allclose(both, np.sum(PROBABILITIES**2), atol=0.045)
+
+
 # Options
 
 
@@ -495,6 +728,7 @@ def test_a_sample_follows_from_its_seed(dtype):
         ("sampling", {"temperature": float("nan")}, "temperature=nan: expected a number, above 0"),
         ("sampling", {"top_k": 0}, "top_k=0: expected a whole number, at least 1, or None"),
         ("sampling", {"top_p": 0.0}, "top_p=0.0: expected a number, above 0 and at most 1, or None"),
+        ("sampling", {"n_best": 0}, "n_best=0: expected a whole number, at least 1 and at most 10,000"),
         ("sampling", {"top_p": 1.5}, "top_p=1.5: expected a number, above 0 and at most 1, or None"),
     ],
 )
@@ -505,4 +739,5 @@ def test_options_that_cannot_be_are_refused_by_name(name, options, message):
 
 
 def test_strategies_say_how_many_rows_they_decode_for_a_source():
-    assert [Greedy().rows_per_source, BeamSearch(7).rows_per_source, Sampling().rows_per_source] == [1, 7, 1]
+    strategies = Greedy(), BeamSearch(7), Sampling(), Sampling(n_best=4)
+    assert [strategy.rows_per_source for strategy in strategies] == [1, 7, 1, 4]

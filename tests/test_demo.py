@@ -16,7 +16,7 @@ from command_line import SEQ2SEQ, seq2seq
 from playwright.sync_api import expect, sync_playwright
 
 from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
-from seq2seq import BeamSearch, Seq2Seq
+from seq2seq import BeamSearch, Sampling, Seq2Seq
 from seq2seq.demo import demo_page
 from seq2seq.runs import load_runs
 from seq2seq.training import train
@@ -114,6 +114,19 @@ def test_without_attention_there_is_no_picture_and_gradio_tells_nobody(tokenizer
         pictures = [block for block in made.blocks.values() if "attention" in block.elem_classes]
         assert [picture.visible for picture in pictures] == [shown.has_attention]
         assert not made.analytics_enabled and not gradio.analytics.analytics_enabled()
+
+
+def test_a_strategy_of_one_s_own_is_a_third_choice(model):
+    async def page(model):
+        return demo_page(model, search=Sampling(n_best=3))
+
+    made = asyncio.run(page(model))
+    (chosen,) = (block for block in made.blocks.values() if isinstance(block, gradio.Radio))
+    assert [value for value, _ in chosen.choices] == ["greedy", "beam", "Sampling"]
+    (translate,) = (made_of.fn for made_of in made.fns.values() if made_of.name == "translate")
+    best, table, _ = translate("Sampling", 1, "sol")
+    found = [text.decode() for text in model.translate("sol", Sampling(n_best=3)).numpy()]
+    assert best == found[0] and re.findall(r"<td>([^<]*)</td></tr>", table) == found
 
 
 def test_only_the_demo_imports_gradio():

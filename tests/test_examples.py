@@ -1,19 +1,26 @@
 """The modules in `examples/` do what their first lines say: these commands are run as they stand there."""
 
 import ast
+import collections
 import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from command_line import seq2seq
+from test_decoding import search, texts, wandering
+
+from pipelines import load_class
+from seq2seq import Greedy, Sampling
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
 
 def commands(path):
     """The command lines in a module's docstring, without the name of the program."""
-    lines = ast.get_docstring(ast.parse(path.read_text())).splitlines()
+    lines = [line.strip() for line in ast.get_docstring(ast.parse(path.read_text())).splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("seq2seq ")]
 
 
@@ -30,3 +37,64 @@ def test_an_example_runs_as_written(path, tmp_path):
         done = seq2seq(*arguments, cwd=tmp_path)
         assert done.returncode == 0, (arguments, done.stderr.decode())
     assert done.stdout
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """A function that imports a class of an example."""
+    monkeypatch.syspath_prepend(EXAMPLES[0].parent)
+    return lambda name: load_class("example", name)
+
+
+def test_the_groups_of_a_diverse_beam_differ_and_the_first_is_greedy(example):
+    diverse = example("diverse:DiverseBeam")
+    step, state = wandering(20, sources=30)
+    found, alike = (texts(search(diverse(3, price), step, state, [12] * 30)) for price in (9.0, 0.0))
+    greedy = texts(search(Greedy(), step, state, [12] * 30))
+    assert [source[:1] for source in found] == greedy
+    assert alike == [source * 3 for source in greedy]
+    # So high a penalty that no two groups choose the same token at the same step.
+    for source in found:
+        assert all(len(set(tokens)) == 3 for tokens in zip(*source, strict=False))
+
+
+def test_a_group_pays_for_what_each_group_before_it_has_chosen(example):
+    logits = np.log([[0.1] * 4 + [0.4, 0.12, 0.08]])  # of which the reserved ones, but END, are not emitted
+    step = lambda tokens, state: (tf.repeat(tf.constant(logits, tf.float32), len(tokens), axis=0), state)  # noqa: E731
+    for penalty, expected in ((1.0, [4, 4, 5]), (1.3, [4, 5, 4]), (0.6, [4, 4, 4])):
+        found = search(example("diverse:DiverseBeam")(3, penalty), step, (), [1])
+        assert found.ids[0, :, 0].numpy().tolist() == expected
+
+
+def test_the_sample_of_least_bayes_risk_is_the_one_most_like_all(example):
+    step, state = wandering(21, sources=40)
+    strategy = example("bayes_risk:BayesRisk")(samples=6, temperature=1.5)
+    found, samples = (search(kind, step, state, [9] * 40) for kind in (strategy, Sampling(1.5, n_best=6)))
+
+    def f1(one, other):
+        common = (collections.Counter(one) & collections.Counter(other)).total()
+        return 2 * common / (len(one) + len(other))
+
+    chosen = []
+    for (best,), drawn in zip(texts(found), texts(samples), strict=True):
+        utilities = [np.mean([f1(one, other) for other in drawn]) for one in drawn]
+        assert utilities[drawn.index(best)] == pytest.approx(max(utilities))
+        chosen.append(drawn.index(best))
+    assert len(set(chosen)) > 3
+
+
+@pytest.mark.slow
+def test_the_exported_search_gives_what_translate_gives(example, model, tmp_path):
+    words = ["sol", "mar", "", "gatonube"]
+    for name, options in (("diverse:DiverseBeam", {"groups": 3}), ("bayes_risk:BayesRisk", {"samples": 4})):
+        strategy, folder = example(name)(**options), tmp_path / name.partition(":")[0]
+        model.export(folder, search=strategy, probe=words)
+        exported = tf.saved_model.load(folder).signatures["search"](texts=tf.constant(words))
+        right = model.translate(words, strategy, details=True)
+        if strategy.n_best == 1:
+            assert set(exported) == {"texts"} and exported["texts"].shape == (4,)
+            np.testing.assert_array_equal(exported["texts"], right.texts[:, 0])
+        else:
+            assert set(exported) == {"texts", "scores", "ranked_by"}
+            np.testing.assert_array_equal(exported["texts"], right.texts)
+            np.testing.assert_allclose(exported["scores"], right.scores, rtol=1e-4)

@@ -1,5 +1,7 @@
 import contextlib
+import dataclasses
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -18,6 +20,7 @@ from seq2seq import (
     Greedy,
     Sampling,
     Seq2Seq,
+    Strategy,
     TransformerDecoder,
     TransformerEncoder,
     teacher_forcing,
@@ -126,8 +129,8 @@ def test_translate_is_traced_once_for_each_strategy_whatever_the_shapes(model):
             for lengths in ({"max_length": 4}, {"min_length": 2}):
                 model.translate(texts, strategy, batch_size=3, seed=len(texts), **lengths)
     assert model._translate_with.cache_info().currsize == 3
-    assert model._translate_with(Greedy(), False, 1).experimental_get_tracing_count() == 1
-    assert model._translate_with(BeamSearch(), False, 1).experimental_get_tracing_count() == 1
+    assert model._translate_with(Greedy(), False, 1, False).experimental_get_tracing_count() == 1
+    assert model._translate_with(BeamSearch(), False, 1, False).experimental_get_tracing_count() == 1
     assert model._score.experimental_get_tracing_count() == 0
 
 
@@ -212,6 +215,83 @@ def test_compiled_decoding_finds_the_same_row_by_row_in_few_shapes(upper_case, s
         assert model._search_with(strategy).experimental_get_tracing_count() == 1
     finally:
         model.compiles_decoding = False
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(3, n_best=2), Sampling(n_best=2)], ids=repr)
+def test_translations_begin_with_their_prefixes_and_score_as_the_model_scores_them(model, strategy, compiles):
+    model.compiles_decoding = compiles
+    texts, prefixes = ["sol", "mar", "gatonube", "", "x"], ["S", "", "GATONUBEGATO", "ÑO", "TREN"]
+    found = model.translate(texts, strategy, prefixes=prefixes, details=True, max_length=14, seed=3, batch_size=2)
+    for row, prefix in enumerate(prefixes):
+        assert all(text.decode().startswith(prefix) for text in found.texts[row].numpy())
+    for column in range(strategy.n_best):
+        ended = (found.stopped[:, column] == b"end").numpy()
+        again = model.score(texts, found.texts[:, column]).numpy()
+        np.testing.assert_allclose(again[ended], found.scores[:, column].numpy()[ended], rtol=1e-3, atol=1e-3)
+    free = model.translate(texts, strategy, max_length=14, seed=3)
+    np.testing.assert_array_equal(np.ravel(free[1]), found.texts[1])
+    # A prefix is never cut.
+    long = model.translate("sol", strategy, prefixes="SOLSOL", max_length=2)
+    assert all(re.fullmatch("SOLSOL.?", text.decode()) for text in np.ravel(long.numpy()).tolist())
+
+
+def test_prefixes_of_all_lengths_are_translated_by_one_trace(model):
+    for prefixes in (["S"], ["", "SOL" * 9, "M"], [""], []):
+        model.translate(["sol"] * len(prefixes), prefixes=prefixes, max_length=3)
+    assert model.translate("sol", prefixes="SO", max_length=3).shape == ()
+    assert model._translate_with.cache_info().currsize == 1
+    assert model._translate_with(Greedy(), False, 1, True).experimental_get_tracing_count() == 1
+
+
+def test_prefixes_that_cannot_be_are_refused(model):
+    for texts, prefixes, message in (
+        (["sol", "mar"], ["S"], "prefixes: expected as many as texts, 2, and not 1"),
+        (["sol"], "S", "prefixes: expected as many as texts, 1, and not one string"),
+        ("sol", ["S"], "prefixes: expected as many as texts, one string, and not 1"),
+        (["sol", "mar"], ["S", "Mxay"], "prefixes: text 2: the prefix 'Mxay' has tokens .*: 'x', 'a', 'y'$"),
+        (["sol"], [3], "prefixes: expected a string, or a list of strings"),
+        (["sol"], {"S"}, "prefixes: a set gives them in no order"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            model.translate(texts, prefixes=prefixes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Several(Strategy):
+    """Finds each of so many samples twice, of which so many are wanted."""
+
+    samples: int = 4
+    n_best: int = 3
+
+    @property
+    def rows_per_source(self):
+        return self.samples
+
+    def search(self, step_for, state, wanted, loop=None):
+        found = Sampling(n_best=self.samples).search(step_for, state, wanted, loop)
+        return found._replace(**{part: tf.repeat(getattr(found, part), 2, axis=1) for part in ("ids", "stopped")})
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_of_more_hypotheses_than_wanted_the_first_different_texts_are_taken(model, compiles):
+    model.compiles_decoding = compiles
+    words = ["sol", "mar"]
+    every = model.translate(words, Several(n_best=8), details=True, seed=5, max_length=9)
+    assert every.texts.shape == (2, 8) and (every.texts[:, 0] == every.texts[:, 1]).numpy().all()  # equal ones too
+    found = model.translate(words, Several(), details=True, seed=5, max_length=9)
+    np.testing.assert_array_equal(found.texts, every.texts[:, :6:2])
+    np.testing.assert_allclose(found.scores, every.scores[:, :6:2], rtol=1e-5)
+    assert model.translate(words, Several(), seed=5, max_length=9).numpy().tolist() == found.texts.numpy().tolist()
+    one = model.translate(words, Several(n_best=1), seed=5, max_length=9)
+    np.testing.assert_array_equal(one, found.texts[:, 0])
+
+
+def test_samples_are_many_more_than_tokens_if_wanted_and_the_first_is_that_drawn_alone(model):
+    texts = model.translate(["sol", "mar"], Sampling(n_best=60), seed=4, max_length=2)
+    assert texts.shape == (2, 60) and model.target_tokenizer.vocabulary_size < 60
+    assert len(set(texts[0].numpy())) < 60  # equal ones are kept
+    np.testing.assert_array_equal(texts[:, 0], model.translate(["sol", "mar"], "sampling", seed=4, max_length=2))
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -1017,7 +1097,7 @@ def operations(graph):
 
 def loops(model, strategy, chosen):
     """What is inside the loops that decode, the outer one first: those with the operation by which they choose."""
-    graph = model._translate_with(strategy, False, 1).get_concrete_function().graph.as_graph_def()
+    graph = model._translate_with(strategy, False, 1, False).get_concrete_function().graph.as_graph_def()
     found = [inside for node, inside in operations(graph) if node.op in ("While", "StatelessWhile")]
     return [inside for inside in found if chosen in {node.op for node in inside}]
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from command_line import SEQ2SEQ, seq2seq
 
+from seq2seq import Seq2Seq
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -81,6 +83,30 @@ def test_data_comes_out_as_written(tmp_path, monkeypatch):
     named = set(re.findall(r"`(\w+)`", section))
     assert {*translated[0], *translated[0]["translations"][0], *scored[0], *records[0]["training"]} <= named
     assert (tmp_path / "runs/mine/tensorboard").is_dir()
+
+
+@pytest.mark.slow
+def test_the_decoding_strategies_run_as_written(tmp_path):
+    section = README.split("## Decoding strategies\n")[1].split("\n## ")[0]
+    stutter, python = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (commands,) = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "stutter.py").write_text(stutter)
+    pairs = ("Good morning.", "Buenos días."), ("Good night.", "Buenas noches.")
+    (tmp_path / "pairs.tsv").write_text("".join(f"{n} {a}\t{n} {b}\n" for n in range(20) for a, b in pairs))
+    small = ["--epochs", 1, "--units", 8, "--cell", "gru"]
+    assert seq2seq("train", "pairs.tsv", "--out", "runs/mine", *small, cwd=tmp_path).returncode == 0
+    environment = os.environ | {"PATH": f"{Path(SEQ2SEQ).parent}:{os.environ['PATH']}"}
+    found = []
+    for line in commands.splitlines():
+        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout.splitlines())
+    assert not re.search(r"(.)\1", found[0][0]) and len(found[3]) == 5 and found[4][0].startswith("Buen")
+    scope = {"model": Seq2Seq.from_run(tmp_path / "runs" / "mine")}
+    exec(python, scope)
+    shown = [eval(line.partition("#")[0], scope) for line in python.splitlines() if line.startswith("model.")]
+    assert [text.decode().startswith("Buen") for text in shown[0].numpy()] == [True, False]
+    assert shown[1].texts.shape == (1, 5)
 
 
 def test_it_names_every_source_file():

@@ -1,0 +1,60 @@
+"""Minimum Bayes risk decoding over samples (Eikema & Aziz 2020, arxiv.org/abs/2005.10283).
+
+    seq2seq train pairs.tsv --out runs/pairs --epochs 2 --units 16
+    seq2seq translate runs/pairs --search bayes_risk:BayesRisk --set samples=8 ab ba
+    seq2seq export runs/pairs exported/1 --search bayes_risk:BayesRisk
+
+Of the samples of a text it takes the one that is most like all of them: with the highest mean utility, which is here
+the F1 of its tokens against those of another sample, in whatever order.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+
+from pipelines import check_number
+from pipelines.tokenizers import PADDING
+from seq2seq import Hypotheses, Sampling, Strategy
+
+
+@dataclasses.dataclass(frozen=True)
+class BayesRisk(Strategy):
+    """Takes the sample of the highest mean utility.
+
+    Args:
+        samples: how many to draw of each source.
+        temperature: as in `Sampling`.
+    """
+
+    samples: int = 16
+    temperature: float = 1.0
+
+    def __post_init__(self):
+        check_number("samples", self.samples, least=1)
+
+    @property
+    def rows_per_source(self):
+        return self.samples
+
+    def search(self, step_for, state, wanted, loop=None):
+        sampling = Sampling(self.temperature, n_best=self.samples)
+        found = sampling.search(step_for, state, wanted, loop)
+        best = tf.argmax(mean_utilities(found.ids), axis=1, output_type=tf.int32)[:, None]
+        ids, stopped = (tf.gather(part, best, batch_dims=1) for part in (found.ids, found.stopped))
+        return Hypotheses(ids, None, None, stopped)
+
+
+def mean_utilities(ids):
+    """The mean F1 of each of N samples, int32 `[B, N, T]`, against all: float32 `[B, N]`."""
+    # A token that comes twice is two: it and which time it is, counted in each sample. Padding is no token.
+    same = tf.cast(ids[..., None] == ids[..., None, :], tf.int32)  # [B, N, T, T]
+    times = tf.reduce_sum(tf.linalg.band_part(same, -1, 0), axis=-1)
+    lengths = tf.math.count_nonzero(ids, axis=2, dtype=tf.float32)
+
+    def f1(other, times_of_other, length):  # [B, T], [B, T], [B]: one of the samples
+        found = (ids[..., None] == other[:, None, None]) & (times[..., None] == times_of_other[:, None, None])
+        common = tf.math.count_nonzero(found & (ids != PADDING)[..., None], axis=[2, 3], dtype=tf.float32)
+        return 2 * common / (lengths + length[:, None])
+
+    each = zip(*(tf.unstack(part, axis=1) for part in (ids, times, lengths)), strict=True)
+    return tf.add_n([f1(*one) for one in each]) / ids.shape[1]

@@ -1,0 +1,142 @@
+"""What a strategy of one's own must be; of encoders, decoders and tokenizers see test_extension.py."""
+
+import dataclasses
+import re
+
+import pytest
+import tensorflow as tf
+
+from pipelines import OptionError
+from pipelines.tokenizers import END
+from seq2seq import BeamSearch, Greedy, Hypotheses, Sampling, Strategy, emittable, extend_each
+from seq2seq.contract import check_strategy, make_strategy
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(Strategy):
+    """A strategy that finds what greedy search finds, or what a function makes of that; or another search."""
+
+    change: object = None
+    instead: object = None
+    rows_per_source: int = 1
+    n_best: int = 1
+
+    def search(self, step_for, state, wanted, loop=None):
+        if self.instead:
+            return self.instead(step_for, state, wanted, loop)
+        found = Greedy().search(step_for, state, wanted, loop)
+        return self.change(found) if self.change else found
+
+
+def unfinished(step_for, state, wanted, loop):
+    """Takes a step too few rows wide, or takes one and nothing else."""
+    step_for(tf.range(3))(tf.fill([3], 4), state)
+
+
+def deaf(step_for, state, wanted, loop):
+    """Leaves prefixes aside."""
+    return Greedy().search(step_for, state, wanted._replace(prefixes=None), loop)
+
+
+def endless(step_for, state, wanted, loop):
+    """Goes on after the limit."""
+    return Greedy().search(step_for, state, wanted._replace(limits=wanted.limits + 9, min_length=9), loop)
+
+
+def in_python(step_for, state, wanted, loop):
+    """Asks a tensor for its value in the middle."""
+    float(tf.reduce_sum(wanted.limits).numpy())
+    return Greedy().search(step_for, state, wanted, loop)
+
+
+def of_any_number(found):
+    """Hypotheses whose number nobody knows before they are found."""
+    copies = tf.reduce_max(found.stopped) * 0 + 2
+    return found._replace(**{name: tf.repeat(getattr(found, name), copies, axis=1) for name in ("ids", "stopped")})
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (Own(lambda found: tuple(found)), "`search` returns tuple, not Hypotheses"),
+        (Own(lambda found: None), "`search` returns NoneType, not Hypotheses"),
+        (Own(lambda found: found._replace(ids=found.ids[:, 0])), r"ids (3, 6); expected (3, N, T)"),
+        (Own(n_best=2), "ids (3, 1, 6); expected (3, N, T), N known in advance and at least n_best=2"),
+        (Own(of_any_number), "; expected (3, N, T), N known in advance"),
+        (Own(lambda found: found._replace(ids=tf.cast(found.ids, tf.int64))), "ids int64 (3, 1, 6); expected int32"),
+        (Own(lambda found: found._replace(stopped=found.stopped[:, 0])), "stopped int32 (3,); expected int32 (3, 1)"),
+        (Own(lambda found: found._replace(scores=tf.zeros([3, 1]))), "ranked_by None; expected float32 (3, 1)"),
+        (
+            Own(lambda found: Hypotheses(found.ids, *[tf.zeros([3, 2])] * 2, found.stopped)),
+            "scores float32 (3, 2); expected float32 (3, 1)",
+        ),
+        (Own(lambda found: found._replace(ids=found.ids * 0 + END)), "do not begin with [5, 6], the prefix"),
+        (Own(instead=deaf), "do not begin with [5, 6], the prefix; see `emittable`"),
+        (Own(instead=endless), "expected at most 3 tokens, none below END=3"),
+        (Own(instead=unfinished, rows_per_source=2), "gives a step ids (3,); expected 6 rows, rows_per_source=2"),
+        (Own(instead=in_python), "fails on a search for three sources: AttributeError"),
+        (Strategy(), "NotImplementedError: Strategy must define search"),
+        ("beam", "strategy='beam': expected one of greedy, beam, sampling, or a `decoding.Strategy`"),
+        (Own(change=[]), "fails on hash(strategy): put @dataclasses.dataclass(frozen=True) above its class"),
+    ],
+)
+def test_a_strategy_that_breaks_the_contract_is_refused(strategy, message):
+    with pytest.raises(OptionError, match=re.escape(message)) as raised:
+        check_strategy(strategy)
+    kind = type(strategy).__name__
+    assert str(raised.value).startswith(f"strategy={kind}: ") or kind == "str"
+    assert "\n" not in str(raised.value)
+
+
+def test_a_strategy_is_tried_once_and_one_of_the_library_never():
+    calls = []
+
+    def search(*arguments):
+        calls.append(1)
+        return Greedy().search(*arguments)
+
+    strategy = Own(instead=search)
+    assert [check_strategy(strategy) for _ in range(3)] == [strategy] * 3
+    assert len(calls) == 2  # eagerly and in a graph
+    for known in (Greedy(), BeamSearch(50, n_best=9), Sampling(n_best=3)):
+        assert check_strategy(known) is known
+
+
+def test_a_model_refuses_what_it_is_told(model):
+    with pytest.raises(OptionError, match="strategy=Own: `search` returns NoneType"):
+        model.translate(["sol"], Own(lambda found: None))
+    with pytest.raises(OptionError, match="strategy=3: expected one of"):
+        model.translate(["sol"], 3)
+
+
+def test_emittable_says_what_may_come():
+    def search(step_for, state, wanted, loop):
+        def choose(logits, t, sources):
+            again = emittable(tf.pad(logits, [[0, 0], [END, 0]]), t, sources, wanted)
+            tf.debugging.assert_equal(again, logits)
+            return tf.argmax(again, axis=1, output_type=tf.int32)
+
+        return extend_each(step_for, state, wanted, choose, loop=loop)
+
+    check_strategy(Own(instead=search))
+
+
+def test_a_strategy_is_made_of_its_name_and_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert make_strategy("beam", {"width": 3}) == BeamSearch(3)
+    assert make_strategy("sampling", {"top_p": 0.5, "n_best": 2}) == Sampling(top_p=0.5, n_best=2)
+    for name, settings, message in (
+        ("beem", {}, "search='beem': expected 'greedy', 'beam', 'sampling'; did you mean 'beam'?"),
+        ("beam", {"wdith": 3}, "set='wdith': expected .*; did you mean 'width'?"),
+        ("beam", {"width": "x"}, "width='x': expected a whole number"),
+        ("nowhere:Class", {}, "search='nowhere:Class': there is no module 'nowhere'"),
+        ("pathlib:Path", {}, "search='pathlib:Path': Path is not derived from seq2seq.Strategy"),
+        ("test_contract:Needs", {}, "search='test_contract:Needs': .*missing 1 required .*'this'"),
+    ):
+        with pytest.raises(OptionError, match=message.replace("?", r"\?")):
+            make_strategy(name, settings)
+
+
+class Needs(Strategy):
+    def __init__(self, this):
+        pass
