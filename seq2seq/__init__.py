@@ -28,6 +28,8 @@ __all__ = [
     "load_run",
     "rows_by_source",
     "source_mask",
+    "sweep",
+    "table",
     "teacher_forcing",
     "train",
 ]
@@ -71,6 +73,8 @@ _LATER = {  # what needs an extra, or many modules that a model alone does not
     "compare": "evaluation",
     "evaluate": "evaluation",
     "load_run": "runs",
+    "sweep": "sweeps",
+    "table": "tables",
     "train": "training",
 }
 
