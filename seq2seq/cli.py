@@ -204,17 +204,24 @@ def _exit_codes(tensorflow=True):
         raise typer.Exit(2) from None
 
 
-def start_tensorflow() -> None:
-    """Imports TensorFlow without the page of start-up log that its C++ side writes to stderr, and sets its threads."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # heeded only once it has started, hence the rest
+@contextlib.contextmanager
+def without_stderr() -> Iterator[None]:
+    """Keeps away what is written to stderr, also by C++ and by processes that are started."""
     stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        import tensorflow as tf
+        yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+
+
+def start_tensorflow() -> None:
+    """Imports TensorFlow without the page of start-up log that its C++ side writes to stderr, and sets its threads."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # heeded only once it has started, hence the rest
+    with without_stderr():
+        import tensorflow as tf
     # The operations of a recurrent step are small: two side by side are faster than one divided among all cores. The
     # setting is the whole process's and must come before its first operation, so it is not the library's to make.
     cores = len(os.sched_getaffinity(0))  # and not those of the machine, of which it may have been given a few

@@ -8,6 +8,7 @@ import json
 import math
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import re
 import threading
@@ -273,9 +274,12 @@ def in_processes(
     Returns:
         {key: what the function returned, or the exception that it raised}, in the order in which they ended.
     """
+    from seq2seq.cli import without_stderr
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["seq2seq.training"])
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with without_stderr():  # where TensorFlow writes a page when it is imported
+        multiprocessing.forkserver.ensure_running()
     waiting, shares, results = list(tasks.items())[::-1], _shares(jobs), {}
     running: dict[Any, tuple] = {}
     try:
@@ -284,9 +288,11 @@ def in_processes(
                 key, arguments = waiting.pop()
                 share = shares.pop(0)
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(sender, share, function, arguments))
+                stderr = multiprocessing.connection.Connection(os.dup(2), readable=False)  # which can be sent
+                process = context.Process(target=_work, args=(sender, stderr, share, function, arguments))
                 process.start()
                 sender.close()
+                stderr.close()
                 running[receiver] = key, process, share
                 if begun:
                     begun(key)
@@ -328,7 +334,7 @@ def _shares(jobs):
     return shares
 
 
-def _work(sender, share, function, arguments):
+def _work(sender, stderr, share, function, arguments):
     """What a process does."""
     from seq2seq.cli import start_tensorflow  # which sets the threads of a process that is the command's own
 
@@ -337,6 +343,7 @@ def _work(sender, share, function, arguments):
         os._exit(1)  # as if killed: checkpoints are whole
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+    os.dup2(stderr.fileno(), 2)
     os.sched_setaffinity(0, share[0])
     os.environ.update(share[1])
     try:
@@ -369,7 +376,7 @@ def _train(config, folder, imports):
         try:
             for name in imports:
                 load_class("import", name)
-            train(config, folder, report=write, say=write)
+            train(config, folder, report=lambda report: write(report) if report.dropped else None, say=write)
         except Exception:
             traceback.print_exc(file=log)
             raise
