@@ -552,9 +552,10 @@ def table(
         from seq2seq.pictures import draw_table
 
         _check_picture("picture", picture)
-    strategy = _strategy({"width": beam_width, "length_penalty": length_penalty})
-    if (beam_width or length_penalty is not None) and not test:
-        raise OptionError("beam_width is for a test corpus, and none is named (--test)")
+    beam = {"width": beam_width, "length_penalty": length_penalty}
+    strategy = "greedy" if set(beam.values()) == {None} else _strategy(beam)
+    if strategy != "greedy" and not test:
+        raise OptionError("beam_width, length_penalty: for a test corpus, and none is named (--test)")
     found = tabulate(folders, test, measure or (), baseline, strategy, imports=imports or (), say=_say)
     if picture:
         draw_table(found, picture)

@@ -107,7 +107,7 @@ def sweep(
     """
     out, say = Path(out), say or (lambda text: None)
     values = {name: read_grid(f"{name}={of}")[1] if isinstance(of, str) else of for name, of in grid.items()}
-    given = dict(options or {})
+    given, imports = dict(options or {}), tuple(imports)
     _check_grid(values, given, trials)
     check_number("seeds", seeds, least=1)
     check_number("jobs", jobs, least=1)
@@ -161,11 +161,14 @@ def sweep(
         in_processes(_train, todo, jobs, begun, ended, watch if show else None)
 
     with locked(out):
-        _claim(out, _record(configs[0], preset, given, values, seeds, trials))
+        record = _record(configs[0], preset, given, values, seeds, trials)
+        _refuse_another(out, record)
         # In another process, or this one would occupy a GPU.
         (error,) = in_processes(_check, {None: (configs, [*given, *values], imports)}).values()
         if error:
             raise error
+        with whole_file(out / "sweep.json") as aside:
+            aside.write_text(json.dumps(record, indent=2) + "\n")
         if trials:
             _search(out, values, trials, seeds, monitor, max(1, jobs // seeds), train_all)
         else:
@@ -212,8 +215,8 @@ def _record(config, preset, given, values, seeds, trials):
     return json.loads(json.dumps(record, default=str))
 
 
-def _claim(out, record):
-    """Writes `sweep.json`; sees that the folder holds no other sweep, but for fewer seeds, values or trials."""
+def _refuse_another(out, record):
+    """Sees that a folder holds nothing but this sweep, or one with fewer seeds, values or trials."""
 
     def parts(record):
         single = {name: record[name] for name in ("preset", "seeds", "trials")}
@@ -233,8 +236,6 @@ def _claim(out, record):
             raise RunError(f"{out} holds another sweep ({', '.join(other)}); take another folder (--out)")
     elif any(inside.name != "lock" for inside in out.iterdir()):
         raise RunError(f"{out} is not empty and holds no sweep; take another folder (--out)")
-    with whole_file(path) as aside:
-        aside.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def finished_as(folder: Path, config: Config) -> bool:
@@ -277,7 +278,7 @@ def in_processes(
     from seq2seq.cli import without_stderr
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["seq2seq.training"])
+    context.set_forkserver_preload(["seq2seq.sweeps", "seq2seq.evaluation"])
     with without_stderr():  # where TensorFlow writes a page when it is imported
         multiprocessing.forkserver.ensure_running()
     waiting, shares, results = list(tasks.items())[::-1], _shares(jobs), {}
@@ -436,7 +437,10 @@ def _search(out, values, trials, seeds, monitor, together, train_all):
         for number, setting in settings.items():
             folders = [out / _folder_name(setting) / f"seed-{seed}" for seed in range(seeds)]
             if all(map(finished, folders)):
-                mean = float(np.mean([held_out_figures(folder)[monitor.removeprefix("val_")] for folder in folders]))
+                figures: list[Any] = [held_out_figures(folder).get(monitor.removeprefix("val_")) for folder in folders]
+                if None in figures:
+                    raise RunError(f"{folders[0]}: {monitor}, to search by, was not measured; is anything held out?")
+                mean = float(np.mean(figures))
                 study.tell(number, mean) if math.isfinite(mean) else study.tell(number, state=TrialState.FAIL)
 
 

@@ -43,6 +43,8 @@ def test_help_teaches_and_imports_no_tensorflow():
                 "evaluate",
                 "compare",
                 "plot",
+                "sweep",
+                "table",
                 "demo",
                 "export",
                 "score",
@@ -58,6 +60,8 @@ def test_help_teaches_and_imports_no_tensorflow():
         (["demo", "--help"], ["--port", "7860", "Example:"]),
         (["export", "--help"], ["SavedModel", "Example:"]),
         (["plot", "--help"], ["attention", "Example:"]),
+        (["sweep", "--help"], ["--grid", "--trials", "same command", "Example:"]),
+        (["table", "--help"], ["--baseline", "Welch", "Example:"]),
         (["inspect", "--help"], ["--histogram", "Example:"]),
         (["shuffle", "--help"], ["--shards", "Example:"]),
     ):
