@@ -389,7 +389,7 @@ def _epoch(folder):
         total = json.loads((folder / "unfinished" / "run.json").read_bytes())["epochs"]
         rows = (folder / "history.csv").read_text().count("\n") if (folder / "history.csv").exists() else 1
     except (OSError, ValueError):
-        return "begins"
+        return "ends" if finished(folder) else "begins"
     return f"epoch {min(rows, total)}/{total}"
 
 
