@@ -36,6 +36,8 @@ __all__ = [
     "load_run",
     "rows_by_source",
     "source_mask",
+    "sweep",
+    "table",
     "teacher_forcing",
     "token_losses",
     "train",
@@ -90,6 +92,8 @@ _LATER = {  # what needs an extra, or many modules that a model alone does not
     "compare": "evaluation",
     "evaluate": "evaluation",
     "load_run": "runs",
+    "sweep": "sweeps",
+    "table": "tables",
     "train": "training",
 }
 

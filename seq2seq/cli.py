@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -56,6 +57,7 @@ _EXTRAS = {  # packages that not everyone needs, and the extra each comes with
     "gradio": "demo",
     "matplotlib": "plots",
     "mlflow": "mlflow",
+    "optuna": "sweep",
     "rapidfuzz": "evaluation",
     "sacrebleu": "evaluation",
     "sentencepiece": "subword",
@@ -215,17 +217,24 @@ def _exit_codes(tensorflow=True):
         raise typer.Exit(2) from None
 
 
-def start_tensorflow() -> None:
-    """Imports TensorFlow without the page of start-up log that its C++ side writes to stderr, and sets its threads."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # heeded only once it has started, hence the rest
+@contextlib.contextmanager
+def without_stderr() -> Iterator[None]:
+    """Keeps away what is written to stderr, also by C++ and by processes that are started."""
     stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        import tensorflow as tf
+        yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
+
+
+def start_tensorflow() -> None:
+    """Imports TensorFlow without the page of start-up log that its C++ side writes to stderr, and sets its threads."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # heeded only once it has started, hence the rest
+    with without_stderr():
+        import tensorflow as tf
     # The operations of a recurrent step are small: two side by side are faster than one divided among all cores. The
     # setting is the whole process's and must come before its first operation, so it is not the library's to make.
     cores = len(os.sched_getaffinity(0))  # and not those of the machine, of which it may have been given a few
@@ -472,6 +481,138 @@ def plot(run: Run, imports: Import = None) -> None:
     """
     for path in _draw(run, _load([run], imports)):
         typer.echo(path)
+
+
+@app.command(cls=_Command)
+@_exit_codes()
+@_with_options("validation", "monitor")
+def sweep(
+    out: Annotated[Path, typer.Option(help="The folder to make, with a run folder for each setting and seed.")],
+    corpus: Corpus = ["phrasebook"],  # noqa: B006 (typer copies it)
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUES",
+            help="An option and its values, separated by commas, or by ';' if there is one: teacher_forcing='1;1,0.5'. "
+            "With --trials also a range, 1e-4..1e-2. Say it again for more options.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting, with the seeds 0, 1, ...")] = 1,
+    fixed: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another option, of all runs.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help=_PRESETS)] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Search by Optuna: try so many settings, not all. Extra sweep.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time, which share the cores or the GPUs.")] = 1,
+    imports: Import = None,
+    *,
+    given: dict,
+) -> None:
+    """Train all settings of a grid with several seeds each, and print the table of what they came to.
+
+    The same command goes on after an interruption. You may add seeds, and values of a grid or trials of a search.
+
+    A search looks for the best mean over seeds of --monitor, by default val_loss.
+
+    Example: seq2seq sweep pairs.tsv --grid units=128,256 --grid layers=1,2 --seeds 3 --out runs/sizes
+    """
+    from seq2seq.sweeps import read_grid
+    from seq2seq.sweeps import sweep as run
+    from seq2seq.tables import table as tabulate
+
+    values = list(map(read_grid, grid or ()))
+    if len(dict(values)) < len(values):
+        raise OptionError("grid: an option is named twice; separate its values by commas")
+    try:
+        results = run(
+            tuple(corpus),
+            out,
+            dict(values),
+            seeds,
+            options=dict(map(parse_setting, fixed or ())) | given,
+            preset=preset or _corpus_preset,
+            trials=trials,
+            jobs=jobs,
+            imports=imports or (),
+            say=_say,
+            show=_show if _tty() else None,
+        )
+    except (KeyboardInterrupt, SystemExit):
+        _say("The same command goes on")
+        raise
+    if any(error is None for error in results.values()):
+        typer.echo(tabulate(out, say=_say).text())
+    _say(str(out))
+    if any(results.values()):
+        raise typer.Exit(1)
+
+
+def _say(text):
+    """Says a line on stderr, over what `_show` has written there."""
+    typer.echo(f"\r\033[K{text}" if _tty() else text, err=True)
+
+
+def _show(text):
+    """Shows on a terminal what changes, cut to its width."""
+    typer.echo(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", err=True, nl=False)
+
+
+@app.command(cls=_Command)
+@_exit_codes()
+def table(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="A run, a sweep, or a folder of runs.")],
+    test: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CORPUS",
+            help="Translate this and measure it. Say it again for several. Default: figures of what was held out.",
+        ),
+    ] = None,
+    measure: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A figure: loss, accuracy, perplexity, bleu, chrf, exact_match, ter, cer, wer. Say it again for more. "
+            "Default: loss, accuracy, chrf and exact_match, if all runs have them.",
+        ),
+    ] = None,
+    baseline: Annotated[
+        str, typer.Option(metavar="ROW", help="The row to test the others against: its number or its setting.")
+    ] = "1",
+    format: Annotated[Literal["text", "md", "csv", "latex"], typer.Option(help="How to print it.")] = "text",
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it too, into a .png, .svg or .pdf file.")
+    ] = None,
+    beam_width: BeamWidth = None,
+    length_penalty: LengthPenalty = None,
+    search: Search = None,
+    options: Settings = None,
+    imports: Import = None,
+) -> None:
+    """Print a table of runs: means and deviations over seeds, and whether rows differ from a baseline.
+
+    Runs that differ in nothing but their seed are one row. Unfinished runs are left out and named on stderr.
+
+    p is that of Welch's t-test over seeds if both rows have two or more. If both have one, and with --test, it is that
+    of a paired bootstrap over the sources.
+
+    Example: seq2seq table runs/sizes --test test.tsv --format md
+    """
+    from seq2seq.tables import table as tabulate
+
+    if picture:
+        from seq2seq.pictures import draw_table
+
+        _check_picture("picture", picture)
+    if not test and (beam_width or length_penalty is not None or search or options):
+        raise OptionError("beam_width, length_penalty, search: for a test corpus, and none is named (--test)")
+    strategy = _strategy(search, options, {"width": beam_width, "length_penalty": length_penalty})
+    found = tabulate(folders, test, measure or (), baseline, strategy, imports=imports or (), say=_say)
+    if picture:
+        draw_table(found, picture)
+    typer.echo(found.text(format))
 
 
 def _corpus_preset(config):
@@ -1189,9 +1330,7 @@ def inspect(
     if histogram:
         from seq2seq.pictures import draw_lengths
 
-        if histogram.suffix.lower() not in (".png", ".svg", ".pdf"):
-            raise typer.BadParameter(f"{histogram} does not end in .png, .svg or .pdf", param_hint="--histogram")
-        _check_writable("histogram", histogram)
+        _check_picture("histogram", histogram)
     with corpus_errors(), _reporting() as report:
         names = open_corpora(corpus, **given).sources
         pairs = read_pairs(corpus, report=report, on_bad_line="skip", **given)
@@ -1254,6 +1393,13 @@ def shuffle(
     if (count := len(open_corpora(corpus, **given).sources)) > 1:
         typer.echo(f"Read it with:  --columns {','.join(map(str, range(1, count + 2)))}", err=True)
     typer.echo(folder)
+
+
+def _check_picture(option, path):
+    """Checks that a picture can be written, before the long work whose result it shows."""
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter(f"{path} does not end in .png, .svg or .pdf", param_hint=f"--{option}")
+    _check_writable(option, path)
 
 
 def _check_writable(option, path, folder=False):

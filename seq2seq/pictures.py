@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 if TYPE_CHECKING:  # for pictures alone nobody needs TensorFlow
     from pipelines import Survey
     from seq2seq.model import Alignment
+    from seq2seq.tables import Table
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#AA3377"]  # the colour-blind can tell them apart
 
@@ -142,6 +143,29 @@ def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:
     axes.set(xlabel="length of the source in characters", ylabel="error rate")
     axes.set_ylim(0, max(1, axes.get_ylim()[1]))
     axes.yaxis.set_major_formatter("{x:g}%")
+    return _save(figure, path)
+
+
+def draw_table(table: "Table", path: Path | str) -> Figure:
+    """Draws a table: a panel for each measure, and in it a line for each row, with the mean of its runs, the standard
+    deviation as a bar, and a small dot for each run.
+
+    Args:
+        table: what `seq2seq.table` returns.
+        path: as in `draw_lengths`.
+    """
+    figure = Figure(figsize=(3 * len(table.measures) + 2, 0.4 * len(table.rows) + 1.2), layout="constrained")
+    panels = figure.subplots(1, len(table.measures), sharey=True, squeeze=False)[0]
+    for axes, measure in zip(panels, table.measures, strict=True):
+        for place, row in enumerate(table.rows):
+            color = COLORS[1] if row.mean(measure) == table.best(measure) else COLORS[0]
+            axes.plot(row.figures[measure], [place] * len(row.runs), "o", color=color, markersize=3, alpha=0.4)
+            axes.errorbar(row.mean(measure), place, xerr=row.deviation(measure), fmt="o", color=color, capsize=3)
+        axes.set_xlabel(table.prefix + measure)
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(table.rows)), [row.label for row in table.rows])
+    panels[0].set_ylim(len(table.rows) - 0.5, -0.5)  # as in the table, the first row above
     return _save(figure, path)
 
 

@@ -142,6 +142,11 @@ def configuration(folder: Path | str) -> tuple[Config, dict]:
     return Config(**options), record
 
 
+def finished(folder: Path | str) -> bool:
+    """Whether a run has come to its end: it holds a model and no checkpoint to go on from."""
+    return (Path(folder) / "model.keras").is_file() and not any(Path(folder).glob("unfinished/*.npz"))
+
+
 def find_corpus(record: dict, name: str = "corpus") -> str | tuple[str, ...]:
     """Finds the corpus of a run again, by the checksums of its files.
 

@@ -259,21 +259,10 @@ def _begin(config, folder, progress, report, say, command):
     }
     if config.validation:
         record["validation_checksums"] = checksums(config.validation)
-    columns = open_corpora(config.corpus, **reading_options(config)).sources
-    old = _warm(config, columns) if config.warm_start else None
+    old, tokenizers = prepare(config)
     if old:
         record["from"] = configuration(config.warm_start)[1]
-    sizes = [old.source_tokenizer.vocabulary_size, old.target_tokenizer.vocabulary_size] if old else []
-    # Before anything is read, so that options that do not go together are not found out after an hour.
-    tokenizers = (
-        [old.source_tokenizer, old.target_tokenizer]
-        if old
-        else [_tokenizer(config, "source_tokenizer", columns), _tokenizer(config, "target_tokenizer", ("target",))]
-    )
-    check_taken(config, ())
-    compile_model(_model(config, tokenizers, steps=1), config, steps=1)
-    if config.monitor in TRANSLATION_FIGURES:
-        importlib.import_module("seq2seq.evaluation")  # whose packages may be missing
+    sizes = [tokenizer.vocabulary_size for tokenizer in tokenizers] if old else []
     cleaning = Report()
     found = survey(_one_pass(config, tokenizers[0], 0, report=cleaning), *tokenizers, progress)
     if report:
@@ -323,6 +312,30 @@ def _begin(config, folder, progress, report, say, command):
     write_json(checkpoints.folder / "run.json", {name: getattr(run, name) for name in ("pairs", "steps", "epochs")})
     write_json(checkpoints.folder / "config.json", record)  # the last: with it the folder is one to resume from
     return run
+
+
+def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
+    """Makes what a training needs before its corpus is read; so options that do not go together are found out at once.
+
+    Returns:
+        The model to start from, or None, and the two tokenizers, which have a vocabulary only if there is one.
+
+    Raises:
+        OptionError: if options do not go together, or a name in them stands for nothing.
+        CorpusError: if there is no such corpus.
+    """
+    columns = open_corpora(config.corpus, **reading_options(config)).sources
+    old = _warm(config, columns) if config.warm_start else None
+    tokenizers = (
+        [old.source_tokenizer, old.target_tokenizer]
+        if old
+        else [_tokenizer(config, "source_tokenizer", columns), _tokenizer(config, "target_tokenizer", ("target",))]
+    )
+    check_taken(config, ())
+    compile_model(_model(config, tokenizers, steps=1), config, steps=1)
+    if config.monitor in TRANSLATION_FIGURES:
+        importlib.import_module("seq2seq.evaluation")  # whose packages may be missing
+    return old, tokenizers
 
 
 def _say_long(config, report, say):

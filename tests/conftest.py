@@ -13,7 +13,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import tensorflow as tf
 
 from pipelines import CharTokenizer, batch_pairs, read_pairs
-from seq2seq import Config, Seq2Seq
+from seq2seq import Config, Seq2Seq, sweep
 
 # A GPU rounds the factors of a product to 10 bits by default; tests compare to five digits.
 tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -82,3 +82,21 @@ def small_config(corpus):
 @pytest.fixture
 def config(tsv):
     return small_config(tsv(LINES))
+
+
+# Of a model that is compiled fast.
+SMALL = {"cell": "gru", "bidirectional": False, "embedding": None, "attention": None, "dropout": 0.0}
+SMALL |= {"label_smoothing": 0.0, "epochs": 2, "batch_size": 8, "validation_fraction": 0.2}
+GRID = {"units": [8, 4], "learning_rate": "1e-3,1e-2"}
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory):
+    """A sweep of 2 x 2 settings with two seeds each, what it returned and what it said."""
+    home = tmp_path_factory.mktemp("sweeps")
+    (home / "pairs.tsv").write_text(LINES)
+    said = []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(home)
+        results = sweep("pairs.tsv", home / "swept", GRID, seeds=2, options=SMALL, jobs=2, say=said.append)
+    return home / "swept", results, said

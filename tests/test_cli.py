@@ -46,6 +46,8 @@ def test_help_teaches_and_imports_no_tensorflow():
                 "evaluate",
                 "compare",
                 "plot",
+                "sweep",
+                "table",
                 "demo",
                 "export",
                 "score",
@@ -65,6 +67,8 @@ def test_help_teaches_and_imports_no_tensorflow():
         (["export", "--help"], ["SavedModel", "Example:"]),
         (["plot", "--help"], ["attention", "Example:"]),
         (["average", "--help"], ["--keep-epochs", "Example:"]),
+        (["sweep", "--help"], ["--grid", "--trials", "same command", "Example:"]),
+        (["table", "--help"], ["--baseline", "Welch", "Example:"]),
         (["inspect", "--help"], ["--histogram", "Example:"]),
         (["shuffle", "--help"], ["--shards", "Example:"]),
     ):

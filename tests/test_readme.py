@@ -5,11 +5,13 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
 import pytest
 from command_line import SEQ2SEQ, seq2seq
+from conftest import LINES
 
 from seq2seq import Seq2Seq
 
@@ -107,6 +109,27 @@ def test_the_decoding_strategies_run_as_written(tmp_path):
     shown = [eval(line.partition("#")[0], scope) for line in python.splitlines() if line.startswith("model.")]
     assert [text.decode().startswith("Buen") for text in shown[0].numpy()] == [True, False]
     assert shown[1].texts.shape == (1, 5)
+
+
+@pytest.mark.slow
+def test_sweeps_and_tables_run_as_written_with_fewer_runs_of_one_epoch(tmp_path):
+    for name in ("pairs.tsv", "test.tsv"):
+        (tmp_path / name).write_text(LINES)
+    section = README.split("## Sweeps and tables")[1].split("\n## ")[0]
+    block = re.search(r"<!-- ci: sweep -->\n```bash\n(.*?)```", section, re.DOTALL)[1]
+    short = {"epochs": 1, "cell": "gru", "attention": None}
+    for _, *arguments in (shlex.split(line, comments=True) for line in block.splitlines()):
+        if arguments[0] == "sweep":
+            arguments[arguments.index("--trials" if "--trials" in arguments else "--seeds") + 1] = "1"
+            arguments += [part for name, value in short.items() for part in ("--set", f"{name}={value}")]
+        done = seq2seq(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr.decode()
+    assert (tmp_path / "runs" / "sizes.png").is_file() and len(list(tmp_path.glob("runs/search/*/seed-0"))) == 1
+    (script,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert "seeds=3" in script
+    (tmp_path / "script.py").write_text(script.replace("seeds=3", f"seeds=1, options={short}"))
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "| units=128 | 1 |" in done.stdout, done.stderr
 
 
 def test_it_names_every_source_file():

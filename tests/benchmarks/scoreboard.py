@@ -20,27 +20,24 @@ import argparse
 import csv
 import dataclasses
 import itertools
-import json
-import multiprocessing
 import os
 import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # or the first of several jobs takes all of a GPU's memory
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from pipelines import CorpusError, OptionError, group_by_source
 from seq2seq import BeamSearch, Config, Greedy
-from seq2seq.cli import start_tensorflow
-from seq2seq.config import ARCHITECTURES, PRESETS, usual_options
+from seq2seq.checkpoints import RunError
+from seq2seq.config import ARCHITECTURES, PRESETS, parse_setting, usual_options
 from seq2seq.evaluation import corpus_scores
 from seq2seq.pictures import COLORS
 from seq2seq.runs import configuration, load_runs, validation_pairs
+from seq2seq.sweeps import finished_as, in_processes
 from seq2seq.training import train
 
 # Error rates, {(task, side): {system: {language: percent}}}.
@@ -66,13 +63,13 @@ FIGURES = ("accuracy", "error", "parameters", "updates", "seconds")
 
 def option(text):
     """`name=value`, parsed: the name of a field of `Config`, and its value."""
-    name, _, value = text.partition("=")
-    fields = {field.name: field for field in dataclasses.fields(Config) if field.metadata}
-    if name not in fields or name in ("architecture", "seed", "validation"):
+    try:
+        name, value = parse_setting(text)
+    except OptionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if name not in vars(Config()) or name in ("architecture", "corpus", "seed", "validation"):
         raise argparse.ArgumentTypeError(f"{name!r} is no option of Config, or one that the scoreboard sets")
-    kind = fields[name].type
-    parse = fields[name].metadata.get("parser") or (kind if kind in (int, float) else str)
-    return name, json.loads(value.lower()) if "bool" in str(kind) else parse(value)
+    return name, value
 
 
 def has_features(folder):
@@ -89,24 +86,10 @@ def configure(folder, preset, architecture, given, seed):
     return Config(**usual_options(preset, given) | given)
 
 
-def finished(folder, config):
-    """Whether a run has come to its end; sees that it was begun with these options."""
-    for place in (folder, folder / "unfinished"):
-        if (place / "config.json").is_file():
-            old = vars(configuration(place)[0])
-            if other := [f"{name}={old[name]!r}" for name, value in vars(config).items() if old[name] != value]:
-                raise OptionError(
-                    f"{folder}: has {', '.join(other)}; take another --out, or delete the run and its rows"
-                )
-    return (folder / "model.keras").is_file() and not (folder / "unfinished").is_dir()
-
-
-def measure(cores, members, path, strategy):
+def measure(members, path, strategy):
     """Trains what is not finished of the members, [(run folder, `Config`), ...]; measures them as one: figures."""
-    os.sched_setaffinity(0, cores)
-    start_tensorflow()
     for folder, config in members:
-        if not finished(folder, config):
+        if not finished_as(folder, config):
             train(config, folder)
     model = load_runs([folder for folder, _ in members])
     references = group_by_source(validation_pairs(dataclasses.replace(members[0][1], validation=path)))
@@ -116,38 +99,6 @@ def measure(cores, members, path, strategy):
     updates, seconds = (sum(of[name] for of in taken) for name in ("updates", "processor_seconds"))
     found = (round(accuracy, 2), round(100 - accuracy, 2), model.count_params(), updates, round(seconds, 1))
     return dict(zip(FIGURES, found, strict=True))
-
-
-def measure_all(runs, jobs, keep):
-    """Calls `measure` for each of {key: arguments}, in a process of its own, and `keep` with the key and the figures.
-
-    A run that fails is reported and does not stop the others.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-    size = max(1, len(cores) // jobs)
-    shares = [{cores[(job * size + number) % len(cores)] for number in range(size)} for job in range(jobs)]
-
-    def alone(arguments):
-        share = shares.pop()
-        try:
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                return process.submit(measure, share, *arguments).result()
-        finally:
-            shares.append(share)
-
-    with ThreadPoolExecutor(jobs) as threads:
-        futures = {threads.submit(alone, arguments): key for key, arguments in runs.items()}
-        try:
-            for future in as_completed(futures):
-                if isinstance(error := future.exception(), Exception):
-                    print(*futures[future], f"{type(error).__name__}: {error}", file=sys.stderr)
-                else:
-                    keep(futures[future], future.result())
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()  # which saves a checkpoint first
-            raise
 
 
 def summarise(rows):
@@ -263,11 +214,11 @@ def main():
             configs = [configure(folder, *setting, given, seed) for seed in range(options.seeds)]
             members = [(place / f"seed-{seed}", config) for seed, config in enumerate(configs)]
             for seed, member in enumerate(members):
-                finished(*member)  # or an error, before anything is computed
+                finished_as(*member)  # or an error, before anything is computed
                 runs[*row, str(seed), options.side, search] = [member], path, strategy
             if len(members) > 1:
                 runs[*row, f"ensemble of {len(members)}", options.side, search] = members, path, strategy
-    except (CorpusError, OptionError) as error:
+    except (CorpusError, OptionError, RunError) as error:
         parser.error(str(error))
     options.out.mkdir(parents=True, exist_ok=True)
     if not board.exists():
@@ -276,6 +227,8 @@ def main():
         rows = {tuple(row[name] for name in KEY): row for row in csv.DictReader(file)}
 
     def keep(key, figures):
+        if isinstance(figures, BaseException):
+            return print(*key, f"{type(figures).__name__}: {figures}", file=sys.stderr)
         rows[key] = figures
         with board.open("a", newline="") as file:
             csv.writer(file).writerow([*key, *figures.values()])
@@ -284,8 +237,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for size in sorted({1, options.seeds}):  # ensembles come last, of what has been trained
         todo = {key: run for key, run in runs.items() if key not in rows and len(run[0]) == size}
-        done = {key: run for key, run in todo.items() if all(finished(*member) for member in run[0])}
-        measure_all(todo if size == 1 else done, options.jobs, keep)
+        done = {key: run for key, run in todo.items() if all(finished_as(*member) for member in run[0])}
+        in_processes(measure, todo if size == 1 else done, options.jobs, ended=keep)
     if found := summarise({key: rows[key] for key in runs if key in rows}):
         print_table(found, options.side)
         draw(found, options.side, search, board.with_suffix(".png"))

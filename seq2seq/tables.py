@@ -1,0 +1,382 @@
+"""What runs came to, side by side: means over seeds, and whether the differences are chance."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from pipelines import CorpusError, OptionError, choose, corpus_errors, load_class, read_pairs
+from seq2seq.checkpoints import RunError
+from seq2seq.config import MONITORS
+from seq2seq.decoding import Strategy
+from seq2seq.runs import best_epoch, configuration, finished, load_run, trained_on
+
+MEASURES = ("loss", "accuracy", "chrf", "exact_match")  # of a table, unless others are asked for
+FORMATS = ("text", "md", "csv", "latex")
+
+_OF_TOKENS = ("loss", "accuracy", "perplexity")  # figures of each token, given the right ones before
+_TOKENS = ("target_tokenizer", "normal_form", "lowercase", "min_frequency", "max_vocabulary", "shared_vocabulary")
+
+
+@dataclasses.dataclass
+class Row:
+    """N runs that differ in nothing but their seed."""
+
+    setting: dict[str, Any]  # the options that differ between rows
+    runs: list[Path]
+    seeds: list[int]
+    label: str = ""  # the setting as text
+    figures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # of each measure, [N]
+    p: dict[str, float] = dataclasses.field(default_factory=dict)  # of each measure that was tested
+    parameters: int | None = None
+
+    def mean(self, measure: str) -> float:
+        """The mean over seeds."""
+        return float(np.mean(self.figures[measure]))
+
+    def deviation(self, measure: str) -> float | None:
+        """The standard deviation over seeds, n - 1; None of one seed."""
+        return float(np.std(self.figures[measure], ddof=1)) if len(self.runs) > 1 else None
+
+
+@dataclasses.dataclass
+class Table:
+    """What runs came to, a row for each setting."""
+
+    rows: list[Row]
+    measures: list[str]
+    unlike: list[str]  # measures that must not be compared
+    note: str  # what the figures are of, and p
+    prefix: str  # of measures, in the head
+
+    def best(self, measure: str) -> float | None:
+        """The best mean of a measure; None if there is nothing to compare."""
+        means = {mean for row in self.rows if not math.isnan(mean := row.mean(measure))}
+        if measure in self.unlike or len(means) < 2:
+            return None
+        return max(means) if MONITORS[f"val_{measure}"] == "max" else min(means)
+
+    def text(self, format: str = "text") -> str:
+        """The table as "text", "md" (Markdown), "latex" (for booktabs), or "csv" (all digits, a number in a column)."""
+        if choose("format", format, FORMATS) == "csv":
+            return self._csv()
+        head = ["setting", "seeds", *(self.prefix + measure for measure in self.measures)]
+        lines = [
+            [row.label, str(len(row.seeds)), *(self._cell(row, m, format) for m in self.measures)] for row in self.rows
+        ]
+        if self.rows[0].parameters:
+            head.append("parameters")
+            lines = [[*line, f"{row.parameters:,}"] for line, row in zip(lines, self.rows, strict=True)]
+        if format == "md":
+            lines = [[cell.replace("|", r"\|") for cell in line] for line in [head, ["---"] * len(head), *lines]]
+            return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", f"{self.note} Bold: best mean."])
+        if format == "latex":
+            head, lines = [*map(_latex, head)], [[_latex(label), *rest] for label, *rest in lines]
+            parts = [" & ".join(line) + r" \\" for line in [head, *lines]]
+            parts = [r"\toprule", parts[0], r"\midrule", *parts[1:], r"\bottomrule", r"\end{tabular}"]
+            begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
+            return "\n".join([f"% {self.note} Bold: best mean.", begin, *parts])
+        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+        fitted = [
+            [label.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+            for label, *rest in [head, *lines]
+        ]
+        return "\n".join([*map("  ".join, fitted), "", textwrap.fill(f"{self.note} *: best mean.", 100)])
+
+    def _cell(self, row, measure, format):
+        digits = 3 if measure in _OF_TOKENS else 1
+        mean, deviation, p = row.mean(measure), row.deviation(measure), row.p.get(measure)
+        text = f"{mean:.{digits}f}"
+        if mean == self.best(measure):
+            text = {"text": f"*{text}", "md": f"**{text}**", "latex": rf"\textbf{{{text}}}"}[format]
+        if deviation is not None:
+            text += f" ± {deviation:.{digits}f}"
+        if p is not None:
+            text += " (p < 0.001)" if p < 0.001 else f" (p = {p:.3f})"
+        return text.replace("±", r"$\pm$").replace("<", "$<$") if format == "latex" else text
+
+    def _csv(self):
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        heads = [f"{self.prefix}{measure}{part}" for measure in self.measures for part in ("", "_sd", "_p")]
+        writer.writerow([*self.rows[0].setting, "seeds", *heads, "parameters"])
+        for row in self.rows:
+            numbers = [number for m in self.measures for number in (row.mean(m), row.deviation(m), row.p.get(m))]
+            writer.writerow([*map(value_text, row.setting.values()), len(row.seeds), *numbers, row.parameters])
+        return file.getvalue().rstrip("\n")
+
+
+def _latex(text):
+    plain = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(plain.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+def value_text(value: Any) -> str:
+    """The value of an option as `--set` takes it."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(value_text, value))
+    return value if isinstance(value, str) else "none" if value is None else json.dumps(value, default=str)
+
+
+def setting_text(setting: dict[str, Any]) -> str:
+    """Options and their values: "units=128,layers=2"."""
+    return ",".join(f"{name}={value_text(value)}" for name, value in setting.items())
+
+
+def table(
+    folders: Path | str | Sequence[Path | str],
+    test: str | Sequence[str] | None = None,
+    measures: Sequence[str] = (),
+    baseline: str | int = 1,
+    strategy: str | Strategy = "greedy",
+    *,
+    imports: Iterable[str] = (),
+    say: Callable[[str], None] | None = None,
+) -> Table:
+    """Puts runs side by side: means and deviations over seeds, and whether rows differ from a baseline.
+
+    Runs that differ in nothing but their seed are a row. With two seeds or more in both rows, p is that of Welch's
+    t-test; with one in each and a test corpus, that of `evaluation.compare`; else there is none.
+
+    Args:
+        folders: runs, sweeps, or folders of such.
+        test: a corpus to translate and measure. Default: the figures of what each run has held out, of its kept epoch.
+        measures: names of figures, as in `history.csv`, with "val_" or without. Default: loss, accuracy, chrf and
+            exact_match, those that all runs have.
+        baseline: a row to hold the others against, by its number from 1 or its label.
+        strategy: how to translate the test corpus, as in `Seq2Seq.translate`.
+        imports: classes of your own to load first, "module:Class".
+        say: a function to call with what one should know of the table, as text.
+
+    Raises:
+        RunError: if there is no finished run, one lacks a measure, or they have held out different pairs.
+        OptionError: for an unknown measure or baseline.
+        CorpusError: if the test corpus cannot be read.
+    """
+    say = say or (lambda text: None)
+    for name in imports:
+        load_class("import", name)
+    wanted = [name.removeprefix("val_") for name in measures]
+    for name in wanted:
+        choose("measure", f"val_{name}", MONITORS)
+    records, grid = _records([Path(f) for f in ([folders] if isinstance(folders, (str, Path)) else folders)], say)
+    rows = _rows(records, grid, say)
+    labels = [row.label for row in rows]
+    number = int(baseline) if str(baseline).isdigit() else labels.index(choose("baseline", str(baseline), labels)) + 1
+    if not 1 <= number <= len(rows):
+        raise OptionError(f"baseline={baseline!r}: expected a number up to {len(rows)}, or one of {', '.join(labels)}")
+    first = rows[number - 1]
+    if test is None:
+        if len({_held_out(*records[row.runs[0]]) for row in rows}) > 1:
+            raise RunError("these runs have held out different pairs; name a test corpus (--test)")
+        found = {run: held_out_figures(run) for run in records}
+        note, evaluations = "Held-out pairs, the kept epoch of each run.", {}
+    else:
+        found, evaluations, note = _measure(rows, records, test, strategy, say)
+    common = set.intersection(*(set(figures) for figures in found.values()))
+    for run, figures in found.items():
+        if lacking := [name for name in wanted if name not in figures]:
+            raise RunError(f"{run}: {lacking[0]} was not measured, only {', '.join(figures) or 'nothing'}")
+    wanted = wanted or [name for name in MEASURES if name in common]
+    if not wanted:
+        raise RunError("there is no figure of held-out pairs that all runs have; name a test corpus (--test)")
+    for row in rows:
+        row.figures = {name: np.array([found[run][name] for run in row.runs]) for name in wanted}
+        row.parameters = records[row.runs[0]][1].get("training", {}).get("parameters")
+    unlike = _unlike(rows, records, wanted, test is None, say)
+    tested = _test(rows, first, [name for name in wanted if name not in unlike], evaluations)
+    note = f"Mean ± standard deviation (n - 1) over seeds. {note} {tested}"
+    return Table(rows, wanted, unlike, note, "val_" if test is None else "")
+
+
+def held_out_figures(folder: Path | str) -> dict[str, float]:
+    """What the kept epoch of a run came to on what it has held out: {figure, without "val_": number}."""
+    with (Path(folder) / "history.csv").open(newline="") as file:
+        history = list(csv.DictReader(file))
+    kept = best_epoch(history, configuration(folder)[0].monitor)
+    (row,) = [row for row in history if int(row["epoch"]) == kept]
+    return {name.removeprefix("val_"): float(row[name]) for name in MONITORS if row.get(name)}
+
+
+def spoiling_options(measure: str, held_out: bool = True) -> tuple[str, ...]:
+    """The options that make a figure another one, so that it must not be compared."""
+    name = measure.removeprefix("val_")
+    smoothed = ("label_smoothing",) if name == "loss" and held_out else ()  # which is part of `val_loss`
+    return (*_TOKENS, *smoothed) if name in _OF_TOKENS else ()
+
+
+def _records(folders, say):
+    """{finished run: its configuration and record}, and the options of the grid if all are of one sweep."""
+    records, grids, seen = {}, [], set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise RunError(f"{folder}: no such folder")
+        places = [path.parent for path in folder.rglob("config.json")]
+        runs = sorted({place.parent if place.name == "unfinished" else place for place in places})
+        for path in folder.rglob("sweep.json"):
+            sweep = json.loads(path.read_bytes())
+            grids.append((path.parent, list(sweep["grid"])))
+            begun = sum(path.parent in run.parents for run in runs)
+            count = sweep["seeds"] * (sweep["trials"] or math.prod(map(len, sweep["grid"].values())))
+            if begun < count:
+                say(f"{path.parent}: {count - begun} of the sweep's {count} runs are missing")
+        for run in runs:
+            if run.resolve() in seen:
+                continue
+            seen.add(run.resolve())
+            if finished(run):
+                records[run] = configuration(run)
+            else:
+                say(f"{run}: unfinished, left out")
+    if not records:
+        raise RunError(f"{', '.join(map(str, folders))}: no finished run")
+    whole = len(grids) == 1 and all(grids[0][0] in run.parents for run in records)
+    return records, grids[0][1] if whole else []
+
+
+def _rows(records, grid, say):
+    """The rows, without figures."""
+    options = {run: _options(config, record) for run, (config, record) in records.items()}
+    groups: dict[str, list[Path]] = {}
+    for run, of in options.items():
+        same = groups.setdefault(json.dumps({**of, "seed": None}, sort_keys=True, default=str), [])
+        if twin := next((other for other in same if options[other]["seed"] == of["seed"]), None):
+            say(f"{run}: left out, as it has the options and the seed of {twin}")
+        else:
+            same.append(run)
+    firsts = [options[runs[0]] for runs in groups.values()]
+    names = [n for n in firsts[0] if n != "seed" and len({repr(of.get(n)) for of in firsts}) > 1]
+    # In a sweep all that differs follows from the grid.
+    if grid and len({repr([of.get(name) for name in grid]) for of in firsts}) == len(firsts):
+        names = grid
+    rows = []
+    for runs in groups.values():
+        setting = {name: options[runs[0]].get(name) for name in names}
+        runs = sorted(runs, key=lambda run: options[run]["seed"])
+        seeds = [options[run]["seed"] for run in runs]
+        rows.append(Row(setting, runs, seeds, setting_text(setting) or str(runs[0].parent)))
+    if names is grid:
+        rows.sort(key=lambda row: [_order(value) for value in row.setting.values()])
+    if len({tuple(row.seeds) for row in rows}) > 1:
+        each = "; ".join(f"{row.label}: {' '.join(map(str, row.seeds))}" for row in rows)
+        say(f"The rows have not the same seeds ({each})")
+    return rows
+
+
+def _order(value):
+    """Sorts numbers by size, before text."""
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, value_text(value))
+
+
+def _options(config, record):
+    """All that makes a run, by name: the corpus by its checksums, too, and options of classes of one's own."""
+    options = dict(vars(config))
+    for name, kept in (("corpus", "checksums"), ("validation", "validation_checksums")):
+        if digests := record.get(kept):
+            first = config.corpus if name == "corpus" else config.validation
+            first = first if isinstance(first, str) else first[0]
+            options[name] = " ".join([Path(first).name, *(digest[:8] for digest in digests.values())])
+    return options | (options.pop("own", None) or {})
+
+
+def _held_out(config, record):
+    """What decides which pairs a run has held out."""
+    names = ["columns", "reverse", "on_bad_line"]
+    if not config.validation:
+        names += ["limit", "max_length", "max_ratio", "drop_duplicates", "split", "validation_fraction"]
+        names += ["normal_form", "lowercase"] if config.split == "hash" else []
+    kept = "validation_checksums" if config.validation else "checksums"
+    return tuple(record.get(kept, {}).values()), *(getattr(config, name) for name in names)
+
+
+def _unlike(rows, records, measures, held_out, say):
+    """The measures that must not be compared between these rows, and why as text."""
+    firsts = [_options(*records[row.runs[0]]) for row in rows]
+    found = []
+    for measure in measures:
+        names = spoiling_options(measure, held_out)
+        names += ("corpus",) if names else ()  # which the vocabulary is of
+        if other := [name for name in names if len({repr(of[name]) for of in firsts}) > 1]:
+            found.append(measure)
+            say(f"{measure}: rows have another {', '.join(other)}, and so another figure; none is the best, and no p")
+    return found
+
+
+def _measure(rows, records, test, strategy, say):
+    """The figures of each run on a test corpus, the evaluations of rows with one run, and a note."""
+    from seq2seq.evaluation import evaluate
+
+    reading = {repr((config.columns, config.reverse)): config for config, _ in records.values()}
+    if len(reading) > 1:
+        raise OptionError("test: these runs do not read the same columns, so no corpus is one for all")
+    (config,) = reading.values()
+    found, evaluations, pairs = {}, {}, None
+    for row in rows:
+        for run in row.runs:
+            model = load_run(run)
+            with corpus_errors():
+                if pairs is None:
+                    names = model.source_tokenizer.column_names
+                    how = {"columns": config.columns, "reverse": config.reverse, "source_columns": names}
+                    pairs = read_pairs(test, **how).cache()  # standard input can be read once only
+                evaluation = evaluate(model, pairs, strategy)
+            scores = {name.lower().replace(" ", "_"): it.score for name, it in evaluation.scores.items()}
+            found[run] = {name: getattr(evaluation, name) for name in _OF_TOKENS} | scores
+            if run == row.runs[0]:
+                evaluations[row.label] = evaluation
+                try:
+                    learned = trained_on(records[run][1], pairs, model.source_tokenizer)
+                    if learned.any():
+                        say(f"{row.label}: trained on the sources of {learned.sum():,} of {len(learned):,} test pairs")
+                except (CorpusError, OptionError) as error:
+                    say(f"{run}: cannot tell which of the test pairs it was trained on: {error}")
+    name = test if isinstance(test, str) else " ".join(test)
+    return found, evaluations, f"{len(evaluation.sources):,} sources of {name}, {strategy}."
+
+
+def _test(rows, first, measures, evaluations):
+    """Sets p of the rows that can be tested against the first one; says what it is."""
+    against = f"against {first.label}, not corrected for the number of rows."
+    others = [row for row in rows if row is not first]
+    if len(first.runs) > 1 and (tested := [row for row in others if len(row.runs) > 1]):
+        for row in tested:
+            found = {name: welch(first.figures[name], row.figures[name]) for name in measures}
+            row.p = {name: p for name, p in found.items() if not math.isnan(p)}
+        return f"p: Welch's t-test over seeds, two-sided, {against}"
+    if len(first.runs) == 1 and evaluations and (tested := [row for row in others if len(row.runs) == 1]):
+        from seq2seq.evaluation import compare
+
+        compared = compare(*(evaluations[row.label] for row in (first, *tested)))
+        scores = {name.lower().replace(" ", "_"): scores[1:] for name, scores in compared.items()}
+        for number, row in enumerate(tested):
+            row.p = {name: scores[name][number].p for name in measures if name in scores}
+        return f"p: paired bootstrap over the sources (Koehn 2004), {against}"
+    return "No p: that takes two seeds or more in both rows, or one in each and a test corpus."
+
+
+def welch(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
+    """Tests whether two samples have the same mean, by Welch's t-test (Welch 1947, doi.org/10.1093/biomet/34.1-2.28).
+
+    Args:
+        first, second: two numbers or more each.
+
+    Returns:
+        p, two-sided; nan if neither varies.
+    """
+    samples = [np.asarray(sample, np.float64) for sample in (first, second)]
+    with np.errstate(invalid="ignore"):  # of infinite numbers
+        parts = [sample.var(ddof=1) / len(sample) for sample in samples]
+        difference = samples[0].mean() - samples[1].mean()
+    if not sum(parts) > 0:
+        return math.nan
+    freedom = sum(parts) ** 2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, samples, strict=True))
+    x = freedom / (freedom + difference**2 / sum(parts))
+    return float(tf.math.betainc(tf.constant(freedom / 2, tf.float64), tf.constant(0.5, tf.float64), tf.constant(x)))

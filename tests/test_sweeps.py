@@ -1,0 +1,207 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from command_line import SEQ2SEQ, seq2seq
+from conftest import GRID, SMALL
+
+from pipelines import OptionError
+from seq2seq import sweep, table
+from seq2seq.checkpoints import RunError
+from seq2seq.runs import finished, load_run
+from seq2seq.sweeps import Range, in_processes, read_grid
+
+AS_ARGUMENTS = [part for name, value in SMALL.items() for part in ("--set", f"{name}={str(value).lower()}")]
+COMMAND = ["sweep", "pairs.tsv", "--grid", "units=8,4", "--grid", "learning-rate=1e-3,1e-2", "--seeds", "2"]
+COMMAND += ["--jobs", "2", *AS_ARGUMENTS]
+
+
+def runs_in(folder):
+    """The finished runs of a sweep, by their names."""
+    found = [path.parent for path in sorted(folder.glob("*/seed-*/model.keras"))]
+    return {str(run.relative_to(folder)): run for run in found if finished(run)}
+
+
+def weights(runs):
+    return {name: load_run(run).get_weights() for name, run in runs.items()}
+
+
+@pytest.fixture
+def home(swept, monkeypatch):
+    """The folder in which the sweep was made, to work in."""
+    monkeypatch.chdir(swept[0].parent)
+    return swept[0].parent
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_each_setting_with_each_seed_and_says_how_each_went(swept):
+    folder, results, said = swept
+    names = [
+        f"learning_rate={rate},units={units}/seed-{n}" for units in (8, 4) for rate in (0.001, 0.01) for n in (0, 1)
+    ]
+    assert [str(run.relative_to(folder)) for run in results] == names
+    assert set(results.values()) == {None} and sorted(runs_in(folder)) == sorted(names)
+    config = json.loads((folder / names[-1] / "config.json").read_text())["options"]
+    assert (config["units"], config["learning_rate"], config["seed"], config["cell"]) == (4, 0.01, 1, "gru")
+    assert [line for line in said if line.endswith("  starts")] == [f"{name}  starts" for name in names]
+    ends = [re.fullmatch(r"(\d) of 8: (\S+)  val_loss \d.*val_accuracy \d.*  [\d.]+ s", line) for line in said]
+    assert [int(end[1]) for end in ends if end] == list(range(1, 9))
+    assert sorted(end[2] for end in ends if end) == sorted(names)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_told_to_end_and_one_that_was_killed_come_to_the_same_weights(home, swept):
+    out = home / "killed"
+    kept = {}
+    for count, number, code in ((1, signal.SIGTERM, 143), (4, signal.SIGKILL, -signal.SIGKILL)):
+        with subprocess.Popen([SEQ2SEQ, *COMMAND, "--out", out], cwd=home) as process:
+            while len(runs_in(out)) < count or not list(out.glob("*/*/unfinished/*.npz")):
+                time.sleep(0.05)
+                assert process.poll() is None
+            process.send_signal(number)
+        assert process.returncode == code
+        assert number == signal.SIGKILL or list(out.glob("*/*/unfinished/*.npz"))  # a training has kept its checkpoint
+        kept |= {run: (run / "model.keras").stat().st_mtime_ns for run in runs_in(out).values()}
+    assert 4 <= len(kept) < 8
+    done = seq2seq(*COMMAND, "--out", out, cwd=home)
+    assert done.returncode == 0, done.stderr.decode()
+    assert {run: (run / "model.keras").stat().st_mtime_ns for run in kept} == kept  # they were not trained again
+    expected = weights(runs_in(swept[0]))
+    found = weights(runs_in(out))
+    assert len(found) == 8 and found.keys() == expected.keys()
+    for name in found:
+        for one, other in zip(found[name], expected[name], strict=True):
+            np.testing.assert_array_equal(one, other, name)
+    assert done.stdout.decode() == table(swept[0]).text() + "\n"
+    assert done.stderr.decode().splitlines()[-1] == str(out) and "starts" in done.stderr.decode()
+
+
+@pytest.mark.slow
+def test_another_sweep_in_the_folder_is_refused_and_says_what_differs(home, swept):
+    folder, *_ = swept
+    other = {**SMALL, "cell": "lstm"}
+    for arguments, options, message in (
+        ({"grid": {"units": [8, 4]}}, SMALL, r"grid learning_rate \[0.001, 0.01\] and not None"),
+        ({"grid": GRID | {"units": [8, 16]}}, SMALL, r"grid units \[8, 4\] and not \[8, 16\]"),
+        ({"grid": GRID}, other, "options cell gru and not lstm"),
+        ({"grid": GRID, "seeds": 1}, SMALL, "seeds 2 and not 1"),
+        ({"grid": GRID, "trials": 3}, SMALL, "trials None and not 3"),
+    ):
+        with pytest.raises(RunError, match=f"holds another sweep .*{message}"):
+            sweep("pairs.tsv", folder, **{"seeds": 2, **arguments}, options=options)
+    with pytest.raises(RunError, match=r"swept/learning_rate=0\.01,units=4 is not empty and holds no sweep"):
+        sweep("pairs.tsv", folder / "learning_rate=0.01,units=4", GRID, options=SMALL)
+    done = seq2seq(*COMMAND, "--set", "layers=2", "--out", folder, cwd=home)
+    assert (done.returncode, done.stdout) == (2, b"") and b"options layers None and not 2" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_added(home):
+    arguments = ["sweep", "pairs.tsv", *AS_ARGUMENTS, "--set", "optimizer=sgd", "--set", "clip_norm=none"]
+    arguments += ["--set", "schedule=constant", "--set", "units=4", "--jobs", "2", "--out", "failing", "--grid"]
+    done = seq2seq(*arguments, "learning_rate=1e38,0.01", cwd=home)
+    assert done.returncode == 1
+    assert re.search(
+        r"learning_rate=1e\+38/seed-0  DivergedError: epoch \d, .*; see failing/learn", done.stderr.decode()
+    )
+    assert "learning_rate=1e+38/seed-0: unfinished, left out" in done.stderr.decode()
+    assert "Traceback" in (home / "failing" / "learning_rate=1e+38" / "seed-0.log").read_text()
+    assert done.stdout.decode().splitlines()[1].startswith("learning_rate=0.01      1  ")
+    kept = (home / "failing" / "learning_rate=0.01" / "seed-0" / "model.keras").stat().st_mtime_ns
+    done = seq2seq(*arguments, "learning_rate=1e38,0.01,0.02", cwd=home)
+    assert done.returncode == 1 and b"1 runs are finished already" in done.stderr
+    assert (home / "failing" / "learning_rate=0.01" / "seed-0" / "model.keras").stat().st_mtime_ns == kept
+    assert [line.split()[0] for line in done.stdout.decode().splitlines()[1:3]] == [
+        "learning_rate=0.01",
+        "learning_rate=0.02",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grid", "unit=1,2"], "option='unit': expected .*; did you mean 'units'?"),
+        (["--set", "unit=1"], "option='unit': expected .*; did you mean 'units'?"),
+        (["--grid", "units=8,x"], "set='units=x': 'x' does not fit"),
+        (["--grid", "units=8,8"], "grid: an option has the same value twice"),
+        (["--grid", "units=8", "--set", "units=4"], "grid=units: is set otherwise, for all runs"),
+        (["--grid", "units=8", "--grid", "units=4"], "grid: an option is named twice"),
+        (["--grid", "units=8..16"], "grid=units=8..16: only a search takes ranges; say --trials"),
+        (["--grid", "seed=1,2"], "grid=seed: is set otherwise"),
+        (["--trials", "3"], "trials: nothing to search"),
+        (["--trials", "3", "--grid", "label_smoothing=0,0.1"], "monitor='val_loss': with another label_smoothing"),
+        (["--trials", "3", "--grid", "target_tokenizer=char,byte"], "monitor='val_loss': with another target_tok"),
+        (["--grid", "cell=gru,lstn"], "cell='lstn': expected .*; did you mean 'lstm'"),
+        (["--grid", "architecture=recurrent,transformer", "--set", "attention=dot"], "attention: neither Transformer"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_option_of_any_setting_is_found_before_the_first_training(home, arguments, message):
+    done = seq2seq("sweep", "pairs.tsv", *arguments, "--out", "refused", cwd=home)
+    assert done.returncode == 2 and done.stdout == b""
+    assert re.search(f"seq2seq: {message}", done.stderr.decode()), done.stderr.decode()
+    assert not (home / "refused").exists()
+
+
+def test_grids_are_read_as_they_are_written():
+    assert read_grid("learning-rate=1e-3,3e-3") == ("learning_rate", (0.001, 0.003))
+    assert read_grid("teacher_forcing=1;1,0.5") == ("teacher_forcing", ((1.0,), (1.0, 0.5)))
+    assert read_grid("attention=none,dot") == ("attention", (None, "dot"))
+    assert read_grid("kernel=[3,5],[7]") == ("kernel", ((3, 5), (7,)))
+    assert read_grid("learning_rate=1e-4..1e-2") == ("learning_rate", Range(1e-4, 1e-2))
+    assert read_grid("units=16..256") == ("units", Range(16, 256))
+    with pytest.raises(OptionError, match="expected the lower end first"):
+        read_grid("units=256..16")
+    with pytest.raises(OptionError, match=r"expected NAME=VALUE,VALUE"):
+        read_grid("units")
+
+
+@pytest.mark.slow
+def test_a_search_that_was_interrupted_tries_the_settings_that_it_would_have_tried(home):
+    grid = {"units": "4..8", "learning_rate": "1e-4..1e-2", "average": [1, 2]}
+    options = {**SMALL, "monitor": "val_accuracy"}
+    sweep("pairs.tsv", home / "search", grid, trials=2, options=options)
+    tried = [
+        path.parent.name
+        for path in sorted((home / "search").glob("*/seed-0.log"), key=lambda path: path.stat().st_ctime)
+    ]
+    assert len(tried) == 2
+    for name in tried:
+        rate, units = re.fullmatch(r"average=[12],learning_rate=([\d.e-]+),units=(\d)", name).groups()
+        assert 1e-4 <= float(rate) <= 1e-2 and 4 <= int(units) <= 8
+
+    def interrupt(line):
+        if line.startswith(f"{tried[1]}/seed-0  starts"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep("pairs.tsv", home / "again", grid, trials=2, options=options, say=interrupt)
+    assert len(runs_in(home / "again")) == 1
+    said = []
+    sweep("pairs.tsv", home / "again", grid, trials=2, options=options, say=said.append)
+    assert list(runs_in(home / "again")) == [f"{name}/seed-0" for name in sorted(tried)]
+    assert sum(line.endswith("starts") for line in said) == 1
+    for name in runs_in(home / "again"):
+        assert (home / "again" / name / "history.csv").read_text() == (
+            home / "search" / name / "history.csv"
+        ).read_text()
+    assert "learning_rate=" in table(home / "again").text()
+
+
+def test_processes_share_the_cores_and_one_that_dies_is_told_from_one_that_raises():
+    tasks = {"cores": ("0",), "raises": ("1 / 0",), "dies": ("os._exit(3)",)}
+    found = in_processes(_evaluate, tasks, jobs=2)
+    assert len(found["cores"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+    assert isinstance(found["raises"], ZeroDivisionError)
+    assert str(found["dies"]) == "its process ended with exit code 3"
+
+
+def _evaluate(text):
+    eval(text)
+    return os.sched_getaffinity(0)

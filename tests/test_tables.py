@@ -1,0 +1,225 @@
+import csv
+import io
+import json
+import math
+import re
+import shutil
+
+import numpy as np
+import pytest
+from command_line import seq2seq
+from conftest import LINES
+from matplotlib.image import imread
+
+from pipelines import OptionError
+from seq2seq import compare, evaluate, load_run, table
+from seq2seq.checkpoints import RunError
+from seq2seq.pictures import draw_table
+from seq2seq.tables import welch
+
+LABELS = [f"units={units},learning_rate={rate}" for units in (4, 8) for rate in (0.001, 0.01)]
+MEASURES = ["loss", "accuracy", "chrf", "exact_match"]
+
+
+def last_epochs(folder, label, figure):
+    """The figures of the last epochs of the two runs of a setting."""
+    setting = ",".join(sorted(label.split(",")))
+    paths = [folder / setting / f"seed-{seed}" / "history.csv" for seed in (0, 1)]
+    return [float(list(csv.DictReader(path.read_text().splitlines()))[-1][f"val_{figure}"]) for path in paths]
+
+
+@pytest.fixture
+def copied(swept, tmp_path):
+    """A copy of the sweep, to be changed."""
+    return shutil.copytree(swept[0], tmp_path / "copied")
+
+
+def change(run, **options):
+    """Changes what a run says that it was made with."""
+    record = json.loads((run / "config.json").read_text())
+    record["options"] |= options
+    (run / "config.json").write_text(json.dumps(record))
+
+
+@pytest.mark.slow
+def test_csv_has_means_deviations_and_p_of_each_setting_with_all_digits(swept):
+    folder, *_ = swept
+    rows = list(csv.DictReader(io.StringIO(table(folder).text("csv"))))
+    assert [f"units={row['units']},learning_rate={row['learning_rate']}" for row in rows] == LABELS
+    for row, label in zip(rows, LABELS, strict=True):
+        assert row["seeds"] == "2"
+        for measure in MEASURES:
+            figures = last_epochs(folder, label, measure)
+            assert float(row[f"val_{measure}"]) == np.mean(figures)
+            assert float(row[f"val_{measure}_sd"]) == np.std(figures, ddof=1)
+            p = welch(last_epochs(folder, LABELS[0], measure), figures)
+            assert row[f"val_{measure}_p"] == ("" if label == LABELS[0] or math.isnan(p) else str(p))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("format", "cells", "bold"),
+    [
+        ("text", r" {2,}", r"\*([\d.]+)"),
+        ("md", r" ?\| ?", r"\*\*([\d.]+)\*\*"),
+        ("latex", r" & | \\\\", r"\\textbf{(.*?)}"),
+    ],
+)
+def test_each_format_says_the_same_and_marks_the_best(swept, format, cells, bold):
+    folder, *_ = swept
+    found = table(folder, measures=["val_loss", "chrf"], baseline=LABELS[3])
+    lines = found.text(format).splitlines()
+    heads = ["setting", "seeds", "val_loss", "val_chrf"]
+    start = next(n for n, line in enumerate(lines) if "setting" in line)
+    assert list(filter(None, re.split(cells, lines[start].replace("\\_", "_")))) == heads
+    for row in found.rows:
+        line = next(line for line in lines if line.replace("\\_", "_").lstrip("| ").startswith(row.label))
+        *_, loss, chrf = filter(None, re.split(cells, line.strip()))
+        for measure, cell, digits, pick in (("loss", loss, 3, min), ("chrf", chrf, 1, max)):
+            figures = last_epochs(folder, row.label, measure)
+            mean, deviation, *p = re.findall(r"\d+\.\d+", cell)
+            assert (mean, deviation) == (f"{np.mean(figures):.{digits}f}", f"{np.std(figures, ddof=1):.{digits}f}")
+            assert len(p) == (row.label != LABELS[3])
+            best = pick(np.mean(last_epochs(folder, label, measure)) for label in LABELS)
+            assert re.findall(bold, cell) == [mean] * int(np.mean(figures) == best)
+    assert f"Welch's t-test over seeds, two-sided, against {LABELS[3]}" in " ".join(found.text(format).split())
+
+
+@pytest.mark.slow
+def test_a_figure_is_of_the_epoch_that_was_kept(copied):
+    runs = [run.parent for run in copied.glob("*/*/history.csv")]
+    for run in runs:
+        change(run, monitor="val_loss")
+        (run / "history.csv").write_text("epoch,val_loss,val_chrf\n1,1.0,30\n2,2.0,60\n")
+    found = table(copied)
+    assert found.measures == ["loss", "chrf"]
+    assert {(row.mean("loss"), row.mean("chrf")) for row in found.rows} == {(1.0, 30.0)}
+    assert found.best("loss") is None  # all are the same
+
+
+@pytest.mark.slow
+def test_what_is_missing_unfinished_or_there_twice_is_said(copied):
+    first, second, third, *_ = sorted(run.parent for run in copied.glob("*/*/model.keras"))
+    (first / "model.keras").unlink()
+    shutil.rmtree(second)
+    shutil.copytree(third, copied / "twin")
+    said = []
+    found = table(copied, say=said.append)
+    assert [row.label for row in found.rows] == LABELS[1:]
+    assert [len(row.seeds) for row in found.rows] == [2, 2, 2]
+    assert f"{first}: unfinished, left out" in said
+    assert f"{copied / 'twin'}: left out, as it has the options and the seed of {third}" in said
+    shutil.rmtree(third)
+    shutil.rmtree(copied / "twin")
+    table(copied, say=said.append)
+    assert f"{copied}: 2 of the sweep's 8 runs are missing" in said
+    assert any(line.startswith("The rows have not the same seeds (") for line in said)
+    with pytest.raises(RunError, match="no finished run"):
+        table(first)
+    with pytest.raises(RunError, match="nowhere: no such folder"):
+        table(copied / "nowhere")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "measures"),
+    [({"label_smoothing": 0.1}, ["loss"]), ({"target_tokenizer": "byte"}, ["loss", "accuracy"])],
+)
+def test_figures_that_are_not_the_same_are_not_compared_and_it_is_said(copied, options, measures):
+    change(copied / "learning_rate=0.01,units=8" / "seed-1", **options)
+    said = []
+    found = table(copied, say=said.append)
+    assert found.unlike == measures and not any(set(measures) & set(row.p) for row in found.rows)
+    assert [line.split(":")[0] for line in said if "another figure" in line] == measures
+    assert len(found.rows) == 5 and f"{next(iter(options))}=" in found.rows[0].label
+
+
+@pytest.mark.slow
+def test_runs_that_have_held_out_other_pairs_are_refused(copied):
+    run = copied / "learning_rate=0.01,units=8" / "seed-1"
+    change(run, validation_fraction=0.1)
+    with pytest.raises(RunError, match="have held out different pairs; name a test corpus"):
+        table(copied)
+    change(run, validation_fraction=0.2)
+    record = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(record | {"checksums": {"pairs.tsv": "0" * 64}}))
+    with pytest.raises(RunError, match="have held out different pairs; name a test corpus"):
+        table(copied)
+
+
+@pytest.mark.slow
+def test_unknown_measures_and_rows_are_refused(swept):
+    with pytest.raises(OptionError, match=r"measure='val_chfr': expected .*; did you mean 'val_chrf'"):
+        table(swept[0], measures=["chfr"])
+    with pytest.raises(OptionError, match=r"baseline='units=5': expected 'units=4,learning_rate=0\.001'"):
+        table(swept[0], baseline="units=5")
+    with pytest.raises(OptionError, match="baseline=5: expected a number up to 4"):
+        table(swept[0], baseline=5)
+    done = seq2seq("table", swept[0], "--beam-width", "2")
+    assert done.returncode == 2 and b"beam_width, length_penalty: for a test corpus" in done.stderr
+
+
+@pytest.mark.slow
+def test_single_runs_on_a_test_corpus_are_compared_by_a_bootstrap_over_its_sources(swept, tsv):
+    runs = [swept[0] / f"learning_rate=0.01,units={units}" / "seed-0" for units in (8, 4)]
+    corpus, said = str(tsv(LINES, "test.tsv")), []
+    found = table(runs, corpus, ["chrf", "perplexity"], say=said.append)
+    assert [row.label for row in found.rows] == ["units=8", "units=4"]
+    models = [load_run(run) for run in runs]
+    first, second = (evaluate(model, corpus) for model in models)
+    for row, model, evaluation in zip(found.rows, models, (first, second), strict=True):
+        assert row.figures["chrf"] == [evaluation.scores["chrF"].score]
+        np.testing.assert_allclose(row.figures["perplexity"], [evaluation.perplexity])
+        assert row.parameters == model.count_params() and row.deviation("chrf") is None
+    assert [row.p for row in found.rows] == [{}, {"chrf": compare(first, second)["chrF"][1].p}]
+    assert "paired bootstrap over the sources" in found.note and "25 sources of" in found.note
+    assert re.fullmatch(r"units=8: trained on the sources of (19|2\d) of 25 test pairs", said[0])
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_and_draws_it(swept, tmp_path):
+    done = seq2seq("table", swept[0], "--measure", "chrf", "--format", "csv", "--picture", tmp_path / "table.png")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == table(swept[0], measures=["chrf"]).text("csv") + "\n"
+    height, width, _ = imread(tmp_path / "table.png").shape
+    assert 300 < height < width < 2000
+
+
+@pytest.mark.slow
+def test_the_picture_has_a_panel_for_each_measure_and_a_line_for_each_row(swept, tmp_path):
+    found = table(swept[0])
+    panels = draw_table(found, tmp_path / "table.svg").axes
+    assert [axes.get_xlabel() for axes in panels] == [f"val_{measure}" for measure in MEASURES]
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == LABELS
+    for axes, measure in zip(panels, MEASURES, strict=True):
+        assert [bar.lines[0].get_xydata().tolist() for bar in axes.containers] == [
+            [[row.mean(measure), place]] for place, row in enumerate(found.rows)
+        ]
+        ends = [bar.lines[2][0].get_segments()[0][:, 0] for bar in axes.containers]
+        for (low, high), row in zip(ends, found.rows, strict=True):
+            np.testing.assert_allclose([low, high], row.mean(measure) + np.array([-1, 1]) * row.deviation(measure))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p"),
+    [  # Student's sleep data, by R's t.test; and two of the examples of rosettacode.org/wiki/Welch's_t-test
+        (
+            [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0],
+            [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4],
+            0.07939414018735823,
+        ),
+        ([3.0, 4.0, 1.0, 2.1], [490.2, 340.0, 433.9], 0.0107515611497845),
+        (
+            [27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 19.0, 21.7, 21.4],
+            [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0, 24.8, 20.2, 21.9, 22.1, 22.9, 20.5, 24.4],
+            0.021378001462867013,
+        ),
+    ],
+)
+def test_welch(first, second, p):
+    assert welch(first, second) == pytest.approx(p, rel=1e-9) == welch(second, first)
+
+
+def test_welch_says_nothing_of_samples_that_do_not_vary():
+    assert math.isnan(welch([1, 1], [2, 2]))
+    assert welch([1, 1], [1, 1.5]) == pytest.approx(0.5)  # t = 1 with one degree of freedom, of Cauchy's distribution
