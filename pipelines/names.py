@@ -7,7 +7,7 @@ import math
 import numbers
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 
@@ -74,10 +74,14 @@ def choose(argument: str, name: str | None, choices: Collection) -> Any:
         OptionError: if it is none of them.
     """
     if name not in choices:
-        near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise OptionError(f"{argument}={name!r}: expected {', '.join(map(repr, choices))}{hint}")
+        raise OptionError(f"{argument}={name!r}: expected {', '.join(map(repr, choices))}{nearest(name, choices)}")
     return choices[name] if isinstance(choices, dict) else name
+
+
+def nearest(name: str | None, choices: Iterable) -> str:
+    """The end of a message about a wrong name: which of the right ones is nearest, or nothing."""
+    near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def accepted(function: Callable) -> set[str]:

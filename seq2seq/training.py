@@ -43,6 +43,7 @@ from pipelines import (
     survey,
 )
 from pipelines.corpora import UNTUNED
+from pipelines.names import nearest
 from pipelines.readers import LENGTH, as_line
 from pipelines.tokenizers import END, RESERVED_TOKENS, TOKENIZERS, ColumnsTokenizer, SeparatorTokenizer, Tokenizer
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file, write_json
@@ -652,10 +653,9 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
             raise OptionError(f"label_smoothing: {kind.__name__} has no such option")
     possible = set().union(*(accepted(kind) for _, kind in own))
     possible -= {*vars(config), "name", "dtype", "trainable", "vocabulary", "normal_form"}
-    for name, value in (config.own or {}).items():
-        if not possible:
-            raise OptionError(f"{name}={value!r}: no class here has such an option; its constructor must name it")
-        choose("option", name, sorted(possible))
+    for name in (config.own or {}).keys() - possible:
+        hint = nearest(name, possible | set(vars(config)))
+        raise OptionError(f"option={name!r}: none of Config, nor one that the constructor of a class here names{hint}")
 
 
 def _steps(config, tokenizers, found):

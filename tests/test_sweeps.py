@@ -126,8 +126,8 @@ def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_adde
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--grid", "unit=1,2"], "option='unit': expected .*; did you mean 'units'?"),
-        (["--set", "unit=1"], "option='unit': expected .*; did you mean 'units'?"),
+        (["--grid", "unit=1,2"], "option='unit': none of .*; did you mean 'units'?"),
+        (["--set", "unit=1"], "option='unit': none of .*; did you mean 'units'?"),
         (["--grid", "units=8,x"], "set='units=x': 'x' does not fit"),
         (["--grid", "units=8,8"], "grid: an option has the same value twice"),
         (["--grid", "units=8", "--set", "units=4"], "grid=units: is set otherwise, for all runs"),

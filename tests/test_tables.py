@@ -69,12 +69,13 @@ def test_each_format_says_the_same_and_marks_the_best(swept, format, cells, bold
     folder, *_ = swept
     found = table(folder, measures=["val_loss", "chrf"], baseline=LABELS[3])
     lines = found.text(format).splitlines()
-    heads = ["setting", "seeds", "val_loss", "val_chrf"]
+    heads = ["setting", "seeds", "val_loss", "val_chrf", "parameters"]
     start = next(n for n, line in enumerate(lines) if "setting" in line)
     assert list(filter(None, re.split(cells, lines[start].replace("\\_", "_")))) == heads
     for row in found.rows:
         line = next(line for line in lines if line.replace("\\_", "_").lstrip("| ").startswith(row.label))
-        *_, loss, chrf = filter(None, re.split(cells, line.strip()))
+        *_, loss, chrf, parameters = filter(None, re.split(cells, line.strip()))
+        assert parameters.replace(",", "") == str(load_run(row.runs[0]).count_params())
         for measure, cell, digits, pick in (("loss", loss, 3, min), ("chrf", chrf, 1, max)):
             figures = last_epochs(folder, row.label, measure)
             mean, deviation, *p = re.findall(r"\d+\.\d+", cell)
@@ -156,7 +157,7 @@ def test_unknown_measures_and_rows_are_refused(swept):
     with pytest.raises(OptionError, match="baseline=5: expected a number up to 4"):
         table(swept[0], baseline=5)
     done = seq2seq("table", swept[0], "--beam-width", "2")
-    assert done.returncode == 2 and b"beam_width, length_penalty: for a test corpus" in done.stderr
+    assert done.returncode == 2 and b"beam_width, length_penalty, search: for a test corpus" in done.stderr
 
 
 @pytest.mark.slow
