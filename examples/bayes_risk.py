@@ -4,8 +4,8 @@
     seq2seq translate runs/pairs --search bayes_risk:BayesRisk --set samples=8 ab ba
     seq2seq export runs/pairs exported/1 --search bayes_risk:BayesRisk
 
-Of the samples of a text it takes the one that is most like all of them: with the highest mean utility, which is here
-the F1 of its tokens against those of another sample, in whatever order.
+Of the samples of a text it takes the one with the highest mean utility. The utility of one sample against another is
+the F1 of their tokens, in whatever order.
 """
 
 import dataclasses
@@ -37,8 +37,7 @@ class BayesRisk(Strategy):
         return self.samples
 
     def search(self, step_for, state, wanted, loop=None):
-        sampling = Sampling(self.temperature, n_best=self.samples)
-        found = sampling.search(step_for, state, wanted, loop)
+        found = Sampling(self.temperature, n_best=self.samples).search(step_for, state, wanted, loop)
         best = tf.argmax(mean_utilities(found.ids), axis=1, output_type=tf.int32)[:, None]
         ids, stopped = (tf.gather(part, best, batch_dims=1) for part in (found.ids, found.stopped))
         return Hypotheses(ids, None, None, stopped)
@@ -46,15 +45,15 @@ class BayesRisk(Strategy):
 
 def mean_utilities(ids):
     """The mean F1 of each of N samples, int32 `[B, N, T]`, against all: float32 `[B, N]`."""
-    # A token that comes twice is two: it and which time it is, counted in each sample. Padding is no token.
+    # The second time a token comes in a sample it is another one. Padding is none.
     same = tf.cast(ids[..., None] == ids[..., None, :], tf.int32)  # [B, N, T, T]
     times = tf.reduce_sum(tf.linalg.band_part(same, -1, 0), axis=-1)
     lengths = tf.math.count_nonzero(ids, axis=2, dtype=tf.float32)
 
-    def f1(other, times_of_other, length):  # [B, T], [B, T], [B]: one of the samples
-        found = (ids[..., None] == other[:, None, None]) & (times[..., None] == times_of_other[:, None, None])
+    def f1(other, its_times, length):  # [B, T], [B, T], [B]: of one of the samples
+        found = (ids[..., None] == other[:, None, None]) & (times[..., None] == its_times[:, None, None])
         common = tf.math.count_nonzero(found & (ids != PADDING)[..., None], axis=[2, 3], dtype=tf.float32)
         return 2 * common / (lengths + length[:, None])
 
-    each = zip(*(tf.unstack(part, axis=1) for part in (ids, times, lengths)), strict=True)
-    return tf.add_n([f1(*one) for one in each]) / ids.shape[1]
+    each = (tf.unstack(part, axis=1) for part in (ids, times, lengths))
+    return tf.add_n(list(map(f1, *each))) / ids.shape[1]

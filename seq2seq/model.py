@@ -60,7 +60,7 @@ _BATCH_LENGTH = 256  # the length from which on a batch holds fewer texts, so th
 
 
 class Translations(NamedTuple):
-    """What `Seq2Seq.translate` knows of N texts, n hypotheses each, the best first."""
+    """What `Seq2Seq.translate` knows of N texts, n hypotheses each: the best first, samples as they are drawn."""
 
     # Strings [N, n]. Of a beam all are different; if fewer of the 2 n best hypotheses are, the last ones are empty.
     texts: tf.Tensor
