@@ -186,8 +186,8 @@ class BeamSearch(Strategy):
                 scores = tf.where(ranks == NEVER, NEVER, scores)
             tokens += END
             memory, state, repetition = take((memory, state, repetition), _rows(tf.range(count), parents, width))
-            memory = self.remember(tf.reshape(tokens, [-1]), memory)
-            repetition = _repetition_after(repetition, tf.reshape(tokens, [-1]), forced)
+            newest = tf.reshape(tokens, [-1])
+            memory, repetition = self.remember(newest, memory), _repetition_after(repetition, newest, forced)
 
             stopped = _stopped(tokens, t + 1, limits, tf.reshape(repetition.runs, [count, width, PHRASE]))
             alive = tf.where(stopped == RUNNING, scores, NEVER)
