@@ -440,7 +440,7 @@ def _resume(folder, given, say, strategy):
     if any(checkpoints.folder.glob("*.npz")):
         run.state, facts = checkpoints.load()
         run.history, run.step, run.seen = (facts[name] for name in ("history", "step", "seen"))
-        run.clocks, run.peak = np.array(facts["clocks"]), facts["peak"]
+        run.clocks, run.peak = np.array(facts.get("clocks", [0, 0])), facts.get("peak", 0)
         say(
             f"Resuming {folder} in epoch {len(run.history) + 1}/{run.epochs}, after {run.step:,} of {run.steps:,} steps"
         )
