@@ -112,7 +112,8 @@ def sweep(
     check_number("seeds", seeds, least=1)
     check_number("jobs", jobs, least=1)
     monitor = given.get("monitor") or "val_loss"
-    if trials and (unlike := [name for name in spoiling_options(monitor) if name in values]):
+    spoiling = spoiling_options(monitor, [given | dict.fromkeys(values, "")])
+    if trials and (unlike := [name for name in spoiling if name in values]):
         raise OptionError(f"monitor={monitor!r}: with another {unlike[0]} it is another figure; take another monitor")
     if monitor in TRANSLATION_FIGURES:
         import seq2seq.evaluation  # noqa: F401  (its packages may be missing)

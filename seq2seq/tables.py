@@ -6,7 +6,7 @@ import io
 import json
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from pipelines import CorpusError, OptionError, choose, corpus_errors, load_class, read_pairs
 from seq2seq.checkpoints import RunError
-from seq2seq.config import MONITORS
+from seq2seq.config import MONITORS, Config
 from seq2seq.decoding import Strategy
 from seq2seq.runs import best_epoch, configuration, finished, load_run, trained_on
 
@@ -206,11 +206,14 @@ def held_out_figures(folder: Path | str) -> dict[str, float]:
     return {name.removeprefix("val_"): float(row[name]) for name in MONITORS if row.get(name)}
 
 
-def spoiling_options(measure: str, held_out: bool = True) -> tuple[str, ...]:
-    """The options that make a figure another one, so that it must not be compared."""
+def spoiling_options(measure: str, options: Iterable[Mapping[str, Any]], held_out: bool = True) -> tuple[str, ...]:
+    """The options that make a figure another one, so that it must not be compared between runs with these options."""
     name = measure.removeprefix("val_")
-    smoothed = ("label_smoothing",) if name == "loss" and held_out else ()  # which is part of `val_loss`
-    return (*_TOKENS, *smoothed) if name in _OF_TOKENS else ()
+    names: tuple[str, ...] = _TOKENS if name in _OF_TOKENS else ()
+    if name == "loss" and held_out:  # of another loss, too: one's own, with options of its own, or smoothed
+        names += "loss", "label_smoothing"
+        names += tuple({own for of in options if of.get("loss") for own in of if own not in vars(Config())})
+    return names
 
 
 def _records(folders, say):
@@ -302,9 +305,9 @@ def _unlike(rows, records, measures, held_out, say):
     firsts = [_options(*records[row.runs[0]]) for row in rows]
     found = []
     for measure in measures:
-        names = spoiling_options(measure, held_out)
+        names = spoiling_options(measure, firsts, held_out)
         names += ("corpus",) if names else ()  # which the vocabulary is of
-        if other := [name for name in names if len({repr(of[name]) for of in firsts}) > 1]:
+        if other := [name for name in names if len({repr(of.get(name)) for of in firsts}) > 1]:
             found.append(measure)
             say(f"{measure}: rows have another {', '.join(other)}, and so another figure; none is the best, and no p")
     return found

@@ -142,6 +142,7 @@ def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_adde
         (["--grid", "seed=1,2"], "grid=seed: is set otherwise"),
         (["--trials", "3"], "trials: nothing to search"),
         (["--trials", "3", "--grid", "label_smoothing=0,0.1"], "monitor='val_loss': with another label_smoothing"),
+        (["--trials", "3", "--grid", "gamma=0,2", "--set", "loss=a:B"], "monitor='val_loss': with another gamma"),
         (["--trials", "3", "--grid", "target_tokenizer=char,byte"], "monitor='val_loss': with another target_tok"),
         (["--grid", "cell=gru,lstn"], "cell='lstn': expected .*; did you mean 'lstm'"),
         (["--grid", "architecture=recurrent,transformer", "--set", "attention=dot"], "attention: neither Transformer"),

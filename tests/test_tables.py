@@ -124,7 +124,11 @@ def test_what_is_missing_unfinished_or_there_twice_is_said(copied):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "measures"),
-    [({"label_smoothing": 0.1}, ["loss"]), ({"target_tokenizer": "byte"}, ["loss", "accuracy"])],
+    [
+        ({"label_smoothing": 0.1}, ["loss"]),
+        ({"loss": "focal:FocalLoss"}, ["loss"]),
+        ({"target_tokenizer": "byte"}, ["loss", "accuracy"]),
+    ],
 )
 def test_figures_that_are_not_the_same_are_not_compared_and_it_is_said(copied, options, measures):
     change(copied / "learning_rate=0.01,units=8" / "seed-1", **options)
