@@ -1,6 +1,6 @@
 """A decoder that remembers what it has read: attention with coverage, and an option of its own.
 
-seq2seq train pairs.tsv --decoder coverage:CoverageDecoder --set kernel=5 --units 64 --epochs 20 \
+seq2seq train pairs.tsv --decoder coverage:CoverageDecoder --set kernel=5 --units 64 --epochs 5 \
     --out runs/coverage
 seq2seq translate runs/coverage --import coverage:CoverageDecoder --beam-width 3 "ab"
 """

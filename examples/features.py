@@ -1,7 +1,7 @@
 """A tokenizer for morphological features as Universal Dependencies writes them, with an option of its own.
 
 seq2seq train verbs.tsv --columns lemma,features,form --source-tokenizer char,features:FeatureTokenizer \
-    --set "separator=|" --epochs 20 --out runs/verbs
+    --set "separator=|" --epochs 5 --out runs/verbs
 seq2seq evaluate runs/verbs verbs.tsv --import features:FeatureTokenizer
 """
 

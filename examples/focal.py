@@ -1,6 +1,6 @@
 """A loss of one's own: the focal loss, which learns less from tokens that are easy to predict.
 
-seq2seq train pairs.tsv --loss focal:FocalLoss --set gamma=2 --metric focal:Confidence --epochs 20 \
+seq2seq train pairs.tsv --loss focal:FocalLoss --set gamma=2 --metric focal:Confidence --epochs 5 \
     --out runs/focal
 seq2seq translate runs/focal "ab"
 """

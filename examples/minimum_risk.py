@@ -1,6 +1,6 @@
 """A model of one's own: minimum risk training, which lowers the expected number of errors.
 
-seq2seq train pairs.tsv --epochs 20 --out runs/pretrained
+seq2seq train pairs.tsv --epochs 5 --out runs/pretrained
 seq2seq train pairs.tsv --from runs/pretrained --model minimum_risk:MinimumRisk --set samples=8 \
     --epochs 4 --out runs/risk
 seq2seq translate runs/risk --import minimum_risk:MinimumRisk "ab"

@@ -1,7 +1,7 @@
 """A Transformer as it was first published: sinusoidal positions, normalization after each block.
 
 seq2seq train pairs.tsv --encoder sinusoidal:SinusoidalEncoder --decoder sinusoidal:SinusoidalDecoder \
-    --set heads=2 --set units=32 --set period=1000 --epochs 20 --out runs/sinusoidal
+    --set heads=2 --set units=32 --set period=1000 --epochs 5 --out runs/sinusoidal
 seq2seq translate runs/sinusoidal --import sinusoidal:SinusoidalEncoder "ab"
 """
 

@@ -18,6 +18,17 @@ from seq2seq import Config, Seq2Seq, sweep
 # A GPU rounds the factors of a product to 10 bits by default; tests compare to five digits.
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
+# What takes longest to make, and is shared: by `--dist loadgroup`, only one of several processes makes it.
+SHARED = ("exported", "swept", "trained")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for name in set(SHARED) & set(item.fixturenames):
+            which = item.callspec.params.get(name, "") if hasattr(item, "callspec") else ""
+            item.add_marker(pytest.mark.xdist_group(f"{name}-{which}"))
+
+
 WORDS = ["sol", "mar", "luz", "pan", "rey", "flor", "tren", "gato", "nube", "año", "niño", "árbol"]
 
 
