@@ -8,15 +8,15 @@ seq2seq translate runs/focal "ab"
 import keras
 import tensorflow as tf
 
-from seq2seq import TokenCrossentropy, token_losses
+from seq2seq import token_losses
 
 
-class FocalLoss(TokenCrossentropy):
+class FocalLoss(keras.losses.Loss):
     """-(1 - P)^gamma log P of each right token (Lin et al. 2017, arxiv.org/abs/1708.02002). With gamma=0 it is the
     crossentropy."""
 
-    def __init__(self, gamma=2.0, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, gamma=2.0):
+        super().__init__(reduction="mean_with_sample_weight")  # so that padding does not count
         self.gamma = gamma
 
     def call(self, labels, logits):

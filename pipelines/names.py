@@ -148,6 +148,8 @@ def load_class(argument: str, name: str) -> type:
         OptionError: if there is no such module, or no such class in it.
     """
     module_name, _, class_name = name.partition(":")
+    if not class_name or not module_name or module_name.startswith("."):
+        raise OptionError(f"{argument}={name!r}: expected a class, module:Class")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -156,6 +158,8 @@ def load_class(argument: str, name: str) -> type:
         if error.name != module_name.partition(".")[0] and error.name != module_name:
             raise
         raise OptionError(f"{argument}={name!r}: there is no module {module_name!r} here or installed") from None
+    except (SyntaxError, ImportError) as error:
+        raise OptionError(f"{argument}={name!r}: {module_name} cannot be imported: {error}") from error
     if not isinstance(getattr(module, class_name, None), type):
         classes = [found for found, value in vars(module).items() if isinstance(value, type)]
         raise OptionError(f"{argument}={name!r}: {module_name} has no class {class_name!r}, but {', '.join(classes)}")

@@ -260,11 +260,9 @@ def _with_options(*names):
                 elif value not in (None, ()):
                     given[field.name] = _parsed(field.name, value, parse) if parse else value
                     check_option(field.name, given[field.name])
-            for name, value in map(parse_setting, settings):
-                options = given if name in Config.__dataclass_fields__ else given.setdefault("own", {})
-                if options.get(name, value) != value:
-                    raise OptionError(f"{name}: given twice, as {options[name]!r} and as {value!r}")
-                options[name] = value
+            own = _settings(settings, given)
+            if own:
+                given["own"] = own
             return command(**arguments, given=given)
 
         parameters = [p for p in signatures.signature(command).parameters.values() if p.name != "given"]
@@ -290,6 +288,18 @@ def _with_options(*names):
         return run
 
     return decorate
+
+
+def _settings(texts, given=None):
+    """The options that `--set` names, {name: value}; those of `Config` are put among what is `given` otherwise."""
+    found: dict[str, Any] = {}
+    for name, value in map(parse_setting, texts or ()):
+        if name == "corpus":
+            raise OptionError(f"set=corpus={value}: name the corpus as an argument, CORPUS")
+        options = found if given is None or name not in Config.__dataclass_fields__ else given
+        if options.setdefault(name, value) != value:
+            raise OptionError(f"{name}: given twice, as {options[name]!r} and as {value!r}")
+    return found
 
 
 _NOT_FOR_TYPER = ("parser", "flag", "several", "range")
@@ -381,6 +391,8 @@ def train(
     elif not config and not resume:
         preset = preset or _corpus_preset(Config(**options | given))
         options |= usual_options(preset, given)
+    if given.get("own"):
+        given["own"] = {**(options.get("own") or {}), **given["own"]}
     settings = Config(**options | given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
@@ -406,8 +418,9 @@ def train(
         typer.echo(f"seq2seq: {error}", err=True)
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
-        if (folder / "unfinished" / "config.json").is_file():
-            typer.echo(f"Go on with:  {_command_line('train', '--resume', '--out', folder)}", err=True)
+        if (begun := folder / "unfinished" / "config.json").is_file():
+            importing = _importing(load_config(begun)[0])
+            typer.echo(f"Go on with:  {_command_line('train', '--resume', '--out', folder, *importing)}", err=True)
         raise
     if not chief:
         return
@@ -415,8 +428,7 @@ def train(
         _draw(folder, model)
     options, record = load_config(folder / "config.json")
     _say_taken(record["training"])
-    own = own_classes(Config(**options))
-    importing = [part for name in own for part in ("--import", name)]
+    importing = _importing(options, training=False)
     names = model.source_tokenizer.column_names
     text = '"TEXT"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"  # as shells write a tab
     typer.echo(f"Translate with:  {_command_line('translate', folder, *importing)} {text}", err=True)
@@ -427,6 +439,11 @@ def _say_taken(training):
     """Says on stderr what a training has taken."""
     said = "{updates:,} updates of {parameters:,} parameters in {seconds:,.1f} s on {device}; {peak_memory_mb:,} MB"
     typer.echo(said.format(**training), err=True)
+
+
+def _importing(options, training=True):
+    """The arguments that name the classes of one's own, of a run with these options."""
+    return [part for name in own_classes(Config(**options), training) for part in ("--import", name)]
 
 
 def _command_line(*arguments):
@@ -518,6 +535,7 @@ def sweep(
 
     Example: seq2seq sweep pairs.tsv --grid units=128,256 --grid layers=1,2 --seeds 3 --out runs/sizes
     """
+    from seq2seq.checkpoints import RunError
     from seq2seq.sweeps import read_grid
     from seq2seq.sweeps import sweep as run
     from seq2seq.tables import table as tabulate
@@ -531,7 +549,7 @@ def sweep(
             out,
             dict(values),
             seeds,
-            options=dict(map(parse_setting, fixed or ())) | given,
+            options=_settings(fixed, given) | given,
             preset=preset or _corpus_preset,
             trials=trials,
             jobs=jobs,
@@ -543,7 +561,10 @@ def sweep(
         _say("The same command goes on")
         raise
     if any(error is None for error in results.values()):
-        typer.echo(tabulate(out, say=_say).text())
+        try:
+            typer.echo(tabulate(out, say=_say).text())
+        except RunError as error:  # such as runs that have held out different pairs
+            _say(f"No table: {error}. {_command_line('table', out, '--test')} CORPUS")
     _say(str(out))
     if any(results.values()):
         raise typer.Exit(1)
@@ -851,7 +872,7 @@ def _strategy(search, settings, beam, sampling=None, either=None):
     if search:
         for name in beam | sampling | either:
             raise OptionError(f"search and {name} exclude each other; write --set NAME=VALUE for what {search} takes")
-        return make_strategy(search, dict(map(parse_setting, settings or ())))
+        return make_strategy(search, _settings(settings))
     if settings:
         raise OptionError(f"set={settings[0]!r}: --set is for the strategy that --search names, and there is none")
     if beam and sampling:

@@ -192,7 +192,11 @@ class Config:
     )
 
     model: str | None = _option(
-        None, MODEL, "A model of your own, module:Class, a subclass of Seq2Seq, in its place.", metavar="CLASS"
+        None,
+        MODEL,
+        "A model of your own, module:Class, a subclass of Seq2Seq, in its place.",
+        parser=_or_none(str),
+        metavar="CLASS",
     )
     own: Mapping | None = _option(
         None,
@@ -260,7 +264,11 @@ class Config:
         1.0, TRAINING, "Length to which longer gradients are cut.", {"above": 0}, parser=_or_none(float)
     )
     loss: str | None = _option(
-        None, TRAINING, "A loss of your own, module:Class, in place of the crossentropy.", metavar="CLASS"
+        None,
+        TRAINING,
+        "A loss of your own, module:Class, in place of the crossentropy; none for that.",
+        parser=_or_none(str),
+        metavar="CLASS",
     )
     metrics: tuple[str, ...] | None = _option(
         None,
@@ -626,9 +634,13 @@ def _read_json(text):
     if text.lower() in ("none", "true", "false"):
         text = text.lower().replace("none", "null")
     try:
-        return _plain(json.loads(text))
+        return _plain(json.loads(text, parse_constant=_no_number))
     except ValueError:
         return text
+
+
+def _no_number(text):
+    raise ValueError(f"{text} is no number of JSON")
 
 
 def load_config(path: Path | str) -> tuple[dict, dict]:

@@ -185,11 +185,16 @@ def make_strategy(name: str, settings: dict[str, Any]) -> Strategy:
     kind = load_class("search", name) if ":" in name else choose("search", name, STRATEGIES)
     if not issubclass(kind, Strategy):
         raise OptionError(f"search={name!r}: {kind.__name__} is not derived from seq2seq.Strategy")
+    known = list(inspect.signature(kind).parameters)
     for option in settings:
-        choose("set", option, list(inspect.signature(kind).parameters))
+        if not known:
+            raise OptionError(f"set={option!r}: {kind.__name__} has no settings")
+        choose("set", option, known)
     try:
         return check_strategy(kind(**settings))
-    except TypeError as error:
+    except OptionError:
+        raise
+    except (TypeError, ValueError) as error:
         raise OptionError(f"search={name!r}: {error}") from None
 
 

@@ -195,7 +195,13 @@ def make_loss(config: Config) -> str | keras.losses.Loss:
 
 def make_metrics(config: Config) -> list[keras.metrics.Metric]:
     """The metrics that a configuration adds; see `make_loss`."""
-    return [_make("metrics", name, keras.metrics.Metric, config) for name in config.metrics or ()]
+    made = [_make("metrics", name, keras.metrics.Metric, config) for name in config.metrics or ()]
+    names = ["loss", "accuracy", "perplexity"]
+    for metric in made:
+        if metric.name in names:
+            raise OptionError(f"metrics={type(metric).__name__}: another one is called {metric.name!r} already")
+        names.append(metric.name)
+    return made
 
 
 def _make(argument, name, base, config):

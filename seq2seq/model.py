@@ -239,7 +239,7 @@ class Seq2Seq(keras.Model):
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
         self._learn_compiled = functools.lru_cache(maxsize=8)(self._compile_learn)
         self._sizes_compiled: list[tuple[int, int]] = []
-        if not isinstance(loss, TokenCrossentropy | None):
+        if loss is not None and type(loss) is not TokenCrossentropy:
             self.compiled = False
             check_loss(loss, self.compute_loss, self.target_tokenizer.vocabulary_size)
             self.compiled = True
@@ -804,7 +804,7 @@ class Seq2Seq(keras.Model):
         sources = _as_strings("sources", sources)
         if not sources.shape.rank:
             raise OptionError("sources and targets: expected strings, [N], and not one alone; put it into a list")
-        targets = _as_targets(targets, sources)
+        targets = _as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
         lengths = np.maximum(_bytes_or_tokens(sources), _bytes_or_tokens(targets))
         order, batches = _by_length(lengths, batch_size)
 
@@ -935,7 +935,8 @@ class Seq2Seq(keras.Model):
         if not self.has_attention:
             raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
         sources = tf.reshape(_as_strings("sources", sources), [-1])
-        targets = _as_targets(self.translate(sources) if targets is None else targets, sources)
+        targets = self.translate(sources) if targets is None else targets
+        targets = _as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
         lengths = np.maximum(_bytes_or_tokens(sources), _bytes_or_tokens(targets))
         order, batches = _by_length(lengths, batch_size)
         found = []
@@ -1070,10 +1071,21 @@ def _as_strings(argument, texts):
     return found
 
 
-def _as_targets(targets, sources):
+def _as_targets(targets, sources, vocabulary_size):
     """Targets of sources `[N]`, as many: strings `[N]`, or ids `[N, T]` as they are."""
-    is_ids = getattr(targets, "ndim", 0) == 2 and tf.as_dtype(targets.dtype).is_integer
-    found = tf.cast(targets, tf.int32) if is_ids else tf.reshape(_as_strings("targets", targets), [-1])
+    axes = getattr(targets, "ndim", 0)
+    if axes < 2:
+        found = tf.reshape(_as_strings("targets", targets), [-1])
+    else:
+        ids = np.asarray(targets)
+        padding = ids == PADDING
+        if axes > 2 or ids.dtype.kind not in "iu" or np.any((ids < 0) | (ids >= vocabulary_size)):
+            raise OptionError(
+                f"targets: expected strings, or ids [N, T] below {vocabulary_size}, such as found.ids[:, 0]"
+            )
+        if np.any(padding[:, :-1] & ~padding[:, 1:]):
+            raise OptionError("targets: expected ids that are padded on the right, and not before tokens")
+        found = tf.cast(ids, tf.int32)
     if len(found) != len(sources):
         raise OptionError(f"targets: expected as many as sources, {len(sources)}, and not {len(found)}")
     return found

@@ -327,8 +327,8 @@ def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = wa
 
 def kept_epochs(folder: Path | str) -> dict[int, Path]:
     """The models that a run has kept of its epochs, {number: file}, the earliest first."""
-    found = {int(path.stem.partition("-")[2]): path for path in Path(folder).glob("epochs/epoch-*.keras")}
-    return dict(sorted(found.items()))
+    paths = [path for path in Path(folder).glob("epochs/epoch-*.keras") if path.stem[6:].isdecimal()]
+    return {int(path.stem[6:]): path for path in sorted(paths)}
 
 
 def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq2Seq:
@@ -351,6 +351,8 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
     """
     folder, out = Path(folder), Path(out)
     check_number("last", last, least=1, optional=True)
+    if not (folder / "config.json").is_file():
+        raise RunError(f"{folder}: no run folder")
     _, record = configuration(folder)
     kept = kept_epochs(folder)
     if len(kept) < (last or 1):

@@ -25,7 +25,7 @@ from pipelines import OptionError, check_number, checksums, load_class
 from seq2seq.checkpoints import RunError, locked, whole_file
 from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config, parse_setting, usual_options
 from seq2seq.runs import configuration, finished
-from seq2seq.tables import MEASURES, held_out_figures, setting_text, spoiling_options
+from seq2seq.tables import MEASURES, held_out_figures, read_sweep, setting_text, spoiling_options
 from seq2seq.training import check_taken, prepare, train
 
 
@@ -178,11 +178,13 @@ def sweep(
 
 
 def _check_grid(values, given, trials):
+    for name in {"seed", "corpus"} & set(given):
+        raise OptionError(f"{name}: is not set like other options; give seeds, and the corpus as an argument")
     for name, of in values.items():
         if name in given or name in ("seed", "corpus"):
             raise OptionError(f"grid={name}: is set otherwise, for all runs")
-        if not isinstance(of, Range) and not of:
-            raise OptionError(f"grid={name}: no values")
+        if not isinstance(of, Range | tuple | list) or not of:
+            raise OptionError(f"grid={name}={of!r}: expected a list of values")
         if isinstance(of, Range) and not trials:
             raise OptionError(f"grid={name}={of.low}..{of.high}: only a search takes ranges; say --trials")
     if trials is not None:
@@ -228,7 +230,7 @@ def _refuse_another(out, record):
 
     path = out / "sweep.json"
     if path.is_file():
-        old, new = parts(json.loads(path.read_bytes())), parts(record)
+        old, new = parts(read_sweep(path)), parts(record)
         found = [(name, old.get(name), new.get(name)) for name in old | new]
         if other := [f"{name} {was} and not {now}" for name, was, now in found if not fits(name, was, now)]:
             raise RunError(f"{out} holds another sweep ({', '.join(other)}); take another folder (--out)")

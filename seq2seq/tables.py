@@ -16,6 +16,7 @@ import tensorflow as tf
 from pipelines import CorpusError, OptionError, choose, corpus_errors, load_class, read_pairs
 from seq2seq.checkpoints import RunError
 from seq2seq.config import MONITORS, Config
+from seq2seq.contract import one_line
 from seq2seq.decoding import Strategy
 from seq2seq.runs import best_epoch, configuration, finished, load_run, trained_on
 
@@ -170,7 +171,7 @@ def table(
     records, grid = _records([Path(f) for f in ([folders] if isinstance(folders, (str, Path)) else folders)], say)
     rows = _rows(records, grid, say)
     labels = [row.label for row in rows]
-    number = int(baseline) if str(baseline).isdigit() else labels.index(choose("baseline", str(baseline), labels)) + 1
+    number = int(baseline) if str(baseline).isdecimal() else labels.index(choose("baseline", str(baseline), labels)) + 1
     if not 1 <= number <= len(rows):
         raise OptionError(f"baseline={baseline!r}: expected a number up to {len(rows)}, or one of {', '.join(labels)}")
     first = rows[number - 1]
@@ -199,11 +200,31 @@ def table(
 
 def held_out_figures(folder: Path | str) -> dict[str, float]:
     """What the kept epoch of a run came to on what it has held out: {figure, without "val_": number}."""
-    with (Path(folder) / "history.csv").open(newline="") as file:
-        history = list(csv.DictReader(file))
-    kept = best_epoch(history, configuration(folder)[0].monitor)
-    (row,) = [row for row in history if int(row["epoch"]) == kept]
-    return {name.removeprefix("val_"): float(row[name]) for name in MONITORS if row.get(name)}
+    path = Path(folder) / "history.csv"
+    config, record = configuration(folder)
+    if "averaged" in record:
+        raise RunError(f"{folder}: an average has no figures of held-out pairs; name a test corpus (--test)")
+    try:
+        with path.open(newline="") as file:
+            history = list(csv.DictReader(file))
+        kept = best_epoch(history, config.monitor)
+        (row,) = [row for row in history if int(row["epoch"]) == kept]
+        return {name.removeprefix("val_"): float(row[name]) for name in MONITORS if row.get(name)}
+    except (OSError, ValueError, LookupError) as error:
+        raise RunError(f"{path}: damaged, or no history of a run ({one_line(error)})") from None
+
+
+def read_sweep(path: Path) -> dict:
+    """What `sweep.json` says of a sweep.
+
+    Raises:
+        RunError: if it is none.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        return {name: found[name] for name in ("preset", "seeds", "trials", "options", "grid", "checksums")}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{path}: damaged, or of no sweep ({one_line(error)})") from None
 
 
 def spoiling_options(measure: str, options: Iterable[Mapping[str, Any]], held_out: bool = True) -> tuple[str, ...]:
@@ -221,15 +242,15 @@ def _records(folders, say):
     records, grids, seen = {}, [], set()
     for folder in folders:
         if not folder.is_dir():
-            raise RunError(f"{folder}: no such folder")
+            raise RunError(f"{folder}: {'a file, and no folder' if folder.exists() else 'no such folder'}")
         places = [path.parent for path in folder.rglob("config.json")]
         runs = sorted({place.parent if place.name == "unfinished" else place for place in places})
         for path in folder.rglob("sweep.json"):
-            sweep = json.loads(path.read_bytes())
+            sweep = read_sweep(path)
             grids.append((path.parent, list(sweep["grid"])))
             begun = sum(path.parent in run.parents for run in runs)
-            count = sweep["seeds"] * (sweep["trials"] or math.prod(map(len, sweep["grid"].values())))
-            if begun < count:
+            count = sweep["seeds"] * math.prod(map(len, sweep["grid"].values()))
+            if begun < count and not sweep["trials"]:  # a search may try a setting twice
                 say(f"{path.parent}: {count - begun} of the sweep's {count} runs are missing")
         for run in runs:
             if run.resolve() in seen:
@@ -256,7 +277,8 @@ def _rows(records, grid, say):
         else:
             same.append(run)
     firsts = [options[runs[0]] for runs in groups.values()]
-    names = [n for n in firsts[0] if n != "seed" and len({repr(of.get(n)) for of in firsts}) > 1]
+    every = dict.fromkeys(name for of in firsts for name in of if name != "seed")
+    names = [name for name in every if len({repr(of.get(name)) for of in firsts}) > 1]
     # In a sweep all that differs follows from the grid.
     if grid and len({repr([of.get(name) for name in grid]) for of in firsts}) == len(firsts):
         names = grid
@@ -287,6 +309,8 @@ def _options(config, record):
             first = config.corpus if name == "corpus" else config.validation
             first = first if isinstance(first, str) else first[0]
             options[name] = " ".join([Path(first).name, *(digest[:8] for digest in digests.values())])
+    if "averaged" in record:
+        options["averaged"] = tuple(record["averaged"]["epochs"])
     return options | (options.pop("own", None) or {})
 
 
@@ -334,7 +358,7 @@ def _measure(rows, records, test, strategy, say):
             scores = {name.lower().replace(" ", "_"): it.score for name, it in evaluation.scores.items()}
             found[run] = {name: getattr(evaluation, name) for name in _OF_TOKENS} | scores
             if run == row.runs[0]:
-                evaluations[row.label] = evaluation
+                evaluations[run] = evaluation
                 try:
                     learned = trained_on(records[run][1], pairs, model.source_tokenizer)
                     if learned.any():
@@ -357,7 +381,7 @@ def _test(rows, first, measures, evaluations):
     if len(first.runs) == 1 and evaluations and (tested := [row for row in others if len(row.runs) == 1]):
         from seq2seq.evaluation import compare
 
-        compared = compare(*(evaluations[row.label] for row in (first, *tested)))
+        compared = compare(*(evaluations[row.runs[0]] for row in (first, *tested)))
         scores = {name.lower().replace(" ", "_"): scores[1:] for name, scores in compared.items()}
         for number, row in enumerate(tested):
             row.p = {name: scores[name][number].p for name in measures if name in scores}

@@ -158,7 +158,7 @@ def train(
     """
     if not isinstance(config, Config | None):
         raise OptionError(f"config={config!r}: expected a Config, such as Config({config!r})")
-    folder, started = Path(folder), _clocks()
+    folder, started, track = Path(folder), _clocks(), [track] if isinstance(track, str) else track
     say = say or (lambda text: None)
     check_trackers(track)
     if config and config.compile and strategy:
@@ -300,7 +300,9 @@ def _begin(config, folder, progress, report, say, command):
     checkpoints = Checkpoints(folder / "unfinished")
     model = _model(config, tokenizers, steps * epochs)
     if old:
-        _take_weights(model, old)
+        _take_weights(
+            model, old, config.warm_start, dict(zip(sizes, (t.vocabulary_size for t in tokenizers), strict=True))
+        )
         for side, tokenizer, counts, size in zip(("source", "target"), tokenizers, found.tokens, sizes, strict=True):
             known = {token if isinstance(token, bytes) else token.encode() for token in tokenizer.tokens}
             unknown = [token.decode() for token, _ in counts.most_common() if token not in known]
@@ -411,9 +413,23 @@ def _warm(config, columns):
     return model
 
 
-def _take_weights(model, old):
-    """Gives a model the weights of one with fewer tokens. What belongs to a token, rows or columns, keeps its id."""
+def _take_weights(model, old, name, grown):
+    """Gives a model the weights of one with fewer tokens. What belongs to a token, rows or columns, keeps its id.
+
+    Args:
+        model, old: the two models.
+        name: of the old one's run.
+        grown: how many tokens there were, and how many there are.
+    """
+    if len(model.weights) != len(old.weights):
+        raise OptionError(f"{name}, to start from, has {len(old.weights)} weights, and this model {len(model.weights)}")
     for weight, known in zip(model.weights, old.weights, strict=True):
+        sizes = zip(known.shape, weight.shape, strict=len(known.shape) == len(weight.shape))
+        if len(known.shape) != len(weight.shape) or any(is_now not in (was, grown.get(was)) for was, is_now in sizes):
+            raise OptionError(
+                f"{name}, to start from, has {weight.path} of shape {known.shape}, and this model {weight.shape}; only "
+                "vocabularies may grow"
+            )
         value = np.array(weight)
         value[tuple(map(slice, known.shape))] = known
         weight.assign(value)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -403,6 +404,8 @@ def test_minimum_risk_training_lowers_the_expected_number_of_errors(modules, pai
     ("arguments", "message"),
     [
         (["--units", "8", "--set", "units=16"], "units: given twice, as 8 and as 16"),
+        (["--set", "corpus=x"], "set=corpus=x: name the corpus as an argument"),
+        (["--import", ":X"], "import=':X': expected a class, module:Class"),
         (["--set", "units"], "set='units': expected NAME=VALUE"),
         (["--set", "units=many"], "set='units=many': 'many' does not fit"),
         (["--set", "units=0"], "units=0: expected a whole number, at least 1"),
@@ -418,3 +421,29 @@ def test_the_command_line_refuses_settings_that_cannot_be(tmp_path, tsv, argumen
     done = seq2seq("train", tsv("a\tb\n"), *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"") and message in done.stderr.decode(), done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_warm_start_takes_only_vocabularies_that_have_grown(modules, config):
+    config = dataclasses.replace(config, decoder="coverage:CoverageDecoder", attention=None, epochs=1)
+    train(config, modules / "run")
+    train(dataclasses.replace(config, warm_start="run", own={"kernel": 3}), modules / "again")
+    with pytest.raises(OptionError, match=r"run, to start from, has .* of shape \(3, 1, 8\), .* \(5, 1, 8\); only"):
+        train(dataclasses.replace(config, warm_start="run", own={"kernel": 5}), modules / "other")
+
+
+def test_a_metric_with_the_name_of_another_is_refused(modules, config):
+    with pytest.raises(OptionError, match="metrics=Confidence: another one is called 'confidence' already"):
+        train(dataclasses.replace(config, metrics=("focal:Confidence", "focal:Confidence")), modules / "run")
+
+
+@pytest.mark.slow
+def test_a_configuration_keeps_the_options_of_ones_own_that_are_not_given_anew(modules, config):
+    own = {"kernel": 5, "gamma": 1.0}
+    config = dataclasses.replace(config, decoder="coverage:CoverageDecoder", loss="focal:FocalLoss", own=own, epochs=1)
+    train(dataclasses.replace(config, attention=None), modules / "run")
+    for name in ("coverage", "focal"):
+        shutil.copy(README.parent / "examples" / f"{name}.py", modules)
+    done = seq2seq("train", "--config", "run/config.json", "--set", "gamma=2", "--out", "again", cwd=modules)
+    assert done.returncode == 0, done.stderr.decode()
+    assert load_config(modules / "again" / "config.json")[0]["own"] == {"kernel": 5, "gamma": 2}
+    assert "--import coverage:CoverageDecoder" in done.stderr.decode() and "focal" not in done.stderr.decode()

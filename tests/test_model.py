@@ -1161,3 +1161,13 @@ def test_a_feature_in_a_second_column_decides_what_is_written(tmp_path):
     model.save(tmp_path / "model.keras")
     assert keras.models.load_model(tmp_path / "model.keras").translate(texts).numpy().tolist() == right
     model.export(tmp_path / "saved", beam=BeamSearch(2, n_best=2), probe=texts)  # which compares
+
+
+def test_ids_that_are_no_targets_are_refused(model):
+    ok = np.array([[5, 6, 3], [5, 3, 0]])
+    assert model.score(["sol", "mar"], ok).shape == (2,)
+    for bad in ([[5, 0, 3], [5, 3, 0]], [[5, 99, 3], [5, 3, 0]], [[-1, 5, 3], [5, 3, 0]]):
+        with pytest.raises(OptionError, match="targets: expected"):
+            model.score(["sol", "mar"], np.array(bad))
+    with pytest.raises(OptionError, match=r"such as found.ids\[:, 0\]"):
+        model.score(["sol", "mar"], np.ones([2, 1, 3], int))

@@ -25,12 +25,14 @@ def test_an_unknown_name_is_refused_and_the_nearest_suggested():
 def test_a_class_is_loaded_from_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/nowhere"])
+    (tmp_path / "broken_module.py").write_text("class class\n")
     (tmp_path / "freshly_written.py").write_text("class Thing:\n    pass\n")
     assert load_class("decoder", "freshly_written:Thing").__name__ == "Thing"
     for name, message in (
         ("nowhere_at_all:Thing", "decoder='nowhere_at_all:Thing': there is no module 'nowhere_at_all'"),
         ("freshly_written:Think", "has no class 'Think', but Thing"),
-        ("freshly_written", "has no class ''"),
+        ("freshly_written", "decoder='freshly_written': expected a class, module:Class"),
+        ("broken_module:Thing", "broken_module cannot be imported: invalid syntax"),
     ):
         with pytest.raises(OptionError, match=message):
             load_class("decoder", name)

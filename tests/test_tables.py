@@ -140,6 +140,33 @@ def test_figures_that_are_not_the_same_are_not_compared_and_it_is_said(copied, o
 
 
 @pytest.mark.slow
+def test_options_that_only_some_runs_have_tell_rows_apart(copied):
+    for seed, kernel in ((0, 3), (1, 5)):
+        change(copied / "learning_rate=0.01,units=8" / f"seed-{seed}", own={"kernel": kernel})
+    labels = [row.label for row in table(copied).rows]
+    assert len(labels) == len(set(labels)) == 5 and sum("kernel=none" in label for label in labels) == 3
+
+
+@pytest.mark.slow
+def test_damaged_runs_and_averages_are_refused(copied):
+    run = copied / "learning_rate=0.01,units=8" / "seed-1"
+    history = (run / "history.csv").read_text()
+    for damaged in ("", "epoch,val_loss\n", "abc\n1\n"):
+        (run / "history.csv").write_text(damaged)
+        with pytest.raises(RunError, match="history.csv: damaged, or no history of a run"):
+            table(copied)
+    (run / "history.csv").write_text(history)
+    (copied / "sweep.json").write_text("{}")
+    with pytest.raises(RunError, match="sweep.json: damaged, or of no sweep"):
+        table(copied)
+    (copied / "sweep.json").unlink()
+    record = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(record | {"averaged": {"run": "a", "epochs": [1, 2]}}))
+    with pytest.raises(RunError, match="an average has no figures of held-out pairs; name a test corpus"):
+        table(copied)
+
+
+@pytest.mark.slow
 def test_runs_that_have_held_out_other_pairs_are_refused(copied):
     run = copied / "learning_rate=0.01,units=8" / "seed-1"
     change(run, validation_fraction=0.1)
