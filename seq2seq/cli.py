@@ -516,7 +516,12 @@ def sweep(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting, with the seeds 0, 1, ...")] = 1,
     fixed: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Another option, of all runs.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="An option of `train`, by its name in config.json, for all runs: --set epochs=8. Say it again for more.",
+        ),
     ] = None,
     preset: Annotated[str | None, typer.Option(help=_PRESETS)] = None,
     trials: Annotated[
@@ -727,13 +732,18 @@ def translate(
     beam_width: BeamWidth = None,
     length_penalty: LengthPenalty = None,
     n_best: Annotated[
-        int | None, typer.Option(min=1, help="Write the best so many of a beam, or so many samples, a line for each.")
+        int | None,
+        typer.Option(
+            min=1, help="Write so many, a line for each: samples with --sample, else the best of a beam of 5 or more."
+        ),
     ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Draw each token at random, as likely as it is.")] = False,
-    temperature: Annotated[float | None, typer.Option(help="Of sampling: below 1 tamer, above 1 wilder.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of sampling: below 1 more conservative, above 1 more varied.")
+    ] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample from so many likeliest tokens only.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens of this share only.")] = None,
-    seed: Annotated[int, typer.Option(help="For another sample.")] = 0,
+    seed: Annotated[int, typer.Option(help="Another seed draws another sample.")] = 0,
     search: Search = None,
     options: Settings = None,
     prefix: Annotated[
@@ -761,7 +771,7 @@ def translate(
         ),
     ] = False,
     attention: Annotated[
-        bool, typer.Option("--attention", help="The same, and for each token of a translation where the model looked.")
+        bool, typer.Option("--attention", help="As --json, and for each token of a translation where the model looked.")
     ] = False,
     imports: Import = None,
 ) -> None:

@@ -153,11 +153,11 @@ def test_damaged_runs_and_averages_are_refused(copied):
     history = (run / "history.csv").read_text()
     for damaged in ("", "epoch,val_loss\n", "abc\n1\n"):
         (run / "history.csv").write_text(damaged)
-        with pytest.raises(RunError, match="history.csv: damaged, or no history of a run"):
+        with pytest.raises(RunError, match=r"history\.csv: damaged, or no history of a run"):
             table(copied)
     (run / "history.csv").write_text(history)
     (copied / "sweep.json").write_text("{}")
-    with pytest.raises(RunError, match="sweep.json: damaged, or of no sweep"):
+    with pytest.raises(RunError, match=r"sweep\.json: damaged, or of no sweep"):
         table(copied)
     (copied / "sweep.json").unlink()
     record = json.loads((run / "config.json").read_text())
