@@ -520,7 +520,7 @@ def sweep(
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
-            help="An option of `train`, by its name in config.json, for all runs: --set epochs=8. Say it again for more.",
+            help="An option of `train`, by its name in config.json, for all runs: --set epochs=8. Repeat it for more.",
         ),
     ] = None,
     preset: Annotated[str | None, typer.Option(help=_PRESETS)] = None,
