@@ -22,6 +22,7 @@ tf.config.experimental.enable_tensor_float_32_execution(False)
 SHARED = ("exported", "swept", "trained")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items):
     for item in items:
         for name in set(SHARED) & set(item.fixturenames):

@@ -85,7 +85,7 @@ def test_train_prints_its_folder_to_stdout_and_its_progress_to_stderr(run):
     folder, done = run
     assert (done.returncode, done.stdout) == (0, b"runs/toy\n")
     progress = done.stderr.decode()
-    assert re.search(r"\n\d+ updates of [\d,]+ parameters in [\d.]+ s on .*; \d+ MB\n", progress)
+    assert re.search(r"\n\d+ updates of [\d,]+ parameters in [\d.]+ s on .*; [\d,]+ MB\n", progress)
     assert "Epoch 2/2  loss" in progress and "held out: loss" in progress and " -> " in progress
     assert "Traceback" not in progress and "Warning" not in progress and "cuda" not in progress
     assert (folder / "model.keras").is_file()
