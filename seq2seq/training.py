@@ -300,9 +300,8 @@ def _begin(config, folder, progress, report, say, command):
     checkpoints = Checkpoints(folder / "unfinished")
     model = _model(config, tokenizers, steps * epochs)
     if old:
-        _take_weights(
-            model, old, config.warm_start, dict(zip(sizes, (t.vocabulary_size for t in tokenizers), strict=True))
-        )
+        sizes_now = [tokenizer.vocabulary_size for tokenizer in tokenizers]
+        _take_weights(model, old, config.warm_start, set(zip(sizes, sizes_now, strict=True)))
         for side, tokenizer, counts, size in zip(("source", "target"), tokenizers, found.tokens, sizes, strict=True):
             known = {token if isinstance(token, bytes) else token.encode() for token in tokenizer.tokens}
             unknown = [token.decode() for token, _ in counts.most_common() if token not in known]
@@ -419,13 +418,15 @@ def _take_weights(model, old, name, grown):
     Args:
         model, old: the two models.
         name: of the old one's run.
-        grown: how many tokens there were, and how many there are.
+        grown: how many tokens there were and how many there are, of each side: a set of pairs.
     """
     if len(model.weights) != len(old.weights):
         raise OptionError(f"{name}, to start from, has {len(old.weights)} weights, and this model {len(model.weights)}")
     for weight, known in zip(model.weights, old.weights, strict=True):
         sizes = zip(known.shape, weight.shape, strict=len(known.shape) == len(weight.shape))
-        if len(known.shape) != len(weight.shape) or any(is_now not in (was, grown.get(was)) for was, is_now in sizes):
+        if len(known.shape) != len(weight.shape) or any(
+            was != is_now and (was, is_now) not in grown for was, is_now in sizes
+        ):
             raise OptionError(
                 f"{name}, to start from, has {weight.path} of shape {known.shape}, and this model {weight.shape}; only "
                 "vocabularies may grow"
