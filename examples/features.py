@@ -3,6 +3,8 @@
 seq2seq train verbs.tsv --columns lemma,features,form --source-tokenizer char,features:FeatureTokenizer \
     --set "separator=|" --epochs 5 --out runs/verbs
 seq2seq evaluate runs/verbs verbs.tsv --import features:FeatureTokenizer
+
+The first line of `verbs.tsv` names its columns, lemma, features and form, with tabs between them.
 """
 
 import keras

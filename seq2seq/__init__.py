@@ -23,7 +23,6 @@ __all__ = [
     "Sampling",
     "Seq2Seq",
     "Strategy",
-    "TokenCrossentropy",
     "TokenVectors",
     "TransformerDecoder",
     "TransformerEncoder",
@@ -80,7 +79,7 @@ if not _IS_COMMAND:
     )
     from seq2seq.ensembles import ensemble
     from seq2seq.layers import Attention, Decoder, Encoded, Encoder, TokenVectors, rows_by_source, source_mask
-    from seq2seq.metrics import Perplexity, TokenCrossentropy, token_losses
+    from seq2seq.metrics import Perplexity, token_losses
     from seq2seq.model import Alignment, Seq2Seq, Translations, teacher_forcing
     from seq2seq.optimizers import InverseSqrt
     from seq2seq.transformer import TransformerDecoder, TransformerEncoder

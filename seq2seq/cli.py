@@ -341,8 +341,8 @@ def train(
         list[str] | None,
         typer.Option(
             metavar="TRACKER",
-            help="Whom to tell the figures of each epoch: tensorboard (curves and pictures, in the run folder), wandb, "
-            "mlflow. Say it again for several. Default: nobody.",
+            help="Log the figures of each epoch to tensorboard (curves and pictures, in the run folder), wandb or "
+            "mlflow. Say it again for several. Default: none.",
         ),
     ] = None,
     strategy: Annotated[
