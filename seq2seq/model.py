@@ -333,6 +333,13 @@ class Seq2Seq(keras.Model):
         with _whole_epochs(kwargs.get("steps")):
             return super().evaluate(whole_batches(self.distribute_strategy, x), *args, **kwargs)
 
+    def make_train_function(self, force: bool = False) -> Callable | None:
+        """As in `keras.Model`. Makes the optimizer's variables first: else the first step would, and be traced twice."""
+        if self.optimizer and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
+
     def train_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
         """Learns from one batch of (source, target), or (source, target, weights), with teacher forcing; not if its
         gradient is no finite number."""
@@ -626,7 +633,7 @@ class Seq2Seq(keras.Model):
 
             return side_by_side(translate, parts, texts, seeds, *prefixes)
 
-        return tf.function(run, input_signature=[texts, seeds, length, length, *prefixes])
+        return tf.function(run, input_signature=[texts, seeds, length, length, *prefixes], autograph=False)
 
     def translate_batch(
         self,
@@ -818,7 +825,9 @@ class Seq2Seq(keras.Model):
                 scores.append(kept(self._score(tf.gather(sources, batch), target), target[:, 1:]))
         return tf.gather(tf.concat(scores, axis=0), np.argsort(order))
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)])
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)], autograph=False
+    )
     def _score(self, sources, target):
         source = self.source_tokenizer.tokenize(sources)
         return side_by_side(functools.partial(self.log_likelihood, per_token=True), cores(), source, target)
@@ -866,7 +875,7 @@ class Seq2Seq(keras.Model):
             raise OptionError("texts: expected one or more")
         return self._encode(texts)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def _encode(self, texts):
         return encode(self.encoder, self.source_tokenizer.tokenize(texts))
 
