@@ -334,7 +334,7 @@ class Seq2Seq(keras.Model):
             return super().evaluate(whole_batches(self.distribute_strategy, x), *args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Callable | None:
-        """As in `keras.Model`. Makes the optimizer's variables first: else the first step would, and be traced twice."""
+        """As in `keras.Model`. Makes the optimizer's variables first: else the first step is traced twice."""
         if self.optimizer and not self.optimizer.built:
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
