@@ -1,7 +1,8 @@
 """The pages of the documentation, for tests: their code blocks, and a shell in which `seq2seq` starts at once.
 
 In this shell each `seq2seq` is a process of its own, forked from one that has imported TensorFlow. Trainings are
-shortened, and of two trainings with the same command only the first is run: the second gets a copy of its run.
+shortened, and only the first one draws pictures. Of two trainings with the same command but for their seeds only
+the first is run: the second gets a copy of its run.
 """
 
 import dataclasses
@@ -95,9 +96,9 @@ class Shell:
     def answer(self, pid: int, cwd: Path, arguments: list[str]) -> int:
         """Runs one command with the standard streams of the process that asks, and returns its exit code."""
         if arguments[:1] != ["train"] or {"--resume", "--from", "--config"} & set(arguments):
-            return forked(pid, cwd, arguments)
+            return forked(pid, cwd, arguments, False)
         out = next((value for option, value in zip(arguments, arguments[1:], strict=False) if option == "--out"), None)
-        key = tuple(argument for argument in arguments if argument not in ("--out", out))
+        key = keyed(arguments)
         if kept := self.trained.get(key):
             out = out or kept[1]
             shutil.copytree(kept[0], cwd / out, dirs_exist_ok=True)
@@ -106,7 +107,7 @@ class Shell:
         if out:
             shutil.rmtree(cwd / out, ignore_errors=True)  # a run that the page has been given
         before = set(cwd.glob("runs/*"))
-        code = forked(pid, cwd, arguments)
+        code = forked(pid, cwd, arguments, not self.trained)  # the first run has all that a run can have
         made = cwd / out if out else next(iter(set(cwd.glob("runs/*")) - before), None)
         if code == 0 and made:
             with self.lock:
@@ -135,19 +136,25 @@ def short(arguments: list[str]) -> list[str]:
     if arguments[:1] == ["sweep"]:
         at_most("--seeds", "1")
         at_most("--trials", "1")
-        for setting in ("epochs=1", "cell=gru", "attention=null"):
+        for setting in ("epochs=1", "cell=gru", "attention=None"):
             arguments += ["--set", setting]
     return arguments
 
 
-def forked(pid: int, cwd: Path, arguments: list[str]) -> int:
-    process = server.Process(target=_command, args=(pid, str(cwd), arguments))
+def keyed(arguments: list[str]) -> tuple[str, ...]:
+    """What two trainings have in common that may share a run: all but where it is and its seed."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return tuple(word for before, word in pairs if not {before, word} & {"--out", "--seed"})
+
+
+def forked(pid: int, cwd: Path, arguments: list[str], pictures: bool) -> int:
+    process = server.Process(target=_command, args=(pid, str(cwd), arguments, pictures))
     process.start()
     process.join()
     return process.exitcode
 
 
-def _command(pid, cwd, arguments):
+def _command(pid, cwd, arguments, pictures):
     for number, flags in enumerate([os.O_RDONLY, os.O_WRONLY | os.O_APPEND, os.O_WRONLY | os.O_APPEND]):
         file = os.open(f"/proc/{pid}/fd/{number}", flags)
         os.dup2(file, number)
@@ -157,6 +164,10 @@ def _command(pid, cwd, arguments):
     sys.argv = ["seq2seq", *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[pid % len(cores)]})  # a part of each model is traced for every core
+    if arguments[0] == "train" and not pictures:
+        sys.modules["matplotlib"] = None  # as where the extra `plots` is not installed
     from seq2seq.cli import main
 
     main()
