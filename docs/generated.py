@@ -90,7 +90,7 @@ def cell(text):
     return re.sub(r"([\\|*_\[\]])", r"\\\1", quoted)
 
 
-def makeExtension(**options):  # noqa: N802, a name that Markdown asks for
+def makeExtension(**options):
     extension = Extension(**options)
     extension.extendMarkdown = lambda markdown: markdown.preprocessors.register(Generated(markdown), "generated", 100)
     return extension

@@ -97,7 +97,7 @@ class Shell:
         """Runs one command with the standard streams of the process that asks, and returns its exit code."""
         if arguments[:1] != ["train"] or {"--resume", "--from", "--config"} & set(arguments):
             return forked(pid, cwd, arguments, False)
-        out = next((value for option, value in zip(arguments, arguments[1:], strict=False) if option == "--out"), None)
+        out = arguments[arguments.index("--out") + 1] if "--out" in arguments else None
         key = keyed(arguments)
         if kept := self.trained.get(key):
             out = out or kept[1]
