@@ -80,9 +80,10 @@ if not _IS_COMMAND:
     from seq2seq.ensembles import ensemble
     from seq2seq.layers import Attention, Decoder, Encoded, Encoder, TokenVectors, rows_by_source, source_mask
     from seq2seq.metrics import Perplexity, token_losses
-    from seq2seq.model import Alignment, Seq2Seq, Translations, teacher_forcing
+    from seq2seq.model import Seq2Seq, teacher_forcing
     from seq2seq.optimizers import InverseSqrt
     from seq2seq.transformer import TransformerDecoder, TransformerEncoder
+    from seq2seq.translation import Alignment, Translations
 
 
 _LATER = {  # what needs an extra, or many modules that a model alone does not
@@ -104,7 +105,17 @@ def __getattr__(name: str) -> Any:
         return importlib.metadata.version("keras-seq2seq")
     modules: tuple[str, ...] = (_LATER[name],) if name in _LATER else ()
     if name in __all__ and not modules:
-        modules = ("config", "decoding", "ensembles", "layers", "metrics", "model", "optimizers", "transformer")
+        modules = (
+            "config",
+            "decoding",
+            "ensembles",
+            "layers",
+            "metrics",
+            "model",
+            "optimizers",
+            "transformer",
+            "translation",
+        )
     for module in modules:
         if hasattr(importlib.import_module(f"seq2seq.{module}"), name):
             return getattr(importlib.import_module(f"seq2seq.{module}"), name)

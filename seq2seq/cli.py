@@ -793,7 +793,7 @@ def translate(
 
     Example: cat questions.txt | seq2seq translate runs/phrasebook --beam-width 5 > answers.txt
     """
-    from seq2seq.model import prefix_ids
+    from seq2seq.translation import prefix_ids
 
     beam = {"width": beam_width, "length_penalty": length_penalty}
     sampling = {"sample": sample or None, "temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -944,7 +944,7 @@ def _json_lines(model, texts, found, attention):
     """A line of JSON for each text: all that is known of its hypotheses."""
     import numpy as np
 
-    from seq2seq.model import spelled
+    from seq2seq.translation import spelled
 
     rows, count, length = found.ids.shape
     ids = found.ids.numpy().reshape(rows * count, length)
@@ -969,7 +969,7 @@ def _json_lines(model, texts, found, attention):
 
 def _scored_tokens(model, sources, ids):
     """For each row of target ids `[N, T]` its tokens and their log-probabilities, two lists."""
-    from seq2seq.model import spelled
+    from seq2seq.translation import spelled
 
     scores = model.score(sources, ids, per_token=True).to_list()
     return zip(spelled(model.target_tokenizer, ids), scores, strict=True)

@@ -575,6 +575,11 @@ def holds_token(tokens: tf.Tensor) -> tf.Tensor:
     return tokens != PADDING if tokens.dtype.is_integer else tf.reduce_any(tokens != 0, axis=-1)
 
 
+def _lengths(source):
+    """How many tokens each row of ids `[B, S]`, or of their one-hot form, holds: int32 `[B]`."""
+    return tf.reduce_sum(tf.cast(holds_token(source), tf.int32), axis=1)
+
+
 def token_ids(tokens: tf.Tensor) -> tf.Tensor:
     """Ids `[B, T]` of themselves, or of their one-hot form `[B, T, V]`, in which a row of padding is all zeros."""
     return tokens if tokens.dtype.is_integer else tf.argmax(tokens, axis=-1, output_type=tf.int32)

@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:  # for pictures alone nobody needs TensorFlow
     from pipelines import Survey
-    from seq2seq.model import Alignment
     from seq2seq.tables import Table
+    from seq2seq.translation import Alignment
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#AA3377"]  # the colour-blind can tell them apart
 
@@ -86,7 +86,7 @@ def draw_attention(alignment: "Alignment", path: Path | str) -> Figure:
     """Draws where the decoder looked: for each token it wrote, a row, how much it looked at each token of the source.
 
     Args:
-        alignment: a `seq2seq.model.Alignment`.
+        alignment: a `seq2seq.translation.Alignment`.
         path: as in `draw_lengths`.
     """
     return _save(_attention_figure(alignment), path)

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from seq2seq.model import Alignment
 from seq2seq.pictures import attention_svg, draw_attention, draw_curves, draw_error_rates
+from seq2seq.translation import Alignment
 
 HISTORY = [  # as csv.DictReader reads it
     {"epoch": "1", "loss": "2.5", "accuracy": "0.25", "perplexity": "12.2", "val_loss": "2.25", "val_accuracy": "0.5"},
