@@ -17,7 +17,7 @@ def ensemble(models: Sequence[Seq2Seq], names: Sequence[Any] = ()) -> Seq2Seq:
     """Makes one model of several: the probability of each next token is the mean of theirs (Hansen & Salamon 1990).
 
     ```python
-    model = ensemble([Seq2Seq.from_run("runs/one"), Seq2Seq.from_run("runs/two")])
+    model = ensemble([load_run("runs/one"), load_run("runs/two")])
     ```
 
     Members may have any encoder and decoder, of any size. Decoding takes as long as with one member after another. The

@@ -575,9 +575,9 @@ def holds_token(tokens: tf.Tensor) -> tf.Tensor:
     return tokens != PADDING if tokens.dtype.is_integer else tf.reduce_any(tokens != 0, axis=-1)
 
 
-def _lengths(source):
-    """How many tokens each row of ids `[B, S]`, or of their one-hot form, holds: int32 `[B]`."""
-    return tf.reduce_sum(tf.cast(holds_token(source), tf.int32), axis=1)
+def row_lengths(tokens: tf.Tensor) -> tf.Tensor:
+    """The number of tokens in each row of ids `[B, S]`, or of their one-hot form: int32 `[B]`."""
+    return tf.reduce_sum(tf.cast(holds_token(tokens), tf.int32), axis=1)
 
 
 def token_ids(tokens: tf.Tensor) -> tf.Tensor:

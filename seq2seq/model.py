@@ -1,7 +1,10 @@
-"""`Seq2Seq`: the encoder-decoder as a Keras model, from teacher forcing to translation."""
+"""`Seq2Seq`: an encoder and a decoder as one Keras model, from teacher forcing to the decoding of ids.
+
+Shapes: B rows, S and T tokens of a source and of a target, Vs and Vt tokens of a vocabulary. `Trainer` runs the steps
+of training, `Translator` takes strings and returns strings.
+"""
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,10 @@ from seq2seq.decoding import (
     shrinking_loop,
     take,
 )
-from seq2seq.distribution import apply_if, only_if, own_rows, share, summed
-from seq2seq.layers import Decoder, Encoder, _lengths, token_ids
+from seq2seq.layers import Decoder, Encoder, row_lengths, token_ids
 from seq2seq.metrics import token_losses
 from seq2seq.recurrence import cores, side_by_side
-from seq2seq.trainer import Trainer, _any_size, _checked, _padded, _rounded_up
+from seq2seq.trainer import Trainer, checked_batch, padded, rounded_up, rows_of_replica
 from seq2seq.translation import Translator
 
 
@@ -43,19 +45,19 @@ class Seq2Seq(Translator, Trainer):
 
     Args:
         source_tokenizer, target_tokenizer: adapted tokenizers; they are saved inside the model.
-        encoder, decoder: a layer, or a class that `options` make one of. Default: `Encoder` and `Decoder`.
+        encoder, decoder: a layer, or a class to make one of with `options`. Default: `Encoder` and `Decoder`.
         label_smoothing: share of each label that the loss spreads evenly over all tokens (Szegedy et al. 2016).
-        teacher_forcing: how likely the decoder, in training, is given the right token and not its own guess. A number,
-            or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's steps. Below 1 it is scheduled
-            sampling (Bengio et al. 2015, arxiv.org/abs/1506.03099).
-        **options: arguments of encoder and decoder, such as `units`, `layers`, `cell`, `attention`, `copy`, `dropout`;
-            each goes to the one or the two that have it. Without any it is the plain model of the Keras tutorial; what
-            `seq2seq train` takes is in `config.PRESETS`.
-        name, trainable, dtype: as in `keras.Model`. Logits and loss are float32 whatever the layers compute in.
+        teacher_forcing: the probability, in training, that the decoder is given the correct token and not its own
+            guess. A number, or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's steps. Below 1
+            this is scheduled sampling (Bengio et al. 2015, arxiv.org/abs/1506.03099).
+        **options: arguments of encoder and decoder, such as `units`, `layers`, `cell`, `attention`, `copy`, `dropout`.
+            Each goes to the class, or to both classes, that have it. The defaults make the plain model of the Keras
+            tutorial; those of `seq2seq train` are the presets.
+        name, trainable, dtype: as in `keras.Model`. Logits and loss are always float32.
 
     Raises:
-        OptionError: for an option that neither has, an encoder or decoder that does not keep to the contract, or
-            weights of 16 bits.
+        OptionError: for an option that neither class has, an encoder or decoder that breaks the contract, or weights of
+            16 bits.
     """
 
     def __init__(
@@ -85,34 +87,27 @@ class Seq2Seq(Translator, Trainer):
             choose("option", option, sorted(taken))
         self.encoder = self._half("encoder", encoder, source_tokenizer, options)
         self.decoder = self._half("decoder", decoder, target_tokenizer, options)
-        # How long a target is, compared with its source: number of pairs seen in training, sum and sum of squares.
+        # The ratio of a target's length to its source's: number of pairs seen in training, sum and sum of squares.
         self.length_ratios = self.add_weight(
             shape=(3,), dtype="float64", initializer="zeros", trainable=False, autocast=False, name="length_ratios"
         )
-        # The length of the last batch's gradient, before it is clipped.
+        # The norm of the last batch's gradient, before clipping.
         self.gradient_norm = self.add_weight(
             shape=(), initializer="zeros", trainable=False, autocast=False, name="gradient_norm"
         )
         self.guesses = keras.random.SeedGenerator()
-        self._quiet = self._quiet_function = False  # see `_steps`
-        self._parts = 1  # of a batch to translate: more are twice as long in the making, which few texts do not repay
-        self._search_with = functools.lru_cache(maxsize=32)(self._compile_search)
-        self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
-        self.compiles_training = False  # may be set before `fit`, which says what for
-        self.rows_compiled = 16  # compiled steps are for batches of so many rows, twice as many, and so on
-        self.tokens_compiled: int | None = None  # in place of it where batches hold so many tokens and not rows
-        self.on_compile: Callable[[str], None] | None = None  # is told of each size of batch when it is compiled
+        self._search_with = functools.lru_cache(maxsize=32)(self._compile_search)  # a graph for each strategy
         self.build()
 
     def _half(self, name, half, tokenizer, options):
-        """A layer of a class, with those options that its constructor names; a layer stays what it is."""
+        """A layer of a class, with the options that its constructor names; a layer is returned as it is."""
         if not isinstance(half, type):
             return half
-        dtype = self.dtype_policy.name  # by which Keras makes a `get_config` for classes without
+        dtype = self.dtype_policy.name  # as a name, since Keras writes a `get_config` for classes without one
         return construct(name, half, tokenizer.vocabulary_size, options=options, name=name, dtype=dtype)
 
     def build(self, *_: Any) -> None:
-        """Makes the weights, by a tiny batch, and sees on the way that encoder and decoder are what they should be."""
+        """Makes the weights with a tiny batch, which also checks that encoder and decoder keep to the contract."""
         for part in ("source_tokenizer", "target_tokenizer", "encoder", "decoder"):
             check_savable(part, getattr(self, part))
         tokenizers = self.source_tokenizer, self.target_tokenizer
@@ -122,24 +117,24 @@ class Seq2Seq(Translator, Trainer):
         self.compiles_decoding = keeps_sizes and bool(tf.config.list_logical_devices("GPU"))
         for half in (self.encoder, self.decoder):
             for weight in half.weights if not half.trainable else ():
-                weight.trainable = False  # Keras has made the layers after it was told that they are frozen
+                weight.trainable = False  # Keras made these weights after the layer was frozen
         self.built = True
 
     @property
     def compiles_decoding(self) -> bool:
-        """Whether decoding keeps all sizes and is compiled by XLA, with `decoding.masking_loop`.
+        """Whether XLA compiles decoding, with sizes that stay the same: `decoding.masking_loop`.
 
-        By default on a GPU, if the decoder's state keeps its sizes: on an H100 that is 8 times as fast for 256 rows of
-        30 steps, as the uncompiled loop waits for the device several times in each step. On a CPU `shrinking_loop`
-        drops finished rows, which pays more, and nobody waits seconds until a shape is compiled. Both find the same.
-        It can be set; a decoder whose state grows must not be compiled.
+        Default: on a GPU, if the decoder's state keeps its sizes. An H100 is then 8 times as fast for 256 rows of 30
+        steps, as the uncompiled loop waits for the device several times in each step. On a CPU, `shrinking_loop` drops
+        finished rows, which saves more, and no shape has to be compiled first, which takes seconds. Both give the same
+        result. It can be set, but not to True for a decoder whose state grows.
         """
         return self._compiles_decoding
 
     @compiles_decoding.setter
     def compiles_decoding(self, value: bool) -> None:
         self._compiles_decoding = value
-        self._translate_with.cache_clear()
+        self.forget_graphs()
 
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Scores the next target token at every position.
@@ -160,49 +155,79 @@ class Seq2Seq(Translator, Trainer):
     def _logits(self, source, target, training=False):
         encoded, state = start(self.decoder, encode(self.encoder, source, training), tf.shape(target)[1])
         logits, _ = self.decoder(target, encoded, state, training=training)
-        return tf.cast(logits, tf.float32)  # whatever a decoder of one's own computes in
+        return tf.cast(logits, tf.float32)  # a custom decoder may return others
 
     def train_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
-        """Learns from one batch of (source, target), or (source, target, weights), with teacher forcing; not if its
-        gradient is no finite number."""
-        if not (self.optimizer and self.trainable_weights):
-            reason = "all weights are frozen; set trainable=True" if self.optimizer else "there is no optimizer"
-            raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
-        batch = _checked(data)
-        compiled = self._learn_compiled(*map(_any_size, batch)) if self._may_compile() else None
-        if compiled:
-            self._take_compiled(compiled, *self._filled_up(*batch))
-        else:
-            self._learn(*batch)
-        return self._no_figures() if self._quiet else self._figures()
+        """Learns from one batch of (source, target), or of (source, target, weights), with teacher forcing.
 
-    def _learn(self, *batch):
-        """The step itself."""
-        examples = teacher_forcing(*batch)
-        self._see_lengths(examples)
-        (source, inputs), labels, weights = own_rows(examples)  # all, but where several replicas share a batch
+        The decoder reads the correct tokens so far and predicts the next one, at all positions of the target at once.
+        Its loss is the cross-entropy of these predictions, averaged over real tokens. A batch whose gradient is not
+        finite changes nothing.
+        """
+        example = teacher_forcing(*checked_batch(data))
+        self._count_lengths(example)
+        (source, inputs), labels, weights = rows_of_replica(example)
         if self.teacher_forcing != 1.0:
-            inputs = self._own_guesses(source, inputs)
+            inputs = self._with_guesses(source, inputs)
         with tf.GradientTape() as tape:
             logits = self((source, inputs), training=True)
-            loss = self.compute_loss((source, inputs), labels, logits, weights) * share(examples[2], weights)
+            loss = self.compute_loss((source, inputs), labels, logits, weights)
             scaled = self.optimizer.scale_loss(loss)
-        gradients = summed(tape.gradient(scaled, self.trainable_weights))
-        norm = tf.cast(tf.linalg.global_norm(gradients), tf.float32)
-        self.gradient_norm.assign(norm / self.optimizer.scale_loss(1.0))
-        finite = tf.math.is_finite(self.gradient_norm)
-        apply_if(finite, self.optimizer, gradients, self.trainable_weights)
-        tokens = tf.reduce_sum(examples[2])
-        only_if(finite, lambda: self._measure(loss, tokens, labels, logits, weights), self.metrics_variables)
+        finite = self.update_weights(tape.gradient(scaled, self.trainable_weights), weights)
+        return self.measure(loss, labels, logits, weights, finite)
 
     def test_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
-        """Measures one batch of (source, target), or (source, target, weights), with teacher forcing."""
-        examples = teacher_forcing(*_checked(data))
-        inputs, labels, weights = own_rows(examples)
+        """Measures one batch of (source, target), or of (source, target, weights), with teacher forcing."""
+        inputs, labels, weights = rows_of_replica(teacher_forcing(*checked_batch(data)))
         logits = self(inputs, training=False)
-        loss = self.compute_loss(inputs, labels, logits, weights, training=False) * share(examples[2], weights)
-        self._measure(loss, tf.reduce_sum(examples[2]), labels, logits, weights)
-        return self._figures()
+        loss = self.compute_loss(inputs, labels, logits, weights, training=False)
+        return self.measure(loss, labels, logits, weights)
+
+    def _count_lengths(self, example):
+        """Adds a batch to the statistics of how long targets are, compared with their sources; see `limits`."""
+        (source, _), labels, _ = example
+        targets = tf.cast(tf.math.count_nonzero(labels != PADDING, axis=1), tf.float64)
+        ratios = targets / tf.cast(tf.maximum(row_lengths(source), 1), tf.float64)
+        real = tf.cast(targets > 0, tf.float64)  # and not a row of padding
+        self.length_ratios.assign_add(tf.stack([tf.reduce_sum(x) for x in (real, ratios, ratios**2)]))
+
+    def _with_guesses(self, source, inputs):
+        """Puts the model's own guesses in place of some of the correct tokens, as often as `teacher_forcing` says.
+
+        Every token is guessed from the correct ones before it, all in one pass, and a second pass trains on the mixture
+        (Mihaylova & Martins 2019, arxiv.org/abs/1906.07651; Duckworth et al. 2019, arxiv.org/abs/1906.04331). These are
+        two passes for each batch, in place of one step after another.
+        """
+        probability = self.teacher_forcing
+        if callable(probability):
+            probability = probability(self.optimizer.iterations)
+        ids = token_ids(inputs)
+        logits = self((source, inputs))
+        rows, length, size = (tf.shape(logits)[axis] for axis in range(3))
+        drawn = keras.random.categorical(tf.reshape(logits, [-1, size]), 1, dtype="int32", seed=self.guesses)
+        guesses = tf.concat([ids[:, :1], tf.reshape(drawn, [rows, length])[:, :-1]], axis=1)
+        chance = keras.random.uniform([rows, length], dtype="float32", seed=self.guesses)
+        correct = chance < tf.cast(probability, "float32")
+        mixed = tf.where(correct | (ids == PADDING), ids, guesses)
+        return mixed if inputs.dtype.is_integer else one_hot(mixed, inputs.shape[-1], inputs.dtype)
+
+    def log_likelihood(
+        self, source: tf.Tensor, target: tf.Tensor, training: bool = False, per_token: bool = False
+    ) -> tf.Tensor:
+        """The log-likelihood of target ids, given source ids; it has a gradient, for losses of your own.
+
+        Args:
+            source: ids `[B, S]`, or their one-hot form.
+            target: ids `[B, T + 1]` from START on, then padding.
+            training: whether dropout is active.
+            per_token: whether to return the log-likelihood of each token.
+
+        Returns:
+            float32 `[B]`, in nats: the sum over the tokens after START. With `per_token` `[B, T]`, 0 for padding.
+        """
+        logits = self._logits(source, target[:, :-1], training)
+        each = tf.where(target[:, 1:] == PADDING, 0.0, -token_losses(target[:, 1:], logits))
+        return each if per_token else tf.reduce_sum(each, axis=1)
 
     def decode(
         self,
@@ -225,25 +250,31 @@ class Seq2Seq(Translator, Trainer):
         Returns:
             `decoding.Hypotheses`, ids `[B, N, T]`.
         """
-        with tf.device("CPU"):  # on which all sizes are known
+        with tf.device("CPU"):  # where all sizes are known
             limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length), max_length)
             seeds = tf.zeros_like(limits, tf.int64) if seeds is None else tf.cast(seeds, tf.int64)
             if prefixes is not None:
-                limits = tf.maximum(limits, _lengths(prefixes) + 1)
-        if not self.compiles_decoding:
-            steps = tf.maximum(1, tf.reduce_max(limits))
-            wanted = Wanted(limits, min_length, seeds, prefixes)
-            return self._search(encode(self.encoder, source), wanted, steps, strategy, shrinking_loop)
+                limits = tf.maximum(limits, row_lengths(prefixes) + 1)
+        if self.compiles_decoding:
+            return self._decode_compiled(source, strategy, Wanted(limits, min_length, seeds, prefixes))
+        wanted, steps = Wanted(limits, min_length, seeds, prefixes), tf.maximum(1, tf.reduce_max(limits))
+        return self._search(encode(self.encoder, source), wanted, steps, strategy, shrinking_loop)
+
+    def _decode_compiled(self, source, strategy, wanted):
+        """Pads a batch to one of few sizes and decodes it by a compiled graph."""
         with tf.device("CPU"):
             rows, length = tf.unstack(tf.shape(source)[:2])
-            source = _padded(source, _rounded_up(rows), _rounded_up(length))
+            all_rows = rounded_up(rows)
+            source = padded(source, all_rows, rounded_up(length))
             # Rows that only fill the batch up are done after one step.
-            more = [[0, _rounded_up(rows) - rows]]
-            limits, seeds = (tf.pad(x, more, constant_values=1) for x in (limits, seeds))
-            steps = tf.zeros([_rounded_up(tf.reduce_max(limits))])  # by its size: XLA must know it when it compiles
+            limits, seeds = (
+                tf.pad(x, [[0, all_rows - rows]], constant_values=1) for x in (wanted.limits, wanted.seeds)
+            )
+            prefixes = wanted.prefixes
             if prefixes is not None:
-                prefixes = _padded(prefixes, _rounded_up(rows), _rounded_up(tf.shape(prefixes)[1]))
-        wanted = Wanted(limits, min_length, seeds, prefixes)
+                prefixes = padded(prefixes, all_rows, rounded_up(tf.shape(prefixes)[1]))
+            steps = tf.zeros([rounded_up(tf.reduce_max(limits))])  # by its size: XLA must know it when it compiles
+        wanted = wanted._replace(limits=limits, seeds=seeds, prefixes=prefixes)
         found = self._search_with(strategy)(encode(self.encoder, source), wanted, steps)
         with tf.device("CPU"):
             longest = tf.reduce_max(tf.math.count_nonzero(found.ids, axis=2, dtype=tf.int32))
@@ -272,65 +303,16 @@ class Seq2Seq(Translator, Trainer):
         return tf.function(search, jit_compile=True, autograph=False, reduce_retracing=True)
 
     def limits(self, source: tf.Tensor) -> tf.Tensor:
-        """How long a translation of each source may become, in tokens: int32 `[B]`.
+        """How long the translation of each source may become, in tokens: int32 `[B]`.
 
-        Twice what nearly all targets of so long a source had in training, by the mean and four standard deviations of
-        the ratio of lengths, and 16 more.
+        16 more than twice the length that nearly all targets of such sources had in training: the source's length times
+        the mean ratio of lengths plus four standard deviations.
         """
         count, total, squares = tf.unstack(tf.convert_to_tensor(self.length_ratios))
         mean = tf.math.divide_no_nan(total, count)
         deviation = tf.sqrt(tf.maximum(tf.math.divide_no_nan(squares, count) - mean**2, 0))
         ratio = tf.where(count > 0, mean + 4 * deviation, 1)
-        lengths = tf.cast(_lengths(source), ratio.dtype)
-        return 16 + tf.cast(tf.math.ceil(2 * ratio * lengths), tf.int32)
-
-    def _see_lengths(self, examples):
-        """Takes note of how long the targets of a batch are, compared with their sources."""
-        (source, _), labels, _ = examples
-        targets = tf.cast(tf.math.count_nonzero(labels != PADDING, axis=1), tf.float64)
-        sources = tf.cast(tf.maximum(_lengths(source), 1), tf.float64)
-        ratios = targets / sources
-        real = tf.cast(targets > 0, tf.float64)  # and not a row that fills a batch up
-        self.length_ratios.assign_add(tf.stack([tf.reduce_sum(x) for x in (real, ratios, ratios**2)]))
-
-    def _own_guesses(self, source, inputs):
-        """Puts the model's guesses in the place of some of the right tokens, as often as `teacher_forcing` says.
-
-        Every token is guessed from the right ones before it, all in one pass, and the second pass then trains on the
-        mixture (Mihaylova & Martins 2019, arxiv.org/abs/1906.07651; Duckworth et al. 2019, arxiv.org/abs/1906.04331):
-        two passes for each batch in place of one step after another.
-        """
-        probability = self.teacher_forcing
-        if callable(probability):
-            probability = probability(self.optimizer.iterations)
-        ids = token_ids(inputs)
-        logits = self((source, inputs))
-        rows, length, size = (tf.shape(logits)[axis] for axis in range(3))
-        drawn = keras.random.categorical(tf.reshape(logits, [-1, size]), 1, dtype="int32", seed=self.guesses)
-        guesses = tf.concat([ids[:, :1], tf.reshape(drawn, [rows, length])[:, :-1]], axis=1)
-        right = keras.random.uniform([rows, length], dtype="float32", seed=self.guesses) < tf.cast(
-            probability, "float32"
-        )
-        mixed = tf.where(right | (ids == PADDING), ids, guesses)
-        return mixed if inputs.dtype.is_integer else one_hot(mixed, inputs.shape[-1], inputs.dtype)
-
-    def log_likelihood(
-        self, source: tf.Tensor, target: tf.Tensor, training: bool = False, per_token: bool = False
-    ) -> tf.Tensor:
-        """The log-likelihood of target ids, given source ids; it has a gradient, for losses of your own.
-
-        Args:
-            source: ids `[B, S]`, or their one-hot form.
-            target: ids `[B, T + 1]` from START on, then padding.
-            training: whether dropout leaves numbers out.
-            per_token: whether to return that of each token.
-
-        Returns:
-            float32 `[B]`, in nats: the sum over the tokens after START. With `per_token` `[B, T]`, 0 for padding.
-        """
-        logits = self._logits(source, target[:, :-1], training)
-        each = tf.where(target[:, 1:] == PADDING, 0.0, -token_losses(target[:, 1:], logits))
-        return each if per_token else tf.reduce_sum(each, axis=1)
+        return 16 + tf.cast(tf.math.ceil(2 * ratio * tf.cast(row_lengths(source), ratio.dtype)), tf.int32)
 
     def save(self, filepath: Path | str, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.save`.
@@ -339,19 +321,12 @@ class Seq2Seq(Translator, Trainer):
             OptionError: for an HDF5 file.
         """
         if Path(filepath).suffix in (".h5", ".hdf5"):
-            raise OptionError(f"{filepath}: HDF5 files hold no models of your own classes; save a .keras file")
+            raise OptionError(f"{filepath}: HDF5 files cannot hold models of custom classes; save a .keras file")
         super().save(filepath, *args, **kwargs)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: of the layers Keras would quantize a few, and what is saved then could not be loaded."""
+        """Refused: Keras would quantize a few of the layers, and the saved model could not be loaded."""
         raise OptionError("quantize: not for this model; dtype='mixed_bfloat16' computes in half the bits")
-
-    @staticmethod
-    def from_run(folder: Path | str) -> "Seq2Seq":
-        """Loads the model of a run folder, see `runs.load_run`."""
-        from seq2seq.runs import load_run  # which imports this module
-
-        return load_run(folder)
 
     def __repr__(self):
         sides = f"{self.source_tokenizer!r}, {self.target_tokenizer!r}"
@@ -375,16 +350,16 @@ class Seq2Seq(Translator, Trainer):
 def teacher_forcing(
     source: tf.Tensor, target: tf.Tensor, sample_weight: tf.Tensor | None = None
 ) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor, tf.Tensor]:
-    """Makes a training example of a pair: the decoder reads the right tokens so far and predicts the one after each.
+    """Makes a training example of a pair: the decoder reads the correct tokens so far and predicts the next one.
 
     Args:
         source: one-hot `[B, S, Vs]` or ids `[B, S]`.
         target: one-hot `[B, T + 1, Vt]` or ids `[B, T + 1]`, from START to END, then padding.
-        sample_weight: how much each label counts, float32 `[B, T]`, or each pair, `[B, 1]`; 1 by default.
+        sample_weight: weights of the labels, float32 `[B, T]`, or of the pairs, `[B, 1]`. Default: 1.
 
     Returns:
-        ((source, decoder input `[B, T, Vt]` or `[B, T]`), labels `[B, T]`, weights `[B, T]`); labels are ids, and a
-        weight is that of the sample where the label is a token and 0 where it is padding.
+        ((source, decoder input `[B, T, Vt]` or `[B, T]`), labels `[B, T]`, weights `[B, T]`). Labels are ids. A weight
+        is 0 if the label is padding.
     """
     labels = token_ids(target[:, 1:])
     weights = tf.cast(labels != PADDING, tf.float32)

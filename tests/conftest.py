@@ -10,6 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import keras
 import tensorflow as tf
 
 from pipelines import CharTokenizer, batch_pairs, read_pairs
@@ -19,7 +20,7 @@ from seq2seq import Config, Seq2Seq, sweep
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
 # What takes longest to make, and is shared: by `--dist loadgroup`, only one of several processes makes it.
-SHARED = ("exported", "swept", "trained")
+SHARED = ("exported", "swept", "trained", "upper_case")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
@@ -64,6 +65,39 @@ def model(tokenizers):
     model = Seq2Seq(*tokenizers, units=16, attention="general")
     model.compile()
     return model
+
+
+@pytest.fixture(scope="session")
+def untrained():
+    """A `model` for tests that only read it: it keeps the graphs that `translate` and `score` make."""
+    source, target = CharTokenizer(), CharTokenizer()
+    source.adapt(WORDS)
+    target.adapt([word.upper() for word in WORDS])
+    keras.utils.set_random_seed(2)
+    return Seq2Seq(source, target, units=16, attention="general")
+
+
+@pytest.fixture(scope="session")
+def upper_case():
+    """A model that has learned to write words in upper case, and the words."""
+    keras.utils.set_random_seed(3)
+    pairs = tf.data.Dataset.from_tensor_slices((WORDS, [word.upper() for word in WORDS]))
+    source, target = CharTokenizer(), CharTokenizer()
+    source.adapt(WORDS)
+    target.adapt([word.upper() for word in WORDS])
+    model = Seq2Seq(source, target, units=48, attention="general")
+    model.compile(keras.optimizers.Adam(0.02))
+    model.fit(batch_pairs(pairs.repeat(20), source, target, batch_size=12), epochs=12, verbose=0, shuffle=False)
+    return model, WORDS
+
+
+def decoded(tensor):
+    return [text.decode() for text in tensor.numpy()]
+
+
+def ids_of(model, words=("sol", "mar", "gatonube")):
+    source, target = model.source_tokenizer, model.target_tokenizer
+    return source.tokenize(words).numpy(), target.tokenize([w.upper() for w in words], start_end=True).numpy()
 
 
 @pytest.fixture

@@ -518,7 +518,7 @@ def test_translations_begin_with_the_prefixes_in_the_last_column(run):
     assert [row[-1][:3] for row in rows[4:]] == ["EEE"] * 2 and rows[0][0] == "1" and rows[0][-1].startswith("AB")
     for stdin, message in (
         (b"ab\tAB\ncd\n", "standard input, line 2: expected 2 columns: source TAB prefix, found 1"),
-        (b"ab\tAB\ncd\tAx\n", "standard input, line 2: the prefix 'Ax' has tokens that the vocabulary has not: 'x'"),
+        (b"ab\tAB\ncd\tAx\n", "standard input, line 2: the prefix 'Ax' has tokens that are not in the vocabulary: 'x'"),
     ):
         done = seq2seq("translate", folder, "--prefix", stdin=stdin)
         assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"seq2seq: {message}\n")

@@ -12,7 +12,7 @@ from conftest import WORDS
 
 from pipelines import CharTokenizer, OptionError
 from pipelines.tokenizers import END, START
-from seq2seq import BeamSearch, Sampling, Seq2Seq, ensemble
+from seq2seq import BeamSearch, Sampling, Seq2Seq, ensemble, load_run
 from seq2seq.runs import load_runs
 from seq2seq.training import train
 
@@ -84,7 +84,7 @@ def test_it_is_saved_and_loaded_with_the_lengths_that_its_members_have_seen(memb
     members[1].length_ratios.assign([3, 3, 4])
     model = ensemble(members)
     model.save(tmp_path / "model.keras")
-    for again in (keras.models.load_model(tmp_path / "model.keras"), Seq2Seq.from_run(tmp_path)):
+    for again in (keras.models.load_model(tmp_path / "model.keras"), load_run(tmp_path)):
         np.testing.assert_array_equal(again.length_ratios.numpy(), [5, 7, 14])
         np.testing.assert_allclose(again.score(WORDS, WORDS[::-1]), model.score(WORDS, WORDS[::-1]), rtol=1e-5)
 

@@ -13,7 +13,7 @@ import pytest
 from command_line import SEQ2SEQ, seq2seq
 from conftest import LINES
 
-from seq2seq import Seq2Seq
+from seq2seq import load_run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -104,7 +104,7 @@ def test_the_decoding_strategies_run_as_written(tmp_path):
         assert done.returncode == 0, done.stderr
         found.append(done.stdout.splitlines())
     assert not re.search(r"(.)\1", found[0][0]) and len(found[3]) == 5 and found[4][0].startswith("Buen")
-    scope = {"model": Seq2Seq.from_run(tmp_path / "runs" / "mine")}
+    scope = {"model": load_run(tmp_path / "runs" / "mine")}
     exec(python, scope)
     shown = [eval(line.partition("#")[0], scope) for line in python.splitlines() if line.startswith("model.")]
     assert [text.decode().startswith("Buen") for text in shown[0].numpy()] == [True, False]

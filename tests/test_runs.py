@@ -15,7 +15,7 @@ from conftest import LINES, small_config
 
 from pipelines import CorpusError, OptionError, batch_pairs, read_pairs
 from pipelines.tokenizers import NORMAL_FORMS, TOKENIZERS
-from seq2seq import BeamSearch, Seq2Seq
+from seq2seq import BeamSearch
 from seq2seq.config import _CHOICES
 from seq2seq.evaluation import evaluate
 from seq2seq.layers import ATTENTIONS
@@ -64,7 +64,7 @@ def run(trained, tmp_path):
 
 def test_a_run_is_loaded_and_tells_what_it_is(trained):
     folder, model = trained
-    again = Seq2Seq.from_run(folder / "run")
+    again = load_run(folder / "run")
     assert again.translate("ab") == model.translate("ab")
     assert repr(again) == repr(model)
     assert repr(again).startswith("Seq2Seq(CharTokenizer(9 tokens: ") and ", Encoder, Decoder, " in repr(again)
@@ -72,7 +72,7 @@ def test_a_run_is_loaded_and_tells_what_it_is(trained):
 
 def test_a_loaded_run_is_trained_on_by_fit_alone_and_at_another_rate(config, tmp_path):
     returned = train(dataclasses.replace(config, epochs=4, optimizer="sgd", clip_norm=0.5), tmp_path / "run")
-    for model in (returned, Seq2Seq.from_run(tmp_path / "run")):
+    for model in (returned, load_run(tmp_path / "run")):
         assert type(model.optimizer).__name__ == "SGD" and model.optimizer.global_clipnorm == 0.5
         assert float(model.optimizer.learning_rate) == np.float32(config.learning_rate)
         model.optimizer.learning_rate = 1.0
@@ -91,7 +91,7 @@ LOADED = """
 import json, sys, seq2seq
 from pathlib import Path
 for folder in map(Path, sys.argv[1:]):
-    model, probe = seq2seq.Seq2Seq.from_run(folder), json.loads((folder / "probe.json").read_text())
+    model, probe = seq2seq.load_run(folder), json.loads((folder / "probe.json").read_text())
     assert [text.decode() for text in model.translate(list(probe)).numpy()] == list(probe.values()), folder
     optimizer = seq2seq.model.keras.models.load_model(folder / "compiled.keras").optimizer
     kind = json.loads((folder / "config.json").read_text())["options"]["optimizer"]
