@@ -12,8 +12,10 @@ import tensorflow as tf
 
 from pipelines import OptionError, choose, load_class
 from pipelines.tokenizers import END, PADDING, START, UNKNOWN, ColumnsTokenizer, Tokenizer
-from seq2seq.decoding import STRATEGIES, Hypotheses, Strategy, Wanted, masking_loop, shrinking_loop
-from seq2seq.layers import Decoder, Encoded, Encoder, token_ids
+from seq2seq.attention import Encoded
+from seq2seq.decoding import masking_loop, shrinking_loop
+from seq2seq.layers import Decoder, Encoder, token_ids
+from seq2seq.strategies import STRATEGIES, Hypotheses, Strategy, Wanted
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 
@@ -206,10 +208,10 @@ def check_strategy(strategy: Strategy) -> Strategy:
         The strategy.
 
     Raises:
-        OptionError: if it is none, is not hashable, fails, or finds what `decoding.Strategy` does not allow.
+        OptionError: if it is none, is not hashable, fails, or finds what `Strategy` does not allow.
     """
     if not isinstance(strategy, Strategy):
-        raise OptionError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)}, or a `decoding.Strategy`")
+        raise OptionError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)}, or a `Strategy`")
     with _refusing("strategy", strategy, "hash(strategy): put @dataclasses.dataclass(frozen=True) above its class"):
         hash(strategy)
     if type(strategy) not in STRATEGIES.values():

@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 
 from pipelines import OptionError, Tokenizer
+from seq2seq.attention import Encoded
 from seq2seq.contract import encode, has_attention, start, take_tokenizers
-from seq2seq.layers import Encoded
 from seq2seq.model import Seq2Seq
 
 

@@ -21,9 +21,9 @@ from sacrebleu.significance import PairedTest
 
 from pipelines import CorpusError, OptionError, batch_pairs, check_number, choose, group_by_source, read_pairs
 from pipelines.readers import as_line
-from seq2seq.decoding import Strategy
 from seq2seq.metrics import Perplexity, TokenAccuracy
 from seq2seq.model import Seq2Seq, teacher_forcing
+from seq2seq.strategies import Strategy
 
 # `sacrebleu.metrics.base.Metric` is written to be derived from, by overriding methods that begin with an underscore; so
 # bootstrap and paired tests are sacrebleu's for every measure here. Tests see to it that they stay what they are.

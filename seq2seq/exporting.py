@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from seq2seq.checkpoints import RunError
 from seq2seq.contract import check_strategy, one_line
-from seq2seq.decoding import BeamSearch, Greedy, Strategy
+from seq2seq.strategies import BeamSearch, Greedy, Strategy
 
 if TYPE_CHECKING:
     from seq2seq.model import Seq2Seq  # which imports this module

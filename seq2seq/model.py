@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, accepted, check_number, choose, construct
 from pipelines.tokenizers import PADDING, START, UNKNOWN, Texts, Tokenizer, one_hot
+from seq2seq.attention import Encoded
 from seq2seq.contract import (
     check_contract,
     check_savable,
@@ -25,26 +26,13 @@ from seq2seq.contract import (
     start,
     take_tokenizers,
 )
-from seq2seq.decoding import (
-    LIMITED,
-    NEVER,
-    STEPS_UNASKED,
-    STOPPED,
-    STRATEGIES,
-    BeamSearch,
-    Greedy,
-    Hypotheses,
-    Strategy,
-    Wanted,
-    masking_loop,
-    shrinking_loop,
-    take,
-)
+from seq2seq.decoding import LIMITED, NEVER, STEPS_UNASKED, STOPPED, masking_loop, shrinking_loop, take
 from seq2seq.distribution import apply_if, only_if, own_rows, several_workers, share, summed, whole_batches
 from seq2seq.exporting import export
-from seq2seq.layers import Decoder, Encoded, Encoder, holds_token, token_ids
+from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
 from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, check_loss, of_tokens, token_losses
 from seq2seq.recurrence import compiling, cores, side_by_side
+from seq2seq.strategies import STRATEGIES, BeamSearch, Greedy, Hypotheses, Strategy, Wanted
 
 LONGEST_TRANSLATION = 100_000  # tokens
 LONGEST_SOURCE = 1024  # tokens of a text that are read when it is translated; the rest is left out

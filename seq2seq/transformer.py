@@ -15,16 +15,8 @@ import tensorflow as tf
 
 from pipelines import OptionError
 from pipelines.tokenizers import Tokenizer
-from seq2seq.layers import (
-    Encoded,
-    Pointer,
-    TiedOutput,
-    TokenVectors,
-    masked_softmax,
-    rows_by_source,
-    source_mask,
-    token_ids,
-)
+from seq2seq.attention import Encoded, Pointer, masked_softmax, rows_by_source
+from seq2seq.layers import TiedOutput, TokenVectors, source_mask, token_ids
 
 
 @keras.saving.register_keras_serializable("seq2seq")

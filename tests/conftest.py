@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from pipelines import CharTokenizer, batch_pairs, read_pairs
 from seq2seq import Config, Seq2Seq, sweep
+from seq2seq.decoding import STEPS_UNASKED, masking_loop
 
 # A GPU rounds the factors of a product to 10 bits by default; tests compare to five digits.
 tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -69,6 +70,18 @@ def model(tokenizers):
 @pytest.fixture
 def batches(pairs, tokenizers):
     return batch_pairs(pairs, *tokenizers, batch_size=5, seed=1)
+
+
+@pytest.fixture(params=["shrinking", "masking"])
+def each_loop(request, monkeypatch):
+    """Lets a test's searches use one loop, then the other."""
+
+    def as_many_blocks_as_needed(step_for, extend, running, now, state, limits, *rest):
+        blocks = -(-max(limits.numpy().tolist()) // STEPS_UNASKED)
+        return masking_loop(blocks)(step_for, extend, running, now, state, limits, *rest)
+
+    if request.param == "masking":
+        monkeypatch.setattr("seq2seq.strategies.shrinking_loop", as_many_blocks_as_needed)
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def of_any_number(found):
         (Own(instead=unfinished, rows_per_source=2), "gives a step ids (3,); expected 6 rows, rows_per_source=2"),
         (Own(instead=in_python), "fails on a search for three sources: AttributeError"),
         (Strategy(), "NotImplementedError: Strategy must define search"),
-        ("beam", "strategy='beam': expected one of greedy, beam, sampling, or a `decoding.Strategy`"),
+        ("beam", "strategy='beam': expected one of greedy, beam, sampling, or a `Strategy`"),
         (Own(change=[]), "fails on hash(strategy): put @dataclasses.dataclass(frozen=True) above its class"),
     ],
 )
