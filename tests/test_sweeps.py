@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pipelines import OptionError
 from seq2seq import sweep, table
 from seq2seq.checkpoints import RunError
 from seq2seq.runs import finished, load_run
-from seq2seq.sweeps import Range, in_processes, read_grid
+from seq2seq.sweeps import Range, read_grid
 
 AS_ARGUMENTS = [part for name, value in SMALL.items() for part in ("--set", f"{name}={str(value).lower()}")]
 COMMAND = ["sweep", "pairs.tsv", "--grid", "units=8,4", "--grid", "learning-rate=1e-3,1e-2", "--seeds", "2"]
@@ -199,16 +198,3 @@ def test_a_search_that_was_interrupted_tries_the_settings_that_it_would_have_tri
             home / "search" / name / "history.csv"
         ).read_text()
     assert "learning_rate=" in table(home / "again").text()
-
-
-def test_processes_share_the_cores_and_one_that_dies_is_told_from_one_that_raises():
-    tasks = {"cores": ("0",), "raises": ("1 / 0",), "dies": ("os._exit(3)",)}
-    found = in_processes(_evaluate, tasks, jobs=2)
-    assert len(found["cores"]) == max(1, len(os.sched_getaffinity(0)) // 2)
-    assert isinstance(found["raises"], ZeroDivisionError)
-    assert str(found["dies"]) == "its process ended with exit code 3"
-
-
-def _evaluate(text):
-    eval(text)
-    return os.sched_getaffinity(0)

@@ -1,0 +1,117 @@
+"""Calls of a function side by side, each in a process of its own with its share of the cores and GPUs."""
+
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.forkserver
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+
+def in_processes(
+    function: Callable,
+    tasks: Mapping[Any, tuple],
+    jobs: int = 1,
+    begun: Callable[[Any], None] | None = None,
+    ended: Callable[[Any, Any], None] | None = None,
+    watch: Callable[[list], None] | None = None,
+) -> dict[Any, Any]:
+    """Calls a function for each of {key: arguments}, each in a process of its own with its share of the cores.
+
+    They are forked from one that has imported TensorFlow and done nothing else, and end with this one, however it ends.
+    At an interrupt they are told to end, and waited for.
+
+    Args:
+        function: of a module, so that other processes find it.
+        tasks: {key: arguments}.
+        jobs: how many at a time. With several GPUs each has one.
+        begun, ended: functions to call with a key when it begins, and with the key and the result when it ends.
+        watch: a function to call twice a second with the keys at work.
+
+    Returns:
+        {key: what the function returned, or the exception that it raised}, in the order in which they ended.
+    """
+    from seq2seq.cli import without_stderr
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["seq2seq.sweeps", "seq2seq.evaluation"])
+    with without_stderr():  # where TensorFlow writes a page when it is imported
+        multiprocessing.forkserver.ensure_running()
+    waiting, shares, results = list(tasks.items())[::-1], _shares(jobs), {}
+    running: dict[Any, tuple] = {}
+    try:
+        while waiting or running:
+            while waiting and shares:
+                key, arguments = waiting.pop()
+                share = shares.pop(0)
+                receiver, sender = context.Pipe(duplex=False)
+                stderr = multiprocessing.connection.Connection(os.dup(2), readable=False)  # which can be sent
+                process = context.Process(target=_work, args=(sender, stderr, share, function, arguments))
+                process.start()
+                sender.close()
+                stderr.close()
+                running[receiver] = key, process, share
+                if begun:
+                    begun(key)
+            ready: list[Any] = multiprocessing.connection.wait(list(running), timeout=0.5 if watch else None)
+            for receiver in ready:
+                key, process, share = running.pop(receiver)
+                try:
+                    results[key] = receiver.recv()
+                except EOFError:
+                    process.join()
+                    results[key] = RuntimeError(f"its process ended with exit code {process.exitcode}")
+                process.join()
+                shares.append(share)
+                if ended:
+                    ended(key, results[key])
+            if watch and running:
+                watch([key for key, _, _ in running.values()])
+    finally:
+        for _, process, _ in running.values():
+            process.terminate()  # a training saves a checkpoint first
+        for _, process, _ in running.values():
+            process.join()
+    return results
+
+
+def _shares(jobs):
+    """The cores of each of so many processes, and the variables of its environment."""
+    cores = sorted(os.sched_getaffinity(0))
+    size = max(1, len(cores) // jobs)
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    shares = []
+    for job in range(jobs):
+        # Or the first of several on one GPU takes all of its memory.
+        variables = {"TF_FORCE_GPU_ALLOW_GROWTH": os.environ.get("TF_FORCE_GPU_ALLOW_GROWTH", "true")}
+        if gpus > 1:
+            variables["CUDA_VISIBLE_DEVICES"] = names[job % gpus]
+        shares.append(({cores[(job * size + number) % len(cores)] for number in range(size)}, variables))
+    return shares
+
+
+def _work(sender, stderr, share, function, arguments):
+    """What a process does."""
+    from seq2seq.cli import start_tensorflow  # which sets the threads of a process that is the command's own
+
+    def end_with_parent():
+        multiprocessing.parent_process().join()  # type: ignore[union-attr]  # there is one
+        os._exit(1)  # as if killed: checkpoints are whole
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    os.dup2(stderr.fileno(), 2)
+    os.sched_setaffinity(0, share[0])
+    os.environ.update(share[1])
+    try:
+        start_tensorflow()
+        result = function(*arguments)
+    except BaseException as error:
+        result = error
+    try:
+        sender.send(result)
+    except Exception:  # not every exception can be pickled
+        sender.send(RuntimeError(f"{type(result).__name__}: {result}"))
