@@ -17,14 +17,14 @@ _NEVER = -1e6  # the logarithm of a probability of 0, so that differences of two
 
 
 class Encoded(NamedTuple):
-    """What the encoder knows of a batch of sources, and all that a decoder may look at."""
+    """A batch of encoded sources: all that a decoder may look at."""
 
     memory: tf.Tensor  # [B, S, D] the output at each source position
     mask: tf.Tensor  # bool [B, S] which positions hold a token
     state: list  # where the decoder starts: for each of its layers, [h, c] of an LSTM or [h] of a GRU, [B, D] each
-    source: tf.Tensor | None = None  # int32 [B, S] the source's ids; the model adds them to what an encoder returns
-    # A free place. An encoder may put any nest of tensors `[B, ...]` here, None included, to tell a decoder more; what
-    # `start` of a decoder puts in its place may have any shape.
+    source: tf.Tensor | None = None  # int32 [B, S] the source's ids; the model adds them to the encoder's result
+    # An encoder may put any nest of tensors `[B, ...]` here, None included, for its decoder. A decoder's `start` may
+    # replace it by tensors of any shape.
     extra: Any = None
 
 
@@ -40,7 +40,7 @@ class Attention(keras.layers.Layer):
 
     Call arguments:
         query: `[B, T, D]`, the decoder's output at each step.
-        keys: what `project` made of the memory.
+        keys: the memory, as `project` returned it.
         encoded: the `Encoded` source.
 
     Returns:
@@ -83,22 +83,22 @@ class Attention(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class HardAttention(Attention):
-    """Assigns each target token to one source position, and sums exactly over all positions that this may be.
+    """Aligns each target token with one source position, and sums exactly over all positions that this may be.
 
     Soft attention averages the memory and predicts a token from the average. Hard attention predicts a token from each
     position by itself, and averages these probabilities:
 
-        P(token t) = sum over s of P(t is said at s) P(token | decoder's output t, memory s)
+        P(token t) = sum over s of P(t is aligned with s) P(token | decoder's output t, memory s)
 
-    With little text and single letters that decide, this generalises better. It computes probabilities of V tokens for
-    B x T x S pairs of positions, so it is for short texts with small vocabularies.
+    If there is little text and single letters decide, this generalises better. It computes probabilities of V tokens
+    for B x T x S pairs of positions, so it is for short texts with small vocabularies.
 
     Args:
         units: size of queries, D.
-        kind: "hard": each token is said at any position, as well as a query matches it there, compared as with
-            "general" (Wu, Shapiro & Cotterell 2018, arxiv.org/abs/1808.10024). "monotonic": at the position of the
-            token before or at a later one, so it never goes back (Wu & Cotterell 2019, arxiv.org/abs/1905.06319,
-            first order). Where the token before was said is also known only as probabilities, which a state holds.
+        kind: "hard": a token is aligned with any position, with a probability from how well a query matches it,
+            compared as in "general" (Wu, Shapiro & Cotterell 2018, arxiv.org/abs/1808.10024). "monotonic": with the
+            position of the token before or a later one, so it never goes back (Wu & Cotterell 2019,
+            arxiv.org/abs/1905.06319, first order). The state holds the probabilities of the position before.
     """
 
     kinds = HARD_ATTENTIONS
@@ -111,56 +111,55 @@ class HardAttention(Attention):
         return self.kind == "monotonic"
 
     def start(self, encoded: Encoded, vocabulary_size: int) -> list[tf.Tensor]:
-        """The state before the first token; none but of "monotonic". Log-probabilities of where the token that comes
-        next is said, `[B, S]`, and of each token at each position, `[B, S, V]`."""
+        """The state before the first token: of "monotonic", log-probabilities of the position of the next token,
+        `[B, S]`, and of each token at each position, `[B, S, V]`; of "hard", nothing."""
         if not self.monotonic:
             return []
         rows, length = tf.unstack(tf.shape(encoded.memory)[:2])
-        first = tf.where(tf.range(length) == 0, tf.cast(0, self.dtype), _NEVER)  # START is said at the first
+        first = tf.where(tf.range(length) == 0, tf.cast(0, self.dtype), _NEVER)  # START is aligned with the first
         return [tf.tile(first[None], [rows, 1]), tf.zeros([rows, length, vocabulary_size], self.dtype)]
 
     def align(
-        self, query: tf.Tensor, ids: tf.Tensor, said: tf.Tensor, encoded: Encoded, state: list[tf.Tensor]
+        self, query: tf.Tensor, ids: tf.Tensor, predicted: tf.Tensor, encoded: Encoded, state: list[tf.Tensor]
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Finds where each token is said.
+        """Aligns each token with a source position.
 
         Args:
             query: `[B, T, D]`, the decoder's output at each step.
-            ids: int32 `[B, T]`, the tokens that the steps were given: each is the one that the step before says.
-            said: log-probabilities `[B, T, S, V]` of the token that each step says, at each position.
+            ids: int32 `[B, T]`, the input token of each step, which the step before predicted.
+            predicted: log-probabilities `[B, T, S, V]` of the token that each step predicts, from each position.
             encoded: the `Encoded` source.
-            state: what the call for the steps before returned, or `start`.
+            state: the state that `start`, or the call for the steps before, returned.
 
         Returns:
             Log-probabilities `[B, T, S]` of the position of each step's token, and the new state.
         """
         scores = tf.cast(self.scores(query, encoded.extra.keys, encoded), self.variable_dtype)
-        scores = tf.reshape(tf.where(encoded.mask[:, None], scores, _NEVER), tf.shape(said)[:3])
+        scores = tf.reshape(tf.where(encoded.mask[:, None], scores, _NEVER), tf.shape(predicted)[:3])
         if not self.monotonic:
             return tf.nn.log_softmax(scores), []
         # The chance of going from r to s is exp(score s) over the sum of those from r on, for each s from r on.
         onward = tf.math.cumulative_logsumexp(scores, axis=2, reverse=True)
         place, before = state
-        before = tf.concat([before[:, None], said[:, :-1]], axis=1)
-        given = tf.einsum(
-            "btsv,btv->bts", before, tf.one_hot(ids, said.shape[3], dtype=self.variable_dtype)
-        )  # how likely each was at a position
+        before = tf.concat([before[:, None], predicted[:, :-1]], axis=1)
+        inputs = tf.one_hot(ids, predicted.shape[3], dtype=self.variable_dtype)
+        given = tf.einsum("btsv,btv->bts", before, inputs)  # how likely each input was at a position
 
         def step(t, place, places):
-            was = tf.nn.log_softmax(place + given[:, t])  # where the token was said that this step is given
+            was = tf.nn.log_softmax(place + given[:, t])  # the position of the input token
             place = scores[:, t] + tf.math.cumulative_logsumexp(was - onward[:, t], axis=1)
             place = tf.maximum(place, _NEVER)
             return t + 1, place, places.write(t, place)
 
         steps = tf.shape(ids)[1]
         places = tf.TensorArray(self.variable_dtype, size=steps, element_shape=[None, None])
-        # XLA wants to be told again how many steps there are.
+        # XLA needs `maximum_iterations`.
         _, place, places = tf.while_loop(lambda *_: True, step, (0, place, places), maximum_iterations=steps)
-        return tf.transpose(places.stack(), [1, 0, 2]), [place, said[:, -1]]
+        return tf.transpose(places.stack(), [1, 0, 2]), [place, predicted[:, -1]]
 
 
 def masked_softmax(scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Attention weights of scores `[..., S]`: float32, they sum to 1 over S and are 0 where the mask is False.
+    """Attention weights of scores `[..., S]`, which sum to 1 over S and are 0 where the mask is False.
 
     They are float32 under mixed precision too, as the largest number of float16 is 65,504.
     """
@@ -171,25 +170,25 @@ def masked_softmax(scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 class Pointer(keras.layers.Layer):
     """Mixes two ways to the next token: generating it, and copying the source token that attention points at.
 
-    The pointer-generator network of See et al. 2017 (arxiv.org/abs/1704.04368), equations 8 and 9: with g the share of
-    generating, a number between 0 and 1 for each position, and a the attention,
+    The pointer-generator network of See et al. 2017 (arxiv.org/abs/1704.04368), equations 8 and 9: with g the
+    probability of generating, for each position, and a the attention,
 
         P(token) = g P_generate(token) + (1 - g) (sum of a over the source positions that hold the token)
 
-    A source token is copied as the target token that is spelled the same, if it is not one of a set of features. What
-    attention gives to tokens that cannot be copied is added to g, so that P sums to 1.
+    A source token is copied as the target token that is spelled the same, unless it is one of a set of features. The
+    attention to tokens that cannot be copied is added to g, so that P sums to 1.
 
     Args:
         vocabulary_size: number of target ids, V.
 
     Call arguments:
         logits: `[B, T, V]`, of generating.
-        output: `[B, T, D]`, what they were made of; it decides on g.
-        pointed: `[B, T, V]`, how much attention each token is paid, as `pointed` returns it. With hard attention all
-            three have one more axis, of source positions, of which each points at itself.
+        output: `[B, T, D]`, the input of the output layer; g is computed from it.
+        pointed: `[B, T, V]`, the attention to each token, as `pointed` returns it. With hard attention all three have
+            one more axis, of source positions, each of which points at itself.
 
     Returns:
-        log-probabilities `[B, T, V]`, which are logits too: a softmax makes the probabilities of them.
+        log-probabilities `[B, T, V]`, which are logits too: their softmax is the probabilities.
     """
 
     _LEAST = 1e-12  # added to probabilities: a token that can neither be copied nor generated must keep a gradient
@@ -198,7 +197,7 @@ class Pointer(keras.layers.Layer):
         super().__init__(**kwargs)
         self.vocabulary_size = vocabulary_size
         self.share = keras.layers.Dense(1, "sigmoid", dtype=self.dtype_policy)  # g
-        self.target_ids: Any = None  # int32 [Vs], PADDING where the target has no such token
+        self.target_ids: Any = None  # int32 [Vs], PADDING if the target has no such token
 
     def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
         """Finds the target id of each source id."""
@@ -220,14 +219,14 @@ class Pointer(keras.layers.Layer):
         return one_hot(tf.gather(self.target_ids, source), self.vocabulary_size)
 
     def pointed(self, weights: tf.Tensor, copies: tf.Tensor, encoded: Encoded) -> tf.Tensor:
-        """How much attention each target token is paid: `[B, T, V]`, of weights `[B, T, S]`.
+        """The attention to each target token, `[B, T, V]`.
 
         Args:
-            weights: the attention.
-            copies: `[b, S, V]`, what `copies` returned; b is B, or less by the factor K in beam search.
+            weights: the attention to each source position, `[B, T, S]`.
+            copies: `[b, S, V]`, as `copies` returned it; b is B, in beam search B / K.
             encoded: the `Encoded` source.
         """
-        # Under mixed precision Keras hands both on in half the bits.
+        # Under mixed precision Keras passes both in half precision.
         weights, copies = tf.cast(weights, self.dtype), tf.cast(copies, self.dtype)
         found = tf.matmul(rows_by_source(weights, encoded), copies)
         return tf.reshape(found, [*tf.unstack(tf.shape(weights)[:2]), self.vocabulary_size])
@@ -244,9 +243,9 @@ class Pointer(keras.layers.Layer):
 def rows_by_source(rows: tf.Tensor, encoded: Encoded) -> tf.Tensor:
     """Puts the rows that belong to one source side by side: `[B x K, T, D]` becomes `[B, K x T, D]`.
 
-    In beam search a decoder is called with K hypotheses, in successive rows, for each row of `encoded`. What looks at
-    the memory takes them for K times as many steps of one row, and shapes the result back, so that the memory need not
-    be there K times. Everywhere else K is 1 and nothing changes.
+    In beam search a decoder is called with K hypotheses, in successive rows, for each row of `encoded`. A layer that
+    looks at the memory treats them as K times as many steps of one row, and reshapes the result back, so that the
+    memory is not repeated K times. Everywhere else K is 1 and nothing changes.
     """
     shape, sources = tf.shape(rows), tf.shape(encoded.memory)[0]
     return tf.reshape(rows, [sources, shape[0] // tf.maximum(sources, 1) * shape[1], rows.shape[2] or shape[2]])

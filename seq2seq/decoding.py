@@ -1,4 +1,4 @@
-"""Decode loops on the device: one step after another, until all hypotheses have stopped.
+"""Decode loops on the device: one step after another, until every hypothesis has stopped.
 
 Shapes: B sources, b of them still decoded, K hypotheses of each side by side, R = b x K rows in a step, T steps.
 """
@@ -10,12 +10,12 @@ import tensorflow as tf
 
 from pipelines.tokenizers import END, PADDING
 
-# Why a hypothesis stopped: it emitted END, reached its limit, or said one phrase over and over.
+# Why a hypothesis stopped: it emitted END, reached its limit, or repeated one phrase over and over.
 STOPPED = ("end", "limit", "repetition")
 ENDED, LIMITED, REPEATED = range(3)
 RUNNING = -1
 
-NEVER = float("-inf")  # the log-likelihood of what is no hypothesis
+NEVER = float("-inf")  # the log-likelihood of an empty place
 
 
 State: TypeAlias = Any  # a nest of tensors
@@ -34,22 +34,22 @@ def shrinking_loop(
     history: list,
     width: int = 1,
 ) -> tuple[Any, list[tf.Tensor]]:
-    """Takes one step after another until all sources have stopped: the fast way on a CPU, where every row costs time.
+    """Takes steps until all sources have stopped: the fast loop on a CPU, where every row costs time.
 
-    Whenever half of the sources in the batch have stopped, it goes on without them. So sizes change, which XLA cannot
+    Whenever half of the sources in the batch have stopped, they are removed from it. So sizes change, which XLA cannot
     compile; in return a state may grow from step to step.
 
     Args:
         step_for, state: as in `Strategy.search`.
-        limits: int32 `[B]`, as in `Wanted`.
-        extend: a function (t, step, sources `[b]`, now, rows) -> (now, rows, what to write in the history, `[b, ...]`).
+        extend: a function (t, step, sources `[b]`, now, rows) -> (now, rows, tensors for the history, `[b, ...]`).
         running: a function of now -> bool `[b]`, which sources go on.
         now: what is known of each source, a nest of tensors `[B, ...]`.
-        history: the shape of each int32 tensor that is written at a step, without the sources.
-        width: how many rows each source has, K. `rows` are their state and what is known of their repetition.
+        limits: int32 `[B]`, as in `Wanted`.
+        history: the shape of each int32 tensor that is recorded at a step, without the sources.
+        width: K. `rows` are the state of each of the R rows and its `Repetition`.
 
     Returns:
-        What was known of each source when it stopped, and the history: of each tensor written, `[T, B, ...]` over all
+        What was known of each source when it stopped, and the history: each recorded tensor, `[T, B, ...]` over all
         steps taken, 0 for a source that had left.
     """
     batch = tf.shape(limits)[0]
@@ -58,44 +58,45 @@ def shrinking_loop(
     def some_are_left(t, sources, *_):
         return (t == 0) | (tf.size(sources) > 0)
 
-    def go_on(t, sources, now, rows, last, arrays):
+    def decode_until_half_have_stopped(t, sources, now, rows, last, arrays):
         step = step_for(sources)
 
         def most_run(t, now, *_):
             return (t == 0) | (2 * tf.math.count_nonzero(running(now), dtype=tf.int32) > tf.size(sources))
 
         def extend_all(t, now, rows, arrays):
-            now, rows, written = extend(t, step, sources, now, rows)
-            each = zip(written, history, strict=True)
-            written = [tf.scatter_nd(sources[:, None], some, [batch, *shape]) for some, shape in each]
-            return t + 1, now, rows, _write(arrays, t, written)
+            now, rows, recorded = extend(t, step, sources, now, rows)
+            each = zip(recorded, history, strict=True)
+            recorded = [tf.scatter_nd(sources[:, None], some, [batch, *shape]) for some, shape in each]
+            return t + 1, now, rows, _write(arrays, t, recorded)
 
-        t, now, rows, arrays = _while(most_run, extend_all, (t, now, rows, arrays))
+        t, now, rows, arrays = _while_sizes_change(most_run, extend_all, (t, now, rows, arrays))
         last = tf.nest.map_structure(
             lambda every, some: tf.tensor_scatter_nd_update(every, sources[:, None], some), last, now
         )
         left = tf.cast(tf.where(running(now))[:, 0], tf.int32)
-        rows = take(rows, _rows(left, tf.range(width), width))
-        return t, tf.gather(sources, left), take(now, left), rows, last, arrays
+        rows = gather_rows(rows, row_numbers(left, tf.range(width), width))
+        return t, tf.gather(sources, left), gather_rows(now, left), rows, last, arrays
 
     arrays = [tf.TensorArray(tf.int32, longest, element_shape=[None, *shape]) for shape in history]
-    rows = _no_repetition(batch * width), state
-    steps, *_, last, arrays = _while(some_are_left, go_on, (tf.constant(0), tf.range(batch), now, rows, now, arrays))
+    rows = Repetition.none(batch * width), state
+    variables = tf.constant(0), tf.range(batch), now, rows, now, arrays
+    steps, *_, last, arrays = _while_sizes_change(some_are_left, decode_until_half_have_stopped, variables)
     return last, [array.gather(tf.range(steps)) for array in arrays]
 
 
-STEPS_UNASKED = 16  # that a `masking_loop` takes before it asks again whether any source still runs
+STEPS_UNASKED = 16  # steps that a `masking_loop` takes before it checks again whether any source still runs
 
 
 def masking_loop(blocks: int | tf.Tensor) -> Loop:
-    """Makes a loop of fixed sizes that XLA can compile: the fast way on a GPU, where a wait costs more than a row.
+    """Makes a loop of fixed sizes that XLA can compile: the fast loop on a GPU, where a wait costs more than a row.
 
-    Sources that have stopped stay in the batch, and their further tokens are masked. A GPU that asks whether to go on
-    waits for the answer, so the loop takes `STEPS_UNASKED` steps without a question. The decoder's state must keep its
-    sizes.
+    Sources that have stopped stay in the batch, and their further tokens are masked. A check whether to go on makes the
+    GPU wait, so the loop takes `STEPS_UNASKED` steps without one. The decoder's state must keep its sizes.
 
     Args:
-        blocks: how many times so many steps the highest limit may be; when compiled, a number or the size of a tensor.
+        blocks: the highest limit in units of `STEPS_UNASKED`, rounded up. To be compiled, it must be a number or the
+            size of a tensor.
 
     Returns:
         A function like `shrinking_loop`, whose history always has blocks x STEPS_UNASKED steps.
@@ -111,8 +112,8 @@ def masking_loop(blocks: int | tf.Tensor) -> Loop:
 
         def extend_unasked(t, *variables):
             def extend_all(i, now, rows, arrays):
-                now, rows, written = extend(t + i, step, sources, now, rows)
-                return i + 1, now, rows, _write(arrays, t + i, written)
+                now, rows, recorded = extend(t + i, step, sources, now, rows)
+                return i + 1, now, rows, _write(arrays, t + i, recorded)
 
             _, *variables = tf.while_loop(lambda i, *_: i < STEPS_UNASKED, extend_all, (0, *variables))
             return t + STEPS_UNASKED, *variables
@@ -120,7 +121,7 @@ def masking_loop(blocks: int | tf.Tensor) -> Loop:
         arrays = [
             tf.TensorArray(tf.int32, steps).unstack(tf.zeros([steps, batch, *shape], tf.int32)) for shape in history
         ]
-        rows = _no_repetition(batch * width), state
+        rows = Repetition.none(batch * width), state
         _, last, _, arrays = tf.while_loop(some_run, extend_unasked, (0, now, rows, arrays))
         return last, [array.stack() for array in arrays]
 
@@ -131,18 +132,8 @@ def _write(arrays, t, tensors):
     return [array.write(t, tensor) for array, tensor in zip(arrays, tensors, strict=True)]
 
 
-def _rows(sources, places, width):
-    """In which rows those are that stand in places `[K]` or `[b, K]` among the `width` of each source: `[b x K]`."""
-    return tf.reshape(sources[:, None] * width + places, [-1])
-
-
-def take(tensors: Any, rows: tf.Tensor) -> Any:
-    """Some of the rows of each of a nest of tensors; None stays None."""
-    return tf.nest.map_structure(lambda tensor: None if tensor is None else tf.gather(tensor, rows), tensors)
-
-
-def _while(running, extend, variables):
-    """`tf.while_loop` over variables of which every size may change, as long as the rank does not."""
+def _while_sizes_change(running, extend, variables):
+    """`tf.while_loop` over variables whose sizes may all change; their ranks may not."""
 
     def any_size(variable):
         return tf.TensorShape(None if isinstance(variable, tf.TensorArray) else [None] * variable.shape.rank)
@@ -150,41 +141,46 @@ def _while(running, extend, variables):
     return tf.while_loop(running, extend, variables, shape_invariants=tf.nest.map_structure(any_size, variables))
 
 
-# A model that has lost its way says one phrase over and over until it is cut. The longest phrase that is noticed, in
-# tokens, and how many tokens of nothing but repetition are too many, where half the limit is not more.
+def row_numbers(sources: tf.Tensor, places: tf.Tensor, width: int) -> tf.Tensor:
+    """The rows `[b x n]` of hypotheses in places `[n]` or `[b, n]` among the `width` of each of the sources `[b]`."""
+    return tf.reshape(sources[:, None] * width + places, [-1])
+
+
+def gather_rows(tensors: Any, rows: tf.Tensor) -> Any:
+    """Some rows of each tensor of a nest; None stays None."""
+    return tf.nest.map_structure(lambda tensor: None if tensor is None else tf.gather(tensor, rows), tensors)
+
+
+# A model that has lost its way repeats one phrase until it is cut. The longest phrase that is noticed, in tokens, and
+# how many tokens of repetition are at least allowed; more if half the limit is more.
 PHRASE = 8
 LEAST_REPETITION = 16
 
 
-class _Repetition(NamedTuple):
-    """What is to be known of a hypothesis's tokens to notice repetition; column p - 1 is about phrases of p tokens."""
+class Repetition(NamedTuple):
+    """What must be known of each hypothesis to notice repetition; column p - 1 is about phrases of p tokens."""
 
     recent: tf.Tensor  # int32 [R, 8] the token p places back
-    runs: tf.Tensor  # int32 [R, 8] how many tokens on end have equalled the one p places before them
+    runs: tf.Tensor  # int32 [R, 8] how many tokens in a row have equalled the one p places before them
+
+    @classmethod
+    def none(cls, rows: int | tf.Tensor) -> "Repetition":
+        """That of so many hypotheses without a token."""
+        return cls(tf.fill([rows, PHRASE], PADDING), tf.zeros([rows, PHRASE], tf.int32))
+
+    def after(self, tokens: tf.Tensor, forced: tf.Tensor | None) -> "Repetition":
+        """Adds a token to each hypothesis, int32 `[R]`; those of a prefix, if `forced` is not padding, do not count."""
+        tokens = tokens[:, None]
+        again = tf.equal(self.recent, tokens)
+        if forced is not None:
+            again &= (forced == PADDING)[:, None]
+        return Repetition(tf.concat([tokens, self.recent[:, :-1]], axis=1), tf.where(again, self.runs + 1, 0))
 
 
-def _no_repetition(rows):
-    return _Repetition(tf.fill([rows, PHRASE], PADDING), tf.zeros([rows, PHRASE], tf.int32))
+def why_stopped(tokens: tf.Tensor, length: tf.Tensor, limits: tf.Tensor, runs: tf.Tensor) -> tf.Tensor:
+    """Why hypotheses of this length stop after their newest tokens, as indices in STOPPED; RUNNING if they do not.
 
-
-def _repetition_after(repetition, tokens, forced):
-    """Takes one more token of each row, int32 `[R]`, into account; what a prefix says is no repetition."""
-    tokens = tokens[:, None]
-    recent, runs = repetition
-    again = tf.equal(recent, tokens)
-    if forced is not None:
-        again &= (forced == PADDING)[:, None]
-    return _Repetition(tf.concat([tokens, recent[:, :-1]], axis=1), tf.where(again, runs + 1, 0))
-
-
-def _stopped(tokens, length, limits, runs):
-    """Says why hypotheses stop after their newest token, as indices in STOPPED; RUNNING if they do not.
-
-    Args:
-        tokens: the newest ones, int32 of any shape.
-        length: how many tokens there are with them.
-        limits: of the shape of `tokens`, or one that spreads to it.
-        runs: of the shape of `tokens` and PHRASE, as in `_Repetition`.
+    `tokens` have any shape, `limits` one that broadcasts to it, and `runs`, those of `Repetition`, one more axis.
     """
     repeated = tf.reduce_max(runs, axis=-1) >= tf.maximum(limits // 2, LEAST_REPETITION)
     cut = tf.where(repeated, REPEATED, tf.where(length >= limits, LIMITED, RUNNING))

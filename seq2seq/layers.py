@@ -1,4 +1,4 @@
-"""The two halves of the model: `Encoder` reads the source, `Decoder` predicts the target, and `Attention` between them.
+"""The two halves of the recurrent model: `Encoder` reads the source, `Decoder` predicts the target.
 
 Shapes: B rows in a batch, S source length, T target length, V vocabulary size, D units, E size of an embedding.
 """
@@ -22,32 +22,82 @@ from seq2seq.attention import (
 from seq2seq.recurrence import Recurrent, Rows, look_up
 
 ATTENTIONS = (None, *SOFT_ATTENTIONS, *HARD_ATTENTIONS)
-_FEW_TOKENS = 500  # with so many a batch has more places than tokens
+_FEW_TOKENS = 500  # up to this size of a vocabulary, a batch usually has more positions than there are tokens
+
+
+class Half(keras.layers.Layer):
+    """The base class of encoders; of decoders it is `BaseDecoder`."""
+
+    options: dict[str, Any]  # the arguments of the constructor, of `arguments(locals())`
+
+    def build(self, shape: tuple) -> None:
+        """Makes no weights, as none depends on a shape: Keras's `summary` needs it."""
+
+    def compute_output_shape(self, shape: tuple) -> tuple:
+        return *shape[:2], self.options["units"]
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), **self.options}
+
+
+class BaseDecoder(Half):
+    """What decoders share: the output layer, which is tied to the embedding or not, and the pointer to copy with."""
+
+    vectors: "TokenVectors"
+
+    def make_output(self) -> None:
+        """Makes the last layers, once the options and `vectors` are there."""
+        # In the precision of the weights: under mixed precision too, a softmax over many tokens needs all of float32.
+        size, dtype = self.options["vocabulary_size"], self.variable_dtype
+        if self.options["tied"]:
+            self.output_layer = TiedOutput(self.vectors, self.options["units"])
+        else:
+            self.output_layer = keras.layers.Dense(size, dtype=dtype)
+        self.pointer = Pointer(size, dtype=dtype) if self.options["copy"] else None
+        self.build((None, None))
+
+    def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
+        """Finds out which source tokens the target has too; `Seq2Seq` calls this when it is made or loaded."""
+        if self.pointer:
+            self.pointer.take_tokenizers(source_tokenizer, target_tokenizer)
+
+    def compute_output_shape(self, shape: tuple) -> tuple:
+        return *shape[:2], self.options["vocabulary_size"]
+
+    def logits(self, output: tf.Tensor, weights: Any, copies: Any, encoded: Encoded) -> tf.Tensor:
+        """Scores `[B, T, V]` of tokens, from the output `[B, T, D]` and the attention weights at each step."""
+        logits = self.output_layer(output)
+        return self.pointer(logits, output, self.pointer.pointed(weights, copies, encoded)) if self.pointer else logits
+
+
+def arguments(scope: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor by name, from its `locals()`, as `get_config` returns them."""
+    return {name: value for name, value in scope.items() if name not in ("self", "kwargs", "__class__")}
 
 
 class Prepared(NamedTuple):
-    """What `Decoder.start` puts into `Encoded.extra`: all that would be the same in each call."""
+    """What `Decoder.start` puts into `Encoded.extra`: everything that is the same in each call."""
 
-    keys: tf.Tensor | None  # [B, S, D] the memory as queries are compared with it; None without attention
-    product: tf.Tensor | None  # [V, G] as in `Rows`, of all target tokens where they are few
-    copies: tf.Tensor | None  # [B, S, V] the target token of each source token, as `Pointer.copies` returns it
-    memory: tf.Tensor | None = None  # [B, S, D] what the memory adds to a decoder's output, for hard attention
+    keys: tf.Tensor | None  # [B, S, D] of `Attention.project`; None without attention
+    product: tf.Tensor | None  # [V, G] as in `Rows`, if there are few target tokens
+    copies: tf.Tensor | None  # [B, S, V] of `Pointer.copies`
+    memory: tf.Tensor | None = None  # [B, S, D] the projected memory, for hard attention
 
 
 @keras.saving.register_keras_serializable("seq2seq")
-class Encoder(keras.layers.Layer):
+class Encoder(Half):
     """Reads the source with a recurrent network.
 
     Args:
         vocabulary_size: number of source ids, Vs.
         units: size of the memory and of the state, D.
         cell: "lstm" (Hochreiter & Schmidhuber 1997) or "gru" (Cho et al. 2014, arxiv.org/abs/1406.1078).
-        layers: how many recurrent layers stand on each other.
+        layers: number of recurrent layers.
         bidirectional: whether half of the units read the source backwards (Schuster & Paliwal 1997). The two halves of
-            the state are joined, so the decoder does not know the difference.
-        embedding: size of the vectors that stand for tokens, E; None to give one-hot rows straight to the first layer.
-        dropout: share of numbers left out, in training, of the embedding and of every layer's output. Never of the
-            recurrent state, which the fused GPU kernels could not do (Zaremba et al. 2014, arxiv.org/abs/1409.2329).
+            the state are concatenated, so the decoder does not know the difference.
+        embedding: size of the token vectors, E; None to give one-hot rows straight to the first layer.
+        dropout: rate, in training, for the embedding and for every layer's output. The recurrent state has no dropout
+            (Zaremba et al. 2014, arxiv.org/abs/1409.2329), which the fused GPU kernels do not support.
 
     Call arguments:
         source: one-hot `[B, S, Vs]` or ids `[B, S]`, padded on the right.
@@ -56,7 +106,7 @@ class Encoder(keras.layers.Layer):
         `Encoded`; its state is the one after each row's last token.
 
     Raises:
-        OptionError: for an unknown cell, or an odd number of units to be halved.
+        OptionError: for an unknown cell, or an odd number of units in two directions.
     """
 
     def __init__(
@@ -73,26 +123,12 @@ class Encoder(keras.layers.Layer):
         super().__init__(**kwargs)
         if bidirectional and units % 2:
             raise OptionError(f"units={units}: two directions need an even number of them")
-        self.options = {
-            "vocabulary_size": vocabulary_size,
-            "units": units,
-            "cell": cell,
-            "layers": layers,
-            "bidirectional": bidirectional,
-            "embedding": embedding,
-            "dropout": dropout,
-        }
+        self.options = arguments(locals())
         dtype = self.dtype_policy
         self.vectors = TokenVectors(vocabulary_size, embedding, dropout, dtype=dtype)
         self.recurrent = _recurrent_layers(cell, layers, self.vectors.size, units, bidirectional, dtype)
         self.drop = keras.layers.Dropout(dropout, dtype=dtype)
         self.build((None, None))
-
-    def build(self, source_shape: tuple) -> None:
-        """Makes no weights, as none depends on a shape. For `summary`, which shows the memory's by it."""
-
-    def compute_output_shape(self, source_shape: tuple) -> tuple:
-        return *source_shape[:2], self.options["units"]
 
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
         mask = source_mask(source)
@@ -105,12 +141,9 @@ class Encoder(keras.layers.Layer):
             state.append(last)
         return Encoded(output, mask, state)
 
-    def get_config(self) -> dict:
-        return {**super().get_config(), **self.options}
-
 
 @keras.saving.register_keras_serializable("seq2seq")
-class Decoder(keras.layers.Layer):
+class Decoder(BaseDecoder):
     """Predicts each next token of the target with a recurrent network that starts from the encoder's state.
 
     The same call trains and translates. Training gives it the whole target at once, translation one token and the state
@@ -124,26 +157,27 @@ class Decoder(keras.layers.Layer):
 
     Args:
         vocabulary_size: number of target ids, Vt.
-        units, cell, layers, embedding, dropout: as in `Encoder`, and with the encoder's values: the state is handed on.
-        attention: how each step looks back at the whole source, as in `Attention` or `HardAttention`; None where the
-            encoder's last state is all the decoder knows of it.
-        input_feeding: whether each step is also given what attention found at the one before (Luong et al. 2015,
-            section 3.3). Training then goes step by step, which is several times slower.
+        units, cell, layers, embedding, dropout: as in `Encoder`, with the same values as there, as the decoder starts
+            from the encoder's state.
+        attention: how each step looks back at the whole source: the `kind` of `Attention` or `HardAttention`; None if
+            the decoder shall know nothing of it but the encoder's last state.
+        input_feeding: whether the attention's result is part of the next step's input (Luong et al. 2015, section 3.3).
+            Training then goes step by step, which is several times slower.
         tied: whether the embedding is also the output's matrix (Press & Wolf 2017, arxiv.org/abs/1608.05859), after a
             projection to its size.
-        copy: whether the decoder can also copy a source token to which attention points, as in `Pointer`. It then needs
-            `take_tokenizers`, and returns log-probabilities as logits.
+        copy: whether the decoder can also copy the source token that attention points at, as in `Pointer`. It then
+            needs `take_tokenizers`, and returns log-probabilities as logits.
 
     Call arguments:
         target: the tokens so far, one-hot `[B, T, Vt]` or ids `[B, T]`, padded on the right.
         encoded: the `Encoded` source, as `start` returned it.
-        state: what the call for the tokens before returned, or `start`.
+        state: the state that `start`, or the call for the tokens before, returned.
         return_attention: whether to return the attention weights too.
 
     Returns:
         logits `[B, T, Vt]`, the score of every token as the next one after each position, and the new state; then, on
-        request, weights `[B, T, S]`, which sum to 1 over S. Positions of padding hold numbers without meaning, which
-        the loss leaves out. In beam search B is K times the number of sources (see `rows_by_source`).
+        request, weights `[B, T, S]`, which sum to 1 over S. At padding the numbers have no meaning, and the loss leaves
+        them out. In beam search B is K times the number of sources (see `rows_by_source`).
 
     Raises:
         OptionError: for an unknown cell or attention, input feeding without soft attention, copying without attention,
@@ -166,64 +200,32 @@ class Decoder(keras.layers.Layer):
     ) -> None:
         super().__init__(autocast=False, **kwargs)  # log-probabilities in the state stay float32
         choose("attention", attention, ATTENTIONS)
-        if input_feeding and not attention:
-            raise OptionError("input_feeding=True: there is nothing to feed without attention")
-        self.hard = attention in HARD_ATTENTIONS
-        if input_feeding and self.hard:
+        if input_feeding and attention not in SOFT_ATTENTIONS:
             raise OptionError(f"input_feeding=True: there is nothing to feed with attention={attention!r}")
         if copy and not attention:
             raise OptionError("copy=True: without attention, nothing points at the source")
         if tied and not embedding:
             raise OptionError("tied=True: there is nothing to tie the output to without an embedding")
-        self.options = {
-            "vocabulary_size": vocabulary_size,
-            "units": units,
-            "cell": cell,
-            "layers": layers,
-            "embedding": embedding,
-            "attention": attention,
-            "input_feeding": input_feeding,
-            "tied": tied,
-            "copy": copy,
-            "dropout": dropout,
-        }
+        self.options = arguments(locals())
         dtype = self.dtype_policy
         self.vectors = TokenVectors(vocabulary_size, embedding, dropout, dtype=dtype)
-        self.units = units
-        self.input_feeding = input_feeding
+        self.units, self.input_feeding, self.hard = units, input_feeding, attention in HARD_ATTENTIONS
         size = self.vectors.size + (units if input_feeding else 0)
         self.recurrent = _recurrent_layers(cell, layers, size, units, False, dtype)
         self.drop = keras.layers.Dropout(dropout, dtype=dtype)
         kind = HardAttention if self.hard else Attention
         self.attention: Any = kind(units, attention, dtype=dtype) if attention else None
-        # Makes what the output layer reads: h~ of Luong et al., equation 5.
+        # Its result is the input of the output layer: h~ of Luong et al., equation 5.
         self.combine: Any = keras.layers.Dense(units, "tanh", use_bias=False, dtype=dtype) if attention else None
         if self.combine:
             self.combine.build((None, None, 2 * units))
-        # In the precision of the weights: under mixed precision too, a softmax over many tokens wants all of float32.
-        self.output_layer = (
-            TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype=self.variable_dtype)
-        )
-        self.pointer = Pointer(vocabulary_size, dtype=self.variable_dtype) if copy else None
-        self.build((None, None))
-
-    def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
-        """Learns which source tokens the target has too. `Seq2Seq` calls this when it is made and when it is loaded."""
-        if self.pointer:
-            self.pointer.take_tokenizers(source_tokenizer, target_tokenizer)
-
-    def build(self, target_shape: tuple) -> None:
-        """Makes no weights; those of its layers come with the first call. For `summary`, which shows the logits'."""
-
-    def compute_output_shape(self, target_shape: tuple) -> tuple:
-        return *target_shape[:2], self.options["vocabulary_size"]
+        self.make_output()
 
     def start(self, encoded: Encoded) -> tuple[Encoded, list]:
-        """What each of the calls for some sources is given, and the first state: `encoded` with all that would be the
-        same in each call.
+        """Returns what every call for these sources needs, and the first state: `encoded` with `Prepared` as `extra`.
 
         Args:
-            encoded: what the encoder returned.
+            encoded: the encoder's result.
         """
         few = self.vectors.few and not self.input_feeding
         prepared = Prepared(
@@ -236,8 +238,7 @@ class Decoder(keras.layers.Layer):
         if self.hard:
             state.append(self.attention.start(encoded, self.options["vocabulary_size"]))
         if self.input_feeding:
-            nothing = tf.zeros([tf.shape(encoded.memory)[0], self.units], self.compute_dtype)
-            state.append([nothing])
+            state.append([tf.zeros([tf.shape(encoded.memory)[0], self.units], self.compute_dtype)])
         return encoded._replace(extra=prepared), state
 
     def call(
@@ -249,20 +250,21 @@ class Decoder(keras.layers.Layer):
         return_attention: bool = False,
     ) -> tuple[tf.Tensor, list] | tuple[tf.Tensor, list, tf.Tensor]:
         if self.input_feeding:
-            output, after, weights = self._feed(self.vectors(target, training=training), encoded, state, training)
-            logits = self._say(output, weights, encoded)
+            vectors = self.vectors(target, training=training)
+            output, after, weights = self._step_by_step(vectors, encoded, state, training)
+            logits = self.logits(output, weights, encoded.extra.copies, encoded)
         else:
             vectors = self.vectors.rows(target, training=training)
             if isinstance(vectors, Rows):
                 vectors = vectors._replace(product=encoded.extra.product)
-            *before, place = state if self.hard else [*state, None]
+            *before, alignment = state if self.hard else [*state, None]
             output, after = self._recur(vectors, before, training)
             if self.hard:
-                logits, weights, place = self._mix(output, token_ids(target), encoded, place)
-                after.append(place)
+                logits, weights, alignment = self._attend_hard(output, token_ids(target), encoded, alignment)
+                after.append(alignment)
             else:
-                output, weights = self._look_back(output, encoded)
-                logits = self._say(output, weights, encoded)
+                output, weights = self._attend(output, encoded)
+                logits = self.logits(output, weights, encoded.extra.copies, encoded)
         if not return_attention:
             return logits, after
         if weights is None:
@@ -278,21 +280,21 @@ class Decoder(keras.layers.Layer):
             after.append(last)
         return output, after
 
-    def _look_back(self, output, encoded):
-        """Mixes what attention finds for each step `[B, T, D]` into it: `[B, T, D]`, and the weights."""
+    def _attend(self, output, encoded):
+        """Combines each step's output `[B, T, D]` with its context: `[B, T, D]`, and the attention weights."""
         weights = None
         if self.attention:
             context, weights = self.attention(output, encoded.extra.keys, encoded)
             output = tf.concat([context, output], axis=-1)
         return self.combine(output) if self.combine else output, weights
 
-    def _feed(self, vectors, encoded, state, training):
-        """Both of these, a step at a time, each step's result `[B, D]` being part of the next one's input."""
+    def _step_by_step(self, vectors, encoded, state, training):
+        """`_recur` and `_attend` a step at a time, each step's result `[B, D]` being part of the next one's input."""
 
         def step(vector, state):
             *state, [fed] = state
             output, state = self._recur(tf.concat([vector, fed], axis=-1)[:, None], state, training)
-            output, weights = self._look_back(output, encoded)
+            output, weights = self._attend(output, encoded)
             return output[:, 0], weights[:, 0], [*state, [output[:, 0]]]
 
         if vectors.shape[1] == 1:
@@ -310,18 +312,10 @@ class Decoder(keras.layers.Layer):
         output, weights = (tf.transpose(array.stack(), [1, 0, 2]) for array in arrays)
         return output, state, weights
 
-    def _say(self, output, weights, encoded):
-        """logits `[B, T, V]` of what `_look_back` returned."""
-        logits = self.output_layer(output)
-        if self.pointer:
-            pointed = self.pointer.pointed(weights, encoded.extra.copies, encoded)
-            logits = self.pointer(logits, output, pointed)
-        return logits
+    def _attend_hard(self, output, ids, encoded, alignment):
+        """Predicts each token from each source position by itself, and averages these probabilities.
 
-    def _mix(self, output, ids, encoded, place):
-        """Hard attention: `_look_back` and `_say` for each source position by itself, and the mean of what they say.
-
-        Returns log-probabilities `[B, T, V]`, the weights, and what `HardAttention.align` needs for the next steps.
+        Returns log-probabilities `[B, T, V]`, the weights, and the state of `HardAttention` for the next steps.
         """
         prepared = encoded.extra
         mixed = rows_by_source(tf.tensordot(output, self._halves_of_combine()[1], 1), encoded)
@@ -329,15 +323,12 @@ class Decoder(keras.layers.Layer):
         logits = self.output_layer(mixed)
         said = self.pointer(logits, mixed, prepared.copies[:, None]) if self.pointer else tf.nn.log_softmax(logits)
         said = tf.reshape(said, [*tf.unstack(tf.shape(ids)), tf.shape(said)[2], said.shape[3]])  # [B, T, S, V]
-        weights, place = self.attention.align(output, ids, said, encoded, place)
-        return tf.reduce_logsumexp(weights[..., None] + said, axis=2), tf.exp(weights), place
+        weights, alignment = self.attention.align(output, ids, said, encoded, alignment)
+        return tf.reduce_logsumexp(weights[..., None] + said, axis=2), tf.exp(weights), alignment
 
     def _halves_of_combine(self):
         """The weights of `combine` for what is found in the memory, and for the decoder's own output."""
         return tf.split(tf.cast(self.combine.kernel, self.compute_dtype), 2)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), **self.options}
 
 
 def holds_token(tokens: tf.Tensor) -> tf.Tensor:
@@ -353,18 +344,18 @@ def token_ids(tokens: tf.Tensor) -> tf.Tensor:
 def source_mask(source: tf.Tensor) -> tf.Tensor:
     """Which positions of a source, ids `[B, S]` or one-hot `[B, S, V]`, an encoder reads: bool `[B, S]`."""
     filled = holds_token(source)
-    # An empty source counts as one step of nothing: cuDNN refuses rows that are masked from end to end.
+    # An empty source counts as one step of padding: cuDNN refuses rows that are masked from end to end.
     return tf.concat([tf.ones_like(filled[:, :1]), filled[:, 1:]], axis=1)
 
 
 @keras.saving.register_keras_serializable("seq2seq")
 class TokenVectors(keras.layers.Layer):
-    """Tokens as vectors, given as ids `[B, T]` or as one-hot rows `[B, T, V]`; it computes the same from either.
+    """Vectors of tokens, which are given as ids `[B, T]` or as one-hot rows `[B, T, V]`, with the same result.
 
     Args:
         vocabulary_size: V.
         embedding: size of the vectors, E; None for the one-hot rows themselves.
-        dropout: share of the embedding's numbers left out in training.
+        dropout: rate for the vectors in training.
 
     Returns:
         `[B, T, E]`, or `[B, T, V]` without an embedding.
@@ -379,18 +370,18 @@ class TokenVectors(keras.layers.Layer):
         if embedding:
             initializer = keras.initializers.RandomNormal(stddev=embedding**-0.5)
             self.matrix = self.add_weight(shape=(vocabulary_size, embedding), initializer=initializer, name="embedding")
-        self.built = True  # which Keras could not tell if only `rows` were ever called
+        self.built = True  # Keras could not tell if only `rows` were ever called
 
     def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
         if not self.embedding:
             is_ids = tokens.dtype.is_integer
             return one_hot(tokens, self.vocabulary_size, self.compute_dtype) if is_ids else tokens
-        # Rows of length 1, times the root of E (Vaswani et al. 2017, section 3.4): large where a cell reads them, small
-        # where the output is tied to them, and quick to learn.
+        # Rows of length 1, times the root of E (Vaswani et al. 2017, section 3.4): large as a cell's input, small as
+        # weights of the tied output, and quick to learn.
         matrix, scale = tf.cast(self.matrix, self.compute_dtype), self.embedding**0.5
         if training:
-            # So the gradient is dense. Of a sparse one, Keras's Adam squares the parts of a token one by one, which
-            # makes steps too large for frequent tokens.
+            # Its gradient is dense. Of a sparse one, Keras's Adam squares the parts of a token one by one, which makes
+            # steps too large for frequent tokens.
             vectors = look_up(matrix * scale, token_ids(tokens))
         else:
             vectors = tf.gather(matrix, token_ids(tokens)) * scale
@@ -402,7 +393,7 @@ class TokenVectors(keras.layers.Layer):
         return not self.embedding or self.vocabulary_size <= _FEW_TOKENS
 
     def rows(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor | Rows:
-        """The same for a recurrent layer to read, which looks up less where there are fewer tokens than places."""
+        """The same for a recurrent layer, as `Rows` if that saves it work."""
         drops = training and self.embedding and self.drop.rate
         if not self.few or drops:
             return self(tokens, training=training)
@@ -418,7 +409,7 @@ class TokenVectors(keras.layers.Layer):
 
 
 class TiedOutput(keras.layers.Layer):
-    """logits `[..., V]` of `[..., D]`, by likeness to the embedding of each token."""
+    """Logits `[..., V]` of outputs `[..., D]`: the product with the embedding of each token."""
 
     def __init__(self, vectors: TokenVectors, units: int) -> None:
         super().__init__(dtype=vectors.variable_dtype, name="output")
@@ -433,6 +424,6 @@ class TiedOutput(keras.layers.Layer):
 
 
 def _recurrent_layers(cell, layers, size, units, bidirectional, dtype):
-    """So many recurrent layers, the first one for inputs `[B, T, size]`, each of the others for the one before it."""
+    """Recurrent layers on each other, the first one for inputs `[B, T, size]`."""
     sizes = [size, *[units] * (layers - 1)]
     return [Recurrent(cell, size, units, bidirectional, dtype=dtype) for size in sizes]

@@ -26,7 +26,7 @@ from seq2seq.contract import (
     start,
     take_tokenizers,
 )
-from seq2seq.decoding import LIMITED, NEVER, STEPS_UNASKED, STOPPED, masking_loop, shrinking_loop, take
+from seq2seq.decoding import LIMITED, NEVER, STEPS_UNASKED, STOPPED, gather_rows, masking_loop, shrinking_loop
 from seq2seq.distribution import apply_if, only_if, own_rows, several_workers, share, summed, whole_batches
 from seq2seq.exporting import export
 from seq2seq.layers import Decoder, Encoder, holds_token, token_ids
@@ -709,7 +709,7 @@ class Seq2Seq(keras.Model):
         _, state = start(self.decoder, encoded, steps)
 
         def step_for(sources):
-            left, _ = start(self.decoder, take(encoded, sources), steps)
+            left, _ = start(self.decoder, gather_rows(encoded, sources), steps)
 
             def step(token, state):
                 logits, state = self.decoder(token[:, None], left, state)

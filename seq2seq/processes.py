@@ -21,15 +21,15 @@ def in_processes(
 ) -> dict[Any, Any]:
     """Calls a function for each of {key: arguments}, each in a process of its own with its share of the cores.
 
-    They are forked from one that has imported TensorFlow and done nothing else, and end with this one, however it ends.
-    At an interrupt they are told to end, and waited for.
+    The processes are forked from one that has only imported TensorFlow, and they end when this one ends, however it
+    does. After an interrupt they are told to end, and waited for.
 
     Args:
-        function: of a module, so that other processes find it.
+        function: a function of a module, so that other processes find it.
         tasks: {key: arguments}.
-        jobs: how many at a time. With several GPUs each has one.
-        begun, ended: functions to call with a key when it begins, and with the key and the result when it ends.
-        watch: a function to call twice a second with the keys at work.
+        jobs: number of processes at a time. With several GPUs each has one.
+        begun, ended: functions to call with a key when its process starts; with the key and the result when it ends.
+        watch: a function to call twice a second with the keys whose processes run.
 
     Returns:
         {key: what the function returned, or the exception that it raised}, in the order in which they ended.
@@ -37,22 +37,17 @@ def in_processes(
     from seq2seq.cli import without_stderr
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["seq2seq.sweeps", "seq2seq.evaluation"])
-    with without_stderr():  # where TensorFlow writes a page when it is imported
+    context.set_forkserver_preload(["seq2seq.training", "seq2seq.evaluation"])
+    with without_stderr():  # TensorFlow's import writes a page there
         multiprocessing.forkserver.ensure_running()
-    waiting, shares, results = list(tasks.items())[::-1], _shares(jobs), {}
+    waiting, shares, results = list(tasks.items())[::-1], _divide_machine(jobs), {}
     running: dict[Any, tuple] = {}
     try:
         while waiting or running:
             while waiting and shares:
                 key, arguments = waiting.pop()
                 share = shares.pop(0)
-                receiver, sender = context.Pipe(duplex=False)
-                stderr = multiprocessing.connection.Connection(os.dup(2), readable=False)  # which can be sent
-                process = context.Process(target=_work, args=(sender, stderr, share, function, arguments))
-                process.start()
-                sender.close()
-                stderr.close()
+                receiver, process = _start(context, *share, function, arguments)
                 running[receiver] = key, process, share
                 if begun:
                     begun(key)
@@ -78,8 +73,19 @@ def in_processes(
     return results
 
 
-def _shares(jobs):
-    """The cores of each of so many processes, and the variables of its environment."""
+def _start(context, *arguments):
+    """Starts a process: the connection that receives its result, and the process."""
+    receiver, sender = context.Pipe(duplex=False)
+    stderr = multiprocessing.connection.Connection(os.dup(2), readable=False)  # which, unlike a number, can be sent
+    process = context.Process(target=_run, args=(sender, stderr, *arguments))
+    process.start()
+    sender.close()
+    stderr.close()
+    return receiver, process
+
+
+def _divide_machine(jobs):
+    """The cores of each process, a set, and the environment variables that give it its GPU."""
     cores = sorted(os.sched_getaffinity(0))
     size = max(1, len(cores) // jobs)
     gpus = len(tf.config.list_physical_devices("GPU"))
@@ -94,18 +100,18 @@ def _shares(jobs):
     return shares
 
 
-def _work(sender, stderr, share, function, arguments):
-    """What a process does."""
+def _run(sender, stderr, cores, variables, function, arguments):
+    """Runs in the new process: calls the function and sends the result."""
     from seq2seq.cli import start_tensorflow  # which sets the threads of a process that is the command's own
 
     def end_with_parent():
         multiprocessing.parent_process().join()  # type: ignore[union-attr]  # there is one
-        os._exit(1)  # as if killed: checkpoints are whole
+        os._exit(1)  # as if killed, which checkpoints survive
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.dup2(stderr.fileno(), 2)
-    os.sched_setaffinity(0, share[0])
-    os.environ.update(share[1])
+    os.sched_setaffinity(0, cores)
+    os.environ.update(variables)
     try:
         start_tensorflow()
         result = function(*arguments)

@@ -1,8 +1,8 @@
 """Decoding strategies: searches on the device for target tokens to which a step function gives high scores.
 
-A strategy of your own is a frozen dataclass of its options, derived from `Strategy` and given to `Seq2Seq.translate` as
-those here are. `extend_each` is all that a search of hypotheses side by side needs besides its choice of tokens;
-`BeamSearch` has methods to override; a strategy may also call another one and choose among what that finds.
+A custom strategy is a frozen dataclass of its options, derived from `Strategy` and given to `Seq2Seq.translate` like
+those here. If it extends hypotheses independently of each other, `extend_each` does all but choose the tokens.
+`BeamSearch` has methods to override. A strategy may also call another one and choose among its hypotheses.
 
 Shapes: B sources, b of them still decoded, N hypotheses of each, K decoded side by side, R = b x K rows in a step, T
 target length, P prefix length, V vocabulary size.
@@ -25,34 +25,33 @@ from seq2seq.decoding import (
     Loop,
     State,
     StepFor,
-    _repetition_after,
-    _rows,
-    _stopped,
+    gather_rows,
+    row_numbers,
     shrinking_loop,
-    take,
+    why_stopped,
 )
 
 
 class Wanted(NamedTuple):
-    """What a search is asked of B sources."""
+    """What a search shall find for B sources."""
 
-    limits: tf.Tensor  # int32 [B], at least 1: where each hypothesis is cut, in tokens, END included
-    min_length: int | tf.Tensor  # how many tokens, a scalar, come before END may
-    seeds: tf.Tensor  # int32 or int64 [B]: all that the randomness of a source's hypotheses depends on
-    prefixes: tf.Tensor | None = None  # int32 [B, P], then padding: the tokens that they begin with, below the limit
+    limits: tf.Tensor  # int32 [B], at least 1: the maximum length of hypotheses in tokens, END included
+    min_length: int | tf.Tensor  # the minimum length, a scalar, END not included
+    seeds: tf.Tensor  # int32 or int64 [B]: the randomness of a source's hypotheses depends on nothing else
+    prefixes: tf.Tensor | None = None  # int32 [B, P], padded: the tokens that hypotheses begin with, below the limit
 
 
 class Hypotheses(NamedTuple):
     """What a search found for each source, the best hypothesis first."""
 
     ids: tf.Tensor  # int32 [B, N, T] tokens up to and with END, then padding
-    scores: tf.Tensor | None  # float32 [B, N] log-likelihoods in nats, END included; None leaves them to `translate`
-    ranked_by: tf.Tensor | None  # float32 [B, N] what the order follows, as `BeamSearch` says; None likewise
+    scores: tf.Tensor | None  # float32 [B, N] log-likelihoods in nats, END included; if None, `translate` computes them
+    ranked_by: tf.Tensor | None  # float32 [B, N] what they are ordered by, see `BeamSearch`; None if scores are None
     stopped: tf.Tensor  # int32 [B, N] indices in STOPPED
 
 
 class Strategy:
-    """How to search: the class that all strategies are derived from.
+    """The base class of all decoding strategies.
 
     ```python
     @dataclasses.dataclass(frozen=True)
@@ -66,13 +65,13 @@ class Strategy:
             return extend_each(step_for, state, wanted, choose, loop=loop)
     ```
 
-    A strategy is hashable, as a frozen dataclass is: there is one graph for each. `search` is TensorFlow throughout. It
-    is called in a `tf.function`, its loop holds no string and no Python, and nothing leaves the device before it ends.
-    What it finds for a source does not depend on other sources. `contract.check_strategy` tries all this.
+    A strategy must be hashable, as a frozen dataclass is: there is one graph for each. `search` is called in a
+    `tf.function`: it is TensorFlow throughout, without strings, and nothing leaves the device before it ends. What it
+    finds for a source must not depend on other sources. `contract.check_strategy` tries all this.
 
     Attributes:
-        rows_per_source: K, how many rows are decoded for each source.
-        n_best: how many translations of each text are wanted. If `search` finds more, N > n_best, `Seq2Seq.translate`
+        rows_per_source: K, the number of rows decoded for each source.
+        n_best: the number of translations wanted of each text. If `search` finds more, N > n_best, `Seq2Seq.translate`
             takes the first n_best different texts, as several lists of ids may be one text. If N = n_best it takes all.
     """
 
@@ -85,12 +84,12 @@ class Strategy:
         Args:
             step_for: a function (sources int32 `[b]`) -> step, for those of the B sources that are not done yet. A step
                 is a function (ids int32 `[R]`, state) -> (logits float32 `[R, V]`, state): the scores of the token
-                after `ids`. The K rows of one source stand together. A step closes over whatever else it needs, such as
+                after `ids`. The K rows of a source are adjacent. A step closes over whatever else it needs, such as
                 the memory of those sources.
-            state: what the first step is given, a nest of tensors `[B, ...]`, to be repeated if K > 1.
+            state: the state for the first step, a nest of tensors `[B, ...]`, to be repeated if K > 1.
             wanted: limits, minimum length, seeds and prefixes.
-            loop: what takes the steps. `shrinking_loop`, the default, removes finished sources from the batch; a
-                `masking_loop` keeps every size and so can be compiled. Both find the same.
+            loop: the loop that takes the steps. `shrinking_loop`, the default, removes finished sources from the batch;
+                a `masking_loop` keeps every size and so can be compiled. Both find the same.
 
         Returns:
             `Hypotheses`, with a fixed N.
@@ -100,11 +99,9 @@ class Strategy:
 
 @dataclasses.dataclass(frozen=True)
 class Greedy(Strategy):
-    """Takes the likeliest token at every step. One hypothesis for each source, without a score."""
+    """Takes the likeliest token at every step: one hypothesis for each source, without a score."""
 
     def search(self, step_for: StepFor, state: State, wanted: Wanted, loop: Loop | None = None) -> Hypotheses:
-        """Searches as `Strategy.search` says."""
-
         def choose(logits, t, sources):
             return tf.argmax(logits, axis=1, output_type=tf.int32)
 
@@ -113,27 +110,27 @@ class Greedy(Strategy):
 
 @dataclasses.dataclass(frozen=True)
 class BeamSearch(Strategy):
-    """Extends the K best beginnings of each source at every step and returns the best hypotheses that ended.
+    """Extends the K best partial hypotheses of each source at every step and returns the best of those that ended.
 
     Left-to-right beam search (Graves 2012, arxiv.org/abs/1211.3711; Sutskever et al. 2014, arxiv.org/abs/1409.3215) in
     its monotonic form (Lemons et al. 2022, arxiv.org/abs/2204.02929): a beam is K numbered places, filled in their
-    order at every step. Place k takes the likeliest extension that is left among those of the beginnings in places 1 to
-    k. So place 1 is greedy search, a beam holds everything that each narrower one holds, and the best hypothesis of a
-    wider beam never ranks below that of a narrower one or below the greedy one.
+    order at every step. Place k takes the likeliest extension that is left among those of places 1 to k. So place 1 is
+    greedy search, a beam holds everything that each narrower one holds, and the best hypothesis of a wider beam never
+    ranks below that of a narrower one or below the greedy one.
 
-    An extension by END is a hypothesis, and its place is empty until another extension takes it. Hypotheses are ranked
-    by log-likelihood divided by a length penalty, `((5 + length) / 6) ** length_penalty` (Wu et al. 2016,
+    An extension by END is finished, and its place is empty until another extension takes it. Finished hypotheses are
+    ranked by log-likelihood divided by a length penalty, `((5 + length) / 6) ** length_penalty` (Wu et al. 2016,
     arxiv.org/abs/1609.08144, equation 14), since each further token can only lower the log-likelihood. Those cut at
-    the limit or for repetition rank below all that ended. A source is done when no beginning can still reach the ranks
-    to be returned.
+    the limit or for repetition rank below all that ended. A source is done when no partial hypothesis can still reach
+    the ranks to be returned.
 
-    A class derived from this one may override `adjust`, and `remember` what `adjust` needs to know of a hypothesis: a
-    coverage penalty, a lexical constraint, tokens that are banned.
+    A derived class may override `adjust`, such as for a coverage penalty, a lexical constraint or banned tokens; and
+    `remember`, for what `adjust` needs to know of a hypothesis.
 
     Args:
         width: K. With 1 this is greedy search, with scores.
         length_penalty: 0 compares log-likelihoods as they are, 1 nearly those per token.
-        n_best: how many hypotheses of each source are wanted; at most K. `search` returns N = 1 for 1 and N = 2 n_best
+        n_best: the number of hypotheses wanted of each source, at most K. `search` returns N = 1 for 1 and N = 2 n_best
             for more, as different ids may be the same text: `Seq2Seq.translate` takes the first n_best different texts.
             If there are fewer than N hypotheses, the last ones are empty with a score of -inf and count as "limit".
     """
@@ -151,11 +148,13 @@ class BeamSearch(Strategy):
     def rows_per_source(self) -> int:  # type: ignore[override]
         return self.width
 
+    @property
+    def _adjusts(self):
+        return type(self).adjust is not BeamSearch.adjust
+
     def search(self, step_for: StepFor, state: State, wanted: Wanted, loop: Loop | None = None) -> Hypotheses:
-        """Searches as `Strategy.search` says."""
         batch, width = tf.shape(wanted.limits)[0], self.width
         kept = 1 if self.n_best == 1 else 2 * self.n_best
-        adjusts = type(self).adjust is not BeamSearch.adjust
 
         def running(now):
             _, scores, _ = now
@@ -165,33 +164,19 @@ class BeamSearch(Strategy):
             (tokens, scores, finished), (repetition, (memory, state)) = now, rows
             logits, state = step(tf.reshape(tokens, [-1]), state)
             count, limits = tf.size(sources), tf.gather(wanted.limits, sources)[:, None]
+            forced = _forced(t, sources, wanted, width)
 
-            # The likeliest extensions of each beginning. One number for each row turns its logits into
-            # log-probabilities and adds those of the tokens before.
+            # One number for each row turns its logits into log-probabilities and adds those of the tokens before.
             offsets = tf.reshape(scores, [-1]) - tf.reduce_logsumexp(logits, axis=1)
             totals = emittable(logits, t, sources, wanted, width) + offsets[:, None]
-            size, forced = tf.shape(totals)[1], _forced(t, sources, wanted, width)
-            most = tf.minimum(size, width)
-            adjusted = totals
-            if adjusts:
-                apart = tf.reshape(totals, [count, width, size])
-                adjusted = tf.reshape(self.adjust(apart, t, memory, state), [count * width, size])
-                if forced is not None:
-                    adjusted = tf.where((forced == PADDING)[:, None], adjusted, totals)
-            ranks, tokens = tf.math.top_k(adjusted, most)
-            ranks, chosen = _fill_places(tf.reshape(ranks, [-1, width * most]), width)
-            tokens = tf.gather(tf.reshape(tokens, [-1, width * most]), chosen, batch_dims=1)
-            parents = chosen // most
-            scores = ranks
-            if adjusts:
-                scores = tf.gather(tf.reshape(totals, [count, width * size]), parents * size + tokens, batch_dims=1)
-                scores = tf.where(ranks == NEVER, NEVER, scores)
-            tokens += END
-            memory, state, repetition = take((memory, state, repetition), _rows(tf.range(count), parents, width))
+            ranks, scores, tokens, parents = self._fill_places(totals, count, forced, t, memory, state)
+            memory, state, repetition = gather_rows(
+                (memory, state, repetition), row_numbers(tf.range(count), parents, width)
+            )
             newest = tf.reshape(tokens, [-1])
-            memory, repetition = self.remember(newest, memory), _repetition_after(repetition, newest, forced)
+            memory, repetition = self.remember(newest, memory), repetition.after(newest, forced)
 
-            stopped = _stopped(tokens, t + 1, limits, tf.reshape(repetition.runs, [count, width, PHRASE]))
+            stopped = why_stopped(tokens, t + 1, limits, tf.reshape(repetition.runs, [count, width, PHRASE]))
             alive = tf.where(stopped == RUNNING, scores, NEVER)
             new = _Finished(
                 ranks=tf.where(stopped == RUNNING, NEVER, ranks),
@@ -199,20 +184,20 @@ class BeamSearch(Strategy):
                 tokens=tokens,
                 parents=parents,
                 stopped=tf.where((stopped == RUNNING) | (ranks == NEVER), LIMITED, stopped),
-                scores=tf.where(stopped == RUNNING, NEVER, scores) if adjusts else (),
+                scores=tf.where(stopped == RUNNING, NEVER, scores) if self._adjusts else (),
             )
             finished = self._best(kept, finished, new)
 
-            # The best rank that a beginning can reach: if nothing lowers its likelihood up to its limit.
+            # The best rank that a partial hypothesis can reach: if its likelihood stays the same up to its limit.
             reach = tf.reduce_max(alive, axis=1) / self._penalty(limits[:, 0])
             to_beat = tf.where(finished.stopped == ENDED, self._ranked_by(finished), NEVER)[:, -1]
-            scores = tf.where((reach <= to_beat)[:, None], NEVER, alive)  # done: what it began is dropped
+            scores = tf.where((reach <= to_beat)[:, None], NEVER, alive)  # drops those of a source that is done
             return (tokens, scores, finished), (repetition, (memory, state)), [tokens, parents]
 
-        none, nothing = tf.fill([batch, kept], NEVER), tf.zeros([batch, kept], tf.int32)
-        finished = _Finished(none, nothing, nothing, nothing, nothing + LIMITED, none if adjusts else ())
+        empty, zeros = tf.fill([batch, kept], NEVER), tf.zeros([batch, kept], tf.int32)
+        finished = _Finished(empty, zeros, zeros, zeros, zeros + LIMITED, empty if self._adjusts else ())
         places = tf.zeros([batch, width], tf.int32)
-        scores = tf.where(tf.range(width) + places == 0, 0.0, NEVER)  # one beginning, in place 1
+        scores = tf.where(tf.range(width) + places == 0, 0.0, NEVER)  # one partial hypothesis, in place 1
         now = places + START, scores, finished
         state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
         state = self.remember(tf.fill([batch * width], START)), state
@@ -220,22 +205,22 @@ class BeamSearch(Strategy):
             step_for, extend, running, now, state, wanted.limits, [[width]] * 2, width
         )
         ids = tf.ensure_shape(_back_track(finished, *history), [None, kept, None])
-        scores = finished.scores if adjusts else finished.ranks
+        scores = finished.scores if self._adjusts else finished.ranks
         return Hypotheses(ids, scores, self._ranked_by(finished), finished.stopped)
 
     def adjust(self, totals: tf.Tensor, t: tf.Tensor, memory: State, state: State) -> tf.Tensor:
-        """Lowers the log-likelihoods of extensions for the choice among them; to be overridden.
+        """Lowers the log-likelihoods of extensions before one is chosen; to be overridden.
 
-        The beam and the ranks of hypotheses follow what this returns; scores stay the log-likelihoods, from which the
-        next step starts again. It must raise none: the search ends once no beginning is likely enough to rank higher.
-        Within a prefix there is no choice, so that what this returns is left aside.
+        The beam and the ranks of hypotheses follow the result; scores stay the log-likelihoods, from which the next
+        step starts again. It must raise none: the search ends once no partial hypothesis is likely enough to rank
+        higher. Within a prefix there is no choice, and the result is ignored.
 
         Args:
-            totals: float32 `[b, K, V - END]`, log-likelihoods of the beginnings in all places with each token from END
-                on after them.
-            t: how many tokens a beginning has.
-            memory: what `remember` returned for each beginning, `[R, ...]`.
-            state: that of the decoder after the last token of each beginning, `[R, ...]`.
+            totals: float32 `[b, K, V - END]`, log-likelihoods of the partial hypotheses in all places, each extended by
+                each token from END on.
+            t: the number of tokens of a partial hypothesis.
+            memory: what `remember` returned for each partial hypothesis, `[R, ...]`.
+            state: the decoder's state after the last token of each, `[R, ...]`.
 
         Returns:
             As `totals`, with a penalty subtracted, or -inf for an extension that is forbidden.
@@ -247,15 +232,45 @@ class BeamSearch(Strategy):
 
         Args:
             tokens: the newest ones, int32 `[R]`; START at first.
-            memory: what this returned for the same hypotheses one token earlier; None at first.
+            memory: the result for the same hypotheses one token earlier; None at first.
 
         Returns:
             A nest of tensors `[R, ...]`, of the same sizes and types every time.
         """
         return ()
 
+    def _fill_places(self, totals, count, forced, t, memory, state):
+        """Gives each of the K places the likeliest extension that is left among those of the places up to it.
+
+        Of `totals` `[R, V - END]`, log-likelihoods of all extensions. Returns for each place, `[b, K]` each: the
+        log-likelihood as `adjust` left it, -inf if nothing was left; the log-likelihood; the token; the place extended.
+        """
+        width, size, adjusted = self.width, tf.shape(totals)[1], totals
+        if self._adjusts:
+            adjusted = self.adjust(tf.reshape(totals, [count, width, size]), t, memory, state)
+            adjusted = tf.reshape(adjusted, [count * width, size])
+            if forced is not None:
+                adjusted = tf.where((forced == PADDING)[:, None], adjusted, totals)
+
+        most = tf.minimum(size, width)  # of one partial hypothesis
+        offered, tokens = (tf.reshape(best, [-1, width * most]) for best in tf.math.top_k(adjusted, most))
+        ranks, chosen, positions = [], [], tf.range(width * most)
+        for place in range(1, width + 1):
+            candidates = offered[:, : place * most]
+            best = tf.argmax(candidates, axis=1, output_type=tf.int32)
+            ranks.append(tf.reduce_max(candidates, axis=1))
+            chosen.append(best)
+            offered = tf.where(positions == best[:, None], NEVER, offered)
+        ranks, chosen = tf.stack(ranks, axis=1), tf.stack(chosen, axis=1)
+
+        tokens, parents, scores = tf.gather(tokens, chosen, batch_dims=1), chosen // most, ranks
+        if self._adjusts:
+            scores = tf.gather(tf.reshape(totals, [count, width * size]), parents * size + tokens, batch_dims=1)
+            scores = tf.where(ranks == NEVER, NEVER, scores)
+        return ranks, scores, tokens + END, parents
+
     def _penalty(self, lengths):
-        if not self.length_penalty:  # of x ** 0 TensorFlow makes a constant, for as many sources as there are at first
+        if not self.length_penalty:  # TensorFlow makes x ** 0 a constant, of the number of sources at the first step
             return 1.0
         return ((5 + tf.cast(lengths, tf.float32)) / 6) ** self.length_penalty
 
@@ -263,44 +278,24 @@ class BeamSearch(Strategy):
         return finished.ranks / self._penalty(finished.lengths)
 
     def _best(self, count, *several):
-        """Keeps the best of several `_Finished`, the best first and, of equals, the earlier first."""
+        """Keeps the best of several `_Finished`, the best first. Of equals the earlier comes first."""
         every = tf.nest.map_structure(lambda *tensors: tf.concat(tensors, axis=1), *several)
-        # In float64 a step that is larger than every score still leaves all the digits of a float32.
-        step_down = tf.where(every.stopped == ENDED, tf.constant(0, tf.float64), 1e6)
-        order = tf.math.top_k(tf.cast(self._ranked_by(every), tf.float64) - step_down, count).indices
+        # In float64, what is larger than every score can be subtracted without losing a digit of a float32.
+        handicap = tf.where(every.stopped == ENDED, tf.constant(0, tf.float64), 1e6)
+        order = tf.math.top_k(tf.cast(self._ranked_by(every), tf.float64) - handicap, count).indices
         return tf.nest.map_structure(lambda tensor: tf.gather(tensor, order, batch_dims=1), every)
-
-
-def _fill_places(totals, width):
-    """Gives each of the K places of a beam the likeliest extension left among those of the places up to it.
-
-    Args:
-        totals: float32 `[b, K x m]`, the scores of m extensions of each beginning, those of place 1 first.
-        width: K.
-
-    Returns:
-        The score of what each place now holds, -inf if nothing was left, and its index in `totals`, `[b, K]` each.
-    """
-    most, positions, filled = tf.shape(totals)[1] // width, tf.range(tf.shape(totals)[1]), []
-    for place in range(1, width + 1):
-        offered = totals[:, : place * most]
-        best = tf.argmax(offered, axis=1, output_type=tf.int32)
-        filled.append((tf.reduce_max(offered, axis=1), best))
-        totals = tf.where(positions == best[:, None], NEVER, totals)
-    scores, chosen = zip(*filled, strict=True)
-    return tf.stack(scores, axis=1), tf.stack(chosen, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Strategy):
-    """Draws each token at random, as likely as the model says. Hypotheses have no score and stand as they are drawn.
+    """Draws each token at random from the model's distribution. Hypotheses have no score and no order.
 
     Args:
-        temperature: what the logits are divided by: below 1 likely tokens come oftener, above 1 unlikely ones do.
+        temperature: the divisor of the logits: below 1 likely tokens come oftener, above 1 unlikely ones do.
         top_k: draw from the k likeliest tokens only (Fan et al. 2018, arxiv.org/abs/1805.04833); None for all.
         top_p: draw from the nucleus only, the fewest tokens that together have at least this probability, after `top_k`
             (Holtzman et al. 2020, arxiv.org/abs/1904.09751); None for all.
-        n_best: how many samples of each source to draw, equal ones included.
+        n_best: the number of samples to draw for each source, equal ones included.
     """
 
     temperature: float = 1.0
@@ -319,13 +314,11 @@ class Sampling(Strategy):
         return self.n_best
 
     def search(self, step_for: StepFor, state: State, wanted: Wanted, loop: Loop | None = None) -> Hypotheses:
-        """Searches as `Strategy.search` says."""
-
-        steps = tf.range(self.n_best) * 2**17  # more than there are: each sample of a source has numbers of its own
+        steps = tf.range(self.n_best) * 2**17  # more than a sample has tokens, so each has its own random numbers
 
         def choose(logits, t, sources):
             probabilities, tokens = self._filter(logits / self.temperature)
-            # Inverse transform sampling: the token in whose stretch of the cumulative distribution the number falls.
+            # Inverse transform sampling: the token in whose part of the cumulative distribution the number falls.
             cumulative = tf.cumsum(probabilities, axis=1)
             numbers = _uniform(tf.gather(wanted.seeds, sources)[:, None], t + steps)
             numbers = tf.reshape(numbers, [-1]) * cumulative[:, -1]
@@ -335,10 +328,8 @@ class Sampling(Strategy):
         return extend_each(step_for, state, wanted, choose, self.n_best, loop)
 
     def _filter(self, logits):
-        """Turns logits `[B, V]` into the probabilities to draw with, and the tokens they are of, None if all in order.
-
-        What is left out has probability 0; the rest need not sum to 1.
-        """
+        """Turns logits `[R, V]` into probabilities to draw with, which need not sum to 1, and the tokens that these
+        belong to; None for all tokens in their order."""
         if self.top_k is None and self.top_p is None:
             return tf.nn.softmax(logits), None
         size = tf.shape(logits)[1]
@@ -361,24 +352,20 @@ def extend_each(
     width: int = 1,
     loop: Loop | None = None,
 ) -> Hypotheses:
-    """Extends K hypotheses of each source side by side, none of which takes another's place, until all have stopped.
+    """Extends K hypotheses of each source side by side, independently of each other, until all have stopped.
 
     Args:
         step_for, state, wanted, loop: as in `Strategy.search`.
         choose: a function (logits `[R, V - END]` of the tokens from END on, t, sources `[b]`) -> int32 `[R]`, the index
-            in them of the next token, the t-th counted from 0, of each hypothesis. What may not come has a logit of
-            -inf; within a prefix the choice is left aside. The hypotheses of a source stand together, also when some of
-            them have stopped.
+            among those tokens of the next token of each hypothesis, the t-th counted from 0. Tokens that may not come
+            have a logit of -inf. Within a prefix the choice is ignored. The hypotheses of a source are adjacent, also
+            when some of them have stopped.
         width: K.
 
     Returns:
         `Hypotheses` with N = K in their order, without scores.
     """
-
-    several = width > 1  # one hypothesis has no axis of its own, as every operation of a step takes time
-
-    def by_row(tensor):
-        return tf.reshape(tensor, [-1]) if several else tensor
+    several = width > 1  # a single hypothesis has no axis of its own, to save operations in each step
 
     def by_source(tensor):
         return tf.reshape(tensor, [-1, width]) if several else tensor
@@ -388,16 +375,18 @@ def extend_each(
         return tf.reduce_any(stopped == RUNNING, axis=1) if several else stopped == RUNNING
 
     def extend(t, step, sources, now, rows):
-        (tokens, stopped), (repetition, state) = map(by_row, now), rows
+        (tokens, stopped), (repetition, state) = now, rows
+        if several:
+            tokens, stopped = tf.reshape(tokens, [-1]), tf.reshape(stopped, [-1])
         logits, state = step(tokens, state)
         tokens = END + choose(emittable(logits, t, sources, wanted, width), t, sources)
         forced = _forced(t, sources, wanted, width)
         if forced is not None:
             tokens = tf.where(forced == PADDING, tokens, forced)
         tokens = tf.where(stopped == RUNNING, tokens, PADDING)
-        repetition = _repetition_after(repetition, tokens, forced)
+        repetition = repetition.after(tokens, forced)
         limits = tf.gather(wanted.limits, tf.repeat(sources, width) if several else sources)
-        why = _stopped(tokens, t + 1, limits, repetition.runs)
+        why = why_stopped(tokens, t + 1, limits, repetition.runs)
         tokens, stopped = by_source(tokens), by_source(tf.where(stopped == RUNNING, why, stopped))
         return (tokens, stopped), (repetition, state), [tokens]
 
@@ -413,16 +402,16 @@ def extend_each(
 
 
 def emittable(logits: tf.Tensor, t: tf.Tensor, sources: tf.Tensor, wanted: Wanted, width: int = 1) -> tf.Tensor:
-    """Cuts logits down to those of the tokens from END on, and gives those that may not come now a logit of -inf.
+    """Cuts logits down to those of the tokens from END on, and sets those that may not come now to -inf.
 
-    PADDING, UNKNOWN and START are never the answer, END is not before the minimum length, and within the prefix of a
-    source nothing is but its next token.
+    PADDING, UNKNOWN and START never come, END does not before the minimum length, and within the prefix of a source
+    only its next token does.
 
     Args:
         logits: float32 `[R, V]`.
-        t: how many tokens have come before.
+        t: the number of tokens before.
         sources, wanted: as in `Strategy.search`.
-        width: how many rows each source has, K.
+        width: K.
 
     Returns:
         float32 `[R, V - END]`.
@@ -437,7 +426,7 @@ def emittable(logits: tf.Tensor, t: tf.Tensor, sources: tf.Tensor, wanted: Wante
 
 
 def _forced(t, sources, wanted, width):
-    """The next token of the prefix of each of these sources, PADDING after its end: int32 `[R]`; None without any."""
+    """The next token of the prefix of each row, PADDING after its end: int32 `[R]`; None without prefixes."""
     if wanted.prefixes is None:
         return None
     prefixes = tf.pad(wanted.prefixes, [[0, 0], [0, 1]])
@@ -446,9 +435,9 @@ def _forced(t, sources, wanted, width):
 
 
 def _uniform(seeds, t):
-    """Random numbers from [0, 1), each of which follows from a seed and a step alone: float32, the shape of both.
+    """Random numbers in [0, 1), each a function of one seed and one step: float32, of the shape of both, broadcast.
 
-    It is the hash PCG3D of the two halves of the seed and the step (Jarzynski & Olano 2020,
+    They are hashes, PCG3D, of the two halves of the seed and the step (Jarzynski & Olano 2020,
     jcgt.org/published/0009/03/02): the same on every device, however many numbers other rows need.
     """
     low_half = 0xFFFFFFFF  # all arithmetic is modulo 2 ** 32
@@ -471,26 +460,20 @@ def _uniform(seeds, t):
 
 
 class _Finished(NamedTuple):
-    """Hypotheses of a beam search that go no further, `[B, N]` each; a rank of -inf marks an empty place."""
+    """Finished hypotheses of a beam search, `[B, N]` each; a rank of -inf marks an empty place."""
 
-    ranks: tf.Tensor  # float32, log-likelihoods, as `adjust` has left them
+    ranks: tf.Tensor  # float32, log-likelihoods as `adjust` left them
     lengths: tf.Tensor  # int32, END included
     tokens: tf.Tensor  # int32, the last ones
-    parents: tf.Tensor  # int32, the places that they extended, among the K that lived one token earlier
+    parents: tf.Tensor  # int32, the places that they extended, among the K of one token earlier
     stopped: tf.Tensor  # int32, indices in STOPPED
     scores: tf.Tensor | tuple  # float32, log-likelihoods if `adjust` is overridden, else ()
 
 
 def _back_track(finished, tokens, parents):
-    """Reads hypotheses from their last token to their first.
+    """Reads finished hypotheses from their last token to their first: int32 ids `[B, N, T]`.
 
-    Args:
-        finished: `_Finished` `[B, N]`.
-        tokens, parents: int32 `[T, B, K]`: the newest tokens of those that lived at each step, and which places at the
-            step before they extended.
-
-    Returns:
-        int32 ids `[B, N, T]`.
+    `tokens` and `parents` `[T, B, K]` are the newest tokens at each step, and the places that they extended.
     """
 
     def back(later, now):

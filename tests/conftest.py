@@ -10,11 +10,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import searching
 import tensorflow as tf
 
 from pipelines import CharTokenizer, batch_pairs, read_pairs
 from seq2seq import Config, Seq2Seq, sweep
-from seq2seq.decoding import STEPS_UNASKED, masking_loop
 
 # A GPU rounds the factors of a product to 10 bits by default; tests compare to five digits.
 tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -75,13 +75,7 @@ def batches(pairs, tokenizers):
 @pytest.fixture(params=["shrinking", "masking"])
 def each_loop(request, monkeypatch):
     """Lets a test's searches use one loop, then the other."""
-
-    def as_many_blocks_as_needed(step_for, extend, running, now, state, limits, *rest):
-        blocks = -(-max(limits.numpy().tolist()) // STEPS_UNASKED)
-        return masking_loop(blocks)(step_for, extend, running, now, state, limits, *rest)
-
-    if request.param == "masking":
-        monkeypatch.setattr("seq2seq.strategies.shrinking_loop", as_many_blocks_as_needed)
+    monkeypatch.setattr("searching.LOOP", getattr(searching, request.param))
 
 
 @pytest.fixture

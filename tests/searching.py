@@ -1,7 +1,9 @@
 """Small models, searches and strategies, for tests of decoding."""
 
 import dataclasses
+import functools
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import tensorflow as tf
 
 from pipelines.tokenizers import END, START, CharTokenizer
 from seq2seq import BeamSearch, Greedy, Sampling, Strategy, extend_each
-from seq2seq.decoding import STOPPED
+from seq2seq.decoding import STEPS_UNASKED, STOPPED, masking_loop
 from seq2seq.strategies import Wanted
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz")
@@ -17,7 +19,7 @@ TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz")
 
 @dataclasses.dataclass(frozen=True)
 class SecondBest(Strategy):
-    """Takes the second likeliest token at every step: a strategy of one's own."""
+    """Takes the second likeliest token at every step: a custom strategy."""
 
     def search(self, step_for, state, wanted, loop=None):
         def choose(logits, t, sources):
@@ -67,24 +69,49 @@ class Banning(BeamSearch):
         return tf.where(tf.range(END, END + tf.shape(totals)[2]) == self.token, float("-inf"), totals)
 
 
-EVERY = [
-    Greedy(),
-    BeamSearch(3, n_best=2),
-    Sampling(n_best=3),
-    Sampling(0.8, top_k=4, top_p=0.9),
-    Counting(3, n_best=2),
-]
+# Of each kind one; and of each path one, where rows of a source interact or options change what is drawn.
+KINDS = pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(3), Sampling()], ids=repr)
+EVERY = [Greedy(), BeamSearch(3, n_best=2), Sampling(0.8, top_k=4, top_p=0.9, n_best=3), Counting(3, n_best=2)]
 EVERY_STRATEGY = pytest.mark.parametrize("strategy", EVERY, ids=repr)
-OWN_TOO = pytest.mark.parametrize("strategy", [*EVERY, SecondBest()], ids=repr)
-
-
 BOTH_LOOPS = pytest.mark.usefixtures("each_loop")
 
 
+def shrinking(limits):
+    """The loop that a strategy takes by itself."""
+
+
+def masking(limits):
+    return masking_loop((tf.maximum(1, tf.reduce_max(limits)) + STEPS_UNASKED - 1) // STEPS_UNASKED)
+
+
+LOOP = shrinking  # unless the fixture `each_loop` changes it
+
+
 def search(strategy, step, state=(), limits=(), min_length=0, seeds=None, prefixes=None):
+    """Searches with a step function: of a model below in a graph that is traced once, of another one eagerly."""
     limits = tf.constant(limits, tf.int32)
     seeds = tf.range(tf.size(limits)) if seeds is None else tf.constant(seeds)
-    return strategy.search(always(step), state, Wanted(limits, tf.constant(min_length), seeds, prefixes))
+    wanted = Wanted(limits, tf.constant(min_length), seeds, prefixes)
+    if not isinstance(getattr(step, "__self__", None), tuple):
+        return strategy.search(always(step), state, wanted, LOOP(limits))
+    arguments = step.__self__, state, wanted
+    sizes = tf.nest.map_structure(
+        lambda x: None if x is None else tf.TensorSpec([None] * x.shape.rank, x.dtype), arguments
+    )
+    return graph(strategy, LOOP, sizes)(*arguments)
+
+
+@functools.cache
+def graph(strategy, loop, sizes):
+    def run(model, state, wanted):
+        return strategy.search(always(model.step), state, wanted, loop(wanted.limits))
+
+    return tf.function(run, autograph=False).get_concrete_function(*sizes)
+
+
+def eagerly(step):
+    """The step of a model, for a search that is not worth a trace."""
+    return lambda tokens, state: step(tokens, state)
 
 
 def always(step):
@@ -92,48 +119,63 @@ def always(step):
     return lambda sources: step
 
 
-def spelling(words):
-    """A step that spells a word for each row, whatever it is given; its state is which word `[R]` and where `[R]`."""
-    ids = tf.constant(TOKENIZER.tokenize(words, start_end=True)[:, 1:])
+class Speller(NamedTuple):
+    """Spells a word for each row, whatever it is given; its state is which word `[R]` and where `[R]`."""
 
-    def step(tokens, state):
+    ids: tf.Tensor
+
+    def step(self, tokens, state):
         word, position = state
-        written = tf.gather(tf.gather(ids, word), tf.minimum(position, tf.shape(ids)[1] - 1), batch_dims=1)
+        here = tf.minimum(position, tf.shape(self.ids)[1] - 1)
+        written = tf.gather(tf.gather(self.ids, word), here, batch_dims=1)
         right = tf.one_hot(written, TOKENIZER.vocabulary_size, on_value=50.0)
         # The reserved tokens are louder, yet never the answer; END comes where it is right or not at all.
         others = tf.constant([51.0, 51.0, 51.0, -1000.0] + [0.0] * 26)
         return tf.where(right > 0, right, others), (word, position + 1)
 
-    return step, (tf.range(len(words)), tf.zeros([len(words)], tf.int32))
+
+def spelling(words):
+    ids = tf.constant(TOKENIZER.tokenize(words, start_end=True)[:, 1:])
+    return Speller(ids).step, (tf.range(len(words)), tf.zeros([len(words)], tf.int32))
+
+
+class Wanderer(NamedTuple):
+    """A random model: its state is a place `[R]`, from which each token leads to another with other logits."""
+
+    logits: tf.Tensor
+    paths: tf.Tensor
+
+    def step(self, tokens, place):
+        place = tf.gather(tf.gather(self.paths, place), tokens, batch_dims=1)
+        return tf.gather(self.logits, place), place
 
 
 def wandering(seed, sources, letters=8, places=997):
-    """A random model: its state is a place `[R]`, from which each token leads to another with other logits."""
     random = np.random.default_rng(seed)
     logits = tf.constant(2 * random.normal(size=(places, END + 1 + letters)), tf.float32)
     paths = tf.constant(random.integers(places, size=(places, END + 1 + letters)), tf.int32)
-
-    def step(tokens, place):
-        place = tf.gather(tf.gather(paths, place), tokens, batch_dims=1)
-        return tf.gather(logits, place), place
-
-    return step, tf.constant(random.integers(places, size=sources), tf.int32)
+    return Wanderer(logits, paths).step, tf.constant(random.integers(places, size=sources), tf.int32)
 
 
-def remembering(seed, sources, letters=3):
+class Rememberer(NamedTuple):
     """A random model whose state grows: all tokens so far `[R, t]`, beside which source it is of, `[R]`."""
-    random = np.random.default_rng(seed)
-    first = tf.constant(random.normal(size=(sources, END + 1 + letters)), tf.float32)
-    table = tf.constant(random.normal(size=(9, END + 1 + letters, END + 1 + letters)), tf.float32)
 
-    def step(tokens, state):
+    first: tf.Tensor
+    table: tf.Tensor
+
+    def step(self, tokens, state):
         source, history = state
         history = tf.concat([history, tokens[:, None]], axis=1)
         places = tf.range(tf.shape(history)[1])[None] + tf.zeros_like(history)
-        heard = tf.gather_nd(table, tf.stack([places, history], axis=-1))  # [R, t, V]
-        return tf.gather(first, source) + tf.reduce_sum(heard, axis=1), (source, history)
+        heard = tf.gather_nd(self.table, tf.stack([places, history], axis=-1))  # [R, t, V]
+        return tf.gather(self.first, source) + tf.reduce_sum(heard, axis=1), (source, history)
 
-    return step, (tf.range(sources), tf.zeros([sources, 0], tf.int32))
+
+def remembering(seed, sources, letters=3):
+    random = np.random.default_rng(seed)
+    first = tf.constant(random.normal(size=(sources, END + 1 + letters)), tf.float32)
+    table = tf.constant(random.normal(size=(9, END + 1 + letters, END + 1 + letters)), tf.float32)
+    return Rememberer(first, table).step, (tf.range(sources), tf.zeros([sources, 0], tf.int32))
 
 
 def rows(tensors, *chosen):
@@ -142,7 +184,7 @@ def rows(tensors, *chosen):
 
 def texts(hypotheses):
     """The hypotheses as nested lists of ids up to and with END, padding left out."""
-    return [[[int(token) for token in ids if token] for ids in source] for source in hypotheses.ids.numpy()]
+    return [[[token for token in ids if token] for ids in source] for source in hypotheses.ids.numpy().tolist()]
 
 
 def reasons(hypotheses):

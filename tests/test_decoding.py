@@ -6,8 +6,10 @@ import tensorflow as tf
 from searching import (
     BOTH_LOOPS,
     EVERY_STRATEGY,
+    KINDS,
     TOKENIZER,
     always,
+    eagerly,
     reasons,
     remembering,
     rows,
@@ -18,13 +20,13 @@ from searching import (
 )
 
 from pipelines.tokenizers import END
-from seq2seq import BeamSearch, Greedy, Sampling
+from seq2seq import BeamSearch
 from seq2seq.decoding import masking_loop
 from seq2seq.strategies import Wanted
 
 
 @BOTH_LOOPS
-@pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(), BeamSearch(1), Sampling()], ids=repr)
+@KINDS
 def test_words_are_spelt_up_to_the_end_of_the_longest(strategy):
     words = ["hola", "", "a"]
     hypotheses = search(strategy, *spelling(words), limits=[50, 50, 50])
@@ -34,32 +36,31 @@ def test_words_are_spelt_up_to_the_end_of_the_longest(strategy):
     assert reasons(hypotheses) == [["end"]] * 3
 
 
+@BOTH_LOOPS
 @EVERY_STRATEGY
-@pytest.mark.parametrize("run", [lambda function: function, tf.function], ids=["eager", "graph"])
-def test_no_rows_are_no_rows(strategy, run):
-    step, state = wandering(0, sources=0)
-    hypotheses = run(strategy.search)(always(step), state, Wanted(tf.zeros([0], tf.int32), 0, tf.zeros([0], tf.int32)))
+def test_no_rows_are_no_rows(strategy):
+    hypotheses = search(strategy, *wandering(0, sources=0))
     assert hypotheses.ids.shape[:2] == (0, hypotheses.stopped.shape[1])
 
 
 @EVERY_STRATEGY
-def test_compiled_it_finds_the_same(strategy):
+def test_compiled_it_finds_the_same_with_a_prefix_and_without(strategy):
     step, state = wandering(11, sources=30)
-    limits, seeds = tf.constant([5, 12, 30] * 10), tf.range(30)
-    right = strategy.search(always(step), state, Wanted(limits, 1, seeds))
+    limits, prefixes = [5, 12, 30] * 10, tf.constant([[4, 5], [6, 0], [0, 0], [0, 0], [0, 0]] * 6)
+    right = search(strategy, step, state, limits, 1, prefixes=prefixes)
 
-    @tf.function(jit_compile=True)
-    def compiled(state, limits, seeds):
-        return strategy.search(always(step), state, Wanted(limits, 1, seeds), masking_loop(2))
+    @tf.function(jit_compile=True, autograph=False)
+    def compiled(state, wanted):
+        return strategy.search(always(step), state, wanted, masking_loop(2))
 
-    found = compiled(state, limits, seeds)
+    found = compiled(state, Wanted(tf.constant(limits), tf.constant(1), tf.range(30), prefixes))
     assert texts(found) == texts(right) and reasons(found) == reasons(right)
     if right.scores is not None:
         np.testing.assert_allclose(found.scores, right.scores, rtol=1e-5)
 
 
 @BOTH_LOOPS
-@pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(), Sampling()], ids=repr)
+@KINDS
 def test_each_row_is_cut_at_its_own_limit(strategy):
     hypotheses = search(strategy, *spelling(["abcdefgh", "abcdefgh", "abc", "abc"]), limits=[3, 20, 3, 4])
     letters = [TOKENIZER.detokenize(hypotheses.ids[row]).numpy()[0].decode() for row in range(4)]
@@ -87,7 +88,7 @@ def test_a_row_does_not_depend_on_its_neighbours(strategy):
     limits, seeds = tf.constant([3, 25, 7, 20, 1, 9, 30, 5, 12, 15, 2, 8]), tf.constant(range(100, 112), tf.int64)
     together = search(strategy, step, state, limits, seeds=seeds)
     assert len({len(ids) for source in texts(together) for ids in source}) > 3
-    for order in [[0], [4], [7], [11, 3, 1, 10], list(range(11, -1, -1))]:
+    for order in [[4], [7], [11, 3, 1, 10], list(range(11, -1, -1))]:
         some = search(strategy, step, *rows((state, limits), *order), seeds=tf.gather(seeds, order))
         assert texts(some) == [texts(together)[row] for row in order]
         assert reasons(some) == [reasons(together)[row] for row in order]
@@ -96,35 +97,23 @@ def test_a_row_does_not_depend_on_its_neighbours(strategy):
 
 
 @EVERY_STRATEGY
-def test_eager_and_graph_agree_and_one_trace_serves_every_batch(strategy):
+def test_eager_and_graph_agree(strategy):
     step, state = wandering(3, sources=6)
-    traces = []
-
-    def run(state, limits, min_length, seeds):
-        traces.append(1)
-        return strategy.search(always(step), state, Wanted(limits, min_length, seeds))
-
-    vector, scalar = tf.TensorSpec([None], tf.int32), tf.TensorSpec([], tf.int32)
-    graph = tf.function(run, input_signature=[vector, vector, scalar, vector])
-    for size, min_length in ((6, 0), (1, 2), (3, 1), (0, 0)):
-        arguments = (state[:size], tf.constant([5, 30, 12, 9, 1, 20][:size], tf.int32), min_length, tf.range(size))
-        for in_graph, eager in zip(graph(*arguments), run(*arguments), strict=True):
-            if eager is not None:
-                np.testing.assert_allclose(in_graph, eager, rtol=1e-6)
-    assert len(traces) == 1 + 4
+    limits = [5, 30, 12, 9, 1, 20]
+    eager = search(strategy, eagerly(step), state, limits, 1)
+    for of_graph, of_eager in zip(search(strategy, step, state, limits, 1), eager, strict=True):
+        if of_eager is not None:
+            np.testing.assert_allclose(of_graph, of_eager, rtol=1e-6)
 
 
 @EVERY_STRATEGY
-@pytest.mark.parametrize("run", [lambda function: function, tf.function], ids=["eager", "graph"])
-def test_a_state_may_grow(strategy, run):
-    step, state = remembering(4, sources=5)
-    hypotheses = run(strategy.search)(always(step), state, Wanted(tf.constant([8, 3, 8, 5, 8]), 3, tf.range(5)))
+def test_a_state_may_grow(strategy):
+    hypotheses = search(strategy, *remembering(4, sources=5), [8, 3, 8, 5, 8], 3)
     assert all(1 <= len(source[0]) <= 8 for source in texts(hypotheses))
 
 
 @EVERY_STRATEGY
-@pytest.mark.parametrize("run", [lambda function: function, tf.function], ids=["eager", "graph"])
-def test_sources_that_have_stopped_leave(strategy, run):
+def test_sources_that_have_stopped_leave(strategy):
     words = ["a" * length for length in (2, 2, 3, 3, 9, 9, 9, 14)]
     spell, state = spelling(words)
     decoded = []
@@ -133,12 +122,12 @@ def test_sources_that_have_stopped_leave(strategy, run):
         def step(tokens, state):
             rows = tf.repeat(sources, strategy.rows_per_source)
             tf.debugging.assert_equal(state[0], rows)  # of the state, those that are left
-            tf.numpy_function(lambda left: decoded.append(left.tolist()), [sources], [])
+            decoded.append(sources.numpy().tolist())
             return spell(tokens, state)
 
         return step
 
-    hypotheses = run(strategy.search)(step_for, state, Wanted(tf.fill([8], 50), 0, tf.range(8)))
+    hypotheses = strategy.search(step_for, state, Wanted(tf.fill([8], 50), 0, tf.range(8)))
     assert [TOKENIZER.detokenize(ids[:1]).numpy()[0].decode() for ids in hypotheses.ids] == words
     everyone, some, one = list(range(8)), [4, 5, 6, 7], [7]
     greedy = [everyone] * 4 + [some] * 6 + [one] * 5
@@ -151,7 +140,7 @@ def test_sources_that_have_stopped_leave(strategy, run):
 
 
 @BOTH_LOOPS
-@pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(), Sampling()], ids=repr)
+@KINDS
 @pytest.mark.parametrize(("phrase", "limit", "length"), [("a", 60, 31), ("abc", 60, 33), ("ab", 20, 18)])
 def test_a_phrase_said_over_and_over_is_cut(strategy, phrase, limit, length):
     hypotheses = search(strategy, *spelling([phrase * 300]), limits=[limit])
@@ -159,7 +148,7 @@ def test_a_phrase_said_over_and_over_is_cut(strategy, phrase, limit, length):
     assert texts(hypotheses)[0][0] == TOKENIZER.tokenize([phrase * 300])[0, :length].numpy().tolist()
 
 
-@pytest.mark.parametrize("strategy", [Greedy(), BeamSearch(), Sampling()], ids=repr)
+@KINDS
 def test_repetition_that_ends_or_is_of_long_phrases_is_left_alone(strategy):
     words = ["a" * 40, "abcdefghi" * 9, "abcabcabcd" * 5, "x" * 14]
     hypotheses = search(strategy, *spelling(words), limits=[200, 100, 60, 20])

@@ -45,7 +45,7 @@ def half(kind, options):
     return made
 
 
-@pytest.fixture(params=OPTIONS, ids=str)
+@pytest.fixture(scope="module", params=OPTIONS, ids=str)
 def layers(request):
     keras.utils.set_random_seed(0)
     return half(Encoder, request.param), half(Decoder, request.param)
@@ -57,8 +57,14 @@ def run(layers, source=SOURCE, target=TARGET):
     return encoded, state, decoder(target, encoded, state)[0]
 
 
-def test_ids_and_one_hot_rows_compute_the_same(layers):
-    encoded, _, logits = run(layers)
+@pytest.fixture(scope="module")
+def computed(layers):
+    """The encoded source, the first state and the logits."""
+    return run(layers)
+
+
+def test_ids_and_one_hot_rows_compute_the_same(layers, computed):
+    encoded, _, logits = computed
     same, _, from_rows = run(layers, one_hot(SOURCE, 8), one_hot(TARGET, 8))
     real = TARGET != 0
     np.testing.assert_allclose(encoded.memory[encoded.mask], same.memory[same.mask], atol=1e-6)
@@ -66,8 +72,8 @@ def test_ids_and_one_hot_rows_compute_the_same(layers):
     assert encoded.memory.shape == (2, 3, 6) and logits.shape == (2, 4, 8)
 
 
-def test_padding_changes_nothing(layers):
-    _, _, logits = run(layers)
+def test_padding_changes_nothing(layers, computed):
+    _, _, logits = computed
     _, _, same = run(layers, tf.pad(SOURCE, [[0, 0], [0, 4]]), tf.pad(TARGET, [[0, 0], [0, 2]]))
     np.testing.assert_allclose(logits, same[:, :4], atol=1e-6)
 
@@ -78,9 +84,8 @@ def test_an_empty_source_is_encoded_in_a_mask_that_cudnn_takes(layers):
     assert np.isfinite(encoded.memory).all()
 
 
-@pytest.mark.parametrize("copies", [1, 3])
-def test_one_step_after_another_is_the_whole_sequence_for_every_hypothesis(layers, copies):
-    encoded, state, whole = run(layers)
+def test_one_step_after_another_is_the_whole_sequence_for_every_hypothesis(layers, computed, copies=2):
+    encoded, state, whole = computed
     state = tf.nest.map_structure(lambda x: tf.repeat(x, copies, axis=0), state)
     for position in range(TARGET.shape[1]):
         tokens = tf.repeat(TARGET[:, position : position + 1], copies, axis=0)
@@ -115,8 +120,8 @@ def test_copying_needs_the_tokenizers_and_attention():
         Decoder(8, 6, copy=True)
 
 
-def test_attention_weights_come_on_request(layers):
-    encoded, state, logits = run(layers)
+def test_attention_weights_come_on_request(layers, computed):
+    encoded, state, logits = computed
     decoder = layers[1]
     if not decoder.attention:
         with pytest.raises(OptionError, match="attention=None"):
