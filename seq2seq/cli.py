@@ -873,7 +873,7 @@ def _strategy(search, settings, beam, sampling=None, either=None):
     """The strategy that these options ask for, those of beam search, of sampling and of either; the ones not given are
     None."""
     from seq2seq.contract import make_strategy
-    from seq2seq.decoding import BeamSearch, Greedy, Sampling
+    from seq2seq.strategies import BeamSearch, Greedy, Sampling
 
     beam, sampling, either = (
         {name: value for name, value in (options or {}).items() if value is not None}

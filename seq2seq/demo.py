@@ -16,9 +16,9 @@ from fastapi import FastAPI
 from pipelines import OptionError
 from pipelines.tokenizers import START
 from seq2seq.contract import check_strategy
-from seq2seq.decoding import BeamSearch, Greedy, Strategy
 from seq2seq.model import Seq2Seq
 from seq2seq.pictures import attention_svg
+from seq2seq.strategies import BeamSearch, Greedy, Strategy
 
 LOCALHOST = "127.0.0.1"
 _STYLE = """

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from seq2seq.checkpoints import RunError
 from seq2seq.contract import check_strategy, one_line
-from seq2seq.decoding import BeamSearch, Greedy, Strategy
+from seq2seq.strategies import BeamSearch, Greedy, Strategy
 
 _BEAM = BeamSearch(n_best=5)
 

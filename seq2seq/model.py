@@ -14,19 +14,11 @@ import tensorflow as tf
 from pipelines import OptionError, accepted, choose, construct
 from pipelines.tokenizers import PADDING, Tokenizer, one_hot
 from seq2seq.contract import check_contract, check_savable, encode, start, take_tokenizers
-from seq2seq.decoding import (
-    STEPS_UNASKED,
-    Greedy,
-    Hypotheses,
-    Strategy,
-    Wanted,
-    masking_loop,
-    shrinking_loop,
-    take,
-)
+from seq2seq.decoding import STEPS_UNASKED, gather_rows, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoder, row_lengths, token_ids
 from seq2seq.metrics import token_losses
 from seq2seq.recurrence import cores, side_by_side
+from seq2seq.strategies import Greedy, Hypotheses, Strategy, Wanted
 from seq2seq.trainer import Trainer, checked_batch, padded, rounded_up, rows_of_replica
 from seq2seq.translation import Translator
 
@@ -242,13 +234,13 @@ class Seq2Seq(Translator, Trainer):
 
         Args:
             source: the sources.
-            strategy: a `decoding.Strategy`.
+            strategy: a `strategies.Strategy`.
             min_length, max_length: as in `translate`; -1 for each row's own limit.
             seeds: int64 `[B]`, for sampling.
             prefixes: target ids that each row begins with, int32 `[B, P]`, padded on the right.
 
         Returns:
-            `decoding.Hypotheses`, ids `[B, N, T]`.
+            `strategies.Hypotheses`, ids `[B, N, T]`.
         """
         with tf.device("CPU"):  # where all sizes are known
             limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length), max_length)
@@ -285,7 +277,7 @@ class Seq2Seq(Translator, Trainer):
         _, state = start(self.decoder, encoded, steps)
 
         def step_for(sources):
-            left, _ = start(self.decoder, take(encoded, sources), steps)
+            left, _ = start(self.decoder, gather_rows(encoded, sources), steps)
 
             def step(token, state):
                 logits, state = self.decoder(token[:, None], left, state)

@@ -37,11 +37,11 @@ from pipelines import (
 from seq2seq.checkpoints import RunError, locked, whole_file, write_json
 from seq2seq.config import MONITORS, Config, load_config, own_classes, reading_options
 from seq2seq.contract import one_line
-from seq2seq.decoding import BeamSearch, Strategy
 from seq2seq.ensembles import ensemble
 from seq2seq.metrics import make_loss, make_metrics
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import make_optimizer
+from seq2seq.strategies import BeamSearch, Strategy
 
 
 def load_run(folder: Path | str) -> Seq2Seq:

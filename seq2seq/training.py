@@ -46,6 +46,7 @@ from pipelines.corpora import UNTUNED
 from pipelines.names import nearest
 from pipelines.readers import LENGTH, as_line
 from pipelines.tokenizers import END, RESERVED_TOKENS, TOKENIZERS, ColumnsTokenizer, SeparatorTokenizer, Tokenizer
+from seq2seq.attention import Pointer
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file, write_json
 from seq2seq.config import (
     TRANSLATION_FIGURES,
@@ -66,7 +67,7 @@ from seq2seq.distribution import (
     several_workers,
     sums_of_workers,
 )
-from seq2seq.layers import Decoder, Encoder, Pointer, token_ids
+from seq2seq.layers import Decoder, Encoder, token_ids
 from seq2seq.model import Seq2Seq
 from seq2seq.runs import (
     best_epoch,

@@ -12,11 +12,13 @@ import tensorflow as tf
 
 from pipelines import OptionError, check_number, choose
 from pipelines.tokenizers import PADDING, START, UNKNOWN, Texts, Tokenizer
+from seq2seq.attention import Encoded
 from seq2seq.contract import check_strategy, encode, has_attention, one_line, start
-from seq2seq.decoding import LIMITED, NEVER, STOPPED, STRATEGIES, BeamSearch, Greedy, Strategy
+from seq2seq.decoding import LIMITED, NEVER, STOPPED
 from seq2seq.exporting import export
-from seq2seq.layers import Encoded, row_lengths
+from seq2seq.layers import row_lengths
 from seq2seq.recurrence import cores, side_by_side
+from seq2seq.strategies import STRATEGIES, BeamSearch, Greedy, Strategy
 from seq2seq.trainer import refuse_texts, without_end_warning
 
 LONGEST_TRANSLATION = 100_000  # tokens
@@ -88,7 +90,7 @@ class Translator(keras.Model):
             texts: any number of strings: a list, a generator, an array, a tensor `[N]` or a `tf.data.Dataset` of scalar
                 strings; or a single string. Of each, the first 1,024 tokens are read.
             strategy: "greedy", "beam" or "sampling"; or one of these with settings, as in
-                `BeamSearch(width=10, n_best=3)`; or an object of a custom class, see `decoding.Strategy`.
+                `BeamSearch(width=10, n_best=3)`; or an object of a custom class, see `strategies.Strategy`.
             prefixes: how each translation begins: one string for each text, "" for no prefix. A translation contains
                 its prefix and has at least one more token.
             min_length: the smallest number of tokens in a translation.

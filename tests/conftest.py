@@ -11,6 +11,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import keras
+import searching
 import tensorflow as tf
 
 from pipelines import CharTokenizer, batch_pairs, read_pairs
@@ -103,6 +104,12 @@ def ids_of(model, words=("sol", "mar", "gatonube")):
 @pytest.fixture
 def batches(pairs, tokenizers):
     return batch_pairs(pairs, *tokenizers, batch_size=5, seed=1)
+
+
+@pytest.fixture(params=["shrinking", "masking"])
+def each_loop(request, monkeypatch):
+    """Lets a test's searches use one loop, then the other."""
+    monkeypatch.setattr("searching.LOOP", getattr(searching, request.param))
 
 
 @pytest.fixture
