@@ -16,7 +16,7 @@ _MODULES = {
         "split_last",
         "survey",
     ],
-    "names": ["OptionError", "accepted", "check_number", "choose", "construct", "load_class"],
+    "options": ["OptionError", "accepted", "check_number", "choose", "construct", "load_class"],
     "readers": ["CorpusError", "Report", "as_seen_from", "checksums", "open_corpora"],
     "shuffling": ["damaged_shards", "shuffle_corpus"],
     "tokenizers": [

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines.corpora import UNTUNED
-from pipelines.names import check_number, choose
+from pipelines.options import check_number, choose
 from pipelines.tokenizers import Tokenizer
 
 

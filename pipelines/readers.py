@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from pipelines.names import check_number
+from pipelines.options import check_number
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.names import check_number, choose
+from pipelines.options import check_number, choose
 from pipelines.readers import Corpora, CorpusError, Report, open_corpora, read_manifest, sha256
 
 _BUCKETS = 256

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from pipelines.names import OptionError, check_number, choose
+from pipelines.options import OptionError, check_number, choose
 
 # The first ids of every vocabulary. END is the last of them, so that what a decoder may emit is one slice: [END, ...).
 PADDING, UNKNOWN, START, END = range(4)

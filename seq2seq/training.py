@@ -43,7 +43,7 @@ from pipelines import (
     survey,
 )
 from pipelines.corpora import UNTUNED
-from pipelines.names import nearest
+from pipelines.options import nearest
 from pipelines.readers import LENGTH, as_line
 from pipelines.tokenizers import END, RESERVED_TOKENS, TOKENIZERS, ColumnsTokenizer, SeparatorTokenizer, Tokenizer
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file, write_json

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines.names import OptionError
+from pipelines.options import OptionError
 from pipelines.tokenizers import END, START, CharTokenizer
 from seq2seq import Strategy, extend_each
 from seq2seq.decoding import (

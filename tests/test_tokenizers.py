@@ -11,7 +11,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.names import OptionError
+from pipelines.options import OptionError
 from pipelines.tokenizers import (
     END,
     NORMAL_FORMS,
