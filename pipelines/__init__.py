@@ -5,6 +5,7 @@ from typing import Any
 
 _MODULES = {
     "batches": ["batch_pairs"],
+    "columns": ["ColumnsTokenizer", "SeparatorTokenizer"],
     "corpora": [
         "Survey",
         "corpus_errors",
@@ -16,15 +17,14 @@ _MODULES = {
         "split_last",
         "survey",
     ],
+    "files": ["CorpusError", "as_seen_from"],
     "options": ["OptionError", "accepted", "check_number", "choose", "construct", "load_class"],
-    "readers": ["CorpusError", "Report", "as_seen_from", "checksums", "open_corpora"],
+    "readers": ["Report", "checksums", "open_corpora"],
     "shuffling": ["damaged_shards", "shuffle_corpus"],
     "tokenizers": [
         "ByteTokenizer",
         "CharTokenizer",
-        "ColumnsTokenizer",
         "LetterTokenizer",
-        "SeparatorTokenizer",
         "SubwordTokenizer",
         "Tokenizer",
         "WhitespaceTokenizer",

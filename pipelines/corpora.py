@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipelines.readers import Corpora, CorpusError, Report, open_corpora
+from pipelines.files import CorpusError
+from pipelines.formats import Corpora
+from pipelines.readers import Report, open_corpora
 from pipelines.tokenizers import WHITESPACE, Tokenizer
 
 # What tunes buffers is a thread that may sleep through the end of an iteration (TensorFlow 2.21 wakes it before it can

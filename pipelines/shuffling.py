@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipelines.files import CorpusError, read_manifest, sha256
+from pipelines.formats import Corpora
 from pipelines.options import check_number, choose
-from pipelines.readers import Corpora, CorpusError, Report, open_corpora, read_manifest, sha256
+from pipelines.readers import Report, open_corpora
 
 _BUCKETS = 256
 _BUFFER = 1 << 16  # bytes collected for a bucket before they are written

@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, choose, load_class
-from pipelines.tokenizers import END, PADDING, START, UNKNOWN, ColumnsTokenizer, Tokenizer
+from pipelines.columns import ColumnsTokenizer
+from pipelines.tokenizers import END, PADDING, START, UNKNOWN, Tokenizer
 from seq2seq.decoding import STRATEGIES, Hypotheses, Strategy, Wanted, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoded, Encoder, token_ids
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder

@@ -42,10 +42,12 @@ from pipelines import (
     sources_in,
     survey,
 )
+from pipelines.columns import ColumnsTokenizer, SeparatorTokenizer
 from pipelines.corpora import UNTUNED
+from pipelines.lines import as_line
 from pipelines.options import nearest
-from pipelines.readers import LENGTH, as_line
-from pipelines.tokenizers import END, RESERVED_TOKENS, TOKENIZERS, ColumnsTokenizer, SeparatorTokenizer, Tokenizer
+from pipelines.readers import LENGTH
+from pipelines.tokenizers import END, RESERVED_TOKENS, TOKENIZERS, Tokenizer
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file, write_json
 from seq2seq.config import (
     TRANSLATION_FIGURES,

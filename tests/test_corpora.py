@@ -216,7 +216,8 @@ def test_memory_does_not_grow_with_the_corpus(tsv):
     script = r"""if True:
         import re, sys
         from pathlib import Path
-        from pipelines.readers import Reader, Shard
+        from pipelines.formats import Shard
+        from pipelines.readers import Reader
 
         def rows(*_):
             for n in range(int(sys.argv[1])):

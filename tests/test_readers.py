@@ -19,7 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import CorpusError, Report, as_seen_from, checksums, damaged_shards, open_corpora
-from pipelines.readers import Reader, as_line, find_shards, read_lines
+from pipelines.formats import find_shards
+from pipelines.lines import as_line, read_lines
+from pipelines.readers import Reader
 
 PAIRS = [("Go.", "Ve."), ("Hi.", "Hola."), ("Run!", "¡Corre!")]
 TSV = "".join(f"{source}\t{target}\n" for source, target in PAIRS)

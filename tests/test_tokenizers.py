@@ -11,6 +11,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.columns import ColumnsTokenizer, SeparatorTokenizer
 from pipelines.options import OptionError
 from pipelines.tokenizers import (
     END,
@@ -21,9 +22,7 @@ from pipelines.tokenizers import (
     UNKNOWN,
     ByteTokenizer,
     CharTokenizer,
-    ColumnsTokenizer,
     LetterTokenizer,
-    SeparatorTokenizer,
     SubwordTokenizer,
     Tokenizer,
     WhitespaceTokenizer,
