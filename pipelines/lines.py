@@ -1,4 +1,4 @@
-"""Lines of text files and of standard input, unpacked."""
+"""Lines of text files, plain or compressed, and of standard input."""
 
 import collections
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.files import COMPRESSED, CorpusError, archive_of
 
-# First bytes of what is no UTF-8 text, whatever its name: they can stand at the beginning of no such text.
+# First bytes that no UTF-8 text begins with.
 _FIRST_BYTES = {
     rb"\xff\xfe|\xfe\xff|(?:[\t\n\r -~]\0){4}|(?:\0[\t\n\r -~]){4}": "UTF-16; save it as UTF-8",
     rb"\x1f\x8b": "compressed by gzip; let its name end in .gz",
@@ -29,34 +29,33 @@ _FIRST_BYTES = {
 
 
 def read_lines(path: Path | None) -> Iterator[tuple[int, bytes]]:
-    """Yields (number, line) of a text file, as `find_shards` names one, without line ends and byte order mark.
+    """Yields (number, line) of a text file, without line ends and byte order mark.
 
     Only LF ends a line, with any number of CR before it.
 
     Args:
-        path: the file; None for standard input.
+        path: the file, plain, compressed or in a zip; None for standard input.
 
     Raises:
-        CorpusError: if it cannot be read, is damaged, no UTF-8 text, or has lines that end in CR alone.
+        CorpusError: if it cannot be read, is damaged, is no UTF-8 text, or has lines that end in CR alone.
     """
     number, name = 0, path or "standard input"
     try:
         with _open(path) as file:
             for number, line in enumerate(file, start=1):
                 if number == 1:
-                    _see_that_it_is_text(name, line)
+                    _check_first_line(name, line)
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 yield number, line.removesuffix(b"\n").rstrip(b"\r")
     except (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
-        if isinstance(error, OSError) and error.errno:  # gzip and bz2 give those of theirs no number
+        if isinstance(error, OSError) and error.errno:  # the errors of gzip and bz2 have no number
             raise CorpusError(f"{name}: {error.strerror}") from None
         raise CorpusError(f"{name}: damaged or cut short after {number:,} lines ({error})") from None
-    except RuntimeError as error:  # of a zip, encrypted or packed by a method that Python does not know
+    except RuntimeError as error:  # a zip that is encrypted, or compressed by a method that Python does not know
         raise CorpusError(f"{name}: {error}") from None
 
 
-def _see_that_it_is_text(name, line):
-    """Refuses what can be told by a first line to be no lines of UTF-8 text."""
+def _check_first_line(name, line):
     for first, what in _FIRST_BYTES.items():
         if re.match(first, line):
             raise CorpusError(f"{name}: {what}")
@@ -66,20 +65,20 @@ def _see_that_it_is_text(name, line):
 
 @contextlib.contextmanager
 def _open(path):
-    """Opens a plain file, a compressed one or a member of a zip for reading lines of bytes; None is standard input."""
-    global _incoming
+    """Opens a plain file, a compressed one, a member of a zip or, for None, standard input for reading lines."""
+    global _standard_input
     if path is None:
         if sys.stdin is None:
             raise CorpusError("standard input is closed")
-        if _incoming is None or _incoming.file is not sys.stdin.buffer:
-            _incoming = _Incoming(sys.stdin.buffer)
-        yield _incoming
+        if _standard_input is None or _standard_input.file is not sys.stdin.buffer:
+            _standard_input = _StandardInput(sys.stdin.buffer)
+        yield _standard_input
         return
     archive = archive_of(path)
     with contextlib.ExitStack() as stack:
         if archive:
             member = stack.enter_context(zipfile.ZipFile(archive)).open(path.relative_to(archive).as_posix())
-            file: Any = stack.enter_context(member)  # it has no type in common with the others
+            file: Any = stack.enter_context(member)  # its type has none in common with the others
         else:
             file = stack.enter_context(path.open("rb"))
         if decompress := COMPRESSED.get(path.suffix.lower()):
@@ -87,25 +86,22 @@ def _open(path):
         yield io.BufferedReader(file, 1 << 18)
 
 
-class _Incoming:
-    """The lines of standard input: they are given out as soon as they are there."""
+class _StandardInput:
+    """The lines of standard input, each available as soon as it is written."""
 
     def __init__(self, file):
         self.file, self.ended = file, False
-        self.lines, self.rest = collections.deque[bytes](), bytearray()  # whole lines, and the beginning of the next
+        self.lines, self.rest = collections.deque[bytes](), bytearray()  # whole lines, and the start of the next
 
     def __iter__(self):
-        return self
-
-    def __next__(self):
-        while not self.lines:
-            if self.ended:
-                raise StopIteration
-            self.read()
-        return self.lines.popleft()
+        while not self.ended or self.lines:
+            if self.lines:
+                yield self.lines.popleft()
+            else:
+                self.read()
 
     def read(self):
-        """Takes what is there; waits if that is nothing."""
+        """Reads the bytes that are there, or waits for some."""
         block = self.file.read1(1 << 16)
         self.rest += block
         if not block:
@@ -115,31 +111,34 @@ class _Incoming:
             *lines, self.rest = self.rest.split(b"\n")
             self.lines.extend(bytes(line) + b"\n" for line in lines)
 
-    def waits(self):
-        """Whether the next line, or the end, is there already."""
+    def has_line(self):
+        """Whether the next line, or the end, can be read without waiting."""
         while not (self.lines or self.ended):
             try:
                 if not select.select([self.file], [], [], 0)[0]:
                     return False
-            except (OSError, ValueError):  # a pipe on Windows, or nothing with a descriptor
+            except (OSError, ValueError):  # a pipe on Windows, or a file without a descriptor
                 return False
             self.read()
         return True
 
 
-_incoming: _Incoming | None = None
+_standard_input: _StandardInput | None = None
 
 
 def line_waits() -> bool:
-    """Whether the next line of standard input can be read without waiting for who writes it; True if none reads it."""
-    return _incoming is None or _incoming.waits()
+    """Whether the next line of standard input can be read without waiting; True if standard input is not read."""
+    return _standard_input is None or _standard_input.has_line()
 
 
 def as_line(text: bytes, columns: int = 1) -> bytes:
-    """A text as it stands in a line, or in a column of one: each tab and each line break in it is a space.
+    """Writes a text as one line: each tab and each line break becomes a space.
 
-    Line breaks are all that Unicode and `str.splitlines` know, so that every program counts the same lines. The tabs
-    between so many columns stay.
+    Line breaks are all that Unicode and `str.splitlines` know, so that every program counts the same lines.
+
+    Args:
+        text: UTF-8.
+        columns: how many columns the text has. The tabs between them stay.
     """
     return b"\t".join(_BREAK.sub(b" ", column) for column in text.split(b"\t", columns - 1))
 

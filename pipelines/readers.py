@@ -1,8 +1,4 @@
-"""Readers: pairs of texts out of files of several formats, checked, cleaned and counted.
-
-Plain Python, a pair at a time, in bounded memory and without TensorFlow; `corpora.read_pairs` makes a `tf.data.Dataset`
-of it.
-"""
+"""Readers: cleaned and counted pairs of one corpus or several, in constant memory and without TensorFlow."""
 
 import collections
 import dataclasses
@@ -19,7 +15,6 @@ from pipelines.formats import (
     HEADER,
     Corpora,
     Shard,
-    between_tabs,
     check_columns,
     find_shards,
     is_list_of_pairs,
@@ -27,19 +22,19 @@ from pipelines.formats import (
 )
 from pipelines.options import check_number
 
-_OPEN_FILES = 16  # read in turns where files are shuffled
-_TURN = 256  # pairs taken from each of them in its turn
-_DUPLICATE_WINDOW = 1 << 17  # pairs remembered at least, and twice as many at most
+_OPEN_FILES = 16  # read in turns if files are shuffled
+_TURN = 256  # pairs read from a file before it is the next one's turn
+_DUPLICATE_WINDOW = 1 << 17  # pairs remembered at least; at most twice as many
 
-# Characters that cannot be seen: spaces of all kinds, control characters, and marks such as U+200B and U+FEFF. They
-# are listed one by one since `lstrip`, which wants that, is several times faster than a regular expression.
-_UNSEEN = r"[\s\0-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\u034f\u2800\u3164]"
-_UNSEEN = "".join(re.findall(_UNSEEN, "".join(map(chr, (*range(0x3165), 0xFEFF)))))
+# Invisible characters: spaces of all kinds, control characters, and marks such as U+200B and U+FEFF. A string of them,
+# for `lstrip`, which is several times faster than a regular expression.
+_INVISIBLE = r"[\s\0-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\u034f\u2800\u3164]"
+_INVISIBLE = "".join(re.findall(_INVISIBLE, "".join(map(chr, (*range(0x3165), 0xFEFF)))))
 
-# Why a pair is left out. The first three are faults of the text, and stop the reading unless told to skip.
+# Why a pair is left out. The first three are faults of the text: they are errors unless `on_bad_line` is "skip".
 COLUMNS, ENCODING, EMPTY = "wrong columns", "invalid UTF-8", "empty side"
 LENGTH, RATIO, DUPLICATE = "too long", "length ratio", "duplicate"
-NO_PAIR = "no pair"  # which is no fault, and counted only by `Reader.lines`
+NO_PAIR = "no pair"  # no fault; counted only by `Reader.lines`
 
 
 @dataclasses.dataclass
@@ -65,7 +60,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Reads the pairs of one corpus or several. The arguments are those of `read_pairs`, which explains them."""
+    """Reads the pairs of one corpus or several. `read_pairs` explains the arguments."""
 
     corpora: tuple[list[Shard], ...]
     columns: tuple | None = None
@@ -92,11 +87,9 @@ class Reader:
         check_number("max_length", self.max_length, least=1, optional=True)
         check_number("max_ratio", self.max_ratio, float, least=1, optional=True)
         if self.columns is not None:
-            check_columns(self.columns)
+            check_columns(self.columns, self.source_columns)
         wanted = len(self.sources) + 1
-        if self.columns and len(self.columns) != wanted:
-            raise CorpusError(f"columns={self.columns}: expected {wanted}, for {between_tabs(*self.sources, 'target')}")
-        for shard in itertools.chain.from_iterable(self.corpora):
+        for shard in self.shards:
             width = shard.width or (wanted if self.columns or self.source_columns else 2)
             if width != wanted:
                 unit = "parallel files" if shard.width else "columns"
@@ -105,12 +98,16 @@ class Reader:
             raise CorpusError(f"reverse=True: a source of {wanted - 1} columns cannot be the target")
 
     @property
+    def shards(self) -> list[Shard]:
+        """The shards of all corpora."""
+        return list(itertools.chain.from_iterable(self.corpora))
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """The names of the columns of a source: one unless several columns, or more than two files, are read."""
         if self.source_columns:
             return tuple(self.source_columns)
-        shards = itertools.chain.from_iterable(self.corpora)
-        width = len(self.columns) if self.columns else max((shard.width or 2 for shard in shards), default=2)
+        width = len(self.columns) if self.columns else max((shard.width or 2 for shard in self.shards), default=2)
         if width == 2:
             return ("source",)
         if self.columns and isinstance(self.columns[0], str):
@@ -121,25 +118,25 @@ class Reader:
         """Yields (source, target) byte strings, once through.
 
         Args:
-            seed: decides the order of files where they are shuffled.
+            seed: decides the order of the files if they are shuffled.
             report: a `Report` to count in.
         """
         report = Report() if report is None else report
         if self.weights:
-            starts = [lambda report, shards=shards: self._corpus(shards, seed, report) for shards in self.corpora]
-            return _mixed(starts, self.weights, report)
-        return self._corpus([shard for corpus in self.corpora for shard in corpus], seed, report)
+            starts = [lambda report, shards=shards: self._pairs_of(shards, seed, report) for shards in self.corpora]
+            return _mix(starts, self.weights, report)
+        return self._pairs_of(self.shards, seed, report)
 
     def lines(self, report: Report) -> Iterator[tuple[bytes, bytes] | None]:
-        """Yields something for each line of the corpora, in order: (source, target), or None if `pairs` leaves it out.
+        """Yields one item for each line of the corpora, in order: (source, target), or None if `pairs` leaves it out.
 
         Args:
-            report: a `Report` to count in. It names empty lines, and those with the names of the columns, too.
+            report: a `Report` to count in. It also names empty lines and those with the names of the columns.
         """
-        for shard in itertools.chain.from_iterable(self.corpora):
+        for shard in self.shards:
             yield from self._clean(shard, report, every_line=True)
 
-    def _corpus(self, shards, seed, report):
+    def _pairs_of(self, shards, seed, report):
         by_file = len(shards) >= self.num_shards
         if by_file:
             shards = shards[self.index :: self.num_shards]
@@ -149,7 +146,7 @@ class Reader:
         if not self.shuffle_files:
             return itertools.chain.from_iterable(parts)
         random.Random(seed).shuffle(parts)
-        return _in_turns(parts)
+        return _interleave(parts)
 
     def _clean(self, shard, report, every_line=False):
         """Yields the pairs of a shard that pass every check and, with `every_line`, None for each other line."""
@@ -175,10 +172,9 @@ class Reader:
                 else:
                     lengths = len(source_text), len(target_text)
                     first = source_text.partition("\t")[0] if several else source_text
-                    if not (first.lstrip(_UNSEEN) and target_text.lstrip(_UNSEEN)):
+                    if not (first.lstrip(_INVISIBLE) and target_text.lstrip(_INVISIBLE)):
                         reason = EMPTY
-                        empty = "target" if first.lstrip(_UNSEEN) else sources[0]
-                        problem = f"the {empty} is empty"
+                        problem = f"the {'target' if first.lstrip(_INVISIBLE) else sources[0]} is empty"
             if problem:
                 if reason == NO_PAIR and not every_line:
                     continue
@@ -196,20 +192,20 @@ class Reader:
                     recent, older = {key}, recent
                 else:
                     recent.add(key)
-            if problem:
-                report.drop(reason, f"{shard.name}, {shard.unit} {number}: {problem}")
-                if every_line:
-                    yield None
+            if not problem:
+                report.pairs += 1
+                yield source, target
                 continue
-            report.pairs += 1
-            yield source, target
+            report.drop(reason, f"{shard.name}, {shard.unit} {number}: {problem}")
+            if every_line:
+                yield None
 
 
 def _ratio(lengths):
     return max(lengths) / min(lengths)
 
 
-def _in_turns(parts):
+def _interleave(parts):
     """Yields from several iterators, a block from each in turn, with a bounded number of files open at a time."""
     waiting = iter(parts)
     reading = list(itertools.islice(waiting, _OPEN_FILES))
@@ -222,26 +218,25 @@ def _in_turns(parts):
                 reading.extend(itertools.islice(waiting, 1))
 
 
-def _mixed(corpora, weights, report):
+def _mix(corpora, weights, report):
     """Yields from several corpora in proportion to their weights, evenly, until each has been read to its end once.
 
-    The ones that are through sooner start over. Every pair is therefore read at least once, and how many are read does
-    not depend on chance. (Smooth weighted round-robin, as in nginx.)
+    A corpus that ends sooner starts over. So every pair is read at least once, and the number of pairs read does not
+    depend on chance. (Smooth weighted round-robin, as in nginx.)
     """
     reading = [corpus(report) for corpus in corpora]
     credit = [0.0] * len(weights)
-    to_finish = set(range(len(weights)))
+    unfinished = set(range(len(weights)))
     while True:
-        for number, weight in enumerate(weights):
-            credit[number] += weight
-        chosen = max(range(len(weights)), key=credit.__getitem__)
+        credit = [have + weight for have, weight in zip(credit, weights, strict=True)]
+        chosen = credit.index(max(credit))
         credit[chosen] -= sum(weights)
         pair = next(reading[chosen], None)
         if pair is None:
-            to_finish.discard(chosen)
-            if not to_finish:
+            unfinished.discard(chosen)
+            if not unfinished:
                 return
-            reading[chosen] = corpora[chosen](Report())  # counted the first time
+            reading[chosen] = corpora[chosen](Report())  # its pairs have been counted
             pair = next(reading[chosen], None)
             if pair is None:
                 raise CorpusError(f"corpus {chosen + 1} of the weighted ones has no pairs")
@@ -249,32 +244,33 @@ def _mixed(corpora, weights, report):
 
 
 def open_corpora(corpus: Corpora, **options: Any) -> Reader:
-    """A `Reader` of a corpus or of a list of such.
+    """Opens a corpus or a list of corpora.
 
     Args:
         corpus: as `read_pairs` takes it.
         **options: the further arguments of `Reader`.
     """
-    corpora = _several(corpus)
-    if not len(corpora):
+    corpora = _as_list(corpus)
+    if not corpora:
         raise CorpusError("corpus: an empty list; expected a corpus, or several")
     return Reader(tuple(map(find_shards, corpora)), **options)
 
 
-def _several(corpus):
-    """The corpora in a list of them, or the one that is no such list."""
-    return corpus if isinstance(corpus, list | tuple) and not is_list_of_pairs(corpus) else [corpus]
-
-
 def checksums(corpus: Corpora) -> dict[str, str]:
-    """What the files of a corpus hold: {path: sha256 in hexadecimal}, in the order read, a zip counted as a whole.
+    """Computes the checksums of a corpus's files: {path: sha256 in hexadecimal}, in the order read.
+
+    A zip is one file.
 
     Raises:
-        CorpusError: for standard input and pipes, which are gone once they are read.
+        CorpusError: for standard input and pipes, which can be read only once.
     """
-    shards = [shard for one in _several(corpus) for shard in find_shards(one)]
+    shards = [shard for one in _as_list(corpus) for shard in find_shards(one)]
     for shard in shards:
         if not shard.files:
             raise CorpusError(f"{shard.name} can be read only once, and training reads a corpus many times; use a file")
     names = [name for shard in shards for name in shard.files]
     return {str(name): sha256(name) for name in dict.fromkeys(archive_of(name) or name for name in names)}
+
+
+def _as_list(corpus):
+    return corpus if isinstance(corpus, list | tuple) and not is_list_of_pairs(corpus) else [corpus]
