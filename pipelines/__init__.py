@@ -5,7 +5,7 @@ from typing import Any
 
 _MODULES = {
     "batches": ["batch_pairs"],
-    "columns": ["ColumnsTokenizer", "SeparatorTokenizer"],
+    "columns": ["ColumnsTokenizer"],
     "corpora": [
         "Survey",
         "corpus_errors",
@@ -21,14 +21,9 @@ _MODULES = {
     "options": ["OptionError", "accepted", "check_number", "choose", "construct", "load_class"],
     "readers": ["Report", "checksums", "open_corpora"],
     "shuffling": ["damaged_shards", "shuffle_corpus"],
-    "tokenizers": [
-        "ByteTokenizer",
-        "CharTokenizer",
-        "LetterTokenizer",
-        "SubwordTokenizer",
-        "Tokenizer",
-        "WhitespaceTokenizer",
-    ],
+    "subwords": ["SubwordTokenizer"],
+    "tokenizers": ["ByteTokenizer", "CharTokenizer", "LetterTokenizer", "SeparatorTokenizer", "WhitespaceTokenizer"],
+    "tokens": ["Tokenizer"],
 }
 __all__ = [name for names in _MODULES.values() for name in names]
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from pipelines.corpora import UNTUNED
 from pipelines.options import check_number, choose
-from pipelines.tokenizers import Tokenizer
+from pipelines.tokens import Tokenizer
 
 
 def batch_pairs(

@@ -1,58 +1,18 @@
-"""Columns: tokenizers of texts with several columns, and of a column that is a set of features."""
+"""Columns: a tokenizer of texts with several columns."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from pipelines.options import OptionError
-from pipelines.tokenizers import PADDING, RESERVED_TOKENS, UNKNOWN, Texts, Tokenizer
-
-
-@keras.saving.register_keras_serializable("pipelines")
-class SeparatorTokenizer(Tokenizer):
-    """One token for each stretch of text between separators: a set of features, as in "V;PST;3;SG".
-
-    The order of the tokens means nothing (`ordered` is False). Nothing between two separators is no token.
-    `detokenize(tokenize(text))` is the text's normal form for every other text whose tokens are in the vocabulary.
-
-    Args:
-        separator: what stands between tokens, one character or several, without a tab.
-        vocabulary, normal_form, lowercase: as in `Tokenizer`.
-
-    Raises:
-        OptionError: for an empty separator, or one with a tab.
-    """
-
-    ordered = False
-
-    def __init__(
-        self,
-        separator: str = ";",
-        vocabulary: Iterable[str] = (),
-        normal_form: str | None = "NFC",
-        lowercase: bool = False,
-    ) -> None:
-        if not separator or "\t" in separator:
-            raise OptionError(f"separator={separator!r}: expected one character or several, and no tab")
-        super().__init__(vocabulary, normal_form, lowercase)
-        self.separator = separator
-
-    def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        tokens = tf.strings.split(texts, self.normalize([self.separator])[0])
-        return tf.ragged.boolean_mask(tokens, tokens != "")
-
-    def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
-        return tf.strings.reduce_join(tokens, axis=1, separator=self.separator)
-
-    def get_config(self) -> dict:
-        return {"separator": self.separator, **super().get_config()}
+from pipelines.tokens import PADDING, RESERVED_TOKENS, UNKNOWN, Texts, Tokenizer
 
 
 @keras.saving.register_keras_serializable("pipelines")
 class ColumnsTokenizer(Tokenizer):
-    """Texts of several columns with a tab between them, each column cut by a tokenizer of its own.
+    """Texts of several columns with a tab between them, each column with its own tokenizer.
 
     ```python
     tokenizer = ColumnsTokenizer([CharTokenizer(), SeparatorTokenizer(";")], ["lemma", "features"])
@@ -62,17 +22,17 @@ class ColumnsTokenizer(Tokenizer):
     tokenizer.detokenize(ids)                   # [b"go\tV;PRS"]
     ```
 
-    The ids of a text are one sequence: those of the first column's tokens, then those of the second's, and so on. Each
-    column has ids of its own, also for the same token; and, from the second on, one for what is unknown in it, so that
-    an unknown feature is still a feature. A column that a text lacks is empty, columns that are too many are not read.
+    The ids of a text are one sequence: those of the first column, then those of the second, and so on. Columns share no
+    ids, even for the same token. From the second on, each has an id for its unknown tokens, so that an unknown feature
+    is still a feature. A missing column is empty; surplus columns are not read.
 
-    In `counts`, as in `tokens`, a token of the n-th column has n - 1 tabs before it.
+    In `counts` and `tokens`, a token of the n-th column has n - 1 tabs before it.
 
     Args:
         tokenizers: one for each column.
-        names: what the columns are called, for messages; "source 1", "source 2" and so on by default.
-        columns: for each id after the reserved ones, the column it belongs to, counted from 0, as `get_config` has it.
-            Default: that of a vocabulary just taken, the ids of one column after those of another.
+        names: the columns' names, for messages; "source 1", "source 2" and so on by default.
+        columns: for each id after the reserved ones its column, counted from 0, as in `get_config`. Default: the ids of
+            one column after those of another.
 
     Raises:
         OptionError: if there is no tokenizer, or there are not as many names.
@@ -89,7 +49,7 @@ class ColumnsTokenizer(Tokenizer):
         super().__init__((), tokenizers[0].normal_form, tokenizers[0].lowercase)
         self.tokenizers = list(tokenizers)
         self.column_names = tuple(names)
-        self._number(list(columns))
+        self._assign_ids(list(columns))
 
     def normalize(self, texts: Texts) -> tf.Tensor:
         """Brings each column of texts `[B]` into the normal form of its tokenizer."""
@@ -97,13 +57,13 @@ class ColumnsTokenizer(Tokenizer):
 
     @property
     def vocabulary(self) -> list[str]:
-        """All tokens, the reserved ones first; a token's index is its id. What is in several columns is repeated."""
+        """All tokens, the reserved ones first; a token's index is its id. A token of several columns is repeated."""
         vocabularies = [part.vocabulary for part in self.tokenizers]
-        return [vocabularies[column][place] for column, place in zip(self.columns, self._places, strict=True)]
+        return [vocabularies[column][own] for column, own in zip(self.columns, self._own_ids, strict=True)]
 
     @property
     def columns(self) -> np.ndarray:
-        """The column that each id belongs to, counted from 0, which is also that of the reserved ids: int32 `[V]`."""
+        """The column of each id, counted from 0: int32 `[V]`. Reserved ids are in column 0."""
         return self._columns
 
     @property
@@ -111,29 +71,15 @@ class ColumnsTokenizer(Tokenizer):
         """For each column, whether the order of its tokens means something."""
         return tuple(part.ordered for part in self.tokenizers)
 
-    def adapt(self, texts: Texts | tf.data.Dataset, min_frequency: int = 1, max_size: int | None = None) -> None:
-        """Takes the vocabulary of each column from text, which is read once for each.
-
-        Args:
-            texts: a `tf.data.Dataset` of scalar strings, or anything `from_tensor_slices` makes one of.
-            min_frequency, max_size: as in `take_vocabulary`.
-        """
-        if not isinstance(texts, tf.data.Dataset):
-            texts = tf.data.Dataset.from_tensor_slices(texts)
-        rows = texts.batch(4096).map(lambda texts: tf.stack([column for _, column in self._columns_of(texts)], axis=1))
-        for number, part in enumerate(self.tokenizers):
-            part.adapt(rows.map(lambda rows, number=number: rows[:, number]).unbatch(), min_frequency, max_size)
-        self._number([])
-
     def count(self, texts: Texts) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Counts the tokens of texts `[B]`, as `Tokenizer.count`, those of each column by themselves."""
+        """Counts the tokens of texts `[B]`, as `Tokenizer.count`, each column separately."""
         counts = [part.count(column) for part, column in self._columns_of(texts)]
         tokens, numbers, lengths = zip(*counts, strict=True)
         marked = [tf.strings.join(["\t" * number, column]) for number, column in enumerate(tokens)]
         return tf.concat(marked, axis=0), tf.concat(numbers, axis=0), tf.add_n(list(lengths))
 
     def lengths(self, texts: Texts) -> tf.Tensor:
-        """How many tokens each of texts `[B]` has, in all columns: int32 `[B]`."""
+        """Counts the tokens of each of texts `[B]`, in all columns: int32 `[B]`."""
         return tf.add_n([part.lengths(column) for part, column in self._columns_of(texts)])
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
@@ -145,22 +91,22 @@ class ColumnsTokenizer(Tokenizer):
         """
         for part, of_column in zip(self.tokenizers, self.by_column(counts), strict=True):
             part.take_vocabulary(of_column, min_frequency, max_size)
-        self._number([])
+        self._assign_ids([])
 
     def extend_vocabulary(
         self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None
     ) -> None:
-        """Takes more tokens into the vocabulary of each column. All ids that were there stay what they are.
+        """Adds tokens to the vocabulary of each column. All tokens it has keep their ids.
 
         Args:
             counts, min_frequency, max_size: as in `take_vocabulary`.
         """
         for part, of_column in zip(self.tokenizers, self.by_column(counts), strict=True):
             part.extend_vocabulary(of_column, min_frequency, max_size)
-        self._number(self.columns[len(RESERVED_TOKENS) :].tolist())
+        self._assign_ids(self.columns[len(RESERVED_TOKENS) :].tolist())
 
     def by_column(self, counts: Mapping[bytes, int]) -> list[dict[bytes, int]]:
-        """Counted tokens, as `count` gives them, as a list of those of each column without the tabs before them."""
+        """Divides counted tokens, as `count` gives them, into those of each column, without the tabs before them."""
         found: list[dict[bytes, int]] = [{} for _ in self.tokenizers]
         for token, count in counts.items():
             own = token.lstrip(b"\t")
@@ -179,44 +125,48 @@ class ColumnsTokenizer(Tokenizer):
         parts = [keras.saving.deserialize_keras_object(part) for part in config["tokenizers"]]
         return cls(**{**config, "tokenizers": parts})
 
+    def _start_over(self):
+        for part in self.tokenizers:
+            part._start_over()
+
     def _set_tokens(self, tokens):
-        """Nothing: the columns have tokens, and `_number` gives them ids."""
+        """Does nothing: the columns have tokens, and `_assign_ids` gives them ids."""
 
-    def _number(self, columns):
-        """Gives each token an id: one that is in a list of columns of ids the next one of its column, others new ones.
+    def _assign_ids(self, columns):
+        """Gives each token an id: the next id of its column in a list of columns by id, or a new id after the list.
 
-        Within a column ids rise with those of its tokenizer, so that the list says it all.
+        Within a column ids rise with those of its tokenizer, so that the list is all there is to save.
         """
-        # What has an id, by its own id in its column: tokens and, but in the first column, what is unknown.
-        known = [[UNKNOWN] * (number > 0) for number in range(len(self.tokenizers))]
-        for own, part in zip(known, self.tokenizers, strict=True):
-            own += range(len(RESERVED_TOKENS), part.vocabulary_size)
-        for number, own in enumerate(known):
+        # The ids that each tokenizer has for its column: tokens and, except in the first column, the unknown.
+        own_ids = [
+            [UNKNOWN] * (number > 0) + list(range(len(RESERVED_TOKENS), part.vocabulary_size))
+            for number, part in enumerate(self.tokenizers)
+        ]
+        for number, own in enumerate(own_ids):
             columns = columns + [number] * (len(own) - columns.count(number))
         self._columns = np.array([0] * len(RESERVED_TOKENS) + columns, np.int32)
-        self._places = np.arange(len(self._columns), dtype=np.int32)  # of each id, the one in its column
-        self._ids = []  # of each column, the ids by those in it
-        for number, (own, part) in enumerate(zip(known, self.tokenizers, strict=True)):
-            ids = np.flatnonzero(self._columns == number)
-            ids = ids[ids >= len(RESERVED_TOKENS)]
-            self._places[ids] = own
+        self._own_ids = np.arange(len(self._columns), dtype=np.int32)  # of each id, the one in its column
+        self._ids = []  # of each column, the ids by those of its tokenizer
+        for number, (own, part) in enumerate(zip(own_ids, self.tokenizers, strict=True)):
+            ids = len(RESERVED_TOKENS) + np.flatnonzero(np.array(columns) == number)
+            self._own_ids[ids] = own
             table = np.arange(part.vocabulary_size, dtype=np.int32)
             table[own] = ids
             self._ids.append(table)
         self.tokens = [
-            b"\t" * column + self._written(column, place)
-            for column, place in zip(columns, self._places[len(RESERVED_TOKENS) :], strict=True)
+            b"\t" * column + self._token(column, own)
+            for column, own in zip(columns, self._own_ids[len(RESERVED_TOKENS) :], strict=True)
         ]
 
-    def _written(self, column, place):
-        """The token of an id in a column, as bytes; of what is unknown there, nothing."""
-        if place == UNKNOWN:
+    def _token(self, column, own):
+        """The token of a column's own id, as bytes; none for the unknown."""
+        if own == UNKNOWN:
             return b""
-        token = self.tokenizers[column].tokens[place - len(RESERVED_TOKENS)]
+        token = self.tokenizers[column].tokens[own - len(RESERVED_TOKENS)]
         return token if isinstance(token, bytes) else token.encode()
 
     def _columns_of(self, texts):
-        """The columns of texts `[B]`, strings `[B]` of each, with its tokenizer."""
+        """Splits texts `[B]` into columns: a list of (tokenizer, strings `[B]`)."""
         texts = tf.ensure_shape(tf.convert_to_tensor(texts, tf.string), [None])
         columns = tf.strings.split(texts, "\t").to_tensor("", shape=[None, len(self.tokenizers)])
         return list(zip(self.tokenizers, tf.unstack(columns, axis=1), strict=True))
@@ -229,6 +179,6 @@ class ColumnsTokenizer(Tokenizer):
         return tf.concat(found, axis=1)
 
     def _spell(self, ids):
-        columns, places = tf.gather(self._columns, ids), tf.gather(self._places, ids)
+        columns, own = tf.gather(self._columns, ids), tf.gather(self._own_ids, ids)
         parts = enumerate(self.tokenizers)
-        return tf.strings.join([part._spell(tf.where(columns == n, places, PADDING)) for n, part in parts], "\t")
+        return tf.strings.join([part._spell(tf.where(columns == n, own, PADDING)) for n, part in parts], "\t")

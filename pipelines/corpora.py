@@ -16,7 +16,7 @@ import tensorflow as tf
 from pipelines.files import CorpusError
 from pipelines.formats import Corpora
 from pipelines.readers import Report, open_corpora
-from pipelines.tokenizers import WHITESPACE, Tokenizer
+from pipelines.tokens import WHITESPACE, Tokenizer
 
 # What tunes buffers is a thread that may sleep through the end of an iteration (TensorFlow 2.21 wakes it before it can
 # see that it is cancelled), and all wait for it then, for up to a minute. Nothing here is faster for being tuned.

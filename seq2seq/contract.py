@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, choose, load_class
 from pipelines.columns import ColumnsTokenizer
-from pipelines.tokenizers import END, PADDING, START, UNKNOWN, Tokenizer
+from pipelines.tokens import END, PADDING, START, UNKNOWN, Tokenizer
 from seq2seq.decoding import STRATEGIES, Hypotheses, Strategy, Wanted, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoded, Encoder, token_ids
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder

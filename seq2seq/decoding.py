@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import tensorflow as tf
 
 from pipelines.options import check_number
-from pipelines.tokenizers import END, PADDING, START
+from pipelines.tokens import END, PADDING, START
 
 # Why a hypothesis stopped: it emitted END, reached its limit, or said one phrase over and over.
 STOPPED = ("end", "limit", "repetition")

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, choose
-from pipelines.tokenizers import END, PADDING, Tokenizer, one_hot
+from pipelines.tokens import END, PADDING, Tokenizer, one_hot
 from seq2seq.recurrence import Recurrent, Rows, look_up
 
 SOFT_ATTENTIONS, HARD_ATTENTIONS = ("dot", "general", "additive"), ("hard", "monotonic")

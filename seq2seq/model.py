@@ -13,8 +13,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import pipelines.tokenizers  # noqa: F401 (Keras loads only classes that are imported)
 from pipelines import OptionError, accepted, check_number, choose, construct
-from pipelines.tokenizers import PADDING, START, UNKNOWN, Texts, Tokenizer, one_hot
+from pipelines.tokens import PADDING, START, UNKNOWN, Texts, Tokenizer, one_hot
 from seq2seq.contract import (
     check_contract,
     check_savable,

@@ -42,12 +42,13 @@ from pipelines import (
     sources_in,
     survey,
 )
-from pipelines.columns import ColumnsTokenizer, SeparatorTokenizer
+from pipelines.columns import ColumnsTokenizer
 from pipelines.corpora import UNTUNED
 from pipelines.lines import as_line
 from pipelines.options import nearest
 from pipelines.readers import LENGTH
-from pipelines.tokenizers import END, RESERVED_TOKENS, TOKENIZERS, Tokenizer
+from pipelines.tokenizers import TOKENIZERS, SeparatorTokenizer
+from pipelines.tokens import END, RESERVED_TOKENS, Tokenizer
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file, write_json
 from seq2seq.config import (
     TRANSLATION_FIGURES,

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError
-from pipelines.tokenizers import Tokenizer
+from pipelines.tokens import Tokenizer
 from seq2seq.layers import (
     Encoded,
     Pointer,

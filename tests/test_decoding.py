@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from pipelines.options import OptionError
-from pipelines.tokenizers import END, START, CharTokenizer
+from pipelines.tokenizers import CharTokenizer
+from pipelines.tokens import END, START
 from seq2seq import Strategy, extend_each
 from seq2seq.decoding import (
     ENDED,

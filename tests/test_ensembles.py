@@ -11,7 +11,7 @@ from command_line import seq2seq
 from conftest import WORDS
 
 from pipelines import CharTokenizer, OptionError
-from pipelines.tokenizers import END, START
+from pipelines.tokens import END, START
 from seq2seq import BeamSearch, Sampling, Seq2Seq, ensemble
 from seq2seq.runs import load_runs
 from seq2seq.training import train

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer, Tokenizer, batch_pairs
-from pipelines.tokenizers import END, PADDING
+from pipelines.tokens import END, PADDING
 from seq2seq import (
     BeamSearch,
     Decoder,

@@ -14,7 +14,8 @@ import pytest
 from conftest import LINES, small_config
 
 from pipelines import CorpusError, OptionError, batch_pairs, read_pairs
-from pipelines.tokenizers import NORMAL_FORMS, TOKENIZERS
+from pipelines.tokenizers import TOKENIZERS
+from pipelines.tokens import NORMAL_FORMS
 from seq2seq import BeamSearch, Seq2Seq
 from seq2seq.config import _CHOICES
 from seq2seq.evaluation import evaluate
