@@ -43,7 +43,7 @@ from pipelines import (
     survey,
 )
 from pipelines.columns import ColumnsTokenizer
-from pipelines.corpora import UNTUNED
+from pipelines.corpora import WITHOUT_AUTOTUNE
 from pipelines.lines import as_line
 from pipelines.options import nearest
 from pipelines.readers import LENGTH
@@ -550,7 +550,7 @@ def _training_batches(run, seen):
         pairs = (always or _one_pass(config, source_tokenizer, number)).repeat().take(run.pairs)
         return _batches(run, pairs, seed=config.seed, epoch=number, skip=tf.where(number == begun, skip, 0))
 
-    passes = tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_pass).prefetch(2).with_options(UNTUNED)
+    passes = tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_pass).prefetch(2).with_options(WITHOUT_AUTOTUNE)
     return passes.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
