@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, choose
-from pipelines.tokenizers import END, PADDING, Tokenizer, one_hot
+from pipelines.tokens import END, PADDING, Tokenizer, one_hot
 
 SOFT_ATTENTIONS, HARD_ATTENTIONS = ("dot", "general", "additive"), ("hard", "monotonic")
 _NEVER = -1e6  # the logarithm of a probability of 0, so that differences of two are numbers

@@ -29,7 +29,8 @@ import typer
 import typer.core
 
 from pipelines import CorpusError, OptionError, load_class, open_corpora
-from pipelines.readers import as_line, line_waits, read_lines, wrong_columns
+from pipelines.formats import wrong_columns
+from pipelines.lines import as_line, line_waits, read_lines
 from seq2seq.config import (
     Config,
     check_option,

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines import OptionError, check_number, choose, open_corpora
-from pipelines.readers import NAMED_CORPORA, check_columns
+from pipelines.files import NAMED_CORPORA
+from pipelines.formats import check_columns
 
 
 def _option(default, panel, help, range=None, **how):

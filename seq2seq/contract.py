@@ -11,7 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, choose, construct, load_class
-from pipelines.tokenizers import END, PADDING, START, UNKNOWN, ColumnsTokenizer, Tokenizer
+from pipelines.columns import ColumnsTokenizer
+from pipelines.tokens import END, PADDING, START, UNKNOWN, Tokenizer
 from seq2seq.attention import Encoded
 from seq2seq.decoding import masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoder, token_ids

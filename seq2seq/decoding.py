@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import tensorflow as tf
 
-from pipelines.tokenizers import END, PADDING
+from pipelines.tokens import END, PADDING
 
 # Why a hypothesis stopped: it emitted END, reached its limit, or repeated one phrase over and over.
 STOPPED = ("end", "limit", "repetition")

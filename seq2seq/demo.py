@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from pipelines import OptionError
-from pipelines.tokenizers import START
+from pipelines.tokens import START
 from seq2seq.contract import check_strategy
 from seq2seq.model import Seq2Seq
 from seq2seq.pictures import attention_svg

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tensorflow.python.data.ops import multi_device_iterator_ops as device_iterators
 
 from pipelines import OptionError, choose
-from pipelines.corpora import UNTUNED
+from pipelines.corpora import WITHOUT_AUTOTUNE
 from seq2seq.contract import one_line
 
 
@@ -148,12 +148,12 @@ def whole_batches(strategy: tf.distribute.Strategy, data: Any) -> Any:
 
 @functools.cache
 def _tune_no_device():
-    """Does what `UNTUNED` does for datasets for the iterators that TensorFlow (2.21) makes for each device.
+    """Does what `WITHOUT_AUTOTUNE` does for datasets for the iterators that TensorFlow (2.21) makes for each device.
 
     No option of a dataset comes to these.
     """
     create = device_iterators._create_device_dataset
-    device_iterators._create_device_dataset = lambda *args: create(*args).with_options(UNTUNED)
+    device_iterators._create_device_dataset = lambda *args: create(*args).with_options(WITHOUT_AUTOTUNE)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from sacrebleu.metrics.base import Metric, Score
 from sacrebleu.significance import PairedTest
 
 from pipelines import CorpusError, OptionError, batch_pairs, check_number, choose, group_by_source, read_pairs
-from pipelines.readers import as_line
+from pipelines.lines import as_line
 from seq2seq.metrics import Perplexity, TokenAccuracy
 from seq2seq.model import Seq2Seq, teacher_forcing
 from seq2seq.strategies import Strategy

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from pipelines import OptionError, choose
-from pipelines.tokenizers import PADDING, Tokenizer, one_hot
+from pipelines.tokens import PADDING, Tokenizer, one_hot
 from seq2seq.attention import (
     HARD_ATTENTIONS,
     SOFT_ATTENTIONS,

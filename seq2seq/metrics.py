@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, construct, load_class
-from pipelines.tokenizers import END, PADDING, START
+from pipelines.tokens import END, PADDING, START
 from seq2seq.config import Config
 
 

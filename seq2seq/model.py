@@ -11,8 +11,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+import pipelines.tokenizers  # noqa: F401 (Keras loads only classes that are imported)
 from pipelines import OptionError, accepted, choose, construct
-from pipelines.tokenizers import PADDING, Tokenizer, one_hot
+from pipelines.tokens import PADDING, Tokenizer, one_hot
 from seq2seq.contract import check_contract, check_savable, encode, start, take_tokenizers
 from seq2seq.decoding import STEPS_UNASKED, gather_rows, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoder, row_lengths, token_ids

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from pipelines.names import check_number
-from pipelines.tokenizers import END, PADDING, START
+from pipelines.options import check_number
+from pipelines.tokens import END, PADDING, START
 from seq2seq.decoding import (
     ENDED,
     LIMITED,

@@ -42,10 +42,13 @@ from pipelines import (
     sources_in,
     survey,
 )
-from pipelines.corpora import UNTUNED
-from pipelines.names import nearest
-from pipelines.readers import LENGTH, as_line
-from pipelines.tokenizers import END, RESERVED_TOKENS, TOKENIZERS, ColumnsTokenizer, SeparatorTokenizer, Tokenizer
+from pipelines.columns import ColumnsTokenizer
+from pipelines.corpora import WITHOUT_AUTOTUNE
+from pipelines.lines import as_line
+from pipelines.options import nearest
+from pipelines.readers import LENGTH
+from pipelines.tokenizers import TOKENIZERS, SeparatorTokenizer
+from pipelines.tokens import END, RESERVED_TOKENS, Tokenizer
 from seq2seq.attention import Pointer
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file, write_json
 from seq2seq.config import (
@@ -548,7 +551,7 @@ def _training_batches(run, seen):
         pairs = (always or _one_pass(config, source_tokenizer, number)).repeat().take(run.pairs)
         return _batches(run, pairs, seed=config.seed, epoch=number, skip=tf.where(number == begun, skip, 0))
 
-    passes = tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_pass).prefetch(2).with_options(UNTUNED)
+    passes = tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_pass).prefetch(2).with_options(WITHOUT_AUTOTUNE)
     return passes.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError
-from pipelines.tokenizers import Tokenizer
+from pipelines.tokens import Tokenizer
 from seq2seq.attention import Encoded, masked_softmax, rows_by_source
 from seq2seq.layers import BaseDecoder, Half, TokenVectors, arguments, source_mask, token_ids
 

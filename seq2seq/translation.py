@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, check_number, choose
-from pipelines.tokenizers import PADDING, START, UNKNOWN, Texts, Tokenizer
+from pipelines.tokens import PADDING, START, UNKNOWN, Texts, Tokenizer
 from seq2seq.attention import Encoded
 from seq2seq.contract import check_strategy, encode, has_attention, one_line, start
 from seq2seq.decoding import LIMITED, NEVER, STOPPED

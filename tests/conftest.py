@@ -1,3 +1,4 @@
+import collections
 import os
 import signal
 from pathlib import Path
@@ -15,6 +16,8 @@ import searching
 import tensorflow as tf
 
 from pipelines import CharTokenizer, batch_pairs, read_pairs
+from pipelines.formats import find_shards
+from pipelines.readers import Reader
 from seq2seq import Config, Seq2Seq, sweep
 
 # A GPU rounds the factors of a product to 10 bits by default; tests compare to five digits.
@@ -47,6 +50,22 @@ def tsv(tmp_path):
     return write
 
 
+PAIRS = [("Go.", "Ve."), ("Hi.", "Hola."), ("Run!", "¡Corre!")]
+TSV = "".join(f"{source}\t{target}\n" for source, target in PAIRS)
+
+
+@pytest.fixture(scope="session")
+def read():
+    """A function that reads one corpus, or a list of them, as pairs of strings."""
+
+    def read(corpus, report=None, seed=0, **options):
+        corpora = corpus if isinstance(corpus, list) else [corpus]
+        reader = Reader(tuple(map(find_shards, corpora)), **options)
+        return [(source.decode(), target.decode()) for source, target in reader.pairs(seed, report)]
+
+    return read
+
+
 @pytest.fixture
 def pairs(tsv):
     """A dataset of real pairs: words and the same words in upper case."""
@@ -54,10 +73,11 @@ def pairs(tsv):
 
 
 @pytest.fixture
-def tokenizers(pairs):
+def tokenizers():
+    """A source and a target tokenizer with the vocabularies of `pairs`."""
     source, target = CharTokenizer(), CharTokenizer()
-    source.adapt(pairs.map(lambda source, _: source))
-    target.adapt(pairs.map(lambda _, target: target))
+    source.take_vocabulary(collections.Counter(letter.encode() for letter in "".join(WORDS)))
+    target.take_vocabulary(collections.Counter(letter.encode() for letter in "".join(WORDS).upper()))
     return source, target
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines.tokenizers import END, START, CharTokenizer
+from pipelines.tokenizers import CharTokenizer
+from pipelines.tokens import END, START
 from seq2seq import BeamSearch, Greedy, Sampling, Strategy, extend_each
 from seq2seq.decoding import STEPS_UNASKED, STOPPED, masking_loop
 from seq2seq.strategies import Wanted

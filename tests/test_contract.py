@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines import OptionError
-from pipelines.tokenizers import END
+from pipelines.tokens import END
 from seq2seq import BeamSearch, Greedy, Hypotheses, Sampling, Strategy, emittable, extend_each
 from seq2seq.contract import check_strategy, make_strategy
 

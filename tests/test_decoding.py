@@ -19,7 +19,7 @@ from searching import (
     wandering,
 )
 
-from pipelines.tokenizers import END
+from pipelines.tokens import END
 from seq2seq import BeamSearch
 from seq2seq.decoding import masking_loop
 from seq2seq.strategies import Wanted

@@ -9,7 +9,7 @@ from command_line import seq2seq
 from conftest import WORDS
 
 from pipelines import CharTokenizer, OptionError
-from pipelines.tokenizers import END, START
+from pipelines.tokens import END, START
 from seq2seq import BeamSearch, Seq2Seq, ensemble, load_run
 from seq2seq.runs import load_runs
 

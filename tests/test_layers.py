@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines import CharTokenizer, OptionError
-from pipelines.tokenizers import one_hot
+from pipelines.tokens import one_hot
 from seq2seq.contract import encode
 from seq2seq.layers import (
     Decoder,

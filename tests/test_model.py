@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import WORDS, decoded, ids_of
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer, batch_pairs
-from pipelines.tokenizers import PADDING
+from pipelines.tokens import PADDING
 from seq2seq import (
     BeamSearch,
     Decoder,

@@ -27,7 +27,7 @@ from searching import (
 )
 
 from pipelines import OptionError
-from pipelines.tokenizers import END, START
+from pipelines.tokens import END, START
 from seq2seq import BeamSearch, Greedy, Sampling
 from seq2seq.decoding import ENDED
 from seq2seq.strategies import STRATEGIES

@@ -8,7 +8,7 @@ import tensorflow as tf
 from conftest import WORDS, ids_of
 
 from pipelines import OptionError, batch_pairs
-from pipelines.tokenizers import PADDING
+from pipelines.tokens import PADDING
 from seq2seq import (
     Encoder,
     Seq2Seq,

@@ -16,12 +16,13 @@ import tensorflow as tf
 from tensorflow.python.framework import config as determinism
 
 from pipelines import CharTokenizer, CorpusError, OptionError
+from seq2seq.checkpoints import RunError
 from seq2seq.cli import _progress
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
 from seq2seq.layers import Encoder
 from seq2seq.model import Seq2Seq
-from seq2seq.runs import RunError, best_epoch, configuration, draw_run, held_out_pairs, kept_epochs, load_run
+from seq2seq.runs import best_epoch, configuration, draw_run, held_out_pairs, kept_epochs, load_run
 from seq2seq.training import DivergedError, train
 
 
@@ -51,7 +52,7 @@ def test_a_run_folder_holds_the_model_what_made_it_and_how_it_went(config, tmp_p
 def test_the_vocabulary_is_of_the_training_side_only(tsv, tmp_path):
     corpus = tsv("".join(f"{c}\tx\n" for c in "abcdefghij"))
     model = train(Config(str(corpus), split="last", validation_fraction=0.2, units=4, epochs=1), tmp_path / "run")
-    assert sorted(model.source_tokenizer.characters) == list("abcdefgh")
+    assert sorted(model.source_tokenizer.tokens) == list("abcdefgh")
 
 
 def test_a_corpus_too_small_to_hold_anything_out_is_trained_on_whole(tsv, tmp_path):
@@ -415,7 +416,7 @@ def test_what_was_read_is_reported_and_kept(tsv, tmp_path):
     assert counted == [10] and "source: 50% of the tokens are none of the vocabulary's 5" in said
     assert not any(text.startswith("target") for text in said)
     assert reports[0].dropped == {"wrong columns": 1, "too long": 1}
-    assert model.source_tokenizer.characters == list("abcde")
+    assert model.source_tokenizer.tokens == list("abcde")
     kept = json.loads((tmp_path / "run" / "survey.json").read_text())
     assert kept["pairs"] == 10 and kept["target"]["tokens"] == {"x": 10, "y": 10}
 

@@ -5,8 +5,8 @@ import tensorflow as tf
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer, batch_pairs
 from seq2seq import BeamSearch, Decoder, Encoder, Greedy, Seq2Seq, TransformerDecoder, TransformerEncoder
+from seq2seq.attention import Encoded
 from seq2seq.contract import check_contract, encode
-from seq2seq.layers import Encoded
 from seq2seq.transformer import MultiHeadAttention, _rotate
 
 TOKENIZERS = CharTokenizer("abcd"), CharTokenizer("dbax")

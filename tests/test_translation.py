@@ -8,7 +8,7 @@ import tensorflow as tf
 from conftest import decoded, ids_of
 
 from pipelines import OptionError, Tokenizer, batch_pairs
-from pipelines.tokenizers import END, PADDING
+from pipelines.tokens import END, PADDING
 from seq2seq import (
     BeamSearch,
     Decoder,
