@@ -23,22 +23,19 @@ import tensorflow as tf
 from pipelines import (
     CorpusError,
     OptionError,
-    Report,
     Tokenizer,
     as_seen_from,
     check_number,
     checksums,
     group_by_source,
-    read_pairs,
     sources_in,
-    split_by_hash,
-    split_last,
 )
 from seq2seq.checkpoints import RunError, locked, whole_file, write_json
-from seq2seq.config import MONITORS, Config, load_config, own_classes, reading_options
+from seq2seq.config import MONITORS, Config, load_config, own_classes
 from seq2seq.contract import one_line
 from seq2seq.decoding import BeamSearch, Strategy
 from seq2seq.ensembles import ensemble
+from seq2seq.epochs import both_sides, validation_pairs
 from seq2seq.metrics import make_loss, make_metrics
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import make_optimizer
@@ -184,22 +181,6 @@ def find_corpus(record: dict, name: str = "corpus") -> str | tuple[str, ...]:
         failures.append(f"{', '.join(changed)}: no longer what that run was {what_for}, by its sha256")
     where = f" (looked up from {here}" + (f", then from {then}, where it was trained)" if len(places) > 1 else ")")
     raise CorpusError("; ".join(failures) + (where if relative else ""))
-
-
-def both_sides(config: Config, source_tokenizer: Tokenizer, **options: Any) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """The pairs to train on and those held out; the tokenizer needs no vocabulary yet."""
-    pairs = read_pairs(config.corpus, config.limit, **options, **reading_options(config))
-    if config.validation:
-        return pairs, validation_pairs(config)
-    if config.split == "last":
-        return split_last(pairs, config.validation_fraction)
-    return split_by_hash(pairs, config.validation_fraction, source_tokenizer)
-
-
-def validation_pairs(config: Config, report: Report | None = None, **options: Any) -> tf.data.Dataset:
-    """The pairs of `config.validation`, whole: what cleans the corpus leaves nothing out of what figures are of."""
-    options |= {name: getattr(config, name) for name in ("columns", "reverse", "on_bad_line")}
-    return read_pairs(config.validation, report=report, **options)
 
 
 def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:

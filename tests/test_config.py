@@ -8,18 +8,8 @@ import pytest
 
 from pipelines import CorpusError, OptionError, open_corpora
 from seq2seq import cli
-from seq2seq.config import (
-    PRESETS,
-    SUBWORD_PAIRS,
-    Config,
-    check_option,
-    choose_preset,
-    load_config,
-    own_classes,
-    tokenizer_names,
-    usual_options,
-    without_excluded,
-)
+from seq2seq.config import Config, check_option, load_config, own_classes, tokenizer_names
+from seq2seq.presets import PRESETS, SUBWORD_PAIRS, choose_preset, usual_options, without_excluded
 
 
 def test_an_architecture_that_is_given_overrules_the_presets_and_decides_on_what_is_usual():

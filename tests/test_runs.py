@@ -16,13 +16,13 @@ from conftest import LINES, small_config
 from pipelines import CorpusError, OptionError, batch_pairs, read_pairs
 from pipelines.tokenizers import NORMAL_FORMS, TOKENIZERS
 from seq2seq import BeamSearch, Seq2Seq
+from seq2seq.checkpoints import RunError
 from seq2seq.config import _CHOICES
 from seq2seq.evaluation import evaluate
 from seq2seq.layers import ATTENTIONS
 from seq2seq.optimizers import make_optimizer, optimizers
 from seq2seq.recurrence import CELLS
 from seq2seq.runs import (
-    RunError,
     average,
     best_epoch,
     configuration,

@@ -16,13 +16,15 @@ import tensorflow as tf
 from tensorflow.python.framework import config as determinism
 
 from pipelines import CharTokenizer, CorpusError, OptionError
+from seq2seq.callbacks import DivergedError
+from seq2seq.checkpoints import RunError
 from seq2seq.cli import _progress
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
 from seq2seq.layers import Encoder
 from seq2seq.model import Seq2Seq
-from seq2seq.runs import RunError, best_epoch, configuration, draw_run, held_out_pairs, kept_epochs, load_run
-from seq2seq.training import DivergedError, train
+from seq2seq.runs import best_epoch, configuration, draw_run, held_out_pairs, kept_epochs, load_run
+from seq2seq.training import train
 
 
 def test_a_run_folder_holds_the_model_what_made_it_and_how_it_went(config, tmp_path):
@@ -111,7 +113,7 @@ def test_steps_that_are_looked_at_together_name_the_same_batches(config, tmp_pat
     config = dataclasses.replace(config, batch_size=4, on_divergence="skip", validation_fraction=0, **wild)
     said = {}
     for seconds in (0.0, 3600.0):
-        monkeypatch.setattr("seq2seq.training._seconds_between_looks", lambda seconds=seconds: seconds)
+        monkeypatch.setattr("seq2seq.callbacks._seconds_between_looks", lambda seconds=seconds: seconds)
         run, said[seconds] = tmp_path / str(seconds), []
         train(config, run, say=said[seconds].append)
         said[seconds] = [text.replace(str(run), "") for text in said[seconds]]
