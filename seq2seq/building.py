@@ -1,6 +1,6 @@
-"""What is made of a `Config` before training: tokenizers, model, warm start; options that do not go together."""
+"""Builds what a `Config` names: tokenizers and a model, new or from another run. Refuses options that cannot work."""
 
-import importlib.util
+import importlib
 from collections.abc import Iterable
 
 import keras
@@ -27,31 +27,26 @@ from seq2seq.runs import compile_model, configuration, load_run
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 ENCODERS = {"recurrent": Encoder, "transformer": TransformerEncoder}
-
-
 DECODERS = {"recurrent": Decoder, "transformer": TransformerDecoder}
 
 
 def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
-    """Makes what a training needs before its corpus is read; so options that do not go together are found out at once.
+    """Builds what training needs before the corpus is read, so that options that cannot work are refused at once.
 
     Returns:
         The model to start from, or None, and the two tokenizers, which have a vocabulary only if there is one.
 
     Raises:
-        OptionError: if options do not go together, or a name in them stands for nothing.
+        OptionError: if options exclude each other, or a name in them is unknown.
         CorpusError: if there is no such corpus.
     """
     columns = open_corpora(config.corpus, **reading_options(config)).sources
-    old = load_warm_start(config, columns) if config.warm_start else None
-    tokenizers = (
-        [old.source_tokenizer, old.target_tokenizer]
-        if old
-        else [
-            build_tokenizer(config, "source_tokenizer", columns),
-            build_tokenizer(config, "target_tokenizer", ("target",)),
-        ]
-    )
+    old = _warm_start(config, columns) if config.warm_start else None
+    if old:
+        tokenizers = [old.source_tokenizer, old.target_tokenizer]
+    else:
+        sides = {"source_tokenizer": columns, "target_tokenizer": ("target",)}
+        tokenizers = [_build_tokenizer(config, side, names) for side, names in sides.items()]
     check_taken(config, ())
     compile_model(build_model(config, tokenizers, steps=1), config, steps=1)
     if config.monitor in TRANSLATION_FIGURES:
@@ -60,14 +55,17 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
 
 
 def check_taken(config: Config, names: Iterable[str]) -> None:
-    """Sees that each of these options, if it is one of models, is one of this encoder or this decoder; and that each of
-    `config.own` is one of some class.
+    """Checks that options have an effect: those of a model on this encoder or decoder, `config.own` on some class.
 
-    A `Config` has all options, as a preset may name some for one architecture only. Those that a user gives should
-    have an effect.
+    A `Config` has all options, since a preset may set some that only one architecture has. Those that a user gives must
+    be taken.
+
+    Args:
+        config: all options.
+        names: those that the user has given.
 
     Raises:
-        OptionError: if an option is nobody's, or the class of a model is none.
+        OptionError: if an option has no effect, or the class of a model is not a `Seq2Seq`.
     """
     halves = _halves(config)
     taken = {"architecture", "encoder", "decoder", "model", "own"}.union(*map(accepted, halves))
@@ -87,10 +85,10 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
         raise OptionError(f"option={name!r}: none of Config, nor one that the constructor of a class here names{hint}")
 
 
-def build_model(config, tokenizers, steps):
-    """The `Seq2Seq` of a configuration, or a class of one's own that is derived from it."""
+def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2Seq:
+    """The `Seq2Seq` of a configuration, or a custom class derived from it, for a training of this many steps."""
     encoder, decoder = _halves(config)
-    options = {name: getattr(config, name) for name in model_options()} | (config.own or {})
+    options = {name: getattr(config, name) for name in model_options()} | dict(config.own or {})
     first, *last = config.teacher_forcing
     return construct(
         "model",
@@ -115,8 +113,8 @@ def _halves(config):
     return found
 
 
-def build_tokenizer(config, side, columns):
-    """The tokenizer that a configuration names for a side with these columns, tried on a text; without a vocabulary."""
+def _build_tokenizer(config, side, columns):
+    """The tokenizer of a side with these columns, without a vocabulary."""
     text = getattr(config, side)
     names = tokenizer_names(side, text)
     if len(names) not in (1, len(columns)):
@@ -129,13 +127,13 @@ def build_tokenizer(config, side, columns):
 
 
 def _column_tokenizer(config, side, name):
-    """The tokenizer of one column, by its name."""
+    """The tokenizer of one column, by its name, after it has split a text."""
     options = {"normal_form": config.normal_form, "lowercase": config.lowercase}
     if separates(name):
         return SeparatorTokenizer(name, **options)
     kind = load_class(side, name) if ":" in name else choose(side, name, TOKENIZERS)
     if kind is TOKENIZERS["subword"]:
-        importlib.import_module("sentencepiece")  # which is needed once all text has been read, and may be missing
+        importlib.import_module("sentencepiece")  # which is needed only after the survey, and may be missing
     tokenizer = construct(side, kind, options=config.own or {}, **options)
     try:
         tokenizer.count(tf.constant(["a text"]))
@@ -144,43 +142,44 @@ def _column_tokenizer(config, side, name):
     return tokenizer
 
 
-def load_warm_start(config, columns):
-    """The model of the run to start from, which must be of as many source columns."""
+def _warm_start(config, columns):
+    """The model of the run to start from, which must have the same tokens, weights and number of source columns."""
+    start = f"{config.warm_start}, to start from, has"
     old = configuration(config.warm_start)[0]
     for name in shaping_options():
-        if getattr(config, name) != getattr(old, name):
-            raise OptionError(
-                f"{name}={getattr(config, name)!r}: {config.warm_start}, to start from, has {getattr(old, name)!r}"
-            )
+        if (value := getattr(config, name)) != (was := getattr(old, name)):
+            raise OptionError(f"{name}={value!r}: {start} {was!r}")
     if config.input_feeding and not config.embedding:
         raise OptionError("input_feeding=True: without an embedding, new tokens would move the weights of what is fed")
     model = load_run(config.warm_start)
     if len(columns) != len(names := model.source_tokenizer.column_names):
         raise OptionError(
-            f"columns={config.columns}: {config.warm_start}, to start from, has {len(names)} of the source "
-            f"({', '.join(names)}), and this corpus {len(columns)}"
+            f"columns={config.columns}: {start} {len(names)} of the source ({', '.join(names)}), and this corpus "
+            f"{len(columns)}"
         )
     return model
 
 
-def copy_weights(model, old, name, grown):
-    """Gives a model the weights of one with fewer tokens. What belongs to a token, rows or columns, keeps its id.
+def copy_weights(model: Seq2Seq, old: Seq2Seq, name: str, sizes: set[tuple[int, int]]) -> None:
+    """Copies the weights of a model with smaller vocabularies. Each token keeps its id, and so its rows and columns.
 
     Args:
-        model, old: the two models.
-        name: of the old one's run.
-        grown: how many tokens there were and how many there are, of each side: a set of pairs.
+        model, old: the new and the old model.
+        name: the folder of the old one's run.
+        sizes: the old and the new size of each side's vocabulary.
+
+    Raises:
+        OptionError: if the models differ in more than these sizes.
     """
+    start = f"{name}, to start from, has"
     if len(model.weights) != len(old.weights):
-        raise OptionError(f"{name}, to start from, has {len(old.weights)} weights, and this model {len(model.weights)}")
+        raise OptionError(f"{start} {len(old.weights)} weights, and this model {len(model.weights)}")
     for weight, known in zip(model.weights, old.weights, strict=True):
-        sizes = zip(known.shape, weight.shape, strict=len(known.shape) == len(weight.shape))
-        if len(known.shape) != len(weight.shape) or any(
-            was != is_now and (was, is_now) not in grown for was, is_now in sizes
-        ):
+        pairs = list(zip(known.shape, weight.shape, strict=False))
+        if len(known.shape) != len(weight.shape) or any(one != other for one, other in set(pairs) - sizes):
             raise OptionError(
-                f"{name}, to start from, has {weight.path} of shape {known.shape}, and this model {weight.shape}; only "
-                "vocabularies may grow"
+                f"{start} {weight.path} of shape {known.shape}, and this model {weight.shape}; only vocabularies may "
+                "grow"
             )
         value = np.array(weight)
         value[tuple(map(slice, known.shape))] = known

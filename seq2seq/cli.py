@@ -30,8 +30,8 @@ import typer.core
 
 from pipelines import CorpusError, OptionError, load_class, open_corpora
 from pipelines.readers import as_line, line_waits, read_lines, wrong_columns
-from seq2seq.config import Config, check_option, load_config, own_classes, parse_setting
-from seq2seq.presets import choose_preset, usual_options, warm_options, without_excluded
+from seq2seq.config import Config, check_option, load_config, own_classes
+from seq2seq.presets import choose_preset, parse_setting, usual_options, warm_options, without_excluded
 
 _PRESETS = (
     "The settings to start from: default (characters, for little text and single words), subword (pieces of words, for "

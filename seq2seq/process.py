@@ -1,4 +1,4 @@
-"""The process that trains: its seed, its signals, and what it has taken."""
+"""The process that trains: its seed, its signals, and the time, memory and device that it takes."""
 
 import contextlib
 import os
@@ -8,16 +8,19 @@ import resource
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import config as determinism
+from tensorflow.python.framework import config as determinism  # no public function turns it off again
+
+from seq2seq.config import Config
 
 
-def be_reproducible(config):
-    """Sets the seed, and whether operations must give the same bits each time: in the whole process."""
+def be_reproducible(config: Config) -> None:
+    """Sets the seed, and whether operations are deterministic, for the whole process."""
     keras.utils.set_random_seed(config.seed)
     by_default = not config.compile and not tf.config.list_logical_devices("GPU")
     if by_default if config.deterministic is None else config.deterministic:
@@ -27,8 +30,8 @@ def be_reproducible(config):
 
 
 @contextlib.contextmanager
-def restored_determinism():
-    """Leaves a process as it was, whatever `be_reproducible` has set in between."""
+def restored_determinism() -> Iterator[None]:
+    """Restores in the end whether operations are deterministic."""
     enabled = determinism.is_op_determinism_enabled()
     try:
         yield
@@ -37,8 +40,8 @@ def restored_determinism():
 
 
 @contextlib.contextmanager
-def first_signal():
-    """Holds back the first SIGINT or SIGTERM. Gives a list that then holds its number; the second one acts."""
+def deferred_signal() -> Iterator[list[int]]:
+    """Gives a list to which the first SIGINT or SIGTERM only adds its number. The second one acts."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -56,18 +59,18 @@ def first_signal():
             signal.signal(number, handler)
 
 
-def clocks():
-    """Seconds of wall time and of processor time, of all threads of this process, from some moment on."""
+def clocks() -> np.ndarray:
+    """The wall time and the processor time of all threads of this process: seconds `[2]` since some moment."""
     return np.array([time.monotonic(), time.process_time()])
 
 
-def peak_memory(run):
-    """The most memory, in MB, that a process of this training has had."""
-    return max(run.peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+def peak_memory() -> int:
+    """The most memory that this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def device_name():
-    """The name of the GPU or, without one, of the processor and how many of its cores there are."""
+def device_name() -> str:
+    """The name of the GPU or, without one, of the processor and its number of cores."""
     if gpus := tf.config.list_physical_devices("GPU"):
         return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
     processor = platform.machine()

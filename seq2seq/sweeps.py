@@ -24,8 +24,8 @@ import tensorflow as tf
 from pipelines import OptionError, check_number, checksums, load_class
 from seq2seq.building import check_taken, prepare
 from seq2seq.checkpoints import RunError, locked, whole_file
-from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config, parse_setting
-from seq2seq.presets import usual_options
+from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config
+from seq2seq.presets import parse_setting, usual_options
 from seq2seq.runs import configuration, finished
 from seq2seq.tables import MEASURES, held_out_figures, read_sweep, setting_text, spoiling_options
 from seq2seq.training import train

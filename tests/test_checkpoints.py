@@ -74,7 +74,7 @@ def test_processes_racing_for_a_folder_never_have_it_both(tmp_path):
 def test_the_last_two_states_are_kept_and_the_newest_whole_one_is_loaded(tmp_path):
     checkpoints = Checkpoints(tmp_path / "unfinished")
     checkpoints.clear()
-    with pytest.raises(RunError, match="no checkpoint that is whole"):
+    with pytest.raises(RunError, match="no undamaged checkpoint"):
         checkpoints.load()
     for number in (9, 10, 11):
         checkpoints.save(number, [np.arange(number), np.float64(number) / 3], {"step": number, "text": "ñ"})
@@ -89,7 +89,7 @@ def test_the_last_two_states_are_kept_and_the_newest_whole_one_is_loaded(tmp_pat
         newest.write_bytes(damaged)
         assert checkpoints.load()[1]["step"] == 10
     older.unlink()
-    with pytest.raises(RunError, match="no checkpoint that is whole"):
+    with pytest.raises(RunError, match="no undamaged checkpoint"):
         checkpoints.load()
 
 
