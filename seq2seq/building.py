@@ -55,14 +55,9 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
 
 
 def check_taken(config: Config, names: Iterable[str]) -> None:
-    """Checks that options have an effect: those of a model on this encoder or decoder, `config.own` on some class.
+    """Checks that the options with these names are taken by this encoder or decoder, and `config.own` by some class.
 
-    A `Config` has all options, since a preset may set some that only one architecture has. Those that a user gives must
-    be taken.
-
-    Args:
-        config: all options.
-        names: those that the user has given.
+    A `Config` has all options, and a preset may set some that only one architecture takes; a user may not.
 
     Raises:
         OptionError: if an option has no effect, or the class of a model is not a `Seq2Seq`.
@@ -150,7 +145,7 @@ def _warm_start(config, columns):
         if (value := getattr(config, name)) != (was := getattr(old, name)):
             raise OptionError(f"{name}={value!r}: {start} {was!r}")
     if config.input_feeding and not config.embedding:
-        raise OptionError("input_feeding=True: without an embedding, new tokens would move the weights of what is fed")
+        raise OptionError("input_feeding=True: without an embedding, new tokens would move the weights of the input that is fed")
     model = load_run(config.warm_start)
     if len(columns) != len(names := model.source_tokenizer.column_names):
         raise OptionError(
@@ -161,15 +156,10 @@ def _warm_start(config, columns):
 
 
 def copy_weights(model: Seq2Seq, old: Seq2Seq, name: str, sizes: set[tuple[int, int]]) -> None:
-    """Copies the weights of a model with smaller vocabularies. Each token keeps its id, and so its rows and columns.
-
-    Args:
-        model, old: the new and the old model.
-        name: the folder of the old one's run.
-        sizes: the old and the new size of each side's vocabulary.
+    """Copies the weights of the old model of a run, `name`, in which each token has the same id, rows and columns.
 
     Raises:
-        OptionError: if the models differ in more than these sizes.
+        OptionError: if the models differ in more than vocabulary sizes, of which `sizes` has the old and new ones.
     """
     start = f"{name}, to start from, has"
     if len(model.weights) != len(old.weights):

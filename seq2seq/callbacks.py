@@ -27,11 +27,7 @@ class DivergedError(RuntimeError):
 
 
 class AverageWeights(keras.callbacks.Callback):
-    """Replaces the weights by their average after the latest epochs, while an epoch is measured and saved.
-
-    Args:
-        count: of how many epochs.
-    """
+    """Replaces the weights by their average after the last `count` epochs, while an epoch is measured and saved."""
 
     def __init__(self, count):
         super().__init__()
@@ -87,12 +83,7 @@ class ScoreTranslations(keras.callbacks.Callback):
 
 
 class WatchSteps(keras.callbacks.Callback):
-    """Counts steps and pairs, and finds batches without a finite gradient.
-
-    Args:
-        run: the `_Run`, whose `step` and `seen` this counts.
-        say: a function to call with notices, as text.
-    """
+    """Counts the steps and pairs of a run, and finds batches without a finite gradient."""
 
     def __init__(self, run, say):
         super().__init__()
@@ -189,7 +180,7 @@ class WatchSteps(keras.callbacks.Callback):
         less = f"Lower {less}, or leave long texts out by --max-length ({config.max_length})"
         where = f"epoch {len(run.history) + 1}"
         if run.step == run.steps:
-            return f"{where}: out of memory while what is held out was measured. {less}"
+            return f"{where}: out of memory while the held-out set was measured. {less}"
         (rows, source), (_, target) = (side.shape[:2] for side in self._next_batch())
         return (
             f"{where}, step {run.step + 1:,}: out of memory for a batch of {rows} pairs of up to {source} source and "
@@ -200,12 +191,8 @@ class WatchSteps(keras.callbacks.Callback):
 class SaveRun(keras.callbacks.Callback):
     """Writes the run folder after measured epochs, and in between checkpoints to resume from.
 
-    Args:
-        run: the `_Run`, to whose `history` this adds each epoch.
-        average: the `AverageWeights`, whose weights are saved too.
-        watch: the `WatchSteps`, which must come before this in the list of callbacks.
-        probe: a few texts, whose translations are kept to tell whether a loaded or exported model is the same.
-        say: a function to call with notices, as text.
+    In the list of callbacks, `average` and `watch` must come before. The translations of `probe`, a few texts, are
+    saved to tell whether a loaded or exported model is the same.
     """
 
     def __init__(self, run, average, watch, probe, say):

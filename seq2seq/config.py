@@ -93,8 +93,7 @@ class Config:
     max_ratio: float | None = _option(
         None,
         CORPUS,
-        "Leave out pairs with one side more than this many times as long as the other; of several source columns the "
-        "first counts.",
+        "Leave out pairs with one side this many times longer; of several source columns the first counts.",
         {"least": 1},
         parser=_FLOAT,
     )
@@ -140,11 +139,7 @@ class Config:
     layers: int = _option(1, MODEL, "Layers on each side.", _COUNT)
     heads: int = _option(4, MODEL, "Attention heads of a Transformer.", _COUNT)
     feed_forward: int | None = _option(
-        None,
-        MODEL,
-        "Hidden units of a Transformer's feed-forward networks. Default: 4 times the units.",
-        _COUNT,
-        parser=_INT,
+        None, MODEL, "Units of a Transformer's feed-forward layers. Default: 4 times --units.", _COUNT, parser=_INT
     )
     bidirectional: bool = _option(True, MODEL, "Let half of the encoder's units read the source backwards.")
     embedding: int | None = _option(
@@ -197,26 +192,14 @@ class Config:
         "ids", TRAINING, "Batches of ids or one_hot. Training is the same, with ids a little faster."
     )
     epochs: int | None = _option(
-        None,
-        TRAINING,
-        "Number of epochs. Default: as many as make 2000 updates, but at least 8 and at most 100.",
-        _COUNT,
-        parser=_INT,
+        None, TRAINING, "Number of epochs. Default: as many as make 2000 updates, from 8 to 100.", _COUNT, parser=_INT
     )
     updates: int | None = _option(
-        None,
-        TRAINING,
-        "Length of the training in updates, rounded to whole epochs, in place of --epochs.",
-        _COUNT,
-        parser=_INT,
+        None, TRAINING, "Number of updates, rounded to whole epochs, in place of --epochs.", _COUNT, parser=_INT
     )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
     beta_2: float | None = _option(
-        None,
-        TRAINING,
-        "Decay rate of the mean of squared gradients, for adam and similar optimizers. Default: the optimizer's.",
-        _FRACTION,
-        parser=_FLOAT,
+        None, TRAINING, "The beta_2 of adam and similar optimizers. Default: the optimizer's.", _FRACTION, parser=_FLOAT
     )
     weight_decay: float | None = _option(
         None,
@@ -239,11 +222,7 @@ class Config:
         1.0, TRAINING, "Clip the gradient to this norm; none for no limit.", {"above": 0}, parser=_FLOAT
     )
     loss: str | None = _option(
-        None,
-        TRAINING,
-        "Your own loss, module:Class, in place of the crossentropy; none for that.",
-        parser=_TEXT,
-        metavar="CLASS",
+        None, TRAINING, "Your own loss, module:Class; none for the crossentropy.", parser=_TEXT, metavar="CLASS"
     )
     metrics: tuple[str, ...] | None = _option(
         None,
@@ -439,12 +418,8 @@ def tokenizer_names(side: str, text: str) -> list[str]:
 
     A name may be a comma itself, as in "char,,": characters, and in the second column features separated by commas.
 
-    Args:
-        side: the name of the option, for the message.
-        text: its value.
-
     Raises:
-        OptionError: if it is no such list.
+        OptionError: if it is no such list; the message names `side`, the option.
     """
     names = re.findall("(,|[^,]+)(?:,|$)", text)
     if ",".join(names) != text or not names:
@@ -458,12 +433,8 @@ def separates(name: str) -> bool:
 
 
 def own_classes(config: Config, training: bool = True) -> dict[str, str]:
-    """The custom classes that a configuration names: {`module:Class`: its option}.
-
-    Args:
-        config: the configuration.
-        training: whether to include those that only training needs, loss and metrics.
-    """
+    """The custom classes that a configuration names, {`module:Class`: its option}, with or without those that only
+    training needs, loss and metrics."""
     named = {side: tokenizer_names(side, getattr(config, side)) for side in ("source_tokenizer", "target_tokenizer")}
     named |= {part: [getattr(config, part) or ""] for part in ("encoder", "decoder", "model")}
     if training:

@@ -75,11 +75,7 @@ def load_runs(folders: Sequence[Path | str]) -> Seq2Seq:
 
 
 def load_model(folder: Path, name: str) -> Seq2Seq:
-    """Loads a model of any origin: its file is data, and runs no code that the user has not imported.
-
-    Args:
-        folder: the run folder.
-        name: of the model file in it.
+    """Loads a model file of a run. It may be of any origin: it runs no code that the user has not imported.
 
     Raises:
         RunError: if the file is damaged, holds no `Seq2Seq`, or names a class that has not been imported.

@@ -55,14 +55,7 @@ def survey_corpus(
 
 
 def say_leaks(record: dict, config: Config, source_tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
-    """Says how many of the held-out pairs have a source that is, or was before a warm start, trained on too.
-
-    Args:
-        record: the content of the run's `config.json`.
-        config: the configuration in it.
-        source_tokenizer: it needs no vocabulary yet.
-        say: a function to call with the notice.
-    """
+    """Says how many of the held-out pairs have a source that is, or was before a warm start, trained on too."""
 
     def tell(learned, by_whom):
         if learned.any():
@@ -77,7 +70,7 @@ def say_leaks(record: dict, config: Config, source_tokenizer: Tokenizer, say: Ca
         try:
             learned = trained_on(record["from"], validation, source_tokenizer)
         except CorpusError as error:
-            say(f"{config.warm_start}: cannot tell whether it was trained on what is held out here: {error}")
+            say(f"{config.warm_start}: cannot tell whether it was trained on the held-out pairs: {error}")
         else:
             tell(learned, f"{config.warm_start} was trained on")
 
@@ -106,7 +99,7 @@ def take_vocabularies(
         sizes.add((size, tokenizer.vocabulary_size))
         if tokenizer.vocabulary_size <= len(RESERVED_TOKENS):
             raise OptionError(f"min_frequency={config.min_frequency}: no {side} token comes so often")
-        if type(tokenizer).take_vocabulary is Tokenizer.take_vocabulary:  # others make tokens of what is counted
+        if type(tokenizer).take_vocabulary is Tokenizer.take_vocabulary:  # other tokenizers count something else than tokens
             unknown = 1 - sum(counts[token.encode()] for token in tokenizer.tokens) / counts.total()
             if unknown > 0.05:
                 say(f"{side}: {unknown:.0%} of the tokens are none of the vocabulary's {len(tokenizer.tokens):,}")
