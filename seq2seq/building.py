@@ -145,7 +145,9 @@ def _warm_start(config, columns):
         if (value := getattr(config, name)) != (was := getattr(old, name)):
             raise OptionError(f"{name}={value!r}: {start} {was!r}")
     if config.input_feeding and not config.embedding:
-        raise OptionError("input_feeding=True: without an embedding, new tokens would move the weights of the input that is fed")
+        raise OptionError(
+            "input_feeding=True: a warm start then needs an embedding, or new tokens would shift the weights of inputs"
+        )
     model = load_run(config.warm_start)
     if len(columns) != len(names := model.source_tokenizer.column_names):
         raise OptionError(

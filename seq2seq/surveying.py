@@ -99,7 +99,7 @@ def take_vocabularies(
         sizes.add((size, tokenizer.vocabulary_size))
         if tokenizer.vocabulary_size <= len(RESERVED_TOKENS):
             raise OptionError(f"min_frequency={config.min_frequency}: no {side} token comes so often")
-        if type(tokenizer).take_vocabulary is Tokenizer.take_vocabulary:  # other tokenizers count something else than tokens
+        if type(tokenizer).take_vocabulary is Tokenizer.take_vocabulary:  # others do not count tokens
             unknown = 1 - sum(counts[token.encode()] for token in tokenizer.tokens) / counts.total()
             if unknown > 0.05:
                 say(f"{side}: {unknown:.0%} of the tokens are none of the vocabulary's {len(tokenizer.tokens):,}")

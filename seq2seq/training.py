@@ -42,6 +42,7 @@ _MEASURED_EPOCHS = 100  # at most so many epochs are measured, besides the first
 _PACKAGES = ("keras-seq2seq", "tensorflow", "tensorflow-text", "keras", "numpy")  # whose versions a run records
 
 
+# Long because it documents all arguments and errors.
 def train(
     config: Config | None,
     folder: Path | str,

@@ -112,18 +112,24 @@ def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("trained") / "pairs.tsv"
     path.write_text(LINES)
     config, folder, live = small_config(path), path.parent / "run", keras.callbacks.Callback()
-    steps, read, make = [], [], Seq2Seq.make_train_function
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        steps, read = spy_on_steps(monkeypatch), []
+        monkeypatch.setattr("seq2seq.training.distribute", lambda strategy, batches: read.append(batches) or batches)
+        model = train(config, folder, callbacks=[live], track=["tensorboard"])
+    return SimpleNamespace(config=config, folder=folder, model=model, live=live.model, steps=steps, read=read)
+
+
+def spy_on_steps(monkeypatch):
+    """A list to which each training step of a model adds what it returns."""
+    returned, make = [], Seq2Seq.make_train_function
 
     def spying(model, force=False):
         make(model, force)
         step = model.train_function
-        model.train_function = lambda batches: steps.append(step(batches)) or steps[-1]
+        model.train_function = lambda batches: returned.append(step(batches)) or returned[-1]
 
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(Seq2Seq, "make_train_function", spying)
-        monkeypatch.setattr("seq2seq.training.distribute", lambda strategy, batches: read.append(batches) or batches)
-        model = train(config, folder, callbacks=[live], track=["tensorboard"])
-    return SimpleNamespace(config=config, folder=folder, model=model, live=live.model, steps=steps, read=read)
+    monkeypatch.setattr(Seq2Seq, "make_train_function", spying)
+    return returned
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import epochs_seen, read_history
+from conftest import epochs_seen, read_history, spy_on_steps
 
 from pipelines import CorpusError, OptionError
+from seq2seq.cli import _progress
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
 from seq2seq.runs import RunError, best_epoch, configuration, draw_run, held_out_pairs, kept_epochs, load_run
@@ -68,24 +69,14 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
     assert (run / "model.keras").read_bytes() != model and not (run / "epochs").exists()
 
 
-def test_no_step_returns_figures_that_the_device_must_be_waited_for(config, trained, tmp_path):
-    losses = []
-
-    class Follow(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            losses.append(logs["loss"])
-
-    assert len(trained.steps) == 2 * 3 and all(set(figures) == {"loss"} for figures in trained.steps)
-    assert all(math.isnan(figures["loss"]) and "CPU" in figures["loss"].device for figures in trained.steps)
-    train(config, tmp_path / "followed", callbacks=[Follow()])
-    assert len(losses) == 2 * 3 and np.isfinite(losses).all()
-    assert read_history(trained.folder) == read_history(tmp_path / "followed")
-
-
-def test_the_progress_of_the_command_line_lets_no_step_wait():
-    from seq2seq.cli import _progress
-
-    assert type(_progress()).on_train_batch_end is keras.callbacks.Callback.on_train_batch_end
+def test_no_step_returns_figures_that_the_device_must_be_waited_for(config, trained, tmp_path, monkeypatch):
+    quiet = spy_on_steps(monkeypatch)
+    train(config, tmp_path / "quiet", callbacks=[_progress()])
+    assert len(quiet) == 2 * 3 and all(set(figures) == {"loss"} for figures in quiet)
+    assert all(math.isnan(figures["loss"]) and "CPU" in figures["loss"].device for figures in quiet)
+    # TensorBoard follows each step.
+    assert len(trained.steps) == 2 * 3 and all(math.isfinite(figures["loss"]) for figures in trained.steps)
+    assert read_history(tmp_path / "quiet") == read_history(trained.folder)
 
 
 def test_no_epoch_waits_in_the_end_for_a_thread_that_tunes_what_it_reads(trained):
