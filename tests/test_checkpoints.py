@@ -280,7 +280,7 @@ def test_a_training_is_resumed_from_another_directory_on_its_own_corpus(config, 
     monkeypatch.chdir("elsewhere")
     Path(name).write_text("another\tcorpus\n")
     with pytest.raises(
-        CorpusError, match=rf"^{name}: this training was begun with {tmp_path / name}; --resume goes on"
+        CorpusError, match=rf"^{name}: this training was begun with {tmp_path / name}; --resume continues"
     ):
         train(config, tmp_path / "run")
     Path(name).write_bytes((tmp_path / name).read_bytes())

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from conftest import read_history
 
-from pipelines import CorpusError, OptionError, batch_pairs, checksums, read_pairs
+from pipelines import CharTokenizer, CorpusError, OptionError, batch_pairs, checksums, read_pairs
 from pipelines.tokenizers import NORMAL_FORMS, TOKENIZERS
 from seq2seq import BeamSearch
 from seq2seq.checkpoints import RunError
-from seq2seq.config import _CHOICES
+from seq2seq.config import _CHOICES, Config
 from seq2seq.evaluation import evaluate
 from seq2seq.layers import ATTENTIONS
 from seq2seq.optimizers import make_optimizer, optimizers
@@ -286,22 +286,22 @@ def test_parts_of_a_corpus_are_found_by_what_they_hold(config, tmp_path, monkeyp
 
 def test_what_a_run_and_those_it_started_from_were_trained_on_is_known(copied, tsv):
     folder, change = copied
-    change(lowercase=True, validation_fraction=0.0)
+    change(validation_fraction=0.0)
     old, said = configuration(folder)[0], []
     options = {"split": "last", "validation_fraction": 0.5, "warm_start": str(folder), "epochs": 1}
     config = dataclasses.replace(old, corpus=str(tsv("eb\tEB\nee\tEE\nab\tAB\n", "new.tsv")), **options)
     # In the place of the run that it starts from, whose record it keeps.
-    model = train(config, folder, overwrite=True, say=said.append)
+    train(config, folder, overwrite=True, say=said.append)
     record = configuration(folder)[1]
-    assert record["from"]["options"] == dataclasses.asdict(old) and may_have_learned(folder)
-    asked = read_pairs(tsv("AB\tx\nzz\tx\nEB\tx\n", "asked.tsv"))
+    assert Config(**record["from"]["options"]) == old and may_have_learned(folder)
+    tokenizer, asked = CharTokenizer(lowercase=True), read_pairs(tsv("AB\tx\nzz\tx\nEB\tx\n", "asked.tsv"))
     alone = {name: value for name, value in record.items() if name != "from"}
-    assert trained_on(alone, asked, model.source_tokenizer).tolist() == [False, False, True]
-    assert trained_on(record, asked, model.source_tokenizer).tolist() == [True, False, True]
+    assert trained_on(alone, asked, tokenizer).tolist() == [False, False, True]
+    assert trained_on(record, asked, tokenizer).tolist() == [True, False, True]
     assert said[0] == f"1 of 1 held-out pairs have a source that {folder} was trained on"
     os.unlink(old.corpus)
     with pytest.raises(CorpusError, match="No such file"):
-        trained_on(record, asked, model.source_tokenizer)
+        trained_on(record, asked, tokenizer)
 
 
 def test_a_runs_pictures_are_drawn_into_its_folder(trained, copied):
