@@ -31,17 +31,8 @@ import typer.core
 from pipelines import CorpusError, OptionError, load_class, open_corpora
 from pipelines.formats import wrong_columns
 from pipelines.lines import as_line, line_waits, read_lines
-from seq2seq.config import (
-    Config,
-    check_option,
-    choose_preset,
-    load_config,
-    own_classes,
-    parse_setting,
-    usual_options,
-    warm_options,
-    without_excluded,
-)
+from seq2seq.config import Config, check_option, load_config, own_classes
+from seq2seq.presets import choose_preset, parse_setting, usual_options, warm_options, without_excluded
 
 _PRESETS = (
     "The settings to start from: default (characters, for little text and single words), subword (pieces of words, for "
@@ -361,9 +352,10 @@ def train(
 
     Example: seq2seq train my-pairs.tsv --out runs/mine --epochs 20
     """
+    from seq2seq.building import check_taken
+    from seq2seq.callbacks import DivergedError
     from seq2seq.distribution import WorkerLostError, is_chief, open_strategy
     from seq2seq.runs import can_measure, find_corpus
-    from seq2seq.training import DivergedError, check_taken
     from seq2seq.training import train as run
 
     opened = open_strategy(strategy)  # before anything is computed

@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from pipelines import OptionError, check_number, checksums, load_class
+from seq2seq.building import check_taken, prepare
 from seq2seq.checkpoints import RunError, locked, whole_file
-from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config, parse_setting, usual_options
+from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config
+from seq2seq.presets import parse_setting, usual_options
 from seq2seq.processes import in_processes
 from seq2seq.runs import configuration, finished
 from seq2seq.tables import MEASURES, held_out_figures, options_that_change, read_sweep, setting_text
-from seq2seq.training import check_taken, prepare, train
+from seq2seq.training import train
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,11 @@
 import collections
+import csv
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +23,7 @@ from pipelines import CharTokenizer, batch_pairs, read_pairs
 from pipelines.formats import find_shards
 from pipelines.readers import Reader
 from seq2seq import Config, Seq2Seq, sweep
+from seq2seq.training import train
 
 # A GPU rounds the factors of a product to 10 bits by default; tests compare to five digits.
 tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -155,6 +160,62 @@ def small_config(corpus):
 @pytest.fixture
 def config(tsv):
     return small_config(tsv(LINES))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run of `small_config`, logged to TensorBoard. Its tests leave it as it is.
+
+    `model` is the model that training returned, `live` the one that was trained, `steps` what its steps returned, and
+    `read` the datasets given to `fit`.
+    """
+    path = tmp_path_factory.mktemp("trained") / "pairs.tsv"
+    path.write_text(LINES)
+    config, folder, live = small_config(path), path.parent / "run", keras.callbacks.Callback()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        steps, read = spy_on_steps(monkeypatch), []
+        monkeypatch.setattr("seq2seq.training.distribute", lambda strategy, batches: read.append(batches) or batches)
+        model = train(config, folder, callbacks=[live], track=["tensorboard"])
+    return SimpleNamespace(config=config, folder=folder, model=model, live=live.model, steps=steps, read=read)
+
+
+def spy_on_steps(monkeypatch):
+    """A list to which each training step of a model adds what it returns."""
+    returned, make = [], Seq2Seq.make_train_function
+
+    def spying(model, force=False):
+        make(model, force)
+        step = model.train_function
+        model.train_function = lambda batches: returned.append(step(batches)) or returned[-1]
+
+    monkeypatch.setattr(Seq2Seq, "make_train_function", spying)
+    return returned
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of the `trained` run and its corpus for one test: its folder, and a function that changes its options."""
+    shutil.copytree(trained.folder.parent, tmp_path / "copy")
+    path = tmp_path / "copy" / "run" / "config.json"
+
+    def change(**options):
+        record = json.loads(path.read_text())
+        record["options"] |= options
+        path.write_text(json.dumps(record))
+
+    change(corpus=str(tmp_path / "copy" / "pairs.tsv"))
+    return path.parent, change
+
+
+def read_history(run):
+    """The rows of a run's `history.csv`."""
+    with (run / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def epochs_seen(model, run):
+    """How many epochs a model of a run has been trained for, by the pairs that it has counted."""
+    return model.length_ratios.numpy()[0] / json.loads((run / "survey.json").read_text())["pairs"]
 
 
 # Of a model that is compiled fast.
