@@ -275,7 +275,7 @@ def in_processes(
     Returns:
         {key: what the function returned, or the exception that it raised}, in the order in which they ended.
     """
-    from seq2seq.cli import without_stderr
+    from seq2seq.startup import without_stderr
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["seq2seq.sweeps", "seq2seq.evaluation"])
@@ -337,7 +337,7 @@ def _shares(jobs):
 
 def _work(sender, stderr, share, function, arguments):
     """What a process does."""
-    from seq2seq.cli import start_tensorflow  # which sets the threads of a process that is the command's own
+    from seq2seq.startup import start_tensorflow  # which sets the threads of a process that is the command's own
 
     def end_with_parent():
         multiprocessing.parent_process().join()  # type: ignore[union-attr]  # there is one

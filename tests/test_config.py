@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines import CorpusError, OptionError, open_corpora
-from seq2seq import cli
+from seq2seq.commands.options import PRESET_HELP
 from seq2seq.config import (
     PRESETS,
     SUBWORD_PAIRS,
@@ -179,8 +179,8 @@ def test_options_that_exclude_each_other_are_refused_and_one_that_is_given_repla
 
 
 def test_the_help_of_the_command_line_tells_the_presets_as_they_are():
-    assert all(name in cli._PRESETS for name in PRESETS)
-    assert f"{SUBWORD_PAIRS} pairs of sentences" in cli._PRESETS
+    assert all(name in PRESET_HELP for name in PRESETS)
+    assert f"{SUBWORD_PAIRS} pairs of sentences" in PRESET_HELP
 
 
 def test_own_classes_are_those_written_with_a_colon():

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tensorflow.python.framework import config as determinism
 
 from pipelines import CharTokenizer, CorpusError, OptionError
-from seq2seq.cli import _progress
+from seq2seq.commands.train import progress_callback
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
 from seq2seq.layers import Encoder
@@ -133,7 +133,7 @@ def test_no_step_comes_back_with_figures_for_which_a_device_is_waited(config, tm
             losses.append(logs["loss"])
 
     monkeypatch.setattr(Seq2Seq, "make_train_function", spying)
-    train(config, tmp_path / "quiet", callbacks=[_progress()])
+    train(config, tmp_path / "quiet", callbacks=[progress_callback()])
     assert len(returned) == 2 * 3 and all(set(figures) == {"loss"} for figures in returned)
     assert all(math.isnan(figures["loss"]) and "CPU" in figures["loss"].device for figures in returned)
     train(config, tmp_path / "followed", callbacks=[Follow()])
