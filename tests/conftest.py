@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import tensorflow as tf
+from command_line import SEQ2SEQ, SMALL_MODEL
 
 from pipelines import CharTokenizer, batch_pairs, read_pairs
 from seq2seq import Config, Seq2Seq, sweep
@@ -19,7 +21,7 @@ from seq2seq import Config, Seq2Seq, sweep
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
 # What takes longest to make, and is shared: by `--dist loadgroup`, only one of several processes makes it.
-SHARED = ("exported", "swept", "trained")
+SHARED = ("exported", "swept", "toy_run", "trained")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
@@ -112,3 +114,22 @@ def swept(tmp_path_factory):
         monkeypatch.chdir(home)
         results = sweep("pairs.tsv", home / "swept", GRID, seeds=2, options=SMALL, jobs=2, say=said.append)
     return home / "swept", results, said
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory):
+    """A run that the console script made of `toy.tsv`, and the finished process. Its tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "toy.tsv").write_text(LINES)
+    options = "--epochs 2 --seed 1 --track tensorboard"
+    command = [SEQ2SEQ, "train", "toy.tsv", *SMALL_MODEL, *options.split()]
+    return folder / "runs" / "toy", subprocess.run(command, cwd=folder, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A run folder with a small model that has learned nothing."""
+    folder = tmp_path_factory.mktemp("untrained")
+    tokenizers = CharTokenizer("ab"), CharTokenizer("AB")
+    Seq2Seq(*tokenizers, units=4, cell="gru", bidirectional=False, attention="dot").save(folder / "model.keras")
+    return folder

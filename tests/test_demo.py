@@ -12,7 +12,8 @@ from pathlib import Path
 
 import gradio
 import pytest
-from command_line import SEQ2SEQ, seq2seq
+from command_line import SEQ2SEQ
+from command_line import in_process as seq2seq
 from playwright.sync_api import expect, sync_playwright
 
 from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
@@ -42,7 +43,7 @@ def browser():
 
 @pytest.mark.slow
 def test_the_translation_follows_the_typing_and_nothing_leaves_the_machine(config, tmp_path, browser):
-    train(dataclasses.replace(config, units=32, epochs=30), tmp_path / "run")
+    train(dataclasses.replace(config, units=32, epochs=12, learning_rate=0.01), tmp_path / "run")
     runs = [tmp_path / "run"] * 2  # an ensemble, of one model twice
     model, page, requests = load_runs(runs), browser.new_page(), []
     page.on("request", lambda request: requests.append(request.url))
@@ -96,7 +97,6 @@ def test_the_translation_follows_the_typing_and_nothing_leaves_the_machine(confi
     assert requests and all(url.startswith((address, "data:")) for url in requests)
 
 
-@pytest.mark.slow
 def test_a_port_that_is_taken_is_named(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -116,7 +116,7 @@ def test_without_attention_there_is_no_picture_and_gradio_tells_nobody(tokenizer
         assert not made.analytics_enabled and not gradio.analytics.analytics_enabled()
 
 
-def test_a_strategy_of_one_s_own_is_a_third_choice(model):
+def test_a_custom_strategy_is_a_third_choice(model):
     async def page(model):
         return demo_page(model, search=Sampling(n_best=3))
 

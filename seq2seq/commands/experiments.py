@@ -97,7 +97,7 @@ def sweep(  # longer than 60 lines: its signature declares the options
         raise typer.Exit(1)
 
 
-def table(  # longer than 60 lines: its signature declares the options
+def table(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR", help="A run, a sweep, or a folder of runs.")],
     test: Annotated[
         list[str] | None,

@@ -127,8 +127,7 @@ def _given(values):
             try:
                 value = parser(value)
             except ValueError:
-                flag = option_flag(name)
-                raise typer.BadParameter(f"{value!r} is not a valid {parser.__name__}", param_hint=flag) from None
+                raise typer.BadParameter(f"{value!r} does not fit", param_hint=option_flag(name)) from None
         check_option(name, value)
         given[name] = value
     if settings := read_settings(own, given):

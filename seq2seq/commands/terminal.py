@@ -13,7 +13,6 @@ from typing import Any
 import typer
 
 from pipelines import OptionError
-from pipelines.readers import as_line
 
 _CLEAR = "\r\033[K"  # the terminal's line
 
@@ -26,11 +25,6 @@ def is_terminal() -> bool:
 def say(text: str) -> None:
     """Writes a line to stderr; on a terminal it replaces what `show` has written."""
     typer.echo(f"{_CLEAR}{text}" if is_terminal() else text, err=True)
-
-
-def say_on_one_line(text: str) -> None:
-    """Writes texts to stderr on one line, even if they contain line breaks."""
-    say(as_line(text.encode()).decode())
 
 
 def show(text: str) -> None:

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import OptionError
+from pipelines.readers import as_line
 from seq2seq.commands.loading import import_classes
 from seq2seq.commands.options import CORPUS_HELP, Import, Preset, with_config_options
 from seq2seq.commands.runs import draw
-from seq2seq.commands.terminal import command_line, counter, is_terminal, print_report, say, say_on_one_line
+from seq2seq.commands.terminal import command_line, counter, is_terminal, print_report, say
 from seq2seq.config import (
     Config,
     choose_preset,
@@ -191,7 +192,8 @@ def progress_callback() -> Any:
                 return  # this epoch was not measured
             translations = self.model.translate([source for source, _ in self.held_out]).numpy()
             for (source, target), translation in zip(self.held_out, translations, strict=True):
-                say_on_one_line(f"    {source}  ->  {translation.decode()}   ({target})")
+                line = f"    {source}  ->  {translation.decode()}   ({target})"
+                say(as_line(line.encode()).decode())  # even if texts contain line breaks
 
     return Progress()
 
