@@ -8,7 +8,6 @@ import contextlib
 import importlib.metadata
 import io
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -30,20 +29,22 @@ from seq2seq.startup import start_tensorflow
 
 
 class _Command(typer.core.TyperCommand):
-    """A command whose help lists its options by their panels, in plain text as wide as the terminal: in the tables that
-    Typer draws by default, a description has 19 of 80 columns."""
+    """A command whose help lists its options by their panels, in plain text: in the tables that Typer draws by default,
+    a description has 19 of 80 columns."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        sections: dict[str, list] = {}
+        sections: dict[str, list] = {"Arguments": []}
         for parameter in self.get_params(ctx):
-            if record := parameter.get_help_record(ctx):
-                usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
-                name = re.sub(r" <list\[.*\]>| range(?=>)", "", record[0])  # as users do not think of Python types
-                title = getattr(parameter, "rich_help_panel", None) or usual
-                sections.setdefault(title, []).append((name, record[1]))
+            name, text = parameter.get_help_record(ctx) or ("", "")
+            if parameter.param_type_name == "argument":
+                sections["Arguments"].append((name.split()[0], text))  # without its Python type
+            else:
+                title = getattr(parameter, "rich_help_panel", None) or "Options"
+                sections.setdefault(title, []).append((name.replace(" range>", ">"), text))
         for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records, col_max=24)
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records, col_max=24)
 
 
 class _SweepCommand(_Command):
@@ -74,6 +75,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
     help="Train sequence-to-sequence models on pairs of texts, and translate with them.",
 )
 

@@ -26,23 +26,6 @@ def test_inspect_tells_the_tokens_of_each_source_column(tsv):
     assert "lemma tokens, the most frequent first:\ne 2  s 1\n\nfeatures tokens" in done.stdout.decode()
 
 
-def test_a_file_that_cannot_be_written_is_named_before_the_work(tsv, tmp_path):
-    corpus, file, folder = tsv("a\tb\n"), tsv("", "file"), tmp_path / "folder.png"
-    folder.mkdir()
-    for arguments, message in (
-        (
-            ["inspect", corpus, "--histogram", tmp_path / "no" / "x.png"],
-            "x.png: cannot be written: No such file or directory",
-        ),
-        (["inspect", corpus, "--histogram", "lengths.doc"], "does not end in .png"),
-        (["inspect", corpus, "--histogram", folder], "folder.png: cannot be written: Is a directory"),
-        (["evaluate", tmp_path, corpus, "--write", file], f"write={file}: cannot be written: File exists"),
-        (["evaluate", tmp_path, corpus, "--write", "/proc/x"], "write=/proc/x: cannot be written: No such file"),
-    ):
-        done = seq2seq(*arguments)
-        assert (done.returncode, done.stdout) == (2, b"") and message in done.stderr.decode(), done.stderr
-
-
 @pytest.mark.slow
 def test_a_shuffled_corpus_is_inspected_and_trained_on(tsv, tmp_path):
     for number, side in enumerate("ab"):

@@ -15,7 +15,7 @@ from seq2seq.commands.options import (
     BatchSize,
     BeamWidth,
     BleuTokenizer,
-    HeldOut,
+    EvaluatedCorpus,
     Import,
     LengthPenalty,
     MaxLength,
@@ -33,7 +33,7 @@ from seq2seq.commands.terminal import check_writable, command_line, counter, rep
 @with_config_options("limit", "columns", "reverse", "on_bad_line")
 def evaluate(
     run: Run,
-    corpus: HeldOut = None,
+    corpus: EvaluatedCorpus = None,
     beam_width: BeamWidth = None,
     length_penalty: LengthPenalty = None,
     search: Search = None,

@@ -17,11 +17,12 @@ PRESET_HELP = (
     "20000 pairs of sentences and more), grapheme-to-phoneme (letters to phones), inflection (lemma TAB form TAB "
     "features), tutorial (those of the Keras tutorial). Without it, the corpus decides between the first two."
 )
-CORPUS_HELP = (
-    "A file of tab-separated text (source TAB target), JSON Lines or TFRecord, plain, .gz, .bz2 or .xz; a file in a "
+_CORPUS = (
+    "a file of tab-separated text (source TAB target), JSON Lines or TFRecord, plain, .gz, .bz2 or .xz; a file in a "
     "zip (a.zip/b.tsv); parallel files (a.en+a.es); a folder or a quoted glob of such; or a corpus by name: "
     "phrasebook, spa-eng (a file of that name is ./phrasebook). Several are read together."
 )
+CORPUS_HELP = f"What to read: {_CORPUS}"
 ENSEMBLE_HELP = (
     "More run folders make an ensemble: the probability of each token is the mean over all runs, which must have the "
     "same tokenizers."
@@ -29,11 +30,15 @@ ENSEMBLE_HELP = (
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder that `seq2seq train` made.")]
 Corpus = Annotated[list[str], typer.Argument(metavar="CORPUS", help=CORPUS_HELP)]
-HeldOut = Annotated[
+ScoredCorpus = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RUN|CORPUS", help=f"{ENSEMBLE_HELP} Then a corpus: {_CORPUS} Default: -, standard input."),
+]
+EvaluatedCorpus = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="RUN|CORPUS",
-        help=f"{ENSEMBLE_HELP} Then a corpus. {CORPUS_HELP} Default: the held-out set of the first run.",
+        help=f"{ENSEMBLE_HELP} Then a corpus: {_CORPUS} Default: the held-out set of the first run.",
     ),
 ]
 Preset = Annotated[str | None, typer.Option(help=PRESET_HELP)]

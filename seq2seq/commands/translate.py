@@ -13,7 +13,6 @@ from pipelines import CorpusError, OptionError, open_corpora
 from pipelines.readers import as_line, line_waits, read_lines, wrong_columns
 from seq2seq.commands.loading import load_model, reading_as_trained, split_runs
 from seq2seq.commands.options import (
-    CORPUS_HELP,
     ENSEMBLE_HELP,
     BatchSize,
     BeamWidth,
@@ -22,6 +21,7 @@ from seq2seq.commands.options import (
     MaxLength,
     MinLength,
     Run,
+    ScoredCorpus,
     Search,
     Settings,
     search_strategy,
@@ -248,12 +248,7 @@ def _json(content):
 @with_config_options("columns", "reverse", "on_bad_line")
 def score(
     run: Run,
-    corpus: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="RUN|CORPUS", help=f"{ENSEMBLE_HELP} Then a corpus. {CORPUS_HELP} Default: -, standard input."
-        ),
-    ] = None,
+    corpus: ScoredCorpus = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Write a line of JSON for each pair: its texts, tokens and all figures.")
     ] = False,
