@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +16,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import tensorflow as tf
 from command_line import SEQ2SEQ, SMALL_MODEL
 
-from pipelines import CharTokenizer, batch_pairs, read_pairs
+from pipelines import CharTokenizer, batch_pairs, checksums, read_pairs
 from seq2seq import Config, Seq2Seq, sweep
 
 # A GPU rounds the factors of a product to 10 bits by default; tests compare to five digits.
@@ -122,8 +124,21 @@ def toy_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("toy")
     (folder / "toy.tsv").write_text(LINES)
     options = "--epochs 2 --seed 1 --track tensorboard"
-    command = [SEQ2SEQ, "train", "toy.tsv", *SMALL_MODEL, *options.split()]
-    return folder / "runs" / "toy", subprocess.run(command, cwd=folder, capture_output=True)
+    command = [SEQ2SEQ, "train", "toy.tsv", *SMALL_MODEL, *options.split(), "--out", "my runs/it's toy"]
+    return folder / "my runs/it's toy", subprocess.run(command, cwd=folder, capture_output=True)
+
+
+def make_run(folder, corpus, characters="abcde", **options):
+    """Makes a run folder as if its model, which has learned nothing, had been trained here on a corpus."""
+    config = Config(corpus, **options)
+    record = {"options": dataclasses.asdict(config), "directory": os.getcwd(), "checksums": checksums(corpus)}
+    if config.validation:
+        record["validation_checksums"] = checksums(config.validation)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(record))
+    tokenizers = CharTokenizer(characters, lowercase=config.lowercase), CharTokenizer(characters.upper())
+    model = Seq2Seq(*tokenizers, units=4, cell="gru", bidirectional=False, attention="dot")
+    model.save(folder / "model.keras")
 
 
 @pytest.fixture(scope="session")
@@ -133,3 +148,16 @@ def untrained(tmp_path_factory):
     tokenizers = CharTokenizer("ab"), CharTokenizer("AB")
     Seq2Seq(*tokenizers, units=4, cell="gru", bidirectional=False, attention="dot").save(folder / "model.keras")
     return folder
+
+
+@pytest.fixture
+def training_calls(monkeypatch):
+    """What commands call `train` with, in place of training: (config, folder, the other arguments by their names)."""
+    calls = []
+
+    def stop(config, folder, *_, **options):
+        calls.append((config, folder, options))
+        raise SystemExit
+
+    monkeypatch.setattr("seq2seq.training.train", stop)
+    return calls

@@ -1,7 +1,5 @@
 import json
 
-import pytest
-from command_line import SMALL_MODEL
 from command_line import in_process as seq2seq
 
 
@@ -26,17 +24,13 @@ def test_inspect_tells_the_tokens_of_each_source_column(tsv):
     assert "lemma tokens, the most frequent first:\ne 2  s 1\n\nfeatures tokens" in done.stdout.decode()
 
 
-@pytest.mark.slow
-def test_a_shuffled_corpus_is_inspected_and_trained_on(tsv, tmp_path):
+def test_a_shuffled_corpus_can_be_read_until_a_shard_is_damaged(tsv, tmp_path):
     for number, side in enumerate("ab"):
         tsv("".join(f"{'xyz'[n % 3]}{n % 50}{number}\n" for n in range(400)), f"corpus.{side}")
     corpus = f"{tmp_path}/corpus.a+{tmp_path}/corpus.b"
     done = seq2seq("shuffle", corpus, "shuffled", "--shards", 3, "--drop-duplicates", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, b"shuffled\n") and b"250 of 400 pairs left out" in done.stderr
     assert json.loads(seq2seq("inspect", "shuffled", "--json", cwd=tmp_path).stdout)["pairs"] == 150
-    done = seq2seq("train", "shuffled", *SMALL_MODEL, "--epochs", 1, "--reverse", "--batch-tokens", 99, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, b"runs/shuffled\n"), done.stderr
-    assert json.loads((tmp_path / "runs/shuffled/config.json").read_text())["options"]["reverse"] is True
     shard = next((tmp_path / "shuffled").glob("*.gz"))
     shard.write_bytes(shard.read_bytes()[:-9])
     for command in (["inspect", "shuffled"], ["train", "shuffled", "--out", "runs/other"]):

@@ -1,10 +1,11 @@
+import contextlib
 import json
 import re
 import shutil
 
 import pytest
-from command_line import SMALL_MODEL
 from command_line import in_process as seq2seq
+from conftest import make_run
 
 from seq2seq import evaluation
 from seq2seq.commands.evaluate import print_comparison
@@ -20,13 +21,13 @@ def folder(toy_run):
 @pytest.fixture(scope="module")
 def home(toy_run, tmp_path_factory):
     """A folder with the toy run, and a run on four times its pairs, which sees them in small letters."""
-    home = shutil.copytree(toy_run[0].parent.parent, tmp_path_factory.mktemp("evaluate") / "home")
+    home = tmp_path_factory.mktemp("evaluate")
+    shutil.copytree(toy_run[0], home / "runs" / "toy")
+    shutil.copy(toy_run[0].parent.parent / "toy.tsv", home)
     texts = [a + b for a in "abcdefghij" for b in "abcdefghij"]
     (home / "larger.tsv").write_text("".join(f"{text.capitalize()}\t{text.upper()}\n" for text in texts))
-    options = [*SMALL_MODEL, "--epochs", 1, "--lowercase", "--validation-fraction", 0, "--precision", "bfloat16"]
-    done = seq2seq("train", "larger.tsv", *options, cwd=home)
-    assert (done.returncode, done.stdout) == (0, b"runs/larger\n"), done.stderr
-    assert not (home / "runs" / "larger" / "tensorboard").exists()
+    with contextlib.chdir(home):
+        make_run(home / "runs" / "larger", "larger.tsv", "abcdefghij", lowercase=True, validation_fraction=0)
     return home
 
 
@@ -113,41 +114,33 @@ def test_compare_without_a_corpus_wants_sources_that_all_runs_have_held_out(home
     assert named.returncode == 0 and b"runs/larger: cannot tell which of the sources it was trained on" in named.stderr
 
 
-def test_a_run_is_not_evaluated_on_a_corpus_that_has_changed(folder, tmp_path):
-    home = shutil.copytree(folder.parent.parent, tmp_path / "moved")
-    record = json.loads((home / "runs/toy/config.json").read_text()) | {"directory": str(home)}
-    (home / "runs/toy/config.json").write_text(json.dumps(record))
-    lines = (home / "toy.tsv").read_text().splitlines(keepends=True)
-    (home / "toy.tsv").write_text("".join(reversed(lines)))
-    done = seq2seq("evaluate", "runs/toy", cwd=home)
+def test_a_run_is_not_evaluated_on_a_corpus_that_has_changed(home, tmp_path):
+    moved = shutil.copytree(home, tmp_path / "moved")
+    record = json.loads((moved / "runs/toy/config.json").read_text()) | {"directory": str(moved)}
+    (moved / "runs/toy/config.json").write_text(json.dumps(record))
+    lines = (moved / "toy.tsv").read_text().splitlines(keepends=True)
+    (moved / "toy.tsv").write_text("".join(reversed(lines)))
+    done = seq2seq("evaluate", "runs/toy", cwd=moved)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
     assert b"toy.tsv: no longer what that run was trained on" in done.stderr
 
 
-def test_evaluate_says_what_of_the_held_out_side_was_learned(tmp_path):
+def test_evaluate_says_what_of_the_held_out_side_was_learned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.tsv").write_text("".join(f"{c}\t{c}\n" for c in "abcdefgh") + "a\tA\nx\tX\n")
-    trained = seq2seq(
-        "train", "pairs.tsv", *SMALL_MODEL, "--epochs", 1, "--split", "last", "--validation-fraction", 0.2, cwd=tmp_path
-    )
-    assert b"1 of 2 held-out pairs have a source that is trained on too" in trained.stderr
-    done = seq2seq("evaluate", "runs/pairs", "--json", cwd=tmp_path)
-    assert done.stderr.startswith(b"runs/pairs: trained on 1 of the 2 sources\n")
+    make_run(tmp_path / "run", "pairs.tsv", split="last", validation_fraction=0.2)
+    done = seq2seq("evaluate", "run", "--json", cwd=tmp_path)
+    assert done.stderr.startswith(b"run: trained on 1 of the 2 sources\n"), done.stderr
 
 
-def test_the_development_side_of_a_task_is_held_out_and_evaluated_on(tmp_path):
-    (tmp_path / "train.tsv").write_text("".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcd" for b in "abcd"))
-    (tmp_path / "dev.tsv").write_text("ab\tAB\nxy\tXY\n")
-    (tmp_path / "more.tsv").write_text("zz\tZZ\n")
-    apart = ["--validation", "dev.tsv", "--validation", "more.tsv"]
-    options = ["--preset", "tutorial", "--updates", 2, "--units", 4]  # whose epochs and split these replace
-    done = seq2seq("train", "train.tsv", *apart, *options, cwd=tmp_path)
-    assert done.returncode == 0 and b"1 of 3 held-out pairs have a source that is trained on too\n" in done.stderr
-    options = json.loads((tmp_path / "runs/train/config.json").read_text())["options"]
-    kept = {"validation": ["dev.tsv", "more.tsv"], "validation_fraction": 0.0, "split": "hash", "epochs": None}
-    assert {name: options[name] for name in kept} == kept
-    done = seq2seq("evaluate", "runs/train", "--json", cwd=tmp_path)
+def test_a_run_is_evaluated_on_the_other_corpus_that_it_has_held_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, lines in (("train", "ab\tAB\ncd\tCD\n"), ("dev", "ab\tAB\nxy\tXY\n"), ("more", "zz\tZZ\n")):
+        (tmp_path / f"{name}.tsv").write_text(lines)
+    make_run(tmp_path / "run", "train.tsv", validation=["dev.tsv", "more.tsv"])
+    done = seq2seq("evaluate", "run", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["sources"] == 3
-    assert done.stderr.startswith(b"runs/train: trained on 1 of the 3 sources\n")
+    assert done.stderr.startswith(b"run: trained on 1 of the 3 sources\n")
     (tmp_path / "dev.tsv").write_text("ab\tAC\n")
-    done = seq2seq("train", "--config", "runs/train/config.json", "--out", "again", cwd=tmp_path)
+    done = seq2seq("train", "--config", "run/config.json", "--out", "again", cwd=tmp_path)
     assert done.returncode == 2 and b"dev.tsv: no longer what that run was validated on" in done.stderr

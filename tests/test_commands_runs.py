@@ -22,14 +22,14 @@ def test_pictures_are_made_by_train_and_again_by_plot(toy_run):
 
 
 def test_of_a_corpus_that_has_changed_plot_draws_the_curves(toy_run, tmp_path):
-    home = shutil.copytree(toy_run[0].parent.parent, tmp_path / "moved")
-    record = json.loads((home / "runs/toy/config.json").read_text()) | {"directory": str(home)}
-    (home / "runs/toy/config.json").write_text(json.dumps(record))
-    (home / "toy.tsv").write_text("x\tX\n")
-    done = seq2seq("plot", "runs/toy", cwd=home)
-    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (0, b"runs/toy/curves.png\n", 1)
+    run = shutil.copytree(toy_run[0], tmp_path / "run")
+    record = json.loads((run / "config.json").read_text()) | {"directory": str(tmp_path)}
+    (run / "config.json").write_text(json.dumps(record))
+    (tmp_path / "toy.tsv").write_text("x\tX\n")
+    done = seq2seq("plot", "run", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (0, b"run/curves.png\n", 1)
     assert b"toy.tsv: no longer what that run was trained on" in done.stderr
-    assert seq2seq("plot", home).returncode == 2
+    assert seq2seq("plot", tmp_path).returncode == 2
 
 
 OWN_SEARCH = """

@@ -9,51 +9,38 @@ import pytest
 from command_line import SEQ2SEQ, SMALL_MODEL
 from command_line import in_process as seq2seq
 
-from seq2seq import training
-from seq2seq.config import load_config
 from seq2seq.runs import configuration
 
 
 @pytest.mark.slow
 def test_train_prints_its_folder_to_stdout_and_its_progress_to_stderr(toy_run):
     folder, done = toy_run
-    assert (done.returncode, done.stdout) == (0, b"runs/toy\n")
+    assert (done.returncode, done.stdout) == (0, b"my runs/it's toy\n")
     progress = done.stderr.decode()
     assert re.search(r"\n\d+ updates of [\d,]+ parameters in [\d.]+ s on .*; [\d,]+ MB\n", progress)
     assert "Epoch 2/2  loss" in progress and "held out: loss" in progress and " -> " in progress
     assert "Traceback" not in progress and "Warning" not in progress and "cuda" not in progress
+    command = re.search(r"Translate with:  (.*) \"TEXT\"", progress)[1]
+    assert shlex.split(command) == ["seq2seq", "translate", "my runs/it's toy"]
     assert (folder / "model.keras").is_file()
 
 
-@pytest.fixture
-def called(monkeypatch):
-    """What the command calls `train` with, in place of training."""
-    calls = []
-
-    def stop(config, folder, *_, **options):
-        calls.append((config, folder, options))
-        raise SystemExit
-
-    monkeypatch.setattr(training, "train", stop)
-    return calls
-
-
 @pytest.mark.slow
-def test_options_reach_the_training_and_a_configuration_repeats_them(toy_run, tmp_path, called):
+def test_options_reach_the_training_and_a_configuration_repeats_them(toy_run, tmp_path, training_calls):
     toy = toy_run[0].parent.parent / "toy.tsv"
     options = "--preset subword --epochs 1 --units 8 --cell gru --no-bidirectional --attention none --embedding 6"
     options += " --teacher-forcing 1,0.5 --dropout 0.2 --max-vocabulary 40 --seed 3 --precision bfloat16 --set layers=2"
     assert seq2seq("train", toy, *options.split(), "--out", "first", cwd=tmp_path).returncode == 0
-    ((config, folder, how),) = called
+    ((config, folder, how),) = training_calls
     kept = {"cell": "gru", "attention": None, "bidirectional": False, "embedding": 6, "teacher_forcing": (1.0, 0.5)}
     kept |= {"precision": "bfloat16", "deterministic": None, "source_tokenizer": "subword", "layers": 2}
     assert {name: getattr(config, name) for name in kept} == kept and str(folder) == "first"
     assert how["command"] == f"seq2seq train {toy} {options} --out first"
     repeat = ["train", "--config", toy_run[0] / "config.json", "--out", "again"]
     assert seq2seq(*repeat, cwd=toy.parent).returncode == 0
-    assert called[1][0] == configuration(toy_run[0])[0]
+    assert training_calls[1][0] == configuration(toy_run[0])[0]
     assert seq2seq(*repeat, "--dropout", 0.7, cwd=toy.parent).returncode == 0
-    assert (called[2][0].dropout, called[2][0].units) == (0.7, 8)
+    assert (training_calls[2][0].dropout, training_calls[2][0].units) == (0.7, 8)
 
 
 @pytest.mark.slow
@@ -151,29 +138,41 @@ def test_bad_options_exit_2(tsv, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_corpus_decides_the_preset(tmp_path, called, monkeypatch):
+def test_the_corpus_decides_the_preset(tmp_path, training_calls, monkeypatch):
     (tmp_path / "sentences.tsv").write_text("I saw him there.\tLo vi ahí.\n" * 20_000)
     done = seq2seq("train", "sentences.tsv", cwd=tmp_path)
-    assert called[0][0].source_tokenizer == "subword" and b"Preset subword: so many sentences" in done.stderr
+    assert training_calls[0][0].source_tokenizer == "subword" and b"Preset subword: so many sentences" in done.stderr
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     done = seq2seq("train", "sentences.tsv", cwd=tmp_path)
-    assert called[1][0].source_tokenizer == "char" and b"pip install 'keras-seq2seq[subword]'" in done.stderr
+    assert training_calls[1][0].source_tokenizer == "char" and b"pip install 'keras-seq2seq[subword]'" in done.stderr
 
 
 @pytest.mark.slow
-def test_a_run_starts_from_another_and_the_command_that_it_prints_can_be_typed(toy_run, tsv, tmp_path):
-    new = tsv("".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abxy" for b in "xyz"))
-    options = ["--epochs", 1, "--precision", "float16", "--out", "my runs/it's"]
-    done = seq2seq("train", new, "--from", toy_run[0], *options, cwd=tmp_path)
-    assert done.returncode == 0 and b"source: 3 new tokens\ntarget: 3 new tokens\n" in done.stderr, done.stderr
-    options, _ = load_config(tmp_path / "my runs/it's/config.json")
-    assert (options["units"], options["seed"], options["corpus"]) == (8, 1, str(new))
-    assert options["precision"] == "float16"
-    command = re.search(r"Translate with:  (.*) \"TEXT\"", done.stderr.decode())[1]
-    assert shlex.split(command) == ["seq2seq", "translate", "my runs/it's"]
+def test_a_run_that_starts_from_another_has_its_options(toy_run, tsv, tmp_path, training_calls):
+    new = tsv("".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abxy" for b in "xyz"), "new pairs.tsv")
+    done = seq2seq("train", new, "--from", toy_run[0], "--epochs", 1, "--precision", "float16", cwd=tmp_path)
+    ((config, folder, _),) = training_calls
+    assert done.returncode == 0 and str(folder) == "runs/new-pairs"
+    assert (config.units, config.seed, config.corpus, config.warm_start) == (8, 1, str(new), str(toy_run[0]))
+    assert (config.epochs, config.precision) == (1, "float16")
+
+
+@pytest.mark.slow
+def test_options_that_a_run_to_start_from_excludes_are_refused(toy_run, tsv, tmp_path):
     for more, message in ((["--preset", "default"], "excludes preset"), (["--units", 9], "units=9: ")):
-        done = seq2seq("train", new, "--from", toy_run[0], "--out", tmp_path / "other", *more)
+        done = seq2seq("train", tsv("a\tA\n"), "--from", toy_run[0], "--out", tmp_path / "other", *more)
         assert done.returncode == 2 and message in done.stderr.decode()
+
+
+@pytest.mark.slow
+def test_another_corpus_that_is_held_out_replaces_the_split_of_a_preset(tmp_path, training_calls):
+    apart = ["--validation", "dev.tsv", "--validation", "more.tsv"]
+    for name in ("train", "dev", "more"):
+        (tmp_path / f"{name}.tsv").write_text("ab\tAB\n")
+    done = seq2seq("train", "train.tsv", *apart, "--preset", "tutorial", "--updates", 2, cwd=tmp_path)
+    ((config, _, _),) = training_calls
+    kept = {"validation": ("dev.tsv", "more.tsv"), "validation_fraction": 0.0, "split": "hash", "epochs": None}
+    assert done.returncode == 0 and {name: getattr(config, name) for name in kept} == kept
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from seq2seq.training import train
 
 CHROMIUM = Path("/usr/bin/chromium")
 expect.set_options(timeout=60_000)  # milliseconds
+SMALL = {"units": 8, "cell": "gru", "bidirectional": False, "attention": None}
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]  # the first one lets root start it
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
@@ -109,7 +110,7 @@ def test_without_attention_there_is_no_picture_and_gradio_tells_nobody(tokenizer
     async def page(model):  # where a loop runs; else Gradio makes one for each page and leaves it open
         return demo_page(model)
 
-    for shown in (model, Seq2Seq(*tokenizers, units=8)):
+    for shown in (model, Seq2Seq(*tokenizers, **SMALL)):
         made = asyncio.run(page(shown))
         pictures = [block for block in made.blocks.values() if "attention" in block.elem_classes]
         assert [picture.visible for picture in pictures] == [shown.has_attention]
@@ -139,7 +140,7 @@ def test_a_source_of_several_columns_has_a_box_for_each():
         return demo_page(model, ["ab\tV;PST"])
 
     source = ColumnsTokenizer([CharTokenizer("ab"), SeparatorTokenizer(";", ["V", "PST"])], ["lemma", "features"])
-    model = Seq2Seq(source, CharTokenizer("ab"), units=8)
+    model = Seq2Seq(source, CharTokenizer("ab"), **SMALL)
     made = asyncio.run(page(model))
     boxes = [block.label for block in made.blocks.values() if isinstance(block, gradio.Textbox)]
     assert boxes == ["lemma", "features", "Translation"]
