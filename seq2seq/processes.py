@@ -34,7 +34,7 @@ def in_processes(
     Returns:
         {key: what the function returned, or the exception that it raised}, in the order in which they ended.
     """
-    from seq2seq.cli import without_stderr
+    from seq2seq.startup import without_stderr
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["seq2seq.training", "seq2seq.evaluation"])
@@ -102,7 +102,7 @@ def _divide_machine(jobs):
 
 def _run(sender, stderr, cores, variables, function, arguments):
     """Runs in the new process: calls the function and sends the result."""
-    from seq2seq.cli import start_tensorflow  # which sets the threads of a process that is the command's own
+    from seq2seq.startup import start_tensorflow  # which sets the threads of a process that is the command's own
 
     def end_with_parent():
         multiprocessing.parent_process().join()  # type: ignore[union-attr]  # there is one

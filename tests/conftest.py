@@ -1,9 +1,11 @@
 import collections
 import csv
+import dataclasses
 import json
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +20,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import keras
 import searching
 import tensorflow as tf
+from command_line import SEQ2SEQ, SMALL_MODEL
 
-from pipelines import CharTokenizer, batch_pairs, read_pairs
+from pipelines import CharTokenizer, batch_pairs, checksums, read_pairs
 from pipelines.formats import find_shards
 from pipelines.readers import Reader
 from seq2seq import Config, Seq2Seq, sweep
@@ -29,7 +32,7 @@ from seq2seq.training import train
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
 # What takes longest to make, and is shared: by `--dist loadgroup`, only one of several processes makes it.
-SHARED = ("exported", "swept", "trained", "upper_case")
+SHARED = ("exported", "swept", "toy_run", "trained", "upper_case")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
@@ -94,7 +97,7 @@ def model(tokenizers):
 
 
 @pytest.fixture(scope="session")
-def untrained():
+def shared_model():
     """A `model` for tests that only read it: it keeps the graphs that `translate` and `score` make."""
     source, target = CharTokenizer(), CharTokenizer()
     source.adapt(WORDS)
@@ -234,3 +237,48 @@ def swept(tmp_path_factory):
         monkeypatch.chdir(home)
         results = sweep("pairs.tsv", home / "swept", GRID, seeds=2, options=SMALL, jobs=2, say=said.append)
     return home / "swept", results, said
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory):
+    """A run that the console script made of `toy.tsv`, and the finished process. Its tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "toy.tsv").write_text(LINES)
+    options = "--epochs 2 --seed 1 --track tensorboard"
+    command = [SEQ2SEQ, "train", "toy.tsv", *SMALL_MODEL, *options.split(), "--out", "my runs/it's toy"]
+    return folder / "my runs/it's toy", subprocess.run(command, cwd=folder, capture_output=True)
+
+
+def make_run(folder, corpus, characters="abcde", **options):
+    """Makes a run folder as if its model, which has learned nothing, had been trained here on a corpus."""
+    config = Config(corpus, **options)
+    record = {"options": dataclasses.asdict(config), "directory": os.getcwd(), "checksums": checksums(corpus)}
+    if config.validation:
+        record["validation_checksums"] = checksums(config.validation)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(record))
+    tokenizers = CharTokenizer(characters, lowercase=config.lowercase), CharTokenizer(characters.upper())
+    model = Seq2Seq(*tokenizers, units=4, cell="gru", bidirectional=False, attention="dot")
+    model.save(folder / "model.keras")
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A run folder with a small model that has learned nothing."""
+    folder = tmp_path_factory.mktemp("untrained")
+    tokenizers = CharTokenizer("ab"), CharTokenizer("AB")
+    Seq2Seq(*tokenizers, units=4, cell="gru", bidirectional=False, attention="dot").save(folder / "model.keras")
+    return folder
+
+
+@pytest.fixture
+def training_calls(monkeypatch):
+    """What commands call `train` with, in place of training: (config, folder, the other arguments by their names)."""
+    calls = []
+
+    def stop(config, folder, *_, **options):
+        calls.append((config, folder, options))
+        raise SystemExit
+
+    monkeypatch.setattr("seq2seq.training.train", stop)
+    return calls

@@ -142,7 +142,7 @@ def config(tmp_path):
 
 def _train(config, folder, events):
     """Trains in a process of its own that says after each step and epoch that it is there."""
-    from seq2seq.cli import start_tensorflow
+    from seq2seq.startup import start_tensorflow
 
     start_tensorflow()
     import keras

@@ -63,7 +63,7 @@ def _train(config, folder, strategy, cluster, index, events):
     if cluster:
         task = {"type": "worker", "index": index}
         os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
-    from seq2seq.cli import start_tensorflow
+    from seq2seq.startup import start_tensorflow
 
     start_tensorflow()
     import keras

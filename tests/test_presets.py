@@ -1,7 +1,7 @@
 import pytest
 
 from pipelines import OptionError
-from seq2seq import cli
+from seq2seq.commands.options import PRESET_HELP
 from seq2seq.config import Config
 from seq2seq.presets import PRESETS, SUBWORD_PAIRS, choose_preset, parse_setting, usual_options, without_excluded
 
@@ -56,8 +56,8 @@ def test_an_option_that_is_given_replaces_those_that_it_excludes():
 
 
 def test_the_help_of_the_command_line_tells_the_presets_as_they_are():
-    assert all(name in cli._PRESETS for name in PRESETS)
-    assert f"{SUBWORD_PAIRS} pairs of sentences" in cli._PRESETS
+    assert all(name in PRESET_HELP for name in PRESETS)
+    assert f"{SUBWORD_PAIRS} pairs of sentences" in PRESET_HELP
 
 
 def test_a_setting_is_read_as_on_the_command_line_or_as_json():

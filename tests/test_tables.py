@@ -188,7 +188,7 @@ def test_unknown_measures_and_rows_are_refused(swept):
     with pytest.raises(OptionError, match="baseline=5: expected a number up to 4"):
         table(swept[0], baseline=5)
     done = seq2seq("table", swept[0], "--beam-width", "2")
-    assert done.returncode == 2 and b"beam_width, length_penalty, search: for a test corpus" in done.stderr
+    assert done.returncode == 2 and b"is for a test corpus; name one with --test" in done.stderr
 
 
 @pytest.mark.slow

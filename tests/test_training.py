@@ -16,7 +16,7 @@ from conftest import epochs_seen, read_history, spy_on_steps
 
 from pipelines import CorpusError, OptionError
 from seq2seq.checkpoints import RunError
-from seq2seq.cli import _progress
+from seq2seq.commands.train import progress_callback
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
 from seq2seq.runs import best_epoch, configuration, draw_run, held_out_pairs, kept_epochs, load_run
@@ -72,7 +72,7 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
 
 def test_no_step_returns_figures_that_the_device_must_be_waited_for(config, trained, tmp_path, monkeypatch):
     quiet = spy_on_steps(monkeypatch)
-    train(config, tmp_path / "quiet", callbacks=[_progress()])
+    train(config, tmp_path / "quiet", callbacks=[progress_callback()])
     assert len(quiet) == 2 * 3 and all(set(figures) == {"loss"} for figures in quiet)
     assert all(math.isnan(figures["loss"]) and "CPU" in figures["loss"].device for figures in quiet)
     # TensorBoard follows each step.

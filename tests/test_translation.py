@@ -42,32 +42,32 @@ def test_padding_a_batch_differently_gives_the_same_translations(upper_case):
         assert decoded(texts) == decoded(wider) == [word.upper() for word in words]
 
 
-def test_translate_takes_one_string_a_list_an_array_a_tensor_and_nothing(untrained):
-    one = untrained.translate("sol", max_length=5)
+def test_translate_takes_one_string_a_list_an_array_a_tensor_and_nothing(shared_model):
+    one = shared_model.translate("sol", max_length=5)
     assert one.shape == () and one.dtype == tf.string
     for texts in (["sol"], np.array(["sol"]), tf.constant(["sol"]), tf.data.Dataset.from_tensors("sol")):
-        assert untrained.translate(texts, max_length=5)[0] == one
-    assert untrained.translate([]).shape == (0,)
+        assert shared_model.translate(texts, max_length=5)[0] == one
+    assert shared_model.translate([]).shape == (0,)
 
 
-def test_translate_and_score_take_what_gives_texts_in_an_order_and_refuse_the_rest_by_name(untrained):
+def test_translate_and_score_take_what_gives_texts_in_an_order_and_refuse_the_rest_by_name(shared_model):
     texts = ["sol", "mar"]
-    expected = untrained.translate(texts).numpy().tolist()
+    expected = shared_model.translate(texts).numpy().tolist()
     for given in ((text for text in texts), iter(texts), map(str, texts), dict.fromkeys(texts).keys()):
-        assert untrained.translate(given).numpy().tolist() == expected
-    scores = untrained.score(iter(texts), iter(texts)).numpy().tolist()
-    assert scores == untrained.score(texts, texts).numpy().tolist()
+        assert shared_model.translate(given).numpy().tolist() == expected
+    scores = shared_model.score(iter(texts), iter(texts)).numpy().tolist()
+    assert scores == shared_model.score(texts, texts).numpy().tolist()
     for wrong, message in (
         (set(texts), "a set gives them in no order"),
         ({"sol": 1}, "a dict gives them in no order"),
         *((wrong, "expected a string, or a list of strings") for wrong in (None, 3, ["sol", None], [["sol"], ["mar"]])),
     ):
         with pytest.raises(OptionError, match=f"texts: {message}"):
-            untrained.translate(wrong)
+            shared_model.translate(wrong)
         with pytest.raises(OptionError, match=f"targets: {message}"):
-            untrained.score(texts, wrong)
+            shared_model.score(texts, wrong)
     with pytest.raises(OptionError, match="not one alone"):
-        untrained.score("sol", "sol")
+        shared_model.score("sol", "sol")
 
 
 def test_translate_is_traced_once_for_each_strategy_whatever_the_shapes(model):
@@ -81,10 +81,10 @@ def test_translate_is_traced_once_for_each_strategy_whatever_the_shapes(model):
     assert model._score.experimental_get_tracing_count() == 0
 
 
-def test_a_beam_of_one_is_greedy_and_a_wider_one_finds_likelier_texts(untrained):
+def test_a_beam_of_one_is_greedy_and_a_wider_one_finds_likelier_texts(shared_model):
     texts = ["sol", "niño", "", "gatogato"]
-    assert decoded(untrained.translate(texts, BeamSearch(1))) == decoded(untrained.translate(texts))
-    one, nine = (untrained.translate(texts, BeamSearch(n, length_penalty=0.0), details=True) for n in (1, 9))
+    assert decoded(shared_model.translate(texts, BeamSearch(1))) == decoded(shared_model.translate(texts))
+    one, nine = (shared_model.translate(texts, BeamSearch(n, length_penalty=0.0), details=True) for n in (1, 9))
     ended = (one.stopped[:, 0] == b"end") & (nine.stopped[:, 0] == b"end")
     assert (nine.scores[:, 0] >= one.scores[:, 0] - 1e-4)[ended].numpy().all()
 
@@ -167,7 +167,7 @@ def test_prefixes_of_all_lengths_are_translated_by_one_trace(model):
     assert model._translate_with(Greedy(), False, 1, True).experimental_get_tracing_count() == 1
 
 
-def test_prefixes_that_cannot_be_are_refused(untrained):
+def test_prefixes_that_cannot_be_are_refused(shared_model):
     for texts, prefixes, message in (
         (["sol", "mar"], ["S"], "prefixes: expected as many as texts, 2, and not 1"),
         (["sol"], "S", "prefixes: expected as many as texts, 1, and not one string"),
@@ -177,7 +177,7 @@ def test_prefixes_that_cannot_be_are_refused(untrained):
         (["sol"], {"S"}, "prefixes: a set gives them in no order"),
     ):
         with pytest.raises(OptionError, match=message):
-            untrained.translate(texts, prefixes=prefixes)
+            shared_model.translate(texts, prefixes=prefixes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,11 +210,11 @@ def test_of_more_hypotheses_than_wanted_the_first_different_texts_are_taken(mode
     np.testing.assert_array_equal(one, found.texts[:, 0])
 
 
-def test_samples_are_many_more_than_tokens_if_wanted_and_the_first_is_that_drawn_alone(untrained):
-    texts = untrained.translate(["sol", "mar"], Sampling(n_best=60), seed=4, max_length=2)
-    assert texts.shape == (2, 60) and untrained.target_tokenizer.vocabulary_size < 60
+def test_samples_are_many_more_than_tokens_if_wanted_and_the_first_is_that_drawn_alone(shared_model):
+    texts = shared_model.translate(["sol", "mar"], Sampling(n_best=60), seed=4, max_length=2)
+    assert texts.shape == (2, 60) and shared_model.target_tokenizer.vocabulary_size < 60
     assert len(set(texts[0].numpy())) < 60  # equal ones are kept
-    np.testing.assert_array_equal(texts[:, 0], untrained.translate(["sol", "mar"], "sampling", seed=4, max_length=2))
+    np.testing.assert_array_equal(texts[:, 0], shared_model.translate(["sol", "mar"], "sampling", seed=4, max_length=2))
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -248,78 +248,78 @@ def test_what_xla_refuses_is_decoded_uncompiled_and_said_once(tokenizers, texts)
     np.testing.assert_array_equal(model.translate(texts, BeamSearch(2), max_length=20), right)
 
 
-def test_score_is_the_sum_over_the_tokens_and_end(untrained):
+def test_score_is_the_sum_over_the_tokens_and_end(shared_model):
     source, target = (
-        untrained.source_tokenizer.tokenize(["sol"]),
-        untrained.target_tokenizer.tokenize(["SOL"], start_end=True),
+        shared_model.source_tokenizer.tokenize(["sol"]),
+        shared_model.target_tokenizer.tokenize(["SOL"], start_end=True),
     )
-    logits = untrained((source, target[:, :-1])).numpy()[0].astype("float64")
+    logits = shared_model((source, target[:, :-1])).numpy()[0].astype("float64")
     nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(4), target[0, 1:]]
-    np.testing.assert_allclose(untrained.score(["sol", "m", "sol"], ["SOL", "A", "SOL"])[2], -nats.sum(), rtol=1e-5)
+    np.testing.assert_allclose(shared_model.score(["sol", "m", "sol"], ["SOL", "A", "SOL"])[2], -nats.sum(), rtol=1e-5)
     with pytest.raises(OptionError, match="targets: expected as many as sources, 2"):
-        untrained.score(["a", "b"], ["A"])
+        shared_model.score(["a", "b"], ["A"])
 
-    each = untrained.score(["sol", "m", "sol"], ["SOL", "", "SOL"], batch_size=2, per_token=True)
+    each = shared_model.score(["sol", "m", "sol"], ["SOL", "", "SOL"], batch_size=2, per_token=True)
     assert each.dtype == tf.float32 and each.row_lengths().numpy().tolist() == [4, 1, 4]
     np.testing.assert_allclose(each[0], -nats, rtol=1e-5)
-    scores = untrained.score(["sol", "m", "sol"], ["SOL", "", "SOL"])
+    scores = shared_model.score(["sol", "m", "sol"], ["SOL", "", "SOL"])
     np.testing.assert_allclose(tf.reduce_sum(each, axis=1), scores, rtol=1e-6)
-    assert untrained.score([], [], per_token=True).shape == (0, None) and untrained.score([], []).shape == (0,)
+    assert shared_model.score([], [], per_token=True).shape == (0, None) and shared_model.score([], []).shape == (0,)
 
 
-def test_ids_are_scored_and_looked_at_as_they_are_with_and_without_end(untrained):
-    whole = untrained.target_tokenizer.tokenize(["SOL", "MAR"], start_end=True)[:, 1:]
+def test_ids_are_scored_and_looked_at_as_they_are_with_and_without_end(shared_model):
+    whole = shared_model.target_tokenizer.tokenize(["SOL", "MAR"], start_end=True)[:, 1:]
     ids = np.pad(whole.numpy(), [[0, 0], [0, 5]])  # padding more, as a longer row beside them would give them
     ids[1, 3] = PADDING  # no END
-    each = untrained.score(["sol", "mar"], ids, per_token=True)
-    right = untrained.score(["sol", "mar"], ["SOL", "MAR"], per_token=True)
+    each = shared_model.score(["sol", "mar"], ids, per_token=True)
+    right = shared_model.score(["sol", "mar"], ["SOL", "MAR"], per_token=True)
     np.testing.assert_allclose(each.flat_values, right.flat_values[:-1], rtol=1e-5)
-    found = untrained.attention(["sol", "mar"], ids)
+    found = shared_model.attention(["sol", "mar"], ids)
     assert [alignment.target for alignment in found] == [["S", "O", "L", "[END]"], ["M", "A", "R"]]
-    np.testing.assert_allclose(found[1].weights, untrained.attention(["mar"], ["MAR"])[0].weights[:3], rtol=1e-5)
+    np.testing.assert_allclose(found[1].weights, shared_model.attention(["mar"], ["MAR"])[0].weights[:3], rtol=1e-5)
     with pytest.raises(OptionError, match="targets: expected as many as sources, 1, and not 2"):
-        untrained.attention(["sol"], ids)
+        shared_model.attention(["sol"], ids)
 
 
-def test_encode_gives_what_the_decoder_looks_at(untrained):
-    found = untrained.encode(text for text in ("sol", "m"))
-    ids = untrained.source_tokenizer.tokenize(["sol", "m"])
+def test_encode_gives_what_the_decoder_looks_at(shared_model):
+    found = shared_model.encode(text for text in ("sol", "m"))
+    ids = shared_model.source_tokenizer.tokenize(["sol", "m"])
     np.testing.assert_array_equal(found.source, ids)
     np.testing.assert_array_equal(found.mask, [[True] * 3, [True, False, False]])
     for one, other in zip(
-        *(tf.nest.flatten([e.memory, e.state]) for e in (found, untrained.encoder(ids))), strict=True
+        *(tf.nest.flatten([e.memory, e.state]) for e in (found, shared_model.encoder(ids))), strict=True
     ):
         np.testing.assert_allclose(one, other, atol=1e-6)
-    assert found.memory.shape == (2, 3, 16) and untrained.encode("sol").memory.shape == (1, 3, 16)
+    assert found.memory.shape == (2, 3, 16) and shared_model.encode("sol").memory.shape == (1, 3, 16)
     for wrong, message in (
         ([], "expected one or more"),
         ({"sol"}, "a set gives them in no order"),
         ([1], "expected a string"),
     ):
         with pytest.raises(OptionError, match=f"texts: {message}"):
-            untrained.encode(wrong)
+            shared_model.encode(wrong)
 
 
-def test_a_translation_is_as_long_as_it_was_told_to_be(untrained):
+def test_a_translation_is_as_long_as_it_was_told_to_be(shared_model):
     texts = ["sol", "niño"]
     for strategy in ("greedy", "beam", "sampling"):
         long, short = (
-            untrained.translate(texts, strategy, details=True, **o) for o in ({"min_length": 9}, {"max_length": 2})
+            shared_model.translate(texts, strategy, details=True, **o) for o in ({"min_length": 9}, {"max_length": 2})
         )
         assert (tf.strings.length(long.texts, "UTF8_CHAR") >= 9).numpy().all()
         assert (tf.strings.length(short.texts, "UTF8_CHAR") <= 2).numpy().all()
         assert set(short.stopped.numpy().ravel()) <= {b"limit", b"end"}
 
 
-def test_n_best_and_details_say_more_of_each_text(untrained):
-    found = untrained.translate(["sol", "mar"], BeamSearch(5, n_best=3), max_length=6)
+def test_n_best_and_details_say_more_of_each_text(shared_model):
+    found = shared_model.translate(["sol", "mar"], BeamSearch(5, n_best=3), max_length=6)
     assert found.shape == (2, 3) and len(set(found[0].numpy())) == 3
-    assert untrained.translate("sol", BeamSearch(5, n_best=3), max_length=6).shape == (3,)
-    assert untrained.translate("sol", details=True, max_length=6).texts.shape == (1, 1)
-    assert untrained.translate([], "beam", details=True).scores.shape == (0, 1)
+    assert shared_model.translate("sol", BeamSearch(5, n_best=3), max_length=6).shape == (3,)
+    assert shared_model.translate("sol", details=True, max_length=6).texts.shape == (1, 1)
+    assert shared_model.translate([], "beam", details=True).scores.shape == (0, 1)
 
 
-def test_what_cannot_be_asked_of_translate_is_refused_by_name(untrained):
+def test_what_cannot_be_asked_of_translate_is_refused_by_name(shared_model):
     for options, message in (
         ({"strategy": "beem"}, "strategy='beem'.*did you mean 'beam'"),
         ({"strategy": BeamSearch(50)}, "width=50: wider than the vocabulary"),
@@ -332,11 +332,11 @@ def test_what_cannot_be_asked_of_translate_is_refused_by_name(untrained):
         ({"seed": 10**20}, "seed=100000000000000000000: expected a whole number"),
     ):
         with pytest.raises(OptionError, match=message):
-            untrained.translate(["sol"], **options)
+            shared_model.translate(["sol"], **options)
     with pytest.raises(OptionError, match="Decoder has no attention weights"):
-        Seq2Seq(untrained.source_tokenizer, untrained.target_tokenizer, units=8).attention(["sol"])
+        Seq2Seq(shared_model.source_tokenizer, shared_model.target_tokenizer, units=8).attention(["sol"])
     with pytest.raises(OptionError, match=r"option='unit'.*did you mean 'units'"):
-        Seq2Seq(untrained.source_tokenizer, untrained.target_tokenizer, unit=8)
+        Seq2Seq(shared_model.source_tokenizer, shared_model.target_tokenizer, unit=8)
 
 
 @pytest.mark.slow
@@ -349,31 +349,33 @@ def test_attention_follows_the_source(upper_case):
     assert given.target == ["M", "A", "R", "[END]"] and given.weights.shape == (4, 3)
 
 
-def test_predict_translates_batches(untrained, pairs, tokenizers):
+def test_predict_translates_batches(shared_model, pairs, tokenizers):
     batches = batch_pairs(pairs.map(lambda source, _: (source, source)), tokenizers[0], tokenizers[0], 5, shuffle=False)
     sources = [text for _, again in batches for text in decoded(tokenizers[0].detokenize(tf.argmax(again, 2)[:, 1:]))]
-    assert untrained.predict(batches, verbose=0).tolist() == untrained.translate(sources).numpy().tolist()
-    source, target = ids_of(untrained)
-    np.testing.assert_allclose(untrained.predict((source, target), verbose=0), untrained((source, target)), atol=1e-5)
+    assert shared_model.predict(batches, verbose=0).tolist() == shared_model.translate(sources).numpy().tolist()
+    source, target = ids_of(shared_model)
+    np.testing.assert_allclose(
+        shared_model.predict((source, target), verbose=0), shared_model((source, target)), atol=1e-5
+    )
 
 
-def test_attention_in_batches_is_the_same_and_keeps_no_more_than_it_returns(untrained):
+def test_attention_in_batches_is_the_same_and_keeps_no_more_than_it_returns(shared_model):
     words = ["gatonube", "", "sol", "ma", "x" * 30]
-    together, alone = (untrained.attention(words, words, batch_size=size) for size in (256, 2))
+    together, alone = (shared_model.attention(words, words, batch_size=size) for size in (256, 2))
     for one, other in zip(together, alone, strict=True):
         assert one[:2] == other[:2] and one.weights.base is None
         np.testing.assert_allclose(one.weights, other.weights, atol=1e-6)
     assert [len(row.source) for row in together] == list(map(len, words))
-    assert untrained.attention([]) == [] and untrained.attention("sol")[0].source == list("sol")
+    assert shared_model.attention([]) == [] and shared_model.attention("sol")[0].source == list("sol")
     with pytest.raises(OptionError, match="targets: expected as many as sources, 2, and not 1"):
-        untrained.attention(["sol", "mar"], ["SOL"])
+        shared_model.attention(["sol", "mar"], ["SOL"])
 
 
-def test_ids_that_are_no_targets_are_refused(untrained):
+def test_ids_that_are_no_targets_are_refused(shared_model):
     ok = np.array([[5, 6, 3], [5, 3, 0]])
-    assert untrained.score(["sol", "mar"], ok).shape == (2,)
+    assert shared_model.score(["sol", "mar"], ok).shape == (2,)
     for bad in ([[5, 0, 3], [5, 3, 0]], [[5, 99, 3], [5, 3, 0]], [[-1, 5, 3], [5, 3, 0]]):
         with pytest.raises(OptionError, match="targets: expected"):
-            untrained.score(["sol", "mar"], np.array(bad))
+            shared_model.score(["sol", "mar"], np.array(bad))
     with pytest.raises(OptionError, match=r"such as found.ids\[:, 0\]"):
-        untrained.score(["sol", "mar"], np.ones([2, 1, 3], int))
+        shared_model.score(["sol", "mar"], np.ones([2, 1, 3], int))
