@@ -81,8 +81,8 @@ def pairs(tsv):
 
 
 @pytest.fixture
-def tokenizers():
-    """A source and a target tokenizer with the vocabularies of `pairs`."""
+def tokenizers(pairs):
+    """A source and a target tokenizer with the vocabularies of `pairs`, whose file tests find in `tmp_path`."""
     source, target = CharTokenizer(), CharTokenizer()
     source.take_vocabulary(collections.Counter(letter.encode() for letter in "".join(WORDS)))
     target.take_vocabulary(collections.Counter(letter.encode() for letter in "".join(WORDS).upper()))
