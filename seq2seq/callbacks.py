@@ -29,7 +29,7 @@ class DivergedError(RuntimeError):
 class AverageWeights(keras.callbacks.Callback):
     """Replaces the weights by their average after the last `count` epochs, while an epoch is measured and saved."""
 
-    def __init__(self, count):
+    def __init__(self, count: int) -> None:
         super().__init__()
         self.latest: collections.deque[list[np.ndarray]] = collections.deque(maxlen=count)
         self.swapped = False
