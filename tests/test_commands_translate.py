@@ -11,7 +11,7 @@ from command_line import SEQ2SEQ, command_with_streams, load_runs
 from command_line import in_process as seq2seq
 
 from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
-from seq2seq import BeamSearch, Sampling, Seq2Seq
+from seq2seq import BeamSearch, Sampling, load_run
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +153,7 @@ def test_json_has_null_for_what_is_no_number_and_no_hypotheses_that_a_beam_has_n
     assert sorted(one["tokens"] for one in known["translations"]) == [["A"], ["B"], ["[END]"]]
     (known,) = objects(seq2seq("translate", untrained, "a", *best, "--min-length", 1))
     assert sorted(one["text"] for one in known["translations"]) == ["A", "B"]
-    model = Seq2Seq.from_run(untrained)
+    model = load_run(untrained)
     model.decoder.output_layer.kernel.assign(model.decoder.output_layer.kernel * np.nan)
     model.save(tmp_path / "model.keras")
     (known,) = objects(seq2seq("translate", tmp_path, "a", "--max-length", 2, "--json"))
