@@ -11,7 +11,7 @@ from command_line import SEQ2SEQ, command_with_streams, load_runs
 from command_line import in_process as seq2seq
 
 from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
-from seq2seq import BeamSearch, Sampling, load_run
+from seq2seq import BeamSearch, Sampling, Seq2Seq, load_run
 
 pytestmark = pytest.mark.slow
 
