@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+from typing import Any
 
 import keras
 import numpy as np
