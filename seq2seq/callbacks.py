@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+from typing import Any
 
 import keras
 import numpy as np
@@ -34,27 +35,27 @@ class AverageWeights(keras.callbacks.Callback):
         self.latest: collections.deque[list[np.ndarray]] = collections.deque(maxlen=count)
         self.swapped = False
 
-    def arrays(self):
+    def arrays(self) -> list[np.ndarray]:
         """The weights after those epochs, in one list, for a checkpoint."""
         return list(itertools.chain(*self.latest))
 
-    def restore(self, arrays):
+    def restore(self, arrays: Any) -> None:
         """Takes such a list back."""
         count = len(self.model.trainable_variables) if arrays else 1
         self.latest.extend(arrays[start : start + count] for start in range(0, len(arrays), count))
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if self.swapped:
             self._assign(self.latest[-1])
             self.swapped = False
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Any = None) -> None:
         if not self.swapped:
             self.latest.append([weight.numpy() for weight in self.model.trainable_variables])
             self._assign([np.mean(weights, axis=0) for weights in zip(*self.latest, strict=True)])
             self.swapped = True
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.on_test_begin()  # which an epoch that is not measured does without
 
     def _assign(self, weights):
@@ -65,11 +66,11 @@ class AverageWeights(keras.callbacks.Callback):
 class ScoreTranslations(keras.callbacks.Callback):
     """Adds the scores of held-out sources' translations to the figures of each measured epoch."""
 
-    def __init__(self, held_out, run):
+    def __init__(self, held_out: Any, run: Any) -> None:
         super().__init__()
         self.sources, self.references, self.run = list(held_out), list(held_out.values()), run
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         from seq2seq.evaluation import corpus_scores
 
         if not self.run.measures(epoch + 1):
@@ -85,7 +86,7 @@ class ScoreTranslations(keras.callbacks.Callback):
 class WatchSteps(keras.callbacks.Callback):
     """Counts the steps and pairs of a run, and finds batches without a finite gradient."""
 
-    def __init__(self, run, say):
+    def __init__(self, run: Any, say: Any) -> None:
         super().__init__()
         self.run, self.say = run, say
         self.looked = time.monotonic()
@@ -93,7 +94,7 @@ class WatchSteps(keras.callbacks.Callback):
         self.norm = 0.0  # of the last gradient
         self.skipped = 0  # steps of the epoch that a `LossScaleOptimizer` has not taken
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Notes the step before. In an `on_train_batch_end` Keras (3.15) hands out figures as numbers, and so would
         wait for the device in each step."""
         if batch:
@@ -101,13 +102,13 @@ class WatchSteps(keras.callbacks.Callback):
         else:
             self.counted = int(self.model.length_ratios.numpy()[0])  # the pairs that the model has been trained on
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Any = None) -> None:
         """Notes the last step of an epoch."""
         if self.run.step + len(self.pending) < self.run.steps:
             self._note_step()
         self.look()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.on_test_begin()  # which an epoch that is not measured does without
         if self.skipped:
             steps = f"{self.skipped:,} of {self.run.steps:,} steps"
@@ -125,7 +126,7 @@ class WatchSteps(keras.callbacks.Callback):
         if several_workers(self.run.strategy) or time.monotonic() >= self.looked + _seconds_between_looks():
             self.look()
 
-    def look(self):
+    def look(self) -> None:
         """Looks at the results of the steps since the last look.
 
         Raises:
@@ -169,7 +170,7 @@ class WatchSteps(keras.callbacks.Callback):
         """The first batch that has not been counted."""
         return next(iter(training_batches(self.run, self.run.seen)))
 
-    def out_of_memory(self):
+    def out_of_memory(self) -> str:
         """The message for a batch that does not fit into memory."""
         self.look()
         run, config = self.run, self.run.config
@@ -195,18 +196,18 @@ class SaveRun(keras.callbacks.Callback):
     saved to tell whether a loaded or exported model is the same.
     """
 
-    def __init__(self, run, average, watch, probe, say):
+    def __init__(self, run: Any, average: Any, watch: Any, probe: Any, say: Any) -> None:
         super().__init__()
         self.run, self.average, self.watch, self.probe, self.say = run, average, watch, probe, say
         self.chief = is_chief(run.strategy)  # the only process that writes
         self.signal: list[int] = []  # holds the number of a signal that has come
         self.saved = time.monotonic()
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Any = None) -> None:
         if not self.run.history and not self.run.step:
             self._checkpoint()
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if self.run.state is not None:  # and not earlier, as Keras resets metrics before an epoch
             variables = self._variables()
             for variable, value in zip(variables, self.run.state):  # noqa: B905 (averages follow)
@@ -214,7 +215,7 @@ class SaveRun(keras.callbacks.Callback):
             self.average.restore(self.run.state[len(variables) :])
             self.run.state = None
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         due = self.chief and time.monotonic() >= self.saved + 60 * self.run.config.checkpoint_minutes
         stop, due = map(bool, sums_of_workers(self.run.strategy, [len(self.signal) > 0, due]))
         if stop or due:
@@ -225,7 +226,7 @@ class SaveRun(keras.callbacks.Callback):
                 raise WorkerLostError("another worker has been told to stop; start all of them again to resume")
             raise KeyboardInterrupt if self.signal[0] == signal.SIGINT else SystemExit(143)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         run = self.run
         exact = tf.convert_to_tensor(self.model.optimizer.learning_rate)
         rate = float(str(np.float32(exact)))  # 0.1 and not 0.10000000149
@@ -244,7 +245,7 @@ class SaveRun(keras.callbacks.Callback):
                 self.model.optimizer.learning_rate = rate / 2
         self.model.stop_training = run.stopped()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Any = None) -> None:
         self._wait()
 
     def _write_models(self, best):

@@ -14,7 +14,6 @@ from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:  # pictures do not need TensorFlow
     from pipelines import Survey
-    from seq2seq.tables import Table
     from seq2seq.translation import Alignment
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#AA3377"]  # distinguishable for colour-blind people
@@ -146,7 +145,7 @@ def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:
     return _save(figure, path)
 
 
-def draw_table(table: "Table", path: Path | str) -> Figure:
+def draw_table(table: Any, path: Path | str) -> Figure:
     """Draws a table: a panel for each measure, with a line for each row: the mean of its runs, the standard deviation
     as a bar, and a small dot for each run.
 

@@ -57,8 +57,7 @@ class Alignment(NamedTuple):
 class Translator(keras.Model):
     """A `keras.Model` of two tokenizers, an encoder and a decoder, which takes strings and returns strings.
 
-    A subclass has `source_tokenizer`, `target_tokenizer`, `encoder`, `decoder`, `decode`, `log_likelihood` and
-    `compiles_decoding`, as `Seq2Seq` has them.
+    A subclass has the attributes and the methods for ids of `Seq2Seq`.
     """
 
     compiles_decoding: Any  # a property of the subclass
@@ -345,7 +344,6 @@ class Translator(keras.Model):
         source = self.source_tokenizer.tokenize(sources)
         encoded, state = start(self.decoder, encode(self.encoder, source), tf.shape(target)[1] - 1)
         *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
-
         source, target = spelled(self.source_tokenizer, source), spelled(self.target_tokenizer, target[:, 1:])
         return [  # an empty source is one step of nothing; copied, since a view would keep the whole batch in memory
             Alignment(source, target, row[: len(target), : max(1, len(source))].copy())

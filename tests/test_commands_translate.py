@@ -11,7 +11,7 @@ from command_line import SEQ2SEQ, command_with_streams, load_runs
 from command_line import in_process as seq2seq
 
 from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
-from seq2seq import BeamSearch, Sampling, Seq2Seq
+from seq2seq import BeamSearch, Sampling, Seq2Seq, load_run
 
 pytestmark = pytest.mark.slow
 
@@ -179,7 +179,7 @@ def test_lines_before_a_bad_line_or_a_bad_prefix_are_answered(folder):
     (good,) = seq2seq("translate", folder, "--prefix", "ab\tAB").stdout.splitlines(keepends=True)
     for bad, message in (
         (b"cd\n", "line 2: expected 2 columns: source TAB prefix, found 1"),
-        (b"cd\tAx\n", "line 2: the prefix 'Ax' has tokens that the vocabulary has not: 'x'"),
+        (b"cd\tAx\n", "line 2: the prefix 'Ax' has tokens that are not in the vocabulary: 'x'"),
     ):
         done = seq2seq("translate", folder, "--prefix", stdin=b"ab\tAB\n" + bad + b"ab\tAB\n")
         assert (done.returncode, done.stdout) == (2, good)
