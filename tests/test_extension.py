@@ -1,4 +1,4 @@
-"""The examples in the README's section "Write your own" are modules outside the library, and do all that its own do."""
+"""The examples in the page "Writing your own" are modules outside the library, and do all that its own do."""
 
 import dataclasses
 import json
@@ -23,7 +23,8 @@ from seq2seq.config import load_config
 from seq2seq.runs import configuration, load_run
 from seq2seq.training import train
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "guides" / "extending.md"
 UPPER = [word.upper() for word in WORDS]
 
 DECODER, ENCODER, TOKENIZER = (
@@ -91,8 +92,8 @@ BROKEN_TOKENIZERS = {
 
 
 def examples():
-    """{module: its text} of the README's section, and {module: the lines of shell that follow it}."""
-    _, section = re.split("^## Write your own\n", README.read_text(), flags=re.MULTILINE)
+    """{module: its text} of the page's first section, and {module: the lines of shell that follow it}."""
+    _, section = re.split("^## Encoders, decoders and tokenizers\n", PAGE.read_text(), flags=re.MULTILINE)
     section = re.split("^## ", section, flags=re.MULTILINE)[0]
     found = re.findall(r"```python\n(# (\w+)\.py\n.*?)```\n\n```bash\n(.*?)```", section, re.DOTALL)
     assert len(found) == 3 == section.count("```python")
@@ -201,7 +202,7 @@ def test_the_command_line_makes_runs_of_it_as_the_readme_says(folder, name):
     out = f"runs/{name.partition(':')[0]}"
 
     def run(line, *more):
-        _, *arguments = shlex.split(line.replace("runs/pairs", out))
+        _, *arguments = shlex.split(line)
         done = seq2seq(*arguments, *more, cwd=folder)
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
@@ -334,7 +335,7 @@ def test_the_command_line_refuses_it_in_one_line(folder, half, module, what):
 def modules(monkeypatch, tmp_path):
     """A folder to be in, where Python finds the examples."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(README.parent / "examples")
+    monkeypatch.syspath_prepend(ROOT / "examples")
     return tmp_path
 
 
@@ -345,7 +346,7 @@ def covered(tmp_path_factory):
     (folder / "pairs.tsv").write_text(LINES)
     options = {"decoder": "coverage:CoverageDecoder", "attention": None, "own": {"kernel": 5}, "epochs": 1}
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.syspath_prepend(README.parent / "examples")
+        monkeypatch.syspath_prepend(ROOT / "examples")
         config = dataclasses.replace(small_config(folder / "pairs.tsv"), validation_fraction=0, **options)
         train(config, folder / "run")
     return folder / "run"
@@ -463,7 +464,7 @@ def test_a_configuration_keeps_the_options_of_custom_classes_that_are_not_given_
     record["options"] |= {"loss": "focal:FocalLoss", "own": {"kernel": 5, "gamma": 1.0}}
     Path("config.json").write_text(json.dumps(record))
     for name in ("coverage", "focal"):
-        shutil.copy(README.parent / "examples" / f"{name}.py", modules)
+        shutil.copy(ROOT / "examples" / f"{name}.py", modules)
     done = seq2seq("train", "--config", "config.json", "--set", "gamma=2", "--out", "again", cwd=modules)
     assert done.returncode == 0, done.stderr.decode()
     assert load_config(modules / "again" / "config.json")[0]["own"] == {"kernel": 5, "gamma": 2}
