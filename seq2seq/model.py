@@ -207,6 +207,7 @@ class Seq2Seq(keras.Model):
             raise OptionError("call: expected (source, target so far); `translate` and `decode` need no target")
         return side_by_side(functools.partial(self._logits, training=training), cores(), *inputs)
 
+    @tf.autograph.experimental.do_not_convert  # as in Keras's training; converting takes longer than tracing
     def _logits(self, source, target, training=False):
         encoded, state = start(self.decoder, encode(self.encoder, source, training), tf.shape(target)[1])
         logits, _ = self.decoder(target, encoded, state, training=training)
@@ -633,7 +634,7 @@ class Seq2Seq(keras.Model):
 
             return side_by_side(translate, parts, texts, seeds, *prefixes)
 
-        return tf.function(run, input_signature=[texts, seeds, length, length, *prefixes], autograph=False)
+        return tf.function(run, input_signature=[texts, seeds, length, length, *prefixes])
 
     def translate_batch(
         self,
@@ -678,6 +679,7 @@ class Seq2Seq(keras.Model):
                 found[-1] = tf.RaggedTensor.from_tensor(found[-1], padding=PADDING, ragged_rank=2)
             return tuple(found)
 
+    @tf.autograph.experimental.do_not_convert  # tokenizers alone may use Python's `if` on tensors
     def decode(
         self,
         source: tf.Tensor,
@@ -825,9 +827,7 @@ class Seq2Seq(keras.Model):
                 scores.append(kept(self._score(tf.gather(sources, batch), target), target[:, 1:]))
         return tf.gather(tf.concat(scores, axis=0), np.argsort(order))
 
-    @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)], autograph=False
-    )
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)])
     def _score(self, sources, target):
         source = self.source_tokenizer.tokenize(sources)
         return side_by_side(functools.partial(self.log_likelihood, per_token=True), cores(), source, target)
@@ -875,7 +875,7 @@ class Seq2Seq(keras.Model):
             raise OptionError("texts: expected one or more")
         return self._encode(texts)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def _encode(self, texts):
         return encode(self.encoder, self.source_tokenizer.tokenize(texts))
 

@@ -178,6 +178,22 @@ class Pieces(Tokenizer):
         return tf.strings.unicode_split(texts, "UTF-8")
 
 
+@keras.saving.register_keras_serializable("tests")
+class Branching(Tokenizer):
+    """Splits into letters, by a branch on a tensor, as AutoGraph allows in `Dataset.map`."""
+
+    def split(self, texts):
+        if tf.size(texts) > 1:
+            texts = tf.strings.lower(texts)
+        return tf.strings.unicode_split(texts, "UTF-8")
+
+
+def test_a_tokenizer_may_branch_on_a_tensor(tokenizers):
+    model = Seq2Seq(Branching(["s", "o", "l"]), tokenizers[1], units=8)
+    assert model.translate(["SOL", "sol"], max_length=3).shape == (2,)
+    assert model.score(["SOL", "sol"], ["S", "S"]).shape == (2,)
+
+
 def test_the_n_best_are_different_texts(tokenizers):
     keras.utils.set_random_seed(1)
     pieces = Pieces(["a", "b", "aa", "ab", "ba", "bb"])
