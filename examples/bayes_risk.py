@@ -13,7 +13,7 @@ import dataclasses
 import tensorflow as tf
 
 from pipelines import check_number
-from pipelines.tokenizers import PADDING
+from pipelines.tokens import PADDING
 from seq2seq import Hypotheses, Sampling, Strategy
 
 

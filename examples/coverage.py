@@ -8,7 +8,8 @@ seq2seq translate runs/coverage --import coverage:CoverageDecoder --beam-width 3
 import keras
 import tensorflow as tf
 
-from seq2seq.layers import TokenVectors, masked_softmax, rows_by_source
+from seq2seq.attention import masked_softmax, rows_by_source
+from seq2seq.layers import TokenVectors
 
 
 @keras.saving.register_keras_serializable("coverage")

@@ -9,7 +9,7 @@ seq2seq translate runs/risk --import minimum_risk:MinimumRisk "ab"
 import keras
 import tensorflow as tf
 
-from pipelines.tokenizers import START
+from pipelines.tokens import START
 from seq2seq import Sampling, Seq2Seq
 
 

@@ -8,7 +8,8 @@ seq2seq translate runs/sinusoidal --import sinusoidal:SinusoidalEncoder "ab"
 import keras
 import tensorflow as tf
 
-from seq2seq.layers import Encoded, TokenVectors, rows_by_source, source_mask, token_ids
+from seq2seq import Encoded, TokenVectors, rows_by_source, source_mask
+from seq2seq.layers import token_ids
 
 
 class _Half(keras.layers.Layer):

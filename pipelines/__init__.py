@@ -5,6 +5,7 @@ from typing import Any
 
 _MODULES = {
     "batches": ["batch_pairs"],
+    "columns": ["ColumnsTokenizer"],
     "corpora": [
         "Survey",
         "corpus_errors",
@@ -16,19 +17,13 @@ _MODULES = {
         "split_last",
         "survey",
     ],
-    "names": ["OptionError", "accepted", "check_number", "choose", "construct", "load_class"],
-    "readers": ["CorpusError", "Report", "as_seen_from", "checksums", "open_corpora"],
+    "files": ["CorpusError", "as_seen_from"],
+    "options": ["OptionError", "accepted", "check_number", "choose", "construct", "load_class"],
+    "readers": ["Report", "checksums", "open_corpora"],
     "shuffling": ["damaged_shards", "shuffle_corpus"],
-    "tokenizers": [
-        "ByteTokenizer",
-        "CharTokenizer",
-        "ColumnsTokenizer",
-        "LetterTokenizer",
-        "SeparatorTokenizer",
-        "SubwordTokenizer",
-        "Tokenizer",
-        "WhitespaceTokenizer",
-    ],
+    "subwords": ["SubwordTokenizer"],
+    "tokenizers": ["ByteTokenizer", "CharTokenizer", "LetterTokenizer", "SeparatorTokenizer", "WhitespaceTokenizer"],
+    "tokens": ["Tokenizer"],
 }
 __all__ = [name for names in _MODULES.values() for name in names]
 

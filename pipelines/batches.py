@@ -5,9 +5,9 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from pipelines.corpora import UNTUNED
-from pipelines.names import check_number, choose
-from pipelines.tokenizers import Tokenizer
+from pipelines.corpora import WITHOUT_AUTOTUNE
+from pipelines.options import check_number, choose
+from pipelines.tokens import Tokenizer
 
 
 def batch_pairs(
@@ -27,26 +27,26 @@ def batch_pairs(
 ) -> tf.data.Dataset:
     """Makes the batches that `Seq2Seq.fit` and `evaluate` read, lazily.
 
-    Text stays text until it is in a batch. A window of pairs is shuffled, sorted by length and cut into batches, which
-    are shuffled again; so a batch holds pairs of like length, drawn at random, and little padding. Splitting, look-up
-    and one-hot encoding then run once on each batch, on several threads, while the model works on the one before.
+    A window of pairs is shuffled, sorted by length and cut into batches, which are shuffled again. So a batch holds
+    random pairs of similar length, and little padding. Tokenizing and one-hot encoding run once on each whole batch, on
+    several threads, while the model works on the one before.
 
     Args:
         pairs: a `tf.data.Dataset` of (source, target) scalar strings.
         source_tokenizer, target_tokenizer: adapted tokenizers.
         batch_size: pairs in a batch, B; the last of the corpus may hold fewer.
         batch_tokens: in place of `batch_size`, how much a batch may hold: its pairs times the longer side of its
-            longest pair, in tokens, marks and padding included. A pair that is longer is a batch of its own.
+            longest pair, in tokens, with START, END and padding. A longer pair is a batch of its own.
         encoding: "one_hot", float32 rows, or "ids", which are V times smaller. A model learns the same from both.
-        pad_to_multiple: makes S and T multiples of this number and fills batches up with rows of padding, so that only
-            few shapes occur; for `jit_compile=True`, which compiles each shape anew.
-        window: how many pairs are shuffled and sorted together. They are what is in memory at a time: some tens of
-            megabytes where the texts are sentences.
+        pad_to_multiple: makes S and T multiples of this number and fills batches up with rows of padding, so that few
+            shapes occur; for `jit_compile=True`, which compiles each shape anew.
+        window: how many pairs are shuffled and sorted together. They are in memory at a time: some tens of megabytes if
+            the texts are sentences.
         shuffle: whether pairs and batches come in a new random order each epoch.
         seed: makes those orders the same in every run.
-        epoch: which of those orders to take, a number or a scalar tensor, for what must be able to go on in the middle
-            of one. Default: each iteration of the dataset is the next epoch.
-        skip: how many pairs of that epoch, those of its first batches, have been seen. They are read, but no more.
+        epoch: which of those orders to take, a number or a scalar tensor, to resume in the middle of an epoch. Default:
+            each iteration of the dataset is the next epoch.
+        skip: how many pairs of that epoch, those of its first batches, to leave out. They are read, but not encoded.
 
     Returns:
         A `tf.data.Dataset` of (source `[B, S, Vs]`, target `[B, T + 1, Vt]`), the target from START to END, padding as
@@ -62,13 +62,14 @@ def batch_pairs(
     check_number("window", window, least=1)
     multiple = pad_to_multiple or 1
     skip = tf.cast(skip, tf.int64)
-    window = window if batch_tokens else -(-window // batch_size) * batch_size  # only an epoch's last batch is smaller
+    if not batch_tokens:
+        window = _round_up(window, batch_size)  # so that only an epoch's last batch is smaller
 
     def group_by_length(number, pairs, seed):
         sources, targets = pairs
         lengths = [source_tokenizer.lengths(sources), target_tokenizer.lengths(targets)]
         order = tf.range(tf.size(sources))
-        if shuffle:  # the sort keeps this order where lengths are equal
+        if shuffle:  # the sort keeps this order if lengths are equal
             order = tf.random.experimental.stateless_shuffle(order, [seed, 0])
         order = tf.gather(order, _length_order(*(tf.gather(side, order) for side in lengths)))
         sources, targets = tf.gather(sources, order), tf.gather(targets, order)
@@ -79,13 +80,13 @@ def batch_pairs(
         else:
             count = tf.size(order, tf.int64)
             ends = tf.minimum(tf.range(batch_size, count + batch_size, batch_size, tf.int64), count)
-        cuts = tf.stack([tf.concat([[0], ends[:-1]], axis=0), ends], axis=1)
+        bounds = tf.stack([tf.concat([[0], ends[:-1]], axis=0), ends], axis=1)
         if shuffle:
-            cuts = tf.random.experimental.stateless_shuffle(cuts, [seed, 1])
+            bounds = tf.random.experimental.stateless_shuffle(bounds, [seed, 1])
         seen = tf.where(number == skip // window, skip % window, 0)
-        cuts = tf.boolean_mask(cuts, tf.cumsum(cuts[:, 1] - cuts[:, 0]) > seen)
-        batches = tf.data.Dataset.from_tensor_slices(cuts)
-        return batches.map(lambda cut: (sources[cut[0] : cut[1]], targets[cut[0] : cut[1]]))
+        bounds = tf.boolean_mask(bounds, tf.cumsum(bounds[:, 1] - bounds[:, 0]) > seen)
+        batches = tf.data.Dataset.from_tensor_slices(bounds)
+        return batches.map(lambda bound: (sources[bound[0] : bound[1]], targets[bound[0] : bound[1]]))
 
     def encode(sources, targets):
         source, target = source_tokenizer.tokenize(sources), target_tokenizer.tokenize(targets, start_end=True)
@@ -107,11 +108,11 @@ def batch_pairs(
     batches = windows.flat_map(group_by_length)
     cores = len(os.sched_getaffinity(0))
     encoded = batches.prefetch(16).map(encode, num_parallel_calls=cores).prefetch(tf.data.AUTOTUNE)
-    return encoded.with_options(UNTUNED)
+    return encoded.with_options(WITHOUT_AUTOTUNE)
 
 
 def _random_number(seed, *numbers):
-    """An int64 that follows from these."""
+    """Draws an int64 that depends only on these numbers."""
     seeds = tf.stack([tf.cast(seed, tf.int64), 0])
     for number in numbers:
         seeds = tf.random.experimental.stateless_fold_in(seeds, tf.cast(number, tf.int64))
@@ -119,10 +120,10 @@ def _random_number(seed, *numbers):
 
 
 def _length_order(source_lengths, target_lengths):
-    """The order of pairs by target length and then by source length, the latter rising and falling in turns.
+    """Orders pairs by target length and then by source length, the latter rising and falling in turns.
 
-    So neighbours are alike on both sides, also where the target length changes. Two target lengths count as one: that
-    gives up a little on one side for more on the other.
+    So neighbours are similar on both sides, even if the target length changes. Two target lengths count as one, which
+    costs a little padding on one side and saves more on the other.
     """
     step, longest = target_lengths // 2, tf.reduce_max(source_lengths)
     within = tf.where(step % 2 == 0, source_lengths, longest - source_lengths)
@@ -130,7 +131,7 @@ def _length_order(source_lengths, target_lengths):
 
 
 def _token_ends(lengths, budget):
-    """Where to cut a window so that each batch's rows times its longest length stay within the budget."""
+    """Finds the ends of batches whose rows times their longest length stay within the budget."""
     ends, start, longest = [], 0, 0
     for position, length in enumerate(lengths.tolist()):
         longest = max(longest, length)

@@ -1,10 +1,9 @@
-"""Corpora: pairs of strings as a `tf.data.Dataset`, their division into training and validation, and their survey."""
+"""Corpora: pairs of strings as a `tf.data.Dataset`, split into training and validation, counted and surveyed."""
 
 import collections
 import contextlib
 import dataclasses
 import itertools
-import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -13,13 +12,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipelines.readers import Corpora, CorpusError, Report, open_corpora
-from pipelines.tokenizers import WHITESPACE, Tokenizer
+from pipelines.files import CorpusError
+from pipelines.formats import Corpora
+from pipelines.readers import Report, open_corpora
+from pipelines.tokens import WHITESPACE, Tokenizer
 
-# What tunes buffers is a thread that may sleep through the end of an iteration (TensorFlow 2.21 wakes it before it can
-# see that it is cancelled), and all wait for it then, for up to a minute. Nothing here is faster for being tuned.
-UNTUNED = tf.data.Options()
-UNTUNED.autotune.enabled = False
+# The thread that tunes buffers may sleep through the end of an iteration (TensorFlow 2.21 wakes it before it can see
+# that it is cancelled), which then lasts up to a minute. Tuning makes nothing here faster.
+WITHOUT_AUTOTUNE = tf.data.Options()
+WITHOUT_AUTOTUNE.autotune.enabled = False
 
 _CHUNK = 4096  # pairs handed to TensorFlow at a time
 
@@ -36,55 +37,54 @@ def read_pairs(
     """Reads parallel text lazily, in memory that does not grow with the corpus.
 
     Args:
-        corpus: what to read, or a list of such:
+        corpus: one of these, or a list of them:
 
             - the name of a corpus: `phrasebook` comes with this package, `spa-eng` (118,964 English-Spanish pairs from
-              tatoeba.org) is downloaded once into the Keras cache. A file of such a name is `./phrasebook` or a `Path`;
+              tatoeba.org) is downloaded once into the Keras cache. Write `./phrasebook` for a file of that name;
             - a file: tab-separated text (`source TAB target` on each line; a third column is ignored), JSON Lines
               (`.jsonl`, `.ndjson`, `.json`), each plain or with `.gz`, `.bz2` or `.xz`, or TFRecord (`.tfrecord`, plain
               or with `.gz`) of examples with two strings;
-            - a file in a zip, `archive.zip/folder/file.tsv`, or the zip alone if there is one file in it;
+            - a file in a zip, `archive.zip/folder/file.tsv`, or the zip alone if it holds one file;
             - `-`, tab-separated text on standard input, or a named pipe; they can be read once;
             - parallel files of equally many lines, `corpus.en+corpus.es`; all but the last are columns of the source. A
-              file or folder with a `+` in its name is found first;
-            - a glob, in which `**` stands for any number of folders: its files in the order of their names;
+              file or folder with a `+` in its name takes precedence;
+            - a glob, in which `**` matches any number of folders: its files in the order of their names;
             - a folder: likewise, but without `.json`, which may be a manifest;
             - a list of (source, target) strings;
             - a `tf.data.Dataset` of (source, target) scalar strings.
 
-            Text is UTF-8. A byte order mark, CR before the end of a line and lines with nothing in them are ignored. A
-            side of spaces, control characters and invisible marks (U+200B, U+FEFF) alone is empty.
+            Text is UTF-8. A byte order mark, CR before the end of a line and empty lines are ignored. A side of nothing
+            but spaces, control characters and invisible marks (U+200B, U+FEFF) is empty.
         limit: how many pairs to read at most; None for all.
-        seed: decides the order of files where `shuffle_files` is set.
-        epoch: which of the orders that follow from it to take, a number or a scalar tensor. Default: each iteration of
-            the dataset is the next epoch.
+        seed: decides the order of files if `shuffle_files` is set.
+        epoch: which of the seed's orders to take, a number or a scalar tensor. Default: each iteration of the dataset
+            is the next epoch.
         report: a `Report`, which each complete pass, up to the limit, fills with what it read and left out.
         columns: which columns or keys to read, the target last: two names or more, which a tab-separated file has in
             its first line, or numbers counted from 1, as in `cut -f`. In JSON Lines `translation.en` is the key `en` of
-            the object under `translation`, if no key has that whole name. More than one before the target are columns
-            of the source, which then is one text with tabs between them; all but the first may be empty. Default: the
-            first two columns, or the keys `source` and `target`.
-        source_columns: the names of the columns that each source must have, as a `ColumnsTokenizer` has them in
-            `column_names`. With several, the default of `columns` is the first so many and one more.
+            the object under `translation`, if no key has that whole name. If several come before the target, they are
+            columns of the source: one text with tabs between them, of which all but the first may be empty. Default:
+            the first two columns, or the keys `source` and `target`.
+        source_columns: the names of the columns that each source must have, as in the `column_names` of a
+            `ColumnsTokenizer`. If there are N, the default of `columns` is the first N + 1.
         reverse: whether to swap source and target.
-        weights: how often to draw from each of several corpora, relative to the others. The smaller ones start over
+        weights: how often to draw from each of several corpora, relative to the others. Smaller corpora start over
             until each has been read once. Default: one after the other.
         on_bad_line: "error", or "skip" for lines with missing columns, an empty side or invalid UTF-8.
         max_length: leave out pairs with a side of more characters, in all its columns.
-        max_ratio: leave out pairs with one side so many times longer than the other; of a source the first column
-            counts.
+        max_ratio: leave out pairs with one side more than this many times longer than the other. Only the first column
+            of a source counts.
         drop_duplicates: leave out pairs that came before among the last 131,072 or more of the same file.
         shuffle_files: whether to read several files in turns, in an order that is new each epoch.
-        num_shards, index: read one part of so many, for one worker among several. Together the parts are the corpus:
-            whole files where there are enough, else every num_shards-th pair of each.
+        num_shards, index: read one of `num_shards` parts, for one worker among several. Together the parts are the
+            corpus: whole files if there are enough, else every num_shards-th pair of each file.
 
     Returns:
         A `tf.data.Dataset` of (source, target) scalar strings.
 
     Raises:
-        CorpusError: here if there is no such corpus or an option does not fit; while the dataset is iterated, for text
-            that cannot be read. TensorFlow wraps the latter in an error of its own that quotes it; `corpus_errors`
-            takes it out again.
+        CorpusError: at once if there is no such corpus or an option does not fit; while the dataset is iterated for
+            text that cannot be read. TensorFlow wraps the latter in an error of its own; `corpus_errors` unwraps it.
     """
     if limit is not None and limit < 0:
         raise CorpusError(f"limit={limit}: expected 0 or more, or None")
@@ -97,22 +97,19 @@ def read_pairs(
     def chunks(seed):
         return tf.data.Dataset.from_generator(generator, args=[seed], output_signature=(column, column)).prefetch(4)
 
-    if epoch is not None:
-        pairs = chunks(seed + tf.cast(epoch, tf.int64) * 2**32).unbatch()
-    elif reader.shuffle_files:
-        seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
-        pairs = seeds.flat_map(chunks).unbatch()
+    if epoch is None and reader.shuffle_files:
+        pairs = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1).flat_map(chunks)
     else:
-        pairs = chunks(seed).unbatch()
-    return pairs.with_options(UNTUNED)
+        pairs = chunks(seed if epoch is None else seed + tf.cast(epoch, tf.int64) * 2**32)
+    return pairs.unbatch().with_options(WITHOUT_AUTOTUNE)
 
 
 def _chunks(reader, limit, report):
-    """A generator function: the pairs of one pass as (sources, targets), two lists of at most `_CHUNK` byte strings."""
+    """Makes a generator function of the pairs of one pass: (sources, targets), `_CHUNK` byte strings at a time."""
 
     def chunks(seed):
         own = Report()
-        pairs = itertools.islice(reader.pairs(int(seed), own), limit)  # so that a pass up to the limit is whole
+        pairs = itertools.islice(reader.pairs(int(seed), own), limit)  # a pass up to the limit is complete
         while chunk := list(itertools.islice(pairs, _CHUNK)):
             sources, targets = zip(*chunk, strict=True)
             yield sources, targets
@@ -124,7 +121,7 @@ def _chunks(reader, limit, report):
 
 @contextlib.contextmanager
 def corpus_errors() -> Iterator[None]:
-    """Raises a `CorpusError` from inside a dataset as itself, not as the `tf.errors.OpError` TensorFlow makes of it."""
+    """Unwraps a `CorpusError` raised inside a dataset from the `tf.errors.OpError` that TensorFlow makes of it."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -137,15 +134,15 @@ def corpus_errors() -> Iterator[None]:
 def split_by_hash(
     pairs: tf.data.Dataset, fraction: float, source_tokenizer: Tokenizer
 ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Divides pairs into (training, validation) by a hash of the source text as the model sees it.
+    """Splits pairs into (training, validation) by a hash of the source text as the model sees it.
 
     Sources that the tokenizer normalizes to the same text, or that differ only in whitespace, fall on the same side
-    with all their translations. The side depends on nothing but that text. It is therefore the same in every epoch, on
-    every machine and in every corpus, and no pass over the corpus is needed to know it.
+    with all their translations. The side depends only on that text: it is the same in every epoch, on every machine
+    and in every corpus.
 
     Args:
         pairs: a `tf.data.Dataset` of (source, target) scalar strings.
-        fraction: about how much of the sources to hold out, between 0 and 1.
+        fraction: about which part of the sources to hold out, between 0 and 1.
         source_tokenizer: the `Tokenizer` of the sources, which needs no vocabulary yet.
     """
 
@@ -162,10 +159,10 @@ def split_by_hash(
 
 
 def _source_keys(sources, tokenizer):
-    """Of sources `[B]`, strings `[B]` that are equal where no tokenizer of this normal form can tell sources apart."""
+    """Makes keys `[B]` of sources `[B]`: equal if no tokenizer of this normal form can tell the sources apart."""
     texts = tokenizer.normalize(sources)
     space, word = f"[{WHITESPACE}▁]+", f"[^{WHITESPACE}▁]+"
-    # Most corpora have nothing but single spaces, and seeing that takes a sixth of the time.
+    # Most corpora have only single spaces, and to check for that takes a sixth of the time.
     return tf.cond(
         tf.reduce_all(tf.strings.regex_full_match(texts, f"({word}( {word})*)?")),
         lambda: texts,
@@ -174,10 +171,10 @@ def _source_keys(sources, tokenizer):
 
 
 def split_last(pairs: tf.data.Dataset, fraction: float) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Divides pairs into (training, validation) where the last `fraction` is held out, as the Keras tutorial does.
+    """Splits pairs into (training, validation), the last `fraction` held out, as in the Keras tutorial.
 
-    Counts the pairs first, which reads them all. Several translations of one source may fall on both sides;
-    `sources_in` tells which.
+    Counts the pairs first, which reads them all. Translations of one source may fall on both sides; `sources_in` finds
+    them.
     """
     count = count_pairs(pairs)
     training = count - int(count * fraction)
@@ -185,10 +182,9 @@ def split_last(pairs: tf.data.Dataset, fraction: float) -> tuple[tf.data.Dataset
 
 
 def sources_in(pairs: tf.data.Dataset, training: tf.data.Dataset, source_tokenizer: Tokenizer) -> np.ndarray:
-    """Finds the pairs whose source is also one of the training pairs, with whatever target.
+    """Finds the pairs whose source is also that of a training pair, with any target.
 
-    Sources are compared as `split_by_hash` compares them, by fingerprints of 64 bits. Memory grows with `pairs`, 8
-    bytes for each, and not with `training`.
+    Sources are compared as in `split_by_hash`, by fingerprints of 64 bits. Memory is 8 bytes for each of `pairs`.
 
     Args:
         pairs, training: two `tf.data.Dataset`s of (source, target) scalar strings; N pairs in the first.
@@ -214,7 +210,7 @@ def sources_in(pairs: tf.data.Dataset, training: tf.data.Dataset, source_tokeniz
 
 @dataclasses.dataclass
 class Survey:
-    """What one pass over pairs has found."""
+    """Counts of the pairs, tokens and lengths of a dataset."""
 
     pairs: int = 0
     longer: int = 0  # sum over all pairs of the length of their longer side, in characters
@@ -226,16 +222,12 @@ class Survey:
     )
 
     def length(self, side: int, quantile: float) -> int:
-        """The length in tokens that this share of the texts of a side (0 source, 1 target) does not exceed."""
-        left = max(1, math.ceil(quantile * self.pairs))
-        for length in sorted(self.lengths[side]):
-            left -= self.lengths[side][length]
-            if left <= 0:
-                return length
-        return 0
+        """The quantile of the lengths in tokens of a side, 0 for source or 1 for target."""
+        lengths, counts = list(self.lengths[side]), list(self.lengths[side].values())
+        return int(np.quantile(lengths, quantile, weights=counts, method="inverted_cdf")) if lengths else 0
 
     def as_dict(self) -> dict:
-        """All of it, as JSON can hold it: tokens by frequency, bytes of no UTF-8 as `\\xc3`, lengths rising."""
+        """Everything, for JSON: tokens by frequency, bytes that are not UTF-8 as `\\xc3`, lengths in rising order."""
         tokens = [
             {token.decode(errors="backslashreplace"): count for token, count in side.most_common()}
             for side in self.tokens
@@ -254,16 +246,15 @@ def survey(
     target_tokenizer: Tokenizer,
     progress: Callable[[int], None] | None = None,
 ) -> Survey:
-    """Counts pairs, tokens and lengths in tokens, of both sides in one streaming pass.
+    """Counts pairs, and tokens and lengths in tokens of both sides, in one streaming pass.
 
     Args:
         pairs: a `tf.data.Dataset` of (source, target) scalar strings.
-        source_tokenizer, target_tokenizer: what cuts the text into tokens; they need no vocabulary yet.
+        source_tokenizer, target_tokenizer: they need no vocabulary yet.
         progress: a function to call now and then with the number of pairs counted so far.
 
     Returns:
-        A `Survey`, each of its tuples for (source, target); `take_vocabulary` makes a vocabulary of its tokens. Those
-        of a source's second column begin with a tab, of its third with two, as `ColumnsTokenizer.count` gives them.
+        A `Survey`, each of its tuples for (source, target). Its tokens are what `take_vocabulary` takes.
     """
 
     def count(sources, targets):
@@ -284,7 +275,7 @@ def survey(
 
 
 def count_pairs(pairs: tf.data.Dataset) -> int:
-    """Number of pairs in a dataset, by reading it once."""
+    """Counts the pairs in a dataset by reading it once."""
     counts = pairs.batch(_CHUNK).map(lambda sources, _: tf.size(sources, tf.int64))
     return int(counts.reduce(np.int64(0), tf.add))
 
@@ -292,7 +283,7 @@ def count_pairs(pairs: tf.data.Dataset) -> int:
 def group_by_source(pairs: tf.data.Dataset) -> dict[str, list[str]]:
     """Reads pairs into memory, as text: {source: [its targets, in the order they come]}.
 
-    Sources that are one text in two Unicode forms (NFC and NFD, say) are one source, written as it comes first.
+    Sources that differ only in their Unicode form (NFC, NFD) are one source, in the form that comes first.
     """
     found: dict[str, tuple[str, list[str]]] = {}
     for source, target in pairs.as_numpy_iterator():

@@ -1,4 +1,4 @@
-"""What keeps a run safe: files that are whole or not there, checkpoints to go on from, a lock. No TensorFlow in it."""
+"""Crash safety: atomic file writes, checkpoints, a lock on a run folder. Imports no TensorFlow."""
 
 import contextlib
 import fcntl
@@ -6,25 +6,25 @@ import json
 import os
 import shutil
 import socket
-import threading
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 
 class RunError(ValueError):
-    """A run folder that cannot be read, or that may not be written. The message names it and says what to do."""
+    """A run folder that cannot be read or may not be written. The message names it and says what to do."""
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to. What is written there takes its place, at once, when it is on the disk.
+    """Gives a path beside `path` to write to. That file replaces `path` atomically, once it is on the disk.
 
-    After an error everything is as it was before.
+    After an error `path` is as it was.
     """
-    aside = path.with_name(f"aside-{path.name}")  # with its ending, which Keras looks at
+    aside = path.with_name(f"aside-{path.name}")  # with the suffix, which Keras checks
     try:
         yield aside
         _flush(aside)
@@ -35,10 +35,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: object, indent: int = 2) -> None:
-    """Writes a whole file of JSON."""
+    """Writes a file of JSON atomically."""
     with whole_file(path) as aside:
         text = json.dumps(content, ensure_ascii=False, indent=indent) + "\n"
-        aside.write_bytes(text.encode(errors="backslashreplace"))  # as JSON writes what a file's name may hold, too
+        aside.write_bytes(text.encode(errors="backslashreplace"))  # names of files may not be UTF-8
 
 
 def _flush(path):
@@ -51,9 +51,10 @@ def _flush(path):
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes a folder, if it is not there, and keeps other processes out of it. An empty one is removed in the end.
+    """Makes a folder, unless it exists, and keeps other processes out of it. In the end an empty one is removed.
 
-    The operating system lets go of the lock when the process ends in whatever way, and so none is ever left behind.
+    The operating system releases the lock however the process ends, so no lock is left behind. (The package `filelock`
+    neither names the holder nor removes its file together with an empty folder, which is most of this function.)
 
     Raises:
         RunError: if another process holds the lock, with its number, or the folder is a file.
@@ -63,7 +64,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except (FileExistsError, FileNotFoundError):  # or its holder has just removed it
+        except (FileExistsError, FileNotFoundError):  # the holder of the lock has just removed the folder
             if folder.is_file():
                 raise RunError(f"{folder} is a file; a run needs a folder") from None
             continue
@@ -75,7 +76,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise RunError(f"{folder} is in use by {holder or 'another process'}") from None
         if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
             break
-        os.close(file)  # what its holder has removed in the meantime locks nothing
+        os.close(file)  # a file that its holder has removed in the meantime locks nothing
     try:
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -90,7 +91,7 @@ def locked(folder: Path) -> Iterator[None]:
 class Checkpoints:
     """The last two states of a training, in a folder, each a file of arrays and facts.
 
-    They are written by a thread of their own, while the training goes on.
+    A thread writes them while the training goes on.
 
     Args:
         folder: where to keep them.
@@ -98,40 +99,37 @@ class Checkpoints:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.thread: threading.Thread | None = None
-        self.error: OSError | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future | None = None
 
     def save(self, number: int, arrays: list[np.ndarray], facts: dict) -> None:
-        """Begins to write a state, when the one before is written.
+        """Begins to write a state, after the one before has been written.
 
         Args:
             number: how far the training has come; states are ordered by it.
-            arrays: a list of NumPy arrays, which nobody changes any more.
-            facts: what else to know, as JSON can hold it.
+            arrays: a list of NumPy arrays, which must not change any more.
+            facts: what else to record, as JSON can hold it.
         """
-        self.wait()
-        self.thread = threading.Thread(target=self._write, args=(number, arrays, facts))
-        self.thread.start()
+        self._writing = self._writer.submit(self._write, number, arrays, facts)
 
     def wait(self) -> OSError | None:
-        """Waits until nothing is being written. Returns the error that writing ended with, if it did, only once."""
-        if self.thread:
-            self.thread.join()
-            self.thread = None
-        error, self.error = self.error, None
-        return error
+        """Waits until nothing is being written. Returns the error of the last writing, if there was one, only once."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing:
+                writing.result()
+        except OSError as error:
+            return error
+        return None
 
     def _write(self, number, arrays, facts):
-        try:
-            with whole_file(self.folder / f"{number:012}.npz") as path, path.open("wb") as file:
-                np.savez(file, json.dumps(facts), *arrays)
-            for old in self._paths()[2:]:
-                old.unlink()
-        except OSError as error:
-            self.error = error
+        with whole_file(self.folder / f"{number:012}.npz") as path, path.open("wb") as file:
+            np.savez(file, json.dumps(facts), *arrays)
+        for old in self._paths()[2:]:
+            old.unlink()
 
     def load(self) -> tuple[list[np.ndarray], dict]:
-        """The newest state that is whole: its arrays and facts.
+        """The arrays and facts of the newest undamaged state.
 
         Raises:
             RunError: if there is none.
@@ -146,13 +144,13 @@ class Checkpoints:
                     return arrays, json.loads(facts.item())
             except (OSError, ValueError, KeyError, zipfile.BadZipFile):
                 continue
-        raise RunError(f"{self.folder}: no checkpoint that is whole")
+        raise RunError(f"{self.folder}: no undamaged checkpoint")
 
     def _paths(self):
         """The newest first."""
         return sorted(self.folder.glob("[0-9]*.npz"), reverse=True)
 
     def clear(self) -> None:
-        """Makes the folder empty, and makes it where it is not there."""
+        """Makes the folder, or empties it."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)

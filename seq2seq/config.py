@@ -1,10 +1,10 @@
-"""All that decides how a run comes out: `Config`, a line for each option, and the presets. Imports no TensorFlow.
+"""All options of a run: `Config`, one declaration for each. Imports no TensorFlow.
 
-The command line is made of these lines: what is added here is an option of `seq2seq train` and stands in `config.json`.
+The command line is made of these declarations: an option that is added here is an option of `seq2seq train` and is
+recorded in `config.json`.
 """
 
 import dataclasses
-import itertools
 import json
 import os
 import re
@@ -13,23 +13,25 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines import OptionError, check_number, choose, open_corpora
-from pipelines.readers import NAMED_CORPORA, check_columns
+from pipelines import OptionError, check_number, choose
+from pipelines.files import NAMED_CORPORA
+from pipelines.formats import check_columns
+
+CORPUS, TOKENS, MODEL, TRAINING = "Corpus", "Tokens", "Model", "Training"  # the panels of the help
 
 
 def _option(default, panel, help, range=None, **how):
-    """A field of `Config` with what the command line says of it, as `typer.Option` takes it, and the range of its
-    numbers, as `check_number` takes it."""
+    """A field of `Config` with what `typer.Option` takes, and the range of its numbers as `check_number` takes it."""
     metadata = {"rich_help_panel": panel, "help": help, "range": range or {}, **how}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 _COUNT = {"least": 1}
-_SHARE = {"least": 0, "below": 1}
+_FRACTION = {"least": 0, "below": 1}
 
 
 def _or_none(convert):
-    """A parser for what may also be "none"."""
+    """A parser for a value that may also be "none"."""
 
     def parse(text):
         return None if str(text).lower() == "none" else convert(text)
@@ -38,16 +40,7 @@ def _or_none(convert):
     return parse
 
 
-def _plain(value):
-    """A value as it comes back from JSON, but that lists are tuples: so a `Config` is equal to what was saved of it."""
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_plain, value))
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, os.PathLike):
-        path = os.fspath(value)  # of a file always, where a string may be a corpus's name
-        return os.path.join(os.curdir, path) if path == "-" or path in NAMED_CORPORA else path
-    return value.item() if hasattr(value, "item") else value  # of NumPy
+_INT, _FLOAT, _TEXT = _or_none(int), _or_none(float), _or_none(str)
 
 
 def _columns(text):
@@ -60,29 +53,20 @@ def _numbers(text):
     return tuple(float(number) for number in text.split(","))
 
 
-# What is usual with an architecture and not with the other, for little text; it overrules a preset.
+# Defaults of an architecture for little text, if they differ from those of `Config`; they overrule a preset.
 ARCHITECTURES: dict[str, dict] = {
     "recurrent": {},
-    "transformer": {
-        "units": 128,
-        "layers": 2,
-        "dropout": 0.3,
-        "learning_rate": 1e-3,
-        "warmup": 300,
-        "beta_2": 0.98,
-    },
+    "transformer": {"units": 128, "layers": 2, "dropout": 0.3, "learning_rate": 1e-3, "warmup": 300, "beta_2": 0.98},
 }
-
-CORPUS, TOKENS, MODEL, TRAINING = "Corpus", "Tokens", "Model", "Training"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One training run. What each option means is said once, in its `help`, which the command line shows."""
+    """One training run. The meaning of each option is its `help`, which the command line shows."""
 
     corpus: str | tuple[str, ...] = "phrasebook"  # as `read_pairs` takes it; the argument of the command line
 
-    limit: int | None = _option(None, CORPUS, "Use only the first pairs of the corpus.", _COUNT, parser=_or_none(int))
+    limit: int | None = _option(None, CORPUS, "Use only the first pairs of the corpus.", _COUNT, parser=_INT)
     columns: tuple | None = _option(
         None,
         CORPUS,
@@ -101,36 +85,29 @@ class Config:
         metavar="W,W,...",
     )
     on_bad_line: str = _option(
-        "error", CORPUS, "What to do with a line of too few columns, an empty side or invalid UTF-8: error, skip."
+        "error", CORPUS, "What to do with a line with too few columns, an empty side or invalid UTF-8: error, skip."
     )
     # A batch is padded to its longest pair: of 64 with one of 2,000 characters it took 7.5 GB (2026-11-27, a CPU).
     max_length: int | None = _option(
-        1000,
-        CORPUS,
-        "Leave out pairs with a side of more characters; none for pairs of any length.",
-        _COUNT,
-        parser=_or_none(int),
+        1000, CORPUS, "Leave out pairs with a side of more characters; none for no limit.", _COUNT, parser=_INT
     )
     max_ratio: float | None = _option(
         None,
         CORPUS,
-        "Leave out pairs with one side so many times longer; of several source columns the first counts.",
+        "Leave out pairs with one side this many times longer; of several source columns the first counts.",
         {"least": 1},
-        parser=_or_none(float),
+        parser=_FLOAT,
     )
     drop_duplicates: bool = _option(False, CORPUS, "Leave out pairs that came shortly before.")
-    split: str = _option("hash", CORPUS, "How pairs are held out: by a hash of the source, or the last ones.")
+    split: str = _option("hash", CORPUS, "Which pairs are held out: hash (by a hash of the source), last.")
     validation_fraction: float = _option(
-        None,
-        CORPUS,
-        "Share of the sources to hold out. Default: 0.05, or none with --validation.",
-        _SHARE,
+        None, CORPUS, "Fraction of the sources to hold out. Default: 0.05, or none with --validation.", _FRACTION
     )
     validation: str | tuple[str, ...] | None = _option(
         None,
         CORPUS,
-        "Another CORPUS to hold out, such as the development side of a task, read with the same columns; all of the "
-        "first is then trained on. Say it again for several.",
+        "Another CORPUS to hold out, such as the development set of a task, read with the same columns; the first is "
+        "then all trained on. Repeatable.",
         several=True,
         metavar="CORPUS",
     )
@@ -138,17 +115,17 @@ class Config:
     source_tokenizer: str = _option(
         "char",
         TOKENS,
-        "What source texts are cut into: char, letter (characters, and the letters of Hangul), byte, whitespace, "
-        "subword, module:Class, or at a single character such as ';' into a set of features. For several source "
-        "columns a name for each, 'char,;', or one for all.",
+        "The tokens of source texts: char, letter (characters, and the letters of Hangul), byte, whitespace, subword, "
+        "module:Class, or a set of features separated by a single character such as ';'. For several source columns "
+        "a name for each, 'char,;', or one for all.",
     )
-    target_tokenizer: str = _option("char", TOKENS, "What target texts are cut into: one of those names.")
+    target_tokenizer: str = _option("char", TOKENS, "The tokens of target texts: one of those names.")
     normal_form: str | None = _option(
-        "NFC", TOKENS, "Unicode normal form of all text: NFC, NFD, NFKC, NFKD, none.", parser=_or_none(str)
+        "NFC", TOKENS, "Unicode normal form of all text: NFC, NFD, NFKC, NFKD, none.", parser=_TEXT
     )
-    lowercase: bool = _option(False, TOKENS, "Fold capitals into small letters, in source and target.")
+    lowercase: bool = _option(False, TOKENS, "Convert source and target to lower case.")
     min_frequency: int = _option(1, TOKENS, "Leave rarer tokens out of the vocabulary.", _COUNT)
-    max_vocabulary: int | None = _option(None, TOKENS, "Tokens in a vocabulary, at most.", _COUNT, parser=_or_none(int))
+    max_vocabulary: int | None = _option(None, TOKENS, "Maximum number of tokens in a vocabulary.", _COUNT, parser=_INT)
     shared_vocabulary: bool = _option(False, TOKENS, "Make one vocabulary of the tokens of both sides.")
 
     architecture: str = _option(
@@ -158,51 +135,44 @@ class Config:
         + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in ARCHITECTURES["transformer"].items())
         + ".",
     )
-    units: int = _option(256, MODEL, "Size of the memory and of each layer.", _COUNT)
+    units: int = _option(256, MODEL, "Size of the encoder's outputs and of each layer.", _COUNT)
     cell: str = _option("lstm", MODEL, "Recurrent cell: lstm, gru.")
     layers: int = _option(1, MODEL, "Layers on each side.", _COUNT)
     heads: int = _option(4, MODEL, "Attention heads of a Transformer.", _COUNT)
     feed_forward: int | None = _option(
-        None,
-        MODEL,
-        "Hidden units of a Transformer's feed-forward networks. Default: 4 times the units.",
-        _COUNT,
-        parser=_or_none(int),
+        None, MODEL, "Units of a Transformer's feed-forward layers. Default: 4 times --units.", _COUNT, parser=_INT
     )
-    bidirectional: bool = _option(True, MODEL, "Half of the units read the source backwards.")
+    bidirectional: bool = _option(True, MODEL, "Let half of the encoder's units read the source backwards.")
     embedding: int | None = _option(
-        64, MODEL, "Size of the vectors that stand for tokens; none for one-hot rows.", _COUNT, parser=_or_none(int)
+        64, MODEL, "Size of the token embeddings; none for one-hot vectors.", _COUNT, parser=_INT
     )
     attention: str | None = _option(
         "general",
         MODEL,
-        "How a recurrent decoder looks back at the source: dot, general, additive; for short texts of letters hard, or "
-        "monotonic where source and target are in the same order; none.",
-        parser=_or_none(str),
+        "Attention of a recurrent decoder: dot, general, additive, none; for short texts of letters hard, or monotonic "
+        "if source and target are in the same order.",
+        parser=_TEXT,
     )
-    input_feeding: bool = _option(False, MODEL, "Give each step what attention found before. Several times slower.")
-    tied: bool = _option(False, MODEL, "Use the target's embedding as the output's matrix.")
+    input_feeding: bool = _option(
+        False, MODEL, "Give each step of the decoder the attention's result of the step before. Several times slower."
+    )
+    tied: bool = _option(False, MODEL, "Use the target's embedding as the output layer's matrix.")
     copy: bool = _option(False, MODEL, "Let the decoder also copy source tokens, for targets that share much text.")
-    dropout: float = _option(0.3, MODEL, "Share of numbers left out in training.", _SHARE)
+    dropout: float = _option(0.3, MODEL, "Dropout rate.", _FRACTION)
     encoder: str | None = _option(
-        None, MODEL, "An encoder of another kind than --architecture, or of your own, module:Class.", metavar="KIND"
+        None, MODEL, "An encoder of another kind than --architecture, or your own, module:Class.", metavar="KIND"
     )
     decoder: str | None = _option(
-        None, MODEL, "A decoder of another kind than --architecture, or of your own, module:Class.", metavar="KIND"
+        None, MODEL, "A decoder of another kind than --architecture, or your own, module:Class.", metavar="KIND"
     )
 
     model: str | None = _option(
-        None,
-        MODEL,
-        "A model of your own, module:Class, a subclass of Seq2Seq, in its place.",
-        parser=_or_none(str),
-        metavar="CLASS",
+        None, MODEL, "Your own model, module:Class, a subclass of Seq2Seq.", parser=_TEXT, metavar="CLASS"
     )
     own: Mapping | None = _option(
         None,
         MODEL,
-        "An option by its name; say it again for more. It is how classes of your own get the options that their "
-        "constructors name: --set kernel=5.",
+        "An option by its name, for your own classes, whose constructors name it: --set kernel=5. Repeatable.",
         several=True,
         flag="--set",
         metavar="NAME=VALUE",
@@ -217,73 +187,58 @@ class Config:
     )
     batch_size: int = _option(64, TRAINING, "Pairs in a batch.", _COUNT)
     batch_tokens: int | None = _option(
-        None, TRAINING, "Tokens in a batch, padding included, in place of --batch-size.", _COUNT, parser=_or_none(int)
+        None, TRAINING, "Tokens in a batch, padding included, in place of --batch-size.", _COUNT, parser=_INT
     )
     encoding: str = _option(
-        "ids", TRAINING, "What batches hold: ids, one_hot. It trains the same, ids a little faster."
+        "ids", TRAINING, "Batches of ids or one_hot. Training is the same, with ids a little faster."
     )
     epochs: int | None = _option(
-        None,
-        TRAINING,
-        "Passes over the corpus. Default: as many as make 2000 updates, but at least 8 and at most 100.",
-        _COUNT,
-        parser=_or_none(int),
+        None, TRAINING, "Number of epochs. Default: as many as make 2000 updates, from 8 to 100.", _COUNT, parser=_INT
     )
     updates: int | None = _option(
-        None,
-        TRAINING,
-        "Length of the training in updates, rounded to whole epochs, in place of --epochs.",
-        _COUNT,
-        parser=_or_none(int),
+        None, TRAINING, "Number of updates, rounded to whole epochs, in place of --epochs.", _COUNT, parser=_INT
     )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
     beta_2: float | None = _option(
-        None,
-        TRAINING,
-        "Decay rate of the optimizer's mean of squared gradients, for adam and its like. Default: the optimizer's own.",
-        _SHARE,
-        parser=_or_none(float),
+        None, TRAINING, "The beta_2 of adam and similar optimizers. Default: the optimizer's.", _FRACTION, parser=_FLOAT
     )
     weight_decay: float | None = _option(
         None,
         TRAINING,
         "Decoupled weight decay: each step shrinks weights by this times the learning rate, but no biases, "
-        "normalization scales or embeddings. Default: the optimizer's own, of which most have none.",
+        "normalization scales or embeddings. Default: the optimizer's, which is mostly none.",
         {"least": 0},
-        parser=_or_none(float),
+        parser=_FLOAT,
     )
     learning_rate: float = _option(3e-3, TRAINING, "Learning rate, at the start.", {"least": 0})
     schedule: str = _option(
         "cosine",
         TRAINING,
         "How the learning rate changes: cosine (falls to zero along half a cosine), constant, inverse_sqrt (falls with "
-        "the root of the steps after --warmup), plateau (halved when --monitor is no better for two measured epochs).",
+        "the root of the steps after --warmup), plateau (halved when --monitor has not improved for two measured "
+        "epochs).",
     )
-    warmup: int = _option(0, TRAINING, "Steps in which the learning rate rises from zero, before that.", {"least": 0})
+    warmup: int = _option(0, TRAINING, "First steps, in which the learning rate rises from zero.", {"least": 0})
     clip_norm: float | None = _option(
-        1.0, TRAINING, "Length to which longer gradients are cut.", {"above": 0}, parser=_or_none(float)
+        1.0, TRAINING, "Clip the gradient to this norm; none for no limit.", {"above": 0}, parser=_FLOAT
     )
     loss: str | None = _option(
-        None,
-        TRAINING,
-        "A loss of your own, module:Class, in place of the crossentropy; none for that.",
-        parser=_or_none(str),
-        metavar="CLASS",
+        None, TRAINING, "Your own loss, module:Class; none for the crossentropy.", parser=_TEXT, metavar="CLASS"
     )
     metrics: tuple[str, ...] | None = _option(
         None,
         TRAINING,
-        "A metric of your own, module:Class, beside accuracy and perplexity. Say it again for several.",
+        "Your own metric, module:Class, besides accuracy and perplexity. Repeatable.",
         several=True,
         flag="--metric",
         metavar="CLASS",
     )
-    label_smoothing: float = _option(0.1, TRAINING, "Share of each label spread over all tokens.", _SHARE)
+    label_smoothing: float = _option(0.1, TRAINING, "Part of each label that is spread over all tokens.", _FRACTION)
     teacher_forcing: tuple[float, ...] = _option(
         (1.0,),
         TRAINING,
-        "How often the decoder is given the right token and not its own guess: a number, or two, the first falling or "
-        "rising to the second in the course of training.",
+        "Probability that the decoder is given the correct token and not its own prediction; or two, for one that "
+        "changes from the first to the second during training.",
         {"least": 0, "most": 1},
         parser=_numbers,
         metavar="P[,P]",
@@ -291,20 +246,14 @@ class Config:
     monitor: str | None = _option(
         None,
         TRAINING,
-        "Keep the epoch that is best by this figure of what is held out: val_loss, val_accuracy, val_perplexity, or, "
-        "of translations, val_bleu, val_chrf, val_exact_match, val_ter, val_cer, val_wer. Default: keep the last.",
-        parser=_or_none(str),
+        "Keep the best epoch by this figure of the held-out set: val_loss, val_accuracy, val_perplexity, or, of "
+        "translations, val_bleu, val_chrf, val_exact_match, val_ter, val_cer, val_wer. Default: keep the last.",
+        parser=_TEXT,
     )
     patience: int | None = _option(
-        None,
-        TRAINING,
-        "Stop when --monitor has not become better for so many measured epochs.",
-        _COUNT,
-        parser=_or_none(int),
+        None, TRAINING, "Stop when --monitor has not improved for so many measured epochs.", _COUNT, parser=_INT
     )
-    average: int = _option(
-        1, TRAINING, "Keep the average of the weights after each of the last so many epochs.", _COUNT
-    )
+    average: int = _option(1, TRAINING, "Keep the average of the weights after the last so many epochs.", _COUNT)
     keep_epochs: int = _option(
         0, TRAINING, "Keep the models of the last so many measured epochs, for `seq2seq average`.", {"least": 0}
     )
@@ -312,7 +261,7 @@ class Config:
         "stop", TRAINING, "What to do when a batch has no finite gradient: stop, or skip that batch."
     )
     checkpoint_minutes: float = _option(
-        1.0, TRAINING, "How often to save what it takes to resume, in the middle of an epoch too.", {"least": 0}
+        1.0, TRAINING, "How often to save a checkpoint to resume from, also within an epoch.", {"least": 0}
     )
     compile: bool = _option(
         False,
@@ -324,22 +273,20 @@ class Config:
         "float32",
         TRAINING,
         "What layers compute in: float32, bfloat16, float16. Weights, logits and loss stay float32. The latter two "
-        "need less memory and are faster on GPUs that support them; on a CPU they work, but bfloat16 is not faster and "
-        "float16 several times slower.",
+        "need less memory and are faster on GPUs that support them; on a CPU bfloat16 is not faster, and float16 "
+        "several times slower.",
     )
     deterministic: bool | None = _option(
         None,
         TRAINING,
-        "Compute so that the same seed gives the same weights, to the bit. Default: on a CPU yes; on a GPU, where it "
-        "costs speed, and with --compile no.",
+        "Compute so that the same seed gives the same weights, to the bit. Default: yes on a CPU; no on a GPU, where "
+        "it costs speed, and with --compile.",
     )
-    seed: int = _option(
-        0, TRAINING, "Decides first weights, order, dropout and sampling.", {"least": 0, "below": 2**32}
-    )
+    seed: int = _option(0, TRAINING, "Decides initial weights, order, dropout, sampling.", {"least": 0, "below": 2**32})
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
+            object.__setattr__(self, field.name, as_saved(getattr(self, field.name)))
         for name in ("corpus", "validation"):
             if isinstance(value := getattr(self, name), tuple) and len(value) == 1:
                 object.__setattr__(self, name, value[0])
@@ -385,6 +332,18 @@ class Config:
             raise OptionError("compile=True: XLA does not promise the same bits again, as deterministic=True does")
 
 
+def as_saved(value: typing.Any) -> typing.Any:
+    """A value as it comes back from JSON, but with tuples for lists: so a `Config` is equal to its saved copy."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(as_saved, value))
+    if isinstance(value, dict):
+        return {name: as_saved(part) for name, part in value.items()}
+    if isinstance(value, os.PathLike):
+        path = os.fspath(value)  # always of a file, while a string may be the name of a corpus
+        return os.path.join(os.curdir, path) if path == "-" or path in NAMED_CORPORA else path
+    return value.item() if hasattr(value, "item") else value  # of NumPy
+
+
 _CHOICES = {
     "architecture": ("recurrent", "transformer"),
     "on_bad_line": ("error", "skip"),
@@ -397,10 +356,10 @@ _CHOICES = {
 
 
 def check_option(name: str, value: typing.Any) -> None:
-    """Checks the value of an option by itself: its kind, the range of a number, the choices of a name.
+    """Checks the value of one option: its type, the range of a number, the choices of a name.
 
     Raises:
-        OptionError: if it cannot be.
+        OptionError: if it is not allowed.
     """
     field = Config.__dataclass_fields__[name]
     kinds = _kinds(field.type)
@@ -426,153 +385,42 @@ def check_option(name: str, value: typing.Any) -> None:
 
 
 def _kinds(annotation):
-    """The types that an annotation is made of: those of `tuple[float, ...] | None` are float, Ellipsis, NoneType."""
+    """The types in an annotation: in `tuple[float, ...] | None` these are float, Ellipsis, NoneType."""
     parts = typing.get_args(annotation)
     return set().union(*map(_kinds, parts)) if parts else {annotation}
 
 
-# What can be watched, and whether more of it is better or less: figures of teacher forcing, and of translations.
-_FIGURES = {"val_loss": "min", "val_accuracy": "max", "val_perplexity": "min"}
-TRANSLATION_FIGURES = {
-    "val_bleu": "max",
-    "val_chrf": "max",
-    "val_exact_match": "max",
-    "val_ter": "min",
-    "val_cer": "min",
-    "val_wer": "min",
-}
-MONITORS = _FIGURES | TRANSLATION_FIGURES
-
-PRESETS = {
-    # Characters: for everything, and best for little text.
-    "default": {},
-    # Pieces of words: a quarter as many steps as characters, for sentences where there are enough to learn pieces from.
-    "subword": {
-        "source_tokenizer": "subword",
-        "target_tokenizer": "subword",
-        "max_vocabulary": 1500,
-        "units": 384,
-        "embedding": 128,
-        "attention": "dot",
-        "tied": True,
-        "dropout": 0.15,
-        "learning_rate": 2e-3,
-    },
-    # From letters to phones, "cat TAB K AE T", which are in the same order.
-    "grapheme-to-phoneme": {
-        "source_tokenizer": "letter",
-        "target_tokenizer": "whitespace",
-        "attention": "monotonic",
-        "copy": True,
-    },
-    # Of words and features, in the columns that UniMorph has: lemma, form, features with ";" between them.
-    "inflection": {
-        "columns": (1, 3, 2),
-        "source_tokenizer": "char,;",
-        "architecture": "transformer",
-        "copy": True,
-        "updates": 3200,
-    },
-    # Of blog.keras.io/a-ten-minute-introduction-to-sequence-to-sequence-learning-in-keras.html
-    "tutorial": {
-        "limit": 10_000,
-        "split": "last",
-        "validation_fraction": 0.2,
-        "bidirectional": False,
-        "embedding": None,
-        "attention": None,
-        "dropout": 0.0,
-        "label_smoothing": 0.0,
-        "batch_size": 70,
-        "epochs": 40,
-        "optimizer": "rmsprop",
-        "learning_rate": 1e-3,
-        "schedule": "constant",
-        "clip_norm": None,
-    },
-}
-
-SUBWORD_PAIRS = 20_000  # from how many pairs of sentences on `choose_preset` takes subwords
-
-
-def choose_preset(config: Config) -> str:
-    """The preset for a corpus: "subword" where it holds 20,000 pairs of sentences or more, else "default".
-
-    Sentences are texts of three words or more, on average: where words are written without spaces or stand alone,
-    characters are the better choice. Whoever has said what tokens to take, or has several source columns, gets
-    "default" too. Reads no more than those first pairs.
-    """
-    if (config.source_tokenizer, config.target_tokenizer) != (Config.source_tokenizer, Config.target_tokenizer):
-        return "default"
-    reader = open_corpora(config.corpus, **reading_options(config))
-    if len(reader.sources) > 1:
-        return "default"
-    pairs = itertools.islice(reader.pairs(), min(SUBWORD_PAIRS, config.limit or SUBWORD_PAIRS))
-    words = [len(source.split()) for source, _ in pairs]
-    return "subword" if len(words) == SUBWORD_PAIRS and sum(words) >= 3 * len(words) else "default"
+# The figures that `monitor` can name, and whether the best is the lowest or the highest.
+TRANSLATION_FIGURES = {"val_bleu": "max", "val_chrf": "max", "val_exact_match": "max"}
+TRANSLATION_FIGURES |= {"val_ter": "min", "val_cer": "min", "val_wer": "min"}
+MONITORS = {"val_loss": "min", "val_accuracy": "max", "val_perplexity": "min", **TRANSLATION_FIGURES}
 
 
 def reading_options(config: Config) -> dict:
-    """Those options that `read_pairs` takes as they are."""
+    """The options that `read_pairs` takes as they are."""
     names = ("columns", "reverse", "on_bad_line", "max_length", "max_ratio", "drop_duplicates")
     return {name: getattr(config, name) for name in names}
 
 
 def model_options() -> list[str]:
-    """The names of those options that encoders and decoders are given, if they name them."""
+    """The names of the options that encoders and decoders are given, if their constructors name them."""
     return [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") == MODEL]
 
 
 def shaping_options() -> list[str]:
-    """The names of those options that decide what tokens are and what weights there are; but for `model` and `own`,
-    with which another class may train the same weights in another way."""
+    """The names of the options that decide on tokens and weights, without `model` and `own`: with these another class
+    may train the same weights in another way."""
     names = ("source_tokenizer", "target_tokenizer", "normal_form", "lowercase", "shared_vocabulary")
     return [*names, *(name for name in model_options() if name not in ("dropout", "model", "own"))]
-
-
-def warm_options(options: dict) -> dict:
-    """Those options of a run that are also for one that starts from it, on another corpus."""
-    names = [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") != CORPUS]
-    return {name: options[name] for name in names if name in options and name not in ("corpus", "epochs", "updates")}
-
-
-def usual_options(preset: str, given: dict) -> dict:
-    """The options of a preset and of the architecture, which is given or the preset's, to go with those that are given.
-
-    Raises:
-        OptionError: if there is no such preset or architecture.
-    """
-    options = choose("preset", preset, PRESETS)
-    architecture = given.get("architecture", options.get("architecture", Config.architecture))
-    return without_excluded(options | choose("architecture", architecture, ARCHITECTURES), given)
-
-
-def without_excluded(options: dict, given: dict) -> dict:
-    """The options of a preset or a run without those that exclude one that is given beside them."""
-    excluded = {other for name, value in given.items() if value is not None for other in _EXCLUDES.get(name, ())}
-    return {name: value for name, value in options.items() if name not in excluded}
-
-
-_EXCLUDES = {
-    "epochs": ("updates",),
-    "updates": ("epochs",),
-    "validation": ("validation_fraction", "split"),
-    "validation_fraction": ("validation",),
-    "split": ("validation",),
-}
 
 
 def tokenizer_names(side: str, text: str) -> list[str]:
     """The names of the tokenizers in an option: one for each column, with commas between them.
 
-    A name may be a comma itself, as in "char,,": characters, and in the second column what commas separate.
-
-    Args:
-        side: the option.
-        text: its value.
+    A name may be a comma itself, as in "char,,": characters, and in the second column features separated by commas.
 
     Raises:
-        OptionError: if it is no such list.
+        OptionError: if it is no such list; the message names `side`, the option.
     """
     names = re.findall("(,|[^,]+)(?:,|$)", text)
     if ",".join(names) != text or not names:
@@ -581,18 +429,18 @@ def tokenizer_names(side: str, text: str) -> list[str]:
 
 
 def separates(name: str) -> bool:
-    """Whether the name of a tokenizer is the character that it cuts texts at."""
+    """Whether the name of a tokenizer is the character at which it splits texts."""
     return len(name) == 1 and not name.isalnum()
 
 
 def own_classes(config: Config, training: bool = True) -> dict[str, str]:
-    """The classes that a configuration takes from outside this library: their names, `module:Class`, and the option of
-    each; on request without those that only training needs, loss and metrics."""
+    """The custom classes that a configuration names, {`module:Class`: its option}, with or without those that only
+    training needs, loss and metrics."""
     named = {side: tokenizer_names(side, getattr(config, side)) for side in ("source_tokenizer", "target_tokenizer")}
     named |= {part: [getattr(config, part) or ""] for part in ("encoder", "decoder", "model")}
     if training:
         named |= {"loss": [config.loss or ""], "metrics": list(config.metrics or ())}
-    own = ("model", "loss", "metrics")  # of which the library has no others by name
+    own = ("model", "loss", "metrics")  # the library has none of these to choose by name
     return {
         name: option
         for option, names in named.items()
@@ -601,53 +449,11 @@ def own_classes(config: Config, training: bool = True) -> dict[str, str]:
     }
 
 
-def parse_setting(text: str) -> tuple[str, typing.Any]:
-    """Reads an option written `name=value`, as `--set` takes it.
-
-    The value of an option of `Config` is read as the command line reads it. Any other, for a class of your own, is what
-    it is in JSON (`0.5`, `true`, `[3, 5]`), `none`, or else text.
-
-    Returns:
-        The name, with underscores, and the value.
-
-    Raises:
-        OptionError: if it is not written so, or the option of `Config` cannot be that.
-    """
-    name, equals, value = text.partition("=")
-    name, value = name.strip().lstrip("-").replace("-", "_"), value.strip()
-    if not (equals and name.isidentifier()):
-        raise OptionError(f"set={text!r}: expected NAME=VALUE, such as units=128")
-    field = Config.__dataclass_fields__.get(name)
-    try:
-        if not field or not field.metadata:
-            return name, _read_json(value)
-        kind = field.type if field.type in (int, float) else str
-        read = _read_json if field.type is bool or "bool" in str(field.type) else field.metadata.get("parser", kind)
-        found = read(value)
-    except ValueError:
-        raise OptionError(f"set={text!r}: {value!r} does not fit") from None
-    check_option(name, found)
-    return name, found
-
-
-def _read_json(text):
-    if text.lower() in ("none", "true", "false"):
-        text = text.lower().replace("none", "null")
-    try:
-        return _plain(json.loads(text, parse_constant=_no_number))
-    except ValueError:
-        return text
-
-
-def _no_number(text):
-    raise ValueError(f"{text} is no number of JSON")
-
-
 def load_config(path: Path | str) -> tuple[dict, dict]:
-    """Reads the `config.json` of a run: its options, ready for `Config`, and all of it as it stands there.
+    """Reads the `config.json` of a run: its options, as arguments of `Config`, and its whole content.
 
     Raises:
-        OptionError: if it cannot be read or names an option that there is none of.
+        OptionError: if it cannot be read or has an unknown option.
     """
     try:
         found = json.loads(Path(path).read_bytes())

@@ -1,4 +1,4 @@
-"""What an encoder, a decoder and a strategy must do for the model to train and translate, tried on a tiny batch."""
+"""The contract of encoders, decoders and strategies, which custom ones are tried against on a tiny batch."""
 
 import contextlib
 import functools
@@ -10,10 +10,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines import OptionError, choose, load_class
-from pipelines.tokenizers import END, PADDING, START, UNKNOWN, ColumnsTokenizer, Tokenizer
-from seq2seq.decoding import STRATEGIES, Hypotheses, Strategy, Wanted, masking_loop, shrinking_loop
-from seq2seq.layers import Decoder, Encoded, Encoder, token_ids
+from pipelines import OptionError, choose, construct, load_class
+from pipelines.columns import ColumnsTokenizer
+from pipelines.tokens import END, PADDING, START, UNKNOWN, Tokenizer
+from seq2seq.attention import Encoded
+from seq2seq.decoding import masking_loop, shrinking_loop
+from seq2seq.layers import Decoder, Encoder, token_ids
+from seq2seq.strategies import STRATEGIES, Hypotheses, Strategy, Wanted
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 
@@ -29,10 +32,10 @@ def encode(encoder: keras.layers.Layer, source: tf.Tensor, training: bool = Fals
 
 
 def start(decoder: keras.layers.Layer, encoded: Encoded, steps: int | tf.Tensor) -> Any:
-    """Calls `decoder.start`. It is told how many tokens there will be at most if it has an argument `steps`: enough to
-    make room for all of them at once, in a state that then keeps its sizes."""
-    told = {"steps": steps} if "steps" in inspect.signature(decoder.start).parameters else {}
-    return decoder.start(encoded, **told)
+    """Calls `decoder.start`, if it has an argument `steps` with the maximum number of tokens: it can then make room for
+    all of them at once, in a state that keeps its sizes."""
+    takes_steps = "steps" in inspect.signature(decoder.start).parameters
+    return decoder.start(encoded, steps=steps) if takes_steps else decoder.start(encoded)
 
 
 def has_attention(decoder: keras.layers.Layer) -> bool:
@@ -45,7 +48,7 @@ def has_attention(decoder: keras.layers.Layer) -> bool:
 def check_contract(
     encoder: keras.layers.Layer, decoder: keras.layers.Layer, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer
 ) -> bool:
-    """Runs the two on two short rows, which makes their weights, and compares what comes out with what should.
+    """Runs an encoder and a decoder on two short rows, which makes their weights, and checks the results.
 
     Args:
         encoder: a layer, (source ids `[B, S]` or one-hot) -> `Encoded`, the same however far a row is padded.
@@ -53,30 +56,26 @@ def check_contract(
             encoded, state) -> (logits `[B, T, V]`, state), which gives the same logits for the whole target at once and
             for one token after another, also with K rows of target and state for each one of `encoded`, and does not
             look at padding.
-        source_tokenizer, target_tokenizer: those of the model; the second one's vocabulary size is V.
+        source_tokenizer, target_tokenizer: those of the model; V is the vocabulary size of the second one.
 
     Returns:
         Whether the decoder's state keeps its sizes from one token to the next, so that a decode loop can be compiled.
 
     Raises:
-        OptionError: names the argument, encoder or decoder, the class, and what it got wrong.
+        OptionError: names the argument, encoder or decoder, the class and its fault.
     """
     source = tf.constant([[UNKNOWN, START, END], [END, START, PADDING]])
     target = tf.constant([[START, UNKNOWN, END], [START, END, UNKNOWN]])
-    vocabulary_size = target_tokenizer.vocabulary_size
-
     with _refusing("encoder", encoder, "source ids [B, S]") as refuse:
         encoded = encoder(source)
         if not isinstance(encoded, Encoded):
             refuse(f"returns {type(encoded).__name__}, not Encoded")
         memory, mask = (tf.convert_to_tensor(tensor) for tensor in encoded[:2])
         if memory.shape[:-1] != (2, 3) or mask.shape != (2, 3) or mask.dtype != tf.bool:
-            refuse(
-                f"memory {memory.shape} and {mask.dtype.name} mask {mask.shape} of a source (2, 3); "
-                "expected [B, S, D] and bool [B, S]"
-            )
+            found = f"memory {memory.shape} and {mask.dtype.name} mask {mask.shape}"
+            refuse(f"{found} of a source (2, 3); expected [B, S, D] and bool [B, S]")
     encoded = encoded._replace(source=source)
-    with _refusing("decoder", decoder, f"what {type(encoder).__name__} made of a source") as refuse:
+    with _refusing("decoder", decoder, f"the result of {type(encoder).__name__}") as refuse:
         if not hasattr(decoder, "start"):
             refuse("has no method `start`")
         started = start(decoder, encoded, 3)
@@ -85,54 +84,15 @@ def check_contract(
         found = decoder(target, *started)
         if not isinstance(found, tuple) or len(found) != 2:
             refuse("does not return (logits, state)")
-        whole = found[0]
-        if whole.shape != (2, 3, vocabulary_size):
-            refuse(f"logits {whole.shape} of a target (2, 3); expected {(2, 3, vocabulary_size)}, [B, T, V]")
+        expected = (2, 3, target_tokenizer.vocabulary_size)
+        if found[0].shape != expected:
+            refuse(f"logits {found[0].shape} of a target (2, 3); expected {expected}, [B, T, V]")
     if {type(encoder), type(decoder)} <= {Encoder, TransformerEncoder, Decoder, TransformerDecoder}:
-        return True  # the tests of the library have seen to the rest
+        return True  # the library's own tests check the rest
 
-    tolerance = 1e-3 if keras.backend.standardize_dtype(decoder.compute_dtype) == "float32" else 0.05
-
-    def compare(one, other, refuse, what):
-        """Refuses other tensors, or tensors of other shapes, than those expected."""
-        one, other = ([tf.cast(x, tf.float32) for x in tf.nest.flatten(nest) if x is not None] for nest in (one, other))
-        shapes = [[tuple(x.shape) for x in nest] for nest in (one, other)]
-        if shapes[0] != shapes[1]:
-            refuse(f"{what}: shapes {shapes[0]}; expected {shapes[1]}")
-        if not all(np.allclose(x, y, tolerance, tolerance) for x, y in zip(one, other, strict=True)):
-            refuse(what)
-
-    # The second text again, without the padding that its neighbour gave it.
-    with _refusing("encoder", encoder, "a text alone") as refuse:
-        alone = encode(encoder, source[1:, :2])
-        second = tf.nest.map_structure(lambda tensor: tensor[1:], (encoded.memory[:, :2], encoded.state))
-        said = "another memory or state for a text alone than for the same with padding after it"
-        compare((alone.memory, alone.state), second, refuse, said)
-    with _refusing("decoder", decoder, "a text alone") as refuse:
-        said = "other logits where the source has padding after it: does it heed the mask?"
-        compare(decoder(target[1:], *start(decoder, alone, 3))[0], whole[1:], refuse, said)
-
-    keeps_sizes = True
-    for copies, case in ((1, "one token after another"), (3, "three hypotheses for each source (see rows_by_source)")):
-        with _refusing("decoder", decoder, case) as refuse:
-            # The hypotheses of a source differ, or nobody would notice if one were taken for another.
-            targets = [tf.roll(target, place, axis=1) for place in range(copies)]
-            at_once = [decoder(each, *start(decoder, encoded, 3))[0] for each in targets]
-            targets, expected = (
-                tf.reshape(tf.stack(each, axis=1), [2 * copies, *each[0].shape[1:]]) for each in (targets, at_once)
-            )
-            given, state = start(decoder, encoded, 5)  # which may be more than there are
-            state = tf.nest.map_structure(lambda x, copies=copies: tf.repeat(x, copies, axis=0), state)
-            for position in range(3):
-                before, tokens = state, targets[:, position : position + 1]
-                logits, state = decoder(tokens, given, state)
-                tf.nest.assert_same_structure(before, state)
-                sizes = ([tf.shape(x).numpy().tolist() for x in tf.nest.flatten(nest)] for nest in (before, state))
-                keeps_sizes &= next(sizes) == next(sizes)
-                said = f"other logits for {case} than for the whole target at once"
-                compare(logits[:, 0], expected[:, position], refuse, said)
-
-    # What will be made of the two when the model is loaded: with the same weights, it must compute the same.
+    compare = _comparison(decoder)
+    _check_padding(encoder, decoder, source, target, encoded, found[0], compare)
+    keeps_sizes = [_check_steps(decoder, target, encoded, copies, compare) for copies in (1, 3)]
     for name, part, compute in (
         ("encoder", encoder, lambda layer: layer(source)),
         ("decoder", decoder, lambda layer: layer(target, *start(layer, encoded, 3))),
@@ -143,19 +103,72 @@ def check_contract(
             compute(again)  # which makes its weights
             again.set_weights(part.get_weights())
             compare(compute(again), compute(part), refuse, f"computes something else after {_RELOAD}")
+    return all(keeps_sizes)
+
+
+def _comparison(decoder):
+    """A function that refuses tensors with other values or shapes than those expected, in the decoder's precision."""
+    tolerance = 1e-3 if keras.backend.standardize_dtype(decoder.compute_dtype) == "float32" else 0.05
+
+    def compare(found, expected, refuse, what):
+        found, expected = (
+            [tf.cast(x, tf.float32) for x in tf.nest.flatten(nest) if x is not None] for nest in (found, expected)
+        )
+        shapes = [[tuple(x.shape) for x in nest] for nest in (found, expected)]
+        if shapes[0] != shapes[1]:
+            refuse(f"{what}: shapes {shapes[0]}; expected {shapes[1]}")
+        if not all(np.allclose(x, y, tolerance, tolerance) for x, y in zip(found, expected, strict=True)):
+            refuse(what)
+
+    return compare
+
+
+def _check_padding(encoder, decoder, source, target, encoded, whole, compare):
+    """Tries the second text again, without the padding that its neighbour caused."""
+    with _refusing("encoder", encoder, "a text alone") as refuse:
+        alone = encode(encoder, source[1:, :2])
+        second = tf.nest.map_structure(lambda tensor: tensor[1:], (encoded.memory[:, :2], encoded.state))
+        what = "another memory or state for a text alone than for the same with padding after it"
+        compare((alone.memory, alone.state), second, refuse, what)
+    with _refusing("decoder", decoder, "a text alone") as refuse:
+        what = "other logits if the source has padding after it: does it use the mask?"
+        compare(decoder(target[1:], *start(decoder, alone, 3))[0], whole[1:], refuse, what)
+
+
+def _check_steps(decoder, target, encoded, copies, compare):
+    """Tries one token after another, with `copies` hypotheses of each source: whether the state keeps its sizes."""
+    case = "one token after another" if copies == 1 else "three hypotheses for each source (see rows_by_source)"
+    keeps_sizes = True
+    with _refusing("decoder", decoder, case) as refuse:
+        # The hypotheses of a source differ, or no difference would show if they were mixed up.
+        targets = [tf.roll(target, place, axis=1) for place in range(copies)]
+        at_once = [decoder(each, *start(decoder, encoded, 3))[0] for each in targets]
+        targets, expected = (
+            tf.reshape(tf.stack(each, axis=1), [2 * copies, *each[0].shape[1:]]) for each in (targets, at_once)
+        )
+        given, state = start(decoder, encoded, 5)  # which may be more than there are
+        state = tf.nest.map_structure(lambda x: tf.repeat(x, copies, axis=0), state)
+        for position in range(3):
+            before, tokens = state, targets[:, position : position + 1]
+            logits, state = decoder(tokens, given, state)
+            tf.nest.assert_same_structure(before, state)
+            sizes = ([tf.shape(x).numpy().tolist() for x in tf.nest.flatten(nest)] for nest in (before, state))
+            keeps_sizes &= next(sizes) == next(sizes)
+            what = f"other logits for {case} than for the whole target at once"
+            compare(logits[:, 0], expected[:, position], refuse, what)
     return keeps_sizes
 
 
 def check_savable(name: str, part: Any) -> None:
-    """Sees that a part of a model can be saved, and loaded again.
+    """Checks that a part of a model can be saved and loaded again.
 
     Args:
         name: the argument that the part was given for.
         part: a layer or a tokenizer.
 
     Raises:
-        OptionError: if Keras does not know its class, cannot serialize it, or makes another tokenizer, or nothing, of
-            what its `get_config` returns. Of layers it is `check_contract` that sees whether they are the same.
+        OptionError: if Keras does not know its class, cannot serialize it, or makes none, or another tokenizer, from
+            its `get_config`. Whether a layer computes the same is checked by `check_contract`.
     """
     with _refusing(name, part, "being saved") as refuse:
         kind = type(part)
@@ -165,7 +178,7 @@ def check_savable(name: str, part: Any) -> None:
     for tokenizer in part.tokenizers if isinstance(part, ColumnsTokenizer) else ():
         check_savable(name, tokenizer)
     if kind.__module__.startswith(("seq2seq.", "pipelines.")):
-        return  # the tests of the library have seen to the rest
+        return  # the library's own tests check the rest
     with _refusing(name, part, _RELOAD) as refuse:
         again = _reloaded(part)
         if isinstance(part, Tokenizer) and _sample(part) != _sample(again):
@@ -173,10 +186,10 @@ def check_savable(name: str, part: Any) -> None:
 
 
 def make_strategy(name: str, settings: dict[str, Any]) -> Strategy:
-    """Makes a strategy of what `--search` and `--set` say.
+    """Makes the strategy that `--search` and `--set` name.
 
     Args:
-        name: "greedy", "beam", "sampling" or a class of your own, `module:Class`.
+        name: "greedy", "beam", "sampling" or a custom class, `module:Class`.
         settings: arguments of its constructor.
 
     Raises:
@@ -190,26 +203,21 @@ def make_strategy(name: str, settings: dict[str, Any]) -> Strategy:
         if not known:
             raise OptionError(f"set={option!r}: {kind.__name__} has no settings")
         choose("set", option, known)
-    try:
-        return check_strategy(kind(**settings))
-    except OptionError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"search={name!r}: {error}") from None
+    return check_strategy(construct("search", kind, options=settings, saved=False))
 
 
 def check_strategy(strategy: Strategy) -> Strategy:
-    """Sees that a strategy can be used, and of a class that is not of this library, what its `search` finds: once, for
-    three sources of a tiny model, two of which have a prefix.
+    """Checks that a strategy can be used. A custom one is tried, once, on three sources of a tiny model, two of which
+    have a prefix.
 
     Returns:
         The strategy.
 
     Raises:
-        OptionError: if it is none, is not hashable, fails, or finds what `decoding.Strategy` does not allow.
+        OptionError: if it is no `Strategy`, is not hashable, fails, or returns what `Strategy.search` may not.
     """
     if not isinstance(strategy, Strategy):
-        raise OptionError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)}, or a `decoding.Strategy`")
+        raise OptionError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)}, or a `Strategy`")
     with _refusing("strategy", strategy, "hash(strategy): put @dataclasses.dataclass(frozen=True) above its class"):
         hash(strategy)
     if type(strategy) not in STRATEGIES.values():
@@ -252,7 +260,7 @@ def _try_strategy(strategy):
                     refuse(f"{name} {what}; expected {kind.name} {shape}")
             return found
 
-        # Eagerly first, for errors that say more; then in a graph, which holds no Python, with the other loop.
+        # Eagerly first, for clearer errors; then in a graph, which holds no Python, with the other loop.
         for run, loop in ((search, shrinking_loop), (tf.function(search, autograph=False), masking_loop(1))):
             for limit, prefix, hypotheses in zip(limits, prefixes, run(loop).ids.numpy().tolist(), strict=True):
                 prefix = [token for token in prefix if token != PADDING]
@@ -264,32 +272,32 @@ def _try_strategy(strategy):
                         refuse(f"ids {tokens}; expected at most {limit} tokens, none below END={END}, which ends them")
 
 
-# What a class of one's own must survive, and often does not: an argument that its `get_config` leaves out.
+# A custom class often fails here, as its `get_config` leaves out an argument.
 _RELOAD = "from_config(get_config()); get_config must return all arguments of the constructor"
 
 
 def _reloaded(part):
-    """The part as it comes back from a model file, without weights."""
+    """The part as loaded from a model file, without weights."""
     saved = keras.saving.serialize_keras_object(part)
-    saved.pop("build_config", None)  # which the model leaves out, too
+    saved.pop("build_config", None)  # as the model does
     return keras.saving.deserialize_keras_object(saved)
 
 
 def _sample(tokenizer):
-    """What tells a tokenizer from others: how it cuts a text, its vocabulary and how it writes that."""
+    """What tells a tokenizer from others: the tokens of a text, its vocabulary, and the vocabulary as text."""
     ids = range(END + 1, tokenizer.vocabulary_size)
     tokens, *_ = tokenizer.count(["A text, \ufb01rst: na\u0131\u0308ve \u00bd."])
     return tokens.numpy().tolist(), tokenizer.vocabulary, tokenizer.detokenize([[*ids, END]]).numpy().tolist()
 
 
 def one_line(error: Exception) -> str:
-    """What an error is and says, in one line; Keras says it in several, in colours."""
+    """The class and message of an error in one line, without the colours of Keras's messages."""
     return " ".join([f"{type(error).__name__}:", *re.sub("\x1b\\[\\d*m", "", str(error)).split()])
 
 
 @contextlib.contextmanager
 def _refusing(name, layer, given):
-    """Gives a function that refuses the layer, and does it too where the layer raises, in one line."""
+    """Yields a function that refuses the layer; an error that the layer raises refuses it too, in one line."""
 
     def refuse(what):
         raise OptionError(f"{name}={type(layer).__name__}: {what}")

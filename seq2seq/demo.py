@@ -1,4 +1,4 @@
-"""A page on one's own machine that translates while one types. It needs gradio: the extra `demo`."""
+"""A local web page that translates while you type. Needs the extra `demo`."""
 
 import base64
 import os
@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it when it is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it at import
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI
 
 from pipelines import OptionError
-from pipelines.tokenizers import START
+from pipelines.tokens import START
 from seq2seq.contract import check_strategy
-from seq2seq.decoding import BeamSearch, Greedy, Strategy
 from seq2seq.model import Seq2Seq
 from seq2seq.pictures import attention_svg
+from seq2seq.strategies import BeamSearch, Greedy, Strategy
 
 LOCALHOST = "127.0.0.1"
 _STYLE = """
-/* Text begins on the left or on the right, as its script does. */
+/* Text starts at the side where its script starts. */
 textarea, td, .gallery button { unicode-bidi: plaintext; text-align: start !important }
 table.hypotheses { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums }
 .hypotheses :is(th, td) { border: 0; padding: 3px 1.5em 3px 0; font-weight: normal; white-space: nowrap }
@@ -32,31 +32,27 @@ table.hypotheses { width: 100%; border-collapse: collapse; font-variant-numeric:
 .attention figure { overflow-x: auto }
 .attention img { max-width: none; margin-top: 8px; background: white }
 """
-_CAPTION = "Where the model looked in the source, for each token that it wrote"
-_LONGEST_PICTURE = 300  # characters, of which a picture is drawn in seconds
+_CAPTION = "Attention: where the model looked in the source for each token of the translation"
+_LONGEST_PICTURE = 300  # characters; longer ones take more than seconds to draw
 
 
 def demo_page(model: Seq2Seq, examples: Sequence[str] = (), search: Strategy | None = None) -> gr.Blocks:
-    """The page: a text, its translation, the n best hypotheses, and where the decoder looked if it has attention.
+    """Makes the page: a text, its translation, the n best hypotheses, and the attention if the decoder has any.
 
     A source of several columns has a box for each.
 
     Args:
-        model: a `Seq2Seq`.
+        model: the model that translates.
         examples: sources to click on.
-        search: a strategy to choose beside greedy search and beam search, under the name of its class.
-
-    Returns:
-        A `gradio.Blocks`.
+        search: a strategy offered beside greedy search and beam search, under the name of its class.
     """
     names = model.source_tokenizer.column_names
-    widest = min(10, model.target_tokenizer.vocabulary_size - START - 1)  # as many as there are tokens to choose from
-
+    widest = min(10, model.target_tokenizer.vocabulary_size - START - 1)  # no wider than the vocabulary
     more = {type(search).__name__: check_strategy(search)} if search else {}
     kinds = ["greedy", "beam", *more]
 
     def translate(kind, width, *columns):
-        first, *others = (" ".join(column.split()) for column in columns)  # on one line, as texts in a corpus are
+        first, *others = (" ".join(column.split()) for column in columns)  # on one line, as in a corpus
         if not first:
             return "", "", None
         text = "\t".join([first, *others])
@@ -66,15 +62,10 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = (), search: Strategy | N
         return best, _table(found), (text, best)
 
     def draw(pair):
-        if not model.has_attention or not pair or max(map(len, pair)) > _LONGEST_PICTURE:
-            return ""
-        text, best = pair
-        (alignment,) = model.attention([text], [best])
-        svg = base64.b64encode(attention_svg(alignment).encode()).decode()
-        image = f'<img alt="{escape(f"attention: {text} → {best}")}" src="data:image/svg+xml;base64,{svg}">'
-        return f"<figure><figcaption>{_CAPTION}</figcaption>{image}</figure>"
+        small = pair and max(map(len, pair)) <= _LONGEST_PICTURE
+        return _picture(model, *pair) if model.has_attention and small else ""
 
-    for kind in kinds:  # the first of each takes seconds, which nobody shall wait for while typing
+    for kind in kinds:  # the first call of each strategy takes seconds, for tracing
         draw(translate(kind, min(5, widest), *["."] * len(names))[-1])
     with gr.Blocks(analytics_enabled=False, title="seq2seq demo") as page:
         with gr.Row():
@@ -93,9 +84,9 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = (), search: Strategy | N
                 translation = gr.Textbox(label="Translation", lines=3, interactive=False)
                 hypotheses = gr.HTML(apply_default_css=False, padding=True)
         picture = gr.HTML(apply_default_css=False, padding=True, elem_classes="attention", visible=model.has_attention)
-        pair = gr.State()  # what is to be drawn
-        # While one text is translated, only the last of those typed meanwhile waits. A picture takes longer, so it is
-        # drawn by itself, and the translation does not wait for it.
+        pair = gr.State()  # to draw
+        # While one text is translated, only the last text typed waits. A picture takes longer, so it is drawn
+        # separately, and translations do not wait for it.
         typing: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
         changes = [*(text.change for text in texts), chosen.change, width.change]
         typed = gr.on(changes, translate, [chosen, width, *texts], [translation, hypotheses, pair], **typing)
@@ -105,7 +96,7 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = (), search: Strategy | N
 
 
 def _table(found):
-    """The hypotheses of one text, `Translations`, as HTML: log-likelihood, what ranks it, why it stopped, text."""
+    """The hypotheses of one text, `Translations`, as an HTML table."""
     rows = zip(*(part.numpy()[0] for part in found[:4]), strict=True)
     cells = [
         f"<tr><td>{score:.2f}</td><td>{rank:.2f}</td><td>{stopped.decode()}</td><td>{escape(text.decode())}</td></tr>"
@@ -115,14 +106,22 @@ def _table(found):
     return f'<table class="hypotheses">{head}{"".join(cells)}</table>'
 
 
+def _picture(model, text, translation):
+    """The attention of a translation, drawn as SVG in HTML."""
+    (alignment,) = model.attention([text], [translation])
+    svg = base64.b64encode(attention_svg(alignment).encode()).decode()
+    image = f'<img alt="{escape(f"attention: {text} → {translation}")}" src="data:image/svg+xml;base64,{svg}">'
+    return f"<figure><figcaption>{_CAPTION}</figcaption>{image}</figure>"
+
+
 def listen(port: int) -> socket.socket:
-    """Takes a port of this machine that only programs on it can reach: a socket for `serve`.
+    """Opens a port that only programs on this machine can reach: a socket for `serve`.
 
     Args:
-        port: its number, or 0 for any that is free.
+        port: its number, or 0 for any free port.
 
     Raises:
-        OptionError: if another program has it, or it is not for everyone.
+        OptionError: if the port is in use or needs more permissions.
     """
     try:
         return socket.create_server((LOCALHOST, port))
@@ -131,8 +130,8 @@ def listen(port: int) -> socket.socket:
 
 
 def serve(page: gr.Blocks, listener: socket.socket) -> None:
-    """Serves a page on a listening socket until a signal comes, which is then raised as if it came now."""
-    # Gradio's own `launch` would take another port, ask for the page through a proxy, and hide the signal.
+    """Serves a page on a listening socket until a signal comes, and then raises that signal."""
+    # `gr.Blocks.launch` would take another port, request the page through a proxy, and hide the signal.
     app = FastAPI(openapi_url=None)  # its documentation pages load scripts from elsewhere
     options = {"run_history": False, "footer_links": [], "ssr_mode": False, "pwa": False}
     app = gr.mount_gradio_app(app, page, "/", css=_STYLE, **options)

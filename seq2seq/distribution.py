@@ -9,18 +9,15 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import keras
-import numpy as np
 import tensorflow as tf
 from tensorflow.python.data.ops import multi_device_iterator_ops as device_iterators
 
 from pipelines import OptionError, choose
-from pipelines.corpora import UNTUNED
+from pipelines.corpora import WITHOUT_AUTOTUNE
 from seq2seq.contract import one_line
-from seq2seq.recurrence import is_compiling
 
 
 class WorkerLostError(RuntimeError):
@@ -151,104 +148,12 @@ def whole_batches(strategy: tf.distribute.Strategy, data: Any) -> Any:
 
 @functools.cache
 def _tune_no_device():
-    """Does what `UNTUNED` does for datasets for the iterators that TensorFlow (2.21) makes for each device.
+    """Does what `WITHOUT_AUTOTUNE` does for datasets for the iterators that TensorFlow (2.21) makes for each device.
 
     No option of a dataset comes to these.
     """
     create = device_iterators._create_device_dataset
-    device_iterators._create_device_dataset = lambda *args: create(*args).with_options(UNTUNED)
-
-
-def own_rows(batch: Any) -> Any:
-    """The rows, of a batch that all replicas are given, that this one learns: every n-th of each tensor, n replicas.
-
-    All replicas have equally many; where there are not enough rows, some are zeros, which is padding.
-    """
-    context = tf.distribute.get_replica_context()
-    count = context.num_replicas_in_sync
-    if count == 1:
-        return batch
-
-    def part(tensor):
-        missing = [[0, -tf.shape(tensor)[0] % count], *[[0, 0]] * (tensor.shape.rank - 1)]
-        return tf.pad(tensor, missing)[context.replica_id_in_sync_group :: count]
-
-    return tf.nest.map_structure(part, batch)
-
-
-def share(weights: tf.Tensor, own: tf.Tensor) -> tf.Tensor | float:
-    """By what to multiply the loss that Keras finds for a replica's rows, so that those of all add up to the batch's.
-
-    Keras finds the mean over the replica's tokens and divides it by the number of replicas, as if all had as many.
-
-    Args:
-        weights, own: of the tokens of the batch and of those rows, 0 of padding.
-    """
-    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-    return replicas * tf.math.divide_no_nan(tf.reduce_sum(own), tf.reduce_sum(weights)) if replicas > 1 else 1.0
-
-
-def summed(gradients: list) -> list:
-    """The sums of gradients over all replicas, as tensors; None stays None.
-
-    Of a table of which rows were looked up the gradient is a list of rows, in which one may stand many times. Here it
-    becomes one of the whole table: only that has the length by which gradients are clipped, and it is less to send.
-    """
-    gradients = [gradient if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
-    context = tf.distribute.get_replica_context()
-    if context.num_replicas_in_sync == 1:
-        return gradients
-    sums = iter(context.all_reduce("SUM", [gradient for gradient in gradients if gradient is not None]))
-    return [None if gradient is None else next(sums) for gradient in gradients]
-
-
-def apply_if(
-    condition: tf.Tensor, optimizer: keras.optimizers.Optimizer, gradients: list, variables: list[keras.Variable]
-) -> None:
-    """Takes a step of an optimizer with gradients that are `summed`, if a condition is true, which is the same in all
-    replicas.
-
-    A `LossScaleOptimizer` always sees the gradients. If they are not finite, it takes no step and halves its scale.
-    """
-    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    if scales:  # it looks at each number, and the numbers can be finite while the norm is not
-        gradients = [g if g is None else tf.where(condition, g, np.nan) for g in gradients]
-
-    def apply(gradients):
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
-
-    def together(strategy, condition, gradients):
-        first = strategy.experimental_local_results(condition)[0]
-        # Keras (3.15) clips what each replica has found and sums it then; here it has been summed, so that what is
-        # clipped is the gradient of the whole batch. Tests of clipping notice if Keras begins to do otherwise.
-        inner = optimizer.inner_optimizer if scales else optimizer
-        inner._all_reduce_sum_gradients = list
-        try:
-            if scales:
-                strategy.run(apply, args=(gradients,))
-            else:
-                changed = [*variables, *optimizer.variables]
-                only_if(first, lambda: strategy.run(apply, args=(gradients,)), changed)
-        finally:
-            del inner._all_reduce_sum_gradients
-
-    # All replicas take the branch together, as an optimizer's update is a meeting of all, which cannot be in a branch.
-    tf.distribute.get_replica_context().merge_call(together, args=(condition, gradients))
-
-
-def only_if(condition: tf.Tensor, run: Callable[[], Any], changed: Iterable[keras.Variable]) -> None:
-    """Runs what changes variables if a condition is true.
-
-    A GPU has to be waited for to know which way to go. In what XLA compiles it runs in any case, and the variables get
-    their values back if the condition is false.
-    """
-    if not is_compiling():
-        tf.cond(condition, run, lambda: None)
-        return
-    before = [(variable, tf.convert_to_tensor(variable)) for variable in changed]
-    run()
-    for variable, value in before:
-        variable.assign(tf.where(condition, variable, value))
+    device_iterators._create_device_dataset = lambda *args: create(*args).with_options(WITHOUT_AUTOTUNE)
 
 
 @contextlib.contextmanager

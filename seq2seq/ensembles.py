@@ -8,27 +8,28 @@ import keras
 import tensorflow as tf
 
 from pipelines import OptionError, Tokenizer
+from seq2seq.attention import Encoded
 from seq2seq.contract import encode, has_attention, start, take_tokenizers
-from seq2seq.layers import Encoded
 from seq2seq.model import Seq2Seq
 
 
 def ensemble(models: Sequence[Seq2Seq], names: Sequence[Any] = ()) -> Seq2Seq:
-    """Makes one model of several: the probability of each next token is the mean of theirs (Hansen & Salamon 1990).
+    """Combines models: the probability of each next token is the mean of theirs (Hansen & Salamon 1990).
 
     ```python
-    model = ensemble([Seq2Seq.from_run("runs/one"), Seq2Seq.from_run("runs/two")])
+    model = ensemble([load_run("runs/one"), load_run("runs/two")])
     ```
 
     Members may have any encoder and decoder, of any size. Decoding takes as long as with one member after another. The
-    ensemble translates, scores, exports and is saved like every `Seq2Seq`.
+    ensemble translates, scores, is exported and saved like every `Seq2Seq`.
 
     Args:
-        models: one model or more, whose tokenizers are the same. The ensemble has their weights, not copies.
-        names: what error messages call the models, such as their run folders. Default: `models[0]` and so on.
+        models: one model or more, with the same tokenizers. The ensemble shares their weights.
+        names: names of the models for error messages, such as their run folders. Default: `models[0]` and so on.
 
     Returns:
-        A `Seq2Seq`, not compiled; of one model that model. `limits` follow from the lengths that all members have seen.
+        A `Seq2Seq`, not compiled; for a single model, that model. Its `limits` follow from the lengths that all members
+        have seen.
 
     Raises:
         OptionError: if there is no model, two of them share an encoder or decoder, or tokenizers differ; it says how.
@@ -55,10 +56,10 @@ def ensemble(models: Sequence[Seq2Seq], names: Sequence[Any] = ()) -> Seq2Seq:
 
 
 class _Members(keras.layers.Layer):
-    """A layer made of those of the members."""
+    """A layer that consists of one layer of each member."""
 
     def __init__(self, members: Sequence[keras.layers.Layer], **kwargs: Any) -> None:
-        # No more precise than the least precise member; each member converts what it is given itself.
+        # The precision of the least precise member. Each member casts its inputs itself.
         mixed = [member.dtype_policy for member in members if member.compute_dtype != "float32"]
         super().__init__(**{"dtype": mixed[0] if mixed else "float32", **kwargs, "autocast": False})
         self.members = list(members)
@@ -69,7 +70,7 @@ class _Members(keras.layers.Layer):
             take_tokenizers(member, source_tokenizer, target_tokenizer)
 
     def build(self, shape: tuple) -> None:
-        """Makes no weights; those of the members come with their first call."""
+        """Makes no weights: those of the members come with their first call."""
 
     def compute_output_shape(self, shape: tuple) -> tuple:
         return self.members[0].compute_output_shape(shape)
@@ -103,14 +104,14 @@ class EnsembleEncoder(_Members):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class EnsembleDecoder(_Members):
-    """Predicts each next token of the target by the mean of what several decoders, `members`, predict:
+    """Predicts each next token of the target by the mean of the predictions of several decoders, `members`:
 
         P(token) = (P_1(token) + ... + P_n(token)) / n
 
     Call arguments:
         target: the tokens so far, one-hot `[B, T, Vt]` or ids `[B, T]`, padded on the right.
         encoded: the `Encoded` source, as `start` returned it.
-        state: what the call for the tokens before returned, or `start`: a list of the members' states.
+        state: a list of the members' states, from `start` or the call for the tokens before.
         return_attention: whether to return the mean of the members' attention weights too.
 
     Returns:
@@ -118,7 +119,7 @@ class EnsembleDecoder(_Members):
     """
 
     def start(self, encoded: Encoded, steps: int | tf.Tensor) -> tuple[Encoded, list]:
-        """Starts each decoder from its own encoder: `encoded`, with what each is given in `extra`, and their states."""
+        """Starts each decoder from its own encoder: `encoded`, with all of theirs in `extra`, and their states."""
         started = [start(member, each, steps) for member, each in zip(self.members, encoded.extra, strict=True)]
         given, state = map(list, zip(*started, strict=True))
         return encoded._replace(extra=given), state
@@ -134,7 +135,7 @@ class EnsembleDecoder(_Members):
         options = {"training": training, **({"return_attention": True} if return_attention else {})}
         members = zip(self.members, encoded.extra, state, strict=True)
         logits, after, *weights = zip(*(member(target, *given, **options) for member, *given in members), strict=True)
-        # In logarithms throughout: a token that all find next to impossible would get a probability of 0.
+        # In logarithms throughout, or the probability of a very unlikely token would be rounded to 0.
         each = [tf.nn.log_softmax(tf.cast(of_member, tf.float32)) for of_member in logits]
         mean = tf.reduce_logsumexp(each, axis=0) - math.log(len(each))
         if not return_attention:
@@ -143,12 +144,12 @@ class EnsembleDecoder(_Members):
 
     @property
     def attention(self) -> bool | None:
-        """None, as `has_attention` expects it, if a member has no attention weights: then there is no mean of all."""
+        """None, for `has_attention`, if a member has no attention weights: then there is no mean."""
         return all(map(has_attention, self.members)) or None
 
 
 def _difference(one, other, one_name, other_name):
-    """How two tokenizers differ, in words; nothing if they are the same."""
+    """The difference between two tokenizers in words; empty if they are the same."""
     found = []
     for tokens, others, name in (
         (one.vocabulary, set(other.vocabulary), one_name),

@@ -1,4 +1,4 @@
-"""How good translations are, by the measures that papers print: `evaluate` a model, `compare` several.
+"""Quality of translations by the measures that papers report: `evaluate` a model, `compare` several.
 
 Needs the extra `evaluation`: sacrebleu (Post 2018, arxiv.org/abs/1804.08771) and rapidfuzz.
 """
@@ -20,17 +20,17 @@ from sacrebleu.metrics.base import Metric, Score
 from sacrebleu.significance import PairedTest
 
 from pipelines import CorpusError, OptionError, batch_pairs, check_number, choose, group_by_source, read_pairs
-from pipelines.readers import as_line
-from seq2seq.decoding import Strategy
+from pipelines.lines import as_line
 from seq2seq.metrics import Perplexity, TokenAccuracy
 from seq2seq.model import Seq2Seq, teacher_forcing
+from seq2seq.strategies import Strategy
 
-# `sacrebleu.metrics.base.Metric` is written to be derived from, by overriding methods that begin with an underscore; so
-# bootstrap and paired tests are sacrebleu's for every measure here. Tests see to it that they stay what they are.
+# `sacrebleu.metrics.base.Metric` is meant to be derived from by overriding methods that begin with an underscore. So
+# sacrebleu's bootstrap and paired tests work for every measure here.
 
 
 class _Rate(Metric):
-    """A percentage: two numbers of each text, the sum of the first over the sum of the second."""
+    """A percentage: each text has two numbers, of which the sum of the first is divided by that of the second."""
 
     name = ""
 
@@ -58,7 +58,7 @@ class _Rate(Metric):
 class ErrorRate(_Rate):
     """Tokens to insert, delete or replace until a text is a reference, in percent of the reference's tokens.
 
-    Of several references the one counts that is closest by this rate.
+    Of several references the closest by this rate is used.
     """
 
     def __init__(self, name: str, split: Callable[[str], list[str]]) -> None:
@@ -73,7 +73,7 @@ class ErrorRate(_Rate):
 
 
 class ExactMatch(_Rate):
-    """Texts that are one of their references, letter for letter, in percent."""
+    """Texts that equal one of their references, in percent."""
 
     name = "exact match"
 
@@ -82,13 +82,13 @@ class ExactMatch(_Rate):
 
 
 def metrics(bleu_tokenizer: str = "13a") -> dict[str, Metric]:
-    """The measures of a corpus of texts, by name; for all but the error rates more is better."""
+    """The measures of a corpus of texts, by name; higher is better, except for the error rates."""
     return {
-        "BLEU": BLEU(tokenize=bleu_tokenizer, force=True),  # or it warns of tokenized text
+        "BLEU": BLEU(tokenize=bleu_tokenizer, force=True),  # without a warning about tokenized text
         "chrF": CHRF(),
         "TER": TER(),
         "CER": ErrorRate("CER", list),  # characters
-        "WER": ErrorRate("WER", str.split),  # words, or whatever stands between spaces
+        "WER": ErrorRate("WER", str.split),  # words, separated by spaces
         "exact match": ExactMatch(),
     }
 
@@ -99,31 +99,31 @@ class Measured:
 
     score: float
     margin: float  # half of the 95% confidence interval, by bootstrap (Koehn 2004)
-    signature: str  # what others need to know to measure the same
+    signature: str  # sacrebleu's, for others to measure the same
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found: N texts, what is known of them, and how well they do."""
+    """The result of `evaluate`: N translations and their scores."""
 
     sources: list[str]  # N texts
     references: list[list[str]]  # of each, one text or more
     translations: list[str]  # N texts
-    stopped: list[str]  # why each is no longer: "end", "limit" or "repetition"
+    stopped: list[str]  # why each stopped: "end", "limit" or "repetition"
     scores: dict[str, Measured]  # by name
     perplexity: float  # of the tokens of the references, END included
-    accuracy: float  # how many tokens the model predicts right, given those before
+    accuracy: float  # the share of tokens predicted right, given those before
     seconds: float  # for translating, without loading and compiling
     bleu_tokenizer: str
     source_columns: int = 1  # how many columns, between tabs, a source has
 
     @property
     def loss(self) -> float:
-        """The crossentropy of the tokens of the references, in nats for each."""
+        """The crossentropy of the references in nats per token."""
         return math.log(self.perplexity)
 
     def as_dict(self, worst: int = 5) -> dict:
-        """All of it for JSON, with the breakdown by length and so many of the worst texts in place of all texts."""
+        """A summary for JSON: everything but the texts, with scores by length and the worst texts."""
         names = ("loss", "perplexity", "accuracy", "seconds")
         return {
             "sources": len(self.sources),
@@ -136,7 +136,7 @@ class Evaluation:
         }
 
     def by_length(self, parts: int = 5) -> list[dict]:
-        """The measures of short and of long sources, as `scores_by_length` gives them."""
+        """The scores of short and of long sources, as `scores_by_length` returns them."""
         return scores_by_length(self.sources, self.translations, self.references, parts, self.bleu_tokenizer)
 
     def worst(self, count: int = 5) -> list[dict]:
@@ -155,10 +155,10 @@ class Evaluation:
         ]
 
     def write(self, folder: Path | str) -> None:
-        """Writes sources.txt, translations.txt, references.0.txt and so on, line for line, for other tools.
+        """Writes sources.txt, translations.txt, references.0.txt and so on, a text in a line, for other tools.
 
-        Where a text has fewer references than others, its first one is repeated: `sacrebleu` takes as many of each. A
-        tab or a line break in a text is written as a space, but not the tabs between source columns.
+        If a text has fewer references than others, its first one is repeated, as `sacrebleu` needs the same number for
+        each. A tab or a line break in a text is written as a space, except the tabs between source columns.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -186,17 +186,17 @@ def evaluate(
 
     Args:
         model: a `Seq2Seq`.
-        pairs: a `tf.data.Dataset` of (source, target) scalar strings, as `read_pairs` gives it, or what that reads,
-            such as a list of pairs. All targets of one source are its references; the source, in whatever Unicode form,
-            is translated once.
+        pairs: a `tf.data.Dataset` of (source, target) scalar strings, as `read_pairs` returns it, or an argument for
+            that, such as a list of pairs. All targets of one source are its references; the source, in any Unicode
+            form, is translated once.
         strategy, **lengths: as in `Seq2Seq.translate`.
-        bleu_tokenizer: how BLEU cuts texts into words: "13a", or "zh", "char", "intl", "none".
-        resamples: of the bootstrap.
+        bleu_tokenizer: how BLEU splits texts into words: "13a", or "zh", "char", "intl", "none".
+        resamples: number of bootstrap resamples.
         progress: a function to call now and then with the number of sources translated.
 
     Returns:
-        An `Evaluation`. Scores are of the texts as they are, cased and accented, in Unicode's form NFC. Only TER folds
-        case, as Tercom does.
+        An `Evaluation`. Texts are scored unchanged, cased and accented, in Unicode's form NFC. Only TER ignores case,
+        as Tercom does.
 
     Raises:
         CorpusError: if there are no pairs.
@@ -214,23 +214,14 @@ def evaluate(
     pairs = [(source, target) for source, those in targets.items() for target in those]
     again = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs, strict=True))))
     batches = batch_pairs(again, *tokenizers, batch_size=64, encoding="ids", shuffle=False, seed=0)
-    perplexity, accuracy = _of_tokens(model, batches)
+    perplexity, accuracy = _token_figures(model, batches)
 
-    model.translate(sources[:1], strategy, details=True, **lengths)  # compiles it
-    found, seconds = [], 0.0
-    for start in range(0, len(sources), 2048):
-        started = time.perf_counter()
-        seed = lengths.get("seed", 0) + start  # each source draws by its place
-        found.append(model.translate(sources[start : start + 2048], strategy, details=True, **lengths | {"seed": seed}))
-        seconds += time.perf_counter() - started
-        if progress:
-            progress(sum(len(done.texts) for done in found))
-    translations = _nfc(row[0].decode() for done in found for row in done.texts.numpy())
+    translations, stopped, seconds = _translate(model, sources, strategy, progress, lengths)
     return Evaluation(
         sources,
         references,
         translations,
-        [row[0].decode() for done in found for row in done.stopped.numpy()],
+        stopped,
         measure(translations, references, bleu_tokenizer, resamples),
         perplexity,
         accuracy,
@@ -240,8 +231,24 @@ def evaluate(
     )
 
 
-def _of_tokens(model, batches):
-    """Perplexity and accuracy of all tokens, by metrics of its own: the model may be compiled with others, or not."""
+def _translate(model, sources, strategy, progress, lengths):
+    """The first translation of each source, why it stopped, and the seconds that all took without compiling."""
+    model.translate(sources[:1], strategy, details=True, **lengths)  # compiles it
+    translations, stopped, seconds = [], [], 0.0
+    for start in range(0, len(sources), 2048):
+        started = time.perf_counter()
+        seed = lengths.get("seed", 0) + start  # a sample depends on the place of its source
+        found = model.translate(sources[start : start + 2048], strategy, details=True, **lengths | {"seed": seed})
+        seconds += time.perf_counter() - started
+        translations += _nfc(row[0].decode() for row in found.texts.numpy())
+        stopped += [row[0].decode() for row in found.stopped.numpy()]
+        if progress:
+            progress(len(translations))
+    return translations, stopped, seconds
+
+
+def _token_figures(model, batches):
+    """Perplexity and accuracy of all tokens, by metrics that do not depend on how the model is compiled."""
     metrics = Perplexity(), TokenAccuracy()
 
     @tf.function(reduce_retracing=True)
@@ -259,7 +266,7 @@ def _of_tokens(model, batches):
 def corpus_scores(
     translations: list[str], references: list[list[str]], bleu_tokenizer: str = "13a"
 ) -> dict[str, float]:
-    """Measures N texts by the references of each, a list of lists: scores by name."""
+    """Scores N texts by the references of each: {measure: score}."""
     translations, streams = _nfc(translations), _streams(references)
     measures = metrics(bleu_tokenizer)
     return {name: float(metric.corpus_score(translations, streams).score) for name, metric in measures.items()}
@@ -272,7 +279,7 @@ def scores_by_length(
     parts: int = 5,
     bleu_tokenizer: str = "13a",
 ) -> list[dict]:
-    """The measures of short and of long sources: for each of so many parts of like size, a dict.
+    """Scores short and long sources apart, in about equal parts.
 
     Returns:
         [{"from": characters, "to": characters, "texts": number, measure: score, ...}, ...], the shortest first.
@@ -292,33 +299,33 @@ def scores_by_length(
 def measure(
     translations: list[str], references: list[list[str]], bleu_tokenizer: str = "13a", resamples: int = 1000
 ) -> dict[str, Measured]:
-    """The same with confidence intervals and signatures: `Measured` by name."""
+    """`corpus_scores` with confidence intervals and signatures: {measure: `Measured`}."""
     found = _bootstrap([translations], references, bleu_tokenizer, resamples)
     return {name: Measured(float(only.score), float(only.ci), signature) for name, (signature, [only]) in found.items()}
 
 
 class Tested(NamedTuple):
-    """A measure of one of several evaluations that are compared."""
+    """The score of one of several evaluations that are compared."""
 
     score: float
-    p: float  # how likely so large a difference from the first one would be if there were none; 1 for the first itself
+    p: float  # the probability of so large a difference from the first if they were the same; 1 for the first itself
 
 
 def compare(first: Evaluation, *others: Evaluation, resamples: int = 1000) -> dict[str, list[Tested]]:
     """Tests whether models differ from the first, by a paired bootstrap over the texts.
 
-    The method is that of Koehn 2004 (aclanthology.org/W04-3250), of each with the first alone; p is not corrected for
-    their number.
+    The method is that of Koehn 2004 (aclanthology.org/W04-3250). Each model is compared with the first alone; p is not
+    corrected for their number.
 
     Args:
-        first, others: what `evaluate` found for each model on the same corpus.
-        resamples: of the bootstrap.
+        first, others: results of `evaluate` for each model on the same corpus.
+        resamples: number of bootstrap resamples.
 
     Returns:
         {measure: [a `Tested` for each evaluation, in their order]}.
 
     Raises:
-        OptionError: if they are not of the same texts and references, or there is only one.
+        OptionError: if their texts or references differ, or there is only one.
     """
     if not others:
         raise OptionError("compare: expected two evaluations or more")
@@ -328,7 +335,7 @@ def compare(first: Evaluation, *others: Evaluation, resamples: int = 1000) -> di
     systems = [evaluation.translations for evaluation in (first, *others)]
     found = _bootstrap(systems, first.references, first.bleu_tokenizer, resamples)
     return {
-        # sacrebleu takes no difference for the surest of all.
+        # For equal scores sacrebleu returns the smallest p.
         name: [Tested(float(it.score), float(it.p_value) if it.score != row[0].score else 1.0) for it in row]
         for name, (_, row) in found.items()
     }
@@ -338,15 +345,15 @@ def _bootstrap(systems, references, bleu_tokenizer, resamples):
     """sacrebleu's test of one system or more, N texts each: {measure: (signature, [its result for each system])}."""
     measures, named = metrics(bleu_tokenizer), [(str(n), _nfc(texts)) for n, texts in enumerate(systems)]
     signatures, results = PairedTest(named, measures, _streams(references), "bs", resamples)()
-    # It has names of its own for them, in the order given.
+    # sacrebleu names the measures otherwise, in the same order.
     return {name: (str(signatures[key]), results[key]) for name, key in zip(measures, signatures, strict=True)}
 
 
 def _streams(references):
-    """The references as sacrebleu takes them: all first ones, all second ones, ..., with None where a text has none."""
+    """The references as sacrebleu takes them: all first ones, all second ones, ...; None if a text has no such one."""
     return list(itertools.zip_longest(*map(_nfc, references)))
 
 
 def _nfc(texts):
-    """Texts in the Unicode form NFC: a letter with its accent is the same letter, however many code points it has."""
+    """Texts in the Unicode form NFC, in which a letter and its accent are the same in all texts."""
     return [unicodedata.normalize("NFC", text) for text in texts]

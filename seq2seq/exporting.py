@@ -4,23 +4,19 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
 
 from seq2seq.checkpoints import RunError
 from seq2seq.contract import check_strategy, one_line
-from seq2seq.decoding import BeamSearch, Greedy, Strategy
-
-if TYPE_CHECKING:
-    from seq2seq.model import Seq2Seq  # which imports this module
+from seq2seq.strategies import BeamSearch, Greedy, Strategy
 
 _BEAM = BeamSearch(n_best=5)
 
 
 def export(
-    model: "Seq2Seq",
+    model: keras.Model,
     folder: Path | str,
     beam: BeamSearch = _BEAM,
     probe: Sequence[str] = (),

@@ -1,4 +1,4 @@
-"""What training minimises and reports, over real tokens only.
+"""The losses and metrics of training, over real tokens only.
 
 Labels are ids `[B, T]`, logits `[B, T, V]`; sample weights `[B, T]` are 1 for a token and 0 for padding.
 """
@@ -12,23 +12,23 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, construct, load_class
-from pipelines.tokenizers import END, PADDING, START
+from pipelines.tokens import END, PADDING, START
 from seq2seq.config import Config
 
 
 @tf.custom_gradient
 def token_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """The crossentropy of each token, -log P(token): what losses of your own can be made of.
+    """The crossentropy of each token, -log P(token), for custom losses.
 
-    As `tf.nn.sparse_softmax_cross_entropy_with_logits`, which TensorFlow computes several times slower where results
-    must be deterministic.
+    The same as `tf.nn.sparse_softmax_cross_entropy_with_logits`, which is several times slower if results must be
+    deterministic.
 
     Args:
         labels: ids `[B, T]`.
         logits: `[B, T, V]`.
 
     Returns:
-        Nats `[B, T]`. Those of padding mean nothing; weights leave them out.
+        Nats `[B, T]`. At padding they have no meaning; weights leave them out.
     """
     labels = tf.cast(labels, tf.int32)
     log_probabilities = tf.nn.log_softmax(logits)
@@ -44,8 +44,8 @@ def token_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 class TokenCrossentropy(keras.losses.Loss):
     """Crossentropy of the right tokens, averaged over them, in nats.
 
-    It is divided by the sum of the weights, not by B x T: divided by the padding too, a token would count for less the
-    longer the rows beside it are.
+    It is divided by the sum of the weights, not by B x T. Otherwise a token would count for less, the longer the other
+    rows of its batch are.
 
     Args:
         label_smoothing: share of each label that is spread evenly over all tokens (Szegedy et al. 2016,
@@ -75,30 +75,29 @@ class TokenCrossentropy(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class TokenAccuracy(keras.metrics.SparseCategoricalAccuracy):
-    """How often the likeliest token is the right one, given the right ones before it. Exact over an epoch."""
+    """How often the likeliest token is the right one, given the correct preceding ones. Exact over an epoch."""
 
     def __init__(self, name: str = "accuracy", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
     def update_state(self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
         logits = tf.reshape(logits, [-1, tf.shape(logits)[-1]])
-        super().update_state(_in_one_row(labels), logits, _in_one_row(sample_weight))
+        super().update_state(_flat(labels), logits, _flat(sample_weight))
 
 
 @keras.saving.register_keras_serializable("seq2seq")
 class Perplexity(keras.metrics.Mean):
     """The exponential of the crossentropy per token: the number of tokens the model hesitates between.
 
-    Exact over an epoch: every token counts the same, where the `loss` that Keras shows counts every batch by its rows.
+    Exact over an epoch: every token counts the same, while the `loss` that Keras shows weights batches by their rows.
     """
 
     def __init__(self, name: str = "perplexity", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
 
     def update_state(self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
-        # The graph holds this once, for the loss and for here.
-        nats = token_losses(labels, logits)
-        super().update_state(_in_one_row(nats), _in_one_row(sample_weight))
+        nats = token_losses(labels, logits)  # TensorFlow computes it once for this and for the loss
+        super().update_state(_flat(nats), _flat(sample_weight))
 
     def result(self) -> tf.Tensor:
         return tf.exp(super().result())
@@ -106,9 +105,9 @@ class Perplexity(keras.metrics.Mean):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class OfTokens(keras.metrics.Metric):
-    """A metric of Keras, of real tokens.
+    """A Keras metric over real tokens.
 
-    Keras (3.15) would take the mean of each row first, padding included, and count tokens of long rows less.
+    Keras (3.15) would take the mean of each row first, padding included, and weight tokens of long rows less.
 
     Args:
         metric: a `keras.metrics.Metric` for labels `[N]` and logits `[N, V]`.
@@ -120,7 +119,7 @@ class OfTokens(keras.metrics.Metric):
 
     def update_state(self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
         logits = tf.reshape(logits, [-1, tf.shape(logits)[-1]])
-        self.metric.update_state(_in_one_row(labels), logits, sample_weight=_in_one_row(sample_weight))
+        self.metric.update_state(_flat(labels), logits, sample_weight=_flat(sample_weight))
 
     def result(self) -> tf.Tensor:
         return self.metric.result()
@@ -137,7 +136,7 @@ class OfTokens(keras.metrics.Metric):
 
 
 def of_tokens(metric: str | Callable | keras.metrics.Metric) -> keras.metrics.Metric:
-    """The metric of real tokens that is meant by what `compile` was given: a name, a function or a metric.
+    """Turns a metric for `compile`, a name, a function or a metric, into one over real tokens.
 
     Raises:
         OptionError: if it takes probabilities.
@@ -152,10 +151,10 @@ def of_tokens(metric: str | Callable | keras.metrics.Metric) -> keras.metrics.Me
 
 
 def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
-    """Tries a loss of one's own on a batch of two rows, and again with more padding, which must not change it.
+    """Tries a custom loss on a batch of two rows, and again with more padding, which must not change it.
 
     Args:
-        loss: what `compile` was given.
+        loss: as given to `compile`.
         compute: `compute_loss` of the model that was compiled with it.
         vocabulary_size: V.
 
@@ -173,7 +172,7 @@ def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
             weights = tf.cast(padded != PADDING, tf.float32)
             of_padded = compute(y=padded, y_pred=tf.pad(logits, [[0, 0], [0, more], [0, 0]]), sample_weight=weights)
             found.append(float(of_padded))
-    except Exception as error:  # Keras and TensorFlow raise whatever they stumble over
+    except Exception as error:  # of any class, from Keras, TensorFlow or the loss itself
         said = " ".join(str(error).split())
         raise OptionError(f"loss={name}: must take ids [B, T] as labels and logits [B, T, V] ({said})") from error
     if not np.isclose(found[0], found[1], rtol=1e-3):
@@ -220,6 +219,6 @@ def _refuse_probabilities(argument, name, given):
         raise OptionError(f"{argument}={name}: takes probabilities, and the model returns logits; say from_logits=True")
 
 
-def _in_one_row(tokens):
-    """`[B x T]` of `[B, T]`. Keras (3.15) would first take the mean of each row, and count tokens of long ones less."""
+def _flat(tokens):
+    """`[B x T]` from `[B, T]`, for the reason that `OfTokens` gives."""
     return None if tokens is None else tf.reshape(tokens, [-1])

@@ -10,10 +10,10 @@ from seq2seq.config import Config
 
 
 def make_optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
-    """The optimizer of a configuration, for a training of so many steps.
+    """The optimizer of a configuration, for a training of this many steps.
 
-    Weight decay is decoupled (Loshchilov & Hutter 2019, arxiv.org/abs/1711.05101), and nothing that `_UNDECAYED` names
-    decays, not even by the weight decay that an optimizer has of its own.
+    Weight decay, the optimizer's default too, is decoupled (Loshchilov & Hutter 2019, arxiv.org/abs/1711.05101) and
+    leaves out what `_UNDECAYED` names.
 
     Raises:
         OptionError: if there is no such optimizer, or it does not take one of the options.
@@ -39,18 +39,18 @@ def make_optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
     return optimizer
 
 
-# Parts of names of weights: shrinking them does not simplify what a model computes, and the vectors of rare
-# tokens would shrink in all the steps in which they learn nothing.
+# Parts of the names of weights. Decay of these does not make a model simpler, and it would shrink the embeddings of
+# rare tokens in all steps without them.
 _UNDECAYED = ["bias", "gamma", "beta", "embedding"]
 
 
 def _parameters(kind, name):
-    """The arguments of an optimizer that an option is for: Muon leaves some weights to Adam, with Adam's options."""
+    """The arguments of an optimizer that an option sets: Muon has one more for the weights that it leaves to Adam."""
     return [parameter for parameter in (name, f"adam_{name}") if parameter in inspect.signature(kind).parameters]
 
 
 def optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
-    """Those of Keras by their names in small letters, but for those that are made of others."""
+    """The optimizers of Keras by their names in lower case, without those that wrap others."""
     kinds = {name.lower(): kind for name, kind in vars(keras.optimizers).items() if isinstance(kind, type)}
     base = kinds.pop("optimizer")
     return {
@@ -62,7 +62,7 @@ def optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
 
 @keras.saving.register_keras_serializable("seq2seq")
 class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises in a line to a rate and then falls with the root of the steps, as in Vaswani et al. 2017.
+    """Rises linearly to a rate, then falls with the root of the steps (Vaswani et al. 2017, arxiv.org/abs/1706.03762).
 
     Args:
         rate: the highest learning rate.
@@ -74,8 +74,8 @@ class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
         self.warmup = warmup
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        share = (tf.cast(step, tf.float32) + 1) / self.warmup
-        return self.rate * tf.minimum(share, tf.math.rsqrt(share))
+        progress = (tf.cast(step, tf.float32) + 1) / self.warmup
+        return self.rate * tf.minimum(progress, tf.math.rsqrt(progress))
 
     def get_config(self) -> dict:
         return {"rate": self.rate, "warmup": self.warmup}

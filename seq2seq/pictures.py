@@ -1,4 +1,4 @@
-"""Pictures, for which matplotlib is needed: the extra `plots`. Each `draw_` function returns the `Figure` it wrote."""
+"""Pictures by matplotlib (extra `plots`). Each `draw_` function writes a file and returns its `Figure`."""
 
 import io
 import re
@@ -12,14 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import MaxNLocator
 
-if TYPE_CHECKING:  # for pictures alone nobody needs TensorFlow
+if TYPE_CHECKING:  # pictures do not need TensorFlow
     from pipelines import Survey
-    from seq2seq.model import Alignment
-    from seq2seq.tables import Table
+    from seq2seq.translation import Alignment
 
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#AA3377"]  # the colour-blind can tell them apart
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#AA3377"]  # distinguishable for colour-blind people
 
-# Fonts of many scripts, as systems come with them. A letter that one lacks is taken from the next.
+# Fonts of many scripts that come with systems. A letter that one lacks is taken from the next.
 FONTS = ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans", "Noto Sans Devanagari"]
 FONTS += ["Arial Unicode MS", "Hiragino Sans", "PingFang SC", "Kohinoor Devanagari"]  # macOS
 FONTS += ["Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI"]  # Windows
@@ -30,7 +29,7 @@ def draw_lengths(survey: "Survey", path: Path | str) -> Figure:
 
     Args:
         survey: a `pipelines.Survey`.
-        path: the file to write; its ending (.png, .svg, .pdf) decides the format.
+        path: the file to write, in the format of its ending (.png, .svg, .pdf).
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -48,7 +47,7 @@ def draw_lengths(survey: "Survey", path: Path | str) -> Figure:
 
 
 def draw_curves(history: Sequence[dict], path: Path | str, best: int | None = None) -> Figure:
-    """Draws how a training went, epoch by epoch: loss, accuracy and, where measured, the translations.
+    """Draws loss, accuracy and, if they were measured, scores of translations, epoch by epoch.
 
     Args:
         history: a dict for each epoch, as `csv.DictReader` reads a run's `history.csv`.
@@ -83,19 +82,19 @@ def draw_curves(history: Sequence[dict], path: Path | str, best: int | None = No
 
 
 def draw_attention(alignment: "Alignment", path: Path | str) -> Figure:
-    """Draws where the decoder looked: for each token it wrote, a row, how much it looked at each token of the source.
+    """Draws the attention weights: a row for each target token, a column for each source token.
 
     Args:
-        alignment: a `seq2seq.model.Alignment`.
+        alignment: a `seq2seq.translation.Alignment`.
         path: as in `draw_lengths`.
     """
     return _save(_attention_figure(alignment), path)
 
 
 def attention_svg(alignment: "Alignment") -> str:
-    """What `draw_attention` draws, as SVG for a browser: a string.
+    """The picture of `draw_attention` as SVG for a browser, a string.
 
-    Tokens stay text in it, so that the browser shows scripts for which matplotlib has no font, or which it cannot join.
+    Tokens stay text, so the browser shows scripts that matplotlib has no font for, or whose letters it cannot join.
     """
     file = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none"}):
@@ -106,7 +105,7 @@ def attention_svg(alignment: "Alignment") -> str:
 def _attention_figure(alignment):
     source, target = ([re.sub(r"\s", "␣", token) for token in tokens] for tokens in alignment[:2])
     rows, columns = alignment.weights.shape
-    cell = min(0.25, 80 / max(rows, columns))  # inches; of too large a picture matplotlib makes an error
+    cell = min(0.25, 80 / max(rows, columns))  # inches; matplotlib refuses too large pictures
     height, width = cell * max(rows, 6), cell * max(columns, 6)
     beside, above = (0.1 * max(map(len, tokens), default=0) for tokens in (target, source))
     figure = Figure(figsize=(width + beside + 1.3, height + above + 0.6), layout="constrained")
@@ -128,10 +127,10 @@ def _attention_figure(alignment):
 
 
 def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:
-    """Draws how many errors there are in the translations of short and of long sources.
+    """Draws the error rates of translations of short and of long sources.
 
     Args:
-        parts: what `Evaluation.by_length` or `scores_by_length` returns.
+        parts: the result of `Evaluation.by_length` or `scores_by_length`.
         path: as in `draw_lengths`.
     """
     figure = Figure(figsize=(max(4, 1.3 * len(parts) + 1), 4), layout="constrained")
@@ -146,12 +145,12 @@ def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:
     return _save(figure, path)
 
 
-def draw_table(table: "Table", path: Path | str) -> Figure:
-    """Draws a table: a panel for each measure, and in it a line for each row, with the mean of its runs, the standard
-    deviation as a bar, and a small dot for each run.
+def draw_table(table: Any, path: Path | str) -> Figure:
+    """Draws a table: a panel for each measure, with a line for each row: the mean of its runs, the standard deviation
+    as a bar, and a small dot for each run.
 
     Args:
-        table: what `seq2seq.table` returns.
+        table: the result of `seq2seq.table`.
         path: as in `draw_lengths`.
     """
     figure = Figure(figsize=(3 * len(table.measures) + 2, 0.4 * len(table.rows) + 1.2), layout="constrained")
@@ -170,13 +169,13 @@ def draw_table(table: "Table", path: Path | str) -> Figure:
 
 
 def _draw_lines(axes, lines, colors):
-    """Draws {label: (x, y)}, two at most, and writes each label where its line ends."""
+    """Draws {label: (x, y)}, two at most, and writes each label at the end of its line."""
     lowest = min(lines, key=lambda label: lines[label][1][-1])
     for color, (label, (x, y)) in zip(colors, lines.items(), strict=False):
         axes.plot(x, y, marker="o", markersize=3.5, color=color)
         side = "center" if len(lines) == 1 else "top" if label == lowest else "bottom"
         axes.annotate(label, (x[-1], y[-1]), (8, 0), textcoords="offset points", color=color, va=side)
-    axes.margins(y=0.12)  # or labels would touch what is above and below
+    axes.margins(y=0.12)  # room for the labels
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
 

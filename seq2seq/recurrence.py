@@ -5,7 +5,6 @@ Shapes: B rows, T steps, E size of an input, D units, G gates (4 D of an LSTM, 3
 
 import contextlib
 import contextvars
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +21,8 @@ _compiling = contextvars.ContextVar("compiling", default=False)
 
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
-    """While it lasts, graphs are made as XLA wants them for training: without cuDNN, which it cannot compile, without
-    parts side by side, and without `tf.cond`, for which a GPU would have to be waited for."""
+    """A context in which graphs are made for XLA: without cuDNN, which it cannot compile, without parts side by side,
+    and without `tf.cond`, whose condition would make the GPU wait."""
     token = _compiling.set(True)
     try:
         yield
@@ -32,47 +31,47 @@ def compiling() -> Iterator[None]:
 
 
 def is_compiling() -> bool:
-    """Whether `compiling` lasts."""
+    """Whether this is within `compiling`."""
     return _compiling.get()
 
 
 class Rows(NamedTuple):
     """Vectors `[B, T, E]` that are rows of a matrix, not yet looked up.
 
-    A row times another matrix is a row of the product of the two, and there are fewer tokens than places for them.
+    A row times another matrix is a row of the product of the two. This saves work if there are fewer tokens than B x T.
     """
 
     ids: tf.Tensor  # [B, T]
     matrix: tf.Tensor | None = None  # [V, E]; None for one-hot rows
-    product: tf.Tensor | None = None  # [V, G], where it is known
+    product: tf.Tensor | None = None  # [V, G], if it is known
 
 
 class Recurrent(keras.layers.Layer):
     """A recurrent layer, in one direction or two.
 
-    On a GPU it runs Keras's layer and with it the fused cuDNN kernel. On a CPU and in what XLA compiles it runs
-    `recur`, which computes the same.
+    On a GPU it runs Keras's layer and with it the fused cuDNN kernel. On a CPU and under XLA it runs `recur`, which
+    computes the same.
 
     Args:
         cell: "lstm" (Hochreiter & Schmidhuber 1997) or "gru" (Cho et al. 2014, arxiv.org/abs/1406.1078).
-        size: of the vectors that come in, E.
-        units: of the output, D.
+        size: size of the input vectors, E.
+        units: size of the output, D.
         bidirectional: whether half of the units read backwards (Schuster & Paliwal 1997).
 
     Call arguments:
         x: `[B, T, E]` or `Rows`.
-        lengths: int32 `[B]`, at least 1: how many steps each row has. By default all have T.
-        state: the one to start from, of one direction; by default zeros.
+        lengths: int32 `[B]`, at least 1: the number of steps of each row. By default all have T.
+        state: the state to start from, of one direction; by default zeros.
 
     Returns:
-        The output `[B, T, D]`, which after a row's length has no meaning, and the state after its last step. Those of
-        two directions are joined.
+        The output `[B, T, D]`, which has no meaning after a row's length, and the state after its last step. Those of
+        two directions are concatenated.
     """
 
     def __init__(self, cell: str, size: int, units: int, bidirectional: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.cell, count = CELLS[choose("cell", cell, list(CELLS))], 2 if bidirectional else 1
-        # Their arguments stay as they are: tanh, sigmoid and no recurrent dropout is what cuDNN can do.
+        # cuDNN needs Keras's defaults: tanh, sigmoid and no recurrent dropout.
         options = {"return_sequences": True, "return_state": True, "dtype": self.dtype_policy}
         self.directions = [self.cell.layer(units // count, **options) for _ in range(count)]
         for direction in self.directions:
@@ -90,7 +89,7 @@ class Recurrent(keras.layers.Layer):
         return output, last
 
     def multiply(self, matrix: tf.Tensor | None) -> tf.Tensor:
-        """What `Rows` of a matrix `[V, E]` are looked up in, `[V, G]`: for calls that would each compute it again."""
+        """The product `[V, G]` for `Rows` of a matrix `[V, E]`, to be computed once for many calls."""
         cell = self.directions[0].cell
         kernel, bias = (tf.cast(part, self.compute_dtype) for part in (cell.kernel, cell.bias))
         return _product(matrix, kernel, bias[0] if self.cell is GRU else bias)
@@ -99,7 +98,13 @@ class Recurrent(keras.layers.Layer):
         cell = direction.cell
         steps = (x.ids if isinstance(x, Rows) else x).shape[1]
         if steps != 1 and tf.config.list_logical_devices("GPU") and not is_compiling():
-            x = _looked_up(x, cell.kernel.shape[0], self.compute_dtype)
+            if isinstance(x, Rows):
+                one_hot = x.matrix is None
+                x = (
+                    tf.one_hot(x.ids, cell.kernel.shape[0], dtype=self.compute_dtype)
+                    if one_hot
+                    else tf.gather(x.matrix, x.ids)
+                )
             mask = None if lengths is None else tf.sequence_mask(lengths, tf.shape(x)[1])
             output, *state = direction(x, mask=mask, initial_state=state)
             return output, state
@@ -124,20 +129,20 @@ class Recurrent(keras.layers.Layer):
 
 
 class LSTM:
-    """One step of an LSTM, whose state is [h, c], and the step back.
+    """One step of an LSTM, whose state is [h, c], and its gradient.
 
-    What the input and h have to say to the gates i, f, candidate and o, before they are squashed, is `given` and
-    `recurrent`, `[B, G]` each.
+    The gates i, f, candidate and o are functions of `given` + `recurrent`, `[B, G]` each, which come from the input and
+    from h.
     """
 
     layer = keras.layers.LSTM
     states = 2
     saves = 5  # tensors
-    gradients = 1  # as `given` and `recurrent` are added up, theirs are the same
+    gradients = 1  # that of `given` and of `recurrent` is the same, as they are summed
 
     @staticmethod
     def step(given: tf.Tensor, recurrent: tf.Tensor, state: State) -> tuple[State, list[tf.Tensor]]:
-        """The new state, and what the step back will need, `[B, D]` each."""
+        """The new state, and the tensors that `back` needs, `[B, D]` each."""
         i, f, candidate, o = tf.split(given + recurrent, 4, axis=1)
         i, f, candidate, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(candidate), tf.sigmoid(o)
         c = f * state[1] + i * candidate
@@ -146,7 +151,7 @@ class LSTM:
 
     @staticmethod
     def back(saved: list[tf.Tensor], state: State, d_state: State) -> tuple[tf.Tensor, tf.Tensor, State]:
-        """Gradients of `given`, of `recurrent` and of the state before, but for those by way of `recurrent`."""
+        """Gradients of `given`, of `recurrent`, and of the state before except through `recurrent`."""
         i, f, candidate, o, shown = saved
         dh, dc = d_state
         dc += d_tanh(shown, dh * o)
@@ -157,9 +162,9 @@ class LSTM:
 
 
 class GRU:
-    """One step of a GRU, whose state is [h], and the step back. Its gates are z, r and candidate.
+    """One step of a GRU, whose state is [h], and its gradient; see `LSTM`. Its gates are z, r and candidate.
 
-    It resets h after the product, as cuDNN and Keras do. See `LSTM` for the rest.
+    It resets h after the product, as cuDNN and Keras do.
     """
 
     layer = keras.layers.GRU
@@ -170,29 +175,29 @@ class GRU:
     @staticmethod
     def step(given: tf.Tensor, recurrent: tf.Tensor, state: State) -> tuple[State, list[tf.Tensor]]:
         given_z, given_r, given_candidate = tf.split(given, 3, axis=1)
-        z, r, said = tf.split(recurrent, 3, axis=1)
+        z, r, own = tf.split(recurrent, 3, axis=1)
         z, r = tf.sigmoid(given_z + z), tf.sigmoid(given_r + r)
-        candidate = tf.tanh(given_candidate + r * said)
-        return [z * state[0] + (1 - z) * candidate], [z, r, candidate, said]
+        candidate = tf.tanh(given_candidate + r * own)
+        return [z * state[0] + (1 - z) * candidate], [z, r, candidate, own]
 
     @staticmethod
     def back(saved: list[tf.Tensor], state: State, d_state: State) -> tuple[tf.Tensor, tf.Tensor, State]:
-        z, r, candidate, said = saved
+        z, r, candidate, own = saved
         (dh,) = d_state
         d_z = d_sigmoid(z, dh * (state[0] - candidate))
         d_candidate = d_tanh(candidate, dh * (1 - z))
-        d_r = d_sigmoid(r, d_candidate * said)
+        d_r = d_sigmoid(r, d_candidate * own)
         d_given, d_recurrent = (tf.concat([d_z, d_r, d], axis=1) for d in (d_candidate, d_candidate * r))
         return d_given, d_recurrent, [dh * z]
 
 
 def d_sigmoid(y: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
-    """The gradient of x, where y is sigmoid(x): dy y (1 - y), in one operation."""
+    """The gradient of x for y = sigmoid(x): dy y (1 - y), in one operation."""
     return tf.raw_ops.SigmoidGrad(y=y, dy=dy)
 
 
 def d_tanh(y: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
-    """The gradient of x, where y is tanh(x): dy (1 - y y), in one operation."""
+    """The gradient of x for y = tanh(x): dy (1 - y y), in one operation."""
     return tf.raw_ops.TanhGrad(y=y, dy=dy)
 
 
@@ -204,13 +209,13 @@ def recur(
 ) -> State:
     """Takes one step after another.
 
-    Left to itself, TensorFlow would find the gradient of the kernel by a product and a sum in every step back. Here the
-    loop back goes through the steps only, and the kernel's gradient is one large product at the end.
+    TensorFlow's own backward loop would add a product to the kernel's gradient in every step. This one computes only
+    the gradients of the gates, and the kernel's gradient is one large product at the end.
 
     Args:
         cell: `LSTM` or `GRU`.
-        given: `[T, B, G]`, for each of the steps.
-        kernel, biases: `[D, G]`, and `[G]` or none, which make of h what is recurrent.
+        given: `[T, B, G]`, of each step.
+        kernel, biases: `[D, G]`, and `[G]` or none: `recurrent` is h times the kernel plus the bias.
         first: the state before the first step.
 
     Returns:
@@ -219,14 +224,11 @@ def recur(
     length, (units, gates) = tf.shape(given)[0], kernel.shape
 
     def arrays(count, size, length):
-        array = functools.partial(tf.TensorArray, given.dtype, length, element_shape=[None, size])
-        return [array(clear_after_read=False) for _ in range(count)]
+        options = {"element_shape": [None, size], "clear_after_read": False}
+        return [tf.TensorArray(given.dtype, length, **options) for _ in range(count)]
 
     def write(arrays, t, values):
         return [array.write(t, value) for array, value in zip(arrays, values, strict=True)]
-
-    def read(arrays, t):
-        return [array.read(t) for array in arrays]
 
     @tf.custom_gradient
     def run(given, kernel, *rest):
@@ -242,11 +244,12 @@ def recur(
         all_states = [array.stack() for array in states]
 
         def gradient(*upstream):
-            transposed = tf.transpose(kernel)  # a product is faster so than with `transpose_b`
+            transposed = tf.transpose(kernel)  # faster than `transpose_b` in each product
 
             def back(t, d_state, d_gates):
                 d_state = [part + later[t] for part, later in zip(d_state, upstream, strict=True)]
-                d_given, d_recurrent, d_state = cell.back(read(saved, t), read(states, t), d_state)
+                saved_t, state = ([array.read(t) for array in each] for each in (saved, states))
+                d_given, d_recurrent, d_state = cell.back(saved_t, state, d_state)
                 d_state[0] += tf.matmul(d_recurrent, transposed)
                 return t - 1, d_state, write(d_gates, t, [d_given, d_recurrent][: cell.gradients])
 
@@ -264,11 +267,11 @@ def recur(
 
 
 def cores() -> int:
-    """How many parts of a batch are worked on side by side, each by a core or several of its own.
+    """The number of parts of a batch that are computed side by side, each by its own core or cores.
 
-    As many as there are threads for operations, over those for one operation (`tf.config.threading`), where a program
-    has set them, as the command line does: the operations of a recurrent step are too small to be divided further.
-    Else, on a GPU, and in what XLA compiles, 1.
+    If the program has set threads (`tf.config.threading`), as the command line does, it is the number of inter-op
+    threads over that of intra-op threads: the operations of a recurrent step are too small to be divided further.
+    Else, on a GPU, and under XLA it is 1.
     """
     if is_compiling() or tf.config.list_logical_devices("GPU"):
         return 1
@@ -278,11 +281,11 @@ def cores() -> int:
 
 
 def side_by_side(run: Callable, parts: int, *tensors: tf.Tensor) -> Any:
-    """Calls a function with parts of the rows of tensors, and joins what it returns for each: one tensor or several."""
+    """Calls a function with parts of the rows of tensors, and concatenates its results, nests of tensors."""
     if parts == 1:
         return run(*tensors)
     rows = tf.shape(tensors[0])[0]
-    missing = tf.maximum(parts - rows, 0)  # as not every layer takes a batch of nothing
+    missing = tf.maximum(parts - rows, 0)  # as not every layer takes an empty batch
     padded = [tf.concat([tensor, tf.repeat(tensor[:1], missing, axis=0)], axis=0) for tensor in tensors]
     sizes = [(rows + missing) // parts] * (parts - 1)
     sizes.append(rows + missing - sum(sizes))
@@ -293,8 +296,8 @@ def side_by_side(run: Callable, parts: int, *tensors: tf.Tensor) -> Any:
 def look_up(matrix: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     """Rows `[..., E]` of a matrix `[V, E]`, by their ids `[...]`.
 
-    The gradient adds up what concerns each row. What XLA makes of that on a GPU adds in another order each time; in
-    what it compiles, a product with one-hot rows gives the same bits again.
+    The gradient sums over all uses of a row. On a GPU, XLA would sum in another order each time; so under XLA the
+    gradient is a product with one-hot rows, which gives the same bits again.
     """
     if not is_compiling():
         return tf.gather(matrix, ids)
@@ -322,22 +325,15 @@ def _product(rows, matrix, bias):
     return (matrix if rows is None else tf.matmul(rows, matrix)) + bias
 
 
-def _looked_up(x, size, dtype):
-    """`[B, T, E]` of it or of `Rows`."""
-    if not isinstance(x, Rows):
-        return x
-    return tf.one_hot(x.ids, size, dtype=dtype) if x.matrix is None else tf.gather(x.matrix, x.ids)
-
-
 def _transpose(x):
-    """`[T, B, ...]` of `[B, T, ...]`, and the other way round."""
+    """`[T, B, ...]` from `[B, T, ...]`, and the other way round."""
     if isinstance(x, Rows):
         return x._replace(ids=tf.transpose(x.ids))
     return tf.transpose(x, [1, 0, 2])
 
 
 def _reverse(x, lengths):
-    """Each row `[B, T, ...]` from its last step to its first; what comes after the last stays where it is."""
+    """Reverses the steps of each row `[B, T, ...]`, but not its padding."""
     if isinstance(x, Rows):
         return x._replace(ids=tf.reverse_sequence(x.ids, lengths, seq_axis=1))
     return tf.reverse_sequence(x, lengths, seq_axis=1)

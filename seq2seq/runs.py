@@ -1,4 +1,4 @@
-"""A run folder, once there is something in it: its model, what it has held out, its pictures, its export."""
+"""A finished run folder: its model, what it was trained on and held out, its pictures, averages and exports."""
 
 import csv
 import dataclasses
@@ -23,38 +23,35 @@ import tensorflow as tf
 from pipelines import (
     CorpusError,
     OptionError,
-    Report,
     Tokenizer,
     as_seen_from,
     check_number,
     checksums,
     group_by_source,
-    read_pairs,
     sources_in,
-    split_by_hash,
-    split_last,
 )
 from seq2seq.checkpoints import RunError, locked, whole_file, write_json
-from seq2seq.config import MONITORS, Config, load_config, own_classes, reading_options
+from seq2seq.config import MONITORS, Config, load_config, own_classes
 from seq2seq.contract import one_line
-from seq2seq.decoding import BeamSearch, Strategy
 from seq2seq.ensembles import ensemble
+from seq2seq.epochs import both_sides, validation_pairs
 from seq2seq.metrics import make_loss, make_metrics
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import make_optimizer
+from seq2seq.strategies import BeamSearch, Strategy
 
 
 def load_run(folder: Path | str) -> Seq2Seq:
-    """Loads the `Seq2Seq` of a run folder. Classes of one's own that it is made of must have been imported before.
+    """Loads the `Seq2Seq` of a run folder. Import the custom classes that it consists of before.
 
-    It is compiled with a new optimizer of the run's kind and its `learning_rate`, without the schedule, which has come
-    to its end. So `fit` trains it further, with another rate after `model.optimizer.learning_rate = rate`, or with
-    another optimizer after `compile`. If it was trained with a loss or a metric of one's own that has not been
-    imported, it is not compiled. The model file holds no optimizer: `keras.models.load_model` returns a model that
-    must be compiled before `fit`.
+    It is compiled with a new optimizer of the run's kind and its `learning_rate`, without the schedule, which has
+    ended. So `fit` trains it further, at another rate after `model.optimizer.learning_rate = rate`, or with another
+    optimizer after `compile`. If it was trained with a custom loss or metric that has not been imported, it is not
+    compiled. The model file holds no optimizer: `keras.models.load_model` returns a model that must be compiled before
+    `fit`.
 
     Raises:
-        RunError: if the folder is not there, is no run, its model file is damaged, or such a class is missing.
+        RunError: if the folder does not exist or is no run, its model file is damaged, or such a class is missing.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -73,17 +70,16 @@ def load_run(folder: Path | str) -> Seq2Seq:
 
 
 def load_runs(folders: Sequence[Path | str]) -> Seq2Seq:
-    """Loads the model of one run folder, or of several an ensemble.
-
-    Raises:
-        RunError: as `load_run`.
-        OptionError: as `ensemble`.
-    """
+    """Loads the model of one run folder, or the ensemble of several. Raises as `load_run` and `ensemble` do."""
     return ensemble([load_run(folder) for folder in folders], folders)
 
 
 def load_model(folder: Path, name: str) -> Seq2Seq:
-    """Loads a model that may come from anywhere: its file is data, and makes nothing run that nobody has asked for."""
+    """Loads a model file of a run. It may be of any origin: it runs no code that the user has not imported.
+
+    Raises:
+        RunError: if the file is damaged, holds no `Seq2Seq`, or names a class that has not been imported.
+    """
     path = folder / name
     own = own_classes(configuration(folder)[0], training=False) if (folder / "config.json").is_file() else []
     for one in own:
@@ -97,8 +93,8 @@ def load_model(folder: Path, name: str) -> Seq2Seq:
         model_class = keras.saving.get_registered_object(config["registered_name"])
         if not (model_class and issubclass(model_class, Seq2Seq)):
             raise RunError(f"{path}: a {config['class_name']}, not a Seq2Seq")
-        for module, kind, registered in _classes(config):
-            # Keras itself loads nothing but its own classes and registered ones; it has more than models here need.
+        for module, kind, registered in _saved_classes(config):
+            # Keras loads only its own classes and registered ones, but it has more than models here need.
             layers = own and module == "keras.layers"
             if not (layers or module in _KERAS_MODULES or keras.saving.get_registered_object(registered)):
                 raise RunError(f"{path}: made of {module}.{kind}, which is neither of this library nor imported")
@@ -110,40 +106,39 @@ def load_model(folder: Path, name: str) -> Seq2Seq:
 
 
 def _imported(name):
-    """Whether the module of a class, `module:Class`, is there. If not, nobody has said that its code may run."""
+    """Whether the module of a class, `module:Class`, has been imported, so that its code may run."""
     return name.partition(":")[0] in sys.modules
 
 
 def compile_model(model: Seq2Seq, config: Config, steps: int) -> None:
-    """Compiles a model with the optimizer of a configuration, for so many steps, its loss and its metrics."""
+    """Compiles a model with a configuration's optimizer for this many steps, its loss and its metrics."""
     model.compile(make_optimizer(config, steps), make_loss(config), metrics=make_metrics(config))
 
 
-# Classes of Keras that models here are saved with: numbers and how they change, and nothing that reads or runs.
+# Of the Keras classes in saved models: those that only hold numbers and schedules, and neither read files nor run code.
 _KERAS_MODULES = ("keras", *(f"keras.{name}" for name in ("initializers", "losses", "metrics", "optimizers")))
 _KERAS_MODULES += ("keras.dtype_policies", "keras.optimizers.schedules")
 
 
-def _classes(config):
-    """The (module, class, registered name) of all objects that a saved configuration is made of."""
-    if isinstance(config, list):
-        return [found for part in config for found in _classes(part)]
-    if not isinstance(config, dict):
+def _saved_classes(config):
+    """The (module, class, registered name) of all objects in a saved configuration."""
+    if not isinstance(config, dict | list):
         return []
-    found = [found for part in config.values() for found in _classes(part)]
-    if "class_name" in config:
+    parts = list(config.values()) if isinstance(config, dict) else config
+    found = [found for part in parts for found in _saved_classes(part)]
+    if isinstance(config, dict) and "class_name" in config:
         found.append((config.get("module"), config["class_name"], config.get("registered_name")))
     return found
 
 
 def configuration(folder: Path | str) -> tuple[Config, dict]:
-    """The `Config` of a run, and all that its `config.json` holds."""
+    """The `Config` of a run, and the whole content of its `config.json`."""
     options, record = load_config(Path(folder) / "config.json")
     return Config(**options), record
 
 
 def finished(folder: Path | str) -> bool:
-    """Whether a run has come to its end: it holds a model and no checkpoint to go on from."""
+    """Whether the training of a run has ended: it holds a model and no checkpoint to resume from."""
     return (Path(folder) / "model.keras").is_file() and not any(Path(folder).glob("unfinished/*.npz"))
 
 
@@ -153,14 +148,14 @@ def find_corpus(record: dict, name: str = "corpus") -> str | tuple[str, ...]:
     A relative path is looked up in the current directory, then in the one in which the run was trained.
 
     Args:
-        record: what the run's `config.json` holds.
+        record: the content of the run's `config.json`.
         name: "corpus", or "validation" for the corpus that was held out.
 
     Returns:
-        The corpus as `read_pairs` takes it, here and now.
+        The corpus as `read_pairs` takes it.
 
     Raises:
-        CorpusError: if there is none, or its files are no longer those of the run.
+        CorpusError: if it does not exist, or its files have changed.
     """
     corpus = record["options"][name]
     names = [corpus] if isinstance(corpus, str) else corpus
@@ -177,29 +172,13 @@ def find_corpus(record: dict, name: str = "corpus") -> str | tuple[str, ...]:
         except (CorpusError, OSError) as error:
             failures.append(str(error))
             continue
-        # Not by their paths: the same files may be elsewhere now, as those of a named corpus are on each machine.
+        # Paths do not count: the files may have moved, and those of a named corpus differ between machines.
         if list(held.values()) == expected:
             return place[0] if isinstance(corpus, str) else tuple(place)
         changed = [path for path, digest in held.items() if digest not in expected] or place
         failures.append(f"{', '.join(changed)}: no longer what that run was {what_for}, by its sha256")
     where = f" (looked up from {here}" + (f", then from {then}, where it was trained)" if len(places) > 1 else ")")
     raise CorpusError("; ".join(failures) + (where if relative else ""))
-
-
-def both_sides(config: Config, source_tokenizer: Tokenizer, **options: Any) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """The pairs to train on and those held out; the tokenizer needs no vocabulary yet."""
-    pairs = read_pairs(config.corpus, config.limit, **options, **reading_options(config))
-    if config.validation:
-        return pairs, validation_pairs(config)
-    if config.split == "last":
-        return split_last(pairs, config.validation_fraction)
-    return split_by_hash(pairs, config.validation_fraction, source_tokenizer)
-
-
-def validation_pairs(config: Config, report: Report | None = None, **options: Any) -> tf.data.Dataset:
-    """The pairs of `config.validation`, whole: what cleans the corpus leaves nothing out of what figures are of."""
-    options |= {name: getattr(config, name) for name in ("columns", "reverse", "on_bad_line")}
-    return read_pairs(config.validation, report=report, **options)
 
 
 def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
@@ -210,7 +189,7 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
         model: the model in it.
 
     Raises:
-        RunError: if there are none, or the folder does not say what it was trained on.
+        RunError: if there are none, or the folder has no `config.json`.
         CorpusError: if the corpus cannot be found or has changed, so that the model may have learned any of it.
     """
     if not (Path(folder) / "config.json").is_file():
@@ -228,18 +207,18 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
 
 
 def may_have_learned(folder: Path | str) -> bool:
-    """Whether a run may have been trained on sources that it has held out: a split by hash alone rules it out, but for
-    runs from before 2026-11-26, when the raw text was hashed; these have recorded no directory."""
+    """Whether a run may have been trained on sources that it has held out. Only a split by hash rules that out, and not
+    in runs from before 2026-11-26, which hashed the raw text; these have recorded no directory."""
     config, record = configuration(folder)
     apart = config.split == "hash" and not config.validation
     return not apart or "from" in record or "directory" not in record
 
 
 def trained_on(record: dict, pairs: tf.data.Dataset, source_tokenizer: Tokenizer) -> np.ndarray:
-    """Finds the pairs whose source a run was trained on, or a run that it started from, with whatever target.
+    """Finds the pairs whose source a run, or a run that it started from, was trained on, with any target.
 
     Args:
-        record: what the run's `config.json` holds.
+        record: the content of the run's `config.json`.
         pairs: a `tf.data.Dataset` of N (source, target) scalar strings.
         source_tokenizer: the run's.
 
@@ -255,49 +234,49 @@ def trained_on(record: dict, pairs: tf.data.Dataset, source_tokenizer: Tokenizer
 
 
 def sample(pairs: tf.data.Dataset, seed: int = 0, count: int = 500) -> dict[str, list[str]]:
-    """So many sources of a corpus at random, of its first 20,000 pairs, each with all its references: a dict."""
+    """Random sources of the first 20,000 pairs, at most `count`, with all their references: {source: references}."""
     references = group_by_source(pairs.take(20_000))
     sources = list(references)
     return {source: references[source] for source in random.Random(seed).sample(sources, min(count, len(sources)))}
 
 
 def can_measure() -> bool:
-    """Whether what `seq2seq.evaluation` needs is installed."""
+    """Whether the packages that `seq2seq.evaluation` needs are installed."""
     return all(map(importlib.util.find_spec, ("rapidfuzz", "sacrebleu")))
 
 
 def best_epoch(history: Sequence[dict], monitor: str | None) -> int:
-    """The number of the epoch whose model is kept: the first one that is best, or the last where nothing is watched.
+    """The number of the epoch whose model is kept: the first of the best by `monitor`, or the last.
 
     Args:
-        history: the rows of `history.csv`, of which those without the figure are passed over.
-        monitor: the name of a figure, or None.
+        history: the rows of `history.csv`; those without the figure are ignored.
+        monitor: the name of a figure; None to keep the last epoch.
     """
     if monitor is None:
         return int(history[-1]["epoch"])
     sign = -1 if MONITORS[monitor] == "max" else 1
     measured = [row for row in history if row.get(monitor) not in (None, "")]
-    # Not a number is worse than any.
-    order = [(sign * figure if math.isfinite(figure := float(row[monitor])) else math.inf) for row in measured]
+    figures = [sign * float(row[monitor]) for row in measured]
+    order = [figure if math.isfinite(figure) else math.inf for figure in figures]
     return int(measured[order.index(min(order))]["epoch"])
 
 
 def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = warnings.warn) -> list[Path]:
-    """Draws a run's pictures into its folder, those that can be: `curves.png`, `error-rates.png`, `attention-1.png` ...
+    """Draws pictures into a run folder: `curves.png`; of held-out pairs `error-rates.png`, `attention-1.png`, ...
 
-    Curves are of the history, error rates against length and attention of a `sample` of what was held out.
+    The curves are of the history; error rates by length and attention are of a `sample` of the held-out pairs.
 
     Args:
         folder: the run folder.
         model: the model in it.
-        say: a function to call with the reason, as text, if what was held out cannot be read again, so that only the
+        say: a function to call with the reason, as text, if the held-out pairs cannot be read again, so that only the
             curves are drawn.
 
     Returns:
         The files, a list of paths.
 
     Raises:
-        OptionError: if the folder does not tell what it was trained on.
+        OptionError: if the folder has no `config.json`.
     """
     from seq2seq.evaluation import scores_by_length
     from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates
@@ -315,8 +294,8 @@ def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = wa
         except CorpusError as error:
             say(f"{error}; only the curves are drawn")
     if held_out:
-        texts = [text.decode() for text in model.translate(list(held_out)).numpy()]
         drawn.append(folder / "error-rates.png")
+        texts = translations_of(model, list(held_out))
         draw_error_rates(scores_by_length(list(held_out), texts, list(held_out.values())), drawn[-1])
     if held_out and model.has_attention:
         for number, alignment in enumerate(model.attention(list(held_out)[:4]), start=1):
@@ -325,29 +304,35 @@ def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = wa
     return drawn
 
 
+def translations_of(model: Seq2Seq, sources: list[str]) -> list[str]:
+    """The greedy translations of texts, as text."""
+    return [text.decode() for text in model.translate(sources).numpy()]
+
+
 def kept_epochs(folder: Path | str) -> dict[int, Path]:
-    """The models that a run has kept of its epochs, {number: file}, the earliest first."""
+    """The models of single epochs in a run folder, {number: file}, the earliest first."""
     paths = [path for path in Path(folder).glob("epochs/epoch-*.keras") if path.stem[6:].isdecimal()]
     return {int(path.stem[6:]): path for path in sorted(paths)}
 
 
 def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq2Seq:
-    """Makes a run of another one, whose weights are the mean of those after its last kept epochs.
+    """Makes a new run whose weights are the mean of those after the last kept epochs of a run.
 
     Vaswani et al. 2017 (arxiv.org/abs/1706.03762, section 6.1) do so with the last 5 checkpoints. The run must have
-    been trained with `Config.keep_epochs`. The new one counts as trained on the same corpus, and holds out the same.
+    been trained with `Config.keep_epochs`. The new one counts as trained on the same corpus, with the same held-out
+    pairs.
 
     Args:
         folder: the run folder.
         out: the run folder to make, in whose `config.json` "averaged" names the run and its epochs.
-        last: of how many epochs to take the mean; by default of all that are kept.
+        last: how many epochs to average. Default: all that are kept.
 
     Returns:
         The `Seq2Seq` in it.
 
     Raises:
         OptionError: if fewer epochs are kept.
-        RunError: if there is no such run, or the folder to make is not empty.
+        RunError: if there is no such run, or `out` is not empty.
     """
     folder, out = Path(folder), Path(out)
     check_number("last", last, least=1, optional=True)
@@ -363,20 +348,18 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
     with locked(out):
         if any(path.name != "lock" for path in out.iterdir()):
             raise RunError(f"{out} is not empty; choose another folder")
-        total: list[Any] = []
+        totals: list[Any] = []
         for epoch in epochs:
             model = load_model(folder, f"epochs/{kept[epoch].name}")
             weights = [np.array(weight, np.float64) for weight in model.trainable_variables]
-            total = [sum(both) for both in zip(total, weights, strict=True)] if total else weights
-        for weight, summed in zip(
-            model.trainable_variables, total, strict=True
-        ):  # of the last; others are as it has them
-            weight.assign(summed / len(epochs))
+            totals = [total + weight for total, weight in zip(totals, weights, strict=True)] if totals else weights
+        # Variables that are not trained keep the values of the last epoch.
+        for weight, total in zip(model.trainable_variables, totals, strict=True):
+            weight.assign(total / len(epochs))
         for name in ("history.csv", "survey.json"):
             shutil.copy(folder / name, out)
         sources = list(probe(folder))
-        translations = [text.decode() for text in model.translate(sources).numpy()]
-        write_json(out / "probe.json", dict(zip(sources, translations, strict=True)))
+        write_json(out / "probe.json", dict(zip(sources, translations_of(model, sources), strict=True)))
         write_json(out / "config.json", record | {"averaged": {"run": str(folder.resolve()), "epochs": epochs}})
         with whole_file(out / "model.keras") as aside:
             model.save(aside)
@@ -386,19 +369,18 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
 def export_runs(
     folders: Sequence[Path | str], out: Path | str, beam: BeamSearch, search: Strategy | None = None
 ) -> None:
-    """Exports the model of a run, or of several their ensemble, as `exporting.export` does.
+    """Exports the model of a run, or the ensemble of several, as `exporting.export` does.
 
-    It sees that each model translates as it did when it was trained, and what is exported as what it is made of.
+    It checks that each model translates as it did after training, and the exported model as the original.
 
     Raises:
-        RunError: if they do not, or there is no such run.
+        RunError: if one does not, or there is no such run.
         OptionError: as `ensemble`.
     """
     models = []
     for folder in folders:
         model, kept = load_run(folder), probe(folder)
-        found = [text.decode() for text in model.translate(list(kept)).numpy()]
-        for source, translation in zip(kept, found, strict=True):
+        for source, translation in zip(kept, translations_of(model, list(kept)), strict=True):
             if translation != kept[source]:
                 change = f"{kept[source]!r} when it was trained, and now {translation!r}"
                 raise RunError(f"{folder}: the saved model is not the one that was trained; {source!r} was {change}")
@@ -407,7 +389,7 @@ def export_runs(
 
 
 def probe(folder: Path | str) -> dict[str, str]:
-    """A few sources of a run, held out where any are, and what its model made of them in training: a dict.
+    """A few sources of a run, held out if possible, and how its model translated them after training.
 
     Raises:
         RunError: if the folder does not hold them.

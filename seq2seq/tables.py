@@ -1,4 +1,4 @@
-"""What runs came to, side by side: means over seeds, and whether the differences are chance."""
+"""Results of runs side by side: means over seeds, and whether the differences are significant."""
 
 import csv
 import dataclasses
@@ -17,14 +17,14 @@ from pipelines import CorpusError, OptionError, choose, corpus_errors, load_clas
 from seq2seq.checkpoints import RunError
 from seq2seq.config import MONITORS, Config
 from seq2seq.contract import one_line
-from seq2seq.decoding import Strategy
 from seq2seq.runs import best_epoch, configuration, finished, load_run, trained_on
+from seq2seq.strategies import Strategy
 
 MEASURES = ("loss", "accuracy", "chrf", "exact_match")  # of a table, unless others are asked for
 FORMATS = ("text", "md", "csv", "latex")
 
-_OF_TOKENS = ("loss", "accuracy", "perplexity")  # figures of each token, given the right ones before
-_TOKENS = ("target_tokenizer", "normal_form", "lowercase", "min_frequency", "max_vocabulary", "shared_vocabulary")
+TOKEN_FIGURES = ("loss", "accuracy", "perplexity")  # of each token, given the correct preceding ones
+TOKEN_OPTIONS = ("target_tokenizer", "normal_form", "lowercase", "min_frequency", "max_vocabulary", "shared_vocabulary")
 
 
 @dataclasses.dataclass
@@ -37,7 +37,7 @@ class Row:
     label: str = ""  # the setting as text
     figures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # of each measure, [N]
     p: dict[str, float] = dataclasses.field(default_factory=dict)  # of each measure that was tested
-    parameters: int | None = None
+    parameters: int | None = None  # of the model
 
     def mean(self, measure: str) -> float:
         """The mean over seeds."""
@@ -50,18 +50,18 @@ class Row:
 
 @dataclasses.dataclass
 class Table:
-    """What runs came to, a row for each setting."""
+    """The results of runs, a row for each setting."""
 
     rows: list[Row]
     measures: list[str]
-    unlike: list[str]  # measures that must not be compared
-    note: str  # what the figures are of, and p
-    prefix: str  # of measures, in the head
+    incomparable: list[str]  # measures that must not be compared between the rows
+    note: str  # where the figures and p come from
+    prefix: str  # of the measures' names
 
     def best(self, measure: str) -> float | None:
         """The best mean of a measure; None if there is nothing to compare."""
         means = {mean for row in self.rows if not math.isnan(mean := row.mean(measure))}
-        if measure in self.unlike or len(means) < 2:
+        if measure in self.incomparable or len(means) < 2:
             return None
         return max(means) if MONITORS[f"val_{measure}"] == "max" else min(means)
 
@@ -69,13 +69,11 @@ class Table:
         """The table as "text", "md" (Markdown), "latex" (for booktabs), or "csv" (all digits, a number in a column)."""
         if choose("format", format, FORMATS) == "csv":
             return self._csv()
-        head = ["setting", "seeds", *(self.prefix + measure for measure in self.measures)]
-        lines = [
-            [row.label, str(len(row.seeds)), *(self._cell(row, m, format) for m in self.measures)] for row in self.rows
-        ]
-        if self.rows[0].parameters:
-            head.append("parameters")
-            lines = [[*line, f"{row.parameters:,}"] for line, row in zip(lines, self.rows, strict=True)]
+        head = ["setting", "seeds", *(self.prefix + measure for measure in self.measures), "parameters"]
+        lines = []
+        for row in self.rows:
+            cells = (self._cell(row, measure, format) for measure in self.measures)
+            lines.append([row.label, str(len(row.seeds)), *cells, f"{row.parameters:,}" if row.parameters else ""])
         if format == "md":
             lines = [[cell.replace("|", r"\|") for cell in line] for line in [head, ["---"] * len(head), *lines]]
             return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", f"{self.note} Bold: best mean."])
@@ -85,15 +83,12 @@ class Table:
             parts = [r"\toprule", parts[0], r"\midrule", *parts[1:], r"\bottomrule", r"\end{tabular}"]
             begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
             return "\n".join([f"% {self.note} Bold: best mean.", begin, *parts])
-        widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
-        fitted = [
-            [label.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
-            for label, *rest in [head, *lines]
-        ]
-        return "\n".join([*map("  ".join, fitted), "", textwrap.fill(f"{self.note} *: best mean.", 100)])
+        first, *widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+        fitted = ["  ".join([label.ljust(first), *map(str.rjust, rest, widths)]) for label, *rest in [head, *lines]]
+        return "\n".join([*fitted, "", textwrap.fill(f"{self.note} *: best mean.", 100)])
 
     def _cell(self, row, measure, format):
-        digits = 3 if measure in _OF_TOKENS else 1
+        digits = 3 if measure in TOKEN_FIGURES else 1
         mean, deviation, p = row.mean(measure), row.deviation(measure), row.p.get(measure)
         text = f"{mean:.{digits}f}"
         if mean == self.best(measure):
@@ -142,20 +137,20 @@ def table(
     imports: Iterable[str] = (),
     say: Callable[[str], None] | None = None,
 ) -> Table:
-    """Puts runs side by side: means and deviations over seeds, and whether rows differ from a baseline.
+    """Compares runs: means and standard deviations over seeds, and whether rows differ from a baseline.
 
-    Runs that differ in nothing but their seed are a row. With two seeds or more in both rows, p is that of Welch's
-    t-test; with one in each and a test corpus, that of `evaluation.compare`; else there is none.
+    Runs that differ only in their seed form a row. With two seeds or more in both rows, p is that of Welch's t-test;
+    with one in each and a test corpus, that of `evaluation.compare`; else there is none.
 
     Args:
-        folders: runs, sweeps, or folders of such.
-        test: a corpus to translate and measure. Default: the figures of what each run has held out, of its kept epoch.
+        folders: runs, sweeps, or folders of these.
+        test: a corpus to translate and measure. Default: the held-out figures of each run's kept epoch.
         measures: names of figures, as in `history.csv`, with "val_" or without. Default: loss, accuracy, chrf and
             exact_match, those that all runs have.
-        baseline: a row to hold the others against, by its number from 1 or its label.
+        baseline: the row to compare the others with, by its number from 1 or its label.
         strategy: how to translate the test corpus, as in `Seq2Seq.translate`.
-        imports: classes of your own to load first, "module:Class".
-        say: a function to call with what one should know of the table, as text.
+        imports: custom classes to load first, "module:Class".
+        say: a function to call with warnings about the table, as text.
 
     Raises:
         RunError: if there is no finished run, one lacks a measure, or they have held out different pairs.
@@ -168,13 +163,9 @@ def table(
     wanted = [name.removeprefix("val_") for name in measures]
     for name in wanted:
         choose("measure", f"val_{name}", MONITORS)
-    records, grid = _records([Path(f) for f in ([folders] if isinstance(folders, (str, Path)) else folders)], say)
-    rows = _rows(records, grid, say)
-    labels = [row.label for row in rows]
-    number = int(baseline) if str(baseline).isdecimal() else labels.index(choose("baseline", str(baseline), labels)) + 1
-    if not 1 <= number <= len(rows):
-        raise OptionError(f"baseline={baseline!r}: expected a number up to {len(rows)}, or one of {', '.join(labels)}")
-    first = rows[number - 1]
+    records, grid = _load_records([folders] if isinstance(folders, (str, Path)) else folders, say)
+    rows = _group_by_setting(records, grid, say)
+    first = _baseline_row(rows, baseline)
     if test is None:
         if len({_held_out(*records[row.runs[0]]) for row in rows}) > 1:
             raise RunError("these runs have held out different pairs; name a test corpus (--test)")
@@ -182,24 +173,31 @@ def table(
         note, evaluations = "Held-out pairs, the kept epoch of each run.", {}
     else:
         found, evaluations, note = _measure(rows, records, test, strategy, say)
-    common = set.intersection(*(set(figures) for figures in found.values()))
     for run, figures in found.items():
         if lacking := [name for name in wanted if name not in figures]:
             raise RunError(f"{run}: {lacking[0]} was not measured, only {', '.join(figures) or 'nothing'}")
-    wanted = wanted or [name for name in MEASURES if name in common]
+    wanted = wanted or [name for name in MEASURES if all(name in figures for figures in found.values())]
     if not wanted:
         raise RunError("there is no figure of held-out pairs that all runs have; name a test corpus (--test)")
     for row in rows:
         row.figures = {name: np.array([found[run][name] for run in row.runs]) for name in wanted}
         row.parameters = records[row.runs[0]][1].get("training", {}).get("parameters")
-    unlike = _unlike(rows, records, wanted, test is None, say)
-    tested = _test(rows, first, [name for name in wanted if name not in unlike], evaluations)
+    incomparable = _incomparable(rows, records, wanted, test is None, say)
+    tested = _test(rows, first, [name for name in wanted if name not in incomparable], evaluations)
     note = f"Mean ± standard deviation (n - 1) over seeds. {note} {tested}"
-    return Table(rows, wanted, unlike, note, "val_" if test is None else "")
+    return Table(rows, wanted, incomparable, note, "val_" if test is None else "")
+
+
+def _baseline_row(rows, baseline):
+    labels = [row.label for row in rows]
+    number = int(baseline) if str(baseline).isdecimal() else labels.index(choose("baseline", str(baseline), labels)) + 1
+    if not 1 <= number <= len(rows):
+        raise OptionError(f"baseline={baseline!r}: expected a number up to {len(rows)}, or one of {', '.join(labels)}")
+    return rows[number - 1]
 
 
 def held_out_figures(folder: Path | str) -> dict[str, float]:
-    """What the kept epoch of a run came to on what it has held out: {figure, without "val_": number}."""
+    """The held-out figures of the kept epoch of a run: {figure, without "val_": number}."""
     path = Path(folder) / "history.csv"
     config, record = configuration(folder)
     if "averaged" in record:
@@ -215,10 +213,10 @@ def held_out_figures(folder: Path | str) -> dict[str, float]:
 
 
 def read_sweep(path: Path) -> dict:
-    """What `sweep.json` says of a sweep.
+    """Reads a `sweep.json`.
 
     Raises:
-        RunError: if it is none.
+        RunError: if it is damaged or not one.
     """
     try:
         found = json.loads(path.read_bytes())
@@ -227,20 +225,20 @@ def read_sweep(path: Path) -> dict:
         raise RunError(f"{path}: damaged, or of no sweep ({one_line(error)})") from None
 
 
-def spoiling_options(measure: str, options: Iterable[Mapping[str, Any]], held_out: bool = True) -> tuple[str, ...]:
-    """The options that make a figure another one, so that it must not be compared between runs with these options."""
+def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held_out: bool = True) -> tuple[str, ...]:
+    """The options that a figure depends on by definition: runs with other values must not be compared by it."""
     name = measure.removeprefix("val_")
-    names: tuple[str, ...] = _TOKENS if name in _OF_TOKENS else ()
-    if name == "loss" and held_out:  # of another loss, too: one's own, with options of its own, or smoothed
+    names: tuple[str, ...] = TOKEN_OPTIONS if name in TOKEN_FIGURES else ()
+    if name == "loss" and held_out:  # which is computed by a custom loss, with its options, or with label smoothing
         names += "loss", "label_smoothing"
-        names += tuple({own for of in options if of.get("loss") for own in of if own not in vars(Config())})
+        names += tuple({custom for of in options if of.get("loss") for custom in of if custom not in vars(Config())})
     return names
 
 
-def _records(folders, say):
+def _load_records(folders, say):
     """{finished run: its configuration and record}, and the options of the grid if all are of one sweep."""
     records, grids, seen = {}, [], set()
-    for folder in folders:
+    for folder in map(Path, folders):
         if not folder.is_dir():
             raise RunError(f"{folder}: {'a file, and no folder' if folder.exists() else 'no such folder'}")
         places = [path.parent for path in folder.rglob("config.json")]
@@ -248,10 +246,10 @@ def _records(folders, say):
         for path in folder.rglob("sweep.json"):
             sweep = read_sweep(path)
             grids.append((path.parent, list(sweep["grid"])))
-            begun = sum(path.parent in run.parents for run in runs)
+            started = sum(path.parent in run.parents for run in runs)
             count = sweep["seeds"] * math.prod(map(len, sweep["grid"].values()))
-            if begun < count and not sweep["trials"]:  # a search may try a setting twice
-                say(f"{path.parent}: {count - begun} of the sweep's {count} runs are missing")
+            if started < count and not sweep["trials"]:  # a search may try a setting twice
+                say(f"{path.parent}: {count - started} of the sweep's {count} runs are missing")
         for run in runs:
             if run.resolve() in seen:
                 continue
@@ -266,7 +264,7 @@ def _records(folders, say):
     return records, grids[0][1] if whole else []
 
 
-def _rows(records, grid, say):
+def _group_by_setting(records, grid, say):
     """The rows, without figures."""
     options = {run: _options(config, record) for run, (config, record) in records.items()}
     groups: dict[str, list[Path]] = {}
@@ -279,7 +277,7 @@ def _rows(records, grid, say):
     firsts = [options[runs[0]] for runs in groups.values()]
     every = dict.fromkeys(name for of in firsts for name in of if name != "seed")
     names = [name for name in every if len({repr(of.get(name)) for of in firsts}) > 1]
-    # In a sweep all that differs follows from the grid.
+    # In a sweep all other differences follow from the grid.
     if grid and len({repr([of.get(name) for name in grid]) for of in firsts}) == len(firsts):
         names = grid
     rows = []
@@ -297,12 +295,12 @@ def _rows(records, grid, say):
 
 
 def _order(value):
-    """Sorts numbers by size, before text."""
+    """A sort key: numbers by size, then text."""
     return (0, value, "") if isinstance(value, (int, float)) else (1, 0, value_text(value))
 
 
 def _options(config, record):
-    """All that makes a run, by name: the corpus by its checksums, too, and options of classes of one's own."""
+    """All options of a run by name, those of custom classes too, and checksums with the names of corpora."""
     options = dict(vars(config))
     for name, kept in (("corpus", "checksums"), ("validation", "validation_checksums")):
         if digests := record.get(kept):
@@ -315,7 +313,7 @@ def _options(config, record):
 
 
 def _held_out(config, record):
-    """What decides which pairs a run has held out."""
+    """The values on which the held-out pairs of a run depend."""
     names = ["columns", "reverse", "on_bad_line"]
     if not config.validation:
         names += ["limit", "max_length", "max_ratio", "drop_duplicates", "split", "validation_fraction"]
@@ -324,13 +322,13 @@ def _held_out(config, record):
     return tuple(record.get(kept, {}).values()), *(getattr(config, name) for name in names)
 
 
-def _unlike(rows, records, measures, held_out, say):
-    """The measures that must not be compared between these rows, and why as text."""
+def _incomparable(rows, records, measures, held_out, say):
+    """The measures that must not be compared between these rows; says why."""
     firsts = [_options(*records[row.runs[0]]) for row in rows]
     found = []
     for measure in measures:
-        names = spoiling_options(measure, firsts, held_out)
-        names += ("corpus",) if names else ()  # which the vocabulary is of
+        names = options_that_change(measure, firsts, held_out)
+        names += ("corpus",) if names else ()  # as the vocabulary is made from it
         if other := [name for name in names if len({repr(of.get(name)) for of in firsts}) > 1]:
             found.append(measure)
             say(f"{measure}: rows have another {', '.join(other)}, and so another figure; none is the best, and no p")
@@ -338,7 +336,7 @@ def _unlike(rows, records, measures, held_out, say):
 
 
 def _measure(rows, records, test, strategy, say):
-    """The figures of each run on a test corpus, the evaluations of rows with one run, and a note."""
+    """The figures of each run on a test corpus, the evaluation of each row's first run, and a note."""
     from seq2seq.evaluation import evaluate
 
     reading = {repr((config.columns, config.reverse)): config for config, _ in records.values()}
@@ -356,7 +354,7 @@ def _measure(rows, records, test, strategy, say):
                     pairs = read_pairs(test, **how).cache()  # standard input can be read once only
                 evaluation = evaluate(model, pairs, strategy)
             scores = {name.lower().replace(" ", "_"): it.score for name, it in evaluation.scores.items()}
-            found[run] = {name: getattr(evaluation, name) for name in _OF_TOKENS} | scores
+            found[run] = {name: getattr(evaluation, name) for name in TOKEN_FIGURES} | scores
             if run == row.runs[0]:
                 evaluations[run] = evaluation
                 try:
@@ -370,7 +368,7 @@ def _measure(rows, records, test, strategy, say):
 
 
 def _test(rows, first, measures, evaluations):
-    """Sets p of the rows that can be tested against the first one; says what it is."""
+    """Sets p of the rows that can be tested against the first one, and describes it for the note."""
     against = f"against {first.label}, not corrected for the number of rows."
     others = [row for row in rows if row is not first]
     if len(first.runs) > 1 and (tested := [row for row in others if len(row.runs) > 1]):

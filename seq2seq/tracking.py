@@ -1,4 +1,4 @@
-"""Trackers of experiments, which are told the figures of each epoch of a training. None is, unless it is named."""
+"""Experiment trackers, which log the figures of each epoch of a training that names them."""
 
 import contextlib
 import dataclasses
@@ -15,11 +15,11 @@ from seq2seq.model import Seq2Seq
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Sees that trackers are known and installed.
+    """Checks that trackers are known and installed.
 
     Raises:
-        OptionError: for a name of none.
-        ModuleNotFoundError: for one that is not installed.
+        OptionError: if there is no tracker of this name.
+        ModuleNotFoundError: if one is not installed.
     """
     for name in names:
         choose("track", name, TRACKERS)
@@ -33,23 +33,23 @@ def tracked(
     """Opens a record of a training with each tracker, and closes it in the end, after an error as failed.
 
     Args:
-        names: of trackers, in `TRACKERS`.
-        config: the training's.
-        model: what is trained, compiled.
+        names: the names of trackers, in `TRACKERS`.
+        config: the configuration of the training.
+        model: the compiled model.
         folder: the run folder, which names the record.
 
     Returns:
-        The Keras callbacks that tell the trackers, for a `with` statement.
+        The Keras callbacks that log the figures, for a `with` statement.
 
     Raises:
-        OptionError: if a tracker cannot begin, for example as it wants a login.
+        OptionError: if a tracker cannot begin, for example because it requires a login.
     """
     with contextlib.ExitStack() as stack:
         callbacks = []
         for name in names:
             try:
                 callbacks.append(TRACKERS[name](stack, config, model, folder))
-            except Exception as error:  # trackers raise whatever their servers do
+            except Exception as error:  # trackers raise any error of their servers
                 raise OptionError(f"track={name!r}: cannot begin: {one_line(error)}") from error
         yield callbacks
 
@@ -75,7 +75,7 @@ def _mlflow(stack, config, model, folder):
 
 
 def _at_epoch_ends(callback, model):
-    """Calls a callback after each epoch only: one with a method for steps makes each of them wait for the device."""
+    """Calls a callback after epochs only: with a method for steps, it would make each step wait for the device."""
     callback.set_model(model)
     return keras.callbacks.LambdaCallback(on_epoch_end=callback.on_epoch_end)
 

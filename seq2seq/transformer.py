@@ -14,25 +14,17 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError
-from pipelines.tokenizers import Tokenizer
-from seq2seq.layers import (
-    Encoded,
-    Pointer,
-    TiedOutput,
-    TokenVectors,
-    masked_softmax,
-    rows_by_source,
-    source_mask,
-    token_ids,
-)
+from pipelines.tokens import Tokenizer
+from seq2seq.attention import Encoded, masked_softmax, rows_by_source
+from seq2seq.layers import BaseDecoder, Half, TokenVectors, arguments, source_mask, token_ids
 
 
 @keras.saving.register_keras_serializable("seq2seq")
-class TransformerEncoder(keras.layers.Layer):
+class TransformerEncoder(Half):
     """Reads the source with self-attention: every position looks at every other.
 
-    If the source has several columns, a vector for each column tells its tokens from those of others, and the tokens of
-    a set, such as features, all have the same position (Wu et al. 2021, arxiv.org/abs/2005.10213).
+    If the source has several columns, a vector for each column is added to its tokens, and the tokens of a set, such as
+    features, all have the same position (Wu et al. 2021, arxiv.org/abs/2005.10213).
 
     Args:
         vocabulary_size: number of source ids, Vs.
@@ -40,7 +32,7 @@ class TransformerEncoder(keras.layers.Layer):
         layers: number of layers.
         heads: number of attention heads, H.
         feed_forward: size of the hidden layer of each feed-forward network; None for 4 times the units.
-        dropout: share of numbers left out, in training, of the embedding and of what each sublayer adds.
+        dropout: rate, in training, for the embedding and for the result of each sublayer.
         cell: cell of the decoder if that is recurrent, "lstm" or "gru". The state of each of its layers starts as the
             mean of the memory.
 
@@ -66,15 +58,7 @@ class TransformerEncoder(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.options: dict[str, Any] = {
-            "vocabulary_size": vocabulary_size,
-            "units": units,
-            "layers": layers,
-            "heads": heads,
-            "feed_forward": feed_forward,
-            "dropout": dropout,
-            "cell": cell,
-        }
+        self.options = arguments(locals())
         dtype = self.dtype_policy
         self.vectors = TokenVectors(vocabulary_size, units, dropout, dtype=dtype)
         self.blocks = [Block(units, heads, feed_forward, dropout, dtype=dtype) for _ in range(layers)]
@@ -86,23 +70,20 @@ class TransformerEncoder(keras.layers.Layer):
         self.norm.build((None, None, self.options["units"]))
 
     def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
-        """Learns which column of a source each token is of, and which columns are sets. `Seq2Seq` calls this when it is
-        made and when it is loaded."""
+        """Finds out the source column of each token, and which columns are sets. `Seq2Seq` calls this when it is made
+        and when it is loaded."""
         self.columns = source_tokenizer.columns  # int32 [V]
         self.ordered = np.array(source_tokenizer.ordered_columns)[self.columns]
         columns = len(source_tokenizer.column_names)
         if columns > 1 and self.types is None:
             self.types = keras.layers.Embedding(columns, self.options["units"], dtype=self.dtype_policy)
 
-    def compute_output_shape(self, source_shape: tuple) -> tuple:
-        return *source_shape[:2], self.options["units"]
-
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
         mask = source_mask(source)
         places = tf.cumsum(tf.cast(mask, tf.int32), axis=1)  # from 1
         x = self.vectors(source, training=training)
         if self.types:
-            # Features have no order, so all of them have place 0, and a type of their own (Wu et al. 2021).
+            # Features have no order: all of them have place 0, and a type of their own.
             ids = token_ids(source)
             ordered = tf.cast(tf.gather(self.ordered, ids), tf.int32)
             places = ordered * tf.cumsum(ordered, axis=1)
@@ -115,23 +96,20 @@ class TransformerEncoder(keras.layers.Layer):
         state = [[mean] * (2 if self.options["cell"] == "lstm" else 1)] * self.options["layers"]
         return Encoded(memory, mask, state)
 
-    def get_config(self) -> dict:
-        return {**super().get_config(), **self.options}
-
 
 @keras.saving.register_keras_serializable("seq2seq")
-class TransformerDecoder(keras.layers.Layer):
+class TransformerDecoder(BaseDecoder):
     """Predicts each next token of the target: every position looks at those before it and at the whole source.
 
-    Keys and values of positions that later ones look back at stay in a cache, which has room for all steps from the
-    start. So a decode loop can be compiled.
+    The keys and values of earlier positions are kept in a cache, which has room for all steps from the start. So a
+    decode loop can be compiled.
 
     Args:
         vocabulary_size: number of target ids, Vt.
         units, layers, heads, feed_forward, dropout: as in `TransformerEncoder`; the units are those of the encoder.
         tied: whether the embedding is also the output's matrix, as in `Decoder`.
-        copy: whether the decoder can also copy a source token to which the last layer's attention, the mean of its
-            heads, points; as in `Decoder`.
+        copy: whether the decoder can also copy the source token that the last layer's attention, the mean of its heads,
+            points at; as in `Decoder`.
 
     Call arguments:
         target, encoded, state, return_attention: as in `Decoder`; the state comes from `start(encoded, steps)`.
@@ -156,47 +134,23 @@ class TransformerDecoder(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.options: dict[str, Any] = {
-            "vocabulary_size": vocabulary_size,
-            "units": units,
-            "layers": layers,
-            "heads": heads,
-            "feed_forward": feed_forward,
-            "tied": tied,
-            "copy": copy,
-            "dropout": dropout,
-        }
+        self.options = arguments(locals())
         self.units, self.heads = units, heads
         dtype = self.dtype_policy
         self.vectors = TokenVectors(vocabulary_size, units, dropout, dtype=dtype)
         self.blocks = [Block(units, heads, feed_forward, dropout, True, dtype=dtype) for _ in range(layers)]
         self.norm = keras.layers.LayerNormalization(dtype=dtype)
-        self.output_layer = (
-            TiedOutput(self.vectors, units) if tied else keras.layers.Dense(vocabulary_size, dtype=self.variable_dtype)
-        )
-        self.pointer = Pointer(vocabulary_size, dtype=self.variable_dtype) if copy else None
-        self.build((None, None))
-
-    def build(self, target_shape: tuple) -> None:
-        """Makes no weights; those of its layers come with the first call."""
-
-    def compute_output_shape(self, target_shape: tuple) -> tuple:
-        return *target_shape[:2], self.options["vocabulary_size"]
-
-    def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
-        """Learns which source tokens the target has too, to copy them."""
-        if self.pointer:
-            self.pointer.take_tokenizers(source_tokenizer, target_tokenizer)
+        self.make_output()
 
     def start(self, encoded: Encoded, steps: int | tf.Tensor) -> tuple[Encoded, tuple]:
-        """What each of the calls for some sources is given, and the first state.
+        """Returns what every call for these sources needs, and the first state.
 
         Args:
-            encoded: what the encoder returned.
-            steps: how many tokens there will be at most, L.
+            encoded: the encoder's result.
+            steps: the maximum number of tokens, L.
 
         Returns:
-            The `Encoded` with the source's keys and values of each layer, and the state: how many tokens came before,
+            `encoded` with the source's keys and values of each layer, and the state: the number of tokens before,
             int32 `[B]`, and of each layer the keys and values of target positions, `[B, H, L, D / H]` each.
         """
         places = tf.cumsum(tf.cast(encoded.mask, tf.int32), axis=1)  # from 1, as START has place 0
@@ -223,15 +177,9 @@ class TransformerDecoder(keras.layers.Layer):
         for block, cache, memory in zip(self.blocks, caches, memories, strict=True):
             x, cache, weights = block(x, places, not_after, cache, memory, encoded, training=training)
             filled.append(cache)
-        output = self.norm(x)
-        logits = self.output_layer(output)
-        if self.pointer:
-            logits = self.pointer(logits, output, self.pointer.pointed(weights, copies, encoded))
+        logits = self.logits(self.norm(x), weights, copies, encoded)
         state = past + length, filled
         return (logits, state, weights) if return_attention else (logits, state)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), **self.options}
 
 
 class Block(keras.layers.Layer):
@@ -272,7 +220,7 @@ class Block(keras.layers.Layer):
         encoded: Encoded | None = None,
         training: bool = False,
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor], tf.Tensor | None]:
-        """Returns the sum `[B, T, D]`, what is now in the cache, and how much attention the source was paid."""
+        """Returns the sum `[B, T, D]`, the new content of the cache, and the weights of the attention to the source."""
         own_norm, *source_norm, wide_norm = self.norms
         normal, weights = own_norm(x), None
         keys, values = self.attention.project(normal, places)
@@ -306,13 +254,13 @@ class MultiHeadAttention(keras.layers.Layer):
 
     def project(self, x: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Keys and values `[B, H, L, D / H]` of vectors `[B, L, D]` at places int32 `[B, L]`."""
-        return _turn(self._split(self.key(x)), places), self._split(self.value(x))
+        return _rotate(self._split(self.key(x)), places), self._split(self.value(x))
 
     def call(
         self, x: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, mask: tf.Tensor, places: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """What queries `[B, T, D]` find where the mask `[B, T, L]` is, `[B, T, D]`, and their mean weights."""
-        queries = _turn(self._split(self.query(x)), places)
+        """Attends from x `[B, T, D]` to where the mask `[B, T, L]` is True: contexts `[B, T, D]` and mean weights."""
+        queries = _rotate(self._split(self.query(x)), places)
         scores = tf.matmul(queries * self.size**-0.5, keys, transpose_b=True)
         weights = masked_softmax(scores, mask[:, None])
         found = tf.transpose(tf.matmul(tf.cast(weights, values.dtype), values), [0, 2, 1, 3])
@@ -322,9 +270,9 @@ class MultiHeadAttention(keras.layers.Layer):
         return tf.transpose(tf.reshape(x, [*tf.unstack(tf.shape(x)[:2]), self.heads, self.size]), [0, 2, 1, 3])
 
 
-def _turn(vectors, places):
-    """Rotary positions: turns vectors `[B, H, L, d]` by angles that grow with their places int32 `[B, L]`, each pair of
-    numbers at a speed of its own. The product of two vectors then depends on how far apart they are."""
+def _rotate(vectors, places):
+    """Rotary positions: rotates vectors `[B, H, L, d]` by angles proportional to their places int32 `[B, L]`, each pair
+    of numbers at its own speed. The product of two vectors then depends on how far apart they are."""
     half = vectors.shape[-1] // 2
     angles = tf.cast(places, tf.float32)[:, None, :, None] * 10000 ** (-tf.range(half, dtype=tf.float32) / half)
     sine, cosine = (tf.cast(wave, vectors.dtype) for wave in (tf.sin(angles), tf.cos(angles)))
@@ -333,6 +281,6 @@ def _turn(vectors, places):
 
 
 def _write(cache, new, places):
-    """Puts vectors `[B, H, T, d]` in their places int32 `[B, T]` of a cache `[B, H, L, d]`, which are empty so far."""
+    """Adds vectors `[B, H, T, d]` to a cache `[B, H, L, d]` in places int32 `[B, T]`, which are empty so far."""
     at = tf.one_hot(places, tf.shape(cache)[2], dtype=cache.dtype)
     return cache + tf.matmul(at[:, None], new, transpose_a=True)

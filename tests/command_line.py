@@ -1,5 +1,6 @@
-"""The command line, for tests: each command a process of its own, forked from one that has imported TensorFlow."""
+"""The command line, for tests: in this process, or each command in a process forked from one that has TensorFlow."""
 
+import contextlib
 import multiprocessing
 import os
 import subprocess
@@ -7,19 +8,26 @@ import sys
 import tempfile
 from pathlib import Path
 
-SEQ2SEQ = str(Path(sys.executable).with_name("seq2seq"))
+import pytest
 
-# The import takes longer than most of what is tested.
+from seq2seq import cli, runs
+from seq2seq.commands import corpora
+from seq2seq.runs import load_runs as _load_runs
+
+SEQ2SEQ = str(Path(sys.executable).with_name("seq2seq"))
+SMALL_MODEL = ["--units", "8", "--cell", "gru", "--no-bidirectional", "--attention", "dot", "--embedding", "none"]
+
+# The imports take longer than most of what is tested.
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["tensorflow", "tensorflow_text", "keras", "sacrebleu", "matplotlib.pyplot", "typer"])
+server.set_forkserver_preload(
+    ["tensorflow_text", "sacrebleu", "matplotlib.pyplot", "seq2seq.cli", "seq2seq.training", "seq2seq.evaluation"]
+)
 
 
 def seq2seq(*arguments, stdin=None, cwd=None):
-    """Runs a command as `subprocess.run` does, and returns what that returns."""
+    """Runs a command in a process of its own, as `subprocess.run` does, and returns what that returns."""
     arguments = [str(argument) for argument in arguments]
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
-        files[0].write_bytes(stdin or b"")
+    with _files(stdin) as files:
         process = server.Process(target=_command, args=(arguments, files, cwd))
         process.start()
         process.join()
@@ -35,6 +43,61 @@ def _command(arguments, files, cwd):
     sys.stdin = os.fdopen(0)  # which multiprocessing has closed
     sys.argv = ["seq2seq", *arguments]
     os.chdir(cwd or ".")
-    from seq2seq.cli import main
+    cli.main()
 
-    main()
+
+@contextlib.contextmanager
+def _files(stdin):
+    """Paths of standard input, with what is in it, output and errors."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
+        files[0].write_bytes(stdin or b"")
+        yield files
+
+
+def in_process(*arguments, stdin=None, cwd=None):
+    """Runs a command in this process, which has started TensorFlow, and returns what `subprocess.run` would.
+
+    It is much faster: a run is loaded once for all commands, and a strategy traced once. Signals, closed streams and
+    what C++ writes to stderr need a process of their own.
+    """
+    arguments = [str(argument) for argument in arguments]
+    with _files(stdin) as files:
+        code = command_with_streams(arguments, *files, cwd=cwd)
+        stdout, stderr = (path.read_bytes() for path in files[1:])
+    return subprocess.CompletedProcess(arguments, code, stdout, stderr)
+
+
+def command_with_streams(arguments, stdin, stdout, stderr, cwd=None):
+    """Runs a command in this process with these files or descriptors, and returns its exit code."""
+    modules = set(sys.modules)
+    with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", stack.enter_context(open(stdin)))
+        for name, file, errors in (("stdout", stdout, "surrogateescape"), ("stderr", stderr, "backslashreplace")):
+            patch.setattr(sys, name, stack.enter_context(open(file, "w", encoding="utf-8", errors=errors)))
+        patch.setattr(sys, "argv", ["seq2seq", *arguments])
+        patch.setattr(sys, "path", [*sys.path])
+        patch.chdir(cwd or ".")
+        patch.setattr(runs, "load_runs", load_runs)
+        for module in (cli, corpora):
+            patch.setattr(module, "start_tensorflow", lambda: None)
+        try:
+            cli.app(prog_name="seq2seq")
+        except SystemExit as end:
+            return end.code or 0
+        finally:
+            for name in set(sys.modules) - modules if cwd else ():  # another test may have a module of the same name
+                if str(getattr(sys.modules[name], "__file__", None)).startswith(f"{cwd}/"):
+                    del sys.modules[name]
+
+
+def load_runs(folders):
+    """As `seq2seq.runs.load_runs`, but loads the same files only once."""
+    paths = [Path(folder).resolve() / "model.keras" for folder in folders]
+    key = tuple((path, path.stat().st_mtime_ns if path.is_file() else None) for path in paths)
+    if key not in _LOADED:
+        _LOADED[key] = _load_runs(folders)
+    return _LOADED[key]
+
+
+_LOADED = {}

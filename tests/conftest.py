@@ -1,6 +1,13 @@
+import collections
+import csv
+import dataclasses
+import json
 import os
+import shutil
 import signal
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,16 +17,22 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import keras
+import searching
 import tensorflow as tf
+from command_line import SEQ2SEQ, SMALL_MODEL
 
-from pipelines import CharTokenizer, batch_pairs, read_pairs
+from pipelines import CharTokenizer, batch_pairs, checksums, read_pairs
+from pipelines.formats import find_shards
+from pipelines.readers import Reader
 from seq2seq import Config, Seq2Seq, sweep
+from seq2seq.training import train
 
 # A GPU rounds the factors of a product to 10 bits by default; tests compare to five digits.
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
 # What takes longest to make, and is shared: by `--dist loadgroup`, only one of several processes makes it.
-SHARED = ("exported", "swept", "trained")
+SHARED = ("exported", "swept", "toy_run", "trained", "upper_case")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
@@ -45,6 +58,22 @@ def tsv(tmp_path):
     return write
 
 
+PAIRS = [("Go.", "Ve."), ("Hi.", "Hola."), ("Run!", "¡Corre!")]
+TSV = "".join(f"{source}\t{target}\n" for source, target in PAIRS)
+
+
+@pytest.fixture(scope="session")
+def read():
+    """A function that reads one corpus, or a list of them, as pairs of strings."""
+
+    def read(corpus, report=None, seed=0, **options):
+        corpora = corpus if isinstance(corpus, list) else [corpus]
+        reader = Reader(tuple(map(find_shards, corpora)), **options)
+        return [(source.decode(), target.decode()) for source, target in reader.pairs(seed, report)]
+
+    return read
+
+
 @pytest.fixture
 def pairs(tsv):
     """A dataset of real pairs: words and the same words in upper case."""
@@ -53,9 +82,10 @@ def pairs(tsv):
 
 @pytest.fixture
 def tokenizers(pairs):
+    """A source and a target tokenizer with the vocabularies of `pairs`, whose file tests find in `tmp_path`."""
     source, target = CharTokenizer(), CharTokenizer()
-    source.adapt(pairs.map(lambda source, _: source))
-    target.adapt(pairs.map(lambda _, target: target))
+    source.take_vocabulary(collections.Counter(letter.encode() for letter in "".join(WORDS)))
+    target.take_vocabulary(collections.Counter(letter.encode() for letter in "".join(WORDS).upper()))
     return source, target
 
 
@@ -66,9 +96,48 @@ def model(tokenizers):
     return model
 
 
+@pytest.fixture(scope="session")
+def shared_model():
+    """A `model` for tests that only read it: it keeps the graphs that `translate` and `score` make."""
+    source, target = CharTokenizer(), CharTokenizer()
+    source.adapt(WORDS)
+    target.adapt([word.upper() for word in WORDS])
+    keras.utils.set_random_seed(2)
+    return Seq2Seq(source, target, units=16, attention="general")
+
+
+@pytest.fixture(scope="session")
+def upper_case():
+    """A model that has learned to write words in upper case, and the words."""
+    keras.utils.set_random_seed(3)
+    pairs = tf.data.Dataset.from_tensor_slices((WORDS, [word.upper() for word in WORDS]))
+    source, target = CharTokenizer(), CharTokenizer()
+    source.adapt(WORDS)
+    target.adapt([word.upper() for word in WORDS])
+    model = Seq2Seq(source, target, units=48, attention="general")
+    model.compile(keras.optimizers.Adam(0.02))
+    model.fit(batch_pairs(pairs.repeat(20), source, target, batch_size=12), epochs=12, verbose=0, shuffle=False)
+    return model, WORDS
+
+
+def decoded(tensor):
+    return [text.decode() for text in tensor.numpy()]
+
+
+def ids_of(model, words=("sol", "mar", "gatonube")):
+    source, target = model.source_tokenizer, model.target_tokenizer
+    return source.tokenize(words).numpy(), target.tokenize([w.upper() for w in words], start_end=True).numpy()
+
+
 @pytest.fixture
 def batches(pairs, tokenizers):
     return batch_pairs(pairs, *tokenizers, batch_size=5, seed=1)
+
+
+@pytest.fixture(params=["shrinking", "masking"])
+def each_loop(request, monkeypatch):
+    """Lets a test's searches use one loop, then the other."""
+    monkeypatch.setattr("searching.LOOP", getattr(searching, request.param))
 
 
 @pytest.fixture
@@ -96,6 +165,62 @@ def config(tsv):
     return small_config(tsv(LINES))
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A run of `small_config`, logged to TensorBoard. Its tests leave it as it is.
+
+    `model` is the model that training returned, `live` the one that was trained, `steps` what its steps returned, and
+    `read` the datasets given to `fit`.
+    """
+    path = tmp_path_factory.mktemp("trained") / "pairs.tsv"
+    path.write_text(LINES)
+    config, folder, live = small_config(path), path.parent / "run", keras.callbacks.Callback()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        steps, read = spy_on_steps(monkeypatch), []
+        monkeypatch.setattr("seq2seq.training.distribute", lambda strategy, batches: read.append(batches) or batches)
+        model = train(config, folder, callbacks=[live], track=["tensorboard"])
+    return SimpleNamespace(config=config, folder=folder, model=model, live=live.model, steps=steps, read=read)
+
+
+def spy_on_steps(monkeypatch):
+    """A list to which each training step of a model adds what it returns."""
+    returned, make = [], Seq2Seq.make_train_function
+
+    def spying(model, force=False):
+        make(model, force)
+        step = model.train_function
+        model.train_function = lambda batches: returned.append(step(batches)) or returned[-1]
+
+    monkeypatch.setattr(Seq2Seq, "make_train_function", spying)
+    return returned
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """A copy of the `trained` run and its corpus for one test: its folder, and a function that changes its options."""
+    shutil.copytree(trained.folder.parent, tmp_path / "copy")
+    path = tmp_path / "copy" / "run" / "config.json"
+
+    def change(**options):
+        record = json.loads(path.read_text())
+        record["options"] |= options
+        path.write_text(json.dumps(record))
+
+    change(corpus=str(tmp_path / "copy" / "pairs.tsv"))
+    return path.parent, change
+
+
+def read_history(run):
+    """The rows of a run's `history.csv`."""
+    with (run / "history.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def epochs_seen(model, run):
+    """How many epochs a model of a run has been trained for, by the pairs that it has counted."""
+    return model.length_ratios.numpy()[0] / json.loads((run / "survey.json").read_text())["pairs"]
+
+
 # Of a model that is compiled fast.
 SMALL = {"cell": "gru", "bidirectional": False, "embedding": None, "attention": None, "dropout": 0.0}
 SMALL |= {"label_smoothing": 0.0, "epochs": 2, "batch_size": 8, "validation_fraction": 0.2}
@@ -112,3 +237,48 @@ def swept(tmp_path_factory):
         monkeypatch.chdir(home)
         results = sweep("pairs.tsv", home / "swept", GRID, seeds=2, options=SMALL, jobs=2, say=said.append)
     return home / "swept", results, said
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory):
+    """A run that the console script made of `toy.tsv`, and the finished process. Its tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "toy.tsv").write_text(LINES)
+    options = "--epochs 2 --seed 1 --track tensorboard"
+    command = [SEQ2SEQ, "train", "toy.tsv", *SMALL_MODEL, *options.split(), "--out", "my runs/it's toy"]
+    return folder / "my runs/it's toy", subprocess.run(command, cwd=folder, capture_output=True)
+
+
+def make_run(folder, corpus, characters="abcde", **options):
+    """Makes a run folder as if its model, which has learned nothing, had been trained here on a corpus."""
+    config = Config(corpus, **options)
+    record = {"options": dataclasses.asdict(config), "directory": os.getcwd(), "checksums": checksums(corpus)}
+    if config.validation:
+        record["validation_checksums"] = checksums(config.validation)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(record))
+    tokenizers = CharTokenizer(characters, lowercase=config.lowercase), CharTokenizer(characters.upper())
+    model = Seq2Seq(*tokenizers, units=4, cell="gru", bidirectional=False, attention="dot")
+    model.save(folder / "model.keras")
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A run folder with a small model that has learned nothing."""
+    folder = tmp_path_factory.mktemp("untrained")
+    tokenizers = CharTokenizer("ab"), CharTokenizer("AB")
+    Seq2Seq(*tokenizers, units=4, cell="gru", bidirectional=False, attention="dot").save(folder / "model.keras")
+    return folder
+
+
+@pytest.fixture
+def training_calls(monkeypatch):
+    """What commands call `train` with, in place of training: (config, folder, the other arguments by their names)."""
+    calls = []
+
+    def stop(config, folder, *_, **options):
+        calls.append((config, folder, options))
+        raise SystemExit
+
+    monkeypatch.setattr("seq2seq.training.train", stop)
+    return calls

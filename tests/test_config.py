@@ -7,62 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines import CorpusError, OptionError, open_corpora
-from seq2seq import cli
-from seq2seq.config import (
-    PRESETS,
-    SUBWORD_PAIRS,
-    Config,
-    check_option,
-    choose_preset,
-    load_config,
-    own_classes,
-    tokenizer_names,
-    usual_options,
-    without_excluded,
-)
-
-
-def test_an_architecture_that_is_given_overrules_the_presets_and_decides_on_what_is_usual():
-    assert (
-        usual_options("inflection", {})["units"] == usual_options("default", {"architecture": "transformer"})["units"]
-    )
-    recurrent = {"architecture": "recurrent"}
-    options = usual_options("inflection", recurrent) | recurrent
-    assert "units" not in options and Config(**options).cell == "lstm" and Config(**options).architecture == "recurrent"
-    assert "updates" not in usual_options("inflection", {"epochs": 3})
-    with pytest.raises(OptionError, match=r"architecture='transfomer'.*did you mean 'transformer'"):
-        usual_options("default", {"architecture": "transfomer"})
-
-
-def test_the_tutorial_preset_is_the_tutorial():
-    config = Config(corpus="spa-eng", **PRESETS["tutorial"])
-    assert (config.units, config.batch_size, config.epochs, config.limit) == (256, 70, 40, 10_000)
-    assert (config.optimizer, config.split, config.validation_fraction) == ("rmsprop", "last", 0.2)
-    assert (config.attention, config.embedding, config.bidirectional, config.layers) == (None, None, False, 1)
-    assert (config.source_tokenizer, config.target_tokenizer) == ("char", "char")
-    assert (config.cell, config.dropout, config.label_smoothing) == ("lstm", 0.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("line", "count", "preset"),
-    [
-        ("I saw him there.\tLo vi ahí.\n", SUBWORD_PAIRS, "subword"),
-        ("I saw him there.\tLo vi ahí.\n", SUBWORD_PAIRS - 1, "default"),
-        ("saw\tS AO\n", SUBWORD_PAIRS, "default"),
-        ("我在那里看见他了。\tLo vi ahí.\n", SUBWORD_PAIRS, "default"),
-    ],
-)
-def test_many_sentences_are_cut_into_subwords_and_all_else_into_characters(tsv, line, count, preset):
-    assert choose_preset(Config(str(tsv(line * count)))) == preset
-
-
-def test_a_preset_is_chosen_by_what_is_read(tsv):
-    path = tsv("x\tI saw him there.\tLo vi ahí.\n" * SUBWORD_PAIRS)
-    assert choose_preset(Config(str(path), columns=(2, 3))) == "subword"
-    assert choose_preset(Config(str(path), columns=(1, 3))) == "default"
-    assert choose_preset(Config(str(path), columns=(2, 3), limit=SUBWORD_PAIRS - 1)) == "default"
-    assert choose_preset(Config(str(path), columns=(2, 3), target_tokenizer="whitespace")) == "default"
-    assert choose_preset(Config(str(path), columns=(2, 1, 3))) == "default"
+from seq2seq.config import Config, check_option, load_config, own_classes, tokenizer_names
 
 
 def test_train_and_load_run_come_from_the_package():
@@ -157,6 +102,7 @@ def test_every_number_has_a_range_and_is_refused_just_outside_it_from_python_and
         ),
         ({"weights": (1, 0)}, "weights=0: expected a number, above 0, or None"),
         ({"teacher_forcing": (1, 1, 1)}, "expected one number or two"),
+        ({"model": "Seq2Seq"}, "model='Seq2Seq': expected a class, module:Class"),
     ],
 )
 def test_an_option_of_another_kind_or_size_is_refused(options, message):
@@ -164,7 +110,7 @@ def test_an_option_of_another_kind_or_size_is_refused(options, message):
         Config(**options)
 
 
-def test_options_that_exclude_each_other_are_refused_and_one_that_is_given_replaces_the_other():
+def test_options_that_exclude_each_other_are_refused():
     with pytest.raises(OptionError, match="epochs=3 and updates=100 exclude each other"):
         Config(epochs=3, updates=100)
     with pytest.raises(OptionError, match="updates=0: expected a whole number, at least 1, or None"):
@@ -173,14 +119,21 @@ def test_options_that_exclude_each_other_are_refused_and_one_that_is_given_repla
         with pytest.raises(OptionError, match=f"{next(iter(options))}=.*: nothing of the corpus is held out where"):
             Config(validation="dev.tsv", **options)
     assert (Config().validation_fraction, Config(validation=["dev.tsv"]).validation_fraction) == (0.05, 0.0)
-    assert without_excluded({"split": "last", "validation_fraction": 0.2}, {"validation": ("dev.tsv",)}) == {}
-    assert without_excluded({"epochs": 40, "units": 8}, {"updates": 100}) == {"units": 8}
-    assert without_excluded({"epochs": 40}, {"updates": None}) == {"epochs": 40}
 
 
-def test_the_help_of_the_command_line_tells_the_presets_as_they_are():
-    assert all(name in cli._PRESETS for name in PRESETS)
-    assert f"{SUBWORD_PAIRS} pairs of sentences" in cli._PRESETS
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"monitor": "val_bleuu"}, "monitor='val_bleuu'.*did you mean 'val_bleu'"),
+        ({"patience": 3}, "patience=3: there is no monitor"),
+        ({"schedule": "plateau"}, "schedule='plateau': there is no monitor"),
+        ({"schedule": "inverse_sqrt"}, "schedule='inverse_sqrt' and warmup=0 do not go together"),
+        ({"schedule": "cosin"}, "schedule='cosin'.*did you mean 'cosine'"),
+    ],
+)
+def test_a_schedule_or_patience_without_what_it_needs_is_refused(options, message):
+    with pytest.raises(OptionError, match=message):
+        Config(**options)
 
 
 def test_own_classes_are_those_written_with_a_colon():

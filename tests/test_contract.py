@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines import OptionError
-from pipelines.tokenizers import END
+from pipelines.tokens import END
 from seq2seq import BeamSearch, Greedy, Hypotheses, Sampling, Strategy, emittable, extend_each
 from seq2seq.contract import check_strategy, make_strategy
 
@@ -76,7 +76,7 @@ def of_any_number(found):
         (Own(instead=unfinished, rows_per_source=2), "gives a step ids (3,); expected 6 rows, rows_per_source=2"),
         (Own(instead=in_python), "fails on a search for three sources: AttributeError"),
         (Strategy(), "NotImplementedError: Strategy must define search"),
-        ("beam", "strategy='beam': expected one of greedy, beam, sampling, or a `decoding.Strategy`"),
+        ("beam", "strategy='beam': expected one of greedy, beam, sampling, or a `Strategy`"),
         (Own(change=[]), "fails on hash(strategy): put @dataclasses.dataclass(frozen=True) above its class"),
     ],
 )
@@ -131,7 +131,7 @@ def test_a_strategy_is_made_of_its_name_and_settings(tmp_path, monkeypatch):
         ("beam", {"width": "x"}, "width='x': expected a whole number"),
         ("nowhere:Class", {}, "search='nowhere:Class': there is no module 'nowhere'"),
         ("pathlib:Path", {}, "search='pathlib:Path': Path is not derived from seq2seq.Strategy"),
-        ("test_contract:Needs", {}, "search='test_contract:Needs': .*missing 1 required .*'this'"),
+        ("test_contract:Needs", {}, "search=Needs: cannot be made with no options: .*missing 1 required .*'this'"),
     ):
         with pytest.raises(OptionError, match=message.replace("?", r"\?")):
             make_strategy(name, settings)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import gradio
 import pytest
-from command_line import SEQ2SEQ, seq2seq
+from command_line import SEQ2SEQ
+from command_line import in_process as seq2seq
 from playwright.sync_api import expect, sync_playwright
 
 from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
@@ -23,6 +24,7 @@ from seq2seq.training import train
 
 CHROMIUM = Path("/usr/bin/chromium")
 expect.set_options(timeout=60_000)  # milliseconds
+SMALL = {"units": 8, "cell": "gru", "bidirectional": False, "attention": None}
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]  # the first one lets root start it
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
@@ -42,7 +44,7 @@ def browser():
 
 @pytest.mark.slow
 def test_the_translation_follows_the_typing_and_nothing_leaves_the_machine(config, tmp_path, browser):
-    train(dataclasses.replace(config, units=32, epochs=30), tmp_path / "run")
+    train(dataclasses.replace(config, units=32, epochs=12, learning_rate=0.01), tmp_path / "run")
     runs = [tmp_path / "run"] * 2  # an ensemble, of one model twice
     model, page, requests = load_runs(runs), browser.new_page(), []
     page.on("request", lambda request: requests.append(request.url))
@@ -96,7 +98,6 @@ def test_the_translation_follows_the_typing_and_nothing_leaves_the_machine(confi
     assert requests and all(url.startswith((address, "data:")) for url in requests)
 
 
-@pytest.mark.slow
 def test_a_port_that_is_taken_is_named(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -109,14 +110,14 @@ def test_without_attention_there_is_no_picture_and_gradio_tells_nobody(tokenizer
     async def page(model):  # where a loop runs; else Gradio makes one for each page and leaves it open
         return demo_page(model)
 
-    for shown in (model, Seq2Seq(*tokenizers, units=8)):
+    for shown in (model, Seq2Seq(*tokenizers, **SMALL)):
         made = asyncio.run(page(shown))
         pictures = [block for block in made.blocks.values() if "attention" in block.elem_classes]
         assert [picture.visible for picture in pictures] == [shown.has_attention]
         assert not made.analytics_enabled and not gradio.analytics.analytics_enabled()
 
 
-def test_a_strategy_of_one_s_own_is_a_third_choice(model):
+def test_a_custom_strategy_is_a_third_choice(model):
     async def page(model):
         return demo_page(model, search=Sampling(n_best=3))
 
@@ -139,7 +140,7 @@ def test_a_source_of_several_columns_has_a_box_for_each():
         return demo_page(model, ["ab\tV;PST"])
 
     source = ColumnsTokenizer([CharTokenizer("ab"), SeparatorTokenizer(";", ["V", "PST"])], ["lemma", "features"])
-    model = Seq2Seq(source, CharTokenizer("ab"), units=8)
+    model = Seq2Seq(source, CharTokenizer("ab"), **SMALL)
     made = asyncio.run(page(model))
     boxes = [block.label for block in made.blocks.values() if isinstance(block, gradio.Textbox)]
     assert boxes == ["lemma", "features", "Translation"]

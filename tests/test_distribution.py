@@ -63,7 +63,7 @@ def _train(config, folder, strategy, cluster, index, events):
     if cluster:
         task = {"type": "worker", "index": index}
         os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
-    from seq2seq.cli import start_tensorflow
+    from seq2seq.startup import start_tensorflow
 
     start_tensorflow()
     import keras
@@ -151,12 +151,13 @@ def _rows(path, pairs):
     import tensorflow as tf
 
     from pipelines import CharTokenizer, batch_pairs, read_pairs
-    from seq2seq.distribution import distribute, own_rows
+    from seq2seq.distribution import distribute
+    from seq2seq.trainer import rows_of_replica
 
     corpus, tokenizer = read_pairs(path), CharTokenizer()
     tokenizer.adapt(corpus.map(lambda source, _: source))
     batches = batch_pairs(corpus, tokenizer, tokenizer, 7, seed=1, encoding="ids")
-    take = tf.function(lambda batch: strategy.run(own_rows, args=(batch,)), reduce_retracing=True)
+    take = tf.function(lambda batch: strategy.run(rows_of_replica, args=(batch,)), reduce_retracing=True)
     learned = []
     read = iter(distribute(strategy, batches))
     (of_machine,) = read._iterators

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines import CorpusError, OptionError, read_pairs
-from seq2seq import Evaluation, Seq2Seq, compare, evaluate
+from seq2seq import BeamSearch, Evaluation, Seq2Seq, compare, evaluate
 from seq2seq.evaluation import corpus_scores, measure
 
 TRANSLATIONS = [
@@ -45,11 +45,6 @@ def test_references_of_an_earlier_evaluation_do_not_stay_beside_these(tmp_path):
     evaluation(TRANSLATIONS, REFERENCES).write(tmp_path)
     evaluation(TRANSLATIONS, [references[:1] for references in REFERENCES]).write(tmp_path)
     assert [path.name for path in tmp_path.glob("references.*")] == ["references.0.txt"]
-
-
-def test_a_list_of_pairs_is_evaluated_too(model):
-    found = evaluate(model, [("sol", "SOL"), ("sol", "Sol"), ("mar", "MAR")])
-    assert found.sources == ["sol", "mar"] and found.references == [["SOL", "Sol"], ["MAR"]]
 
 
 @pytest.mark.slow
@@ -157,19 +152,19 @@ def test_any_number_of_evaluations_is_compared_each_with_the_first():
         compare(first, first, evaluation(right[1:], references[1:]))
 
 
-def test_a_letter_is_right_in_whatever_unicode_form(model, batches, tmp_path):
+def test_a_letter_is_right_in_whatever_unicode_form(model):
     nfd = [[unicodedata.normalize("NFD", text) for text in those] for those in REFERENCES]
     assert measure(TRANSLATIONS, nfd) == measure(TRANSLATIONS, REFERENCES)
     accents = corpus_scores([unicodedata.normalize("NFD", "ñandú")], [["ñandú"]])
     assert accents["exact match"] == 100 and accents["CER"] == 0
-    model.fit(batches, epochs=1, verbose=0, shuffle=False)
     pairs = tf.data.Dataset.from_tensor_slices((["n\u0303u", "\xf1u", "x"], ["N\u0303", "\xd1", "X\u0301Z"]))
     found = evaluate(model, pairs, max_length=3)
     assert (found.sources, found.references) == (["n\u0303u", "x"], [["\xd1"], ["X\u0301Z"]])
 
 
-def test_a_model_is_evaluated_on_each_source_once_by_all_its_references(model, batches, tsv):
-    model.fit(batches, epochs=3, verbose=0, shuffle=False)
+def test_a_model_is_evaluated_on_each_source_once_by_all_its_references(model, tsv):
+    for weight in model.trainable_variables:  # so that it prefers some tokens to others, as a trained one does
+        weight.assign(4 * weight)
     pairs = read_pairs(tsv("sol\tSOL\nmar\tMAR\nsol\tLUZ\nsol\tSOL\nmar\tM\n"))
     counted = []
     found = evaluate(model, pairs, max_length=5, progress=counted.append)
@@ -179,9 +174,9 @@ def test_a_model_is_evaluated_on_each_source_once_by_all_its_references(model, b
     nats = -model.score(["sol", "mar", "sol", "sol", "mar"], ["SOL", "MAR", "LUZ", "SOL", "M"]).numpy()
     assert found.loss == pytest.approx(nats.sum() / (4 + 4 + 4 + 4 + 2), rel=1e-4)
     assert found.perplexity == pytest.approx(math.exp(found.loss)) and found.seconds > 0
-    beam = evaluate(model, pairs, "beam", max_length=5)
+    beam = evaluate(model, pairs, BeamSearch(2), max_length=5)
     assert beam.loss == pytest.approx(found.loss) and beam.translations == [
-        text.decode() for text in model.translate(["sol", "mar"], "beam", max_length=5).numpy()
+        text.decode() for text in model.translate(["sol", "mar"], BeamSearch(2), max_length=5).numpy()
     ]
 
 
@@ -192,15 +187,17 @@ def test_what_cannot_be_evaluated_is_refused(model, pairs):
         evaluate(model, pairs, bleu_tokenizer="13b")
 
 
-def test_a_model_that_was_never_compiled_is_evaluated_too(tokenizers, pairs):
-    tf.random.set_seed(0)
-    assert evaluate(Seq2Seq(*tokenizers, units=8), pairs, max_length=4).perplexity > 1
+def test_a_model_that_was_never_compiled_is_evaluated_too_on_a_list_of_pairs(tokenizers):
+    pairs = [("sol", "SOL"), ("sol", "Sol"), ("mar", "MAR")]
+    found = evaluate(Seq2Seq(*tokenizers, units=8), pairs, max_length=4)
+    assert found.perplexity > 1
+    assert found.sources == ["sol", "mar"] and found.references == [["SOL", "Sol"], ["MAR"]]
 
 
 def test_what_a_model_was_compiled_with_changes_none_of_its_figures(model, pairs):
     right = evaluate(model, pairs, max_length=3)
     sum_of_all = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
-    for options in ({"weighted_metrics": []}, {"metrics": ["accuracy"], "weighted_metrics": []}, {"loss": sum_of_all}):
+    for options in ({"metrics": ["accuracy"], "weighted_metrics": []}, {"loss": sum_of_all}):
         model.compile(**options)
         metrics = model.metrics
         found = evaluate(model, pairs, max_length=3)

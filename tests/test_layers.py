@@ -6,20 +6,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer
-from pipelines.tokenizers import one_hot
+from pipelines import CharTokenizer, OptionError
+from pipelines.tokens import one_hot
 from seq2seq.contract import encode
 from seq2seq.layers import (
-    Attention,
     Decoder,
-    Encoded,
     Encoder,
-    HardAttention,
-    Pointer,
-    Prepared,
     TokenVectors,
-    rows_by_source,
-    source_mask,
 )
 
 SOURCE = tf.constant([[4, 5, 6], [7, 4, 0]])
@@ -52,7 +45,7 @@ def half(kind, options):
     return made
 
 
-@pytest.fixture(params=OPTIONS, ids=str)
+@pytest.fixture(scope="module", params=OPTIONS, ids=str)
 def layers(request):
     keras.utils.set_random_seed(0)
     return half(Encoder, request.param), half(Decoder, request.param)
@@ -64,8 +57,14 @@ def run(layers, source=SOURCE, target=TARGET):
     return encoded, state, decoder(target, encoded, state)[0]
 
 
-def test_ids_and_one_hot_rows_compute_the_same(layers):
-    encoded, _, logits = run(layers)
+@pytest.fixture(scope="module")
+def computed(layers):
+    """The encoded source, the first state and the logits."""
+    return run(layers)
+
+
+def test_ids_and_one_hot_rows_compute_the_same(layers, computed):
+    encoded, _, logits = computed
     same, _, from_rows = run(layers, one_hot(SOURCE, 8), one_hot(TARGET, 8))
     real = TARGET != 0
     np.testing.assert_allclose(encoded.memory[encoded.mask], same.memory[same.mask], atol=1e-6)
@@ -73,8 +72,8 @@ def test_ids_and_one_hot_rows_compute_the_same(layers):
     assert encoded.memory.shape == (2, 3, 6) and logits.shape == (2, 4, 8)
 
 
-def test_padding_changes_nothing(layers):
-    _, _, logits = run(layers)
+def test_padding_changes_nothing(layers, computed):
+    _, _, logits = computed
     _, _, same = run(layers, tf.pad(SOURCE, [[0, 0], [0, 4]]), tf.pad(TARGET, [[0, 0], [0, 2]]))
     np.testing.assert_allclose(logits, same[:, :4], atol=1e-6)
 
@@ -85,9 +84,8 @@ def test_an_empty_source_is_encoded_in_a_mask_that_cudnn_takes(layers):
     assert np.isfinite(encoded.memory).all()
 
 
-@pytest.mark.parametrize("copies", [1, 3])
-def test_one_step_after_another_is_the_whole_sequence_for_every_hypothesis(layers, copies):
-    encoded, state, whole = run(layers)
+def test_one_step_after_another_is_the_whole_sequence_for_every_hypothesis(layers, computed, copies=2):
+    encoded, state, whole = computed
     state = tf.nest.map_structure(lambda x: tf.repeat(x, copies, axis=0), state)
     for position in range(TARGET.shape[1]):
         tokens = tf.repeat(TARGET[:, position : position + 1], copies, axis=0)
@@ -114,94 +112,6 @@ def test_they_come_back_from_their_configuration(layers):
         assert copy.get_config() == layer.get_config()
 
 
-def test_each_kind_of_attention_is_a_class_of_its_own():
-    for layer, other in ((Attention, "monotonic"), (HardAttention, "general")):
-        assert layer(2).kind in layer.kinds
-        with pytest.raises(OptionError, match=f"kind='{other}': expected '{layer.kinds[0]}'"):
-            layer(2, other)
-
-
-@pytest.mark.parametrize("kind", ["dot", "general", "additive"])
-def test_attention_is_the_published_formula_and_looks_only_where_the_mask_is(kind):
-    keras.utils.set_random_seed(1)
-    attention = Attention(2, kind)
-    memory = np.array([[[1.0, 0.5], [0.2, 1.0], [9.0, 9.0]]], "float32")
-    query = np.array([[[1.0, -2.0], [0.3, 0.7]]], "float32")
-    encoded = Encoded(tf.constant(memory), tf.constant([[True, True, False]]), [])
-    context, weights = attention(tf.constant(query), attention.project(memory), encoded)
-    for q, c, found in zip(query[0], context[0], weights[0], strict=True):
-        if kind == "additive":
-            u, w, v = (layer.kernel.numpy() for layer in (attention.query, attention.key, attention.match))
-            scores = [float((np.tanh(q @ u + m @ w) @ v)[0]) for m in memory[0, :2]]
-        else:
-            w = np.eye(2) if kind == "dot" else attention.key.kernel.numpy()
-            scores = [q @ (m @ w) for m in memory[0, :2]]
-        wanted = np.exp(scores) / np.exp(scores).sum()
-        np.testing.assert_allclose(found, [*wanted, 0], atol=1e-6)
-        np.testing.assert_allclose(c, wanted @ memory[0, :2], atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["hard", "monotonic"])
-def test_hard_attention_sums_over_all_ways_to_align_source_and_target(kind):
-    """What it finds a token at a time, against every sequence of positions that there is."""
-    random = np.random.default_rng(0)
-    query, memory = random.normal(size=(1, 3, 2)).astype("float32"), random.normal(size=(1, 4, 2)).astype("float32")
-    said = tf.nn.log_softmax(random.normal(size=(1, 3, 4, 6))).numpy()
-    tokens = [5, 3, 4]  # said at the three steps, each given to the next
-    attention = HardAttention(2, kind)
-    keys = attention.project(memory)
-    encoded = Encoded(memory, tf.constant([[True, True, True, False]]), [], extra=Prepared(keys, None, None))
-    weights, _ = attention.align(query, tf.constant([[2, *tokens[:2]]]), said, encoded, attention.start(encoded, 6))
-    found = [np.exp(weights[0, t]) @ np.exp(said[0, t, :, token]) for t, token in enumerate(tokens)]
-
-    scores = (query @ keys.numpy().transpose(0, 2, 1))[0, :, :3]
-    total = 0.0
-    for places in itertools.product(range(3), repeat=3):
-        p, last = 1.0, 0
-        for t, (place, token) in enumerate(zip(places, tokens, strict=True)):
-            allowed = np.exp(scores[t, last if kind == "monotonic" else 0 :]).sum()
-            p *= 0.0 if kind == "monotonic" and place < last else np.exp(scores[t, place]) / allowed
-            p, last = p * np.exp(said[0, t, place, token]), place
-        total += p
-    np.testing.assert_allclose(np.prod(found), total, rtol=1e-5)
-    np.testing.assert_allclose(np.exp(weights[0]).sum(axis=-1), np.ones(3), rtol=1e-5)
-    np.testing.assert_array_equal(np.exp(weights[0, :, 3]), np.zeros(3))
-
-
-def test_monotonic_attention_never_goes_back():
-    keras.utils.set_random_seed(0)
-    encoder, decoder = Encoder(8, 6), Decoder(8, 6, attention="monotonic")
-    decoder.attention.key.build((None, None, 6))
-    decoder.attention.key.kernel.assign(40 * decoder.attention.key.kernel)  # so that it is sure of each place
-    encoded, state = decoder.start(encode(encoder, tf.random.uniform([50, 9], 4, 8, tf.int32)))
-    *_, weights = decoder(tf.random.uniform([50, 12], 4, 8, tf.int32), encoded, state, return_attention=True)
-    places = tf.argmax(weights, axis=-1).numpy()
-    assert (np.diff(places, axis=1) > 0).any() and (np.diff(places, axis=1) >= 0).mean() > 0.95
-
-
-def test_copying_is_the_published_mixture_and_what_cannot_be_copied_is_generated():
-    pointer = Pointer(8)
-    pointer.take_tokenizers(CharTokenizer("abcd"), CharTokenizer("dbax"))  # c has no target id, d, b, a have 4, 5, 6
-    source, weights = tf.constant([[4, 6, 4, 7]]), np.array([[[0.1, 0.3, 0.2, 0.4]]], "float32")
-    logits, output = np.arange(8, dtype="float32")[None, None], np.array([[[1.0, -2.0]]], "float32")
-    encoded = Encoded(tf.zeros([1, 4, 2]), source > 0, [], source)
-    found = pointer(logits, output, pointer.pointed(weights, pointer.copies(source), encoded))
-    g = float(pointer.share(output)[0, 0, 0])
-    copied = (1 - g) * np.array([0, 0, 0, 0, 0.4, 0, 0.1 + 0.2, 0])  # and 0.3 of c is left
-    generated = (g + (1 - g) * 0.3) * np.exp(logits[0, 0]) / np.exp(logits[0, 0]).sum()
-    np.testing.assert_allclose(np.exp(found[0, 0]), copied + generated, atol=1e-6)
-    np.testing.assert_allclose(tf.nn.softmax(found)[0, 0], copied + generated, atol=1e-6)
-
-
-def test_features_are_never_copied():
-    source = ColumnsTokenizer([CharTokenizer(), SeparatorTokenizer(";")])
-    source.adapt(["ab\ta;V"])
-    pointer = Pointer(8)
-    pointer.take_tokenizers(source, CharTokenizer("aVb"))
-    assert pointer.copies(source.tokenize(["ab\ta;V"])).numpy().argmax(-1).tolist() == [[4, 6, 0, 0]]
-    assert pointer.copied == 2
-
-
 def test_copying_needs_the_tokenizers_and_attention():
     encoder, decoder = Encoder(8, 6), Decoder(8, 6, attention="dot", copy=True)
     with pytest.raises(OptionError, match="copy=True: call take_tokenizers first"):
@@ -210,8 +120,8 @@ def test_copying_needs_the_tokenizers_and_attention():
         Decoder(8, 6, copy=True)
 
 
-def test_attention_weights_come_on_request(layers):
-    encoded, state, logits = run(layers)
+def test_attention_weights_come_on_request(layers, computed):
+    encoded, state, logits = computed
     decoder = layers[1]
     if not decoder.attention:
         with pytest.raises(OptionError, match="attention=None"):
@@ -299,14 +209,6 @@ def test_token_vectors_are_rows_of_the_embedding():
     np.testing.assert_array_equal(vectors(SOURCE), 2 * vectors.matrix.numpy()[SOURCE])  # the root of 4
     np.testing.assert_allclose(vectors(one_hot(SOURCE, 8))[0], vectors(SOURCE)[0], atol=1e-7)
     np.testing.assert_array_equal(TokenVectors(8)(SOURCE), one_hot(SOURCE, 8))
-
-
-def test_rows_by_source_puts_hypotheses_side_by_side():
-    encoded = Encoded(tf.zeros([2, 3, 5]), source_mask(SOURCE), [])
-    rows = tf.reshape(tf.range(12.0), [6, 1, 2])
-    np.testing.assert_array_equal(rows_by_source(rows, encoded), np.arange(12.0).reshape(2, 3, 2))
-    nothing = Encoded(tf.zeros([0, 3, 5]), tf.zeros([0, 3], tf.bool), [])
-    assert rows_by_source(tf.zeros([0, 4, 2]), nothing).shape[0] == 0
 
 
 def test_numbers_of_an_embedding_begin_with_a_variance_of_one():

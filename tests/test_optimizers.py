@@ -23,7 +23,7 @@ from seq2seq.optimizers import make_optimizer, optimizers
         ({"schedule": "inverse_sqrt", "warmup": 4}, [0.025, 0.05, 0.075, *(0.2 / n**0.5 for n in range(4, 11))]),
     ],
 )
-def test_the_step_size_follows_its_schedule(options, rates):
+def test_the_learning_rate_follows_its_schedule(options, rates):
     optimizer = make_optimizer(Config(learning_rate=0.1, **options), 10)
     optimizer.build([keras.Variable([1.0])])
     found = []

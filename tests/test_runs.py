@@ -1,4 +1,3 @@
-import csv
 import dataclasses
 import json
 import os
@@ -11,18 +10,19 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import LINES, small_config
+from conftest import read_history
 
-from pipelines import CorpusError, OptionError, batch_pairs, read_pairs
-from pipelines.tokenizers import NORMAL_FORMS, TOKENIZERS
-from seq2seq import BeamSearch, Seq2Seq
-from seq2seq.config import _CHOICES
+from pipelines import CharTokenizer, CorpusError, OptionError, batch_pairs, checksums, read_pairs
+from pipelines.tokenizers import TOKENIZERS
+from pipelines.tokens import NORMAL_FORMS
+from seq2seq import BeamSearch
+from seq2seq.checkpoints import RunError
+from seq2seq.config import _CHOICES, Config
 from seq2seq.evaluation import evaluate
 from seq2seq.layers import ATTENTIONS
 from seq2seq.optimizers import make_optimizer, optimizers
 from seq2seq.recurrence import CELLS
 from seq2seq.runs import (
-    RunError,
     average,
     best_epoch,
     configuration,
@@ -39,59 +39,33 @@ from seq2seq.runs import (
 from seq2seq.training import train
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with `pairs.tsv` and a run on it, `run`, and the model that training returned."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "pairs.tsv").write_text(LINES)
-    return folder, train(small_config(folder / "pairs.tsv"), folder / "run")
-
-
-@pytest.fixture
-def run(trained, tmp_path):
-    """A copy of them for one test: the run, and a function that changes options in its `config.json`."""
-    shutil.copytree(trained[0], tmp_path / "copy")
-    path = tmp_path / "copy" / "run" / "config.json"
-
-    def change(**options):
-        record = json.loads(path.read_text())
-        record["options"] |= options
-        path.write_text(json.dumps(record))
-
-    change(corpus=str(tmp_path / "copy" / "pairs.tsv"))
-    return path.parent, change
-
-
 def test_a_run_is_loaded_and_tells_what_it_is(trained):
-    folder, model = trained
-    again = Seq2Seq.from_run(folder / "run")
-    assert again.translate("ab") == model.translate("ab")
-    assert repr(again) == repr(model)
+    again = load_run(trained.folder)
+    assert again.translate("ab") == trained.model.translate("ab")
+    assert repr(again) == repr(trained.model)
     assert repr(again).startswith("Seq2Seq(CharTokenizer(9 tokens: ") and ", Encoder, Decoder, " in repr(again)
 
 
-def test_a_loaded_run_is_trained_on_by_fit_alone_and_at_another_rate(config, tmp_path):
-    returned = train(dataclasses.replace(config, epochs=4, optimizer="sgd", clip_norm=0.5), tmp_path / "run")
-    for model in (returned, Seq2Seq.from_run(tmp_path / "run")):
-        assert type(model.optimizer).__name__ == "SGD" and model.optimizer.global_clipnorm == 0.5
-        assert float(model.optimizer.learning_rate) == np.float32(config.learning_rate)
-        model.optimizer.learning_rate = 1.0
+def test_a_loaded_run_is_trained_on_by_fit_alone_and_at_another_rate(copied):
+    folder, change = copied
+    change(optimizer="sgd", clip_norm=0.5)
+    config, _ = configuration(folder)
+    model = load_run(folder)
+    assert type(model.optimizer).__name__ == "SGD" and model.optimizer.global_clipnorm == 0.5
+    assert float(model.optimizer.learning_rate) == np.float32(config.learning_rate)
+    model.optimizer.learning_rate = 1.0
     batches = batch_pairs(read_pairs(config.corpus), model.source_tokenizer, model.target_tokenizer, 5, seed=0)
     losses = model.fit(batches, epochs=3, verbose=0, shuffle=False).history["loss"]
     assert losses[2] < losses[1] < losses[0]
-    model = keras.models.load_model(tmp_path / "run" / "model.keras")
     with pytest.raises(ValueError, match=r"You must call `compile\(\)`"):
-        model.fit(batches)
-    model.compile(keras.optimizers.SGD(1.0, global_clipnorm=0.5))
-    losses = model.fit(batches, epochs=3, verbose=0, shuffle=False).history["loss"]
-    assert losses[2] < losses[1] < losses[0]
+        keras.models.load_model(folder / "model.keras").fit(batches)
 
 
 LOADED = """
 import json, sys, seq2seq
 from pathlib import Path
 for folder in map(Path, sys.argv[1:]):
-    model, probe = seq2seq.Seq2Seq.from_run(folder), json.loads((folder / "probe.json").read_text())
+    model, probe = seq2seq.load_run(folder), json.loads((folder / "probe.json").read_text())
     assert [text.decode() for text in model.translate(list(probe)).numpy()] == list(probe.values()), folder
     optimizer = seq2seq.model.keras.models.load_model(folder / "compiled.keras").optimizer
     kind = json.loads((folder / "config.json").read_text())["options"]["optimizer"]
@@ -166,6 +140,12 @@ def test_the_mean_of_a_runs_last_epochs_is_a_run(config, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_the_best_epoch_is_the_first_of_the_lowest_or_highest_figure_and_not_a_number_is_worse_than_any():
+    rows = [{"epoch": "1", "val_loss": "nan", "val_bleu": "3"}, {"epoch": "2", "val_loss": "2", "val_bleu": "5"}]
+    rows += [{"epoch": "3", "val_loss": "", "val_bleu": ""}, {"epoch": "4", "val_loss": "2", "val_bleu": "inf"}]
+    assert [best_epoch(rows, monitor) for monitor in ("val_loss", "val_bleu", None)] == [2, 2, 4]
+
+
 def test_what_is_no_run_is_refused_by_name(config, tmp_path):
     with pytest.raises(RunError, match="none: no such run folder"):
         load_run(tmp_path / "none")
@@ -176,8 +156,8 @@ def test_what_is_no_run_is_refused_by_name(config, tmp_path):
         train(config, tmp_path / "file")
 
 
-def test_a_damaged_model_file_is_refused_by_name(run):
-    folder, _ = run
+def test_a_damaged_model_file_is_refused_by_name(copied):
+    folder, _ = copied
     path = folder / "model.keras"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(RunError, match=r"model\.keras: damaged"):
@@ -191,8 +171,8 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
         load_run(tmp_path)
 
 
-def test_what_a_run_held_out_is_read_again(trained, run):
-    (_, model), (folder, change) = trained, run
+def test_what_a_run_held_out_is_read_again(trained, copied):
+    model, (folder, change) = trained.model, copied
     held = held_out(folder, model)
     assert 1 <= len(set(held)) <= 6
     counted = json.loads((folder / "survey.json").read_text())["pairs"]
@@ -209,8 +189,8 @@ def held_out(folder, model):
     return [source.decode() for source, _ in held_out_pairs(folder, model).as_numpy_iterator()]
 
 
-def test_what_was_held_out_of_a_corpus_that_has_changed_is_not_known(trained, run):
-    (_, model), (folder, change) = trained, run
+def test_what_was_held_out_of_a_corpus_that_has_changed_is_not_known(trained, copied):
+    model, (folder, change) = trained.model, copied
     change(split="last")
     corpus = folder.parent / "pairs.tsv"
     lines = corpus.read_text().splitlines(keepends=True)
@@ -228,14 +208,17 @@ def test_what_was_held_out_of_a_corpus_that_has_changed_is_not_known(trained, ru
 
 
 def test_a_relative_corpus_is_found_from_another_directory_and_after_a_move_if_it_is_the_same(
-    config, tmp_path, monkeypatch
+    trained, tmp_path, monkeypatch
 ):
     old, new, elsewhere = (tmp_path / name for name in ("old", "new", "elsewhere"))
-    old.mkdir(), elsewhere.mkdir()
-    shutil.copy(config.corpus, old / "toy.tsv")
+    elsewhere.mkdir()
+    shutil.copytree(trained.folder.parent, old)
+    (old / "pairs.tsv").rename(old / "toy.tsv")
+    record = json.loads((old / "run" / "config.json").read_text()) | {"directory": str(old)}
+    record["options"]["corpus"] = "toy.tsv"
+    (old / "run" / "config.json").write_text(json.dumps(record))
     monkeypatch.chdir(old)
-    model = train(dataclasses.replace(config, epochs=1, corpus="toy.tsv"), "run")
-    expected = held_out("run", model)
+    model, expected = trained.model, held_out("run", trained.model)
     (elsewhere / "toy.tsv").write_text("a\tb\n")
     monkeypatch.chdir(elsewhere)
     assert held_out(old / "run", model) == expected
@@ -269,8 +252,7 @@ def test_what_was_held_out_apart_is_measured_whole_and_found_again(config, tmp_p
     pairs = [tuple(side.decode() for side in pair) for pair in held_out_pairs(run, model).as_numpy_iterator()]
     assert pairs == held and may_have_learned(run)
     assert set(probe(run)) == {"ab", "fghijk"}
-    with (run / "history.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_history(run)
     kept = rows[best_epoch(rows, "val_exact_match") - 1]
     found = evaluate(load_run(run), held_out_pairs(run, model))
     assert float(kept["val_perplexity"]) == pytest.approx(found.perplexity, rel=1e-4)
@@ -291,8 +273,7 @@ def test_parts_of_a_corpus_are_found_by_what_they_hold(config, tmp_path, monkeyp
         Path(f"toy.{'ab'[side]}").write_text("".join(f"{text}\n" for text in texts))
     shutil.copy(config.corpus, "parts/1.tsv")
     corpus = ("toy.a+toy.b", "parts", "phrasebook", config.corpus)
-    train(dataclasses.replace(config, epochs=1, limit=20, corpus=corpus), "run")
-    record = configuration("run")[1]
+    record = {"options": {"corpus": corpus}, "checksums": checksums(corpus), "directory": str(tmp_path)}
     assert find_corpus(record) == corpus
     monkeypatch.chdir("parts")
     found = (f"{tmp_path}/toy.a+{tmp_path}/toy.b", f"{tmp_path}/parts", "phrasebook", config.corpus)
@@ -304,32 +285,28 @@ def test_parts_of_a_corpus_are_found_by_what_they_hold(config, tmp_path, monkeyp
         find_corpus(record)
 
 
-def test_what_a_run_and_those_it_started_from_were_trained_on_is_known(config, tmp_path, tsv):
-    config = dataclasses.replace(config, epochs=1, lowercase=True, validation_fraction=0)
-    model = train(config, tmp_path / "first")
-    new = dataclasses.replace(config, corpus=str(tsv("eb\tEB\nee\tEE\nab\tAB\n", "new.tsv")), split="last")
-    said = []
-    warm = dataclasses.replace(new, warm_start=str(tmp_path / "first"), validation_fraction=0.5)
-    train(warm, tmp_path / "second", say=said.append)
-    assert said[0] == f"1 of 1 held-out pairs have a source that {tmp_path / 'first'} was trained on"
-    # In the place of the one that it starts from: what that was trained on is still known.
-    train(dataclasses.replace(warm, corpus=config.corpus), tmp_path / "first", overwrite=True)
-    asked = read_pairs(tsv("AB\tx\nzz\tx\nEB\tx\n", "asked.tsv"))
-    for run, learned in (("first", [True, False, True]), ("second", [True, False, True])):
-        record = configuration(tmp_path / run)[1]
-        assert trained_on(record, asked, model.source_tokenizer).tolist() == learned
-    without = {name: value for name, value in record.items() if name != "from"}
-    assert trained_on(without, asked, model.source_tokenizer).tolist() == [False, False, True]
-    os.unlink(config.corpus)
+def test_what_a_run_and_those_it_started_from_were_trained_on_is_known(copied, tsv):
+    folder, change = copied
+    change(validation_fraction=0.0)
+    old, said = configuration(folder)[0], []
+    options = {"split": "last", "validation_fraction": 0.5, "warm_start": str(folder), "epochs": 1}
+    config = dataclasses.replace(old, corpus=str(tsv("eb\tEB\nee\tEE\nab\tAB\n", "new.tsv")), **options)
+    # In the place of the run that it starts from, whose record it keeps.
+    train(config, folder, overwrite=True, say=said.append)
+    record = configuration(folder)[1]
+    assert Config(**record["from"]["options"]) == old and may_have_learned(folder)
+    tokenizer, asked = CharTokenizer(lowercase=True), read_pairs(tsv("AB\tx\nzz\tx\nEB\tx\n", "asked.tsv"))
+    alone = {name: value for name, value in record.items() if name != "from"}
+    assert trained_on(alone, asked, tokenizer).tolist() == [False, False, True]
+    assert trained_on(record, asked, tokenizer).tolist() == [True, False, True]
+    assert said[0] == f"1 of 1 held-out pairs have a source that {folder} was trained on"
+    os.unlink(old.corpus)
     with pytest.raises(CorpusError, match="No such file"):
-        trained_on(record, asked, model.source_tokenizer)
-    said.clear()
-    train(warm, tmp_path / "third", say=said.append)
-    assert re.search("cannot tell whether it was trained on what is held out here: .*No such file", said[0])
+        trained_on(record, asked, tokenizer)
 
 
-def test_a_runs_pictures_are_drawn_into_its_folder(trained, run):
-    (_, model), (folder, change) = trained, run
+def test_a_runs_pictures_are_drawn_into_its_folder(trained, copied):
+    model, (folder, change) = trained.model, copied
     drawn = draw_run(folder, model)
     names = ["curves.png", "error-rates.png", *(f"attention-{n}.png" for n in range(1, len(drawn) - 1))]
     assert [path.name for path in drawn] == names and len(drawn) > 2

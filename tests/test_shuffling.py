@@ -2,14 +2,13 @@ import json
 
 import pytest
 
-from pipelines import CorpusError, OptionError, Report, damaged_shards, read_pairs, shuffle_corpus
+from pipelines import CorpusError, OptionError, Report, damaged_shards, open_corpora, shuffle_corpus
 
 LINES = [f"source {n}\ttarget {n % 7}" for n in range(2000)]
 
 
 def strings(folder, **options):
-    pairs = read_pairs(folder, **options).as_numpy_iterator()
-    return [f"{source.decode()}\t{target.decode()}" for source, target in pairs]
+    return [f"{source.decode()}\t{target.decode()}" for source, target in open_corpora(folder, **options).pairs()]
 
 
 @pytest.mark.parametrize("format", ["gzip", "tfrecord"])
@@ -50,7 +49,7 @@ def test_a_missing_or_changed_shard_is_noticed(tsv, tmp_path):
     assert damaged_shards(folder) == [shard.name]
     shard.unlink()
     with pytest.raises(CorpusError, match=r"shard-00001-of-00002\.tsv\.gz: missing, though .*manifest\.json lists it"):
-        read_pairs(folder)
+        open_corpora(folder)
 
 
 def test_nothing_is_overwritten_and_nothing_half_made_is_left(tsv, tmp_path):

@@ -75,7 +75,7 @@ def test_each_format_says_the_same_and_marks_the_best(swept, format, cells, bold
     for row in found.rows:
         line = next(line for line in lines if line.replace("\\_", "_").lstrip("| ").startswith(row.label))
         *_, loss, chrf, parameters = filter(None, re.split(cells, line.strip()))
-        assert parameters.replace(",", "") == str(load_run(row.runs[0]).count_params())
+        assert parameters == f"{row.parameters:,}"
         for measure, cell, digits, pick in (("loss", loss, 3, min), ("chrf", chrf, 1, max)):
             figures = last_epochs(folder, row.label, measure)
             mean, deviation, *p = re.findall(r"\d+\.\d+", cell)
@@ -134,7 +134,7 @@ def test_figures_that_are_not_the_same_are_not_compared_and_it_is_said(copied, o
     change(copied / "learning_rate=0.01,units=8" / "seed-1", **options)
     said = []
     found = table(copied, say=said.append)
-    assert found.unlike == measures and not any(set(measures) & set(row.p) for row in found.rows)
+    assert found.incomparable == measures and not any(set(measures) & set(row.p) for row in found.rows)
     assert [line.split(":")[0] for line in said if "another figure" in line] == measures
     assert len(found.rows) == 5 and f"{next(iter(options))}=" in found.rows[0].label
 
@@ -188,7 +188,7 @@ def test_unknown_measures_and_rows_are_refused(swept):
     with pytest.raises(OptionError, match="baseline=5: expected a number up to 4"):
         table(swept[0], baseline=5)
     done = seq2seq("table", swept[0], "--beam-width", "2")
-    assert done.returncode == 2 and b"beam_width, length_penalty, search: for a test corpus" in done.stderr
+    assert done.returncode == 2 and b"is for a test corpus; name one with --test" in done.stderr
 
 
 @pytest.mark.slow

@@ -11,23 +11,18 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.names import OptionError
+from pipelines.columns import ColumnsTokenizer
+from pipelines.options import OptionError
+from pipelines.subwords import SubwordTokenizer
 from pipelines.tokenizers import (
-    END,
-    NORMAL_FORMS,
-    PADDING,
-    START,
     TOKENIZERS,
-    UNKNOWN,
     ByteTokenizer,
     CharTokenizer,
-    ColumnsTokenizer,
     LetterTokenizer,
     SeparatorTokenizer,
-    SubwordTokenizer,
-    Tokenizer,
     WhitespaceTokenizer,
 )
+from pipelines.tokens import END, NORMAL_FORMS, PADDING, START, UNKNOWN, Tokenizer
 
 CHARACTERS = string.ascii_letters + string.whitespace + "¿¡ñüé漢字かな🙂אבاب\u0301\u2028\ufeff"
 TOKENIZER = CharTokenizer()
@@ -135,7 +130,7 @@ def test_syllables_of_hangul_are_taken_apart_and_put_together_again():
 def test_nul_is_not_taken_into_the_vocabulary():
     tokenizer = CharTokenizer()
     tokenizer.adapt(["a\0"])
-    assert tokenizer.characters == ["a"]
+    assert tokenizer.tokens == ["a"]
 
 
 @pytest.mark.parametrize("normal_form", NORMAL_FORMS)

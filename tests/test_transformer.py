@@ -5,9 +5,9 @@ import tensorflow as tf
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer, batch_pairs
 from seq2seq import BeamSearch, Decoder, Encoder, Greedy, Seq2Seq, TransformerDecoder, TransformerEncoder
+from seq2seq.attention import Encoded
 from seq2seq.contract import check_contract, encode
-from seq2seq.layers import Encoded
-from seq2seq.transformer import MultiHeadAttention, _turn
+from seq2seq.transformer import MultiHeadAttention, _rotate
 
 TOKENIZERS = CharTokenizer("abcd"), CharTokenizer("dbax")
 
@@ -25,9 +25,8 @@ class OwnDecoder(TransformerDecoder):
 @pytest.mark.parametrize(
     ("dtype", "options"),
     [
-        ("float32", {"layers": 1}),
-        ("float32", {"layers": 2, "copy": True, "tied": True, "feed_forward": 10}),
-        ("mixed_bfloat16", {"layers": 2, "copy": True}),
+        ("float32", {"layers": 2, "tied": True, "feed_forward": 10}),
+        ("mixed_bfloat16", {"layers": 1, "copy": True}),
     ],
     ids=str,
 )
@@ -60,7 +59,7 @@ def test_a_position_is_how_far_apart_two_vectors_are():
     one, other = (tf.random.stateless_normal([1, 2, 1, 6], [seed, 0]) for seed in (1, 2))
 
     def product(here, there):
-        one_turned, other_turned = (_turn(x, tf.constant([[place]])) for x, place in ((one, here), (other, there)))
+        one_turned, other_turned = (_rotate(x, tf.constant([[place]])) for x, place in ((one, here), (other, there)))
         return tf.reduce_sum(one_turned * other_turned, axis=-1).numpy()
 
     np.testing.assert_allclose(product(3, 5), product(13, 15), atol=1e-5)
@@ -122,7 +121,7 @@ def test_it_learns_translates_compiled_or_not_and_comes_back_from_a_file(pairs, 
     options = {"units": 32, "layers": 1, "heads": 4, "tied": True, "dropout": 0.1}
     model = Seq2Seq(*tokenizers, encoder=TransformerEncoder, decoder=TransformerDecoder, **options)
     model.compile(keras.optimizers.Adam(5e-3))
-    model.fit(batch_pairs(pairs.repeat(10), *tokenizers, batch_size=12), epochs=15, verbose=0, shuffle=False)
+    model.fit(batch_pairs(pairs.repeat(150), *tokenizers, batch_size=12), verbose=0, shuffle=False)
     words = [source.decode() for source, _ in pairs.as_numpy_iterator()]
     found = [[text.decode() for text in model.translate(words, how).numpy()] for how in (Greedy(), BeamSearch(3))]
     assert found[0] == [word.upper() for word in words]
@@ -131,9 +130,7 @@ def test_it_learns_translates_compiled_or_not_and_comes_back_from_a_file(pairs, 
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     again.compiles_decoding = True
-    assert [
-        [text.decode() for text in again.translate(words, how).numpy()] for how in (Greedy(), BeamSearch(3))
-    ] == found
+    assert [text.decode() for text in again.translate(words, BeamSearch(3)).numpy()] == found[1]
 
 
 def test_it_copies_by_the_attention_of_its_last_layer():

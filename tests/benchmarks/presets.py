@@ -36,10 +36,11 @@ import tensorflow as tf
 
 from pipelines import CharTokenizer, group_by_source, read_pairs, split_by_hash
 from seq2seq import BeamSearch, Greedy
-from seq2seq.cli import start_tensorflow
-from seq2seq.config import PRESETS, load_config
+from seq2seq.config import load_config
 from seq2seq.evaluation import measure as measure_texts
+from seq2seq.presets import PRESETS
 from seq2seq.runs import load_run
+from seq2seq.startup import start_tensorflow
 
 # Whatever a preset says, all learn from these pairs.
 PAIRS = {"limit": None, "split": "hash", "validation_fraction": 0.05, "max_length": 100}

@@ -99,7 +99,7 @@ def library_model(units, attention, layers):
 
 
 def library_training(batch, **sizes):
-    from seq2seq.cli import start_tensorflow
+    from seq2seq.startup import start_tensorflow
 
     start_tensorflow()
     import keras
@@ -116,7 +116,7 @@ def library_training(batch, **sizes):
 
 
 def library_decoding(rows, length, width=1):
-    from seq2seq.cli import start_tensorflow
+    from seq2seq.startup import start_tensorflow
 
     start_tensorflow()
     import tensorflow as tf
@@ -263,7 +263,7 @@ def startup(folder):
 
 def latency(folder):
     """Milliseconds for one sentence of a model that was just made: {what: milliseconds}."""
-    from seq2seq.cli import start_tensorflow
+    from seq2seq.startup import start_tensorflow
 
     start_tensorflow()
     import tensorflow as tf

@@ -29,7 +29,7 @@ import tensorflow as tf
 
 from pipelines import CharTokenizer, batch_pairs, read_pairs
 from seq2seq import Seq2Seq
-from seq2seq.cli import start_tensorflow
+from seq2seq.startup import start_tensorflow
 
 UNITS, BATCH = 256, 70
 

@@ -1,10 +1,11 @@
-"""What an option may be: a number in a range, one name of several, or a class of your own written `module:Class`."""
+"""Checks of options: numbers in a range, one name of several, custom classes written `module:Class`."""
 
 import difflib
 import importlib
 import inspect
 import math
 import numbers
+import operator
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 
 class OptionError(ValueError):
-    """An option that cannot be. The message names the argument, what was given and what would do."""
+    """An option that is not possible. The message names the argument, its value and what is expected."""
 
 
 def check_number(
@@ -29,11 +30,11 @@ def check_number(
     """Checks that an option is a finite number of a kind, in a range.
 
     Args:
-        argument: what the number was given for, as the message shall call it.
+        argument: the option's name in messages.
         value: the number.
         kind: int, for whole numbers only, or float.
-        least, most: the ends of the range, both allowed.
-        above, below: likewise, but not allowed themselves. Without `most` and `below` whole numbers end below 2**31.
+        least, most: the ends of the range, included.
+        above, below: likewise, but excluded. Without `most` and `below` whole numbers end below 2**31.
         optional: whether it may be None.
 
     Raises:
@@ -44,34 +45,32 @@ def check_number(
     number = isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool)
     if number and kind is int and most is None and below is None and value >= 2**31:
         below = 2**31  # the end of int32, which sizes are; mentioned only if it is exceeded
-    if (
-        number
-        and math.isfinite(value)
-        and (least is None or value >= least)
-        and (above is None or value > above)
-        and (most is None or value <= most)
-        and (below is None or value < below)
-    ):
+    bounds: list[tuple[str, float | None, Callable[[Any, Any], bool]]] = [
+        ("at least", least, operator.ge),
+        ("above", above, operator.gt),
+        ("at most", most, operator.le),
+        ("below", below, operator.lt),
+    ]
+    if number and math.isfinite(value) and all(end is None or holds(value, end) for _, end, holds in bounds):
         return
-    ends = {"at least": least, "above": above, "at most": most, "below": below}
-    span = " and ".join(f"{name} {end:,}" for name, end in ends.items() if end is not None)
-    expected = ", ".join(part for part in ("a whole number" if kind is int else "a number", span) if part)
+    span = " and ".join(f"{name} {end:,}" for name, end, _ in bounds if end is not None)
+    expected = ("a whole number" if kind is int else "a number") + f", {span}" * bool(span)
     raise OptionError(f"{argument}={value!r}: expected {expected}{', or None' * optional}")
 
 
 def choose(argument: str, name: str | None, choices: Collection) -> Any:
-    """Checks that a name is one of those there are, and says which one is nearest if it is not.
+    """Checks that a name is one of the choices.
 
     Args:
-        argument: what the name was given for, as the message shall call it.
-        name: the name; it may be None where that is one of the choices.
-        choices: the names there are, or a mapping of them to what they stand for.
+        argument: the option's name in messages.
+        name: the name; None if that is a choice.
+        choices: the possible names, or a mapping of them to their values.
 
     Returns:
-        The name; of a mapping, what it stands for.
+        The name; of a mapping, its value.
 
     Raises:
-        OptionError: if it is none of them.
+        OptionError: if it is none of them. The message suggests the nearest one.
     """
     if name not in choices:
         raise OptionError(f"{argument}={name!r}: expected {', '.join(map(repr, choices))}{nearest(name, choices)}")
@@ -79,70 +78,70 @@ def choose(argument: str, name: str | None, choices: Collection) -> Any:
 
 
 def nearest(name: str | None, choices: Iterable) -> str:
-    """The end of a message about a wrong name: which of the right ones is nearest, or nothing."""
+    """Returns the end of a message about a wrong name, which suggests the nearest choice, if there is one."""
     near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def accepted(function: Callable) -> set[str]:
-    """The names of the arguments that a function, or the constructor of a class, takes as options; those too that a
-    constructor hands on as `**kwargs` to the class it is derived from, unless that is one of Keras or TensorFlow."""
+    """Lists the arguments that a function, or the constructor of a class, takes as options.
+
+    A constructor with `**kwargs` also takes those of its base class, unless that is a class of Keras or TensorFlow.
+    """
     found: dict[str, inspect.Parameter] = {}
     for each in inspect.getmro(function) if isinstance(function, type) else [function]:
         if each is not function and each.__module__.split(".")[0] in ("builtins", "keras", "tensorflow"):
             break
         if each is function or "__init__" in vars(each):
-            taken = inspect.signature(each.__init__ if isinstance(each, type) else each).parameters  # type: ignore[misc]
-            found = {**taken, **found}
-            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in taken.values()):
+            own = inspect.signature(each.__init__ if isinstance(each, type) else each).parameters  # type: ignore[misc]
+            found = {**own, **found}
+            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in own.values()):
                 break
-    return {name for name, parameter in found.items() if parameter.kind not in _ANY} - {"self", "vocabulary_size"}
+    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return {name for name, parameter in found.items() if parameter.kind not in variable} - {"self", "vocabulary_size"}
 
 
 def construct(
     argument: str, kind: type, *arguments: Any, options: Mapping[str, Any], saved: bool = True, **always: Any
 ) -> Any:
-    """Makes an object of a class with those of some options that its constructor names.
+    """Makes an object of a class with those options that its constructor accepts.
 
     Args:
-        argument: what the class was given for, as messages shall call it.
+        argument: the option that names the class, for messages.
         kind: the class.
-        arguments: what its constructor is given first.
-        options: by their names, more than it may know.
+        arguments: the positional arguments of its constructor.
+        options: options by name, more than the constructor may accept.
         saved: whether the object is saved by its `get_config`, which must then return all of them.
-        always: what it is given by name, whether it names it or not.
+        always: further arguments by name, passed even if the constructor does not name them.
 
     Raises:
-        OptionError: if it cannot be made so, or its `get_config` says that it has not read an option.
+        OptionError: if the constructor fails, or the object's `get_config` shows that it has not read an option.
     """
-    taken = {name: value for name, value in options.items() if name in accepted(kind) - set(always)}
+    own = {name: value for name, value in options.items() if name in accepted(kind) - set(always)}
     name = f"{argument}={kind.__name__}"
     try:
-        made = kind(*arguments, **always, **taken)
-        found = made.get_config() if taken and hasattr(made, "get_config") else {}
+        made = kind(*arguments, **always, **own)
+        found = made.get_config() if own and hasattr(made, "get_config") else {}
     except OptionError:
         raise
     except (TypeError, ValueError) as error:
-        said = ", ".join(f"{option}={value!r}" for option, value in taken.items())
+        said = ", ".join(f"{option}={value!r}" for option, value in own.items())
         given = f"{len(arguments)} arguments and " * bool(arguments) + ", ".join([*always, said or "no options"])
         raise OptionError(f"{name}: cannot be made with {given}: {error}") from error
-    for option, value in taken.items():
+    for option, value in own.items():
         if saved and option not in found:
             raise OptionError(f"{name}: get_config must return all arguments of the constructor, also {option}")
-        if option in found and _plain(found[option]) != _plain(value):
+        if option in found and _as_lists(found[option]) != _as_lists(value):
             raise OptionError(f"{name}: has not read {option}={value!r}; its get_config says {found[option]!r}")
     return made
 
 
-def _plain(value):
-    return list(map(_plain, value)) if isinstance(value, tuple | list) else value
-
-
-_ANY = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+def _as_lists(value):
+    return list(map(_as_lists, value)) if isinstance(value, tuple | list) else value
 
 
 def load_class(argument: str, name: str) -> type:
-    """Imports a class by its name, `module:Class`; the module may lie in the working directory.
+    """Imports a class by its name, `module:Class`. The module may be in the working directory.
 
     Raises:
         OptionError: if there is no such module, or no such class in it.

@@ -1,0 +1,172 @@
+"""Files: which ones a corpus names, how they are packed, and their checksums."""
+
+import bz2
+import contextlib
+import glob
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+# Endings of the files read from a folder, in any case. Not `.json`, which may be a manifest.
+_ENDINGS = (".tsv", ".txt", ".csv", ".jsonl", ".ndjson", ".tfrecord", ".tfrecords")
+COMPRESSED: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+# Endings that are not read, and the commands that unpack them.
+PACKED = {".zst": "zstd -d", ".lz4": "lz4 -d", ".7z": "7z x", ".rar": "unrar x"}
+PACKED |= dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz"), "tar -xf")
+
+
+class CorpusError(ValueError):
+    """A corpus that cannot be read. The message names the file, the line if there is one, and the fault."""
+
+
+def files_of(corpus: str | os.PathLike[str]) -> list[tuple[Path, ...]]:
+    """Finds the files of a corpus: the name of a corpus, a file, a glob, a folder, a member of a zip, or several of
+    these joined by `+`, which are parallel files. A `Path` is never the name of a corpus.
+
+    Returns:
+        For each file a tuple with its path; for each set of parallel files a tuple with all their paths.
+
+    Raises:
+        CorpusError: if there is no such file, if parallel names stand for different numbers of files, or if a zip holds
+            several files and none is chosen.
+    """
+    text = os.fspath(corpus)
+    if isinstance(corpus, str) and corpus in NAMED_CORPORA:
+        text = os.fspath(NAMED_CORPORA[corpus]())
+    sides = [_expand(side, text) for side in _parallel_names(text)]
+    if len(set(map(len, sides))) != 1:
+        raise CorpusError(f"{text}: {' and '.join(str(len(side)) for side in sides)} files; expected equally many")
+    return list(zip(*sides, strict=True))
+
+
+def as_seen_from(directory: str | os.PathLike[str], corpus: str) -> str:
+    """Rewrites a corpus that is relative to a directory so that the current process finds it."""
+    if corpus in NAMED_CORPORA:
+        return corpus
+    return "+".join(os.path.join(directory, side) for side in _parallel_names(corpus, directory))
+
+
+def _parallel_names(text, directory=""):
+    """Splits `A+B` into its paths or globs. A `+` within the name of something that exists does not separate."""
+    parts, names = text.split("+"), []
+    while parts:
+        candidates = (count for count in range(len(parts), 1, -1) if _exists(directory, "+".join(parts[:count])))
+        count = next(candidates, 1)
+        names.append("+".join(parts[:count]))
+        del parts[:count]
+    return names
+
+
+def _exists(directory, name):
+    path = Path(directory, name)
+    if archive := archive_of(path):
+        return path == archive or path.relative_to(archive).as_posix() in _members(archive)
+    return os.path.exists(path) or bool(glob.glob(str(path), recursive=True))
+
+
+def _expand(text, corpus):
+    """Finds the files of one path, glob or folder, in the order of their names."""
+    if not text:
+        raise CorpusError(f"corpus={corpus!r}: an empty name; the current folder is .")
+    path = Path(text)
+    if os.path.isdir(path):
+        return _files_in(path)
+    if os.path.exists(path) or archive_of(path):
+        return [_member(path)]
+    found = sorted(Path(name) for name in glob.glob(text, recursive=True) if not os.path.isdir(name))
+    if not found:
+        named = "" if os.sep in text else f"; the built-in corpora are {', '.join(NAMED_CORPORA)}"
+        part = "" if text == corpus else f" (of {corpus})"
+        raise CorpusError(f"{path}: No such file or folder{part}{named}")
+    return [_member(path) for path in found]
+
+
+def _files_in(folder):
+    paths = sorted(p for p in folder.iterdir() if plain_name(p).endswith(_ENDINGS) and not p.name.startswith("."))
+    if not paths:
+        packed = ", ".join(COMPRESSED)
+        raise CorpusError(f"{folder}: no file in this folder ends in {', '.join(_ENDINGS)} (or these with {packed})")
+    for name in read_manifest(folder).get("shards", ()):
+        if folder / name not in paths:
+            raise CorpusError(f"{folder / name}: missing, though {folder / 'manifest.json'} lists it")
+    return paths
+
+
+def read_manifest(folder: Path | str) -> dict:
+    """Reads the manifest that `shuffle_corpus` wrote into a folder; empty for other folders."""
+    path = Path(folder) / "manifest.json"
+    if not os.path.isfile(path):
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorpusError(f"{path}: cannot be read ({error})") from None
+    ours = isinstance(found, dict) and isinstance(found.get("shards"), dict) and "lengths" in found
+    return found if ours else {}
+
+
+def sha256(path: Path) -> str:
+    """Computes the sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def plain_name(path: Path) -> str:
+    """Returns the name of a file in lower case, without the ending of its compression."""
+    name, ending = os.path.splitext(path.name.lower())
+    return name if ending in COMPRESSED or ending in PACKED else name + ending
+
+
+def archive_of(path: Path) -> Path | None:
+    """Finds the zip file that a path leads into."""
+    return next((p for p in (path, *path.parents) if p.suffix.lower() == ".zip" and os.path.isfile(p)), None)
+
+
+def _members(archive):
+    """Lists the files in a zip, without those that macOS adds."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            return [name for name in file.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise CorpusError(f"{archive}: {error}") from None
+
+
+def _member(path):
+    """Completes the path of a zip with its only member. Other paths stay as they are."""
+    archive = archive_of(path)
+    if archive is None:
+        return path
+    names = _members(archive)
+    if path == archive and len(names) == 1:
+        return archive / names[0]
+    if path == archive or path.relative_to(archive).as_posix() not in names:
+        raise CorpusError(f"{path}: which of its files? {', '.join(f'{archive}/{name}' for name in names)}")
+    return path
+
+
+def _phrasebook():
+    return Path(__file__).with_name("phrasebook.tsv")
+
+
+def _spa_eng():
+    url = "https://storage.googleapis.com/download.tensorflow.org/data/spa-eng.zip"
+    import keras
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # Keras announces the download; stdout is for results
+            archive = keras.utils.get_file(
+                "spa-eng.zip", url, file_hash="f80e581ae291aa34dd3aba7bd98b5e9505234da4318e2f3295df70a1520c7f61"
+            )
+    except Exception as error:  # get_file raises no narrower one
+        cache = Path(os.environ.get("KERAS_HOME", "~/.keras"), "datasets").expanduser()
+        raise CorpusError(f"spa-eng: {error}; {url} can also be put into {cache} by hand") from None
+    return Path(archive) / "spa-eng" / "spa.txt"
+
+
+NAMED_CORPORA = {"phrasebook": _phrasebook, "spa-eng": _spa_eng}

@@ -1,0 +1,254 @@
+"""Formats: how the lines and records of each format, and data in memory, become pairs."""
+
+import functools
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from pipelines.files import COMPRESSED, PACKED, CorpusError, archive_of, files_of, plain_name
+from pipelines.lines import read_lines
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# What `read_pairs` reads: one corpus, or several.
+Corpus: TypeAlias = "str | os.PathLike[str] | Sequence[tuple[str | bytes, str | bytes]] | tf.data.Dataset"
+Corpora: TypeAlias = "Corpus | Sequence[Corpus]"
+
+EMPTY_LINE, HEADER = "the line is empty", "the names of the columns"
+
+
+class Shard(NamedTuple):
+    """One file, a set of parallel files, or another source of pairs.
+
+    `rows` takes the columns to read, or None, and the names of the source's columns. It yields (line number, source,
+    target, problem) for each line. The problem is "" if the line has the right form; nothing else is checked yet.
+    Tabs separate the columns of a source.
+    """
+
+    name: str
+    rows: Callable[[tuple | None, tuple[str, ...]], Iterator[tuple[int, bytes | None, bytes | None, str]]]
+    unit: str = "line"
+    files: tuple[Path, ...] = ()  # empty if it can be read only once
+    width: int | None = None  # how many columns it has, with the target; None if options decide
+
+
+def find_shards(corpus: Corpus) -> list[Shard]:
+    """Finds the shards of a corpus, as `read_pairs` describes it.
+
+    Raises:
+        CorpusError: if its files are not found, as in `files_of`, or it is of a kind that is not read.
+    """
+    if not isinstance(corpus, str | os.PathLike):
+        return [_memory_shard(corpus)]
+    if corpus == "-":
+        return [Shard("standard input", functools.partial(_tab_rows, None))]
+    return [_file_shard(*paths) if len(paths) == 1 else _parallel_shard(paths) for paths in files_of(corpus)]
+
+
+def _file_shard(path):
+    name, ending = plain_name(path), path.suffix.lower()
+    if unpack := PACKED.get(ending) or PACKED.get(os.path.splitext(name)[1]):
+        raise CorpusError(f"{path}: is not read as it is; unpack it first: {unpack}")
+    files = (path,) if os.path.isfile(archive_of(path) or path) else ()  # a pipe is no file
+    if name.endswith((".tfrecord", ".tfrecords")):
+        if ending in COMPRESSED and ending != ".gz":
+            raise CorpusError(f"{path}: TFRecord is read plain or with .gz")
+        return Shard(str(path), functools.partial(_tfrecord_rows, path), "record", files)
+    rows = _json_rows if name.endswith((".jsonl", ".ndjson", ".json")) else _tab_rows
+    return Shard(str(path), functools.partial(rows, path), files=files)
+
+
+def _parallel_shard(paths):
+    shards = [_file_shard(path) for path in paths]
+    name = "+".join(shard.name for shard in shards)
+    files = paths if all(shard.files for shard in shards) else ()
+    return Shard(name, functools.partial(_parallel_rows, paths), files=files, width=len(paths))
+
+
+def _memory_shard(corpus):
+    if hasattr(corpus, "element_spec"):
+        spec = corpus.element_spec
+        sides: tuple[Any, ...] = spec if isinstance(spec, tuple) and len(spec) == 2 else (None,)
+        if not all(hasattr(side, "dtype") and side.dtype == "string" and not side.shape.rank for side in sides):
+            raise CorpusError(f"corpus: a dataset of {spec}; expected one of (source, target) scalar strings")
+        return Shard("dataset", functools.partial(_dataset_rows, corpus), "pair")
+    if is_list_of_pairs(corpus):
+        return Shard("list", functools.partial(_list_rows, corpus), "pair")
+    raise CorpusError(
+        f"corpus: {type(corpus).__name__} is not read; expected a path, the name of a corpus, a list of (source, "
+        "target) texts, as list(zip(sources, targets)) makes, or a tf.data.Dataset of them, as its from_generator does"
+    )
+
+
+def is_list_of_pairs(corpus: Any) -> bool:
+    """Whether this is a list of pairs and not of corpora. The first element decides."""
+    first = corpus[0] if isinstance(corpus, list | tuple) and corpus else None
+    return isinstance(first, list | tuple) and not any(isinstance(side, list | tuple) for side in first)
+
+
+def _tab_rows(path, columns, sources):
+    lines = read_lines(path)
+    places, most, wanted = list(range(len(sources) + 1)), sys.maxsize, f"columns {columns}"
+    if columns is None:
+        most = max(3, len(places))
+        wanted = _between_tabs(*sources, "target") + " (and at most one more column)" * (most > len(places))
+    elif isinstance(columns[0], str):
+        _, header = next(lines, (1, b""))
+        names = header.decode(errors="replace").split("\t")
+        for name in columns:
+            if name not in names:
+                there = ", ".join(map(repr, names))
+                raise CorpusError(f"{path or 'standard input'}, line 1: no column is called {name!r}, but {there}")
+        places = [names.index(name) for name in columns]
+        yield 1, None, None, HEADER
+    else:
+        places = [number - 1 for number in columns]
+    first, *more, last = places
+    least = max(places) + 1
+    for number, line in lines:
+        found = line.split(b"\t")
+        if not line:
+            yield number, None, None, EMPTY_LINE
+        elif not least <= len(found) <= most:
+            problem = f"expected {wanted}, found {'no tab' if len(found) == 1 else f'{len(found)} columns'}"
+            yield number, None, None, problem
+        else:
+            source = b"\t".join([found[first], *(found[place] for place in more)]) if more else found[first]
+            yield number, source, found[last], ""
+
+
+def _json_rows(path, columns, _):
+    keys = _keys(columns)
+    for number, line in read_lines(path):
+        if not line:
+            yield number, None, None, EMPTY_LINE
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield number, None, None, f"not JSON ({error})"
+            continue
+        sides: list[Any] = [_value(key, entry) for key in keys]
+        missing = [key for key, side in zip(keys, sides, strict=True) if not isinstance(side, str)]
+        if missing:
+            there = ", ".join(_text_keys(entry))
+            problem = f"no text under the key {missing[0]!r}" + f", but under {there}" * bool(there)
+            yield number, None, None, problem
+        else:
+            *before, target = map(_encoded, sides)
+            yield number, b"\t".join(before), target, ""
+
+
+def _value(key, entry):
+    """Looks up a key in a JSON object. If there is no key `a.b`, it is `b` in the object under `a`."""
+    if not isinstance(entry, dict):
+        return None
+    if key in entry:
+        return entry[key]
+    first, _, rest = key.partition(".")
+    return _value(rest, entry.get(first)) if rest else None
+
+
+def _text_keys(entry, outer=""):
+    """Lists the keys under which a JSON object, or an object in it, holds text."""
+    for key, value in entry.items() if isinstance(entry, dict) else ():
+        if isinstance(value, str):
+            yield outer + key
+        elif not outer:
+            yield from _text_keys(value, f"{key}.")
+
+
+def _keys(columns):
+    """The keys of the texts in a record. Numbered columns have the keys "1", "2" and so on."""
+    return [str(column) for column in columns or ("source", "target")]
+
+
+def _parallel_rows(paths, *_):
+    files = [read_lines(path) for path in paths]
+    for rows in itertools.zip_longest(*files):
+        if None in rows:
+            number = max(row for row in rows if row)[0]
+            counts = [
+                number + sum(1 for _ in file) if row else number - 1 for row, file in zip(rows, files, strict=True)
+            ]
+            other = next(place for place, count in enumerate(counts) if count != counts[0])
+            raise CorpusError(
+                f"{paths[0]} has {counts[0]:,} lines and {paths[other]} {counts[other]:,}; they must have equally many"
+            )
+        *before, target = [line for _, line in rows]
+        yield rows[0][0], b"\t".join(before), target, "" if target or any(before) else EMPTY_LINE
+
+
+def _tfrecord_rows(path, columns, _):
+    import tensorflow as tf
+
+    keys = _keys(columns)
+    features = {key: tf.io.FixedLenFeature([], tf.string) for key in keys}
+    compression = "GZIP" if path.suffix.lower() == ".gz" else ""
+    records = tf.data.TFRecordDataset(str(path), compression_type=compression)
+    number = 0
+    try:
+        for batch in records.batch(4096).map(lambda r: tf.io.parse_example(r, features)).as_numpy_iterator():
+            for *before, target in zip(*(batch[key] for key in keys), strict=True):
+                number += 1
+                yield number, b"\t".join(before), target, ""
+    except tf.errors.OpError as error:
+        raise CorpusError(f"{path}: damaged after record {number:,} ({error.message.splitlines()[0]})") from None
+
+
+def _dataset_rows(dataset, *_):
+    numbers = itertools.count(1)
+    for sources, targets in dataset.batch(4096).as_numpy_iterator():
+        for source, target in zip(sources, targets, strict=True):
+            yield next(numbers), source, target, ""
+
+
+def _list_rows(pairs, *_):
+    for number, pair in enumerate(pairs, start=1):
+        if isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str | bytes) for text in pair):
+            source, target = (text if isinstance(text, bytes) else _encoded(text) for text in pair)
+            yield number, source, target, ""
+        else:
+            yield number, None, None, f"expected two texts, found {pair!r:.80}"
+
+
+def _encoded(text):
+    # A lone surrogate, which strings and JSON can hold, becomes invalid UTF-8, which the reader reports.
+    return text.encode(errors="surrogatepass")
+
+
+def check_columns(columns: Sequence[str] | Sequence[int], sources: Sequence[str] | None = None) -> None:
+    """Checks that columns are names, or numbers counted from 1, and as many as a source with a target has.
+
+    Args:
+        columns: the columns to read, the target last.
+        sources: the names of the source's columns; None if any number of columns will do.
+
+    Raises:
+        CorpusError: if they are not, or fewer than two.
+    """
+    several = isinstance(columns, list | tuple) and len(columns) > 1
+    named = several and all(isinstance(column, str) and column for column in columns)
+    numbered = several and all(type(column) is int and column > 0 for column in columns)
+    if not (named or numbered):
+        raise CorpusError(f"columns={columns}: expected two names or more, or numbers counted from 1")
+    if sources and len(columns) != len(sources) + 1:
+        wanted = _between_tabs(*sources, "target")
+        raise CorpusError(f"columns={columns}: expected {len(sources) + 1}, for {wanted}")
+
+
+def wrong_columns(source: bytes, names: tuple[str, ...]) -> str:
+    """Says what is wrong with a source that does not have these columns, between tabs; "" if it has."""
+    found = source.count(b"\t") + 1
+    if found == len(names):
+        return ""
+    return f"expected {len(names)} columns: {_between_tabs(*names)}, found {found}"
+
+
+def _between_tabs(*names):
+    return " TAB ".join(names)

@@ -1,0 +1,244 @@
+"""Tokens and ids: what all tokenizers share. They are graph operations on a whole batch of strings at once."""
+
+import collections
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from pipelines.options import check_number, choose
+
+# The first ids of every vocabulary. END is the last of them, so that a decoder may emit the slice [END, ...).
+PADDING, UNKNOWN, START, END = range(4)
+RESERVED_TOKENS = ["", "[UNK]", "[START]", "[END]"]
+NORMAL_FORMS = ["NFC", "NFD", "NFKC", "NFKD", None]
+WHITESPACE = r"\t-\r\x{85}\p{Z}"  # Unicode's; tf.strings.split knows only ASCII's
+
+Texts: TypeAlias = tf.Tensor | np.ndarray | Sequence[str] | Sequence[bytes]  # [B]
+
+
+class Tokenizer(tf.Module):
+    """Text to ids and back. A subclass defines how to split text into tokens, and how to join tokens to text.
+
+    ```python
+    @keras.saving.register_keras_serializable("mine")
+    class CommaTokenizer(Tokenizer):
+        def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
+            return tf.strings.split(texts, ",")
+
+        def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
+            return tf.strings.reduce_join(tokens, axis=1, separator=",")
+    ```
+
+    Every method runs eagerly, inside `tf.data.Dataset.map` and inside a `tf.function`. Keras saves a tokenizer by its
+    `get_config`. `tf.saved_model` exports its tables, since it is a `tf.Module`.
+
+    Args:
+        vocabulary: the tokens, in the order of their ids after the reserved ones; none before `adapt`.
+        normal_form: the Unicode normal form of all text that is read, "NFC", "NFD", "NFKC" or "NFKD"; None leaves the
+            text as it is.
+        lowercase: whether to fold case before that, by Unicode's rules for all languages (NFKC_Casefold): "Straße"
+            becomes "strasse", and "½" becomes "1⁄2".
+
+    Raises:
+        OptionError: for another normal form.
+    """
+
+    ordered = True  # whether the order of the tokens means something; if not, they are a set
+    column_names: tuple[str, ...] = ("source",)  # of a text's columns, between tabs; several in `ColumnsTokenizer`
+
+    def __init__(
+        self, vocabulary: Iterable[str | bytes] = (), normal_form: str | None = "NFC", lowercase: bool = False
+    ) -> None:
+        super().__init__()
+        choose("normal_form", normal_form, NORMAL_FORMS)
+        self.normal_form = normal_form
+        self.lowercase = lowercase
+        self._set_tokens(vocabulary)
+
+    def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
+        """Splits normalized texts `[B]` into tokens: a ragged string tensor `[B, (S)]`."""
+        raise NotImplementedError(f"{type(self).__name__} must define split")
+
+    def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
+        """Joins tokens, a ragged string tensor `[B, (T)]`, to texts `[B]`; here with nothing between them."""
+        return tf.strings.reduce_join(tokens, axis=1)
+
+    def normalize(self, texts: Texts) -> tf.Tensor:
+        """Brings texts `[B]` into the normal form; invalid UTF-8 becomes U+FFFD."""
+        texts = tf.ensure_shape(tf.convert_to_tensor(texts, tf.string), [None])
+        texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8")
+        if self.lowercase:  # tf.strings.lower would depend on the locale, and end a text at NUL
+            texts = tf_text.case_fold_utf8(texts)
+        return tf_text.normalize_utf8(texts, self.normal_form) if self.normal_form else texts
+
+    @property
+    def vocabulary(self) -> list[str]:
+        """All tokens, the reserved ones first; a token's index is its id."""
+        return RESERVED_TOKENS + list(self.tokens)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids, the reserved ones included: V in the shapes below."""
+        return len(RESERVED_TOKENS) + len(self.tokens)
+
+    @property
+    def columns(self) -> np.ndarray:
+        """The column of each id, counted from 0: int32 `[V]`. Reserved ids are in column 0."""
+        return np.zeros(self.vocabulary_size, np.int32)
+
+    @property
+    def ordered_columns(self) -> tuple[bool, ...]:
+        """For each column, whether the order of its tokens means something."""
+        return (self.ordered,)
+
+    def adapt(self, texts: Texts | tf.data.Dataset, min_frequency: int = 1, max_size: int | None = None) -> None:
+        """Takes the vocabulary from text: every token in it, the most frequent first.
+
+        Args:
+            texts: a `tf.data.Dataset` of scalar strings, or anything `from_tensor_slices` makes one of.
+            min_frequency, max_size: as in `take_vocabulary`.
+        """
+        if not isinstance(texts, tf.data.Dataset):
+            texts = tf.data.Dataset.from_tensor_slices(texts)
+        self._start_over()
+        counts = collections.Counter[bytes]()
+        for tokens, numbers, _ in texts.batch(4096).map(self.count).as_numpy_iterator():
+            counts.update(dict(zip(tokens.tolist(), numbers.tolist(), strict=True)))
+        self.take_vocabulary(counts, min_frequency, max_size)
+
+    def count(self, texts: Texts) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Counts the tokens of texts `[B]`.
+
+        Returns:
+            The different tokens `[N]`, how often each comes (int64 `[N]`), and how many each text has (int64 `[B]`).
+        """
+        split = self._split(texts)
+        tokens, _, numbers = tf.unique_with_counts(split.flat_values, tf.int64)
+        return tokens, numbers, split.row_lengths()
+
+    def lengths(self, texts: Texts) -> tf.Tensor:
+        """Counts the tokens of each of texts `[B]`: int32 `[B]`."""
+        return tf.cast(self._split(texts).row_lengths(), tf.int32)
+
+    def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
+        """Takes the vocabulary from counted tokens: the most frequent first, equally frequent ones in code point order.
+
+        Args:
+            counts: a mapping of tokens, as UTF-8, to how often they come.
+            min_frequency: leave out tokens that come less often.
+            max_size: how many tokens to take at most, without the reserved ones; None for all.
+        """
+        wanted = frequent_tokens(counts, min_frequency, max_size)
+        wanted.sort(key=lambda token: (-counts[token], token))
+        self._set_tokens([token.decode() for token in wanted[:max_size]])
+
+    def extend_vocabulary(
+        self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None
+    ) -> None:
+        """Adds tokens to the vocabulary, after those it has, which keep their ids.
+
+        Args:
+            counts, min_frequency, max_size: as in `take_vocabulary`; `max_size` is of all tokens.
+        """
+        known = list(self.tokens)
+        self.take_vocabulary({token: n for token, n in counts.items() if token.decode() not in known}, min_frequency)
+        self._set_tokens((known + list(self.tokens))[: max(len(known), max_size or sys.maxsize)])
+
+    def tokenize(self, texts: Texts, start_end: bool = False) -> tf.Tensor:
+        """Turns texts into ids.
+
+        Args:
+            texts: strings `[B]`.
+            start_end: whether to put START before and END after each text, as targets need it.
+
+        Returns:
+            int32 `[B, S]`, each row padded on the right with 0 up to the longest. S is at least 1, since a recurrent
+            layer needs a step: a batch of empty texts is one column of padding.
+
+        Raises:
+            ValueError: if `split` returns anything but ragged strings; if a SubwordTokenizer is not trained yet.
+        """
+        ids = self._look_up(texts)
+        lengths = ids.row_lengths()
+        ids = ids.to_tensor(default_value=PADDING)
+        if start_end:
+            ids = tf.pad(ids, [[0, 0], [1, 1]], constant_values=PADDING)
+            starts, ends = tf.zeros_like(lengths), lengths + 1
+            marks = [tf.one_hot(at, tf.shape(ids)[1], mark, 0) for at, mark in ((starts, START), (ends, END))]
+            return ids + sum(marks)
+        empty = tf.cast(tf.shape(ids)[1] == 0, tf.int32)
+        return tf.pad(ids, [[0, 0], [0, empty]], constant_values=PADDING)
+
+    def one_hot(self, ids: tf.Tensor) -> tf.Tensor:
+        """Turns ids `[B, S]` into floats `[B, S, V]`; padding becomes an all-zero row."""
+        return one_hot(ids, self.vocabulary_size)
+
+    def detokenize(self, ids: tf.Tensor | Sequence[Sequence[int]]) -> tf.Tensor:
+        """Turns ids `[B, T]` back into texts `[B]`.
+
+        Each text ends before its row's first END. START and padding are left out; unknown tokens become U+FFFD.
+        """
+        ids = tf.convert_to_tensor(ids)
+        ended = tf.cumsum(tf.cast(ids == END, tf.int32), axis=1) > 0
+        return self._spell(tf.where(ended, PADDING, ids))
+
+    def get_config(self) -> dict:
+        return {"vocabulary": list(self.tokens), "normal_form": self.normal_form, "lowercase": self.lowercase}
+
+    @classmethod
+    def from_config(cls, config: dict) -> "Tokenizer":
+        return cls(**config)
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self.vocabulary_size} tokens: {' '.join(self.vocabulary[4:24])!r})"
+
+    def _start_over(self):
+        """Forgets what would change how `adapt` counts."""
+
+    def _set_tokens(self, tokens):
+        self.tokens = list(tokens)
+        with tf.init_scope():
+            # Without the reserved tokens, or the word "[END]" in a text would end it. The empty string is never a
+            # token, so it stands for the unknown. Keras makes no empty look-up.
+            self._lookup = keras.layers.StringLookup(vocabulary=self.tokens or ["nothing"], oov_token="")
+
+    def _split(self, texts):
+        tokens = self.split(self.normalize(texts))
+        if not isinstance(tokens, tf.RaggedTensor) or tokens.dtype != tf.string or tokens.shape.rank != 2:
+            found = f"{type(tokens).__name__} {getattr(tokens, 'dtype', '')} {getattr(tokens, 'shape', '')}"
+            raise ValueError(f"{type(self).__name__}.split must return ragged strings [B, (S)], not {found}")
+        return tokens
+
+    def _look_up(self, texts):
+        """Turns texts `[B]` into ragged ids, int32 `[B, (S)]`."""
+        tokens = self._split(texts)
+        places = tf.cast(self._lookup(tokens.flat_values), tf.int32)  # 0 if unknown, else counted from 1
+        known = (places > 0) & (places <= len(self.tokens))
+        return tokens.with_flat_values(tf.where(known, places + END, UNKNOWN))
+
+    def _spell(self, ids):
+        """Turns ids `[B, T]` into texts `[B]`, without PADDING and START."""
+        written = tf.concat([["", "\ufffd", "", ""], tf.constant(self.tokens, tf.string)], axis=0)
+        written = tf.gather(written, ids)
+        return self.join(tf.ragged.boolean_mask(written, written != ""))
+
+
+def one_hot(ids: tf.Tensor, vocabulary_size: int, dtype: str = "float32") -> tf.Tensor:
+    """One-hot rows `[..., V]` of ids `[...]`; padding becomes an all-zero row."""
+    return tf.one_hot(tf.where(ids == PADDING, tf.constant(-1, ids.dtype), ids), vocabulary_size, dtype=dtype)
+
+
+def frequent_tokens(counts: Mapping[bytes, int], min_frequency: int, max_size: int | None) -> list[bytes]:
+    """Selects the tokens that come so often, without empty ones and those with NUL, where SentencePiece and NumPy stop.
+
+    Raises:
+        OptionError: if either number is no size of a vocabulary.
+    """
+    check_number("min_frequency", min_frequency, least=1)
+    check_number("max_size", max_size, least=1, optional=True)
+    return [token for token, count in counts.items() if count >= min_frequency and token and b"\0" not in token]

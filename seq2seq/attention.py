@@ -1,0 +1,251 @@
+"""How a decoder looks at the source: soft and hard attention, and copying what attention points at.
+
+Shapes: B rows in a batch, S source length, T target length, V vocabulary size, D units.
+"""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipelines import OptionError, choose
+from pipelines.tokens import END, PADDING, Tokenizer, one_hot
+
+SOFT_ATTENTIONS, HARD_ATTENTIONS = ("dot", "general", "additive"), ("hard", "monotonic")
+_NEVER = -1e6  # the logarithm of a probability of 0, so that differences of two are numbers
+
+
+class Encoded(NamedTuple):
+    """A batch of encoded sources: all that a decoder may look at."""
+
+    memory: tf.Tensor  # [B, S, D] the output at each source position
+    mask: tf.Tensor  # bool [B, S] which positions hold a token
+    state: list  # where the decoder starts: for each of its layers, [h, c] of an LSTM or [h] of a GRU, [B, D] each
+    source: tf.Tensor | None = None  # int32 [B, S] the source's ids; the model adds them to the encoder's result
+    # An encoder may put any nest of tensors `[B, ...]` here, None included, for its decoder. A decoder's `start` may
+    # replace it by tensors of any shape.
+    extra: Any = None
+
+
+@keras.saving.register_keras_serializable("seq2seq")
+class Attention(keras.layers.Layer):
+    """Averages the memory, weighted by how well each of its positions matches a query, for all queries at once.
+
+    Args:
+        units: size of queries, D.
+        kind: how a query q and the memory m at a position are compared. "dot": q . m, "general": q . W m (both Luong et
+            al. 2015, arxiv.org/abs/1508.04025, equation 8), "additive": v . tanh(U q + W m) (Bahdanau et al. 2014,
+            arxiv.org/abs/1409.0473), which takes `[B, T, S, D]` of memory.
+
+    Call arguments:
+        query: `[B, T, D]`, the decoder's output at each step.
+        keys: the memory, as `project` returned it.
+        encoded: the `Encoded` source.
+
+    Returns:
+        context `[B, T, D]` and float32 weights `[B, T, S]`, which sum to 1 over S and are 0 where the mask is False. In
+        beam search the queries have K times as many rows as the memory; it is not repeated for them.
+    """
+
+    kinds: tuple[str, ...] = SOFT_ATTENTIONS
+
+    def __init__(self, units: int, kind: str = "general", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.units = units
+        self.kind = choose("kind", kind, self.kinds)
+        dense = {"use_bias": False, "dtype": self.dtype_policy}
+        self.key = keras.layers.Dense(units, **dense) if kind != "dot" else None  # W
+        if kind == "additive":
+            self.query = keras.layers.Dense(units, **dense)  # U
+            self.match = keras.layers.Dense(1, **dense)  # v
+
+    def project(self, memory: tf.Tensor) -> tf.Tensor:
+        """The part of the comparison that is the same for every query: keys `[B, S, D]`."""
+        return self.key(memory) if self.key else memory
+
+    def call(self, query: tf.Tensor, keys: tf.Tensor, encoded: Encoded) -> tuple[tf.Tensor, tf.Tensor]:
+        weights = masked_softmax(self.scores(query, keys, encoded), encoded.mask[:, None])
+        context = tf.matmul(tf.cast(weights, encoded.memory.dtype), encoded.memory)
+        rows, length = tf.shape(query)[0], tf.shape(query)[1]
+        return tuple(tf.reshape(x, [rows, length, tf.shape(x)[2]]) for x in (context, weights))
+
+    def scores(self, query: tf.Tensor, keys: tf.Tensor, encoded: Encoded) -> tf.Tensor:
+        """How well each position matches: `[b, T, S]`, or in beam search as `rows_by_source` puts them."""
+        queries = rows_by_source(query, encoded)
+        if self.kind == "additive":
+            return self.match(tf.tanh(self.query(queries)[:, :, None] + keys[:, None]))[..., 0]
+        return tf.matmul(queries, keys, transpose_b=True)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "units": self.units, "kind": self.kind}
+
+
+@keras.saving.register_keras_serializable("seq2seq")
+class HardAttention(Attention):
+    """Aligns each target token with one source position, and sums exactly over all positions that this may be.
+
+    Soft attention averages the memory and predicts a token from the average. Hard attention predicts a token from each
+    position by itself, and averages these probabilities:
+
+        P(token t) = sum over s of P(t is aligned with s) P(token | decoder's output t, memory s)
+
+    If there is little text and single letters decide, this generalises better. It computes probabilities of V tokens
+    for B x T x S pairs of positions, so it is for short texts with small vocabularies.
+
+    Args:
+        units: size of queries, D.
+        kind: "hard": a token is aligned with any position, with a probability from how well a query matches it,
+            compared as in "general" (Wu, Shapiro & Cotterell 2018, arxiv.org/abs/1808.10024). "monotonic": with the
+            position of the token before or a later one, so it never goes back (Wu & Cotterell 2019,
+            arxiv.org/abs/1905.06319, first order). The state holds the probabilities of the position before.
+    """
+
+    kinds = HARD_ATTENTIONS
+
+    def __init__(self, units: int, kind: str = "hard", **kwargs: Any) -> None:
+        super().__init__(units, kind, **kwargs)
+
+    @property
+    def monotonic(self) -> bool:
+        return self.kind == "monotonic"
+
+    def start(self, encoded: Encoded, vocabulary_size: int) -> list[tf.Tensor]:
+        """The state before the first token: of "monotonic", log-probabilities of the position of the next token,
+        `[B, S]`, and of each token at each position, `[B, S, V]`; of "hard", nothing."""
+        if not self.monotonic:
+            return []
+        rows, length = tf.unstack(tf.shape(encoded.memory)[:2])
+        first = tf.where(tf.range(length) == 0, tf.cast(0, self.dtype), _NEVER)  # START is aligned with the first
+        return [tf.tile(first[None], [rows, 1]), tf.zeros([rows, length, vocabulary_size], self.dtype)]
+
+    def align(
+        self, query: tf.Tensor, ids: tf.Tensor, predicted: tf.Tensor, encoded: Encoded, state: list[tf.Tensor]
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Aligns each token with a source position.
+
+        Args:
+            query: `[B, T, D]`, the decoder's output at each step.
+            ids: int32 `[B, T]`, the input token of each step, which the step before predicted.
+            predicted: log-probabilities `[B, T, S, V]` of the token that each step predicts, from each position.
+            encoded: the `Encoded` source.
+            state: the state that `start`, or the call for the steps before, returned.
+
+        Returns:
+            Log-probabilities `[B, T, S]` of the position of each step's token, and the new state.
+        """
+        scores = tf.cast(self.scores(query, encoded.extra.keys, encoded), self.variable_dtype)
+        scores = tf.reshape(tf.where(encoded.mask[:, None], scores, _NEVER), tf.shape(predicted)[:3])
+        if not self.monotonic:
+            return tf.nn.log_softmax(scores), []
+        # The chance of going from r to s is exp(score s) over the sum of those from r on, for each s from r on.
+        onward = tf.math.cumulative_logsumexp(scores, axis=2, reverse=True)
+        place, before = state
+        before = tf.concat([before[:, None], predicted[:, :-1]], axis=1)
+        inputs = tf.one_hot(ids, predicted.shape[3], dtype=self.variable_dtype)
+        given = tf.einsum("btsv,btv->bts", before, inputs)  # how likely each input was at a position
+
+        def step(t, place, places):
+            was = tf.nn.log_softmax(place + given[:, t])  # the position of the input token
+            place = scores[:, t] + tf.math.cumulative_logsumexp(was - onward[:, t], axis=1)
+            place = tf.maximum(place, _NEVER)
+            return t + 1, place, places.write(t, place)
+
+        steps = tf.shape(ids)[1]
+        places = tf.TensorArray(self.variable_dtype, size=steps, element_shape=[None, None])
+        # XLA needs `maximum_iterations`.
+        _, place, places = tf.while_loop(lambda *_: True, step, (0, place, places), maximum_iterations=steps)
+        return tf.transpose(places.stack(), [1, 0, 2]), [place, predicted[:, -1]]
+
+
+def masked_softmax(scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Attention weights of scores `[..., S]`, which sum to 1 over S and are 0 where the mask is False.
+
+    They are float32 under mixed precision too, as the largest number of float16 is 65,504.
+    """
+    return tf.nn.softmax(tf.where(mask, tf.cast(scores, tf.float32), tf.float32.min))
+
+
+@keras.saving.register_keras_serializable("seq2seq")
+class Pointer(keras.layers.Layer):
+    """Mixes two ways to the next token: generating it, and copying the source token that attention points at.
+
+    The pointer-generator network of See et al. 2017 (arxiv.org/abs/1704.04368), equations 8 and 9: with g the
+    probability of generating, for each position, and a the attention,
+
+        P(token) = g P_generate(token) + (1 - g) (sum of a over the source positions that hold the token)
+
+    A source token is copied as the target token that is spelled the same, unless it is one of a set of features. The
+    attention to tokens that cannot be copied is added to g, so that P sums to 1.
+
+    Args:
+        vocabulary_size: number of target ids, V.
+
+    Call arguments:
+        logits: `[B, T, V]`, of generating.
+        output: `[B, T, D]`, the input of the output layer; g is computed from it.
+        pointed: `[B, T, V]`, the attention to each token, as `pointed` returns it. With hard attention all three have
+            one more axis, of source positions, each of which points at itself.
+
+    Returns:
+        log-probabilities `[B, T, V]`, which are logits too: their softmax is the probabilities.
+    """
+
+    _LEAST = 1e-12  # added to probabilities: a token that can neither be copied nor generated must keep a gradient
+
+    def __init__(self, vocabulary_size: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.vocabulary_size = vocabulary_size
+        self.share = keras.layers.Dense(1, "sigmoid", dtype=self.dtype_policy)  # g
+        self.target_ids: Any = None  # int32 [Vs], PADDING if the target has no such token
+
+    def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
+        """Finds the target id of each source id."""
+        ids = {token: number for number, token in enumerate(target_tokenizer.vocabulary) if number > END}
+        found = np.array([ids.get(token, PADDING) for token in source_tokenizer.vocabulary], np.int32)
+        found[: END + 1] = PADDING
+        ordered = np.array(source_tokenizer.ordered_columns)[source_tokenizer.columns]
+        self.target_ids = np.where(ordered, found, PADDING)
+
+    @property
+    def copied(self) -> int:
+        """How many source tokens can be copied."""
+        return int(np.count_nonzero(self.target_ids))
+
+    def copies(self, source: tf.Tensor) -> tf.Tensor:
+        """The target tokens that source ids `[B, S]` can be copied as: one-hot `[B, S, V]`, zeros if there is none."""
+        if self.target_ids is None:
+            raise OptionError("copy=True: call take_tokenizers first, as Seq2Seq does")
+        return one_hot(tf.gather(self.target_ids, source), self.vocabulary_size)
+
+    def pointed(self, weights: tf.Tensor, copies: tf.Tensor, encoded: Encoded) -> tf.Tensor:
+        """The attention to each target token, `[B, T, V]`.
+
+        Args:
+            weights: the attention to each source position, `[B, T, S]`.
+            copies: `[b, S, V]`, as `copies` returned it; b is B, in beam search B / K.
+            encoded: the `Encoded` source.
+        """
+        # Under mixed precision Keras passes both in half precision.
+        weights, copies = tf.cast(weights, self.dtype), tf.cast(copies, self.dtype)
+        found = tf.matmul(rows_by_source(weights, encoded), copies)
+        return tf.reshape(found, [*tf.unstack(tf.shape(weights)[:2]), self.vocabulary_size])
+
+    def call(self, logits: tf.Tensor, output: tf.Tensor, pointed: tf.Tensor) -> tf.Tensor:
+        copied = (1 - self.share(output)) * pointed
+        generated = (1 - tf.reduce_sum(copied, axis=-1, keepdims=True)) * tf.nn.softmax(logits)
+        return tf.math.log(copied + generated + self._LEAST)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "vocabulary_size": self.vocabulary_size}
+
+
+def rows_by_source(rows: tf.Tensor, encoded: Encoded) -> tf.Tensor:
+    """Puts the rows that belong to one source side by side: `[B x K, T, D]` becomes `[B, K x T, D]`.
+
+    In beam search a decoder is called with K hypotheses, in successive rows, for each row of `encoded`. A layer that
+    looks at the memory treats them as K times as many steps of one row, and reshapes the result back, so that the
+    memory is not repeated K times. Everywhere else K is 1 and nothing changes.
+    """
+    shape, sources = tf.shape(rows), tf.shape(encoded.memory)[0]
+    return tf.reshape(rows, [sources, shape[0] // tf.maximum(sources, 1) * shape[1], rows.shape[2] or shape[2]])

@@ -1,0 +1,179 @@
+"""Builds what a `Config` names: tokenizers and a model, new or from another run. Refuses options that cannot work."""
+
+import importlib
+from collections.abc import Iterable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipelines import OptionError, Tokenizer, accepted, choose, construct, load_class, open_corpora
+from pipelines.columns import ColumnsTokenizer
+from pipelines.options import nearest
+from pipelines.tokenizers import TOKENIZERS, SeparatorTokenizer
+from seq2seq.config import (
+    TRANSLATION_FIGURES,
+    Config,
+    model_options,
+    own_classes,
+    reading_options,
+    separates,
+    shaping_options,
+    tokenizer_names,
+)
+from seq2seq.contract import one_line
+from seq2seq.layers import Decoder, Encoder
+from seq2seq.model import Seq2Seq
+from seq2seq.runs import compile_model, configuration, load_run
+from seq2seq.transformer import TransformerDecoder, TransformerEncoder
+
+ENCODERS = {"recurrent": Encoder, "transformer": TransformerEncoder}
+DECODERS = {"recurrent": Decoder, "transformer": TransformerDecoder}
+
+
+def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
+    """Builds what training needs before the corpus is read, so that options that cannot work are refused at once.
+
+    Returns:
+        The model to start from, or None, and the two tokenizers, which have a vocabulary only if there is one.
+
+    Raises:
+        OptionError: if options exclude each other, or a name in them is unknown.
+        CorpusError: if there is no such corpus.
+    """
+    columns = open_corpora(config.corpus, **reading_options(config)).sources
+    old = _warm_start(config, columns) if config.warm_start else None
+    if old:
+        tokenizers = [old.source_tokenizer, old.target_tokenizer]
+    else:
+        sides = {"source_tokenizer": columns, "target_tokenizer": ("target",)}
+        tokenizers = [_build_tokenizer(config, side, names) for side, names in sides.items()]
+    check_taken(config, ())
+    compile_model(build_model(config, tokenizers, steps=1), config, steps=1)
+    if config.monitor in TRANSLATION_FIGURES:
+        importlib.import_module("seq2seq.evaluation")  # whose packages may be missing
+    return old, tokenizers
+
+
+def check_taken(config: Config, names: Iterable[str]) -> None:
+    """Checks that the options with these names are taken by this encoder or decoder, and `config.own` by some class.
+
+    A `Config` has all options, and a preset may set some that only one architecture takes; a user may not.
+
+    Raises:
+        OptionError: if an option has no effect, or the class of a model is not a `Seq2Seq`.
+    """
+    halves = _halves(config)
+    taken = {"architecture", "encoder", "decoder", "model", "own"}.union(*map(accepted, halves))
+    for name in names:
+        if name in model_options() and name not in taken:
+            raise OptionError(f"{name}: neither {' nor '.join(half.__name__ for half in halves)} has this option")
+    own = [(option, load_class(option, name)) for name, option in own_classes(config).items()]
+    for option, kind in own:
+        if option == "model" and not issubclass(kind, Seq2Seq):
+            raise OptionError(f"model={config.model!r}: expected a class that is derived from seq2seq.Seq2Seq")
+        if option == "loss" and "label_smoothing" in names and "label_smoothing" not in accepted(kind):
+            raise OptionError(f"label_smoothing: {kind.__name__} has no such option")
+    possible = set().union(*(accepted(kind) for _, kind in own))
+    possible -= {*vars(config), "name", "dtype", "trainable", "vocabulary", "normal_form"}
+    for name in (config.own or {}).keys() - possible:
+        hint = nearest(name, possible | set(vars(config)))
+        raise OptionError(f"option={name!r}: none of Config, nor one that the constructor of a class here names{hint}")
+
+
+def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2Seq:
+    """The `Seq2Seq` of a configuration, or a custom class derived from it, for a training of this many steps."""
+    encoder, decoder = _halves(config)
+    options = {name: getattr(config, name) for name in model_options()} | dict(config.own or {})
+    first, *last = config.teacher_forcing
+    return construct(
+        "model",
+        load_class("model", config.model) if config.model else Seq2Seq,
+        *tokenizers,
+        options=options,
+        encoder=encoder,
+        decoder=decoder,
+        label_smoothing=config.label_smoothing,
+        teacher_forcing=keras.optimizers.schedules.PolynomialDecay(first, steps, *last) if last else first,
+        dtype="float32" if config.precision == "float32" else f"mixed_{config.precision}",
+        **{name: options[name] for name in (accepted(encoder) | accepted(decoder)) & set(options)},
+    )
+
+
+def _halves(config):
+    """The classes of the encoder and of the decoder."""
+    found = []
+    for name, kinds in (("encoder", ENCODERS), ("decoder", DECODERS)):
+        kind = getattr(config, name) or config.architecture
+        found.append(load_class(name, kind) if ":" in kind else choose(name, kind, kinds))
+    return found
+
+
+def _build_tokenizer(config, side, columns):
+    """The tokenizer of a side with these columns, without a vocabulary."""
+    text = getattr(config, side)
+    names = tokenizer_names(side, text)
+    if len(names) not in (1, len(columns)):
+        raise OptionError(
+            f"{side}={text!r}: {len(names)} names, but the columns are {', '.join(columns)}; expected one name for "
+            "each, or one for all"
+        )
+    parts = [_column_tokenizer(config, side, name) for name in names * (len(columns) // len(names))]
+    return ColumnsTokenizer(parts, columns) if len(columns) > 1 else parts[0]
+
+
+def _column_tokenizer(config, side, name):
+    """The tokenizer of one column, by its name, after it has split a text."""
+    options = {"normal_form": config.normal_form, "lowercase": config.lowercase}
+    if separates(name):
+        return SeparatorTokenizer(name, **options)
+    kind = load_class(side, name) if ":" in name else choose(side, name, TOKENIZERS)
+    if kind is TOKENIZERS["subword"]:
+        importlib.import_module("sentencepiece")  # which is needed only after the survey, and may be missing
+    tokenizer = construct(side, kind, options=config.own or {}, **options)
+    try:
+        tokenizer.count(tf.constant(["a text"]))
+    except Exception as error:
+        raise OptionError(f"{side}={name!r}: cannot split a text: {one_line(error)}") from error
+    return tokenizer
+
+
+def _warm_start(config, columns):
+    """The model of the run to start from, which must have the same tokens, weights and number of source columns."""
+    start = f"{config.warm_start}, to start from, has"
+    old = configuration(config.warm_start)[0]
+    for name in shaping_options():
+        if (value := getattr(config, name)) != (was := getattr(old, name)):
+            raise OptionError(f"{name}={value!r}: {start} {was!r}")
+    if config.input_feeding and not config.embedding:
+        raise OptionError(
+            "input_feeding=True: a warm start then needs an embedding, or new tokens would shift the weights of inputs"
+        )
+    model = load_run(config.warm_start)
+    if len(columns) != len(names := model.source_tokenizer.column_names):
+        raise OptionError(
+            f"columns={config.columns}: {start} {len(names)} of the source ({', '.join(names)}), and this corpus "
+            f"{len(columns)}"
+        )
+    return model
+
+
+def copy_weights(model: Seq2Seq, old: Seq2Seq, name: str, sizes: set[tuple[int, int]]) -> None:
+    """Copies the weights of the old model of a run, `name`, in which each token has the same id, rows and columns.
+
+    Raises:
+        OptionError: if the models differ in more than vocabulary sizes, of which `sizes` has the old and new ones.
+    """
+    start = f"{name}, to start from, has"
+    if len(model.weights) != len(old.weights):
+        raise OptionError(f"{start} {len(old.weights)} weights, and this model {len(model.weights)}")
+    for weight, known in zip(model.weights, old.weights, strict=True):
+        pairs = list(zip(known.shape, weight.shape, strict=False))
+        if len(known.shape) != len(weight.shape) or any(one != other for one, other in set(pairs) - sizes):
+            raise OptionError(
+                f"{start} {weight.path} of shape {known.shape}, and this model {weight.shape}; only vocabularies may "
+                "grow"
+            )
+        value = np.array(weight)
+        value[tuple(map(slice, known.shape))] = known
+        weight.assign(value)

@@ -1,0 +1,335 @@
+"""The Keras callbacks of a training: average weights, score translations, watch for divergence, save the run."""
+
+import collections
+import contextlib
+import csv
+import itertools
+import math
+import os
+import signal
+import time
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipelines.lines import as_line
+from seq2seq.checkpoints import whole_file, write_json
+from seq2seq.distribution import WorkerLostError, is_chief, several_workers, sums_of_workers
+from seq2seq.epochs import training_batches
+from seq2seq.layers import token_ids
+from seq2seq.process import clocks, device_name, peak_memory
+from seq2seq.runs import kept_epochs, translations_of
+
+
+class DivergedError(RuntimeError):
+    """A batch had no finite gradient. The message names the step and a file with the batch."""
+
+
+class AverageWeights(keras.callbacks.Callback):
+    """Replaces the weights by their average after the last `count` epochs, while an epoch is measured and saved."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.latest: collections.deque[list[np.ndarray]] = collections.deque(maxlen=count)
+        self.swapped = False
+
+    def arrays(self) -> list[np.ndarray]:
+        """The weights after those epochs, in one list, for a checkpoint."""
+        return list(itertools.chain(*self.latest))
+
+    def restore(self, arrays: Any) -> None:
+        """Takes such a list back."""
+        count = len(self.model.trainable_variables) if arrays else 1
+        self.latest.extend(arrays[start : start + count] for start in range(0, len(arrays), count))
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self.swapped:
+            self._assign(self.latest[-1])
+            self.swapped = False
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        if not self.swapped:
+            self.latest.append([weight.numpy() for weight in self.model.trainable_variables])
+            self._assign([np.mean(weights, axis=0) for weights in zip(*self.latest, strict=True)])
+            self.swapped = True
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.on_test_begin()  # which an epoch that is not measured does without
+
+    def _assign(self, weights):
+        for variable, weight in zip(self.model.trainable_variables, weights, strict=True):
+            variable.assign(weight)
+
+
+class ScoreTranslations(keras.callbacks.Callback):
+    """Adds the scores of held-out sources' translations to the figures of each measured epoch."""
+
+    def __init__(self, held_out: Any, run: Any) -> None:
+        super().__init__()
+        self.sources, self.references, self.run = list(held_out), list(held_out.values()), run
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        from seq2seq.evaluation import corpus_scores
+
+        if not self.run.measures(epoch + 1):
+            return
+        scores = corpus_scores(translations_of(self.model, self.sources), self.references)
+        # All workers use the first one's figures, so that all come to the same decisions.
+        chief = is_chief(self.run.strategy)
+        decided = sums_of_workers(self.run.strategy, [score if chief else 0.0 for score in scores.values()])
+        for name, score in zip(scores, decided, strict=True):
+            logs[f"val_{name.lower().replace(' ', '_')}"] = score
+
+
+class WatchSteps(keras.callbacks.Callback):
+    """Counts the steps and pairs of a run, and finds batches without a finite gradient."""
+
+    def __init__(self, run: Any, say: Any) -> None:
+        super().__init__()
+        self.run, self.say = run, say
+        self.looked = time.monotonic()
+        self.pending: list[list[tf.Tensor]] = []  # the results of the steps since the last look
+        self.norm = 0.0  # of the last gradient
+        self.skipped = 0  # steps of the epoch that a `LossScaleOptimizer` has not taken
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Notes the step before. In an `on_train_batch_end` Keras (3.15) hands out figures as numbers, and so would
+        wait for the device in each step."""
+        if batch:
+            self._note_step()
+        else:
+            self.counted = int(self.model.length_ratios.numpy()[0])  # the pairs that the model has been trained on
+
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Notes the last step of an epoch."""
+        if self.run.step + len(self.pending) < self.run.steps:
+            self._note_step()
+        self.look()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.on_test_begin()  # which an epoch that is not measured does without
+        if self.skipped:
+            steps = f"{self.skipped:,} of {self.run.steps:,} steps"
+            self.say(f"epoch {epoch + 1}: {steps} skipped, their gradients not finite")
+            self.skipped = 0
+
+    def _note_step(self):
+        """Keeps the results of a step without waiting for them, and looks at them now and then."""
+        model = self.model
+        kept = [model.gradient_norm, model.length_ratios]
+        if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
+            kept.append(model.optimizer.dynamic_scale)
+        self.pending.append([tf.convert_to_tensor(variable) for variable in kept])
+        # Several workers wait for each other in each step anyway, and must find divergence together.
+        if several_workers(self.run.strategy) or time.monotonic() >= self.looked + _seconds_between_looks():
+            self.look()
+
+    def look(self) -> None:
+        """Looks at the results of the steps since the last look.
+
+        Raises:
+            DivergedError: if a gradient is not finite, unless such batches are to be skipped.
+        """
+        for norm, ratios, *scale in self.pending:
+            if math.isfinite(norm):
+                self.norm = float(norm)
+            elif not scale or scale[0] < 1:
+                self._diverged(float(norm))
+            else:  # a scaled loss was too large for float16; the optimizer has lowered its scale for the next batch
+                self.skipped += 1
+            self.run.seen += int(ratios[0]) - self.counted
+            self.counted = int(ratios[0])
+            self.run.step += 1
+        self.pending.clear()
+        self.looked = time.monotonic()
+
+    def _diverged(self, norm):
+        """Writes down a batch without a finite gradient, from which the model has not learned."""
+        run = self.run
+        path = run.folder / "diverged.tsv"
+        if is_chief(run.strategy):
+            tokenizers = self.model.source_tokenizer, self.model.target_tokenizer
+            texts = [
+                [as_line(text, len(tokenizer.column_names)) for text in tokenizer.detokenize(token_ids(side)).numpy()]
+                for tokenizer, side in zip(tokenizers, self._next_batch(), strict=True)
+            ]
+            with whole_file(path) as aside:
+                aside.write_bytes(b"".join(b"%b\t%b\n" % pair for pair in zip(*texts, strict=True)))
+        said = (
+            f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the loss is no finite number any more; the gradient "
+            f"norm is {norm}, one step earlier it was {self.norm:.3g}. The batch is in {path}"
+        )
+        if run.config.on_divergence == "stop":
+            kept = f"the model of epoch {run.kept()}" if run.history else "no model, for it was the first epoch"
+            raise DivergedError(f"{said}. Kept is {kept}. A smaller --learning-rate or --clip-norm may help")
+        self.say(f"{said}; left out")
+
+    def _next_batch(self):
+        """The first batch that has not been counted."""
+        return next(iter(training_batches(self.run, self.run.seen)))
+
+    def out_of_memory(self) -> str:
+        """The message for a batch that does not fit into memory."""
+        self.look()
+        run, config = self.run, self.run.config
+        if config.batch_tokens:
+            less = f"--batch-tokens ({config.batch_tokens})"
+        else:
+            less = f"--batch-size ({config.batch_size}), or set --batch-tokens, so that fewer long texts are in a batch"
+        less = f"Lower {less}, or leave long texts out by --max-length ({config.max_length})"
+        where = f"epoch {len(run.history) + 1}"
+        if run.step == run.steps:
+            return f"{where}: out of memory while the held-out set was measured. {less}"
+        (rows, source), (_, target) = (side.shape[:2] for side in self._next_batch())
+        return (
+            f"{where}, step {run.step + 1:,}: out of memory for a batch of {rows} pairs of up to {source} source and "
+            f"{target - 1} target tokens. {less}"
+        )
+
+
+class SaveRun(keras.callbacks.Callback):
+    """Writes the run folder after measured epochs, and in between checkpoints to resume from.
+
+    In the list of callbacks, `average` and `watch` must come before. The translations of `probe`, a few texts, are
+    saved to tell whether a loaded or exported model is the same.
+    """
+
+    def __init__(self, run: Any, average: Any, watch: Any, probe: Any, say: Any) -> None:
+        super().__init__()
+        self.run, self.average, self.watch, self.probe, self.say = run, average, watch, probe, say
+        self.chief = is_chief(run.strategy)  # the only process that writes
+        self.signal: list[int] = []  # holds the number of a signal that has come
+        self.saved = time.monotonic()
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        if not self.run.history and not self.run.step:
+            self._checkpoint()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self.run.state is not None:  # and not earlier, as Keras resets metrics before an epoch
+            variables = self._variables()
+            for variable, value in zip(variables, self.run.state):  # noqa: B905 (averages follow)
+                variable.assign(value)
+            self.average.restore(self.run.state[len(variables) :])
+            self.run.state = None
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        due = self.chief and time.monotonic() >= self.saved + 60 * self.run.config.checkpoint_minutes
+        stop, due = map(bool, sums_of_workers(self.run.strategy, [len(self.signal) > 0, due]))
+        if stop or due:
+            self._checkpoint()
+        if stop:
+            self._wait()
+            if not self.signal:
+                raise WorkerLostError("another worker has been told to stop; start all of them again to resume")
+            raise KeyboardInterrupt if self.signal[0] == signal.SIGINT else SystemExit(143)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        run = self.run
+        exact = tf.convert_to_tensor(self.model.optimizer.learning_rate)
+        rate = float(str(np.float32(exact)))  # 0.1 and not 0.10000000149
+        run.history.append({"epoch": epoch + 1, **logs, "learning_rate": rate})
+        run.step = 0
+        if not run.measures(epoch + 1):
+            return
+        best = run.kept()
+        if self.chief:
+            self._write_models(best == epoch + 1)
+            self._write_record()
+        if run.config.schedule == "plateau":
+            neighbours = itertools.pairwise(run.history)
+            changes = [row["epoch"] for row, after in neighbours if row["learning_rate"] != after["learning_rate"]]
+            if run.measured_after(max([best, *changes])) >= 2:
+                self.model.optimizer.learning_rate = rate / 2
+        self.model.stop_training = run.stopped()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self._wait()
+
+    def _write_models(self, best):
+        """Writes the model of the epoch, if it is the best so far, and those of the last epochs."""
+        folder, epoch, count = self.run.folder, len(self.run.history), self.run.config.keep_epochs
+        names = ["model.keras"] * best + [f"epochs/epoch-{epoch:04}.keras"] * (count > 0)
+        for path in (folder / name for name in names):
+            path.parent.mkdir(exist_ok=True)
+            with whole_file(path) as aside, _uncompiled(self.model):
+                self.model.save(aside)
+        kept = kept_epochs(folder)  # later ones are of a run that is replaced, or from before a resumption
+        wanted = [number for number in kept if number <= epoch][-count:] if count else []
+        for number in kept.keys() - set(wanted):
+            kept[number].unlink()
+        with contextlib.suppress(OSError):
+            (folder / "epochs").rmdir()  # if it is empty
+        if best:
+            translations = translations_of(self.model, self.probe)
+            write_json(folder / "probe.json", dict(zip(self.probe, translations, strict=True)))
+
+    def _write_record(self):
+        """Writes the other files of the run folder."""
+        run, folder = self.run, self.run.folder
+        write_json(folder / "config.json", run.record | {"training": self._resources()})
+        with whole_file(folder / "history.csv") as path, path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, run.history[0])
+            writer.writeheader()
+            writer.writerows(run.history)
+        found = run.checkpoints.folder / "survey.json"
+        if found.is_file():
+            os.replace(found, folder / found.name)
+
+    def _resources(self):
+        """What the training has taken so far, before it was resumed too."""
+        run = self.run
+        seconds, processor_seconds = (clocks() + run.clocks).round(1).tolist()
+        taken = {
+            "parameters": self.model.count_params(),
+            "updates": int(self.model.optimizer.iterations.numpy()),
+            "epochs": len(run.history),
+            "pairs": run.seen,
+            "seconds": seconds,
+            "processor_seconds": processor_seconds,
+            "peak_memory_mb": max(run.peak, peak_memory()),
+        }
+        if gpus := tf.config.list_logical_devices("GPU"):
+            peaks = [tf.config.experimental.get_memory_info(gpu.name.removeprefix("/device:"))["peak"] for gpu in gpus]
+            taken["peak_gpu_memory_mb"] = max(peaks) // 2**20
+        replicas = self.model.distribute_strategy.num_replicas_in_sync
+        return taken | {"device": f"{replicas} x " * (replicas > 1) + device_name()}
+
+    def _variables(self):
+        """All variables that training changes."""
+        return [*self.model.variables, *self.model.optimizer.variables, *self.model.metrics_variables]
+
+    def _checkpoint(self):
+        self.watch.look()
+        self._wait()
+        run = self.run
+        arrays = [np.array(tf.convert_to_tensor(variable)) for variable in self._variables()]
+        done = len(run.history) * run.steps + run.step
+        facts = {"history": list(run.history), "step": run.step, "seen": run.seen}
+        facts |= {"clocks": (clocks() + run.clocks).tolist(), "peak": max(run.peak, peak_memory())}
+        if self.chief:
+            run.checkpoints.save(done, arrays + self.average.arrays(), facts)
+        self.saved = time.monotonic()
+
+    def _wait(self):
+        """Waits until the last checkpoint is written, and says if it could not be."""
+        if error := self.run.checkpoints.wait():
+            self.say(f"A checkpoint could not be saved ({error}); the one before is still there")
+
+
+@contextlib.contextmanager
+def _uncompiled(model):
+    """Saves a model without its optimizer, which is twice as large as the model. To resume, checkpoints have it; to
+    train the model further it would not serve, as its learning rate's schedule has ended."""
+    optimizer, model.optimizer, model.compiled = model.optimizer, None, False
+    try:
+        yield
+    finally:
+        model.optimizer, model.compiled = optimizer, True
+
+
+def _seconds_between_looks():
+    """How often to look at the results of steps: always on a CPU, but seldom on a GPU, which has to be waited for."""
+    return 1.0 if tf.config.list_logical_devices("GPU") else 0.0

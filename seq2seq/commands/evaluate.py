@@ -1,0 +1,251 @@
+"""`seq2seq evaluate` and `compare`: how well runs translate a corpus."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines import CorpusError, OptionError, open_corpora
+from pipelines.lines import as_line
+from seq2seq.commands.loading import load_model, reading_as_trained, split_runs
+from seq2seq.commands.options import (
+    AsJson,
+    BatchSize,
+    BeamWidth,
+    BleuTokenizer,
+    EvaluatedCorpus,
+    Import,
+    LengthPenalty,
+    MaxLength,
+    MinLength,
+    Run,
+    Search,
+    Settings,
+    option_flag,
+    search_strategy,
+    with_config_options,
+)
+from seq2seq.commands.terminal import check_writable, command_line, counter, reporting, say, say_speed
+
+
+@with_config_options("limit", "columns", "reverse", "on_bad_line")
+def evaluate(
+    run: Run,
+    corpus: EvaluatedCorpus = None,
+    beam_width: BeamWidth = None,
+    length_penalty: LengthPenalty = None,
+    search: Search = None,
+    options: Settings = None,
+    min_length: MinLength = 0,
+    max_length: MaxLength = None,
+    batch_size: BatchSize = 256,
+    bleu_tokenizer: BleuTokenizer = "13a",
+    worst: Annotated[int, typer.Option(min=0, help="Show this many of the worst translations.")] = 5,
+    write: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write sources, translations and references into this folder.")
+    ] = None,
+    as_json: AsJson = False,
+    imports: Import = None,
+    *,
+    given: dict,
+) -> None:
+    """Translate a corpus and measure the translations against all references of each source.
+
+    The corpus is read with the --columns and --reverse of the run's training, unless you give others.
+
+    Several runs are measured as an ensemble; `compare` measures each. An ensemble needs a corpus by name if a run was
+    trained on the held-out set of the first one.
+
+    Example: seq2seq evaluate runs/mine test-pairs.tsv --beam-width 5
+    """
+    strategy = search_strategy(search, options, beam_width=beam_width, length_penalty=length_penalty)
+    lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
+    if write:
+        check_writable("write", write, folder=True)
+    runs, corpus = split_runs("evaluate", [str(run), *(corpus or ())], "CORPUS")
+    (found,), seconds = _evaluations(
+        "evaluate", runs, corpus, strategy, imports, given, {**lengths, "bleu_tokenizer": bleu_tokenizer}
+    )
+    if write:
+        found.write(write)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(worst) | {"loading_seconds": seconds}, ensure_ascii=False))
+    else:
+        _print_evaluation(found, worst)
+    say_speed(len(found.sources), found.seconds, seconds)
+
+
+def _print_evaluation(found, worst):
+    """Prints the figures of an `Evaluation` as tables."""
+    references = sum(map(len, found.references))
+    typer.echo(f"{len(found.sources):,} sources, {references:,} references\n")
+    for name, measured in found.scores.items():
+        typer.echo(f"{name:<12}{measured.score:>8.1f}  \u00b1 {measured.margin:.1f}   {_EXPLAINED[name]}")
+    typer.echo(
+        f"{'perplexity':<12}{found.perplexity:>8.2f}          per token of the references (loss {found.loss:.3f})"
+    )
+    stopped = (f"{found.stopped.count(why) / len(found.stopped):.1%} {said}" for why, said in _STOPPED.items())
+    typer.echo(f"\nTranslations: {', '.join(stopped)}")
+    names = list(found.scores)
+    typer.echo(f"\n{'characters':<12}{'sources':>8}" + "".join(f"{name.split()[0]:>8}" for name in names))
+    for part in found.by_length():
+        span = f"{part['from']}" if part["from"] == part["to"] else f"{part['from']}-{part['to']}"
+        typer.echo(f"{span:<12}{part['texts']:>8,}" + "".join(f"{part[name]:>8.1f}" for name in names))
+    if worst:
+        typer.echo("\nThe worst:")
+    for text in found.worst(worst):
+        line = f"    {text['source']}  ->  {text['translation']}   ({' | '.join(text['references'])})"
+        typer.echo(as_line(line.encode()))
+    typer.echo()
+    for name in ("BLEU", "chrF", "TER"):
+        typer.echo(f"{name} {found.scores[name].signature}")
+
+
+_EXPLAINED = {
+    "BLEU": "word n-grams that are in a reference",
+    "chrF": "character n-grams that are in a reference",
+    "TER": "words to edit or move, in percent; lower is better",
+    "CER": "characters to edit, in percent; lower is better",
+    "WER": "words (or phones, or whatever spaces separate) to edit, in percent; lower is better",
+    "exact match": "percent that equal a reference, letter for letter",
+}
+_STOPPED = {"end": "ended by themselves", "limit": "were cut", "repetition": "repeated themselves"}
+
+
+@with_config_options("limit", "columns", "reverse", "on_bad_line")
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|CORPUS",
+            help="Two or more run folders, then a corpus to translate (as for `evaluate`). Default: the held-out set "
+            "of the first run.",
+        ),
+    ],
+    beam_width: BeamWidth = None,
+    length_penalty: LengthPenalty = None,
+    search: Search = None,
+    options: Settings = None,
+    bleu_tokenizer: BleuTokenizer = "13a",
+    as_json: AsJson = False,
+    imports: Import = None,
+    *,
+    given: dict,
+) -> None:
+    """Translate a corpus with several runs and test whether each differs from the first.
+
+    The corpus is read with the --columns and --reverse of the first run's training, unless you give others.
+
+    The test is a paired bootstrap, not corrected for the number of runs; p below 0.05 is unlikely to be chance.
+
+    stderr says how many of the sources each run was trained on.
+
+    Example: seq2seq compare runs/characters runs/subwords test-pairs.tsv
+    """
+    from seq2seq.evaluation import compare as test
+
+    expected = "expected RUN RUN [RUN]... [CORPUS]..."
+    if len(runs) < 2:
+        raise OptionError(f"compare: one argument, {runs[0]}; {expected}")
+    folders, corpus = split_runs("compare", runs, "CORPUS", least=2)
+    try:
+        if corpus:
+            open_corpora(corpus)
+    except CorpusError as error:  # perhaps a run whose name is mistyped
+        raise OptionError(f"compare: {error}; {expected}") from None
+    strategy = search_strategy(search, options, beam_width=beam_width, length_penalty=length_penalty)
+    settings = {"bleu_tokenizer": bleu_tokenizer}
+    evaluations, _ = _evaluations("compare", folders, corpus, strategy, imports, given, settings)
+    found = test(*evaluations)
+    if as_json:
+        scores = {name: [tested._asdict() for tested in row] for name, row in found.items()}
+        counts = {"sources": len(evaluations[0].sources), "runs": [str(run) for run in folders]}
+        typer.echo(json.dumps(counts | {"scores": scores}, ensure_ascii=False))
+    else:
+        print_comparison(folders, evaluations[0], found)
+
+
+def print_comparison(runs, evaluation, found):
+    """Prints the scores of several runs on one corpus as a table, and how significant each difference is."""
+    typer.echo(f"{len(evaluation.sources):,} sources, {sum(map(len, evaluation.references)):,} references\n")
+    for number, run in enumerate(runs, start=1):
+        typer.echo(f"run {number}  {run}")
+    for start in range(1, len(runs), 7):  # with the first one, eight columns fit into 80 characters
+        columns = [0, *range(start, min(start + 7, len(runs)))]
+        typer.echo("\n" + f"{'score':<12}" + "".join(f"{f'run {n + 1}':>8}" for n in columns))
+        for name, row in found.items():
+            typer.echo(f"{name:<12}" + "".join(f"{row[n].score:>8.1f}" for n in columns))
+        typer.echo("\n" + f"{'p, to run 1':<20}" + "".join(f"{f'run {n + 1}':>8}" for n in columns[1:]))
+        for name, row in found.items():
+            typer.echo(f"{name:<20}" + "".join(f"{row[n].p:>8.3f}" for n in columns[1:]))
+
+
+def _evaluations(command, runs, corpus, strategy, imports, given, settings):
+    """The `Evaluation` of each run on one corpus, for `compare`, or of their ensemble, for `evaluate`; and how many
+    seconds it took to load them."""
+    from pipelines import corpus_errors, read_pairs
+    from seq2seq.ensembles import ensemble
+    from seq2seq.evaluation import evaluate as measure
+    from seq2seq.runs import held_out_pairs, may_have_learned
+
+    if given and not corpus:
+        raise OptionError(f"{option_flag(next(iter(given)))} is for a corpus, and none is named")
+    started = time.monotonic()
+    models = [load_model([run], imports) for run in runs]
+    measured = models if command == "compare" else [ensemble(models, runs)]
+    seconds = time.monotonic() - started
+    columns = models[0].source_tokenizer.column_names
+    for run, model in zip(runs, models, strict=True):
+        if len(model.source_tokenizer.column_names) != len(columns):
+            counts = f"{len(model.source_tokenizer.column_names)}, and {runs[0]} on {len(columns)}"
+            raise OptionError(f"{command}: number of source columns: {run} was trained on {counts}")
+    with corpus_errors(), reporting() as report:
+        if corpus:
+            how = reading_as_trained(runs[0], corpus, given)
+            pairs = read_pairs(corpus, report=report, source_columns=columns, **how)
+        else:
+            pairs = held_out_pairs(runs[0], models[0])
+        pairs = pairs.cache()  # standard input can be read only once
+        # One run is evaluated on any corpus that is named.
+        if len(runs) > 1 or (not corpus and may_have_learned(runs[0])):
+            _say_trained_on(command, runs, models, pairs, corpus)
+        progress = counter("translated")
+        return [measure(model, pairs, strategy, progress=progress, **settings) for model in measured], seconds
+
+
+def _say_trained_on(command, runs, models, pairs, named):
+    """Says on stderr how many sources of these pairs each run was trained on.
+
+    Without a named corpus the pairs are the held-out set of the first run. They are refused if another run was trained
+    on one of them.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from pipelines import group_by_source
+    from seq2seq.checkpoints import RunError
+    from seq2seq.runs import configuration, trained_on
+
+    sources = list(group_by_source(pairs))
+    if not sources:
+        return  # `evaluate` refuses them
+    dataset = tf.data.Dataset.from_tensor_slices((sources, sources))
+    learned = []
+    for run, model in zip(runs, models, strict=True):
+        try:
+            learned.append(trained_on(configuration(run)[1], dataset, model.source_tokenizer))
+        except (CorpusError, OptionError) as error:
+            unknown = f"{run}: cannot tell which of the sources it was trained on: {error}"
+            if learned and not named:
+                raise RunError(f"{unknown}; name a test corpus") from None
+            say(unknown)
+            learned.append(np.zeros(len(sources), bool))
+        if not named and (more := (learned[-1] & ~learned[0]).sum()):
+            raise RunError(
+                f"{run} was trained on {more:,} of the {len(sources):,} sources that {runs[0]} has held out; name a "
+                f"test corpus: {command_line(command, *runs)} CORPUS"
+            )
+        if count := learned[-1].sum():
+            say(f"{run}: trained on {count:,} of the {len(sources):,} sources")

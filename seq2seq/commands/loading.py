@@ -1,0 +1,58 @@
+"""The runs that a command names: told from its other arguments, and loaded."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines import OptionError, load_class
+from seq2seq.config import load_config
+
+
+def split_runs(command: str, arguments: list[str], other: str, least: int = 1) -> tuple[list[Path], list[str]]:
+    """Separates the run folders from the arguments after them, whose name in messages is `other`.
+
+    The first argument is meant to be a run; another one is a run if it is a folder with a run in it.
+    """
+    expected = f"expected {'RUN ' * least}[RUN]... [{other}]..."
+    are_runs = [True, *map(_is_run, arguments[1:])]
+    count = next((n for n, is_run in enumerate(are_runs) if not is_run), len(are_runs))
+    if count < least:
+        raise OptionError(f"{command}: {arguments[count]} is not a run folder; {expected}")
+    if any(are_runs[count:]):
+        run, before = arguments[are_runs.index(True, count)], f"the {other.lower()} {arguments[count]}"
+        raise OptionError(f"{command}: {run} is a run folder, but stands after {before}; {expected}")
+    return [Path(name) for name in arguments[:count]], arguments[count:]
+
+
+def _is_run(name):
+    # Not by `Path`, which raises an error for a text too long to be a path.
+    return os.path.isdir(name) and any(os.path.exists(os.path.join(name, file)) for file in _RUN_FILES)
+
+
+_RUN_FILES = ("model.keras", "config.json", "unfinished")  # `train` leaves one of them in every folder
+
+
+def import_classes(names: Iterable[str] | None) -> None:
+    """Imports the classes of your own that `--import` names."""
+    for name in names or ():
+        load_class("import", name)
+
+
+def load_model(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
+    """Loads a run, or the ensemble of several, after the classes of your own that it is made of."""
+    from seq2seq.runs import load_runs
+
+    import_classes(imports)
+    return load_runs(runs)
+
+
+def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:
+    """How to read a corpus for a run: with the run's own --columns and --reverse, unless others are given.
+
+    Standard input, which is made for the command, has source and target in their order.
+    """
+    if "columns" in given or "-" in corpus or not (run / "config.json").is_file():
+        return given
+    options, _ = load_config(run / "config.json")
+    return {name: options[name] for name in ("columns", "reverse") if options.get(name)} | given

@@ -1,0 +1,185 @@
+"""Options and arguments that several commands share, and those that `Config` declares."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines import OptionError
+from seq2seq.config import Config, check_option
+from seq2seq.presets import parse_setting
+
+PRESET_HELP = (
+    "The settings to start from: default (characters, for little text and single words), subword (pieces of words, for "
+    "20000 pairs of sentences and more), grapheme-to-phoneme (letters to phones), inflection (lemma TAB form TAB "
+    "features), tutorial (those of the Keras tutorial). Without it, the corpus decides between the first two."
+)
+_CORPUS = (
+    "a file of tab-separated text (source TAB target), JSON Lines or TFRecord, plain, .gz, .bz2 or .xz; a file in a "
+    "zip (a.zip/b.tsv); parallel files (a.en+a.es); a folder or a quoted glob of such; or a corpus by name: "
+    "phrasebook, spa-eng (a file of that name is ./phrasebook). Several are read together."
+)
+CORPUS_HELP = f"What to read: {_CORPUS}"
+ENSEMBLE_HELP = (
+    "More run folders make an ensemble: the probability of each token is the mean over all runs, which must have the "
+    "same tokenizers."
+)
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder that `seq2seq train` made.")]
+Corpus = Annotated[list[str], typer.Argument(metavar="CORPUS", help=CORPUS_HELP)]
+ScoredCorpus = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="RUN|CORPUS", help=f"{ENSEMBLE_HELP} Then a corpus: {_CORPUS} Default: -, standard input."),
+]
+EvaluatedCorpus = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RUN|CORPUS",
+        help=f"{ENSEMBLE_HELP} Then a corpus: {_CORPUS} Default: the held-out set of the first run.",
+    ),
+]
+Preset = Annotated[str | None, typer.Option(help=PRESET_HELP)]
+Import = Annotated[
+    list[str] | None,
+    typer.Option("--import", metavar="MODULE:CLASS", help="Import this class of your own, which the run is made of."),
+]
+BeamWidth = Annotated[int | None, typer.Option(min=1, help="Use beam search with this many hypotheses.")]
+LengthPenalty = Annotated[
+    float | None, typer.Option(min=0, help="Length penalty of beam search: 0 favours short translations, 1 long ones.")
+]
+Search = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|MODULE:CLASS",
+        help="Search with this strategy: greedy, beam, sampling or a class of your own; --set gives its settings.",
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the strategy that --search names; repeatable."),
+]
+MinLength = Annotated[int, typer.Option(min=0, help="Shortest translation, in tokens.")]
+MaxLength = Annotated[
+    int | None, typer.Option(min=1, help="Longest translation, in tokens. Default: by the length of the text.")
+]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Texts to translate together. It changes speed and memory, not the translations.")
+]
+BleuTokenizer = Annotated[
+    str, typer.Option(metavar="NAME", help="How BLEU splits words: 13a; zh or char for text without spaces; intl.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+
+
+def with_config_options(*names: str) -> Callable[[Callable], Callable]:
+    """Gives a command the options of these names, or all, as `Config` declares them; `given` gets those in use."""
+    fields = [field for field in dataclasses.fields(Config) if field.metadata and (not names or field.name in names)]
+
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            given = _given({field.name: arguments.pop(field.name) for field in fields})
+            command(**arguments, given=given)
+
+        own = [parameter for parameter in inspect.signature(command).parameters.values() if parameter.name != "given"]
+        parameters = [*own, *(_parameter(field, panel=not names) for field in fields)]
+        signature = inspect.Signature([each.replace(kind=each.KEYWORD_ONLY) for each in parameters])
+        run.__signature__ = signature  # type: ignore[attr-defined]  # `inspect` looks there
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(field, panel):
+    """The parameter of a command for a field of `Config`; `panel`: in its section of the help, with its default."""
+    declared = {name: value for name, value in field.metadata.items() if name not in _NOT_FOR_TYPER}
+    if not panel:
+        del declared["rich_help_panel"]
+    elif field.default not in (None, False):
+        declared["help"] += f" Default: {_default_text(field.default)}."
+    parser = field.metadata.get("parser")
+    if parser:
+        declared.setdefault("metavar", f"<{parser.__name__}>")
+    # None stands for an option that is not given, so that a preset decides; "none" is text until it is parsed.
+    kind = str if parser else list[str] if "several" in field.metadata else field.type
+    flags = [field.metadata["flag"]] if "flag" in field.metadata else []
+    annotation = Annotated[kind | None, typer.Option(*flags, **declared)]  # type: ignore[valid-type]  # known only here
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+_NOT_FOR_TYPER = ("parser", "flag", "several", "range")
+
+
+def _default_text(value):
+    if isinstance(value, tuple):
+        return ",".join(f"{number:g}" for number in value)
+    return "yes" if value is True else value
+
+
+def _given(values):
+    """The options that were given, of all as Typer returns them: parsed and checked."""
+    own = values.pop("own", None)
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        value = tuple(value) if isinstance(value, list) else value
+        if value in (None, ()):
+            continue
+        if parser := Config.__dataclass_fields__[name].metadata.get("parser"):
+            try:
+                value = parser(value)
+            except ValueError:
+                raise typer.BadParameter(f"{value!r} does not fit", param_hint=option_flag(name)) from None
+        check_option(name, value)
+        given[name] = value
+    if settings := read_settings(own, given):
+        given["own"] = settings
+    return given
+
+
+def read_settings(texts: Iterable[str] | None, given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Reads the options that `--set` names: {name: value}; those of `Config` go into `given`, if it is there."""
+    found: dict[str, Any] = {}
+    for name, value in map(parse_setting, texts or ()):
+        if name == "corpus":
+            raise OptionError(f"set=corpus={value}: name the corpus as an argument, CORPUS")
+        options = found if given is None or name not in Config.__dataclass_fields__ else given
+        if options.setdefault(name, value) != value:
+            raise OptionError(f"{name}: given twice, as {options[name]!r} and as {value!r}")
+    return found
+
+
+def option_flag(name: str) -> str:
+    """The option of the command line for an argument in Python: "--beam-width" for "beam_width"."""
+    return f"--{name.replace('_', '-')}"
+
+
+def search_strategy(search: str | None, settings: list[str] | None, **options: Any) -> Any:
+    """Makes the strategy that the options of a command ask for; those that are not given are None."""
+    from seq2seq.contract import make_strategy
+    from seq2seq.strategies import BeamSearch, Greedy, Sampling
+
+    given = {name: value for name, value in options.items() if value is not None}
+    of_beam = [option_flag(name) for name in given if name in ("beam_width", "length_penalty")]
+    of_sampling = [option_flag(name) for name in given if name in ("sample", "temperature", "top_k", "top_p")]
+    if search:
+        for name in given:
+            flag = option_flag(name)
+            raise OptionError(
+                f"--search and {flag} exclude each other; write --set NAME=VALUE for settings of {search}"
+            )
+        return make_strategy(search, read_settings(settings))
+    if settings:
+        raise OptionError(f"--set {settings[0]}: is for the strategy that --search names, and there is none")
+    if of_beam and of_sampling:
+        raise OptionError(f"{of_beam[0]} is for beam search, {of_sampling[0]} for sampling; they exclude each other")
+    if of_sampling:
+        given.pop("sample", None)
+        return Sampling(**given)
+    if given:
+        return BeamSearch(given.pop("beam_width", max(5, given.get("n_best", 1))), **given)
+    return Greedy()

@@ -1,0 +1,111 @@
+"""Commands that make something of a run: `seq2seq plot`, `average`, `export`, `demo`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seq2seq.commands.loading import import_classes, load_model
+from seq2seq.commands.options import ENSEMBLE_HELP, Import, LengthPenalty, Run, Search, Settings, search_strategy
+from seq2seq.commands.terminal import say
+
+
+def plot(run: Run, imports: Import = None) -> None:
+    """Draw a run's pictures again, into its folder: curves, error rates by length, attention. Prints their paths.
+
+    Example: seq2seq plot runs/phrasebook
+    """
+    for path in draw(run, load_model([run], imports)):
+        typer.echo(path)
+
+
+def draw(folder: Path, model: Any) -> list[Path]:
+    """Draws a run's pictures, for TensorBoard too if the run logs to it; returns their paths."""
+    from seq2seq.runs import draw_run
+
+    drawn = draw_run(folder, model, say=lambda text: say(f"seq2seq: {text}"))
+    if (folder / "tensorboard").is_dir():
+        import tensorflow as tf
+
+        with tf.summary.create_file_writer(str(folder / "tensorboard" / "pictures")).as_default(step=0):
+            for path in drawn:
+                tf.summary.image(path.stem, tf.io.decode_png(path.read_bytes(), channels=3)[None])
+    return drawn
+
+
+def average(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    last: Annotated[
+        int | None, typer.Option(min=1, help="How many of the last kept epochs. Default: all that are kept.")
+    ] = None,
+    imports: Import = None,
+) -> None:
+    """Make a run whose weights are the mean over the last epochs of another run, and print its folder.
+
+    That run must have been trained with --keep-epochs, which keeps the models of its last measured epochs.
+
+    Example: seq2seq average runs/mine --last 5 --out runs/mean
+    """
+    from seq2seq.runs import average as average_epochs
+
+    import_classes(imports)
+    average_epochs(run, out, last)
+    typer.echo(out)
+
+
+def export(
+    run: Run,
+    folder: Annotated[
+        list[Path], typer.Argument(metavar="RUN|DIR", help=f"{ENSEMBLE_HELP} The last argument is the folder to make.")
+    ],
+    beam_width: Annotated[
+        int, typer.Option(min=1, help="Hypotheses of the signature `beam`, which returns all of them.")
+    ] = 5,
+    length_penalty: LengthPenalty = None,
+    search: Search = None,
+    options: Settings = None,
+    imports: Import = None,
+) -> None:
+    """Write a SavedModel, tokenizers included, for TensorFlow Serving and programs without this library.
+
+    Its signatures `greedy` and `beam` take strings and return strings; --search adds a third one, `search`, with that
+    strategy. A few texts are translated by the model when it was trained, as it was saved and as it is exported; any
+    difference is an error. Prints the folder.
+
+    Example: seq2seq export runs/phrasebook exported/1
+    """
+    from seq2seq.runs import export_runs
+
+    *more, out = folder
+    import_classes(imports)
+    beam = search_strategy(None, None, beam_width=beam_width, n_best=beam_width, length_penalty=length_penalty)
+    strategy = search_strategy(search, options) if search or options else None
+    export_runs([run, *more], out, beam, strategy)
+    typer.echo(out)
+
+
+def demo(
+    run: Run,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="RUN", help=ENSEMBLE_HELP)] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 for any free port.")] = 7860,
+    search: Search = None,
+    options: Settings = None,
+    imports: Import = None,
+) -> None:
+    """Serve a page that translates while you type, to this machine only. Prints its address.
+
+    It shows the n best translations with their log-likelihoods, and the attention. The strategy that --search names
+    can be chosen beside greedy search and beam search. Ctrl-C ends it.
+
+    Example: seq2seq demo runs/phrasebook
+    """
+    from seq2seq.demo import demo_page, listen, serve
+    from seq2seq.runs import probe
+
+    strategy = search_strategy(search, options) if search or options else None
+    with listen(port) as listener:
+        examples = list(probe(run))[:5] if (run / "probe.json").is_file() else []
+        page = demo_page(load_model([run, *(more or ())], imports), examples, strategy)
+        typer.echo(f"http://{':'.join(map(str, listener.getsockname()))}/")
+        serve(page, listener)

@@ -1,0 +1,98 @@
+"""What commands say on stderr, and checks of the files that they are to write."""
+
+import contextlib
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from pipelines import OptionError
+
+_CLEAR = "\r\033[K"  # the terminal's line
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches stderr."""
+    return sys.stderr.isatty()
+
+
+def say(text: str) -> None:
+    """Writes a line to stderr; on a terminal it replaces what `show` has written."""
+    typer.echo(f"{_CLEAR}{text}" if is_terminal() else text, err=True)
+
+
+def show(text: str) -> None:
+    """Shows a state on a terminal until the next line, cut to its width; shows nothing elsewhere."""
+    if is_terminal():
+        typer.echo(f"{_CLEAR}{text[: shutil.get_terminal_size().columns - 1]}", err=True, nl=False)
+
+
+def counter(what: str) -> Callable[[int], None]:
+    """Returns a function that shows a growing number, at most four times a second."""
+    shown = time.monotonic()
+
+    def count(number: int) -> None:
+        nonlocal shown
+        if time.monotonic() > shown + 0.25:
+            shown = time.monotonic()
+            show(f"{number:,} {what}")
+
+    return count
+
+
+@contextlib.contextmanager
+def reporting() -> Iterator[Any]:
+    """Gives a `Report` to count in, and prints it at the end, after an error too."""
+    from pipelines import Report
+
+    report = Report()
+    try:
+        yield report
+    finally:
+        print_report(report)
+
+
+def print_report(report: Any) -> None:
+    """Says which pairs were left out, if any were."""
+    show("")  # removes the number of pairs read
+    if report.dropped:
+        say(str(report))
+
+
+def say_speed(count: int, seconds: float, loading: float) -> None:
+    """Says how long translating and loading took."""
+    rate = f", {count / seconds:,.0f} a second" if seconds else ""
+    say(f"{count:,} translated in {seconds:.1f} s{rate}; {loading:.1f} s to load")
+
+
+def command_line(*arguments: Any) -> str:
+    """The command `seq2seq` with these arguments, quoted for a shell."""
+    return shlex.join(["seq2seq", *map(str, arguments)])
+
+
+def check_picture(option: str, path: Path) -> None:
+    """Checks that a picture can be written, before the long work whose result it shows."""
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise typer.BadParameter(f"{path} does not end in .png, .svg or .pdf", param_hint=f"--{option}")
+    check_writable(option, path)
+
+
+def check_writable(option: str, path: Path, folder: bool = False) -> None:
+    """Checks that a file, or files in a folder, can be written, before the long work whose result they take."""
+    try:
+        if folder:
+            path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path).close()
+        else:
+            new = not path.exists()
+            path.open("ab").close()
+            if new:
+                path.unlink()
+    except OSError as error:
+        raise OptionError(f"{option}={path}: cannot be written: {error.strerror}") from None

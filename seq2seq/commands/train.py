@@ -1,0 +1,197 @@
+"""`seq2seq train`."""
+
+import importlib.util
+import re
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines import OptionError
+from pipelines.lines import as_line
+from seq2seq.commands.loading import import_classes
+from seq2seq.commands.options import CORPUS_HELP, Import, Preset, with_config_options
+from seq2seq.commands.runs import draw
+from seq2seq.commands.terminal import command_line, counter, is_terminal, print_report, say
+from seq2seq.config import Config, load_config, own_classes
+from seq2seq.presets import choose_preset, usual_options, warm_options, without_excluded
+
+
+@with_config_options()
+def train(  # longer than 60 lines: its signature declares the options
+    corpus: Annotated[list[str] | None, typer.Argument(metavar="CORPUS", help=CORPUS_HELP)] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to make (default: runs/NAME-OF-CORPUS).")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Resume an interrupted training with its own options. Repeating its command resumes it too.",
+        ),
+    ] = False,
+    preset: Preset = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Repeat a run: the config.json in its folder. Other options replace those in it."),
+    ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TRACKER",
+            help="Log the figures of each epoch to tensorboard (curves and pictures, in the run folder), wandb or "
+            "mlflow; repeatable. Default: none.",
+        ),
+    ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option(
+            help="Where to train: none, on one device; mirrored, on all GPUs of this machine; multiworker, on the "
+            "machines in TF_CONFIG, each of which runs the same command."
+        ),
+    ] = "none",
+    imports: Import = None,
+    *,
+    given: dict,
+) -> None:
+    """Train a model on pairs of texts and keep it in a run folder, whose path is printed at the end.
+
+    Example: seq2seq train my-pairs.tsv --out runs/mine --epochs 20
+    """
+    from seq2seq.building import check_taken
+    from seq2seq.callbacks import DivergedError
+    from seq2seq.distribution import WorkerLostError, is_chief, open_strategy
+    from seq2seq.training import train as train_run
+
+    opened = open_strategy(strategy)  # before anything is computed
+    if resume and (given or preset or config):
+        raise OptionError("resume continues with the options that the training began with; it takes no others")
+    settings = _configure(corpus, preset, config, resume, given)
+    first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
+    folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
+    import_classes(imports)
+    check_taken(settings, given)
+    try:
+        model = train_run(
+            None if resume else settings,
+            folder,
+            overwrite,
+            resume,
+            callbacks=[progress_callback()] if is_chief(opened) else [],
+            progress=counter("pairs read"),
+            report=print_report,
+            say=say,
+            command=command_line(*sys.argv[1:]),
+            strategy=opened,
+            track=track or (),
+        )
+    except (DivergedError, WorkerLostError) as error:
+        say(f"seq2seq: {error}")
+        raise typer.Exit(1) from None
+    except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
+        if (begun := folder / "unfinished" / "config.json").is_file():
+            resuming = command_line("train", "--resume", "--out", folder, *_imports_for(load_config(begun)[0]))
+            say(f"Resume with:  {resuming}")
+        raise
+    if is_chief(opened):
+        _finish(folder, model)
+
+
+def _configure(corpus, preset, config, resume, given):
+    """The `Config` of a training, from its arguments and the options that were given."""
+    from seq2seq.runs import find_corpus
+
+    options: dict[str, Any] = {}
+    if config:
+        if preset:
+            raise OptionError("preset and config exclude each other")
+        options, record = load_config(config)
+        options = without_excluded(options, given)
+        if not corpus and "checksums" in record:
+            options["corpus"] = find_corpus(record)
+        if options.get("validation") and "validation" not in given:
+            options["validation"] = find_corpus(record, "validation")
+    else:
+        corpus = corpus or ["phrasebook"]
+    if corpus:
+        options["corpus"] = tuple(corpus)
+    if given.get("warm_start"):
+        if preset or config:
+            raise OptionError("from uses the options of that run; it excludes preset and config")
+        options |= warm_options(load_config(Path(given["warm_start"]) / "config.json")[0])
+    elif not config and not resume:
+        preset = preset or preset_for_corpus(Config(**options | given))
+        options |= usual_options(preset, given)
+    if given.get("own"):
+        given["own"] = {**(options.get("own") or {}), **given["own"]}
+    return Config(**options | given)
+
+
+def preset_for_corpus(config: Config) -> str:
+    """Chooses the preset that suits a corpus and can be used here, and says so unless it is the usual one."""
+    preset = choose_preset(config)
+    if preset == "subword":
+        if importlib.util.find_spec("sentencepiece"):
+            reason = "so many sentences are cut into subwords (--preset default for characters)"
+        else:
+            preset = "default"
+            reason = "for so many sentences subwords would be better: pip install 'keras-seq2seq[subword]'"
+        say(f"Preset {preset}: {reason}")
+    return preset
+
+
+def _finish(folder, model):
+    """Draws the pictures of a run, and says what its training took and how to translate with it."""
+    from seq2seq.runs import can_measure
+
+    if can_measure() and importlib.util.find_spec("matplotlib"):
+        draw(folder, model)
+    options, record = load_config(folder / "config.json")
+    took = "{updates:,} updates of {parameters:,} parameters in {seconds:,.1f} s on {device}; {peak_memory_mb:,} MB"
+    say(took.format(**record["training"]))
+    names = model.source_tokenizer.column_names
+    text = '"TEXT"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"  # as shells write a tab
+    say(f"Translate with:  {command_line('translate', folder, *_imports_for(options, training=False))} {text}")
+    typer.echo(folder)
+
+
+def _imports_for(options, training=True):
+    """The arguments that import the classes of your own that a run with these options is made of."""
+    return [part for name in own_classes(Config(**options), training) for part in ("--import", name)]
+
+
+def progress_callback() -> Any:
+    """A Keras callback that shows training on stderr: a bar during each epoch, then its figures and translations."""
+    import keras
+
+    class Progress(keras.callbacks.Callback):
+        held_out: Iterable[tuple[str, str]] = ()
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.started = time.monotonic()
+            label, hidden = f"Epoch {epoch + 1}/{self.params['epochs']}", not is_terminal()
+            self.bar = typer.progressbar(length=self.params["steps"], label=label, file=sys.stderr, hidden=hidden)
+
+        def on_train_batch_begin(self, batch, logs=None):  # with a hook for its end, Keras would wait for the device
+            self.bar.update(1)
+
+        def on_epoch_end(self, epoch, logs=None):
+            line = f"Epoch {epoch + 1}/{self.params['epochs']}  {_figures(logs)}"
+            if "val_loss" in logs:
+                line += f"  |  held out: {_figures(logs, 'val_')}"
+            say(f"{line}  |  {time.monotonic() - self.started:.1f} s")
+            if "val_loss" not in logs:
+                return  # this epoch was not measured
+            translations = self.model.translate([source for source, _ in self.held_out]).numpy()
+            for (source, target), translation in zip(self.held_out, translations, strict=True):
+                line = f"    {source}  ->  {translation.decode()}   ({target})"
+                say(as_line(line.encode()).decode())  # even if texts contain line breaks
+
+    return Progress()
+
+
+def _figures(logs, side=""):
+    line = f"loss {logs[side + 'loss']:.3f}  accuracy {logs[side + 'accuracy']:.1%}"
+    return f"{line}  chrF {logs['val_chrf']:.1f}" if side and "val_chrf" in logs else line

@@ -1,0 +1,300 @@
+"""`seq2seq translate` and `score`: text, line for line."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
+
+import typer
+
+from pipelines import CorpusError, OptionError, open_corpora
+from pipelines.formats import wrong_columns
+from pipelines.lines import as_line, line_waits, read_lines
+from seq2seq.commands.loading import load_model, reading_as_trained, split_runs
+from seq2seq.commands.options import (
+    ENSEMBLE_HELP,
+    BatchSize,
+    BeamWidth,
+    Import,
+    LengthPenalty,
+    MaxLength,
+    MinLength,
+    Run,
+    ScoredCorpus,
+    Search,
+    Settings,
+    search_strategy,
+    with_config_options,
+)
+from seq2seq.commands.terminal import reporting, say_speed, show
+
+
+def translate(  # longer than 60 lines: its signature declares the options
+    run: Run,
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN|TEXT", help=f"{ENSEMBLE_HELP} Then the texts to translate.")
+    ] = None,
+    beam_width: BeamWidth = None,
+    length_penalty: LengthPenalty = None,
+    n_best: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Write this many translations of each text, a line for each: samples with --sample, else the best of "
+            "a beam of 5 or more.",
+        ),
+    ] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw each token at random, by its probability.")] = False,
+    temperature: Annotated[
+        float | None, typer.Option(help="Temperature of sampling: below 1 more conservative, above 1 more varied.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample only from this many most likely tokens.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample only from the most likely tokens with this total probability.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    search: Search = None,
+    options: Settings = None,
+    prefix: Annotated[
+        bool,
+        typer.Option(
+            "--prefix", help="Each TEXT or line has one more column, after a tab: how its translation begins, or empty."
+        ),
+    ] = False,
+    min_length: MinLength = 0,
+    max_length: MaxLength = None,
+    batch_size: BatchSize = 256,
+    scores: Annotated[
+        bool,
+        typer.Option(
+            "--scores",
+            help="Before each translation write its log-likelihood, the figure that ranks it (log-likelihood over "
+            "length penalty), and why it stopped: end, limit, repetition.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Write a line of JSON for each text, with its translations and their tokens."),
+    ] = False,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="As --json, with the attention of each token of a translation.")
+    ] = False,
+    imports: Import = None,
+) -> None:
+    """Translate the TEXTs, or stdin line by line, to stdout. Lines are answered when no more are waiting.
+
+    If the model was trained on several source columns, each TEXT or line must have them, with tabs between them. With
+    --prefix one more follows: how the translation begins, which may be empty.
+
+    Each TEXT, or each line, gets one line, an empty one too; with --n-best it gets that many. A tab or a line break
+    inside a translation is written as a space. Run folders come first; an argument that is no run folder is a TEXT.
+
+    With --scores or --n-best the output has columns between tabs: with --n-best above 1 the number of the text; with
+    --scores the log-likelihood, the figure that ranks the translations, and why each stopped; the translation last.
+
+    With --json each text gets one object: its "source" and "translations", the best first. Each of these has "text",
+    "log_likelihood", "ranked_by", "stopped", "tokens" and their "log_probabilities", in nats. --attention adds the
+    "source_tokens" and, for each translation, "attention": a row of weights of the source tokens for each token. A
+    number that is not finite is null.
+
+    Example: seq2seq translate runs/phrasebook < questions.txt > answers.txt
+    """
+    from seq2seq.translation import prefix_ids
+
+    beam = {"beam_width": beam_width, "length_penalty": length_penalty, "n_best": n_best}
+    sampling = {"sample": sample or None, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    strategy = search_strategy(search, options, **beam, **sampling)
+    runs, texts = split_runs("translate", [str(run), *(texts or ())], "TEXT")
+    for text in texts:
+        if os.path.isdir(os.path.dirname(text)):  # perhaps a run whose name is mistyped
+            typer.echo(as_line(os.fsencode(text)) + b" is no run folder, so it is taken for a text", err=True)
+    started = time.monotonic()
+    model = load_model(runs, imports)
+    loading = time.monotonic() - started
+    unit = "TEXT" if texts else "standard input, line"
+
+    def write(lines, done):
+        how = {"seed": seed + done, "min_length": min_length, "max_length": max_length, "batch_size": batch_size}
+        sources = lines
+        if prefix:
+            sources, how["prefixes"] = zip(*(line.rpartition(b"\t")[::2] for line in lines), strict=True)
+        try:
+            if as_json or attention or scores or strategy.n_best > 1:
+                found = model.translate(sources, strategy, details=True, **how)
+                as_objects = as_json or attention
+                rows = _objects(model, sources, found, attention) if as_objects else _columns(found, done, scores)
+            else:
+                rows = map(as_line, model.translate(sources, strategy, **how).numpy())
+        except OptionError:
+            bad = _unknown_prefix(model, how["prefixes"]) if prefix else None
+            if bad is None:
+                raise
+            if bad:
+                write(lines[:bad], done)  # those before it are answered
+            prefix_ids(model.target_tokenizer, how["prefixes"][bad:], unit, done + bad + 1)  # raises with its number
+        sys.stdout.buffer.writelines(row + b"\n" for row in rows)
+        sys.stdout.buffer.flush()
+
+    numbered = enumerate(map(os.fsencode, texts), start=1) if texts else read_lines(None)
+    lines = _with_columns(unit, numbered, (*model.source_tokenizer.column_names, *["prefix"] * prefix))
+    if texts:
+        write(list(lines), 0)
+        return
+    done, seconds = 0, 0.0
+    for block in _blocks(lines):
+        started = time.monotonic()
+        write(block, done)
+        seconds += time.monotonic() - started
+        done += len(block)
+        if not sys.stdin.isatty():
+            show(f"{done:,} lines")
+    say_speed(done, seconds, loading)
+
+
+def _with_columns(unit, numbered, names):
+    """Yields the texts of (number, text) pairs, each of which must have the columns that a model expects."""
+    for number, text in numbered:
+        if len(names) > 1 and (problem := wrong_columns(text, names)):
+            raise CorpusError(f"{unit} {number}: {problem}")
+        yield text
+
+
+def _unknown_prefix(model, prefixes):
+    """The place of the first prefix with tokens that are not in the vocabulary, or None."""
+    import numpy as np
+
+    from pipelines.tokens import UNKNOWN
+
+    ids = model.target_tokenizer.tokenize(list(prefixes)).numpy()
+    return next(iter(np.flatnonzero(np.any(ids == UNKNOWN, axis=1)).tolist()), None)
+
+
+def _blocks(lines: Iterable) -> Iterator[list]:
+    """Yields lines in blocks, which are fast to work on.
+
+    A block ends when it is full, when no line is waiting, as somebody at a terminal or the other end of a pipe may want
+    an answer first, or before a bad line, whose error follows.
+    """
+    block = []
+    try:
+        for line in lines:
+            block.append(line)
+            if len(block) == 2048 or not line_waits():
+                yield block
+                block = []
+    except CorpusError:
+        if block:
+            yield block
+        raise
+    if block:
+        yield block
+
+
+def _columns(found, done, scores):
+    """Yields a line for each hypothesis, of what is known of it, with tabs between."""
+    for number, row in enumerate(zip(*(part.numpy() for part in found[:4]), strict=True), start=done + 1):
+        for text, score, rank, stopped in zip(*row, strict=True):
+            columns = [b"%d" % number] if len(row[0]) > 1 else []
+            if scores:
+                columns += [b"%.4f" % score, b"%.4f" % rank, stopped]
+            yield b"\t".join([*columns, as_line(text)])
+
+
+def _objects(model, texts, found, attention):
+    """Yields a line of JSON for each text: all that is known of its hypotheses."""
+    import numpy as np
+
+    rows, count, length = found.ids.shape
+    ids = found.ids.numpy().reshape(rows * count, length)
+    real = np.flatnonzero(ids[:, 0])  # a beam that finds too few hypotheses leaves empty places
+    ids, sources = ids[real], [texts[number] for number in real // count]
+    columns = [part.numpy().reshape(-1)[real] for part in found[:4]]
+    alignments = model.attention(sources, ids) if attention else [None] * len(real)
+    objects = [{"source": text.decode(errors="replace"), "translations": []} for text in texts]
+    for number, text, score, rank, stopped, (tokens, nats), alignment in zip(
+        real // count, *columns, _scored_tokens(model, sources, ids), alignments, strict=True
+    ):
+        known = {"text": text.decode(), "log_likelihood": _numbers(score), "ranked_by": _numbers(rank)}
+        known |= {"stopped": stopped.decode(), "tokens": tokens, "log_probabilities": _numbers(nats)}
+        if alignment:
+            known["attention"] = _numbers(alignment.weights)
+            objects[number]["source_tokens"] = alignment.source
+        objects[number]["translations"].append(known)
+    return (_json(known).encode() for known in objects)
+
+
+def _scored_tokens(model, sources, ids):
+    """For each row of target ids `[N, T]` its tokens and their log-probabilities, two lists."""
+    from seq2seq.translation import spelled
+
+    scores = model.score(sources, ids, per_token=True).to_list()
+    return zip(spelled(model.target_tokenizer, ids), scores, strict=True)
+
+
+def _numbers(array):
+    """Numbers of any shape for JSON, in which None stands for a number that is not finite."""
+    import numpy as np
+
+    array = np.asarray(array, np.float64)
+    found: Any = np.where(np.isfinite(array), array.round(6), None)
+    return found.tolist()
+
+
+def _json(content):
+    return json.dumps(content, ensure_ascii=False, allow_nan=False)
+
+
+@with_config_options("columns", "reverse", "on_bad_line")
+def score(
+    run: Run,
+    corpus: ScoredCorpus = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write a line of JSON for each pair: its texts, tokens and all figures.")
+    ] = False,
+    imports: Import = None,
+    *,
+    given: dict,
+) -> None:
+    """Write the log-likelihood of each pair of texts, in nats: how well the target translates the source.
+
+    Standard input has source TAB target, or all source columns and then the target. A corpus by name is read with the
+    --columns and --reverse of the run's training, unless you give others.
+
+    Each line of a CORPUS gets one line: a number, or nan if it holds no pair to score. stderr counts the latter by
+    reason: an empty line, the names of the columns, a bad line. --on-bad-line is skip by default here; with error, the
+    command ends at the first bad line.
+
+    With --json the line is an object with "source", "target", "log_likelihood", "loss" (nats per token, END included),
+    "tokens" and their "log_probabilities"; or null in place of nan.
+
+    Example: paste source.txt target.txt | seq2seq score runs/phrasebook
+    """
+    runs, corpus = split_runs("score", [str(run), *(corpus or ())], "CORPUS")
+    corpus = corpus or ["-"]
+    with reporting() as report:
+        model = load_model(runs, imports)
+        columns = model.source_tokenizer.column_names
+        reading = {"on_bad_line": "skip", "source_columns": columns, **reading_as_trained(runs[0], corpus, given)}
+        lines = open_corpora(corpus, **reading).lines(report)
+        for block in _blocks(lines):
+            pairs = [pair for pair in block if pair]
+            found = _score_objects(model, pairs) if as_json else _score_numbers(model, pairs)
+            typer.echo("\n".join(next(found) if pair else "null" if as_json else "nan" for pair in block))
+    if report.dropped and not report.pairs:
+        raise CorpusError(f"{' '.join(corpus)}: no pairs to score")
+
+
+def _score_numbers(model, pairs):
+    for score in model.score([source for source, _ in pairs], [target for _, target in pairs]).numpy():
+        yield f"{score:.4f}"
+
+
+def _score_objects(model, pairs):
+    sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+    ids = model.target_tokenizer.tokenize(targets, start_end=True)[:, 1:]
+    for source, target, (tokens, nats) in zip(sources, targets, _scored_tokens(model, sources, ids), strict=True):
+        figures = {"log_likelihood": _numbers(sum(nats)), "loss": _numbers(-sum(nats) / len(nats))}
+        figures |= {"tokens": tokens, "log_probabilities": _numbers(nats)}
+        yield _json({"source": source.decode(), "target": target.decode(), **figures})

@@ -1,0 +1,89 @@
+"""The pairs that a run trains on, those that it holds out, and the batches of each epoch."""
+
+import math
+from typing import Any
+
+import tensorflow as tf
+
+from pipelines import Report, Tokenizer, batch_pairs, read_pairs, split_by_hash, split_last
+from pipelines.corpora import WITHOUT_AUTOTUNE
+from seq2seq.config import Config, reading_options
+
+
+def both_sides(config: Config, source_tokenizer: Tokenizer, **options: Any) -> tuple[tf.data.Dataset, tf.data.Dataset]:
+    """The pairs to train on and those held out; the tokenizer needs no vocabulary yet."""
+    pairs = read_pairs(config.corpus, config.limit, **options, **reading_options(config))
+    if config.validation:
+        return pairs, validation_pairs(config)
+    if config.split == "last":
+        return split_last(pairs, config.validation_fraction)
+    return split_by_hash(pairs, config.validation_fraction, source_tokenizer)
+
+
+def validation_pairs(config: Config, report: Report | None = None, **options: Any) -> tf.data.Dataset:
+    """All pairs of `config.validation`. The options that clean the corpus do not apply to it."""
+    options |= {name: getattr(config, name) for name in ("columns", "reverse", "on_bad_line")}
+    return read_pairs(config.validation, report=report, **options)
+
+
+def training_pairs(
+    config: Config, source_tokenizer: Tokenizer, epoch: int | tf.Tensor = 0, **options: Any
+) -> tf.data.Dataset:
+    """The pairs to train on, in the order of an epoch, counted from 0."""
+    if _reorders(config):
+        options |= {"shuffle_files": True, "weights": config.weights, "seed": config.seed, "epoch": epoch}
+    return both_sides(config, source_tokenizer, **options)[0]
+
+
+def _reorders(config):
+    """Whether files are read in a new order each epoch: not if the order decides what is trained on."""
+    return config.split == "hash" and config.limit is None
+
+
+def training_batches(run: Any, seen: int) -> tf.data.Dataset:
+    """The batches of a run after this many pairs, epoch after epoch: a `tf.data.Dataset` without end."""
+    config, source_tokenizer = run.config, run.model.source_tokenizer
+    # With batch_tokens the number of batches in an epoch depends on its order, so epochs are counted in pairs.
+    begun, skip = divmod(seen, run.pairs)
+    always = None if _reorders(config) else both_sides(config, source_tokenizer)[0]
+
+    @tf.autograph.experimental.do_not_convert
+    def one_epoch(number):
+        # With weights, the order decides how often a small corpus repeats; so all epochs have as many as the first.
+        pairs = (always or training_pairs(config, source_tokenizer, number)).repeat().take(run.pairs)
+        return make_batches(run, pairs, seed=config.seed, epoch=number, skip=tf.where(number == begun, skip, 0))
+
+    epochs = tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_epoch).prefetch(2).with_options(WITHOUT_AUTOTUNE)
+    return epochs.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+
+
+def make_batches(run: Any, pairs: tf.data.Dataset, **options: Any) -> tf.data.Dataset:
+    """Pairs in batches as the model of a run takes them; the options are those of `batch_pairs`."""
+    config, model = run.config, run.model
+    options |= {"batch_tokens": config.batch_tokens, "encoding": config.encoding}
+    return batch_pairs(pairs, model.source_tokenizer, model.target_tokenizer, config.batch_size, **options)
+
+
+def steps_per_epoch(config: Config, tokenizers: list[Tokenizer], found: Any) -> int:
+    """How many batches an epoch has, by the `Survey` of the training side."""
+    if not config.batch_tokens:
+        return math.ceil(found.pairs / config.batch_size)
+    # The number depends on the order, so this is an estimate. Batches follow on each other across epochs.
+    longer = found.longer * _tokens_per_character(both_sides(config, tokenizers[0])[0], tokenizers)
+    return math.ceil((longer + found.pairs) / config.batch_tokens)
+
+
+def _tokens_per_character(pairs, tokenizers):
+    """How many tokens the longer sides of pairs have for each character, of the first 10,000 pairs."""
+    tokens = characters = 0
+    for sides in pairs.take(10_000).batch(1000):
+        tokens += tf.reduce_sum(tf.maximum(*(of.lengths(side) for of, side in zip(tokenizers, sides, strict=True))))
+        characters += tf.reduce_sum(tf.maximum(*(tf.strings.length(side, "UTF8_CHAR") for side in sides)))
+    return int(tokens) / max(1, int(characters))
+
+
+def epoch_count(config: Config, steps: int) -> int:
+    """How many epochs of this many steps a training has."""
+    if config.updates is not None:
+        return max(1, round(config.updates / steps))
+    return config.epochs or min(100, max(8, round(2000 / steps)))

@@ -1,0 +1,151 @@
+"""Options before they are a `Config`: presets, those of another run, `NAME=VALUE`. Imports no TensorFlow."""
+
+import dataclasses
+import itertools
+import json
+from typing import Any
+
+from pipelines import OptionError, choose, open_corpora
+from seq2seq.config import ARCHITECTURES, CORPUS, Config, as_saved, check_option, reading_options
+
+PRESETS = {
+    # Characters: for all tasks, and best for little text.
+    "default": {},
+    # Pieces of words: a quarter as many steps as characters, for sentences, if there are enough to learn pieces from.
+    "subword": {
+        "source_tokenizer": "subword",
+        "target_tokenizer": "subword",
+        "max_vocabulary": 1500,
+        "units": 384,
+        "embedding": 128,
+        "attention": "dot",
+        "tied": True,
+        "dropout": 0.15,
+        "learning_rate": 2e-3,
+    },
+    # Letters to phones, "cat TAB K AE T", which are in the same order.
+    "grapheme-to-phoneme": {
+        "source_tokenizer": "letter",
+        "target_tokenizer": "whitespace",
+        "attention": "monotonic",
+        "copy": True,
+    },
+    # Words and features, in the columns of UniMorph: lemma, form, features separated by ";".
+    "inflection": {
+        "columns": (1, 3, 2),
+        "source_tokenizer": "char,;",
+        "architecture": "transformer",
+        "copy": True,
+        "updates": 3200,
+    },
+    # blog.keras.io/a-ten-minute-introduction-to-sequence-to-sequence-learning-in-keras.html
+    "tutorial": {
+        "limit": 10_000,
+        "split": "last",
+        "validation_fraction": 0.2,
+        "bidirectional": False,
+        "embedding": None,
+        "attention": None,
+        "dropout": 0.0,
+        "label_smoothing": 0.0,
+        "batch_size": 70,
+        "epochs": 40,
+        "optimizer": "rmsprop",
+        "learning_rate": 1e-3,
+        "schedule": "constant",
+        "clip_norm": None,
+    },
+}
+
+SUBWORD_PAIRS = 20_000  # with so many pairs of sentences, `choose_preset` takes subwords
+
+
+_EXCLUDES = {
+    "epochs": ("updates",),
+    "updates": ("epochs",),
+    "validation": ("validation_fraction", "split"),
+    "validation_fraction": ("validation",),
+    "split": ("validation",),
+}
+
+
+def choose_preset(config: Config) -> str:
+    """The preset for a corpus: "subword" if it holds 20,000 pairs of sentences or more, else "default".
+
+    Sentences are texts of three words or more, on average: for single words, or words that are written without spaces,
+    characters are better. With other tokenizers or several source columns it is "default" too. Reads only the first
+    20,000 pairs.
+    """
+    if (config.source_tokenizer, config.target_tokenizer) != (Config.source_tokenizer, Config.target_tokenizer):
+        return "default"
+    reader = open_corpora(config.corpus, **reading_options(config))
+    if len(reader.sources) > 1:
+        return "default"
+    pairs = itertools.islice(reader.pairs(), min(SUBWORD_PAIRS, config.limit or SUBWORD_PAIRS))
+    words = [len(source.split()) for source, _ in pairs]
+    return "subword" if len(words) == SUBWORD_PAIRS and sum(words) >= 3 * len(words) else "default"
+
+
+def usual_options(preset: str, given: dict) -> dict:
+    """The options of a preset and of the architecture, the given or the preset's, without those that `given` excludes.
+
+    Raises:
+        OptionError: if there is no such preset or architecture.
+    """
+    options = choose("preset", preset, PRESETS)
+    architecture = given.get("architecture", options.get("architecture", Config.architecture))
+    return without_excluded(options | choose("architecture", architecture, ARCHITECTURES), given)
+
+
+def without_excluded(options: dict, given: dict) -> dict:
+    """The options of a preset or a run, without those that a given one excludes."""
+    excluded = {other for name, value in given.items() if value is not None for other in _EXCLUDES.get(name, ())}
+    return {name: value for name, value in options.items() if name not in excluded}
+
+
+def warm_options(options: dict) -> dict:
+    """The options of a run that a run on another corpus takes over if it starts from its weights."""
+    names = [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") != CORPUS]
+    return {name: options[name] for name in names if name in options and name not in ("corpus", "epochs", "updates")}
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Reads an option written `name=value`, as `--set` takes it.
+
+    The value of an option of `Config` is read as on the command line. Any other, for a custom class, is JSON (`0.5`,
+    `true`, `[3, 5]`), `none`, or else text.
+
+    Returns:
+        The name, with underscores, and the value.
+
+    Raises:
+        OptionError: if it is not of this form, or `Config` does not allow the value.
+    """
+    name, equals, value = text.partition("=")
+    name, value = name.strip().lstrip("-").replace("-", "_"), value.strip()
+    if not (equals and name.isidentifier()):
+        raise OptionError(f"set={text!r}: expected NAME=VALUE, such as units=128")
+    field = Config.__dataclass_fields__.get(name)
+    try:
+        if not field or not field.metadata:
+            return name, _read_json(value)
+        kind = field.type if field.type in (int, float) else str
+        read = _read_json if field.type is bool or "bool" in str(field.type) else field.metadata.get("parser", kind)
+        found = read(value)
+    except ValueError:
+        raise OptionError(f"set={text!r}: {value!r} does not fit") from None
+    check_option(name, found)
+    return name, found
+
+
+def _read_json(text):
+    if text.lower() in ("none", "true", "false"):
+        text = text.lower().replace("none", "null")
+    try:
+        return as_saved(json.loads(text, parse_constant=_no_number))
+    except ValueError:
+        return text
+
+
+def _no_number(text):
+    raise ValueError(f"{text} is not a number in JSON")

@@ -1,0 +1,80 @@
+"""The process that trains: its seed, its signals, and the time, memory and device that it takes."""
+
+import contextlib
+import os
+import platform
+import re
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework import config as determinism  # no public function turns it off again
+
+from seq2seq.config import Config
+
+
+def be_reproducible(config: Config) -> None:
+    """Sets the seed, and whether operations are deterministic, for the whole process."""
+    keras.utils.set_random_seed(config.seed)
+    by_default = not config.compile and not tf.config.list_logical_devices("GPU")
+    if by_default if config.deterministic is None else config.deterministic:
+        determinism.enable_op_determinism()
+    else:
+        determinism.disable_op_determinism()
+
+
+@contextlib.contextmanager
+def restored_determinism() -> Iterator[None]:
+    """Restores in the end whether operations are deterministic."""
+    enabled = determinism.is_op_determinism_enabled()
+    try:
+        yield
+    finally:
+        determinism.enable_op_determinism() if enabled else determinism.disable_op_determinism()
+
+
+@contextlib.contextmanager
+def deferred_signal() -> Iterator[list[int]]:
+    """Gives a list to which the first SIGINT or SIGTERM only adds its number. The second one acts."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number, frame):
+        received.append(number)
+        signal.signal(number, old[number])
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def clocks() -> np.ndarray:
+    """The wall time and the processor time of all threads of this process: seconds `[2]` since some moment."""
+    return np.array([time.monotonic(), time.process_time()])
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def device_name() -> str:
+    """The name of the GPU or, without one, of the processor and its number of cores."""
+    if gpus := tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    processor = platform.machine()
+    with contextlib.suppress(OSError):
+        if name := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
+            processor = name[1]
+    return f"{processor}, {len(os.sched_getaffinity(0))} cores"

@@ -1,0 +1,32 @@
+"""Start TensorFlow in a process of the command line: quietly, and with threads that suit small operations."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+
+def start_tensorflow() -> None:
+    """Imports TensorFlow without the start-up log that its C++ code writes to stderr, and sets its threads."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # has an effect only once TensorFlow runs, hence the rest
+    with without_stderr():
+        import tensorflow as tf
+    # The operations of a recurrent step are small: two side by side are faster than one divided among all cores. The
+    # setting applies to the whole process and must precede its first operation, so the library does not make it.
+    cores = len(os.sched_getaffinity(0))  # those that this process may use, not those of the machine
+    tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // 2))
+    tf.config.threading.set_inter_op_parallelism_threads(cores)
+    if not tf.config.list_physical_devices("GPU"):  # on a GPU it costs speed
+        tf.config.experimental.enable_op_determinism()  # same seed, same result; training sets it again
+
+
+@contextlib.contextmanager
+def without_stderr() -> Iterator[None]:
+    """Discards what is written to stderr, by C++ and by child processes too."""
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)

@@ -1,0 +1,489 @@
+"""Decoding strategies: searches on the device for target tokens to which a step function gives high scores.
+
+A custom strategy is a frozen dataclass of its options, derived from `Strategy` and given to `Seq2Seq.translate` like
+those here. If it extends hypotheses independently of each other, `extend_each` does all but choose the tokens.
+`BeamSearch` has methods to override. A strategy may also call another one and choose among its hypotheses.
+
+Shapes: B sources, b of them still decoded, N hypotheses of each, K decoded side by side, R = b x K rows in a step, T
+target length, P prefix length, V vocabulary size.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from pipelines.options import check_number
+from pipelines.tokens import END, PADDING, START
+from seq2seq.decoding import (
+    ENDED,
+    LIMITED,
+    NEVER,
+    PHRASE,
+    RUNNING,
+    Loop,
+    State,
+    StepFor,
+    gather_rows,
+    row_numbers,
+    shrinking_loop,
+    why_stopped,
+)
+
+
+class Wanted(NamedTuple):
+    """What a search shall find for B sources."""
+
+    limits: tf.Tensor  # int32 [B], at least 1: the maximum length of hypotheses in tokens, END included
+    min_length: int | tf.Tensor  # the minimum length, a scalar, END not included
+    seeds: tf.Tensor  # int32 or int64 [B]: the randomness of a source's hypotheses depends on nothing else
+    prefixes: tf.Tensor | None = None  # int32 [B, P], padded: the tokens that hypotheses begin with, below the limit
+
+
+class Hypotheses(NamedTuple):
+    """What a search found for each source, the best hypothesis first."""
+
+    ids: tf.Tensor  # int32 [B, N, T] tokens up to and with END, then padding
+    scores: tf.Tensor | None  # float32 [B, N] log-likelihoods in nats, END included; if None, `translate` computes them
+    ranked_by: tf.Tensor | None  # float32 [B, N] what they are ordered by, see `BeamSearch`; None if scores are None
+    stopped: tf.Tensor  # int32 [B, N] indices in STOPPED
+
+
+class Strategy:
+    """The base class of all decoding strategies.
+
+    ```python
+    @dataclasses.dataclass(frozen=True)
+    class SecondBest(Strategy):
+        '''Takes the second likeliest token at every step.'''
+
+        def search(self, step_for, state, wanted, loop=None):
+            def choose(logits, t, sources):
+                return tf.math.top_k(logits, 2).indices[:, 1]
+
+            return extend_each(step_for, state, wanted, choose, loop=loop)
+    ```
+
+    A strategy must be hashable, as a frozen dataclass is: there is one graph for each. `search` is called in a
+    `tf.function`: it is TensorFlow throughout, without strings, and nothing leaves the device before it ends. What it
+    finds for a source must not depend on other sources. `contract.check_strategy` tries all this.
+
+    Attributes:
+        rows_per_source: K, the number of rows decoded for each source.
+        n_best: the number of translations wanted of each text. If `search` finds more, N > n_best, `Seq2Seq.translate`
+            takes the first n_best different texts, as several lists of ids may be one text. If N = n_best it takes all.
+    """
+
+    rows_per_source: int = 1
+    n_best: int = 1
+
+    def search(self, step_for: StepFor, state: State, wanted: Wanted, loop: Loop | None = None) -> Hypotheses:
+        """Searches for the translations of B sources.
+
+        Args:
+            step_for: a function (sources int32 `[b]`) -> step, for those of the B sources that are not done yet. A step
+                is a function (ids int32 `[R]`, state) -> (logits float32 `[R, V]`, state): the scores of the token
+                after `ids`. The K rows of a source are adjacent. A step closes over whatever else it needs, such as
+                the memory of those sources.
+            state: the state for the first step, a nest of tensors `[B, ...]`, to be repeated if K > 1.
+            wanted: limits, minimum length, seeds and prefixes.
+            loop: the loop that takes the steps. `shrinking_loop`, the default, removes finished sources from the batch;
+                a `masking_loop` keeps every size and so can be compiled. Both find the same.
+
+        Returns:
+            `Hypotheses`, with a fixed N.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define search")
+
+
+@dataclasses.dataclass(frozen=True)
+class Greedy(Strategy):
+    """Takes the likeliest token at every step: one hypothesis for each source, without a score."""
+
+    def search(self, step_for: StepFor, state: State, wanted: Wanted, loop: Loop | None = None) -> Hypotheses:
+        def choose(logits, t, sources):
+            return tf.argmax(logits, axis=1, output_type=tf.int32)
+
+        return extend_each(step_for, state, wanted, choose, loop=loop)
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamSearch(Strategy):
+    """Extends the K best partial hypotheses of each source at every step and returns the best of those that ended.
+
+    Left-to-right beam search (Graves 2012, arxiv.org/abs/1211.3711; Sutskever et al. 2014, arxiv.org/abs/1409.3215) in
+    its monotonic form (Lemons et al. 2022, arxiv.org/abs/2204.02929): a beam is K numbered places, filled in their
+    order at every step. Place k takes the likeliest extension that is left among those of places 1 to k. So place 1 is
+    greedy search, a beam holds everything that each narrower one holds, and the best hypothesis of a wider beam never
+    ranks below that of a narrower one or below the greedy one.
+
+    An extension by END is finished, and its place is empty until another extension takes it. Finished hypotheses are
+    ranked by log-likelihood divided by a length penalty, `((5 + length) / 6) ** length_penalty` (Wu et al. 2016,
+    arxiv.org/abs/1609.08144, equation 14), since each further token can only lower the log-likelihood. Those cut at
+    the limit or for repetition rank below all that ended. A source is done when no partial hypothesis can still reach
+    the ranks to be returned.
+
+    A derived class may override `adjust`, such as for a coverage penalty, a lexical constraint or banned tokens; and
+    `remember`, for what `adjust` needs to know of a hypothesis.
+
+    Args:
+        width: K. With 1 this is greedy search, with scores.
+        length_penalty: 0 compares log-likelihoods as they are, 1 nearly those per token.
+        n_best: the number of hypotheses wanted of each source, at most K. `search` returns N = 1 for 1 and N = 2 n_best
+            for more, as different ids may be the same text: `Seq2Seq.translate` takes the first n_best different texts.
+            If there are fewer than N hypotheses, the last ones are empty with a score of -inf and count as "limit".
+    """
+
+    width: int = 5
+    length_penalty: float = 0.6
+    n_best: int = 1
+
+    def __post_init__(self):
+        check_number("width", self.width, least=1)
+        check_number("length_penalty", self.length_penalty, float, least=0)
+        check_number("n_best", self.n_best, least=1, most=self.width)
+
+    @property
+    def rows_per_source(self) -> int:  # type: ignore[override]
+        return self.width
+
+    @property
+    def _adjusts(self):
+        return type(self).adjust is not BeamSearch.adjust
+
+    def search(self, step_for: StepFor, state: State, wanted: Wanted, loop: Loop | None = None) -> Hypotheses:
+        batch, width = tf.shape(wanted.limits)[0], self.width
+        kept = 1 if self.n_best == 1 else 2 * self.n_best
+
+        def running(now):
+            _, scores, _ = now
+            return tf.reduce_any(scores > NEVER, axis=1)
+
+        def extend(t, step, sources, now, rows):
+            (tokens, scores, finished), (repetition, (memory, state)) = now, rows
+            logits, state = step(tf.reshape(tokens, [-1]), state)
+            count, limits = tf.size(sources), tf.gather(wanted.limits, sources)[:, None]
+            forced = _forced(t, sources, wanted, width)
+
+            # One number for each row turns its logits into log-probabilities and adds those of the tokens before.
+            offsets = tf.reshape(scores, [-1]) - tf.reduce_logsumexp(logits, axis=1)
+            totals = emittable(logits, t, sources, wanted, width) + offsets[:, None]
+            ranks, scores, tokens, parents = self._fill_places(totals, count, forced, t, memory, state)
+            memory, state, repetition = gather_rows(
+                (memory, state, repetition), row_numbers(tf.range(count), parents, width)
+            )
+            newest = tf.reshape(tokens, [-1])
+            memory, repetition = self.remember(newest, memory), repetition.after(newest, forced)
+
+            stopped = why_stopped(tokens, t + 1, limits, tf.reshape(repetition.runs, [count, width, PHRASE]))
+            alive = tf.where(stopped == RUNNING, scores, NEVER)
+            new = _Finished(
+                ranks=tf.where(stopped == RUNNING, NEVER, ranks),
+                lengths=tf.fill([count, width], t + 1),
+                tokens=tokens,
+                parents=parents,
+                stopped=tf.where((stopped == RUNNING) | (ranks == NEVER), LIMITED, stopped),
+                scores=tf.where(stopped == RUNNING, NEVER, scores) if self._adjusts else (),
+            )
+            finished = self._best(kept, finished, new)
+
+            # The best rank that a partial hypothesis can reach: if its likelihood stays the same up to its limit.
+            reach = tf.reduce_max(alive, axis=1) / self._penalty(limits[:, 0])
+            to_beat = tf.where(finished.stopped == ENDED, self._ranked_by(finished), NEVER)[:, -1]
+            scores = tf.where((reach <= to_beat)[:, None], NEVER, alive)  # drops those of a source that is done
+            return (tokens, scores, finished), (repetition, (memory, state)), [tokens, parents]
+
+        empty, zeros = tf.fill([batch, kept], NEVER), tf.zeros([batch, kept], tf.int32)
+        finished = _Finished(empty, zeros, zeros, zeros, zeros + LIMITED, empty if self._adjusts else ())
+        places = tf.zeros([batch, width], tf.int32)
+        scores = tf.where(tf.range(width) + places == 0, 0.0, NEVER)  # one partial hypothesis, in place 1
+        now = places + START, scores, finished
+        state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
+        state = self.remember(tf.fill([batch * width], START)), state
+        (_, _, finished), history = (loop or shrinking_loop)(
+            step_for, extend, running, now, state, wanted.limits, [[width]] * 2, width
+        )
+        ids = tf.ensure_shape(_back_track(finished, *history), [None, kept, None])
+        scores = finished.scores if self._adjusts else finished.ranks
+        return Hypotheses(ids, scores, self._ranked_by(finished), finished.stopped)
+
+    def adjust(self, totals: tf.Tensor, t: tf.Tensor, memory: State, state: State) -> tf.Tensor:
+        """Lowers the log-likelihoods of extensions before one is chosen; to be overridden.
+
+        The beam and the ranks of hypotheses follow the result; scores stay the log-likelihoods, from which the next
+        step starts again. It must raise none: the search ends once no partial hypothesis is likely enough to rank
+        higher. Within a prefix there is no choice, and the result is ignored.
+
+        Args:
+            totals: float32 `[b, K, V - END]`, log-likelihoods of the partial hypotheses in all places, each extended by
+                each token from END on.
+            t: the number of tokens of a partial hypothesis.
+            memory: what `remember` returned for each partial hypothesis, `[R, ...]`.
+            state: the decoder's state after the last token of each, `[R, ...]`.
+
+        Returns:
+            As `totals`, with a penalty subtracted, or -inf for an extension that is forbidden.
+        """
+        return totals
+
+    def remember(self, tokens: tf.Tensor, memory: State = None) -> State:
+        """Keeps what `adjust` needs to know of each hypothesis; to be overridden.
+
+        Args:
+            tokens: the newest ones, int32 `[R]`; START at first.
+            memory: the result for the same hypotheses one token earlier; None at first.
+
+        Returns:
+            A nest of tensors `[R, ...]`, of the same sizes and types every time.
+        """
+        return ()
+
+    def _fill_places(self, totals, count, forced, t, memory, state):
+        """Gives each of the K places the likeliest extension that is left among those of the places up to it.
+
+        Of `totals` `[R, V - END]`, log-likelihoods of all extensions. Returns for each place, `[b, K]` each: the
+        log-likelihood as `adjust` left it, -inf if nothing was left; the log-likelihood; the token; the place extended.
+        """
+        width, size, adjusted = self.width, tf.shape(totals)[1], totals
+        if self._adjusts:
+            adjusted = self.adjust(tf.reshape(totals, [count, width, size]), t, memory, state)
+            adjusted = tf.reshape(adjusted, [count * width, size])
+            if forced is not None:
+                adjusted = tf.where((forced == PADDING)[:, None], adjusted, totals)
+
+        most = tf.minimum(size, width)  # of one partial hypothesis
+        offered, tokens = (tf.reshape(best, [-1, width * most]) for best in tf.math.top_k(adjusted, most))
+        ranks, chosen, positions = [], [], tf.range(width * most)
+        for place in range(1, width + 1):
+            candidates = offered[:, : place * most]
+            best = tf.argmax(candidates, axis=1, output_type=tf.int32)
+            ranks.append(tf.reduce_max(candidates, axis=1))
+            chosen.append(best)
+            offered = tf.where(positions == best[:, None], NEVER, offered)
+        ranks, chosen = tf.stack(ranks, axis=1), tf.stack(chosen, axis=1)
+
+        tokens, parents, scores = tf.gather(tokens, chosen, batch_dims=1), chosen // most, ranks
+        if self._adjusts:
+            scores = tf.gather(tf.reshape(totals, [count, width * size]), parents * size + tokens, batch_dims=1)
+            scores = tf.where(ranks == NEVER, NEVER, scores)
+        return ranks, scores, tokens + END, parents
+
+    def _penalty(self, lengths):
+        if not self.length_penalty:  # TensorFlow makes x ** 0 a constant, of the number of sources at the first step
+            return 1.0
+        return ((5 + tf.cast(lengths, tf.float32)) / 6) ** self.length_penalty
+
+    def _ranked_by(self, finished):
+        return finished.ranks / self._penalty(finished.lengths)
+
+    def _best(self, count, *several):
+        """Keeps the best of several `_Finished`, the best first. Of equals the earlier comes first."""
+        every = tf.nest.map_structure(lambda *tensors: tf.concat(tensors, axis=1), *several)
+        # In float64, what is larger than every score can be subtracted without losing a digit of a float32.
+        handicap = tf.where(every.stopped == ENDED, tf.constant(0, tf.float64), 1e6)
+        order = tf.math.top_k(tf.cast(self._ranked_by(every), tf.float64) - handicap, count).indices
+        return tf.nest.map_structure(lambda tensor: tf.gather(tensor, order, batch_dims=1), every)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling(Strategy):
+    """Draws each token at random from the model's distribution. Hypotheses have no score and no order.
+
+    Args:
+        temperature: the divisor of the logits: below 1 likely tokens come oftener, above 1 unlikely ones do.
+        top_k: draw from the k likeliest tokens only (Fan et al. 2018, arxiv.org/abs/1805.04833); None for all.
+        top_p: draw from the nucleus only, the fewest tokens that together have at least this probability, after `top_k`
+            (Holtzman et al. 2020, arxiv.org/abs/1904.09751); None for all.
+        n_best: the number of samples to draw for each source, equal ones included.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    n_best: int = 1
+
+    def __post_init__(self):
+        check_number("temperature", self.temperature, float, above=0)
+        check_number("top_k", self.top_k, least=1, optional=True)
+        check_number("top_p", self.top_p, float, above=0, most=1, optional=True)
+        check_number("n_best", self.n_best, least=1, most=10_000)
+
+    @property
+    def rows_per_source(self) -> int:  # type: ignore[override]
+        return self.n_best
+
+    def search(self, step_for: StepFor, state: State, wanted: Wanted, loop: Loop | None = None) -> Hypotheses:
+        steps = tf.range(self.n_best) * 2**17  # more than a sample has tokens, so each has its own random numbers
+
+        def choose(logits, t, sources):
+            probabilities, tokens = self._filter(logits / self.temperature)
+            # Inverse transform sampling: the token in whose part of the cumulative distribution the number falls.
+            cumulative = tf.cumsum(probabilities, axis=1)
+            numbers = _uniform(tf.gather(wanted.seeds, sources)[:, None], t + steps)
+            numbers = tf.reshape(numbers, [-1]) * cumulative[:, -1]
+            drawn = tf.reduce_sum(tf.cast(cumulative <= numbers[:, None], tf.int32), axis=1)
+            return drawn if tokens is None else tf.gather(tokens, drawn, batch_dims=1)
+
+        return extend_each(step_for, state, wanted, choose, self.n_best, loop)
+
+    def _filter(self, logits):
+        """Turns logits `[R, V]` into probabilities to draw with, which need not sum to 1, and the tokens that these
+        belong to; None for all tokens in their order."""
+        if self.top_k is None and self.top_p is None:
+            return tf.nn.softmax(logits), None
+        size = tf.shape(logits)[1]
+        logits, tokens = tf.math.top_k(logits, size if self.top_k is None else tf.minimum(self.top_k, size))
+        probabilities = tf.nn.softmax(logits)
+        if self.top_p is not None:
+            nucleus = tf.cumsum(probabilities, axis=1, exclusive=True) < self.top_p
+            probabilities = tf.where(nucleus, probabilities, 0.0)
+        return probabilities, tokens
+
+
+STRATEGIES: dict[str, type[Strategy]] = {"greedy": Greedy, "beam": BeamSearch, "sampling": Sampling}
+
+
+def extend_each(
+    step_for: StepFor,
+    state: State,
+    wanted: Wanted,
+    choose: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
+    width: int = 1,
+    loop: Loop | None = None,
+) -> Hypotheses:
+    """Extends K hypotheses of each source side by side, independently of each other, until all have stopped.
+
+    Args:
+        step_for, state, wanted, loop: as in `Strategy.search`.
+        choose: a function (logits `[R, V - END]` of the tokens from END on, t, sources `[b]`) -> int32 `[R]`, the index
+            among those tokens of the next token of each hypothesis, the t-th counted from 0. Tokens that may not come
+            have a logit of -inf. Within a prefix the choice is ignored. The hypotheses of a source are adjacent, also
+            when some of them have stopped.
+        width: K.
+
+    Returns:
+        `Hypotheses` with N = K in their order, without scores.
+    """
+    several = width > 1  # a single hypothesis has no axis of its own, to save operations in each step
+
+    def by_source(tensor):
+        return tf.reshape(tensor, [-1, width]) if several else tensor
+
+    def running(now):
+        _, stopped = now
+        return tf.reduce_any(stopped == RUNNING, axis=1) if several else stopped == RUNNING
+
+    def extend(t, step, sources, now, rows):
+        (tokens, stopped), (repetition, state) = now, rows
+        if several:
+            tokens, stopped = tf.reshape(tokens, [-1]), tf.reshape(stopped, [-1])
+        logits, state = step(tokens, state)
+        tokens = END + choose(emittable(logits, t, sources, wanted, width), t, sources)
+        forced = _forced(t, sources, wanted, width)
+        if forced is not None:
+            tokens = tf.where(forced == PADDING, tokens, forced)
+        tokens = tf.where(stopped == RUNNING, tokens, PADDING)
+        repetition = repetition.after(tokens, forced)
+        limits = tf.gather(wanted.limits, tf.repeat(sources, width) if several else sources)
+        why = why_stopped(tokens, t + 1, limits, repetition.runs)
+        tokens, stopped = by_source(tokens), by_source(tf.where(stopped == RUNNING, why, stopped))
+        return (tokens, stopped), (repetition, state), [tokens]
+
+    batch = tf.shape(wanted.limits)[0]
+    now = by_source(tf.fill([batch * width], START)), by_source(tf.fill([batch * width], RUNNING))
+    if several:
+        state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
+    (_, stopped), (ids,) = (loop or shrinking_loop)(
+        step_for, extend, running, now, state, wanted.limits, [[width] * several], width
+    )
+    ids = tf.reshape(ids, [tf.shape(ids)[0], batch, width])
+    return Hypotheses(tf.transpose(ids, [1, 2, 0]), None, None, tf.reshape(stopped, [batch, width]))
+
+
+def emittable(logits: tf.Tensor, t: tf.Tensor, sources: tf.Tensor, wanted: Wanted, width: int = 1) -> tf.Tensor:
+    """Cuts logits down to those of the tokens from END on, and sets those that may not come now to -inf.
+
+    PADDING, UNKNOWN and START never come, END does not before the minimum length, and within the prefix of a source
+    only its next token does.
+
+    Args:
+        logits: float32 `[R, V]`.
+        t: the number of tokens before.
+        sources, wanted: as in `Strategy.search`.
+        width: K.
+
+    Returns:
+        float32 `[R, V - END]`.
+    """
+    end = tf.where(t < wanted.min_length, NEVER, logits[:, END : END + 1])
+    free = tf.concat([end, logits[:, END + 1 :]], axis=1)
+    forced = _forced(t, sources, wanted, width)
+    if forced is None:
+        return free
+    others = tf.range(END, tf.shape(logits)[1]) != forced[:, None]
+    return tf.where((forced != PADDING)[:, None] & others, NEVER, free)
+
+
+def _forced(t, sources, wanted, width):
+    """The next token of the prefix of each row, PADDING after its end: int32 `[R]`; None without prefixes."""
+    if wanted.prefixes is None:
+        return None
+    prefixes = tf.pad(wanted.prefixes, [[0, 0], [0, 1]])
+    following = tf.gather(prefixes, tf.minimum(t, tf.shape(prefixes)[1] - 1), axis=1)
+    return tf.repeat(tf.gather(following, sources), width)
+
+
+def _uniform(seeds, t):
+    """Random numbers in [0, 1), each a function of one seed and one step: float32, of the shape of both, broadcast.
+
+    They are hashes, PCG3D, of the two halves of the seed and the step (Jarzynski & Olano 2020,
+    jcgt.org/published/0009/03/02): the same on every device, however many numbers other rows need.
+    """
+    low_half = 0xFFFFFFFF  # all arithmetic is modulo 2 ** 32
+    seeds = tf.cast(seeds, tf.int64)
+    words = [
+        seeds & low_half,
+        tf.bitwise.right_shift(seeds, 32) & low_half,
+        tf.zeros_like(seeds) + tf.cast(t, tf.int64),
+    ]
+    x, y, z = ((word * 1664525 + 1013904223) & low_half for word in words)
+
+    def mix(x, y, z):
+        x = (x + y * z) & low_half
+        y = (y + z * x) & low_half
+        z = (z + x * y) & low_half
+        return x, y, z
+
+    x, _, _ = mix(*(word ^ tf.bitwise.right_shift(word, 16) for word in mix(x, y, z)))
+    return tf.cast(tf.bitwise.right_shift(x, 8), tf.float32) * 2.0**-24
+
+
+class _Finished(NamedTuple):
+    """Finished hypotheses of a beam search, `[B, N]` each; a rank of -inf marks an empty place."""
+
+    ranks: tf.Tensor  # float32, log-likelihoods as `adjust` left them
+    lengths: tf.Tensor  # int32, END included
+    tokens: tf.Tensor  # int32, the last ones
+    parents: tf.Tensor  # int32, the places that they extended, among the K of one token earlier
+    stopped: tf.Tensor  # int32, indices in STOPPED
+    scores: tf.Tensor | tuple  # float32, log-likelihoods if `adjust` is overridden, else ()
+
+
+def _back_track(finished, tokens, parents):
+    """Reads finished hypotheses from their last token to their first: int32 ids `[B, N, T]`.
+
+    `tokens` and `parents` `[T, B, K]` are the newest tokens at each step, and the places that they extended.
+    """
+
+    def back(later, now):
+        places, _ = later
+        t, tokens, parents = now
+        before_last = t < finished.lengths - 1
+        last = tf.where(t == finished.lengths - 1, finished.tokens, PADDING)
+        ids = tf.where(before_last, tf.gather(tokens, places, batch_dims=1), last)
+        return tf.where(before_last, tf.gather(parents, places, batch_dims=1), places), ids
+
+    history = (tf.range(tf.shape(tokens)[0]), tokens, parents)
+    _, ids = tf.scan(back, history, (finished.parents, finished.tokens), reverse=True)
+    return tf.transpose(ids, [1, 2, 0])

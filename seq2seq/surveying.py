@@ -1,0 +1,120 @@
+"""What is read of a corpus before training: its survey, the vocabularies, and notices of what looks wrong."""
+
+import warnings
+from collections.abc import Callable
+
+from pipelines import CorpusError, OptionError, Report, Survey, Tokenizer, count_pairs, sources_in, survey
+from pipelines.readers import LENGTH
+from pipelines.tokens import END, RESERVED_TOKENS
+from seq2seq.attention import Pointer
+from seq2seq.config import Config
+from seq2seq.epochs import both_sides, training_pairs, validation_pairs
+from seq2seq.runs import trained_on
+
+
+def survey_corpus(
+    config: Config,
+    tokenizers: list[Tokenizer],
+    progress: Callable[[int], None] | None,
+    report: Callable[[Report], None] | None,
+    say: Callable[[str], None],
+) -> Survey:
+    """Counts pairs, tokens and lengths of the training side, and checks that the validation side can serve.
+
+    Raises:
+        CorpusError: if a side cannot be read, is empty, or has a text to validate on that is too long.
+        OptionError: if nothing is held out for `config.monitor`.
+    """
+    cleaning = Report()
+    found = survey(training_pairs(config, tokenizers[0], report=cleaning), *tokenizers, progress)
+    if report:
+        report(cleaning)
+    # The limit of length is a default that the user may not know of.
+    if config.max_length == Config.max_length and (count := cleaning.dropped[LENGTH]):
+        (say if report else warnings.warn)(
+            f"{count:,} with a side of more than {config.max_length:,} characters left out, the first of them "
+            f"{cleaning.first[LENGTH][0]}. Another --max-length, or none, takes them; long texts need much memory"
+        )
+    if found.pairs == 0:
+        raise CorpusError(f"{config.corpus}: no pairs to train on")
+    if config.validation:
+        cleaning = Report()
+        longest = config.max_length and max(config.max_length, Config.max_length or 0)
+        count = count_pairs(validation_pairs(config, cleaning, max_length=longest))
+        if cleaning.dropped[LENGTH]:
+            raise CorpusError(
+                f"{cleaning.first[LENGTH][0]}, too long to validate on; take it out, or allow it by --max-length"
+            )
+        if not count:
+            raise CorpusError(f"{config.validation}: no pairs to validate on")
+        if report:
+            report(cleaning)
+    if config.monitor and not list(both_sides(config, tokenizers[0])[1].take(1)):
+        raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
+    return found
+
+
+def say_leaks(record: dict, config: Config, source_tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
+    """Says how many of the held-out pairs have a source that is, or was before a warm start, trained on too."""
+
+    def tell(learned, by_whom):
+        if learned.any():
+            say(f"{learned.sum():,} of {len(learned):,} held-out pairs have a source that {by_whom}")
+
+    if config.validation or config.split == "last":
+        training, validation = both_sides(config, source_tokenizer)
+        hint = "" if config.validation else "; --split hash keeps them apart"
+        tell(sources_in(validation, training, source_tokenizer), f"is trained on too{hint}")
+    if config.warm_start:
+        _, validation = both_sides(config, source_tokenizer)
+        try:
+            learned = trained_on(record["from"], validation, source_tokenizer)
+        except CorpusError as error:
+            say(f"{config.warm_start}: cannot tell whether it was trained on the held-out pairs: {error}")
+        else:
+            tell(learned, f"{config.warm_start} was trained on")
+
+
+def take_vocabularies(
+    config: Config, tokenizers: list[Tokenizer], found: Survey, say: Callable[[str], None]
+) -> set[tuple[int, int]]:
+    """Gives the tokenizers vocabularies of the surveyed tokens, or with a warm start adds new tokens to theirs.
+
+    Says which tokens stay unknown if they are more than 5% of a side, as accuracy then counts unknown tokens, or with a
+    warm start; and how many tokens can be copied.
+
+    Returns:
+        The sizes of each vocabulary before and after.
+
+    Raises:
+        OptionError: if a vocabulary is empty.
+    """
+    counted = [found.tokens[0] + found.tokens[1]] * 2 if config.shared_vocabulary else found.tokens
+    sizes: set[tuple[int, int]] = set()
+    notices: list[str] = []
+    for side, tokenizer, counts, own in zip(("source", "target"), tokenizers, counted, found.tokens, strict=True):
+        size = tokenizer.vocabulary_size if config.warm_start else 0
+        take = tokenizer.extend_vocabulary if config.warm_start else tokenizer.take_vocabulary
+        take(counts, config.min_frequency, config.max_vocabulary)
+        sizes.add((size, tokenizer.vocabulary_size))
+        if tokenizer.vocabulary_size <= len(RESERVED_TOKENS):
+            raise OptionError(f"min_frequency={config.min_frequency}: no {side} token comes so often")
+        if type(tokenizer).take_vocabulary is Tokenizer.take_vocabulary:  # others do not count tokens
+            unknown = 1 - sum(counts[token.encode()] for token in tokenizer.tokens) / counts.total()
+            if unknown > 0.05:
+                say(f"{side}: {unknown:.0%} of the tokens are none of the vocabulary's {len(tokenizer.tokens):,}")
+        if config.warm_start:
+            known = {token if isinstance(token, bytes) else token.encode() for token in tokenizer.tokens}
+            missing = [token.decode() for token, _ in own.most_common() if token not in known]
+            notice = f"{side}: {tokenizer.vocabulary_size - size:,} new tokens"
+            some = f"; {len(missing):,} stay unknown, such as {' '.join(missing[:20])}" if missing else ""
+            notices.append(notice + some)
+    if config.copy:
+        pointer = Pointer(tokenizers[1].vocabulary_size)
+        pointer.take_tokenizers(*tokenizers)
+        known_targets = tokenizers[1].vocabulary_size - END - 1
+        copied = f"{pointer.copied:,} source tokens" if pointer.copied else "no source token"
+        say(f"copying: {copied} can be copied, of {known_targets:,} target tokens")
+    for notice in notices:
+        say(notice)
+    return sizes

@@ -1,0 +1,499 @@
+"""`Trainer`: how Keras runs the steps of a model of token sequences, so that `train_step` has only the method in it.
+
+It averages over real tokens and not over padding, skips steps whose gradient is not finite, divides batches among
+several devices, compiles steps by XLA if asked to, and keeps a GPU from waiting for figures that nobody reads.
+"""
+
+import contextlib
+import functools
+import textwrap
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipelines import OptionError
+from seq2seq.contract import one_line
+from seq2seq.distribution import several_workers, whole_batches
+from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, check_loss, of_tokens
+from seq2seq.recurrence import compiling, is_compiling
+
+
+class Trainer(keras.Model):
+    """A `keras.Model` whose `train_step` and `test_step` are made of these methods:
+
+    ```python
+    def train_step(self, data):
+        (source, inputs), labels, weights = rows_of_replica(teacher_forcing(*checked_batch(data)))
+        with tf.GradientTape() as tape:
+            logits = self((source, inputs), training=True)
+            loss = self.compute_loss((source, inputs), labels, logits, weights)
+            scaled = self.optimizer.scale_loss(loss)
+        finite = self.update_weights(tape.gradient(scaled, self.trainable_weights), weights)
+        return self.measure(loss, labels, logits, weights, finite)
+    ```
+
+    A subclass has a scalar weight `gradient_norm`, which holds the norm of the last batch's gradient before clipping.
+
+    Attributes:
+        compiles_training: whether XLA compiles training steps, see `fit`. Set it before the first `fit`.
+        rows_compiled: compiled batches have this many rows, or twice as many, and so on. Default: 16.
+        tokens_compiled: the `batch_tokens` of the batches, if they hold a number of tokens and not of rows.
+        on_compile: a function that is called with a text before and after each size of batch is compiled.
+    """
+
+    train_step: Any  # a method of the subclass
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.compiles_training = False
+        self.rows_compiled = 16
+        self.tokens_compiled: int | None = None
+        self.on_compile: Callable[[str], None] | None = None
+        self._quiet = self._quiet_function = False  # see `_steps`
+
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer | None = "adam",
+        loss: str | keras.losses.Loss = "auto",
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = "auto",
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.compile`; by default with cross-entropy, accuracy and perplexity of real tokens.
+
+        A custom loss or metric is given ids `[B, T]` as labels, logits `[B, T, V]` and weights `[B, T]`, 0 for padding.
+        `metrics` are weighted as `weighted_metrics` are, so that padding does not count. Functions and metrics of Keras
+        see one token after another: labels `[N]`, logits `[N, V]`.
+
+        Raises:
+            OptionError: for a loss that cannot be computed, counts padding or takes probabilities; for a metric that
+                takes probabilities.
+        """
+        if loss == "auto":
+            loss = TokenCrossentropy(self.label_smoothing)
+        default = [TokenAccuracy(), Perplexity()] if weighted_metrics == "auto" else weighted_metrics
+        chosen = [of_tokens(metric) for metric in tf.nest.flatten([metrics, default]) if metric is not None]
+        metrics = list({metric.name: metric for metric in chosen}.values())
+        super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
+        self._compiled_step = functools.lru_cache(maxsize=8)(self._compile_step)
+        self._sizes_compiled: set[tuple[int, int]] = set()
+        if loss is not None and type(loss) is not TokenCrossentropy:
+            self.compiled = False
+            check_loss(loss, self.compute_loss, self.target_tokenizer.vocabulary_size)
+            self.compiled = True
+
+    def compile_from_config(self, config: dict) -> None:
+        """Compiles a loaded model as the saved one was. Keras asks for this if `compile` is overridden."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Any = None,
+        *,
+        validation_data: Any = None,
+        shuffle: bool | None = None,
+        class_weight: None = None,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """As `keras.Model.fit`. Warns if the learning rate has fallen to 0.
+
+        `x` holds batches (source, target) as `batch_pairs` makes them. Or it is an array of sources, ids or one-hot,
+        and `y` an array of targets. Weights, of pairs `[B]` or of labels `[B, T]`, are a third part of each batch or,
+        with arrays, `sample_weight`. They multiply what a pair counts for in loss, accuracy and perplexity. Only arrays
+        are shuffled, unless `shuffle=False`.
+
+        If `compiles_training` is True before the first `fit`, XLA compiles the whole step, with `recurrence.recur` in
+        place of cuDNN. This is for long trainings of small models on a GPU, where starting the operations of a step
+        takes longer than computing them: with 256 units and a batch of 64 a step takes 2.2 ms, and uncompiled 7 to
+        13 ms (one H100). Each size of batch is compiled once, for 17 s or more. Batches are padded so that there are
+        few sizes: lengths become 16, 32, 64 and so on. Set `rows_compiled` to the size of the batches, or
+        `tokens_compiled` to their `batch_tokens`. No step waits for the device if `verbose=0` and no callback has an
+        `on_train_batch_end`.
+
+        With several replicas, `x` and `validation_data` must each be a `tf.data.Dataset` of whole batches or what
+        `distribution.distribute` returns; with several workers, the latter.
+
+        Raises:
+            OptionError: for data of another form, for a `class_weight`, and if there is nothing that can learn.
+        """
+        refuse_texts("fit", x)
+        _refuse_class_weight(class_weight)
+        steps = self.optimizer.iterations.numpy() if self.compiled and self.optimizer else 0
+        if steps and not tf.convert_to_tensor(self.optimizer.learning_rate).numpy():
+            warnings.warn(
+                f"fit: the learning rate is 0 after {steps:,} steps, so nothing will be learned; if its schedule has "
+                "ended, compile the model again with a new optimizer",
+                stacklevel=2,
+            )
+        x, validation_data = (whole_batches(self.distribute_strategy, data) for data in (x, validation_data))
+        if shuffle is None:  # Keras warns of it for other data, which shuffles itself
+            shuffle = y is not None or isinstance(x, keras.utils.PyDataset)
+        quiet = verbose == 0 and not any(map(_follows_steps, tf.nest.flatten(callbacks or [])))
+        ends = kwargs.get("steps_per_epoch") or kwargs.get("validation_steps")
+        with self._steps(quiet), without_end_warning(ends):
+            return super().fit(
+                x, y, batch_size, epochs, verbose, callbacks, validation_data=validation_data, shuffle=shuffle, **kwargs
+            )
+
+    def train_on_batch(
+        self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: None = None, return_dict: bool = False
+    ) -> Any:
+        """As `keras.Model.train_on_batch`, with weights as in `fit`.
+
+        Raises:
+            OptionError: as `fit`.
+        """
+        _refuse_class_weight(class_weight)
+        with self._steps(quiet=False):
+            return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`; for data see `fit`."""
+        refuse_texts("evaluate", x)
+        with without_end_warning(kwargs.get("steps")):
+            return super().evaluate(whole_batches(self.distribute_strategy, x), *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _steps(self, quiet):
+        """Inside, Keras's training function returns figures after each step or, if `quiet`, none."""
+        if quiet != self._quiet_function:
+            self._quiet_function, self.train_function = quiet, None
+        self._quiet = quiet
+        try:
+            yield
+        finally:
+            self._quiet = False
+
+    def make_train_function(self, force: bool = False) -> Callable | None:
+        """As in `keras.Model`, of `train_step` as `_run_step` runs it."""
+        if self.optimizer and not self.optimizer.built:  # else the first step would make variables and be traced twice
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        step = self.train_step
+        self.train_step = functools.partial(self._run_step, step)  # Keras reads it once, here
+        try:
+            return super().make_train_function(force)
+        finally:
+            del self.train_step
+
+    def _run_step(self, step, data):
+        """Runs a `train_step`, compiled by XLA if `compiles_training` says so and it would do the same."""
+        if not (self.optimizer and self.trainable_weights):
+            reason = "all weights are frozen; set trainable=True" if self.optimizer else "there is no optimizer"
+            raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
+        if self._may_compile():
+            batch = checked_batch(data)
+            if compiled := self._compiled_step(step, *map(_any_size, batch)):
+                self._run_compiled(compiled, *self._padded_to_few_sizes(*batch))
+                return self._figures()
+        return step(data)
+
+    def _may_compile(self):
+        """Whether a compiled step would do the same: not with several replicas, and not with a custom loss, which may
+        count padding. Steps that run eagerly are there to be looked at."""
+        plain = not tf.distribute.has_strategy() and not self.run_eagerly
+        return self.compiles_training and plain and isinstance(self.loss, TokenCrossentropy)
+
+    def _compile_step(self, step, *specs):
+        """A `train_step` compiled by XLA, for tensors of these specs; None, with a warning, if XLA refuses it."""
+
+        def learn(*batch):
+            with compiling():
+                step(batch)
+            return tf.constant(0)  # something to wait for
+
+        compiled = tf.function(learn, list(specs), jit_compile=True, autograph=False)
+        try:  # what XLA refuses it refuses here, before anything has been learned or lost
+            compiled.get_concrete_function()
+            with tf.init_scope():  # out of the graph that is made of `train_step`
+                smallest = [tf.zeros([1, 2, *spec.shape[2:]], spec.dtype) for spec in specs]
+                compiled.experimental_get_compiler_ir(*self._padded_to_few_sizes(*smallest))(stage="hlo")
+        except Exception as error:
+            said = textwrap.shorten(one_line(error), 300)
+            warnings.warn(f"training steps are not compiled, as XLA refuses them: {said}", stacklevel=2)
+            return None
+        return compiled
+
+    def _padded_to_few_sizes(self, source, target, *weights):
+        """A batch padded to one of few sizes, since each takes a while to compile. Both sides get the same length."""
+        length = rounded_up(tf.maximum(tf.shape(source)[1], tf.shape(target)[1] - 1))
+        # A batch of so many tokens has rows that are more than half as long as this, unless this is the least length.
+        least = tf.maximum(2 * self.tokens_compiled // length, 1) if self.tokens_compiled else self.rows_compiled
+        rows = rounded_up(tf.shape(source)[0], least)
+        return (
+            padded(source, rows, length),
+            padded(target, rows, length + 1),
+            *(padded(w, rows, length) for w in weights),
+        )
+
+    def _run_compiled(self, compiled, *batch):
+        """Runs a compiled step, and tells `on_compile` before and after the first step of each size."""
+        if not (say := self.on_compile):
+            compiled(*batch)
+            return
+        started = 0.0
+
+        def before(size):
+            nonlocal started
+            started = 0.0
+            if tuple(size.tolist()) not in self._sizes_compiled:
+                started = time.monotonic()
+                self._sizes_compiled.add(tuple(size.tolist()))
+                say(f"Compiling for batches of {size[0]} x {size[1]}: size {len(self._sizes_compiled)}")
+            return np.int32(0)
+
+        def after():
+            if started:
+                say(f"Compiled in {time.monotonic() - started:.1f} s")
+            return np.int32(0)
+
+        with tf.device("CPU"):  # which knows all sizes
+            seen = tf.numpy_function(before, [tf.shape(batch[0])[:2]], tf.int32)
+        with tf.control_dependencies([seen]):
+            done = compiled(*batch)
+        with tf.control_dependencies([done]), tf.device("CPU"):
+            tf.numpy_function(after, [], tf.int32)
+
+    def update_weights(self, gradients: list, weights: tf.Tensor) -> tf.Tensor:
+        """Takes a step of the optimizer, if the gradient of the whole batch is finite.
+
+        Args:
+            gradients: of the mean loss over this replica's rows, scaled by `optimizer.scale_loss`.
+            weights: of the tokens of these rows, 0 for padding.
+
+        Returns:
+            A scalar bool: whether the gradient was finite.
+        """
+        gradients = _mean_over_replicas(gradients, tf.reduce_sum(weights))
+        norm = tf.cast(tf.linalg.global_norm(gradients), tf.float32)
+        self.gradient_norm.assign(norm / self.optimizer.scale_loss(1.0))
+        finite = tf.math.is_finite(self.gradient_norm)
+        _apply_if(finite, self.optimizer, gradients, self.trainable_weights)
+        return finite
+
+    def measure(
+        self,
+        loss: tf.Tensor,
+        labels: tf.Tensor,
+        logits: tf.Tensor,
+        weights: tf.Tensor,
+        condition: tf.Tensor | None = None,
+    ) -> dict[str, tf.Tensor]:
+        """Adds a batch to the figures of the epoch, if a condition holds, and returns these figures.
+
+        Each replica adds its own rows; Keras sums what all have added when the figures are read.
+        """
+
+        def add():
+            for metric in self.metrics:
+                if metric.name == "loss":  # the mean over this replica's tokens, which Keras divides by the replicas
+                    mean = loss * self.distribute_strategy.num_replicas_in_sync
+                    metric.update_state(mean, sample_weight=tf.reduce_sum(weights))
+                else:
+                    metric.update_state(labels, logits, sample_weight=weights)
+
+        add() if condition is None else _run_if(condition, add, self.metrics_variables)
+        return self._figures()
+
+    def _figures(self):
+        """What a step returns to Keras."""
+        several = several_workers(self.distribute_strategy)
+        if self._quiet:  # Keras (3.15) makes a number of what comes back; for this one it waits for no device
+            with tf.device("CPU"):
+                return {"loss": tf.fill([1] if several else [], np.nan)}
+        figures = self.get_metrics_result()
+        # Of several workers Keras (3.15) takes the mean, along an axis that figures must have, and with two exchanges
+        # for each. One figure has to do until the epoch is over.
+        return {"loss": figures["loss"][None]} if several else figures
+
+    def get_metrics_result(self) -> dict[str, tf.Tensor]:
+        """The figures so far. They are NaN if no batch has counted, and not Keras's 0, the best loss there is."""
+        (counted,) = (metric.count for metric in self.metrics if metric.name == "loss")
+        nothing = counted <= 0
+        return {name: keras.ops.where(nothing, np.nan, it) for name, it in super().get_metrics_result().items()}
+
+    def _get_metrics_result_or_logs(self, logs):
+        # Keras (3.15) takes the last step's figures for the epoch's if that step has not returned the same ones.
+        return {**logs, **self.get_metrics_result()}
+
+    def build_training(self) -> None:
+        """Makes the variables of optimizer and metrics before the first step does, so that a checkpoint has them from
+        the start. The model must have been compiled."""
+        ids = tf.ones([1, 1], tf.int32)
+        with self.distribute_strategy.scope():
+            self._symbolic_build(data_batch=((ids, ids), ids, tf.ones([1, 1])))  # of Keras 3.15
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Under a strategy, Keras (3.15) does the same with a batch of the data that it averages over the replicas,
+        # which must then have equal shapes and belong to one process.
+        if self.distribute_strategy.num_replicas_in_sync > 1:
+            self.build_training()
+
+
+def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
+    """What Keras gives a step, as (source, target), or as (source, target, weights `[B, T]`) if there are weights.
+
+    Raises:
+        OptionError: for data of another form.
+    """
+    source, target, weights = keras.utils.unpack_x_y_sample_weight(data)
+    sides = tuple(
+        None if isinstance(side, tuple | list | dict | None) else tf.convert_to_tensor(side)
+        for side in (source, target)
+    )
+    if any(side is None or side.dtype == tf.string or side.shape.rank not in (2, 3) for side in sides):
+        raise OptionError(
+            "fit, evaluate: expected (source, target), ids [B, S] and [B, T + 1] or their one-hot rows, as batch_pairs "
+            "makes them; what the decoder reads and predicts is made of the target"
+        )
+    if weights is None:
+        return sides
+    rows, length = tf.unstack(tf.shape(sides[1])[:2])
+    each = tf.reshape(tf.cast(weights, tf.float32), [rows, -1])  # of pairs `[B, 1]`, or of labels
+    return *sides, tf.broadcast_to(each, [rows, length - 1])
+
+
+def refuse_texts(method: str, x: Any) -> None:
+    """Refuses texts in place of batches, for which Keras has no helpful message."""
+    first, *_ = tf.nest.flatten(getattr(x, "element_spec", x))
+    kind = getattr(first, "dtype", None)
+    if isinstance(first, str | bytes) or kind == tf.string or getattr(kind, "kind", "") in ("U", "S", "O"):
+        instead = "`translate` takes texts" if method == "predict" else "batch_pairs makes them of pairs of texts"
+        raise OptionError(f"{method}: expected batches of ids or one-hot rows, not texts; {instead}")
+
+
+def _refuse_class_weight(class_weight):
+    if class_weight is not None:
+        raise OptionError("class_weight: pairs have no classes; weight them, or their labels, with sample_weight")
+
+
+@contextlib.contextmanager
+def without_end_warning(steps: int | None) -> Iterator[None]:
+    """Keeps Keras (3.15) from warning that a dataset of unknown length has ended, unless so many steps were asked
+    for."""
+    with warnings.catch_warnings():
+        if not steps:
+            warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
+        yield
+
+
+def _follows_steps(callback):
+    """Whether a callback has something to do after each step of training."""
+    hooks = ("on_batch_end", "on_train_batch_end")
+    # A `LambdaCallback` has functions in place of methods.
+    found = [(hook, getattr(getattr(callback, hook), "__func__", None)) for hook in hooks]
+    return any(function is not getattr(keras.callbacks.Callback, hook) for hook, function in found)
+
+
+def rows_of_replica(batch: Any) -> Any:
+    """The rows that this replica learns of a batch that all replicas are given: every n-th of each tensor, n being the
+    number of replicas.
+
+    All replicas have equally many. If there are not enough rows, some are zeros, which is padding.
+    """
+    context = tf.distribute.get_replica_context()
+    count = context.num_replicas_in_sync
+    if count == 1:
+        return batch
+
+    def part(tensor):
+        missing = [[0, -tf.shape(tensor)[0] % count], *[[0, 0]] * (tensor.shape.rank - 1)]
+        return tf.pad(tensor, missing)[context.replica_id_in_sync_group :: count]
+
+    return tf.nest.map_structure(part, batch)
+
+
+def _mean_over_replicas(gradients, tokens):
+    """The gradients of the mean loss over all replicas' tokens, of which this replica has so many; None stays None.
+
+    The gradient of a table of which rows were looked up is a list of rows, in which one may stand many times. Here it
+    becomes a gradient of the whole table: only that has the norm by which gradients are clipped, and it is less to
+    send.
+    """
+    gradients = [gradient if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
+    context = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync
+    if replicas == 1:
+        return gradients
+    # Keras divides the mean loss of each replica by their number, as if all had the same number of tokens.
+    weighted = [g * tf.cast(replicas * tokens, g.dtype) for g in gradients if g is not None]
+    *sums, all_tokens = context.all_reduce("SUM", [*weighted, tokens])
+    means = iter(tf.math.divide_no_nan(total, tf.cast(all_tokens, total.dtype)) for total in sums)
+    return [None if gradient is None else next(means) for gradient in gradients]
+
+
+def _apply_if(
+    condition: tf.Tensor, optimizer: keras.optimizers.Optimizer, gradients: list, variables: list[keras.Variable]
+) -> None:
+    """Takes a step of an optimizer if a condition holds, with gradients that all replicas have alike.
+
+    A `LossScaleOptimizer` always sees the gradients. If they are not finite, it takes no step and halves its scale.
+    """
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if scales:  # it looks at each number, and the numbers can be finite while the norm is not
+        gradients = [g if g is None else tf.where(condition, g, np.nan) for g in gradients]
+
+    def apply(gradients):
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+    def together(strategy, condition, gradients):
+        first = strategy.experimental_local_results(condition)[0]
+        # Keras (3.15) clips what each replica has found and sums it then; here it has been summed, so that what is
+        # clipped is the gradient of the whole batch. Tests of clipping notice if Keras begins to do otherwise.
+        inner = optimizer.inner_optimizer if scales else optimizer
+        inner._all_reduce_sum_gradients = list
+        try:
+            if scales:
+                strategy.run(apply, args=(gradients,))
+            else:
+                changed = [*variables, *optimizer.variables]
+                _run_if(first, lambda: strategy.run(apply, args=(gradients,)), changed)
+        finally:
+            del inner._all_reduce_sum_gradients
+
+    # All replicas take the branch together, as an optimizer's update is a meeting of all, which cannot be in a branch.
+    tf.distribute.get_replica_context().merge_call(together, args=(condition, gradients))
+
+
+def _run_if(condition: tf.Tensor, run: Callable[[], Any], changed: Iterable[keras.Variable]) -> None:
+    """Runs a function that changes variables, if a condition holds.
+
+    A GPU has to be waited for to know which branch to take. Under XLA the function runs in any case, and the variables
+    get their values back if the condition does not hold.
+    """
+    if not is_compiling():
+        tf.cond(condition, run, lambda: None)
+        return
+    before = [(variable, tf.convert_to_tensor(variable)) for variable in changed]
+    run()
+    for variable, value in before:
+        variable.assign(tf.where(condition, variable, value))
+
+
+def rounded_up(size: tf.Tensor, least: int | tf.Tensor = 16) -> tf.Tensor:
+    """The smallest of `least` times 1, 2, 4, ... that is not below a size, so that XLA compiles few sizes."""
+    return tf.bitwise.left_shift(least, tf.reduce_sum(tf.cast(size > least * 2 ** tf.range(20), tf.int32)))
+
+
+def padded(tokens: tf.Tensor, rows: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+    """Ids `[B, T]`, or their one-hot form, with padding to so many rows and tokens."""
+    more = [rows, length] - tf.shape(tokens)[:2]
+    return tf.pad(tokens, [[0, more[0]], [0, more[1]], *[[0, 0]] * (tokens.shape.rank - 2)])
+
+
+def _any_size(tokens):
+    """The `tf.TensorSpec` of ids `[B, T]`, or of their one-hot form, for all B and T."""
+    return tf.TensorSpec([None, None, *tokens.shape[2:]], tokens.dtype)

@@ -1,0 +1,497 @@
+"""`Translator`: strings in and out. It translates and scores texts in batches of similar length."""
+
+import functools
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipelines import OptionError, check_number, choose
+from pipelines.tokens import PADDING, START, UNKNOWN, Texts, Tokenizer
+from seq2seq.attention import Encoded
+from seq2seq.contract import check_strategy, encode, has_attention, one_line, start
+from seq2seq.decoding import LIMITED, NEVER, STOPPED
+from seq2seq.exporting import export
+from seq2seq.layers import row_lengths
+from seq2seq.recurrence import cores, side_by_side
+from seq2seq.strategies import STRATEGIES, BeamSearch, Greedy, Strategy
+from seq2seq.trainer import refuse_texts, without_end_warning
+
+LONGEST_TRANSLATION = 100_000  # tokens
+LONGEST_SOURCE = 1024  # tokens of a text that are translated; the rest is left out
+_MANY_TEXTS = 64  # from this number on, each core translates a part of a batch
+_BATCH_LENGTH = 256  # from this length on, a batch holds fewer texts, so that memory does not grow with it
+# What XLA raises if it cannot compile; the last two if it lacks parts of CUDA.
+_XLA_ERRORS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.UnimplementedError,
+    tf.errors.InternalError,
+    tf.errors.NotFoundError,
+)
+
+
+class Translations(NamedTuple):
+    """What `Seq2Seq.translate` knows of N texts, n hypotheses each: the best first, samples in the order drawn."""
+
+    # Strings [N, n]. Those of a beam differ; if fewer of its 2 n best hypotheses do, the last texts are empty.
+    texts: tf.Tensor
+    scores: tf.Tensor  # float32 [N, n] log-likelihood, in nats; -inf for an empty place
+    ranked_by: tf.Tensor  # float32 [N, n] what the order follows: of a beam, the score over its length penalty
+    stopped: tf.Tensor  # strings [N, n] why it ended: "end", "limit" or "repetition"
+    # int32 [N, n, T] target ids with END, then padding. `score` and `attention` take the ids of one rank.
+    ids: tf.Tensor
+
+
+class Alignment(NamedTuple):
+    """Where the decoder looked while it wrote one text."""
+
+    source: list[str]  # S tokens
+    target: list[str]  # T tokens, with END if there is one
+    weights: np.ndarray  # [T, S], each row sums to 1
+
+
+class Translator(keras.Model):
+    """A `keras.Model` of two tokenizers, an encoder and a decoder, which takes strings and returns strings.
+
+    A subclass has the attributes and the methods for ids of `Seq2Seq`.
+    """
+
+    compiles_decoding: Any  # a property of the subclass
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._parts = 1  # of a batch; more take twice as long to trace, which few texts do not repay
+        self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
+
+    def forget_graphs(self) -> None:
+        """Makes `translate` trace its graphs anew, as after a change of how to decode."""
+        self._translate_with.cache_clear()
+
+    def translate(
+        self,
+        texts: str | Texts | tf.data.Dataset,
+        strategy: str | Strategy = "greedy",
+        *,
+        prefixes: str | Texts | None = None,
+        min_length: int = 0,
+        max_length: int | None = None,
+        seed: int = 0,
+        batch_size: int = 256,
+        details: bool = False,
+    ) -> Any:  # tf.Tensor, or Translations with details
+        """Translates texts.
+
+        Args:
+            texts: any number of strings: a list, a generator, an array, a tensor `[N]` or a `tf.data.Dataset` of scalar
+                strings; or a single string. Of each, the first 1,024 tokens are read.
+            strategy: "greedy", "beam" or "sampling"; or one of these with settings, as in
+                `BeamSearch(width=10, n_best=3)`; or an object of a custom class, see `strategies.Strategy`.
+            prefixes: how each translation begins: one string for each text, "" for no prefix. A translation contains
+                its prefix and has at least one more token.
+            min_length: the smallest number of tokens in a translation.
+            max_length: the largest number of tokens in a translation, for all texts. Default: for each text by its
+                length and the lengths seen in training, see `limits`.
+            seed: what sampling draws for a text depends on this number and on the text's place.
+            batch_size: how many texts are decoded together, fewer if they are long. It changes speed and memory, not
+                the translations.
+            details: whether to return scores, all n-best hypotheses and why each ended.
+
+        Returns:
+            A string tensor `[N]` in the order of `texts`; `[N, n]` if the strategy gives n > 1 hypotheses; without the
+            N for a single string. With `details` it is `Translations`, always `[N, n]`.
+
+        Raises:
+            OptionError: for an unknown strategy or one that breaks the contract, a beam wider than the vocabulary,
+                impossible lengths, texts that are no strings or have no order, a wrong number of prefixes, or a prefix
+                with an unknown token.
+            MemoryError: if a batch does not fit into memory.
+        """
+        strategy = self._checked_strategy(strategy)
+        check_number("min_length", min_length, least=0, most=LONGEST_TRANSLATION)
+        check_number("max_length", max_length, least=max(1, min_length), most=LONGEST_TRANSLATION, optional=True)
+        check_number("seed", seed, least=0, below=2**62)  # to which the texts' places are added
+        check_number("batch_size", batch_size, least=1)
+        texts = _as_strings("texts", texts)
+        begun = [] if prefixes is None else [self._prefix_ids(_as_strings("prefixes", prefixes), texts.shape)]
+        shape, texts = texts.shape, tf.reshape(texts, [-1])
+        count = len(texts)
+        texts = texts if count else tf.constant([""])  # not every layer takes an empty batch
+        if count >= _MANY_TEXTS:
+            self._parts = cores()
+        lengths = np.minimum(_bytes_or_tokens(texts), LONGEST_SOURCE)
+        longest = -1 if max_length is None else max_length
+
+        def run(batch):
+            translate = self._translate_with(strategy, details, self._parts, bool(begun))
+            some = [tf.gather(ids, batch) for ids in begun]
+            return translate(tf.gather(texts, batch), seed + batch, min_length, longest, *some)
+
+        try:
+            done, order = _in_batches(run, lengths, batch_size)
+        except (ValueError, *_XLA_ERRORS) as error:
+            if not self.compiles_decoding:
+                raise
+            warnings.warn(f"decoding goes on uncompiled and slower; XLA says: {one_line(error)}", stacklevel=2)
+            self.compiles_decoding = False
+            done, order = _in_batches(run, lengths, batch_size)
+        found = [tf.concat(parts, axis=0) for parts in zip(*done, strict=True)]
+        found = [each.to_tensor(PADDING) if isinstance(each, tf.RaggedTensor) else each for each in found]
+        found = [tf.gather(each, order[:count]) for each in found]
+        if details:
+            return Translations(*found)
+        (texts,) = found
+        return tf.reshape(texts, [*shape, *texts.shape[1:]] if texts.shape[1] > 1 else shape)
+
+    def _checked_strategy(self, strategy):
+        """The strategy of a name, or as it is."""
+        if isinstance(strategy, str):
+            strategy = STRATEGIES[choose("strategy", strategy, list(STRATEGIES))]()
+        check_strategy(strategy)
+        width, tokens = strategy.rows_per_source, self.target_tokenizer.vocabulary_size - START - 1
+        if width > tokens and isinstance(strategy, BeamSearch):
+            raise OptionError(f"width={width}: wider than the vocabulary, which has {tokens} tokens to choose from")
+        return strategy
+
+    def _prefix_ids(self, prefixes, shape):
+        """The ids of prefixes for texts of this shape: int32 `[N, P]`."""
+        if prefixes.shape != shape:
+            expected, found = (str(x.num_elements()) if x.rank else "one string" for x in (shape, prefixes.shape))
+            raise OptionError(f"prefixes: expected as many as texts, {expected}, and not {found}")
+        prefixes = tf.reshape(prefixes, [-1]) if tf.size(prefixes) else tf.constant([""])
+        return prefix_ids(self.target_tokenizer, prefixes, "prefixes: text")
+
+    def _compile_translate(self, strategy, details, parts, with_prefixes):
+        texts, seeds = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)
+        length = tf.TensorSpec([], tf.int32)
+        prefixes = [tf.TensorSpec([None, None], tf.int32)] * with_prefixes
+
+        def run(texts, seeds, min_length, max_length, *prefixes):
+            def translate(texts, seeds, *prefixes):
+                return self.translate_batch(texts, strategy, seeds, min_length, max_length, details, *prefixes)
+
+            return side_by_side(translate, parts, texts, seeds, *prefixes)
+
+        return tf.function(run, input_signature=[texts, seeds, length, length, *prefixes])
+
+    def translate_batch(
+        self,
+        texts: tf.Tensor,
+        strategy: Strategy,
+        seeds: tf.Tensor | None = None,
+        min_length: int | tf.Tensor = 0,
+        max_length: int | tf.Tensor = -1,
+        details: bool = False,
+        prefixes: tf.Tensor | None = None,
+    ) -> tuple[tf.Tensor, ...]:
+        """Translates texts `[B]`, at least one, all together. `translate` makes a graph of this.
+
+        Args:
+            texts, strategy, details: as in `translate`.
+            seeds, min_length, max_length, prefixes: as in `decode`.
+
+        Returns:
+            A tuple of strings `[B, n]` and, with `details`, the other parts of `Translations`.
+        """
+        with tf.device("CPU"):  # where strings are; its small operations would each wait for a GPU
+            source = self.source_tokenizer.tokenize(texts)[:, :LONGEST_SOURCE]
+        ids, scores, ranked_by, stopped = self.decode(source, strategy, min_length, max_length, seeds, prefixes)
+        if details and scores is None:
+            target = tf.pad(ids, [[0, 0], [0, 0], [1, 0]], constant_values=START)
+            # One hypothesis after another, so that memory does not grow with their number.
+            each = tf.map_fn(
+                lambda target: self.log_likelihood(source, target),
+                tf.transpose(target, [1, 0, 2]),
+                fn_output_signature=tf.float32,
+            )
+            scores = ranked_by = tf.ensure_shape(tf.transpose(each), ids.shape[:2])
+        with tf.device("CPU"):
+            rows, count, length = (tf.shape(ids)[axis] for axis in range(3))
+            translations = self.target_tokenizer.detokenize(tf.reshape(ids, [rows * count, length]))
+            translations = tf.ensure_shape(tf.reshape(translations, [rows, count]), ids.shape[:2])
+            found = [translations, scores, ranked_by, tf.gather(tf.constant(STOPPED), stopped), ids]
+            found = found if details else found[:1]
+            if ids.shape[1] > strategy.n_best:
+                found = _first_different(strategy.n_best, *found)
+            if details:
+                found[-1] = tf.RaggedTensor.from_tensor(found[-1], padding=PADDING, ragged_rank=2)
+            return tuple(found)
+
+    def predict(self, x: Any, batch_size: int | None = None, *args: Any, **kwargs: Any) -> np.ndarray:
+        """Translates sources greedily, as `translate` does: batches as `batch_pairs` makes them, or an array of ids or
+        one-hot rows. For texts and other strategies, use `translate`.
+
+        Returns:
+            Strings `[N]`, as bytes, in the order of the batches: make these with `shuffle=False`. If `x` is a pair
+            (source, target so far), it returns the logits that the model computes.
+
+        Raises:
+            OptionError: for texts.
+        """
+        refuse_texts("predict", x)
+        with without_end_warning(kwargs.get("steps")):
+            return super().predict(x, batch_size, *args, **kwargs)
+
+    def predict_step(self, data: Any) -> tf.Tensor:
+        """Translates the sources of one batch greedily, see `predict`."""
+        source, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        if isinstance(source, tuple | list):
+            return self(source)
+        ids = self.decode(tf.convert_to_tensor(source), Greedy()).ids[:, 0]
+        with tf.device("CPU"):
+            return self.target_tokenizer.detokenize(ids)
+
+    def make_predict_function(self, force: bool = False) -> Callable | None:
+        """As in `keras.Model`, but never compiled: XLA has no strings."""
+        compiles: Any = self.jit_compile
+        self.jit_compile: Any = False
+        try:
+            return super().make_predict_function(force)
+        finally:
+            self.jit_compile = compiles
+
+    def score(
+        self, sources: Texts, targets: Texts | tf.Tensor, batch_size: int = 256, per_token: bool = False
+    ) -> tf.Tensor | tf.RaggedTensor:
+        """The log-likelihood of each target, given its source.
+
+        Args:
+            sources: strings, N of them.
+            targets: as many strings; or ids `[N, T]`, then padding, such as `ids[:, 0]` of `Translations`. Ids are
+                scored as they are, so END only if there is one.
+            batch_size: how many pairs are scored together, fewer if they are long.
+            per_token: whether to return the log-probability of each token in place of their sum.
+
+        Returns:
+            float32 `[N]`, in nats: the sum over the tokens of the target and END. With `per_token` those of all tokens,
+            ragged float32 `[N, (T)]`.
+
+        Raises:
+            OptionError: if there are not as many targets as sources, or they are no texts.
+            MemoryError: if a batch does not fit into memory.
+        """
+        sources = _as_strings("sources", sources)
+        if not sources.shape.rank:
+            raise OptionError("sources and targets: expected strings, [N], and not one alone; put it into a list")
+        targets = _as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
+
+        def run(batch):
+            target = self._target_ids(tf.gather(targets, batch))
+            return kept(self._score(tf.gather(sources, batch), target), target[:, 1:])
+
+        def kept(each, ids):
+            return tf.RaggedTensor.from_tensor(each, row_lengths(ids)) if per_token else tf.reduce_sum(each, axis=1)
+
+        lengths = np.maximum(_bytes_or_tokens(sources), _bytes_or_tokens(targets))
+        scores, order = _in_batches(run, lengths, batch_size, "pairs")
+        nothing = kept(tf.zeros([0, 1]), tf.zeros([0, 1], tf.int32))
+        return tf.gather(tf.concat([nothing, *scores], axis=0), order)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)])
+    def _score(self, sources, target):
+        source = self.source_tokenizer.tokenize(sources)
+        return side_by_side(functools.partial(self.log_likelihood, per_token=True), cores(), source, target)
+
+    def _target_ids(self, targets):
+        """Ids `[B, T + 1]` from START on: of texts with END, and of ids as they are."""
+        if targets.dtype == tf.string:
+            return self.target_tokenizer.tokenize(targets, start_end=True)
+        longest = tf.maximum(1, tf.reduce_max(row_lengths(targets)))  # the decoder takes at least one step
+        return tf.pad(targets[:, :longest], [[0, 0], [1, 0]], constant_values=START)
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether the decoder can return its attention weights, as `attention` needs."""
+        return has_attention(self.decoder)
+
+    def attention(
+        self, sources: Texts, targets: Texts | tf.Tensor | None = None, batch_size: int = 256
+    ) -> list[Alignment]:
+        """Where the decoder looks while it writes each target.
+
+        Args:
+            sources: strings.
+            targets: as many strings, or ids as in `score`. Default: the greedy translations.
+            batch_size: how many pairs are computed together, fewer if they are long.
+
+        Returns:
+            A list of `Alignment`.
+
+        Raises:
+            OptionError: if the decoder has no attention, or there are not as many targets as sources.
+            MemoryError: if a batch does not fit into memory.
+        """
+        if not self.has_attention:
+            raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
+        sources = tf.reshape(_as_strings("sources", sources), [-1])
+        targets = self.translate(sources) if targets is None else targets
+        targets = _as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
+
+        def run(batch):
+            return self._attention(tf.gather(sources, batch), self._target_ids(tf.gather(targets, batch)))
+
+        lengths = np.maximum(_bytes_or_tokens(sources), _bytes_or_tokens(targets))
+        found, order = _in_batches(run, lengths, batch_size)
+        alignments = [alignment for batch in found for alignment in batch]
+        return [alignments[place] for place in order]
+
+    def _attention(self, sources, target):
+        source = self.source_tokenizer.tokenize(sources)
+        encoded, state = start(self.decoder, encode(self.encoder, source), tf.shape(target)[1] - 1)
+        *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
+        source, target = spelled(self.source_tokenizer, source), spelled(self.target_tokenizer, target[:, 1:])
+        return [  # an empty source is one step of nothing; copied, since a view would keep the whole batch in memory
+            Alignment(source, target, row[: len(target), : max(1, len(source))].copy())
+            for source, target, row in zip(source, target, weights.numpy(), strict=True)
+        ]
+
+    def encode(self, texts: Texts) -> Encoded:
+        """The encoder's output for texts, to look at it or to train a probe on it.
+
+        Args:
+            texts: strings, N of them, at least one. They form one batch: give many texts in parts.
+
+        Returns:
+            `Encoded`: the memory `[N, S, D]`, S being the tokens of the longest text; the mask `[N, S]` of real tokens;
+            the state that the decoder starts from; the source ids `[N, S]`.
+
+        Raises:
+            OptionError: for no text, or for anything that is none.
+        """
+        texts = tf.reshape(_as_strings("texts", texts), [-1])
+        if not len(texts):
+            raise OptionError("texts: expected one or more")
+        return self._encode(texts)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def _encode(self, texts):
+        return encode(self.encoder, self.source_tokenizer.tokenize(texts))
+
+    def export(
+        self,
+        filepath: Path | str,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: None = None,
+        *,
+        beam: BeamSearch | None = None,
+        search: Strategy | None = None,
+        probe: Sequence[str] = (),
+    ) -> None:
+        """Writes a SavedModel for programs without this library, see `exporting.export`.
+
+        Raises:
+            OptionError: for another format, or signatures other than that of texts.
+        """
+        if format != "tf_saved_model":
+            raise OptionError(
+                f"format={format!r}: expected 'tf_saved_model'; others hold no tokenizers and no decoding"
+            )
+        if input_signature is not None:
+            raise OptionError("input_signature: what is exported always takes strings [N], and for any N")
+        export(self, filepath, **({"beam": beam} if beam else {}), search=search, probe=probe)
+        if verbose:
+            print(f"Saved to {filepath}")
+
+
+def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]]:
+    """The tokens of ids `[B, T]`, END included, without padding: B lists."""
+    vocabulary = tokenizer.vocabulary
+    return [[vocabulary[number] for number in row if number != PADDING] for row in np.asarray(ids)]
+
+
+def prefix_ids(tokenizer: Tokenizer, prefixes: Texts, place: str, first: int = 1) -> tf.Tensor:
+    """Tokenizes the prefixes of N translations: int32 `[N, P]`.
+
+    Raises:
+        OptionError: if one has unknown tokens; names `place` and the prefix's number, counted from `first`.
+    """
+    prefixes = tf.convert_to_tensor(prefixes)
+    ids = tokenizer.tokenize(prefixes)
+    for row in np.flatnonzero(np.any(ids == UNKNOWN, axis=1)).tolist():
+        tokens, *_ = tokenizer.count(prefixes[row : row + 1])
+        unknown = [repr(token.decode()) for token in tokens.numpy() if UNKNOWN in tokenizer.tokenize([token])]
+        what = f"{place} {row + first}: the prefix {prefixes[row].numpy().decode(errors='replace')!r}"
+        raise OptionError(f"{what} has tokens that are not in the vocabulary: {', '.join(unknown)}")
+    return ids
+
+
+def _in_batches(run, lengths, batch_size, what="texts"):
+    """Calls a function with the places of texts of similar length, so that short ones do not wait for long ones.
+
+    Returns what it returned for each batch, and the order that brings the texts' results back into their places.
+    """
+    order = np.argsort(lengths, kind="stable")
+    sizes = np.maximum(np.asarray(lengths)[order], _BATCH_LENGTH)
+    done, first = [], 0
+    while first < len(order):
+        rows = sizes[first : first + batch_size]
+        fit = np.arange(1, len(rows) + 1) * rows <= batch_size * _BATCH_LENGTH
+        batch = order[first : first + max(1, int(np.count_nonzero(fit)))]
+        try:
+            done.append(run(batch))
+        except tf.errors.ResourceExhaustedError as error:
+            said = f"{len(batch)} {what} of up to {max(lengths[batch]):,} bytes"
+            raise MemoryError(f"out of memory for {said} together; lower batch_size={batch_size}") from error
+        first += len(batch)
+    return done, np.argsort(order)
+
+
+def _as_strings(argument, texts):
+    """Texts as a string tensor `[N]`, or `[]` for a single string."""
+    if isinstance(texts, set | frozenset | dict):
+        raise OptionError(f"{argument}: a {type(texts).__name__} gives them in no order; expected a list of strings")
+    if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) and not hasattr(texts, "shape"):
+        texts = list(texts)  # such as a generator or a dataset
+    try:
+        found = tf.convert_to_tensor(texts, tf.string)
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        raise OptionError(f"{argument}: expected a string, or a list of strings ({one_line(error)})") from None
+    if found.shape.rank > 1:
+        raise OptionError(
+            f"{argument}: expected a string, or a list of strings, and not an array of shape {found.shape}"
+        )
+    return found
+
+
+def _as_targets(targets, sources, vocabulary_size):
+    """Targets of sources `[N]`: N strings, or ids `[N, T]` as they are."""
+    axes = getattr(targets, "ndim", 0)
+    if axes < 2:
+        found = tf.reshape(_as_strings("targets", targets), [-1])
+    else:
+        ids = np.asarray(targets)
+        padding = ids == PADDING
+        if axes > 2 or ids.dtype.kind not in "iu" or np.any((ids < 0) | (ids >= vocabulary_size)):
+            raise OptionError(
+                f"targets: expected strings, or ids [N, T] below {vocabulary_size}, such as found.ids[:, 0]"
+            )
+        if np.any(padding[:, :-1] & ~padding[:, 1:]):
+            raise OptionError("targets: expected ids that are padded on the right, and not before tokens")
+        found = tf.cast(ids, tf.int32)
+    if len(found) != len(sources):
+        raise OptionError(f"targets: expected as many as sources, {len(sources)}, and not {len(found)}")
+    return found
+
+
+def _bytes_or_tokens(texts):
+    """The length of each of texts `[N]` in bytes, or of each row of ids `[N, T]` in tokens: an array `[N]`."""
+    return (tf.strings.length(texts) if texts.dtype == tf.string else row_lengths(texts)).numpy()
+
+
+def _first_different(count, texts, *known):
+    """Of the texts of N hypotheses of each source, `[B, N]`, and the other parts of `Translations` if they are known,
+    the first so many with different texts.
+
+    If there are fewer, empty hypotheses follow, as in `BeamSearch`.
+    """
+    equal = tf.cast(texts[:, :, None] == texts[:, None], tf.int32)
+    repeated = tf.argmax(equal, axis=2, output_type=tf.int32) < tf.range(tf.shape(texts)[1])
+    order = tf.argsort(tf.cast(repeated, tf.int32), axis=1, stable=True)[:, :count]
+    nothing = "", NEVER, NEVER, STOPPED[LIMITED], PADDING
+    found = zip((texts, *known), nothing, strict=False)
+    where = {2: repeated, 3: repeated[:, :, None]}
+    return [tf.gather(tf.where(where[each.shape.rank], empty, each), order, batch_dims=1) for each, empty in found]

@@ -1,0 +1,122 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from pipelines import OptionError
+from seq2seq.building import build_model, prepare
+from seq2seq.config import Config
+from seq2seq.runs import load_run
+from seq2seq.training import train
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cell": "lstmm"}, "cell='lstmm'.*did you mean 'lstm'"),
+        ({"target_tokenizer": "words"}, "target_tokenizer='words': expected 'char'"),
+        ({"optimizer": "adamm"}, "optimizer='adamm'.*did you mean 'adam'"),
+        ({"tied": True}, "tied=True"),
+        ({"decoder": "nowhere:Decoder"}, "there is no module 'nowhere'"),
+        ({"encoder": "json:Encoder"}, "json has no class 'Encoder'"),
+        ({"units": 7, "bidirectional": True}, "units=7"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_anything_is_read(config, options, message):
+    with pytest.raises(OptionError, match=message):
+        prepare(dataclasses.replace(config, **options))
+
+
+def test_tokenizers_and_their_options_come_back_with_the_model(config, tmp_path):
+    options = {"source_tokenizer": "byte", "target_tokenizer": "subword", "lowercase": True, "normal_form": "NFKC"}
+    options |= {"epochs": 1, "validation_fraction": 0}
+    model = train(dataclasses.replace(config, **options), tmp_path / "run")
+    again = load_run(tmp_path / "run")
+    assert again.source_tokenizer.get_config() == model.source_tokenizer.get_config()
+    assert again.target_tokenizer.get_config() == model.target_tokenizer.get_config()
+    assert again.source_tokenizer.lowercase and again.source_tokenizer.normal_form == "NFKC"
+    assert again.translate("AB") == model.translate("ab")
+
+
+def halves(model):
+    return [type(half).__name__ for half in (model.encoder, model.decoder)]
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds"),
+    [
+        (
+            {"architecture": "transformer", "attention": None, "warmup": 9},
+            ["TransformerEncoder", "TransformerDecoder"],
+        ),
+        (
+            {"encoder": "transformer", "cell": "lstm", "shared_vocabulary": True},
+            ["TransformerEncoder", "Decoder"],
+        ),
+    ],
+    ids=str,
+)
+def test_both_halves_may_be_of_either_architecture(config, tmp_path, options, kinds):
+    said = []
+    corpus = tmp_path / "same.tsv"
+    corpus.write_text("".join(f"{a}{b}\t{b}{a}\n" for a in "abcde" for b in "abcde"))
+    usual = {"corpus": str(corpus), "heads": 2, "epochs": 1, "copy": True, "validation_fraction": 0}
+    train(dataclasses.replace(config, **usual | options), tmp_path / "run", say=said.append)
+    model = load_run(tmp_path / "run")
+    assert halves(model) == kinds
+    assert "copying: 5 source tokens can be copied, of 5 target tokens" in said
+    assert any("all of them warm-up: --warmup 9" in text for text in said) == ("warmup" in options)
+    if options.get("shared_vocabulary"):
+        assert model.source_tokenizer.vocabulary == model.target_tokenizer.vocabulary
+
+
+def test_a_transformer_may_decode_what_a_recurrent_encoder_reads(config):
+    _, tokenizers = prepare(config)
+    model = build_model(dataclasses.replace(config, decoder="transformer", heads=2), tokenizers, steps=1)
+    assert halves(model) == ["Encoder", "TransformerDecoder"]
+
+
+@pytest.mark.parametrize("options", [{}, {"embedding": 6, "tied": True}])
+def test_a_warm_start_keeps_what_was_learned_of_old_tokens_and_knows_new_ones(trained, tmp_path, tsv, options):
+    config = dataclasses.replace(trained.config, validation_fraction=0.0, **options)
+    folder, old = trained.folder, trained.model
+    if options:
+        folder = tmp_path / "old"
+        old = train(dataclasses.replace(config, epochs=1), folder)
+    new = str(tsv("".join(f"{a}{b}\t{a.upper()}{b}\n" for a in "abxy" for b in "xyz") + "€a\t€A\n", "new.tsv"))
+    said, still = [], {"corpus": new, "learning_rate": 0.0, "warm_start": str(folder), "epochs": 1}
+    warm = train(dataclasses.replace(config, **still), tmp_path / "warm", say=said.append)
+    for side, tokenizer in (("source", warm.source_tokenizer), ("target", warm.target_tokenizer)):
+        known = getattr(old, f"{side}_tokenizer").tokens
+        assert tokenizer.tokens[: len(known)] == known and set("xyz") < set(tokenizer.tokens)
+    assert said[0] == "source: 4 new tokens" and said[1].startswith("target: 6 new tokens")
+    texts = ["ab", "ce", "dd"]
+    one, other = (model.attention(texts, texts)[1].weights for model in (warm, old))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    with pytest.raises(OptionError, match=r"units=4: .*, to start from, has 8"):
+        prepare(dataclasses.replace(config, units=4, **still))
+
+
+@pytest.mark.slow
+def test_a_run_of_several_source_columns_and_one_that_starts_from_it(tsv, tmp_path):
+    corpus = tsv("lemma\tform\tfeatures\n" + "".join(f"{a}\t{a.upper()}\tV;UP\n{a}\t{a}\t\n" for a in "abcdef"))
+    options = {"columns": ("lemma", "features", "form"), "source_tokenizer": "char,;", "validation_fraction": 0}
+    options |= {"units": 4, "epochs": 1}
+    model = train(Config(str(corpus), **options), tmp_path / "run")
+    source = model.source_tokenizer
+    assert source.column_names == ("lemma", "features") and source.vocabulary[-3:] == ["[UNK]", "UP", "V"]
+    assert set(json.loads((tmp_path / "run" / "probe.json").read_text())) >= {"a\tV;UP", "a\t"}
+    more = tsv("az\tzaz\tV;NEW\n", "more.tsv")
+    warm = {"columns": (1, 3, 2), "warm_start": str(tmp_path / "run"), "learning_rate": 0.0}
+    warmed = train(Config(str(more), **options | warm), tmp_path / "warm")
+    assert warmed.source_tokenizer.vocabulary == [*source.vocabulary, "z", "NEW"]
+    ids = source.tokenize(["ax\tV;DOWN;UP"])
+    assert warmed.source_tokenizer.tokenize(["ax\tV;DOWN;UP"]).numpy().tolist() == ids.numpy().tolist()
+    np.testing.assert_allclose(warmed.encoder(ids).memory, model.encoder(ids).memory, atol=1e-6)
+    with pytest.raises(OptionError, match=r"columns=\(1, 2\): .*run, to start from, has 2 of the source \(lemma, feat"):
+        prepare(Config(str(more), **options | warm | {"columns": (1, 2)}))
+    with pytest.raises(
+        OptionError, match="source_tokenizer='char,;': 2 names, but the columns are source; expected one"
+    ):
+        prepare(Config(str(more), **options | {"columns": (1, 2)}))

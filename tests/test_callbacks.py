@@ -1,0 +1,165 @@
+import dataclasses
+import json
+import math
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import read_history
+
+from pipelines import CharTokenizer
+from seq2seq.callbacks import AverageWeights, DivergedError
+from seq2seq.evaluation import evaluate
+from seq2seq.layers import Encoder
+from seq2seq.model import Seq2Seq
+from seq2seq.runs import held_out_pairs, load_run
+from seq2seq.training import train
+
+WILD = {"optimizer": "sgd", "learning_rate": 1e38, "clip_norm": None, "schedule": "constant"}
+
+
+def test_the_figures_of_an_epoch_are_those_of_evaluate(trained):
+    found = evaluate(trained.model, held_out_pairs(trained.folder, trained.model))
+    last = read_history(trained.folder)[-1]
+    for name, measured in found.scores.items():
+        assert float(last[f"val_{name.lower().replace(' ', '_')}"]) == pytest.approx(measured.score)
+    assert float(last["val_perplexity"]) == pytest.approx(found.perplexity, rel=1e-4)
+
+
+class Remember(keras.callbacks.Callback):
+    """Keeps the weights after each epoch, and sees that the next one does not begin with their average."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.now = [weight.numpy() for weight in self.model.trainable_variables]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch:
+            for weight, own in zip(self.model.trainable_variables, self.weights[-1], strict=True):
+                np.testing.assert_array_equal(weight, own)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.weights.append(self.now)
+
+
+def assert_mean(model, weights):
+    for weight, own in zip(model.trainable_variables, zip(*weights, strict=True), strict=True):
+        np.testing.assert_allclose(weight, np.mean(own, axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("validation_data", [None, (np.ones([2, 2]), np.ones([2, 1]))])
+def test_the_average_of_the_last_epochs_takes_the_place_of_the_weights_between_epochs(validation_data):
+    model, remember = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)]), Remember()
+    model.compile("sgd", "mse")
+    callbacks = [AverageWeights(3), remember]
+    x, y = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0], [2.0]])
+    model.fit(x, y, epochs=4, verbose=0, validation_data=validation_data, callbacks=callbacks)
+    assert_mean(model, remember.weights[1:])
+
+
+def test_the_average_of_the_last_epochs_is_measured_and_kept(config, tmp_path):
+    remember = Remember()
+    train(dataclasses.replace(config, epochs=3, average=2), tmp_path / "run", callbacks=[remember])
+    kept = load_run(tmp_path / "run")
+    assert_mean(kept, remember.weights[1:])
+    known = evaluate(kept, held_out_pairs(tmp_path / "run", kept))
+    assert known.perplexity == pytest.approx(float(read_history(tmp_path / "run")[-1]["val_perplexity"]), rel=1e-4)
+
+
+def test_a_training_without_a_finite_gradient_stops_and_writes_each_pair_of_the_batch_as_one_line(
+    config, tsv, tmp_path
+):
+    lines = [json.dumps({"source": f"{a}\n{b}", "target": "x\ty\u2028"}) + "\n" for a in "abc" for b in "abc"]
+    wild = dataclasses.replace(config, corpus=str(tsv("".join(lines), "pairs.jsonl")), batch_size=2, **WILD)
+    with pytest.raises(
+        DivergedError,
+        match=r"epoch \d, step \d: .* norm is (nan|inf), one step earlier it was [\d.]+\. The batch is in",
+    ):
+        train(wild, tmp_path / "run")
+    batch = (tmp_path / "run" / "diverged.tsv").read_text().splitlines()
+    assert len(batch) == 2 and all(re.fullmatch("[abc] [abc]\tx y ", line) for line in batch)
+
+
+def test_batches_without_a_finite_gradient_are_left_out_and_named_however_seldom_one_looks(
+    config, tmp_path, monkeypatch
+):
+    options = {"batch_size": 4, "on_divergence": "skip", "validation_fraction": 0, **WILD}
+    said, live = {}, keras.callbacks.Callback()
+    for seconds in (0.0, 3600.0):
+        monkeypatch.setattr("seq2seq.callbacks._seconds_between_looks", lambda seconds=seconds: seconds)
+        run, said[seconds] = tmp_path / str(seconds), []
+        model = train(dataclasses.replace(config, **options), run, say=said[seconds].append, callbacks=[live])
+        said[seconds] = [text.replace(str(run), "") for text in said[seconds]]
+        assert all(text.endswith("left out") for text in said[seconds])
+        assert int(live.model.optimizer.iterations) == 2 * 7 - len(said[seconds])
+        assert all(np.isfinite(weight).all() for weight in model.trainable_weights)
+    assert len(said[0.0]) > 5 and said[0.0] == said[3600.0]
+    assert len({(tmp_path / str(seconds) / "diverged.tsv").read_text() for seconds in said}) == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_training_leaves_out_batches_without_a_finite_gradient_too(config, tmp_path):
+    said, live = [], keras.callbacks.Callback()
+    options = {"compile": True, "on_divergence": "skip", "validation_fraction": 0, **WILD}
+    model = train(dataclasses.replace(config, **options), tmp_path / "run", say=said.append, callbacks=[live])
+    assert said.pop(0).startswith("Training steps are compiled")
+    assert said.pop(0) == "Compiling for batches of 8 x 16: size 1"
+    assert re.fullmatch(r"Compiled in [\d.]+ s", said.pop(0))
+    assert said and all(text.endswith("left out") for text in said)
+    assert int(live.model.optimizer.iterations) == 2 * 4 - len(said)
+    assert all(np.isfinite(weight).all() for weight in model.trainable_weights)
+
+
+@pytest.mark.slow
+def test_a_scale_too_large_for_float16_is_no_divergence_but_weights_that_are_no_numbers_are(config, tmp_path):
+    scales = []
+
+    class Spoil(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            scales.append(float(self.model.optimizer.dynamic_scale))
+            if len(scales) == 1:
+                self.model.optimizer.dynamic_scale.assign(2.0**30)
+            if int(self.model.optimizer.iterations) == 3:
+                kernel = self.model.decoder.output_layer.kernel
+                kernel.assign(kernel * np.nan)
+
+    options = {"epochs": 30, "precision": "float16", "validation_fraction": 0}
+    with pytest.raises(DivergedError, match="the gradient norm is nan"):
+        train(dataclasses.replace(config, **options), tmp_path / "run", callbacks=[Spoil()])
+    assert 2.0**29 in scales and 1.0 in scales
+    losses = [float(row["loss"]) for row in read_history(tmp_path / "run")]
+    assert math.isnan(losses[-1]) and not math.isnan(losses[0])
+
+
+@keras.saving.register_keras_serializable("tests")
+class VastEncoder(Encoder):
+    """Asks for a petabyte if there are more rows than `enough`."""
+
+    enough = 3
+
+    def call(self, source, training=False):
+        size = tf.where(tf.shape(source)[0] > self.enough, 2**24, 1)
+        asked_for = tf.fill([size, size], 0.0)
+        encoded = super().call(source, training=training)
+        return encoded._replace(memory=encoded.memory + asked_for[0, 0])
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_described_and_what_was_saved_stays(config, tmp_path):
+    config = dataclasses.replace(config, encoder="test_callbacks:VastEncoder", validation_fraction=0)
+    with pytest.raises(MemoryError) as raised:
+        train(config, tmp_path / "run")
+    assert str(raised.value) == (
+        "epoch 1, step 1: out of memory for a batch of 8 pairs of up to 2 source and 3 target tokens. Lower "
+        "--batch-size (8), or set --batch-tokens, so that fewer long texts are in a batch, or leave long texts out by "
+        "--max-length (1000)"
+    )
+    assert len(list((tmp_path / "run" / "unfinished").glob("*.npz"))) == 1
+    model = Seq2Seq(CharTokenizer("ab"), CharTokenizer("AB"), encoder=VastEncoder, units=8)
+    with pytest.raises(MemoryError, match="out of memory for 9 texts of up to 2 bytes together; lower batch_size=9"):
+        model.translate(["ab"] * 9, batch_size=9)
+    assert model.translate(["ab"] * 9, batch_size=3).shape == [9]

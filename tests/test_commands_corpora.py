@@ -1,0 +1,44 @@
+import json
+
+from command_line import in_process as seq2seq
+
+
+def test_inspect_tells_what_a_corpus_holds(tsv, tmp_path):
+    path = tsv("Go.\tVe.\nno tab\nWhat is it?\t¿Qué es?\n")
+    done = seq2seq("inspect", path, "--histogram", tmp_path / "lengths.png")
+    assert done.returncode == 0
+    shown = done.stdout.decode()
+    assert [line.split()[-2:] for line in shown.splitlines() if "longest" in line] == [["11", "8"]]
+    assert "pairs                           2" in shown and "source tokens" in shown and "␣ 2" in shown
+    assert f"{path}, line 2: expected source TAB target" in done.stderr.decode()
+    assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
+    data = json.loads(seq2seq("inspect", path, "--json").stdout)
+    assert data["pairs"] == 2 and data["target"]["tokens"]["¿"] == 1 and data["dropped"] == {"wrong columns": 1}
+    piped = seq2seq("inspect", "-", "--json", stdin=path.read_bytes())
+    assert json.loads(piped.stdout) == data
+
+
+def test_inspect_tells_the_tokens_of_each_source_column(tsv):
+    done = seq2seq("inspect", tsv("lemma\tform\tfeatures\nsee\tsaw\tV\n"), "--columns", "lemma,features,form")
+    assert done.returncode == 0, done.stderr
+    assert "lemma tokens, the most frequent first:\ne 2  s 1\n\nfeatures tokens" in done.stdout.decode()
+
+
+def test_a_shuffled_corpus_can_be_read_until_a_shard_is_damaged(tsv, tmp_path):
+    for number, side in enumerate("ab"):
+        tsv("".join(f"{'xyz'[n % 3]}{n % 50}{number}\n" for n in range(400)), f"corpus.{side}")
+    corpus = f"{tmp_path}/corpus.a+{tmp_path}/corpus.b"
+    done = seq2seq("shuffle", corpus, "shuffled", "--shards", 3, "--drop-duplicates", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, b"shuffled\n") and b"250 of 400 pairs left out" in done.stderr
+    assert json.loads(seq2seq("inspect", "shuffled", "--json", cwd=tmp_path).stdout)["pairs"] == 150
+    shard = next((tmp_path / "shuffled").glob("*.gz"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    for command in (["inspect", "shuffled"], ["train", "shuffled", "--out", "runs/other"]):
+        done = seq2seq(*command, cwd=tmp_path)
+        assert done.returncode == 2 and shard.name in done.stderr.decode(), done.stderr
+    assert not (tmp_path / "runs/other").exists()
+
+
+def test_shuffle_says_what_it_skips_and_that_nothing_is_left(tsv):
+    none = seq2seq("shuffle", tsv("no tab\n", "none.tsv"), "out", "--on-bad-line", "skip")
+    assert none.returncode == 2 and none.stderr.startswith(b"1 of 1 pairs left out\n"), none.stderr

@@ -1,0 +1,146 @@
+import contextlib
+import json
+import re
+import shutil
+
+import pytest
+from command_line import in_process as seq2seq
+from conftest import make_run
+
+from seq2seq import evaluation
+from seq2seq.commands.evaluate import print_comparison
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def folder(toy_run):
+    return toy_run[0]
+
+
+@pytest.fixture(scope="module")
+def home(toy_run, tmp_path_factory):
+    """A folder with the toy run, and a run on four times its pairs, which sees them in small letters."""
+    home = tmp_path_factory.mktemp("evaluate")
+    shutil.copytree(toy_run[0], home / "runs" / "toy")
+    shutil.copy(toy_run[0].parent.parent / "toy.tsv", home)
+    texts = [a + b for a in "abcdefghij" for b in "abcdefghij"]
+    (home / "larger.tsv").write_text("".join(f"{text.capitalize()}\t{text.upper()}\n" for text in texts))
+    with contextlib.chdir(home):
+        make_run(home / "runs" / "larger", "larger.tsv", "abcdefghij", lowercase=True, validation_fraction=0)
+    return home
+
+
+def test_evaluate_prints_tables_or_json_and_writes_what_it_measured(folder, tmp_path):
+    options = ["--write", tmp_path / "out", "--worst", 2, "--batch-size", 3]
+    done = seq2seq("evaluate", folder, *options, cwd=folder.parent.parent)
+    assert done.returncode == 0 and b"translated in" in done.stderr and b"Warning" not in done.stderr
+    table = done.stdout.decode()
+    assert all(name in table for name in ("BLEU", "chrF", "TER", "CER", "WER", "exact match", "perplexity"))
+    assert "nrefs:1|bs:1000" in table and table.count(" -> ") == 2
+    sources = (tmp_path / "out" / "sources.txt").read_text().split()
+    assert table.startswith(f"{len(sources)} sources, ")
+    translations = seq2seq("translate", folder, stdin="\n".join(sources).encode()).stdout.decode()
+    assert (tmp_path / "out" / "translations.txt").read_text() == translations
+    options = ["--columns", "2,1", "--json", "--beam-width", 3]
+    found = json.loads(seq2seq("evaluate", folder, "-", *options, stdin=b"AB\tab\nXY\tab\nCD\tcd\n").stdout)
+    assert (found["sources"], found["references"]) == (2, 3) and found["loading_seconds"] > 0
+    assert 0 <= found["scores"]["chrF"]["score"] <= 100 and sum(part["texts"] for part in found["by_length"]) == 2
+
+
+def test_evaluate_says_what_it_skips(folder, tsv):
+    path = tsv("ab\tAB\nno tab\ncd\tCD\nef\tEF\n")
+    report = f"1 of 4 pairs left out\n  1 wrong columns\n    {path}, line 2: expected source TAB target"
+    done = seq2seq("evaluate", folder, path, "--on-bad-line", "skip")
+    assert done.returncode == 0 and done.stderr.decode().count(report) == 1, done.stderr
+    none = seq2seq("evaluate", folder, tsv("no tab\n", "none.tsv"), "--on-bad-line", "skip")
+    assert none.returncode == 2 and none.stderr.startswith(b"1 of 1 pairs left out\n"), none.stderr
+
+
+def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(folder, tmp_path):
+    (tmp_path / "empty.tsv").write_text("\n")
+    for arguments, message in (
+        (["evaluate", folder, tmp_path / "empty.tsv"], "no pairs to evaluate on"),
+        (["evaluate", folder, "--limit", 3], "--limit is for a corpus, and none is named"),
+        (["evaluate", folder, tmp_path / "empty.tsv", "--bleu-tokenizer", "13b"], "did you mean '13a'"),
+        (["evaluate", tmp_path], "not a run folder"),
+    ):
+        done = seq2seq(*arguments, cwd=folder.parent.parent)
+        assert done.returncode == 2 and done.stdout == b"", done.stderr
+        assert message in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
+def test_compare_tests_any_number_of_runs_on_a_corpus(home, capsys):
+    runs = ["runs/toy", "runs/larger", "runs/toy"]
+    done = seq2seq("compare", *runs, "-", "--json", cwd=home, stdin=b"dd\tDD\nxy\tXY\nij\tIJ\ndd\tDd\n")
+    found = json.loads(done.stdout)
+    assert (found["sources"], found["runs"]) == (3, runs)
+    assert all(len(row) == 3 and row[0] == row[2] and row[0]["p"] == 1 for row in found["scores"].values())
+    learned = "runs/toy: trained on 1 of the 3 sources", "runs/larger: trained on 2 of the 3 sources"
+    assert done.stderr.decode().splitlines() == [*learned, learned[0]]
+    # The table of nine runs.
+    tested = {name: [evaluation.Tested(**one) for one in row] * 3 for name, row in found["scores"].items()}
+    references = [["DD", "Dd"], ["XY"], ["IJ"]]
+    sources = evaluation.Evaluation(["dd", "xy", "ij"], references, [], [], {}, 1.0, 1.0, 0.0, "13a")
+    print_comparison(runs * 3, sources, tested)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "3 sources, 4 references" and lines[3] == "run 2  runs/larger"
+    assert max(map(len, lines)) <= 80
+    score, p = ([f"{getattr(one, kind):.{digits}f}" for one in tested["chrF"]] for kind, digits in _FORMATS)
+    assert [line.split()[1:] for line in lines if line.startswith("chrF")] == [
+        score[:8],
+        p[1:8],
+        [score[0], score[8]],
+        p[8:],
+    ]
+
+
+_FORMATS = (("score", 1), ("p", 3))
+
+
+def test_compare_without_a_corpus_wants_sources_that_all_runs_have_held_out(home):
+    done = seq2seq("compare", "runs/toy", "runs/toy", "--json", cwd=home)
+    assert json.loads(done.stdout)["scores"]["chrF"][1]["p"] == 1 and done.stderr == b""
+    refused = seq2seq("compare", "runs/toy", "runs/larger", cwd=home)
+    assert refused.returncode == 2 and refused.stdout == b"" and refused.stderr.count(b"\n") == 1
+    said = rb"runs/larger was trained on (\d+) of the \1 sources that runs/toy has held out; name a test corpus: "
+    assert re.search(said + b"seq2seq compare runs/toy runs/larger CORPUS", refused.stderr)
+    (home / "larger.tsv").rename(home / "away.tsv")
+    (home / "test.tsv").write_text("ab\tAB\n")
+    refused = seq2seq("compare", "runs/toy", "runs/larger", cwd=home)
+    named = seq2seq("compare", "runs/toy", "runs/larger", "test.tsv", cwd=home)
+    (home / "away.tsv").rename(home / "larger.tsv")
+    assert refused.returncode == 2 and b"larger.tsv: No such file" in refused.stderr
+    assert named.returncode == 0 and b"runs/larger: cannot tell which of the sources it was trained on" in named.stderr
+
+
+def test_a_run_is_not_evaluated_on_a_corpus_that_has_changed(home, tmp_path):
+    moved = shutil.copytree(home, tmp_path / "moved")
+    record = json.loads((moved / "runs/toy/config.json").read_text()) | {"directory": str(moved)}
+    (moved / "runs/toy/config.json").write_text(json.dumps(record))
+    lines = (moved / "toy.tsv").read_text().splitlines(keepends=True)
+    (moved / "toy.tsv").write_text("".join(reversed(lines)))
+    done = seq2seq("evaluate", "runs/toy", cwd=moved)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert b"toy.tsv: no longer what that run was trained on" in done.stderr
+
+
+def test_evaluate_says_what_of_the_held_out_side_was_learned(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs.tsv").write_text("".join(f"{c}\t{c}\n" for c in "abcdefgh") + "a\tA\nx\tX\n")
+    make_run(tmp_path / "run", "pairs.tsv", split="last", validation_fraction=0.2)
+    done = seq2seq("evaluate", "run", "--json", cwd=tmp_path)
+    assert done.stderr.startswith(b"run: trained on 1 of the 2 sources\n"), done.stderr
+
+
+def test_a_run_is_evaluated_on_the_other_corpus_that_it_has_held_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, lines in (("train", "ab\tAB\ncd\tCD\n"), ("dev", "ab\tAB\nxy\tXY\n"), ("more", "zz\tZZ\n")):
+        (tmp_path / f"{name}.tsv").write_text(lines)
+    make_run(tmp_path / "run", "train.tsv", validation=["dev.tsv", "more.tsv"])
+    done = seq2seq("evaluate", "run", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["sources"] == 3
+    assert done.stderr.startswith(b"run: trained on 1 of the 3 sources\n")
+    (tmp_path / "dev.tsv").write_text("ab\tAC\n")
+    done = seq2seq("train", "--config", "run/config.json", "--out", "again", cwd=tmp_path)
+    assert done.returncode == 2 and b"dev.tsv: no longer what that run was validated on" in done.stderr

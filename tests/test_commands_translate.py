@@ -1,0 +1,324 @@
+import json
+import os
+import re
+import subprocess
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from command_line import SEQ2SEQ, command_with_streams, load_runs
+from command_line import in_process as seq2seq
+
+from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
+from seq2seq import BeamSearch, Sampling, Seq2Seq, load_run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def folder(toy_run):
+    return toy_run[0]
+
+
+def test_translate_writes_one_line_for_each_text(folder):
+    spoken = subprocess.run([SEQ2SEQ, "translate", folder, "ab", "", "ñ"], capture_output=True)
+    assert (spoken.returncode, spoken.stderr) == (0, b"") and spoken.stdout.count(b"\n") == 3
+    piped = seq2seq("translate", folder, stdin="\ufeffab\r\n\nñ".encode())  # a byte order mark is no text
+    assert piped.stdout == spoken.stdout
+    assert re.fullmatch(rb"3 translated in .* s, .* a second; .* s to load\n", piped.stderr)
+    assert seq2seq("translate", folder, stdin=b"").stdout == b""
+
+
+@pytest.mark.parametrize("command", ["translate", "score"])
+def test_lines_through_a_pipe_are_answered_when_no_more_are_waiting(folder, command, tmp_path):
+    (lines, to_command), (from_command, answers) = os.pipe(), os.pipe()
+    found = []
+
+    def talk():
+        with open(to_command, "wb", buffering=0) as asking, open(from_command, "rb") as answered:
+            asking.write(b"\xef\xbb\xbfab\tAB\n")  # a byte order mark is no text
+            found.append(answered.readline())
+            asking.write(b"ab\tAB\nab")
+            found.append(answered.readline())  # the second line has no end yet
+            rest = threading.Thread(target=lambda: found.append(answered.read()))
+            rest.start()
+            asking.write(b"\tAB\n" + b"ab\tAB\n" * 5000)
+            asking.close()
+            rest.join(60)
+
+    talking = threading.Thread(target=talk)
+    talking.start()
+    code = command_with_streams([command, str(folder)], lines, answers, tmp_path / "stderr")
+    talking.join(60)
+    first, second, rest = found
+    assert second == first and rest == first * 5001 and code == 0
+    assert command == "score" or "5,003 translated" in (tmp_path / "stderr").read_text()
+
+
+def test_what_is_no_run_folder_is_named(folder, tmp_path):
+    for run, message in (
+        (folder / "model.keras", f"{folder / 'model.keras'} is a file, and a run is a folder, such as {folder}\n"),
+        (tmp_path, "not a run folder"),
+        ("no run", "`seq2seq train --out 'no run'` makes one"),
+    ):
+        done = seq2seq("translate", run, "ab")
+        assert (done.returncode, done.stdout) == (2, b"") and done.stderr.count(b"\n") == 1
+        assert message in done.stderr.decode()
+
+
+def test_strategies_and_what_is_known_of_each_hypothesis(folder):
+    lines = seq2seq("translate", folder, "ab", "cd", "--beam-width", 4, "--n-best", 3, "--scores").stdout.decode()
+    rows = [line.split("\t") for line in lines.splitlines()]
+    assert [row[0] for row in rows] == ["1", "1", "1", "2", "2", "2"]
+    assert all(float(row[1]) < 0 and row[3] in ("end", "limit", "repetition") and len(row) == 5 for row in rows)
+    ranks = [[float(row[2]) for row in rows if row[0] == number and row[3] == "end"] for number in "12"]
+    assert all(some == sorted(some, reverse=True) for some in ranks)
+    assert all(float(row[2]) > float(row[1]) for row in rows if len(row[4]) > 1)
+    assert len({tuple(row[0::4]) for row in rows}) == 6  # all different
+    scored = seq2seq("translate", folder, "ab", "--scores").stdout.decode().rstrip("\n").split("\t")
+    again = seq2seq("score", folder, stdin=f"ab\t{scored[3]}\n".encode()).stdout
+    assert scored[0] == scored[1]  # greedy search ranks nothing
+    assert scored[2] != "end" or float(again) == pytest.approx(float(scored[0]), abs=1e-3)
+    assert seq2seq("translate", folder, "ab", "--top-k", 1).stdout.decode() == f"{scored[3]}\n"
+
+
+def test_several_samples_of_each_text(folder):
+    done = seq2seq("translate", folder, "ab", "cd", "--sample", "--n-best", 3, "--seed", 4, "--scores")
+    rows = [line.split("\t") for line in done.stdout.decode().splitlines()]
+    assert [row[0] for row in rows] == ["1", "1", "1", "2", "2", "2"] and all(float(row[1]) < 0 for row in rows)
+    again = seq2seq("score", folder, stdin="".join(f"ab\t{row[4]}\n" for row in rows[:3]).encode()).stdout.split()
+    ended = [(float(row[1]), float(score)) for row, score in zip(rows, again, strict=False) if row[3] == "end"]
+    assert all(one == pytest.approx(other, abs=1e-3) for one, other in ended)
+    alone, other = (seq2seq("translate", folder, "ab", "cd", "--sample", "--seed", seed).stdout for seed in (4, 5))
+    assert alone.decode().splitlines() == [rows[0][4], rows[3][4]] and alone != other
+
+
+def objects(done):
+    """The lines of JSON that a command has written, strictly read: there is no NaN in JSON."""
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode().split("\n")
+    assert lines.pop() == ""
+    return [json.loads(line, parse_constant=pytest.fail) for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("options", "strategy"),
+    [
+        ([], "greedy"),
+        (["--beam-width", 4, "--n-best", 3], BeamSearch(4, n_best=3)),
+        (["--temperature", 2], Sampling(2)),
+    ],
+    ids=str,
+)
+def test_json_says_of_each_translation_what_python_does(folder, options, strategy):
+    texts = ["ab", "", "ec"]
+    model = load_runs([folder])
+    found = model.translate(texts, strategy, details=True, max_length=5)
+    known = objects(seq2seq("translate", folder, *texts, *options, "--max-length", 5, "--attention"))
+    for number, of_text in enumerate(known):
+        assert (of_text["source"], of_text["source_tokens"]) == (texts[number], list(texts[number]))
+        assert len(of_text["translations"]) == found.texts.shape[1]
+        for rank, one in enumerate(of_text["translations"]):
+            assert one["text"].encode() == found.texts[number, rank]
+            assert one["stopped"].encode() == found.stopped[number, rank]
+            assert "".join(one["tokens"]).removesuffix("[END]") == one["text"]
+            assert one["log_likelihood"] == pytest.approx(float(found.scores[number, rank]), abs=1e-4)
+            assert one["ranked_by"] == pytest.approx(float(found.ranked_by[number, rank]), abs=1e-4)
+            assert sum(one["log_probabilities"]) == pytest.approx(one["log_likelihood"], abs=1e-4)
+            (alignment,) = model.attention([texts[number]], found.ids[number : number + 1, rank])
+            np.testing.assert_allclose(one["attention"], alignment.weights, atol=1e-5)
+    plain = objects(seq2seq("translate", folder, *options, "--max-length", 5, "--json", stdin=b"ab\n\nec\n"))
+    for of_text in known:
+        del of_text["source_tokens"]
+        for one in of_text["translations"]:
+            del one["attention"]
+    assert plain == known
+
+
+def test_json_of_pairs_has_the_score_of_each_token_and_null_for_a_line_without_a_pair(folder):
+    first, none, other = objects(seq2seq("score", folder, "--json", stdin="ab\tAñ\nno tab\ncd\tC\n".encode()))
+    each = load_runs([folder]).score(["ab", "cd"], ["Añ", "C"], per_token=True)
+    assert none is None and (first["source"], first["target"], other["target"]) == ("ab", "Añ", "C")
+    assert first["tokens"] == ["A", "[UNK]", "[END]"] and other["tokens"] == ["C", "[END]"]
+    for known, nats in zip((first, other), each, strict=True):
+        np.testing.assert_allclose(known["log_probabilities"], nats, atol=1e-4)
+        assert known["log_likelihood"] == pytest.approx(float(tf.reduce_sum(nats)), abs=1e-4)
+        assert known["loss"] == pytest.approx(-float(tf.reduce_mean(nats)), abs=1e-4)
+
+
+def test_json_has_null_for_what_is_no_number_and_no_hypotheses_that_a_beam_has_not_found(untrained, tmp_path):
+    best = ["--beam-width", 3, "--n-best", 3, "--max-length", 1, "--json"]
+    (known,) = objects(seq2seq("translate", untrained, "a", *best))
+    assert sorted(one["tokens"] for one in known["translations"]) == [["A"], ["B"], ["[END]"]]
+    (known,) = objects(seq2seq("translate", untrained, "a", *best, "--min-length", 1))
+    assert sorted(one["text"] for one in known["translations"]) == ["A", "B"]
+    model = load_run(untrained)
+    model.decoder.output_layer.kernel.assign(model.decoder.output_layer.kernel * np.nan)
+    model.save(tmp_path / "model.keras")
+    (known,) = objects(seq2seq("translate", tmp_path, "a", "--max-length", 2, "--json"))
+    (one,) = known["translations"]
+    assert one["log_likelihood"] is None and one["log_probabilities"] == [None] * len(one["tokens"])
+    assert objects(seq2seq("score", tmp_path, "--json", stdin=b"a\tA\n"))[0]["loss"] is None
+
+
+def test_translations_begin_with_the_prefixes_in_the_last_column(folder):
+    stdin = b"ab\tAB\ncd\t\nab\tEEE\n"
+    done = seq2seq("translate", folder, "--prefix", stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    one, free, other = done.stdout.decode().splitlines()
+    assert one.startswith("AB") and other.startswith("EEE")
+    assert f"{free}\n" == seq2seq("translate", folder, "cd").stdout.decode()
+    assert seq2seq("translate", folder, "--prefix", "ab\tAB", "cd\t", "ab\tEEE").stdout == done.stdout
+    beam = ["--prefix", "--scores", "--beam-width", 3, "--n-best", 2]
+    rows = [line.split("\t") for line in seq2seq("translate", folder, *beam, stdin=stdin).stdout.decode().splitlines()]
+    assert [row[-1][:3] for row in rows[4:]] == ["EEE"] * 2 and rows[0][0] == "1" and rows[0][-1].startswith("AB")
+
+
+def test_lines_before_a_bad_line_or_a_bad_prefix_are_answered(folder):
+    (good,) = seq2seq("translate", folder, "--prefix", "ab\tAB").stdout.splitlines(keepends=True)
+    for bad, message in (
+        (b"cd\n", "line 2: expected 2 columns: source TAB prefix, found 1"),
+        (b"cd\tAx\n", "line 2: the prefix 'Ax' has tokens that are not in the vocabulary: 'x'"),
+    ):
+        done = seq2seq("translate", folder, "--prefix", stdin=b"ab\tAB\n" + bad + b"ab\tAB\n")
+        assert (done.returncode, done.stdout) == (2, good)
+        assert done.stderr.decode() == f"seq2seq: standard input, {message}\n"
+    done = seq2seq("translate", folder, "--prefix", "ab\t", "cd\tx")
+    assert done.returncode == 2 and b"TEXT 2: the prefix 'x' has tokens" in done.stderr
+    strict = seq2seq("score", folder, "--on-bad-line", "error", stdin=b"ab\tAB\n\nno tab\n")
+    assert strict.returncode == 2 and strict.stdout.endswith(b"\nnan\n")
+    assert b"standard input, line 3: expected source TAB target" in strict.stderr
+
+
+def test_score_reads_a_corpus_or_stdin_and_writes_a_number_for_each_pair(folder):
+    toy = folder.parent.parent / "toy.tsv"
+    done = seq2seq("score", folder, toy)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"\n") == 25 and all(float(number) < 0 for number in done.stdout.split())
+    assert seq2seq("score", folder, stdin=toy.read_bytes()).stdout == done.stdout
+
+
+def test_score_writes_a_line_for_each_line_and_says_which_hold_no_pair(folder, tsv):
+    one, other = seq2seq("score", folder, stdin=b"ab\tAB\ncd\tCD\n").stdout.decode().split()
+    done = seq2seq("score", folder, stdin=b"ab\tAB\r\n\r\nno tab\ncd\tCD\n\n\xff\tx\na\t \nab\tAB")
+    lines = [one, "nan", "nan", other, "nan", "nan", "nan", one, ""]
+    assert done.returncode == 0 and done.stdout.decode().split("\n") == lines
+    assert done.stderr.decode().splitlines() == [
+        "5 of 8 pairs left out",
+        "  2 no pair",
+        "    standard input, line 2: the line is empty",
+        "    standard input, line 5: the line is empty",
+        "  1 wrong columns",
+        "    standard input, line 3: expected source TAB target (and at most one more column), found no tab",
+        "  1 invalid UTF-8",
+        "    standard input, line 6: the source is not valid UTF-8 (invalid start byte at byte 0)",
+        "  1 empty side",
+        "    standard input, line 7: the target is empty",
+    ]
+    named = tsv("id\ten\tes\n1\tab\tAB\n2\tcd\tCD\n", "named.tsv")
+    assert seq2seq("score", folder, named, "--columns", "en,es").stdout.decode().split() == ["nan", one, other]
+    nothing = seq2seq("score", folder, stdin=b"no tab\n" * 2)
+    assert (nothing.returncode, nothing.stdout) == (2, b"nan\nnan\n")
+    assert nothing.stderr.endswith(b"found no tab\nseq2seq: -: no pairs to score\n")
+    empty = seq2seq("score", folder, stdin=b"")
+    assert (empty.returncode, empty.stdout, empty.stderr) == (0, b"", b"")
+
+
+def test_a_translation_with_tabs_and_line_breaks_is_one_column_of_one_line(tsv, tmp_path):
+    breaks = CharTokenizer("\t\n\v\f\r\x85\u2028")  # a model that writes nothing else
+    Seq2Seq(CharTokenizer("abc"), breaks, units=4, attention="dot").save(tmp_path / "model.keras")
+
+    def translated(*arguments, stdin):
+        done = seq2seq("translate", tmp_path, *arguments, "--min-length", 2, "--max-length", 4, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    for arguments, stdin in ((["a", "b\nc", ""], None), ([], b"a\nb\rc\n\n")):
+        lines = translated(*arguments, stdin=stdin).splitlines()
+        assert len(lines) == 3 and all(re.fullmatch(" {1,4}", line) for line in lines)
+    best = translated("--beam-width", 2, "--n-best", 2, "--scores", stdin=b"a\n\nb")
+    rows = [line.split("\t") for line in best.splitlines()]
+    assert [row[0] for row in rows] == ["1", "1", "2", "2", "3", "3"]
+    assert len(set(map(len, rows))) == 1 and all(re.fullmatch(" {1,4}", row[-1]) for row in rows)
+    looked = translated("--attention", stdin=b"a\n\nb").removesuffix("\n").split("\n")
+    assert [json.loads(line)["source_tokens"] for line in looked] == [["a"], [], ["b"]]
+    assert set(json.loads(looked[0])["translations"][0]["tokens"]) <= {*"\t\n\v\f\r\x85\u2028", "[END]"}
+    corpus = tsv("".join(json.dumps({"source": c, "target": "x\ny"}) + "\n" for c in "abc"), "pairs.jsonl")
+    done = seq2seq("evaluate", tmp_path, corpus, "--write", tmp_path / "out", "--min-length", 2, "--max-length", 4)
+    assert len(re.findall(r"    [abc]  ->  +\(x y\)\n", done.stdout.decode())) == 3, done.stderr
+    for name, text in (("sources", "[abc]"), ("translations", " {1,4}"), ("references.0", "x y")):
+        assert re.fullmatch(f"({text}\n){{3}}", (tmp_path / "out" / f"{name}.txt").read_text())
+
+
+@pytest.fixture(scope="module")
+def inflecting(tmp_path_factory):
+    """A run folder with a model, not trained, of two source columns, which were read from columns 1 and 3."""
+    folder = tmp_path_factory.mktemp("inflecting")
+    source = ColumnsTokenizer([CharTokenizer("abc"), SeparatorTokenizer(";", ["V", "PST"])], ["lemma", "features"])
+    Seq2Seq(source, CharTokenizer("abc"), units=4, attention="dot").save(folder / "model.keras")
+    (folder / "config.json").write_text(json.dumps({"options": {"columns": [1, 3, 2]}}))
+    return folder
+
+
+def test_a_source_of_several_columns_is_tab_separated_text(inflecting, tsv, tmp_path):
+    lines = b"ab\tV;PST\nc\t\n"
+    found = seq2seq("translate", inflecting, "--max-length", 4, stdin=lines)
+    assert found.returncode == 0 and found.stdout.count(b"\n") == 2, found.stderr
+    refused = seq2seq("translate", inflecting, "--max-length", 4, stdin=lines + b"ab\n")
+    message = b"seq2seq: standard input, line 3: expected 2 columns: lemma TAB features, found 1\n"
+    assert (refused.returncode, refused.stdout, refused.stderr) == (2, found.stdout, message)
+    scored = seq2seq("score", inflecting, stdin=b"ab\tV;PST\ta\nab\ta\nc\t\tb\n")
+    assert [line == b"nan" for line in scored.stdout.split()] == [False, True, False]
+    wanted = "standard input, line 2: expected lemma TAB features TAB target, found 2 columns"
+    assert wanted in scored.stderr.decode()
+    evaluated = seq2seq(
+        "evaluate", inflecting, tsv("ab\tx\tV;PST\nc\ty\t\n"), "--write", tmp_path / "out", "--max-length", 4
+    )
+    assert evaluated.returncode == 0 and (tmp_path / "out" / "sources.txt").read_bytes() == lines
+    assert (tmp_path / "out" / "translations.txt").read_bytes() == found.stdout
+    assert (tmp_path / "out" / "references.0.txt").read_text() == "x\ny\n"
+
+
+def test_a_corpus_is_read_as_the_run_s_own_was_if_nothing_else_is_said(inflecting, tsv):
+    corpus = tsv("ab\tc\tV;PST\nc\tb\t\n")
+    (score, other), (asked, _), (piped, _) = (
+        done.stdout.split()
+        for done in (
+            seq2seq("score", inflecting, corpus),
+            seq2seq("score", inflecting, corpus, "--columns", "1,3,2"),
+            seq2seq("score", inflecting, stdin=b"ab\tV;PST\tc\nc\t\tb\n"),
+        )
+    )
+    assert score == asked == piped != b"nan" != other
+    # With other columns the same file is read otherwise: here the features are the target.
+    assert seq2seq("score", inflecting, corpus, "--columns", "1,2,3").stdout.split()[0] not in (score, b"nan")
+
+
+def test_what_cannot_be_asked_of_translate_exits_2(folder):
+    for options, message in (
+        (["--beam-width", 4, "--sample"], "--beam-width is for beam search, --sample for sampling"),
+        (
+            ["--search", "beam", "--beam-width", 4],
+            "--search and --beam-width exclude each other; write --set NAME=VALUE",
+        ),
+        (["--search", "sampling", "--sample"], "--search and --sample exclude each other"),
+        (["--search", "greedy", "--n-best", 2], "--search and --n-best exclude each other"),
+        (["--search", "beem"], "search='beem': expected 'greedy', 'beam', 'sampling'; did you mean 'beam'?"),
+        (["--search", "beam", "--set", "wdith=3"], "set='wdith': expected 'width', "),
+        (["--search", "beam", "--set", "width"], "set='width': expected NAME=VALUE"),
+        (["--search", "beam", "--set", "width=x"], "width='x': expected a whole number"),
+        (["--search", "nowhere:Class"], "there is no module 'nowhere'"),
+        (["--set", "width=3"], "--set width=3: is for the strategy that --search names, and there is none"),
+        (["--prefix"], "TEXT 1: expected 2 columns: source TAB prefix, found 1"),
+        (["--beam-width", 2, "--n-best", 3], "n_best=3"),
+        (["--beam-width", 99], "width=99: wider than the vocabulary"),
+        (["--top-p", 2], "top_p=2.0"),
+        (["--min-length", 5, "--max-length", 2], "max_length=2: expected a whole number, at least 5"),
+        (["--temperature", "inf"], "temperature=inf: expected a number, above 0"),
+        (["--sample", "--seed", 10**20], "seed=100000000000000000000: expected a whole number, at least 0 and below"),
+        (["--import", "nowhere:Class"], "there is no module 'nowhere'"),
+    ):
+        done = seq2seq("translate", folder, "ab", *options)
+        assert (done.returncode, done.stdout) == (2, b"") and message in done.stderr.decode(), done.stderr
+        assert done.stderr.count(b"\n") == 1

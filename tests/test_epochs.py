@@ -1,0 +1,30 @@
+import dataclasses
+
+import pytest
+
+from pipelines import CharTokenizer, OptionError
+from seq2seq.config import Config
+from seq2seq.epochs import epoch_count, training_pairs
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(3, 100), (100, 20), (10_000, 8)])
+def test_as_many_epochs_as_make_2000_updates_are_the_default(steps, epochs):
+    assert epoch_count(Config(), steps) == epochs
+    assert epoch_count(Config(epochs=5), steps) == 5
+
+
+@pytest.mark.parametrize(("updates", "epochs"), [(1, 1), (14, 5)])
+def test_a_length_in_updates_is_rounded_to_epochs(updates, epochs):
+    assert epoch_count(Config(updates=updates), steps=3) == epochs
+
+
+def test_weights_draw_from_the_training_side_only(tsv):
+    large = tsv("".join(f"large {n}\tx\n" for n in range(200)), "large.tsv")
+    small = tsv("".join(f"small {n}\ty\n" for n in range(20)), "small.tsv")
+    config = Config((str(large), str(small)), weights=(1, 1), validation_fraction=0.2)
+    targets = [target for _, target in training_pairs(config, CharTokenizer()).as_numpy_iterator()]
+    assert targets.count(b"x") == pytest.approx(160, abs=20)
+    assert targets.count(b"y") == pytest.approx(targets.count(b"x"), rel=0.3)
+    for other in ({"limit": 100}, {"split": "last"}):
+        with pytest.raises(OptionError, match="weights cannot be used"):
+            dataclasses.replace(config, **other)

@@ -1,0 +1,226 @@
+import gzip
+import json
+import unicodedata
+
+import pytest
+import tensorflow as tf
+from conftest import PAIRS, TSV
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines import CorpusError, Report, open_corpora
+from pipelines.formats import find_shards
+
+
+def test_columns_are_chosen_by_number_or_by_name(read, tsv):
+    path = tsv("id\tspanish\tenglish\tby\n1\tVe.\tGo.\tme\n")
+    assert read(path, columns=("english", "spanish")) == [("Go.", "Ve.")]
+    assert read(path, columns=(3, 2)) == [("english", "spanish"), ("Go.", "Ve.")]
+    assert read(path, columns=("english", "spanish"), reverse=True) == [("Ve.", "Go.")]
+    with pytest.raises(
+        CorpusError, match=r"line 1: no column is called 'french', but 'id', 'spanish', 'english', 'by'"
+    ):
+        read(path, columns=("english", "french"))
+    with pytest.raises(CorpusError, match=r"line 1: expected columns \(1, 5\), found 4 columns"):
+        read(path, columns=(1, 5))
+    for columns in [(0, 1), (1,), (1, "x")]:
+        with pytest.raises(CorpusError, match="expected two names or more, or numbers"):
+            read(path, columns=columns)
+
+
+INFLECTED = [("go\tV;PST", "went"), ("ox\tN;PL", "oxen"), ("an\t", "an")]
+
+
+def test_json_files_are_read_by_name_but_not_from_a_folder(read, tsv, tmp_path):
+    path = tsv('{"source": "a", "target": "b"}\n', "pairs.json")
+    assert read(path) == [("a", "b")]
+    with pytest.raises(CorpusError, match="no file in this folder ends in"):
+        read(tmp_path)
+
+
+def test_all_columns_but_the_last_are_the_source(read, tsv, tmp_path):
+    rows = [[*source.split("\t"), target] for source, target in INFLECTED]
+    names = ("lemma", "features", "form")
+    text = "".join(f"{lemma}\t{form}\t{features}\n" for lemma, features, form in rows)
+    path = tsv(text)
+    assert read(path, columns=(1, 3, 2)) == INFLECTED
+    assert read(tsv(f"lemma\tform\tfeatures\n{text}", "named.tsv"), columns=names) == INFLECTED
+    lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+    assert read(tsv("\n".join(lines), "rows.jsonl"), columns=names) == INFLECTED
+    for number, name in enumerate(names):
+        tsv("".join(f"{row[number]}\n" for row in rows), f"{name}.txt")
+    together = "+".join(str(tmp_path / f"{name}.txt") for name in names)
+    assert read(together) == read([together, path], columns=(1, 3, 2))[:3] == INFLECTED
+    with tf.io.TFRecordWriter(str(tmp_path / "rows.tfrecord")) as file:
+        for row in rows:
+            features = {
+                key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode()]))
+                for key, text in zip(names, row, strict=True)
+            }
+            file.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    assert read(tmp_path / "rows.tfrecord", columns=names) == INFLECTED
+    joined = tsv("".join(f"{source}\t{target}\n" for source, target in INFLECTED), "joined.tsv")
+    assert read(joined, source_columns=("lemma", "features")) == INFLECTED
+    pairs = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*INFLECTED, strict=True))))
+    assert read(pairs, source_columns=("lemma", "features")) == INFLECTED
+
+
+def test_a_source_of_other_columns_is_refused_by_its_line(read, tsv, tmp_path):
+    names = ("lemma", "features")
+    path = tsv("go\tV\twent\ngo\twent\n")
+    with pytest.raises(CorpusError, match="line 2: expected lemma TAB features TAB target, found 2 columns"):
+        read(path, source_columns=names)
+    with pytest.raises(CorpusError, match=r"columns=\(1, 2\): expected 3, for lemma TAB features TAB target"):
+        read(path, source_columns=names, columns=(1, 2))
+    with pytest.raises(CorpusError, match=r"columns=\(1, 2, 3\): expected 2, for source TAB target"):
+        read(path, source_columns=("source",), columns=(1, 2, 3))
+    with pytest.raises(CorpusError, match=r"line 2: expected columns .*, found 2 columns"):
+        read(path, columns=(1, 2, 3))
+    with pytest.raises(CorpusError, match="reverse=True: a source of 2 columns cannot be the target"):
+        read(path, columns=(1, 2, 3), reverse=True)
+    rows = tsv('{"lemma": "go\\tx", "features": "V", "form": "went"}', "rows.jsonl")
+    with pytest.raises(CorpusError, match="line 1: expected 2 columns: lemma TAB features, found 3"):
+        read(rows, columns=(*names, "form"))
+    a, b, c = (tsv(text, name) for name, text in (("a", "1\n2\n"), ("b", "1\n2\n3\n"), ("c", "1\n2\n")))
+    with pytest.raises(CorpusError, match=r"a has 2 lines and .*b 3; they must have equally many"):
+        read(f"{a}+{b}+{c}")
+    for other, message in ((f"{a}+{c}", "2 parallel files, expected 3"), (path, "2 columns, expected 3")):
+        with pytest.raises(CorpusError, match=message):
+            read([f"{a}+{b}+{c}", other])
+
+
+def test_json_lines_are_read_by_their_keys(read, tsv):
+    lines = [json.dumps({"source": s, "target": t, "es": t}, ensure_ascii=False) for s, t in PAIRS]
+    path = tsv("\n".join(lines), "pairs.jsonl")
+    assert read(path) == PAIRS
+    assert read(path, columns=("source", "es")) == PAIRS
+    assert read(tsv('{"source": "two\\tcolumns", "target": "two\\nlines"}', "tab.jsonl")) == [
+        ("two\tcolumns", "two\nlines")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"source": "a"', r"line 2: not JSON \(.*\)"),
+        ("[1, 2]", "line 2: no text under the key 'source'"),
+        ('{"source": "a", "target": 3}', "line 2: no text under the key 'target'"),
+        ('{"source": "a", "target": "\\ud800"}', "line 2: the target is not valid UTF-8"),
+    ],
+)
+def test_bad_json_is_named_by_its_line(read, tsv, line, message):
+    with pytest.raises(CorpusError, match=message):
+        read(tsv('{"source": "a", "target": "b"}\n' + line, "bad.jsonl"))
+
+
+def test_dotted_keys_reach_into_json_objects(read, tsv):
+    rows = [{"translation": {"en": source, "es": target}, "id": 1} for source, target in PAIRS]
+    path = tsv("\n".join(map(json.dumps, rows)), "pairs.jsonl")
+    assert read(path, columns=("translation.en", "translation.es")) == PAIRS
+    with pytest.raises(
+        CorpusError, match=r"no text under the key 'source', but under translation\.en, translation\.es"
+    ):
+        read(path)
+    deep = {"a": {"b": {"c": "x"}, "b.d": "y"}, "a.b": {"c": "z"}, "a.e": "e"}
+    path = tsv(json.dumps(deep), "deep.jsonl")
+    assert read(path, columns=("a.b.d", "a.e")) == [("y", "e")]
+    for key in ("a.b.x", "a.e.f", "a.", ".a"):
+        with pytest.raises(CorpusError, match=f"line 1: no text under the key '{key}'"):
+            read(path, columns=("a.e", key))
+
+
+def test_json_nested_too_deep_is_a_bad_line(read, tsv):
+    path = tsv("[" * 100_000 + '\n{"source": "a", "target": "b"}', "deep.jsonl")
+    assert read(path, on_bad_line="skip") == [("a", "b")]
+    with pytest.raises(CorpusError, match="line 1: not JSON"):
+        read(path)
+    (path.parent / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(CorpusError, match=r"manifest\.json: cannot be read"):
+        read(path.parent)
+
+
+def test_parallel_files_are_read_side_by_side(read, tsv):
+    source = tsv("Go.\r\n\nHi.\n", "c.en")
+    target = tsv("Ve.\n\nHola.", "c.es")
+    assert read(f"{source}+{target}") == PAIRS[:2]
+    assert read(f"{source.parent}/c*.en+{source.parent}/c*.es") == PAIRS[:2]
+    longer = tsv("1\n\n3\n4\n5\n", "d.es")
+    with pytest.raises(CorpusError, match=r"c\.en has 3 lines and .*d\.es 5; they must have equally many"):
+        read(f"{source}+{longer}")
+    with pytest.raises(CorpusError, match=r"d\.es has 5 lines and .*c\.en 3"):
+        read(f"{longer}+{source}")
+    with pytest.raises(CorpusError, match="1 and 2 files; expected equally many"):
+        read(f"{source}+{source.parent}/*.es")
+
+
+def test_tfrecord_is_read_by_its_features(read, tmp_path):
+    def example(**texts):
+        features = {
+            key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[t.encode()])) for key, t in texts.items()
+        }
+        return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+
+    for name, options in (("a.tfrecord", None), ("b.tfrecord.gz", "GZIP")):
+        with tf.io.TFRecordWriter(str(tmp_path / name), options) as file:
+            for source, target in PAIRS:
+                file.write(example(source=source, target=target, es=target))
+        assert read(tmp_path / name) == read(tmp_path / name, columns=("source", "es")) == PAIRS
+    data = (tmp_path / "a.tfrecord").read_bytes()
+    (tmp_path / "cut.tfrecord").write_bytes(data[:-5])
+    with pytest.raises(CorpusError, match=r"cut\.tfrecord: damaged after record"):
+        read(tmp_path / "cut.tfrecord")
+    with pytest.raises(CorpusError, match=r"a\.tfrecord: damaged after record 0 .*nothing"):
+        read(tmp_path / "a.tfrecord", columns=("source", "nothing"))
+
+
+@pytest.mark.parametrize("ending", [".tsv.zst", ".tar.gz", ".tar", ".tgz", ".7z", ".rar", ".TAR.XZ"])
+def test_archives_that_are_not_read_are_refused_with_the_command_that_unpacks_them(tsv, ending):
+    path = tsv(TSV, f"pairs{ending}")
+    for corpus in (path, f"{path}+{path}", *([path.parent] if ending == ".tsv.zst" else [])):
+        with pytest.raises(
+            CorpusError, match=r"pairs\..*: is not read as it is; unpack it first: (zstd|tar|7z|unrar) "
+        ):
+            find_shards(corpus)
+
+
+def test_pairs_in_memory_are_read_and_other_types_are_refused(read, tsv):
+    assert read([PAIRS]) == read([[list(pair) for pair in PAIRS]]) == PAIRS
+    assert open_corpora(PAIRS).sources == ("source",) and len(list(open_corpora(PAIRS).pairs())) == 3
+    assert len(list(open_corpora([PAIRS, tsv(TSV)]).pairs())) == 6
+    wrong = [PAIRS[0], ("a", None), ("a", "b", "c"), "ab", (b"x", "\udc80")]
+    report = Report()
+    assert read([wrong], report, on_bad_line="skip") == PAIRS[:1]
+    assert report.dropped == {"wrong columns": 3, "invalid UTF-8": 1}
+    with pytest.raises(CorpusError, match=r"list, pair 2: expected two texts, found \('a', None\)"):
+        read([wrong])
+    for corpus in ((pair for pair in PAIRS), {"a": "b"}, {"a"}, zip("a", "b", strict=True), b"pairs.tsv", 3, None):
+        with pytest.raises(CorpusError, match=rf"{type(corpus).__name__} is not read; expected a path.*list\(zip\("):
+            open_corpora(corpus)
+    with pytest.raises(CorpusError, match="corpus: an empty list"):
+        open_corpora([])
+    for data in (["a"], (["a"], ["b"], ["c"]), ([1], [2]), ([["a"]], [["b"]]), {"source": ["a"], "target": ["b"]}):
+        with pytest.raises(CorpusError, match=r"a dataset of .*; expected one of \(source, target\) scalar strings"):
+            find_shards(tf.data.Dataset.from_tensor_slices(data))
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\t\n\r"), min_size=1).filter(
+    lambda text: any(unicodedata.category(c)[0] not in "ZC" for c in text) and not text.startswith("\ufeff")
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(TEXT, TEXT)), st.sampled_from(["tsv", "tsv.gz", "jsonl", "parallel"]))
+def test_any_text_is_read_as_it_was_written(read, tmp_path_factory, pairs, form):
+    folder = tmp_path_factory.mktemp("any")
+    if form == "jsonl":
+        path = folder / "pairs.jsonl"
+        path.write_text("".join(json.dumps({"source": s, "target": t}) + "\n" for s, t in pairs))
+    elif form == "parallel":
+        for side, name in enumerate(("a.x", "a.y")):
+            (folder / name).write_bytes("".join(pair[side] + "\n" for pair in pairs).encode())
+        path = f"{folder}/a.x+{folder}/a.y"
+    else:
+        data = "".join(f"{source}\t{target}\n" for source, target in pairs).encode()
+        path = folder / f"pairs.{form}"
+        path.write_bytes(gzip.compress(data) if form == "tsv.gz" else data)
+    assert read(path) == pairs

@@ -1,0 +1,126 @@
+import bz2
+import gzip
+import io
+import lzma
+import os
+import re
+import subprocess
+import tarfile
+import threading
+import zipfile
+
+import pytest
+from conftest import PAIRS, TSV
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines import CorpusError, checksums
+from pipelines.lines import as_line, read_lines
+
+
+def test_text_is_read_plain_gzipped_and_from_a_zip(read, tsv, tmp_path):
+    plain, packed = tsv(TSV), tsv(gzip.compress(TSV.encode()), "pairs.tsv.gz")
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as archive:
+        archive.writestr("folder/pairs.tsv", TSV)
+    for path in (plain, packed, tmp_path / "one.zip", tmp_path / "one.zip/folder/pairs.tsv"):
+        assert read(path) == PAIRS
+
+
+def test_bzip2_and_xz_are_read(read, tsv, tmp_path):
+    for pack, ending in ((bz2.compress, "bz2"), (lzma.compress, "xz")):
+        path = tsv(pack(TSV.encode()), f"pairs.tsv.{ending}")
+        assert read(path) == PAIRS
+        many = pack("".join(f"{n}\t{n * n}\n" for n in range(10_000)).encode())
+        with pytest.raises(CorpusError, match=rf"cut\.tsv\.{ending}: damaged or cut short after [\d,]+ lines"):
+            read(tsv(many[:-60], f"cut.tsv.{ending}"))
+        (tmp_path / f"cut.tsv.{ending}").unlink()
+        with pytest.raises(CorpusError, match=r"\.tfrecord\.\w+: TFRecord is read plain or with \.gz"):
+            read(tsv(b"", f"pairs.tfrecord.{ending}"))
+        (tmp_path / f"pairs.tfrecord.{ending}").unlink()
+    assert read(tmp_path) == PAIRS * 2
+
+
+def packed(kind):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") if kind == "zip" else tarfile.open(fileobj=file, mode="w") as archive:
+        archive.writestr("a.tsv", TSV) if kind == "zip" else archive.addfile(tarfile.TarInfo("a.tsv"))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TSV.encode("utf-16"), "UTF-16; save it as UTF-8"),
+        (TSV.encode("utf-16-le"), "UTF-16; save it as UTF-8"),
+        (TSV.encode("utf-16-be"), "UTF-16; save it as UTF-8"),
+        (gzip.compress(TSV.encode()), "compressed by gzip; let its name end in .gz"),
+        (bz2.compress(TSV.encode()), "compressed by bzip2"),
+        (lzma.compress(TSV.encode()), "compressed by xz"),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "compressed by zstd"),
+        (packed("tar"), "an archive"),
+        (packed("zip"), "a zip archive or an office document"),
+        (TSV.replace("\n", "\r").encode(), "line 1: ends in CR alone"),
+    ],
+    ids=["utf-16", "utf-16-le", "utf-16-be", "gzip", "bzip2", "xz", "zstd", "tar", "zip", "CR"],  # some hold the time
+)
+def test_a_file_that_is_not_utf8_text_is_refused_whatever_its_name(read, tsv, content, message):
+    for path in (tsv(content), tsv(content, "rows.jsonl"), f"{tsv(content, 'c.en')}+{tsv(TSV, 'c.es')}"):
+        with pytest.raises(CorpusError, match=re.escape(message)):
+            read(path, on_bad_line="skip")
+
+
+def test_a_zip_with_a_password_is_refused(read, tmp_path):
+    path = tmp_path / "pairs.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("pairs.tsv", TSV)
+    data = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # where the flags are: the first bit says it
+        data[data.index(mark) + place] |= 1
+    path.write_bytes(data)
+    with pytest.raises(CorpusError, match=r"pairs\.tsv: .*encrypted"):
+        read(path)
+
+
+def test_pipes_are_read_and_have_no_checksums(read, tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    for read_it in (lambda: read(path), lambda: read(f"{path}+{tmp_path / 'other'}")):
+        writers = [threading.Thread(target=path.write_bytes, args=[TSV.encode()])]
+        (tmp_path / "other").write_text("1\n2\n3\n")
+        writers[0].start()
+        assert len(read_it()) == 3
+        writers[0].join()
+    for corpus in (path, "-", f"{path}+{tmp_path / 'other'}"):
+        with pytest.raises(CorpusError, match="can be read only once"):
+            checksums(corpus)
+    with subprocess.Popen(["printf", "a\tb"], stdout=subprocess.PIPE) as process:  # as a shell's <(...)
+        assert read(f"/dev/fd/{process.stdout.fileno()}") == [("a", "b")]
+
+
+@pytest.mark.parametrize("cut", [10, 60, 300])
+def test_a_gzip_that_is_cut_short_says_how_far_it_came(read, tsv, cut):
+    data = gzip.compress("".join(f"line {n}\tlínea {n * n}\n" for n in range(900)).encode())
+    with pytest.raises(CorpusError, match=r"cut\.tsv\.gz: damaged or cut short after [\d,]+ lines"):
+        read(tsv(data[:-cut], "cut.tsv.gz"))
+    with pytest.raises(CorpusError, match=r"no\.tsv\.gz: damaged or cut short after 0 lines"):
+        read(tsv(b"plain text", "no.tsv.gz"))
+
+
+def test_only_lf_ends_a_line_with_any_cr_before_it(tsv):
+    path = tsv("\ufeffa\r\r\n\n\rb\vc\x85\u2028\0\n d ".encode())
+    assert [line.decode() for _, line in read_lines(path)] == ["a", "", "\rb\vc\x85\u2028\0", " d "]
+
+
+BREAKS = st.sampled_from("\t\n\v\f\r\x1c\x1d\x1e\x1f\x85\u2028\u2029")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(st.one_of(BREAKS, st.characters(codec="utf-8"))))
+def test_any_text_stands_in_one_column_of_one_line(text):
+    line = as_line(text.encode()).decode()
+    assert "\t" not in line and len(f"{line}.".splitlines()) == 1
+
+    def breaks(character):
+        return character == "\t" or len(f"{character}.".splitlines()) > 1
+
+    assert line == "".join(" " if breaks(character) else character for character in text.replace("\r\n", "\n"))

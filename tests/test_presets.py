@@ -1,0 +1,79 @@
+import pytest
+
+from pipelines import OptionError
+from seq2seq.commands.options import PRESET_HELP
+from seq2seq.config import Config
+from seq2seq.presets import PRESETS, SUBWORD_PAIRS, choose_preset, parse_setting, usual_options, without_excluded
+
+
+def test_an_architecture_that_is_given_overrules_the_presets_and_decides_on_what_is_usual():
+    assert (
+        usual_options("inflection", {})["units"] == usual_options("default", {"architecture": "transformer"})["units"]
+    )
+    recurrent = {"architecture": "recurrent"}
+    options = usual_options("inflection", recurrent) | recurrent
+    assert "units" not in options and Config(**options).cell == "lstm" and Config(**options).architecture == "recurrent"
+    assert "updates" not in usual_options("inflection", {"epochs": 3})
+    with pytest.raises(OptionError, match=r"architecture='transfomer'.*did you mean 'transformer'"):
+        usual_options("default", {"architecture": "transfomer"})
+
+
+def test_the_tutorial_preset_is_the_tutorial():
+    config = Config(corpus="spa-eng", **PRESETS["tutorial"])
+    assert (config.units, config.batch_size, config.epochs, config.limit) == (256, 70, 40, 10_000)
+    assert (config.optimizer, config.split, config.validation_fraction) == ("rmsprop", "last", 0.2)
+    assert (config.attention, config.embedding, config.bidirectional, config.layers) == (None, None, False, 1)
+    assert (config.source_tokenizer, config.target_tokenizer) == ("char", "char")
+    assert (config.cell, config.dropout, config.label_smoothing) == ("lstm", 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "count", "preset"),
+    [
+        ("I saw him there.\tLo vi ahí.\n", SUBWORD_PAIRS, "subword"),
+        ("I saw him there.\tLo vi ahí.\n", SUBWORD_PAIRS - 1, "default"),
+        ("saw\tS AO\n", SUBWORD_PAIRS, "default"),
+        ("我在那里看见他了。\tLo vi ahí.\n", SUBWORD_PAIRS, "default"),
+    ],
+)
+def test_many_sentences_are_cut_into_subwords_and_all_else_into_characters(tsv, line, count, preset):
+    assert choose_preset(Config(str(tsv(line * count)))) == preset
+
+
+def test_a_preset_is_chosen_by_what_is_read(tsv):
+    path = tsv("x\tI saw him there.\tLo vi ahí.\n" * SUBWORD_PAIRS)
+    assert choose_preset(Config(str(path), columns=(2, 3))) == "subword"
+    assert choose_preset(Config(str(path), columns=(1, 3))) == "default"
+    assert choose_preset(Config(str(path), columns=(2, 3), limit=SUBWORD_PAIRS - 1)) == "default"
+    assert choose_preset(Config(str(path), columns=(2, 3), target_tokenizer="whitespace")) == "default"
+    assert choose_preset(Config(str(path), columns=(2, 1, 3))) == "default"
+
+
+def test_an_option_that_is_given_replaces_those_that_it_excludes():
+    assert without_excluded({"split": "last", "validation_fraction": 0.2}, {"validation": ("dev.tsv",)}) == {}
+    assert without_excluded({"epochs": 40, "units": 8}, {"updates": 100}) == {"units": 8}
+    assert without_excluded({"epochs": 40}, {"updates": None}) == {"epochs": 40}
+
+
+def test_the_help_of_the_command_line_tells_the_presets_as_they_are():
+    assert all(name in PRESET_HELP for name in PRESETS)
+    assert f"{SUBWORD_PAIRS} pairs of sentences" in PRESET_HELP
+
+
+def test_a_setting_is_read_as_on_the_command_line_or_as_json():
+    texts = {
+        "units=16": 16,
+        "--clip-norm=none": None,
+        "columns=1,3": (1, 3),
+        "tied=true": True,
+        "kernel=[3, 5]": (3, 5),
+    }
+    assert [parse_setting(text)[1] for text in texts] == list(texts.values())
+    assert parse_setting("clip-norm=1")[0] == "clip_norm"
+    for text, message in (
+        ("units", "set='units': expected NAME=VALUE"),
+        ("units=many", "set='units=many': 'many' does not fit"),
+        ("units=0", "units=0: expected a whole number, at least 1"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            parse_setting(text)

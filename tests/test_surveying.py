@@ -1,0 +1,84 @@
+import dataclasses
+
+import pytest
+
+from pipelines import CorpusError, OptionError
+from seq2seq.building import prepare
+from seq2seq.config import Config
+from seq2seq.surveying import say_leaks, survey_corpus, take_vocabularies
+
+
+def survey(config, progress=None, report=None, say=None):
+    """What a configuration's corpus holds, and its tokenizers with their vocabularies."""
+    _, tokenizers = prepare(config)
+    found = survey_corpus(config, tokenizers, progress, report, say)
+    take_vocabularies(config, tokenizers, found, say)
+    return found, tokenizers
+
+
+def test_the_vocabulary_is_of_the_training_side_only(tsv):
+    corpus = tsv("".join(f"{c}\tx\n" for c in "abcdefghij"))
+    _, (source, _) = survey(Config(str(corpus), split="last", validation_fraction=0.2, units=4))
+    assert sorted(source.tokens) == list("abcdefgh")
+
+
+def test_what_was_read_is_reported_and_unknown_tokens_are_told(tsv):
+    corpus = tsv("".join(f"{c}{c}\txy\n" for c in "abcdefghij") + "no tab\n" + "a" * 30 + "\tx\n")
+    options = {"on_bad_line": "skip", "max_length": 20, "min_frequency": 2, "max_vocabulary": 5}
+    config = Config(str(corpus), validation_fraction=0, units=4, **options)
+    counted, reports, said = [], [], []
+    found, (source, _) = survey(config, counted.append, reports.append, said.append)
+    assert counted == [10] and said == ["source: 50% of the tokens are none of the vocabulary's 5"]
+    assert reports[0].dropped == {"wrong columns": 1, "too long": 1}
+    assert source.tokens == list("abcde")
+    assert found.pairs == 10 and found.as_dict()["target"]["tokens"] == {"x": 10, "y": 10}
+
+
+def test_an_empty_vocabulary_is_refused(tsv):
+    with pytest.raises(OptionError, match="min_frequency=1000: no source token comes so often"):
+        survey(Config(str(tsv("a\tb\n")), validation_fraction=0, units=4, min_frequency=1000))
+
+
+def test_lines_that_the_default_length_leaves_out_are_told_and_refused_for_validation(tsv):
+    rows = "".join(f"{c}{c}\txy\n" for c in "abcdefghij")
+    corpus, said = tsv(rows + f"{'a' * 20_000}\t{'x' * 20_000}\n"), []
+    config = Config(str(corpus), validation_fraction=0, units=4)
+    survey(config, report=lambda report: None, say=said.append)
+    assert said == [
+        f"1 with a side of more than 1,000 characters left out, the first of them {corpus}, line 11: 20000 characters. "
+        "Another --max-length, or none, takes them; long texts need much memory"
+    ]
+    with pytest.warns(UserWarning, match=r"line 11: 20000 characters\. Another --max-length"):  # if nobody listens
+        survey(config)
+    said.clear()
+    survey(dataclasses.replace(config, max_length=5000), report=lambda report: None, say=said.append)
+    assert said == []  # as the user has asked for that length
+    held_out = dataclasses.replace(config, corpus=str(tsv(rows, "short.tsv")), validation=str(corpus))
+    with pytest.raises(
+        CorpusError, match=r"pairs\.tsv, line 11: 20000 characters, too long to validate on; .*--max-length"
+    ):
+        survey(held_out)
+
+
+def test_nothing_held_out_cannot_be_monitored(tsv):
+    with pytest.raises(OptionError, match="monitor='val_loss': nothing is held out"):
+        survey(Config(str(tsv("a\tb\n")), validation_fraction=0, units=4, monitor="val_loss"))
+
+
+def test_held_out_pairs_with_a_source_that_is_trained_on_are_counted(tsv):
+    corpus = tsv("".join(f"{c}\tx\n" for c in "abcdefgh") + "A\ty\nB\ty\n")
+    config = Config(str(corpus), split="last", validation_fraction=0.3, lowercase=True, units=4)
+    said, (_, tokenizers) = [], prepare(config)
+    say_leaks({}, config, tokenizers[0], said.append)
+    assert said == ["2 of 3 held-out pairs have a source that is trained on too; --split hash keeps them apart"]
+    say_leaks({}, dataclasses.replace(config, split="hash"), tokenizers[0], said.append)
+    assert len(said) == 1
+
+
+def test_what_a_warm_start_was_trained_on_is_told_or_that_nobody_can_tell(trained, tsv):
+    record = {"from": {"options": dataclasses.asdict(trained.config), "checksums": {}}}
+    said, corpus = [], tsv("zz\tZZ\nab\tAB\n")
+    options = {"split": "last", "validation_fraction": 0.5, "warm_start": "old"}
+    config = dataclasses.replace(trained.config, corpus=str(corpus), **options)
+    say_leaks(record, config, trained.model.source_tokenizer, said.append)
+    assert said[0].startswith("old: cannot tell whether it was trained on the held-out pairs: ")

@@ -1,0 +1,408 @@
+import contextlib
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import WORDS, ids_of
+
+from pipelines import OptionError, batch_pairs
+from pipelines.tokens import PADDING
+from seq2seq import (
+    Encoder,
+    Seq2Seq,
+)
+
+
+def test_loss_and_perplexity_of_an_epoch_agree(model, pairs, tokenizers):
+    batches = batch_pairs(pairs, *tokenizers, batch_size=5, seed=1)
+    found = model.fit(batches, verbose=0, shuffle=False).history
+    assert found["perplexity"][0] == pytest.approx(np.exp(found["loss"][0]), rel=1e-5)
+
+
+def test_a_callback_made_of_functions_sees_each_step(model, batches):
+    seen = []
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: seen.append(logs["loss"]))
+    model.fit(batches, verbose=0, shuffle=False, callbacks=[callback])
+    assert len(seen) == 3 and np.all(np.isfinite(seen))
+
+
+def test_the_loss_of_a_train_step_is_the_one_computed_by_hand(model, batches):
+    source, target = next(iter(batches))
+    logits = model((source, target[:, :-1])).numpy().astype("float64")
+    labels = target[:, 1:].numpy()
+    nats = np.log(np.exp(logits).sum(-1)) - (logits * labels).sum(-1)  # -log softmax at the label
+    real = labels.sum(-1) == 1
+    before = [weight.numpy() for weight in model.trainable_weights]
+    logs = model.train_step((source, target))
+    np.testing.assert_allclose(logs["loss"], nats[real].mean(), rtol=1e-5)
+    np.testing.assert_allclose(logs["perplexity"], np.exp(nats[real].mean()), rtol=1e-5)
+    right = (logits.argmax(-1) == labels.argmax(-1))[real].mean()
+    np.testing.assert_allclose(logs["accuracy"], right, rtol=1e-6)
+    assert all((old != new.numpy()).any() for old, new in zip(before, model.trainable_weights, strict=True))
+
+
+def test_a_batch_alone_has_figures_after_a_fit_that_nobody_watched(model, batches):
+    model.fit(batches, verbose=0, shuffle=False)
+    assert np.isfinite(list(model.train_step(next(iter(batches))).values())).all()
+
+
+@pytest.mark.parametrize(("embedding", "optimizer"), [(None, "sgd"), (4, "sgd"), (4, "adam")])
+def test_ids_train_the_same_model_as_one_hot_rows(pairs, tokenizers, embedding, optimizer):
+    losses, models = [], []
+    for encoding in ("one_hot", "ids"):
+        keras.utils.set_random_seed(1)
+        model = Seq2Seq(*tokenizers, units=16, embedding=embedding)
+        model.compile(optimizer=optimizer)
+        batches = batch_pairs(pairs, *tokenizers, batch_size=5, encoding=encoding, seed=1)
+        losses.append(model.fit(batches, epochs=3, shuffle=False, verbose=0).history["loss"])
+        models.append(model)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    for one, other in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6 if optimizer == "sgd" else 1e-4)
+
+
+@pytest.mark.parametrize("embedding", [None, 4])
+def test_a_clipped_step_is_as_long_as_it_may_be_though_tokens_are_repeated(tokenizers, embedding):
+    """The gradient of a row that was looked up twice is the sum of two, and that is what has a length."""
+    model = Seq2Seq(*tokenizers, units=16, embedding=embedding)
+    model.compile(keras.optimizers.SGD(1.0, global_clipnorm=0.01))
+    before = [weight.numpy() for weight in model.trainable_weights]
+    source, target = (of.tokenize(["lasallana", "sososo"], start_end=True) for of in tokenizers)
+    model.fit(tf.data.Dataset.from_tensors((source[:, 1:], target)), shuffle=False, verbose=0)
+    steps = [weight.numpy() - old for weight, old in zip(model.trainable_weights, before, strict=True)]
+    np.testing.assert_allclose(np.sqrt(sum(np.sum(step**2) for step in steps)), 0.01, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_scaled_loss_that_is_too_large_for_float16_lowers_its_scale_and_is_then_learned_from(tokenizers):
+    keras.utils.set_random_seed(3)
+    model = Seq2Seq(*tokenizers, units=32, attention="general", dtype="mixed_float16")
+    adam = keras.optimizers.Adam(0.01, global_clipnorm=1.0)
+    model.compile(keras.optimizers.LossScaleOptimizer(adam, initial_scale=2.0**24))
+    steps = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            optimizer = self.model.optimizer
+            norm, scale, learned = self.model.gradient_norm, optimizer.dynamic_scale, optimizer.iterations
+            steps.append((float(norm), float(scale), int(learned), logs["loss"]))
+
+    pairs = tf.data.Dataset.from_tensor_slices((WORDS, [word.upper() for word in WORDS]))
+    batches = batch_pairs(pairs.repeat(6), *tokenizers, batch_size=12)
+    found = model.fit(batches, epochs=8, verbose=0, shuffle=False, callbacks=[Watch()]).history
+    norms, scales, learned, losses = (np.array(of) for of in zip(*steps, strict=True))
+    finite = np.isfinite(norms)
+    assert 2 <= np.count_nonzero(~finite) <= 16 and not finite[0]
+    np.testing.assert_array_equal(scales, 2.0 ** (24 - np.cumsum(~finite)))
+    np.testing.assert_array_equal(learned, np.cumsum(finite))
+    assert norms[finite].max() < 10  # which holds no scale
+    assert np.isnan(losses[0]) and not np.isnan(losses[np.argmax(finite)])  # of nothing there is no figure
+    assert found["loss"][-1] < found["loss"][0] / 2 and found["accuracy"][-1] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("wrap", "compiled"),
+    [
+        (lambda sgd: sgd, False),
+        (keras.optimizers.LossScaleOptimizer, False),
+        pytest.param(keras.optimizers.LossScaleOptimizer, True, marks=pytest.mark.slow),
+    ],
+    ids=["plain", "scaling", "scaling, compiled"],
+)
+def test_an_epoch_that_nothing_was_learned_in_has_no_figures(model, batches, wrap, compiled):
+    model.compile(wrap(keras.optimizers.SGD(0.1)))
+    model.compiles_training = compiled
+    kernel = model.decoder.output_layer.kernel
+    kernel.assign(kernel * np.nan)
+    before = [weight.numpy() for weight in model.trainable_weights]
+    found = model.fit(batches, verbose=0, shuffle=False).history
+    assert set(found) == {"loss", "accuracy", "perplexity"} and all(np.isnan(figures) for figures in found.values())
+    for one, other in zip(before, model.trainable_weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert int(model.optimizer.iterations) == 0
+    assert float(getattr(model.optimizer, "dynamic_scale", 2.0**12)) == 2.0**12  # of 2^15, halved three times
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        lambda: keras.optimizers.SGD(0.1, global_clipnorm=0.5, loss_scale_factor=1024.0),
+        lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1, global_clipnorm=0.5)),
+    ],
+)
+def test_the_scale_of_a_loss_changes_neither_the_gradients_length_nor_the_step(tokenizers, batches, scaling):
+    norms, weights = [], []
+    batch = tf.data.Dataset.from_tensors(next(iter(batches)))
+    for optimizer in (keras.optimizers.SGD(0.1, global_clipnorm=0.5), scaling()):
+        keras.utils.set_random_seed(1)
+        model = Seq2Seq(*tokenizers, units=8)
+        model.compile(optimizer)
+        model.fit(batch, verbose=0, shuffle=False)
+        norms.append(model.gradient_norm.numpy())
+        weights.append(model.get_weights())
+    np.testing.assert_allclose(*norms, rtol=1e-5)
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_an_optimizer_that_scales_lowers_the_scale_too_where_only_the_length_is_not_finite(model):
+    """Of 1e30 and 1e30 the length overflows float32, of which Keras's own look at each number knows nothing."""
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=2.0**100))
+    ids = [of.tokenize(["sol"], start_end=True) for of in (model.source_tokenizer, model.target_tokenizer)]
+    model.fit(tf.data.Dataset.from_tensors(tuple(ids)), verbose=0, shuffle=False)
+    assert model.optimizer.dynamic_scale == 2.0**99 and model.optimizer.iterations == 0
+
+
+def test_training_on_at_a_learning_rate_of_zero_is_warned_of(model, batches, tmp_path):
+    rate = keras.optimizers.schedules.CosineDecay(0.1, 3)
+    model.compile(keras.optimizers.SGD(rate))
+    model.fit(batches, verbose=0, shuffle=False)
+    model.save(tmp_path / "x.keras")
+    for it in (model, keras.models.load_model(tmp_path / "x.keras")):
+        with pytest.warns(UserWarning, match="fit: the learning rate is 0 after 3 steps, .* compile the model again"):
+            it.fit(batches, verbose=0, shuffle=False)
+        it.compile("sgd")
+        it.fit(batches, verbose=0, shuffle=False)
+
+
+def test_padding_costs_nothing_in_a_test_step(model, batches):
+    source, target = next(iter(batches))
+    logs = {name: float(value) for name, value in model.test_step((source, target)).items()}
+    model.reset_metrics()
+    wider = [tf.pad(side, [[0, 0], [0, 6], [0, 0]]) for side in (source, target)]
+    again = model.test_step(wider)
+    for name, value in logs.items():
+        np.testing.assert_allclose(again[name], value, rtol=1e-5)
+
+
+SCALED = keras.optimizers.LossScaleOptimizer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "encoding", "wrap"),
+    [
+        ({"attention": "general"}, "one_hot", SCALED),
+        ({"cell": "gru", "bidirectional": True, "embedding": 4, "tied": True}, "ids", lambda sgd: sgd),
+        ({"attention": "monotonic"}, "ids", lambda sgd: sgd),
+    ],
+    ids=["one-hot, loss scaled", "ids, embedding", "monotonic"],
+)
+def test_a_compiled_step_learns_and_measures_the_same(pairs, tokenizers, options, encoding, wrap):
+    found = []
+    for compiled in (False, True):
+        keras.utils.set_random_seed(1)
+        model = Seq2Seq(*tokenizers, units=8, label_smoothing=0.1, **options)
+        model.compile(wrap(keras.optimizers.SGD(0.5, momentum=0.9, global_clipnorm=1.0)))
+        model.compiles_training = compiled
+        batches = batch_pairs(pairs, *tokenizers, batch_size=5, encoding=encoding, seed=1)  # of 5, 5 and 2
+        figures = model.fit(batches, verbose=0, shuffle=False).history
+        state = [*model.weights, *model.optimizer.variables]
+        found.append(([np.array(tf.convert_to_tensor(variable)) for variable in state], figures, model))
+    (one, figures, _), (other, again, model) = found
+    for value, compiled in zip(one, other, strict=True):
+        np.testing.assert_allclose(value, compiled, atol=1e-5)
+    for name, values in figures.items():
+        np.testing.assert_allclose(values, again[name], rtol=1e-5)
+    assert model._compiled_step.cache_info().currsize == 1
+    assert (model.optimizer.iterations, model.length_ratios[0]) == (3, 12)
+
+
+def test_batches_of_many_shapes_are_compiled_for_few(model):
+    shapes = {(1, 1, 5): (16, 16), (70, 16, 17): (128, 16), (64, 9, 18): (64, 32), (3, 300, 2): (16, 512)}
+    for (rows, source, target), (filled, length) in shapes.items():
+        batch = model._padded_to_few_sizes(tf.ones([rows, source], tf.int32), tf.ones([rows, target, 7]))
+        assert [tuple(side.shape) for side in batch] == [(filled, length), (filled, length + 1, 7)]
+        assert [int(tf.reduce_sum(tf.cast(side, tf.int32))) for side in batch] == [rows * source, rows * target * 7]
+    model.tokens_compiled = 4000  # whatever lengths up to 64 and rows of so many tokens: one size for each length
+    of_64 = [tf.ones([4000 // length, length], tf.int32) for length in (33, 48, 64)]
+    assert {tuple(model._padded_to_few_sizes(side, side)[0].shape) for side in of_64} == {(125, 64)}
+    model.tokens_compiled, model.rows_compiled = None, 70
+    batch = [tf.ones([rows, 4], tf.int32) for rows in (3, 70, 71)]
+    assert [model._padded_to_few_sizes(side, side)[0].shape[0] for side in batch] == [70, 70, 140]
+
+
+@keras.saving.register_keras_serializable("tests")
+class HostEncoder(Encoder):
+    """Reads by way of NumPy, which XLA cannot compile."""
+
+    def call(self, source, training=False):
+        read = tf.numpy_function(np.array, [source], source.dtype, stateful=False)
+        return super().call(tf.ensure_shape(read, source.shape), training=training)
+
+
+@pytest.mark.slow
+def test_an_encoder_that_xla_refuses_is_trained_uncompiled_and_nothing_is_lost(pairs, tokenizers):
+    weights = []
+    for compiled in (False, True):
+        keras.utils.set_random_seed(1)
+        model = Seq2Seq(*tokenizers, units=8, encoder=HostEncoder)
+        model.compile(keras.optimizers.SGD(0.5))
+        model.compiles_training = compiled
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            model.fit(batch_pairs(pairs, *tokenizers, batch_size=5, seed=1), epochs=2, verbose=0, shuffle=False)
+        said = [str(warning.message) for warning in warned if "training steps are not compiled" in str(warning.message)]
+        assert len(said) == compiled and all("HostEncoder" in text or "PyFunc" in text for text in said), said
+        weights.append(model.get_weights())
+        assert model.optimizer.iterations == 6
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+SPARSE = keras.losses.SparseCategoricalCrossentropy
+
+
+@pytest.mark.parametrize("how", ["own loss", "eager", "several replicas"])
+def test_what_would_not_be_the_same_compiled_is_not(model, how):
+    model.compiles_training = True
+    assert model._may_compile()
+    if how == "own loss":
+        model.compile(loss=SPARSE(from_logits=True, reduction="mean_with_sample_weight"))
+    if how == "eager":
+        model.compile(run_eagerly=True)
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope() if how == "several replicas" else contextlib.nullcontext():
+        assert not model._may_compile()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}])
+def test_fit_and_evaluate_work_however_keras_runs_the_step(tokenizers, batches, how):
+    keras.utils.set_random_seed(0)
+    model = Seq2Seq(*tokenizers, units=8)
+    model.compile(keras.optimizers.SGD(0.5, clipnorm=1.0), **how)
+    before = model.evaluate(batches, verbose=0, return_dict=True)
+    model.fit(batches.repeat(4), steps_per_epoch=12, epochs=1, verbose=0, shuffle=False)
+    after = model.evaluate(batches, verbose=0, return_dict=True)
+    assert set(after) == {"loss", "accuracy", "perplexity"} and after["loss"] < before["loss"]
+
+
+@pytest.mark.parametrize(
+    "how", ["train_on_batch", "fit", "dataset", "labels", pytest.param("compiled", marks=pytest.mark.slow)]
+)
+def test_a_weight_multiplies_what_a_pair_counts_for(tokenizers, how):
+    learned = []
+    for words, weights in ((("sol", "mar", "mar", "mar"), None), (("sol", "mar", "gatonube"), [1.0, 3.0, 0.0])):
+        keras.utils.set_random_seed(1)
+        model = Seq2Seq(*tokenizers, units=8, attention="dot")
+        model.compile(keras.optimizers.SGD(0.5))
+        model.compiles_training = how == "compiled"
+        source, target = ids_of(model, words)
+        if weights and how == "labels":
+            weights = np.repeat(np.array(weights)[:, None], target.shape[1] - 1, axis=1)
+        weights = weights if weights is None else np.array(weights)
+        measured = model.test_on_batch(source, target, weights, return_dict=True)
+        if how in ("fit", "labels"):
+            found = model.fit(source, target, sample_weight=weights, verbose=0).history
+            found = {name: value for name, (value,) in found.items()}
+        elif how == "dataset":
+            batch = (source, target) if weights is None else (source, target, weights)
+            found = model.fit(tf.data.Dataset.from_tensors(batch), verbose=0).history
+            found = {name: value for name, (value,) in found.items()}
+        else:
+            found = model.train_on_batch(source, target, weights, return_dict=True)
+        assert found == pytest.approx(measured, rel=1e-4)
+        learned.append((found, model.get_weights(), model.length_ratios.numpy()))
+    (one, weights, _), (other, again, ratios) = learned
+    assert other == pytest.approx(one, rel=1e-5) and ratios[0] == 3  # lengths are what they are
+    for value, same in zip(weights[1:], again[1:], strict=True):
+        if value.shape != (3,):
+            np.testing.assert_allclose(value, same, atol=1e-6)
+
+
+def test_a_batch_of_no_weight_has_no_figures_and_changes_nothing(model):
+    before = [weight.numpy() for weight in model.trainable_weights]
+    source, target = ids_of(model)
+    model.fit(source, target, verbose=0, epochs=0)
+    found = model.test_on_batch(source, target, np.zeros(3), return_dict=True)
+    assert all(map(np.isnan, found.values()))
+    assert 0 < model.test_on_batch(source, target, np.full(3, 1e-3), return_dict=True)["loss"] < 10
+    model.compile(keras.optimizers.SGD(1.0))
+    model.train_on_batch(source, target, np.zeros(3))
+    for old, new in zip(before, model.trainable_weights, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_a_batch_after_a_quiet_fit_has_figures(model, batches):
+    model.fit(batches, verbose=0)
+    assert np.all(np.isfinite(model.train_on_batch(*ids_of(model))))
+
+
+def test_fit_and_evaluate_say_what_they_are_to_be_given(model, pairs):
+    source, target = ids_of(model)
+    for run, message in (
+        (lambda: model.fit(pairs), "fit: expected batches of ids .* not texts; batch_pairs"),
+        (lambda: model.fit(np.array(["sol"]), np.array(["SOL"])), "fit: expected batches of ids .* not texts"),
+        (lambda: model.evaluate(pairs.batch(2)), "evaluate: expected batches of ids .* not texts"),
+        (lambda: model.predict(["sol"]), "predict: .*`translate` takes texts"),
+        (lambda: model.predict(np.array(["sol"])), "predict: .*`translate` takes texts"),
+        (lambda: model.fit(source, verbose=0), r"expected \(source, target\)"),
+        (lambda: model.fit((source, target[:, :-1]), target[:, 1:], verbose=0), r"expected \(source, target\)"),
+        (lambda: model.fit(source, target, class_weight={1: 2.0}), "class_weight: .* sample_weight"),
+        (lambda: model.train_on_batch(source, target, class_weight={1: 2.0}), "class_weight: .* sample_weight"),
+        (lambda: model(source), r"call: expected \(source, target so far\)"),
+        (lambda: model.export("x", format="onnx"), "format='onnx': expected 'tf_saved_model'"),
+        (lambda: model.export("x", input_signature=[]), "input_signature: .*strings"),
+        (lambda: model.save("x.h5"), r"x.h5: .*\.keras"),
+        (lambda: model.quantize("int8"), "quantize: .*mixed_bfloat16"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            run()
+
+
+def test_keras_warns_of_nothing_that_is_meant_so(model, batches):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        model.fit(batches, validation_data=batches, verbose=0)
+        model.fit(((source, target) for source, target in batches), verbose=0)
+        model.evaluate(batches, verbose=0)
+    with pytest.warns(UserWarning, match="Your input ran out of data"):
+        model.fit(batches, steps_per_epoch=9, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"metrics": ["accuracy"]},
+        {"weighted_metrics": ["accuracy"]},
+        {"metrics": [keras.metrics.SparseCategoricalAccuracy("accuracy")], "weighted_metrics": None},
+        {"metrics": [keras.metrics.sparse_categorical_accuracy]},
+        {"loss": SPARSE(from_logits=True, reduction="mean_with_sample_weight"), "metrics": []},
+    ],
+    ids=["metrics", "weighted", "object", "function", "loss"],
+)
+def test_whatever_it_is_compiled_with_padding_is_not_counted(model, tmp_path, options):
+    source, target = ids_of(model)
+    right = model.evaluate(source, target, verbose=0, return_dict=True)
+    model.compile("sgd", **options)
+    model.fit(source, target, verbose=0)
+    model.save(tmp_path / "x.keras")
+    right["accuracy"], right["loss"] = None, None
+    found = []
+    for it in (model, keras.models.load_model(tmp_path / "x.keras")):
+        for more in (0, 9):
+            wide = [np.pad(side, [(0, 0), (0, more)]) for side in (source, target)]
+            found.append(it.evaluate(*wide, verbose=0, return_dict=True))
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-5)
+    logits = model((source, target[:, :-1])).numpy()
+    accuracy = (logits.argmax(-1) == target[:, 1:])[target[:, 1:] != PADDING].mean()
+    name = "sparse_categorical_accuracy" if "sparse_categorical_accuracy" in found[0] else "accuracy"
+    assert found[0][name] == pytest.approx(accuracy)
+
+
+def test_a_loss_or_metric_whose_figure_would_be_wrong_is_refused(model):
+    for options, message in (
+        ({"loss": "sparse_categorical_crossentropy"}, "loss=.*takes probabilities.*from_logits=True"),
+        ({"loss": SPARSE(reduction="sum")}, "loss=.*takes probabilities.*from_logits=True"),
+        ({"loss": SPARSE(from_logits=True)}, "loss=.*counts padding.*mean_with_sample_weight"),
+        ({"loss": "mse"}, "loss='mse': must take ids"),
+        ({"loss": keras.losses.CategoricalCrossentropy(from_logits=True)}, "loss=.*must take ids"),
+        ({"metrics": [keras.metrics.SparseCategoricalCrossentropy()]}, "metrics=.*takes probabilities"),
+        ({"metrics": ["sparse_categorical_crossentropy"]}, "metrics=.*takes probabilities"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            model.compile(**options)
