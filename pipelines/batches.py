@@ -39,7 +39,7 @@ def batch_pairs(
             longest pair, in tokens, with START, END and padding. A longer pair is a batch of its own.
         encoding: "one_hot", float32 rows, or "ids", which are V times smaller. A model learns the same from both.
         pad_to_multiple: makes S and T multiples of this number and fills batches up with rows of padding, so that few
-            shapes occur; for `jit_compile=True`, which compiles each shape anew.
+            shapes occur; for `jit_compile=True`, which compiles each shape separately.
         window: how many pairs are shuffled and sorted together. They are in memory at a time: some tens of megabytes if
             the texts are sentences.
         shuffle: whether pairs and batches come in a new random order each epoch.

@@ -91,8 +91,8 @@ _LATER = {  # what needs an extra, or many modules that a model alone does not
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a name where it is first used: those of `_LATER`, and the others where modules of one's own, which the
-    command line loads, ask for them."""
+    """Imports a name when it is first used: those of `_LATER`, and, in the command line, those that a custom module
+    imports from here."""
     if name == "__version__":
         return importlib.metadata.version("keras-seq2seq")
     modules: tuple[str, ...] = (_LATER[name],) if name in _LATER else ()

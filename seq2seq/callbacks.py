@@ -158,11 +158,11 @@ class WatchSteps(keras.callbacks.Callback):
             with whole_file(path) as aside:
                 aside.write_bytes(b"".join(b"%b\t%b\n" % pair for pair in zip(*texts, strict=True)))
         said = (
-            f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the loss is no finite number any more; the gradient "
+            f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the loss is no longer a finite number; the gradient "
             f"norm is {norm}, one step earlier it was {self.norm:.3g}. The batch is in {path}"
         )
         if run.config.on_divergence == "stop":
-            kept = f"the model of epoch {run.kept()}" if run.history else "no model, for it was the first epoch"
+            kept = f"the model of epoch {run.kept()}" if run.history else "no model, since this was the first epoch"
             raise DivergedError(f"{said}. Kept is {kept}. A smaller --learning-rate or --clip-norm may help")
         self.say(f"{said}; left out")
 

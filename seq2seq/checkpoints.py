@@ -91,7 +91,7 @@ def locked(folder: Path) -> Iterator[None]:
 class Checkpoints:
     """The last two states of a training, in a folder, each a file of arrays and facts.
 
-    A thread writes them while the training goes on.
+    A thread writes them while training continues.
 
     Args:
         folder: where to keep them.
@@ -107,7 +107,7 @@ class Checkpoints:
 
         Args:
             number: how far the training has come; states are ordered by it.
-            arrays: a list of NumPy arrays, which must not change any more.
+            arrays: a list of NumPy arrays, which must no longer change.
             facts: what else to record, as JSON can hold it.
         """
         self._writing = self._writer.submit(self._write, number, arrays, facts)

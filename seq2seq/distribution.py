@@ -123,7 +123,7 @@ def distribute(strategy: tf.distribute.Strategy | None, batches: tf.data.Dataset
 def whole_batches(strategy: tf.distribute.Strategy, data: Any) -> Any:
     """The data that `fit` and `evaluate` hand to Keras, such that every replica is given whole batches.
 
-    Keras divides the batches of a dataset among the replicas, and `own_rows` would divide each part once more.
+    Keras divides the batches of a dataset among the replicas, and `rows_of_replica` would divide each part again.
 
     Args:
         strategy: the model's strategy.

@@ -353,7 +353,7 @@ def _search(runs, values, trials):
     while True:
         if not untried():
             for _ in range(min(max(1, runs.jobs // runs.seeds), trials - len(known()))):
-                # Seeded anew for each, or a resumed search would draw the same numbers again.
+                # Seeded again for each, or a resumed search would draw the same numbers again.
                 study.sampler = optuna.samplers.TPESampler(seed=len(study.get_trials()))
                 study.ask(distributions)
         settings = {trial.number: _suggested(values, trial.params) for trial in untried()}

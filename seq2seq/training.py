@@ -56,7 +56,7 @@ def train(
     strategy: tf.distribute.Strategy | None = None,
     track: Sequence[str] = (),
 ) -> Seq2Seq:
-    """Trains a model and writes it to a run folder, anew after each measured epoch.
+    """Trains a model and writes it to a run folder, again after each measured epoch.
 
     The same call resumes a training that was interrupted, from its last checkpoint, and ends with the same weights as
     if it had not been interrupted. The checkpoints are in the folder's `unfinished` until training ends. On SIGTERM and
@@ -185,7 +185,7 @@ def _is_resumed(config, folder, overwrite, resume):
         other = ", ".join(f"{name} {was} and not {is_now}" for (name, was), is_now in pairs if was != is_now)
         raise RunError(
             f"{folder} holds an unfinished training with other options ({other}); --resume continues it as it was "
-            "begun, --overwrite begins anew, --out takes another folder"
+            "begun, --overwrite starts from the beginning, --out takes another folder"
         )
     if resume:
         raise RunError(f"{folder}: no unfinished training to resume")

@@ -68,7 +68,7 @@ class Translator(keras.Model):
         self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
 
     def forget_graphs(self) -> None:
-        """Makes `translate` trace its graphs anew, as after a change of how to decode."""
+        """Makes `translate` trace its graphs again, as after a change of how to decode."""
         self._translate_with.cache_clear()
 
     def translate(
@@ -135,7 +135,7 @@ class Translator(keras.Model):
         except (ValueError, *_XLA_ERRORS) as error:
             if not self.compiles_decoding:
                 raise
-            warnings.warn(f"decoding goes on uncompiled and slower; XLA says: {one_line(error)}", stacklevel=2)
+            warnings.warn(f"decoding continues uncompiled and slower; XLA says: {one_line(error)}", stacklevel=2)
             self.compiles_decoding = False
             done, order = _in_batches(run, lengths, batch_size)
         found = [tf.concat(parts, axis=0) for parts in zip(*done, strict=True)]

@@ -260,7 +260,7 @@ def test_what_xla_refuses_is_decoded_uncompiled_and_said_once(tokenizers, texts)
     model = Seq2Seq(*tokenizers, decoder=Growing, units=8)
     right = model.translate(texts, BeamSearch(2), max_length=20)
     model.compiles_decoding = True
-    with pytest.warns(UserWarning, match="decoding goes on uncompiled"):
+    with pytest.warns(UserWarning, match="decoding continues uncompiled"):
         np.testing.assert_array_equal(model.translate(texts, BeamSearch(2), max_length=20), right)
     np.testing.assert_array_equal(model.translate(texts, BeamSearch(2), max_length=20), right)
 
