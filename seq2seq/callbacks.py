@@ -20,6 +20,7 @@ from seq2seq.distribution import WorkerLostError, is_chief, several_workers, sum
 from seq2seq.epochs import training_batches
 from seq2seq.layers import token_ids
 from seq2seq.process import clocks, device_name, peak_memory
+from seq2seq.progress import TrainingRun
 from seq2seq.runs import kept_epochs, translations_of
 
 
@@ -66,7 +67,7 @@ class AverageWeights(keras.callbacks.Callback):
 class ScoreTranslations(keras.callbacks.Callback):
     """Adds the scores of held-out sources' translations to the figures of each measured epoch."""
 
-    def __init__(self, held_out: Any, run: Any) -> None:
+    def __init__(self, held_out: Any, run: TrainingRun) -> None:
         super().__init__()
         self.sources, self.references, self.run = list(held_out), list(held_out.values()), run
 
@@ -86,7 +87,7 @@ class ScoreTranslations(keras.callbacks.Callback):
 class WatchSteps(keras.callbacks.Callback):
     """Counts the steps and pairs of a run, and finds batches without a finite gradient."""
 
-    def __init__(self, run: Any, say: Any) -> None:
+    def __init__(self, run: TrainingRun, say: Any) -> None:
         super().__init__()
         self.run, self.say = run, say
         self.looked = time.monotonic()
@@ -196,7 +197,7 @@ class SaveRun(keras.callbacks.Callback):
     saved to tell whether a loaded or exported model is the same.
     """
 
-    def __init__(self, run: Any, average: Any, watch: Any, probe: Any, say: Any) -> None:
+    def __init__(self, run: TrainingRun, average: Any, watch: Any, probe: Any, say: Any) -> None:
         super().__init__()
         self.run, self.average, self.watch, self.probe, self.say = run, average, watch, probe, say
         self.chief = is_chief(run.strategy)  # the only process that writes

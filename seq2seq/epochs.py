@@ -8,6 +8,7 @@ import tensorflow as tf
 from pipelines import Report, Tokenizer, batch_pairs, read_pairs, split_by_hash, split_last
 from pipelines.corpora import WITHOUT_AUTOTUNE
 from seq2seq.config import Config, reading_options
+from seq2seq.progress import TrainingRun
 
 
 def both_sides(config: Config, source_tokenizer: Tokenizer, **options: Any) -> tuple[tf.data.Dataset, tf.data.Dataset]:
@@ -40,7 +41,7 @@ def _reorders(config):
     return config.split == "hash" and config.limit is None
 
 
-def training_batches(run: Any, seen: int) -> tf.data.Dataset:
+def training_batches(run: TrainingRun, seen: int) -> tf.data.Dataset:
     """The batches of a run after this many pairs, epoch after epoch: a `tf.data.Dataset` without end."""
     config, source_tokenizer = run.config, run.model.source_tokenizer
     # With batch_tokens the number of batches in an epoch depends on its order, so epochs are counted in pairs.
@@ -57,7 +58,7 @@ def training_batches(run: Any, seen: int) -> tf.data.Dataset:
     return epochs.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
-def make_batches(run: Any, pairs: tf.data.Dataset, **options: Any) -> tf.data.Dataset:
+def make_batches(run: TrainingRun, pairs: tf.data.Dataset, **options: Any) -> tf.data.Dataset:
     """Pairs in batches as the model of a run takes them; the options are those of `batch_pairs`."""
     config, model = run.config, run.model
     options |= {"batch_tokens": config.batch_tokens, "encoding": config.encoding}

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import importlib.util
 import json
-import math
 import os
 import random
 import shlex
@@ -31,13 +30,14 @@ from pipelines import (
     sources_in,
 )
 from seq2seq.checkpoints import RunError, locked, whole_file, write_json
-from seq2seq.config import MONITORS, Config, load_config, own_classes
+from seq2seq.config import Config, load_config, own_classes
 from seq2seq.contract import one_line
 from seq2seq.ensembles import ensemble
 from seq2seq.epochs import both_sides, validation_pairs
 from seq2seq.metrics import make_loss, make_metrics
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import make_optimizer
+from seq2seq.progress import best_epoch
 from seq2seq.strategies import BeamSearch, Strategy
 
 
@@ -243,22 +243,6 @@ def sample(pairs: tf.data.Dataset, seed: int = 0, count: int = 500) -> dict[str,
 def can_measure() -> bool:
     """Whether the packages that `seq2seq.evaluation` needs are installed."""
     return all(map(importlib.util.find_spec, ("rapidfuzz", "sacrebleu")))
-
-
-def best_epoch(history: Sequence[dict], monitor: str | None) -> int:
-    """The number of the epoch whose model is kept: the first of the best by `monitor`, or the last.
-
-    Args:
-        history: the rows of `history.csv`; those without the figure are ignored.
-        monitor: the name of a figure; None to keep the last epoch.
-    """
-    if monitor is None:
-        return int(history[-1]["epoch"])
-    sign = -1 if MONITORS[monitor] == "max" else 1
-    measured = [row for row in history if row.get(monitor) not in (None, "")]
-    figures = [sign * float(row[monitor]) for row in measured]
-    order = [figure if math.isfinite(figure) else math.inf for figure in figures]
-    return int(measured[order.index(min(order))]["epoch"])
 
 
 def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = warnings.warn) -> list[Path]:

@@ -17,7 +17,8 @@ from pipelines import CorpusError, OptionError, choose, corpus_errors, load_clas
 from seq2seq.checkpoints import RunError
 from seq2seq.config import MONITORS, Config
 from seq2seq.contract import one_line
-from seq2seq.runs import best_epoch, configuration, finished, load_run, trained_on
+from seq2seq.progress import best_epoch
+from seq2seq.runs import configuration, finished, load_run, trained_on
 from seq2seq.strategies import Strategy
 
 MEASURES = ("loss", "accuracy", "chrf", "exact_match")  # of a table, unless others are asked for

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import math
 import os
 import platform
 import warnings
@@ -25,8 +24,8 @@ from seq2seq.distribution import distribute, is_chief, lost_workers, sums_of_wor
 from seq2seq.epochs import both_sides, epoch_count, make_batches, steps_per_epoch, training_batches, training_pairs
 from seq2seq.model import Seq2Seq
 from seq2seq.process import be_reproducible, clocks, deferred_signal, restored_determinism
+from seq2seq.progress import TrainingRun
 from seq2seq.runs import (
-    best_epoch,
     can_measure,
     compile_model,
     configuration,
@@ -38,7 +37,6 @@ from seq2seq.runs import (
 from seq2seq.surveying import say_leaks, survey_corpus, take_vocabularies
 from seq2seq.tracking import check_trackers, tracked
 
-_MEASURED_EPOCHS = 100  # at most so many epochs are measured, besides the first and the last
 _PACKAGES = ("keras-seq2seq", "tensorflow", "tensorflow-text", "keras", "numpy")  # whose versions a run records
 
 
@@ -131,46 +129,6 @@ def train(
         return load_run(folder)
 
 
-@dataclasses.dataclass
-class _Run:
-    """A training that has been begun, and how far it has come."""
-
-    folder: Path
-    config: Config
-    record: dict  # the content of `config.json`
-    model: Seq2Seq
-    checkpoints: Checkpoints
-    pairs: int  # in an epoch
-    steps: int  # in an epoch
-    epochs: int
-    history: list = dataclasses.field(default_factory=list)  # rows of history.csv
-    step: int = 0  # steps done in the current epoch
-    seen: int = 0  # pairs trained on, in all epochs
-    state: list | None = None  # the arrays of the checkpoint to resume from
-    clocks: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2))  # plus `clocks()`: seconds taken
-    peak: int = 0  # MB of memory, before the training was resumed
-    strategy: tf.distribute.Strategy | None = None
-
-    def measures(self, epoch):
-        """Whether the model is measured and saved after this epoch, counted from 1."""
-        return epoch in (1, self.epochs) or epoch % math.ceil(self.epochs / _MEASURED_EPOCHS) == 0
-
-    def measured_after(self, epoch):
-        """How many epochs after this one have been measured."""
-        return sum(self.measures(row["epoch"]) for row in self.history[epoch:])
-
-    def kept(self):
-        """The number of the epoch whose model is in the folder; None during the first epoch."""
-        measured = [row for row in self.history if self.measures(row["epoch"])]
-        return best_epoch(measured, self.config.monitor) if measured else None
-
-    def stopped(self):
-        """Whether training has ended: all epochs are done, or patience has run out."""
-        patience, done = self.config.patience, len(self.history)
-        impatient = patience is not None and done > 0 and self.measured_after(self.kept()) >= patience
-        return done == self.epochs or impatient
-
-
 def _is_resumed(config, folder, overwrite, resume):
     """Whether the folder holds a training to resume; if not, checks that one may be begun there."""
     unfinished = folder / "unfinished"
@@ -195,7 +153,7 @@ def _is_resumed(config, folder, overwrite, resume):
 
 
 def _begin(config, folder, progress, report, say, command):
-    """Surveys the corpus and builds the model of a new `_Run`; writes to the folder what resuming it needs."""
+    """Surveys the corpus and builds the model of a new `TrainingRun`; writes to the folder what resuming it needs."""
     be_reproducible(config)
     record = {
         "options": dataclasses.asdict(config),
@@ -219,7 +177,7 @@ def _begin(config, folder, progress, report, say, command):
     model = build_model(config, tokenizers, steps * epochs)
     if old:
         copy_weights(model, old, config.warm_start, sizes)
-    run = _Run(folder, config, record, model, Checkpoints(folder / "unfinished"), found.pairs, steps, epochs)
+    run = TrainingRun(folder, config, record, model, Checkpoints(folder / "unfinished"), found.pairs, steps, epochs)
     unfinished = run.checkpoints.folder
     run.checkpoints.clear()
     model.save(unfinished / "begun.keras")
@@ -230,7 +188,7 @@ def _begin(config, folder, progress, report, say, command):
 
 
 def _resume(folder, given, say, strategy):
-    """The `_Run` of an unfinished training, as of its last checkpoint, or as it has just been begun.
+    """The `TrainingRun` of an unfinished training, as of its last checkpoint, or as it has just been begun.
 
     `given` is the same configuration or None. A file of the same name in another directory is another corpus.
     """
@@ -246,7 +204,7 @@ def _resume(folder, given, say, strategy):
     facts = json.loads((checkpoints.folder / "run.json").read_bytes())
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = load_model(checkpoints.folder, "begun.keras")
-    run = _Run(folder, config, record, model, checkpoints, **facts, strategy=strategy)
+    run = TrainingRun(folder, config, record, model, checkpoints, **facts, strategy=strategy)
     if any(checkpoints.folder.glob("*.npz")):
         run.state, facts = checkpoints.load()
         run.history, run.step, run.seen = (facts[name] for name in ("history", "step", "seen"))

@@ -21,10 +21,10 @@ from seq2seq.config import _CHOICES, Config
 from seq2seq.evaluation import evaluate
 from seq2seq.layers import ATTENTIONS
 from seq2seq.optimizers import make_optimizer, optimizers
+from seq2seq.progress import best_epoch
 from seq2seq.recurrence import CELLS
 from seq2seq.runs import (
     average,
-    best_epoch,
     configuration,
     draw_run,
     export_runs,
@@ -138,12 +138,6 @@ def test_the_mean_of_a_runs_last_epochs_is_a_run(config, tmp_path):
     with pytest.raises(RunError, match="mean is not empty"):
         average(run, out)
     assert not (tmp_path / "other").exists()
-
-
-def test_the_best_epoch_is_the_first_of_the_lowest_or_highest_figure_and_not_a_number_is_worse_than_any():
-    rows = [{"epoch": "1", "val_loss": "nan", "val_bleu": "3"}, {"epoch": "2", "val_loss": "2", "val_bleu": "5"}]
-    rows += [{"epoch": "3", "val_loss": "", "val_bleu": ""}, {"epoch": "4", "val_loss": "2", "val_bleu": "inf"}]
-    assert [best_epoch(rows, monitor) for monitor in ("val_loss", "val_bleu", None)] == [2, 2, 4]
 
 
 def test_what_is_no_run_is_refused_by_name(config, tmp_path):

@@ -19,8 +19,9 @@ from seq2seq.checkpoints import RunError
 from seq2seq.commands.train import progress_callback
 from seq2seq.config import Config, load_config
 from seq2seq.evaluation import evaluate
-from seq2seq.runs import best_epoch, configuration, draw_run, held_out_pairs, kept_epochs, load_run
-from seq2seq.training import _Run, train
+from seq2seq.progress import best_epoch
+from seq2seq.runs import configuration, draw_run, held_out_pairs, kept_epochs, load_run
+from seq2seq.training import train
 
 
 def test_a_run_folder_holds_the_model_its_configuration_and_its_history(trained):
@@ -118,7 +119,7 @@ def test_of_many_epochs_some_are_measured_and_saved_and_the_models_of_the_last_a
         def on_epoch_end(self, epoch, logs=None):
             saved.append((run / "model.keras").stat().st_mtime_ns)
 
-    monkeypatch.setattr("seq2seq.training._MEASURED_EPOCHS", 3)
+    monkeypatch.setattr("seq2seq.progress._MEASURED_EPOCHS", 3)
     model = train(dataclasses.replace(config, epochs=8, keep_epochs=2), run, callbacks=[Follow()])
     assert [len(list(epochs)) for _, epochs in itertools.groupby(saved)] == [2, 3, 2, 1]  # after 1, 3, 6 and 8
     assert epochs_seen(model, run) == 8
@@ -144,7 +145,7 @@ class Worsen(keras.callbacks.Callback):
 
 
 def test_the_best_measured_epoch_is_kept_and_training_stops_when_patience_runs_out(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("seq2seq.training._MEASURED_EPOCHS", 20)
+    monkeypatch.setattr("seq2seq.progress._MEASURED_EPOCHS", 20)
     options = {"epochs": 40, "learning_rate": 0.02, "monitor": "val_loss", "patience": 2}
     model = train(dataclasses.replace(config, **options), tmp_path / "run", callbacks=[Worsen()])
     rows = read_history(tmp_path / "run")
@@ -153,23 +154,6 @@ def test_the_best_measured_epoch_is_kept_and_training_stops_when_patience_runs_o
     known = evaluate(model, held_out_pairs(tmp_path / "run", model))
     assert known.perplexity == pytest.approx(float(rows[1]["val_perplexity"]), rel=1e-4)
     assert draw_run(tmp_path / "run", model)[0].is_file()
-
-
-@pytest.mark.parametrize(
-    ("monitor", "figures", "stopped"),
-    [
-        ("val_loss", [3, 2, 2.5], False),
-        ("val_loss", [3, 2, 2.5, 2.1], True),
-        ("val_accuracy", [0.1, 0.3, 0.2, 0.4], False),
-        ("val_accuracy", [0.3, 0.2, 0.1], True),
-    ],
-)
-def test_patience_counts_the_epochs_since_the_best(config, tmp_path, monitor, figures, stopped):
-    config = dataclasses.replace(config, epochs=40, monitor=monitor, patience=2)
-    run = _Run(tmp_path, config, {}, None, None, pairs=1, steps=1, epochs=40)
-    assert not run.stopped()
-    run.history = [{"epoch": number, monitor: figure} for number, figure in enumerate(figures, start=1)]
-    assert run.stopped() == stopped
 
 
 def test_a_plateau_halves_the_learning_rate(config, tmp_path):

@@ -1,0 +1,71 @@
+"""How far a training has come, and what follows from that: which epochs are measured, which is kept, when it ends."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from seq2seq.checkpoints import Checkpoints
+from seq2seq.config import MONITORS, Config
+from seq2seq.model import Seq2Seq
+
+_MEASURED_EPOCHS = 100  # at most so many epochs are measured, besides the first and the last
+
+
+@dataclasses.dataclass
+class TrainingRun:
+    """A training that has been begun, and how far it has come."""
+
+    folder: Path
+    config: Config
+    record: dict  # the content of `config.json`
+    model: Seq2Seq
+    checkpoints: Checkpoints
+    pairs: int  # in an epoch
+    steps: int  # in an epoch
+    epochs: int
+    history: list = dataclasses.field(default_factory=list)  # rows of history.csv
+    step: int = 0  # steps done in the current epoch
+    seen: int = 0  # pairs trained on, in all epochs
+    state: list | None = None  # the arrays of the checkpoint to resume from
+    clocks: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2))  # plus `clocks()`: seconds taken
+    peak: int = 0  # MB of memory, before the training was resumed
+    strategy: tf.distribute.Strategy | None = None
+
+    def measures(self, epoch: int) -> bool:
+        """Whether the model is measured and saved after this epoch, counted from 1."""
+        return epoch in (1, self.epochs) or epoch % math.ceil(self.epochs / _MEASURED_EPOCHS) == 0
+
+    def measured_after(self, epoch: int) -> int:
+        """How many epochs after this one have been measured."""
+        return sum(self.measures(row["epoch"]) for row in self.history[epoch:])
+
+    def kept(self) -> int | None:
+        """The number of the epoch whose model is in the folder; None during the first epoch."""
+        measured = [row for row in self.history if self.measures(row["epoch"])]
+        return best_epoch(measured, self.config.monitor) if measured else None
+
+    def stopped(self) -> bool:
+        """Whether training has ended: all epochs are done, or patience has run out."""
+        patience, kept = self.config.patience, self.kept()
+        impatient = patience is not None and kept is not None and self.measured_after(kept) >= patience
+        return len(self.history) == self.epochs or impatient
+
+
+def best_epoch(history: Sequence[dict], monitor: str | None) -> int:
+    """The number of the epoch whose model is kept: the first of the best by `monitor`, or the last.
+
+    Args:
+        history: the rows of `history.csv`; those without the figure are ignored.
+        monitor: the name of a figure; None to keep the last epoch.
+    """
+    if monitor is None:
+        return int(history[-1]["epoch"])
+    sign = -1 if MONITORS[monitor] == "max" else 1
+    measured = [row for row in history if row.get(monitor) not in (None, "")]
+    figures = [sign * float(row[monitor]) for row in measured]
+    order = [figure if math.isfinite(figure) else math.inf for figure in figures]
+    return int(measured[order.index(min(order))]["epoch"])
