@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines.corpora import WITHOUT_AUTOTUNE
-from pipelines.options import check_number, choose
+from pipelines.options import OptionError, check_number, choose
 from pipelines.tokens import Tokenizer
 
 
@@ -53,8 +53,10 @@ def batch_pairs(
         all-zero rows on the right; with `encoding="ids"`, int32 `[B, S]` and `[B, T + 1]`, padding as 0.
 
     Raises:
-        OptionError: for an encoding that is neither of the two, or a size below 1.
+        OptionError: for pairs that are no dataset, an encoding that is neither of the two, or a size below 1.
     """
+    if not isinstance(pairs, tf.data.Dataset):
+        raise OptionError(f"pairs: expected a tf.data.Dataset, not a {type(pairs).__name__}; read_pairs makes one")
     choose("encoding", encoding, ("one_hot", "ids"))
     check_number("batch_size", batch_size, least=1)
     check_number("batch_tokens", batch_tokens, least=1, optional=True)

@@ -31,10 +31,10 @@ _FRACTION = {"least": 0, "below": 1}
 
 
 def _or_none(convert):
-    """A parser for a value that may also be "none"."""
+    """A parser for a value that may also be "none", or JSON's "null"."""
 
     def parse(text):
-        return None if str(text).lower() == "none" else convert(text)
+        return None if str(text).lower() in ("none", "null") else convert(text)
 
     parse.__name__ = convert.__name__
     return parse
@@ -447,6 +447,15 @@ def own_classes(config: Config, training: bool = True) -> dict[str, str]:
         for name in names
         if name and (option in own or (":" in name and not separates(name)))
     }
+
+
+SHIPPED = {"phrasebook": Path(__file__).parent / "phrasebook"}  # runs that come with the library
+
+
+def find_run(name: Path | str) -> Path:
+    """The folder of a run. If there is none of this name, it is that of the run `phrasebook`, which comes with the
+    library."""
+    return Path(name) if os.path.exists(name) else SHIPPED.get(str(name), Path(name))
 
 
 def load_config(path: Path | str) -> tuple[dict, dict]:

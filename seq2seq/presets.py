@@ -113,7 +113,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """Reads an option written `name=value`, as `--set` takes it.
 
     The value of an option of `Config` is read as on the command line. Any other, for a custom class, is JSON (`0.5`,
-    `true`, `[3, 5]`), `none`, or else text.
+    `true`, `[3, 5]`), or else text. None, true and false may be written as in Python or as in JSON.
 
     Returns:
         The name, with underscores, and the value.

@@ -30,7 +30,7 @@ from pipelines import (
     sources_in,
 )
 from seq2seq.checkpoints import RunError, locked, whole_file, write_json
-from seq2seq.config import Config, load_config, own_classes
+from seq2seq.config import Config, find_run, load_config, own_classes
 from seq2seq.contract import one_line
 from seq2seq.ensembles import ensemble
 from seq2seq.epochs import both_sides, validation_pairs
@@ -44,6 +44,9 @@ from seq2seq.strategies import BeamSearch, Strategy
 def load_run(folder: Path | str) -> Seq2Seq:
     """Loads the `Seq2Seq` of a run folder. Import the custom classes that it consists of before.
 
+    `load_run("phrasebook")` loads the small English-Spanish model that comes with the library, unless there is a folder
+    of that name. Wherever a function or a command takes the name of a run to read, `phrasebook` is one.
+
     It is compiled with a new optimizer of the run's kind and its `learning_rate`, without the schedule, which has
     ended. So `fit` trains it further, at another rate after `model.optimizer.learning_rate = rate`, or with another
     optimizer after `compile`. If it was trained with a custom loss or metric that has not been imported, it is not
@@ -53,11 +56,12 @@ def load_run(folder: Path | str) -> Seq2Seq:
     Raises:
         RunError: if the folder does not exist or is no run, its model file is damaged, or such a class is missing.
     """
-    folder = Path(folder)
+    folder = find_run(folder)
     if folder.is_file():
         raise RunError(f"{folder} is a file, and a run is a folder, such as {folder.parent}")
     if not folder.is_dir():
-        raise RunError(f"{folder}: no such run folder; `seq2seq train --out {shlex.quote(str(folder))}` makes one")
+        makes = f"`seq2seq train --out {shlex.quote(str(folder))}` makes one"
+        raise RunError(f"{folder}: no such run folder; {makes}, and the run `phrasebook` comes with the library")
     if not (folder / "model.keras").is_file():
         early = "; its training has not come to the end of an epoch" if (folder / "unfinished").is_dir() else ""
         raise RunError(f"{folder}: not a run folder, it holds no model.keras{early}")
@@ -133,7 +137,7 @@ def _saved_classes(config):
 
 def configuration(folder: Path | str) -> tuple[Config, dict]:
     """The `Config` of a run, and the whole content of its `config.json`."""
-    options, record = load_config(Path(folder) / "config.json")
+    options, record = load_config(find_run(folder) / "config.json")
     return Config(**options), record
 
 
@@ -192,7 +196,7 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
         RunError: if there are none, or the folder has no `config.json`.
         CorpusError: if the corpus cannot be found or has changed, so that the model may have learned any of it.
     """
-    if not (Path(folder) / "config.json").is_file():
+    if not (find_run(folder) / "config.json").is_file():
         raise RunError(f"{folder}: holds no config.json to say what was held out; name a corpus")
     config, record = configuration(folder)
     if not config.validation and not config.validation_fraction:
@@ -245,8 +249,13 @@ def can_measure() -> bool:
     return all(map(importlib.util.find_spec, ("rapidfuzz", "sacrebleu")))
 
 
-def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = warnings.warn) -> list[Path]:
-    """Draws pictures into a run folder: `curves.png`; of held-out pairs `error-rates.png`, `attention-1.png`, ...
+def draw_run(
+    folder: Path | str,
+    model: Seq2Seq,
+    say: Callable[[str], None] = warnings.warn,
+    out: Path | str | None = None,
+) -> list[Path]:
+    """Draws the pictures of a run: `curves.png`; of held-out pairs `error-rates.png`, `attention-1.png`, ...
 
     The curves are of the history; error rates by length and attention are of a `sample` of the held-out pairs.
 
@@ -255,6 +264,7 @@ def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = wa
         model: the model in it.
         say: a function to call with the reason, as text, if the held-out pairs cannot be read again, so that only the
             curves are drawn.
+        out: the folder to draw into, which is made if there is none. Default: the run folder.
 
     Returns:
         The files, a list of paths.
@@ -265,11 +275,13 @@ def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = wa
     from seq2seq.evaluation import scores_by_length
     from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates
 
-    folder = Path(folder)
+    folder = find_run(folder)
     config, _ = configuration(folder)
     with (folder / "history.csv").open(newline="") as file:
         history = list(csv.DictReader(file))
-    drawn = [folder / "curves.png"]
+    out = Path(out or folder)
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = [out / "curves.png"]
     draw_curves(history, drawn[0], best=best_epoch(history, config.monitor) if config.monitor else None)
     held_out: dict[str, list[str]] = {}
     if config.validation or config.validation_fraction:
@@ -278,12 +290,12 @@ def draw_run(folder: Path | str, model: Seq2Seq, say: Callable[[str], None] = wa
         except CorpusError as error:
             say(f"{error}; only the curves are drawn")
     if held_out:
-        drawn.append(folder / "error-rates.png")
+        drawn.append(out / "error-rates.png")
         texts = translations_of(model, list(held_out))
         draw_error_rates(scores_by_length(list(held_out), texts, list(held_out.values())), drawn[-1])
     if held_out and model.has_attention:
         for number, alignment in enumerate(model.attention(list(held_out)[:4]), start=1):
-            drawn.append(folder / f"attention-{number}.png")
+            drawn.append(out / f"attention-{number}.png")
             draw_attention(alignment, drawn[-1])
     return drawn
 
@@ -318,7 +330,7 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
         OptionError: if fewer epochs are kept.
         RunError: if there is no such run, or `out` is not empty.
     """
-    folder, out = Path(folder), Path(out)
+    folder, out = find_run(folder), Path(out)
     check_number("last", last, least=1, optional=True)
     if not (folder / "config.json").is_file():
         raise RunError(f"{folder}: no run folder")
@@ -378,7 +390,7 @@ def probe(folder: Path | str) -> dict[str, str]:
     Raises:
         RunError: if the folder does not hold them.
     """
-    path = Path(folder) / "probe.json"
+    path = find_run(folder) / "probe.json"
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

@@ -46,6 +46,13 @@ def test_every_pair_comes_once_an_epoch_as_one_hot_rows(pairs, tokenizers):
         assert set(np.unique(tf.reduce_sum(target, -1))) <= {0.0, 1.0}
 
 
+def test_a_list_of_pairs_is_refused_with_a_hint(tokenizers):
+    with pytest.raises(OptionError, match=r"pairs: expected a tf\.data\.Dataset, not a list; read_pairs makes one"):
+        batch_pairs([("sol", "SOL")], *tokenizers)
+    with pytest.raises(OptionError, match="not a zip"):
+        batch_pairs(zip(["sol"], ["SOL"], strict=True), *tokenizers)
+
+
 def test_the_order_is_new_each_epoch_and_the_same_for_a_seed(tokenizers):
     def two_epochs(seed):
         batches = batch_pairs(in_memory(LINES[:12]), *tokenizers, batch_size=3, encoding="ids", seed=seed)

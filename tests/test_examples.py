@@ -2,8 +2,11 @@
 
 import ast
 import collections
+import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +18,20 @@ from test_decoding import search, texts, wandering
 from pipelines import load_class
 from seq2seq import Greedy, Sampling
 
+# The share, in percent, that each example must print: at least; or at most, for errors, if it is below 20.
+LEARNED: dict[str, dict[str, float]] = {
+    "classroom": {"reversing": 90, "adding": 95},
+    "letters_to_phones": {"words that were held out have a wrong phone": 10},
+    "streaming": {"held-out days right": 95},
+    "word_forms": {"forms of real nouns right": 80},
+}
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
 
 
 def commands(path):
-    """The command lines in a module's docstring, without the name of the program."""
+    """The command lines in a module's docstring, as lists of words."""
     lines = [line.strip() for line in ast.get_docstring(ast.parse(path.read_text())).splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("seq2seq ")]
+    return [shlex.split(line) for line in lines if line.startswith(("seq2seq ", "python "))]
 
 
 @pytest.mark.slow
@@ -33,10 +43,16 @@ def test_an_example_runs_as_written(path, tmp_path):
     )
     (tmp_path / "pairs.tsv").write_text("".join(f"{a}{b}\t{b}{a}\n" for a in "abcdefg" for b in "abcdefg"))
     assert commands(path)
-    for arguments in commands(path):
-        done = seq2seq(*arguments, cwd=tmp_path)
+    for program, *arguments in commands(path):
+        if program == "python":
+            done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True)
+        else:
+            done = seq2seq(*arguments, cwd=tmp_path)
         assert done.returncode == 0, (arguments, done.stderr.decode())
     assert done.stdout
+    for said, least in LEARNED.get(path.stem, {}).items():
+        (figure,) = re.findall(rf"{said}: ([\d.]+)%|([\d.]+)% of \d+ {said}", done.stdout.decode())
+        assert float("".join(figure)) >= least if least > 20 else float("".join(figure)) <= least
 
 
 @pytest.fixture

@@ -65,7 +65,13 @@ def test_a_setting_is_read_as_on_the_command_line_or_as_json():
         "units=16": 16,
         "--clip-norm=none": None,
         "columns=1,3": (1, 3),
+        "attention=null": None,
+        "attention=None": None,
+        "deterministic=null": None,
         "tied=true": True,
+        "tied=False": False,
+        "kernel=null": None,
+        "kernel=None": None,
         "kernel=[3, 5]": (3, 5),
     }
     assert [parse_setting(text)[1] for text in texts] == list(texts.values())

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import OptionError, load_class
-from seq2seq.config import load_config
+from seq2seq.config import find_run, load_config
 
 
 def split_runs(command: str, arguments: list[str], other: str, least: int = 1) -> tuple[list[Path], list[str]]:
     """Separates the run folders from the arguments after them, whose name in messages is `other`.
 
-    The first argument is meant to be a run; another one is a run if it is a folder with a run in it.
+    The first `least` arguments are meant to be runs; another one is a run if it is a folder with a run in it.
     """
     expected = f"expected {'RUN ' * least}[RUN]... [{other}]..."
+    arguments = [*(str(find_run(name)) for name in arguments[:least]), *arguments[least:]]
     are_runs = [True, *map(_is_run, arguments[1:])]
     count = next((n for n, is_run in enumerate(are_runs) if not is_run), len(are_runs))
     if count < least:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import OptionError
-from seq2seq.config import Config, check_option
+from seq2seq.config import Config, check_option, find_run
 from seq2seq.presets import parse_setting
 
 PRESET_HELP = (
@@ -29,7 +29,15 @@ ENSEMBLE_HELP = (
     "same tokenizers."
 )
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run folder that `seq2seq train` made.")]
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        parser=find_run,
+        help="The run folder that `seq2seq train` made; or phrasebook, a small English-Spanish model that comes with "
+        "the library.",
+    ),
+]
 Corpus = Annotated[list[str], typer.Argument(metavar="CORPUS", help=CORPUS_HELP)]
 ScoredCorpus = Annotated[
     list[str] | None,

@@ -8,22 +8,32 @@ import typer
 from seq2seq.commands.loading import import_classes, load_model
 from seq2seq.commands.options import ENSEMBLE_HELP, Import, LengthPenalty, Run, Search, Settings, search_strategy
 from seq2seq.commands.terminal import say
+from seq2seq.config import SHIPPED, find_run
 
 
-def plot(run: Run, imports: Import = None) -> None:
-    """Draw a run's pictures again, into its folder: curves, error rates by length, attention. Prints their paths.
+def plot(
+    run: Run,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Draw into this folder. Default: the run's, or phrasebook-pictures."),
+    ] = None,
+    imports: Import = None,
+) -> None:
+    """Draw a run's pictures again: curves, error rates by length, attention. Prints their paths.
 
     Example: seq2seq plot runs/phrasebook
     """
-    for path in draw(run, load_model([run], imports)):
+    if run in SHIPPED.values():  # in the folder where the library is installed
+        out = out or Path(f"{run.name}-pictures")
+    for path in draw(run, load_model([run], imports), out):
         typer.echo(path)
 
 
-def draw(folder: Path, model: Any) -> list[Path]:
+def draw(folder: Path, model: Any, out: Path | None = None) -> list[Path]:
     """Draws a run's pictures, for TensorBoard too if the run logs to it; returns their paths."""
     from seq2seq.runs import draw_run
 
-    drawn = draw_run(folder, model, say=lambda text: say(f"seq2seq: {text}"))
+    drawn = draw_run(folder, model, say=lambda text: say(f"seq2seq: {text}"), out=out)
     if (folder / "tensorboard").is_dir():
         import tensorflow as tf
 
@@ -81,13 +91,13 @@ def export(
     import_classes(imports)
     beam = search_strategy(None, None, beam_width=beam_width, n_best=beam_width, length_penalty=length_penalty)
     strategy = search_strategy(search, options) if search or options else None
-    export_runs([run, *more], out, beam, strategy)
+    export_runs([run, *map(find_run, more)], out, beam, strategy)
     typer.echo(out)
 
 
 def demo(
     run: Run,
-    more: Annotated[list[Path] | None, typer.Argument(metavar="RUN", help=ENSEMBLE_HELP)] = None,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="RUN", parser=find_run, help=ENSEMBLE_HELP)] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 for any free port.")] = 7860,
     search: Search = None,
     options: Settings = None,

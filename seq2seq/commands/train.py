@@ -16,7 +16,7 @@ from seq2seq.commands.loading import import_classes
 from seq2seq.commands.options import CORPUS_HELP, Import, Preset, with_config_options
 from seq2seq.commands.runs import draw
 from seq2seq.commands.terminal import command_line, counter, is_terminal, print_report, say
-from seq2seq.config import Config, load_config, own_classes
+from seq2seq.config import Config, find_run, load_config, own_classes
 from seq2seq.presets import choose_preset, usual_options, warm_options, without_excluded
 
 
@@ -120,7 +120,7 @@ def _configure(corpus, preset, config, resume, given):
     if given.get("warm_start"):
         if preset or config:
             raise OptionError("from uses the options of that run; it excludes preset and config")
-        options |= warm_options(load_config(Path(given["warm_start"]) / "config.json")[0])
+        options |= warm_options(load_config(find_run(given["warm_start"]) / "config.json")[0])
     elif not config and not resume:
         preset = preset or preset_for_corpus(Config(**options | given))
         options |= usual_options(preset, given)

@@ -1,0 +1,58 @@
+"""Training on a stream: pairs that a Python generator makes while the model learns, and that are never all in memory.
+
+python streaming.py
+
+The task: dates as people write them become dates of ISO 8601. A generator of your own, such as one that reads a
+database, takes the place of `dates`.
+"""
+
+import datetime
+import random
+
+import keras
+import tensorflow as tf
+
+from pipelines import CharTokenizer, batch_pairs
+from seq2seq import Seq2Seq
+
+STYLES = ["%B %d, %Y", "%d %B %Y", "%A, %d %b %Y", "%d/%m/%Y"]
+START, DAYS = datetime.date(1900, 1, 1), 60_000  # to 2064
+
+
+def written(day):
+    """A day, in one of the styles, and as ISO 8601 writes it."""
+    return day.strftime(random.choice(STYLES)), day.isoformat()
+
+
+def dates():
+    """Yields pairs of texts without end; every tenth day is held out."""
+    while True:
+        day = random.randrange(DAYS)
+        if day % 10:
+            yield written(START + datetime.timedelta(day))
+
+
+def main(steps=240):
+    random.seed(0)
+    keras.utils.set_random_seed(0)
+    text = tf.TensorSpec([], tf.string)
+    stream = tf.data.Dataset.from_generator(dates, output_signature=(text, text))
+
+    source, target = CharTokenizer(), CharTokenizer("0123456789-")
+    source.adapt(stream.map(lambda source, _: source).take(2000))  # a sample: the characters are soon known
+
+    # `window`: so many pairs are shuffled, grouped by length and cut into batches; the next ones are not read yet.
+    batches = batch_pairs(stream, source, target, batch_size=64, window=64 * 20)
+    model = Seq2Seq(source, target, cell="gru", units=64, bidirectional=True, attention="general")
+    model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.01, steps)))
+    model.fit(batches, steps_per_epoch=steps // 3, epochs=3, verbose=2)
+
+    texts, right = zip(*(written(START + datetime.timedelta(day)) for day in range(0, DAYS, 100)), strict=True)
+    found = model.translate(texts).numpy().astype(str)
+    for text, iso in zip(texts[:4], found, strict=False):
+        print(f"    {text}  ->  {iso}")
+    print(f"{sum(found == right) / len(right):.1%} of {len(right)} held-out days right")
+
+
+if __name__ == "__main__":
+    main()
