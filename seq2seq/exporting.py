@@ -18,7 +18,7 @@ _BEAM = BeamSearch(n_best=5)
 def export(
     model: keras.Model,
     folder: Path | str,
-    beam: BeamSearch = _BEAM,
+    beam: BeamSearch | None = None,
     probe: Sequence[str] = (),
     search: Strategy | None = None,
 ) -> None:
@@ -34,7 +34,7 @@ def export(
     Args:
         model: a `Seq2Seq`.
         folder: where to write it; there must be nothing yet.
-        beam: a `BeamSearch`.
+        beam: a `BeamSearch`. Default: width 5, and all five hypotheses.
         probe: texts that what was written must translate as the model does.
         search: the strategy of the signature `search`; None for none.
 
@@ -46,7 +46,7 @@ def export(
         raise RunError(f"{folder} is there already; choose another folder")
     aside = folder.with_name(f"aside-{folder.name}")
     # The signatures: a strategy, and whether they give scores too.
-    strategies: dict[str, tuple[Strategy, bool]] = {"greedy": (Greedy(), False), "beam": (beam, True)}
+    strategies: dict[str, tuple[Strategy, bool]] = {"greedy": (Greedy(), False), "beam": (beam or _BEAM, True)}
     if search:
         strategies["search"] = check_strategy(search), search.n_best > 1
     compiles, model.compiles_decoding = model.compiles_decoding, False  # what is exported runs on any device
@@ -91,8 +91,8 @@ def _compare(model, signature, probe, strategy, details, folder):
     found = signature(texts=tf.constant(probe))
     if details:
         right = model.translate(probe, strategy, details=True)
-        pairs = zip(_scores(right.texts, right.scores), _scores(found["texts"], found["scores"]), strict=True)
-        same = [_alike(one, other) for one, other in pairs]
+        pairs = zip(score_by_text(right.texts, right.scores), score_by_text(found["texts"], found["scores"]), strict=True)
+        same = [alike(one, other) for one, other in pairs]
     else:
         same = [one == other for one, other in zip(model.translate(probe, strategy), found["texts"], strict=True)]
     differ = [text for text, is_same in zip(probe, same, strict=True) if not is_same]
@@ -100,11 +100,11 @@ def _compare(model, signature, probe, strategy, details, folder):
         raise RunError(f"{folder}: what was exported translates {len(differ)} texts otherwise, as {differ[0]!r}")
 
 
-def _scores(texts, scores):
+def score_by_text(texts: tf.Tensor, scores: tf.Tensor) -> list[dict]:
     """Those of the n best `[N, n]` of each source, by their text."""
     return [dict(zip(*row, strict=True)) for row in zip(texts.numpy(), scores.numpy(), strict=True)]
 
 
-def _alike(one, other):
+def alike(one: dict, other: dict) -> bool:
     """Whether they are the same, in whatever order: the last digit of a score decides between equals."""
     return one.keys() == other.keys() and all(abs(score - other[text]) < 1e-3 for text, score in one.items())

@@ -367,9 +367,9 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
 
 
 def export_runs(
-    folders: Sequence[Path | str], out: Path | str, beam: BeamSearch, search: Strategy | None = None
+    folders: Sequence[Path | str], out: Path | str, format: str = "tf_saved_model", **options: Any
 ) -> None:
-    """Exports the model of a run, or the ensemble of several, as `exporting.export` does.
+    """Exports the model of a run, or the ensemble of several, as `Seq2Seq.export` does.
 
     It checks that each model translates as it did after training, and the exported model as the original.
 
@@ -385,7 +385,7 @@ def export_runs(
                 change = f"{kept[source]!r} when it was trained, and now {translation!r}"
                 raise RunError(f"{folder}: the saved model is not the one that was trained; {source!r} was {change}")
         models.append(model)
-    ensemble(models, folders).export(out, beam=beam, search=search, probe=list(kept))
+    ensemble(models, folders).export(out, format, probe=list(kept), **options)
 
 
 def probe(folder: Path | str) -> dict[str, str]:
