@@ -91,8 +91,8 @@ def _compare(model, signature, probe, strategy, details, folder):
     found = signature(texts=tf.constant(probe))
     if details:
         right = model.translate(probe, strategy, details=True)
-        pairs = zip(score_by_text(right.texts, right.scores), score_by_text(found["texts"], found["scores"]), strict=True)
-        same = [alike(one, other) for one, other in pairs]
+        pairs = zip(_scores(right.texts, right.scores), _scores(found["texts"], found["scores"]), strict=True)
+        same = [_alike(one, other) for one, other in pairs]
     else:
         same = [one == other for one, other in zip(model.translate(probe, strategy), found["texts"], strict=True)]
     differ = [text for text, is_same in zip(probe, same, strict=True) if not is_same]
@@ -100,11 +100,11 @@ def _compare(model, signature, probe, strategy, details, folder):
         raise RunError(f"{folder}: what was exported translates {len(differ)} texts otherwise, as {differ[0]!r}")
 
 
-def score_by_text(texts: tf.Tensor, scores: tf.Tensor) -> list[dict]:
+def _scores(texts, scores):
     """Those of the n best `[N, n]` of each source, by their text."""
     return [dict(zip(*row, strict=True)) for row in zip(texts.numpy(), scores.numpy(), strict=True)]
 
 
-def alike(one: dict, other: dict) -> bool:
+def _alike(one, other):
     """Whether they are the same, in whatever order: the last digit of a score decides between equals."""
     return one.keys() == other.keys() and all(abs(score - other[text]) < 1e-3 for text, score in one.items())

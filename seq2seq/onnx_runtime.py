@@ -38,8 +38,8 @@ class Hypothesis(NamedTuple):
     """One translation of one text."""
 
     text: str
-    score: float | None  # log-likelihood in nats; None from greedy search
-    ranked_by: float | None  # the score over the length penalty
+    score: float  # log-likelihood in nats; nan from greedy search
+    ranked_by: float  # the score over the length penalty
     stopped: str  # "end", "limit" or "repetition"
     ids: list[int]  # target ids, with END if there is one
 
@@ -49,13 +49,13 @@ class Translator:
 
     Args:
         folder: what `seq2seq export --format onnx` has made.
-        threads: of each operation; None lets onnxruntime decide.
+        threads: of each operation; 0 for one for each core, which only large models repay.
 
     Raises:
         ValueError: if a file of the folder is missing or damaged.
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
+    def __init__(self, folder: str | Path, threads: int = 1) -> None:
         folder = Path(folder)
         try:
             saved = json.loads((folder / "vocabulary.json").read_bytes())
@@ -131,8 +131,7 @@ def _session(path, threads):
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    if threads:
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a class for each cause, without a common one
@@ -172,7 +171,7 @@ def _run(session, given):
 
 
 def greedy(model, limits, min_length):
-    """Takes the likeliest token at every step. Yields for each source a list of one (None, None, stopped, ids)."""
+    """Takes the likeliest token at every step. Yields for each source a list of one (nan, nan, stopped, ids)."""
     ids: list[list[int]] = [[] for _ in limits]
     why = np.full(len(limits), RUNNING)
     sources, tokens, repetition = np.arange(len(limits)), np.full(len(limits), START), Repetition(len(limits))
@@ -191,7 +190,7 @@ def greedy(model, limits, min_length):
             sources, tokens = sources[left], tokens[left]
             model.keep(left, left)
             repetition.keep(left)
-    return [[(None, None, stopped, row)] for stopped, row in zip(why, ids, strict=True)]
+    return [[(math.nan, math.nan, stopped, row)] for stopped, row in zip(why, ids, strict=True)]
 
 
 def beam(model, limits, min_length, width, n_best, length_penalty):
@@ -243,7 +242,12 @@ def beam(model, limits, min_length, width, n_best, length_penalty):
     ranked_by = last.ranks / penalty(last.lengths)
     return [
         [
-            (float(last.ranks[row, n]), float(ranked_by[row, n]), last.stopped[row, n], back_track(last, history, row, n))
+            (
+                float(last.ranks[row, n]),
+                float(ranked_by[row, n]),
+                last.stopped[row, n],
+                back_track(last, history, row, n),
+            )
             for n in range(kept)
         ]
         for row in range(batch)
@@ -351,27 +355,26 @@ class Tokenizer:
         self.kind, self.normal_form, self.fold = saved["kind"], saved.get("normal_form"), saved.get("fold")
         self.parts = [(Tokenizer(part), ids) for part, ids in saved.get("columns", ())]
         self.names = saved.get("names", ["source"])
-        self.separator = saved.get("separator")
+        self.separator = saved.get("separator", "")
         self.tokens = ["", "\ufffd", "", "", *saved.get("tokens", ())]
         self.ids = {token: number for number, token in enumerate(self.tokens) if number > END}
         self.scores = dict(zip(self.tokens[END + 1 :], saved.get("scores", ()), strict=False))
         self.longest = max(map(len, self.tokens))
-        self.split = getattr(self, f"_split_{self.kind}")
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of a text."""
+        encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
         if self.kind == "columns":
-            mark: Any = b"\t" if isinstance(text, bytes) else "\t"
-            columns = zip(self.parts, text.split(mark), strict=False)  # a missing column is empty
+            columns = zip(self.parts, encoded.split(b"\t"), strict=False)  # a missing column is empty
             return [ids[own] for (part, ids), column in columns for own in part.encode(column)]
         if self.kind == "bytes":
-            raw = isinstance(text, bytes) and not self.normal_form and not self.fold
-            return [END + 1 + byte for byte in (text if raw else self.normalize(text).encode())]  # type: ignore[operator, union-attr]
-        return [self.ids.get(token, UNKNOWN) for token in self.split(self.normalize(text))]
+            as_it_is = not self.normal_form and not self.fold
+            return [END + 1 + byte for byte in (encoded if as_it_is else self.normalize(encoded).encode())]
+        split: Any = getattr(self, f"_split_{self.kind}")
+        return [self.ids.get(token, UNKNOWN) for token in split(self.normalize(encoded))]
 
-    def normalize(self, text: str | bytes) -> str:
+    def normalize(self, encoded: bytes) -> str:
         """Brings a text into the normal form, with its case folded before that if the model wants it."""
-        encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
         text = encoded.decode("utf-8", "replace")
         if self.fold:
             text = unicodedata.normalize("NFC", "".join(self.fold.get(character, character) for character in text))
@@ -381,16 +384,14 @@ class Tokenizer:
         """The text of ids, up to END."""
         ids = ids[: ids.index(END)] if END in ids else ids
         if self.kind == "bytes":
-            text = b"".join(bytes([number - END - 1]) if number > END else self.tokens[number].encode() for number in ids)
-            return text.decode("utf-8", "replace")
+            each = (bytes([number - END - 1]) if number > END else self.tokens[number].encode() for number in ids)
+            return b"".join(each).decode("utf-8", "replace")
         tokens = [self.tokens[number] for number in ids if self.tokens[number]]
         if self.kind == "letters":
             return unicodedata.normalize(self.normal_form or "NFC", "".join(tokens))
         if self.kind == "subwords":
             return re.sub("▁+", " ", "".join(tokens)).strip("\t\n\v\f\r ")
         return {"whitespace": " ", "separator": self.separator}.get(self.kind, "").join(tokens)
-
-    _split_columns = _split_bytes = None  # see `encode`
 
     def _split_characters(self, text):
         return text
@@ -411,14 +412,16 @@ class Tokenizer:
         return filter(None, re.split(f"[{WHITESPACE}]", text))
 
     def _split_separator(self, text):
-        return filter(None, text.split(self.normalize(self.separator)))
+        return filter(None, text.split(self.normalize(self.separator.encode())))
 
     def _split_subwords(self, text):
         """The likeliest pieces by a unigram model (Kudo 2018), as SentencePiece finds them: Viterbi's algorithm."""
         words = re.split(f"[{WHITESPACE}▁]+", text)
         text = "".join(f"▁{word}" for word in words if word)
         unknown = np.float32(min(self.scores.values())) - np.float32(10)
-        best: list[Any] = [(np.float32(0), 0)] + [None] * len(text)  # of each end: score, and where its last piece begins
+        best: list[Any] = [(np.float32(0), 0)] + [None] * len(
+            text
+        )  # of each end: score, and where its last piece begins
         for start in range(len(text)):
             so_far = best[start][0]
             for end in range(start + 1, min(start + self.longest, len(text)) + 1):
@@ -442,7 +445,7 @@ class Tokenizer:
 def main() -> None:
     """Translates the arguments, or standard input line by line, with the model that lies beside this file."""
     translator = Translator(Path(__file__).parent)
-    texts = sys.argv[1:] or [line.removesuffix(b"\n") for line in sys.stdin.buffer]
+    texts: list = sys.argv[1:] or [line.removesuffix(b"\n") for line in sys.stdin.buffer]
     for text in translator.translate(texts):
         print(text)
 

@@ -38,7 +38,6 @@ from seq2seq.epochs import both_sides, validation_pairs
 from seq2seq.metrics import make_loss, make_metrics
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import make_optimizer
-from seq2seq.strategies import BeamSearch, Strategy
 
 
 def load_run(folder: Path | str) -> Seq2Seq:
@@ -366,9 +365,7 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
         return load_run(out)
 
 
-def export_runs(
-    folders: Sequence[Path | str], out: Path | str, format: str = "tf_saved_model", **options: Any
-) -> None:
+def export_runs(folders: Sequence[Path | str], out: Path | str, format: str = "tf_saved_model", **options: Any) -> None:
     """Exports the model of a run, or the ensemble of several, as `Seq2Seq.export` does.
 
     It checks that each model translates as it did after training, and the exported model as the original.

@@ -96,7 +96,9 @@ def export(
         of_saved_model = {"beam-width": beam_width, "length-penalty": length_penalty, "search": search, "set": options}
         for name, value in of_saved_model.items():
             if value is not None:
-                raise OptionError(f"--{name}: is for a SavedModel; an ONNX model is given its search when it translates")
+                raise OptionError(
+                    f"--{name}: is for a SavedModel; an ONNX model is given its search when it translates"
+                )
         how: dict[str, Any] = {"int8": int8}
     elif int8:
         raise OptionError("--int8: is for --format onnx")

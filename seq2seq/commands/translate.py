@@ -181,7 +181,7 @@ def _translate_with_onnx(folder, texts, beam, lengths, scores):
     from seq2seq.checkpoints import RunError
     from seq2seq.onnx_runtime import Translator
 
-    how = lengths | {name: value for name, value in beam.items() if value is not None}
+    how: dict[str, Any] = lengths | {name: value for name, value in beam.items() if value is not None}
     if how.keys() & beam.keys():
         how.setdefault("beam_width", max(5, how.get("n_best", 1)))
     elif scores:
