@@ -163,3 +163,9 @@ def load_class(argument: str, name: str) -> type:
         classes = [found for found, value in vars(module).items() if isinstance(value, type)]
         raise OptionError(f"{argument}={name!r}: {module_name} has no class {class_name!r}, but {', '.join(classes)}")
     return getattr(module, class_name)
+
+
+def load_classes(argument: str, names: Iterable[str] | None) -> None:
+    """Imports several classes as `load_class` does, so that what is made of them can be loaded."""
+    for name in names or ():
+        load_class(argument, name)

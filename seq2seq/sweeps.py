@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines import OptionError, check_number, checksums, load_class
+from pipelines import OptionError, check_number, checksums
+from pipelines.options import load_classes
 from seq2seq.building import check_taken, prepare
 from seq2seq.checkpoints import RunError, locked, whole_file
 from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config
@@ -285,8 +286,7 @@ def finished_as(folder: Path, config: Config) -> bool:
 
 def _check(configs, names, imports):
     """Checks that each configuration can be trained."""
-    for name in imports:
-        load_class("import", name)
+    load_classes("import", imports)
     for config in configs:
         check_taken(config, names)
         prepare(config)
@@ -300,8 +300,7 @@ def _train(config, folder, imports):
             os.dup2(log.fileno(), number)
         write = functools.partial(print, file=log, flush=True)
         try:
-            for name in imports:
-                load_class("import", name)
+            load_classes("import", imports)
             train(config, folder, report=lambda report: write(report) if report.dropped else None, say=write)
         except Exception:
             traceback.print_exc(file=log)

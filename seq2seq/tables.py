@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from pipelines import CorpusError, OptionError, choose, corpus_errors, load_class, read_pairs
+from pipelines import CorpusError, OptionError, choose, corpus_errors, read_pairs
+from pipelines.options import load_classes
 from seq2seq.checkpoints import RunError
 from seq2seq.config import MONITORS, Config
 from seq2seq.contract import one_line
@@ -159,8 +160,7 @@ def table(
         CorpusError: if the test corpus cannot be read.
     """
     say = say or (lambda text: None)
-    for name in imports:
-        load_class("import", name)
+    load_classes("import", imports)
     wanted = [name.removeprefix("val_") for name in measures]
     for name in wanted:
         choose("measure", f"val_{name}", MONITORS)

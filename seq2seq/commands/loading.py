@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines import OptionError, load_class
+from pipelines import OptionError
+from pipelines.options import load_classes
 from seq2seq.config import find_run, load_config
 
 
@@ -34,17 +35,11 @@ def _is_run(name):
 _RUN_FILES = ("model.keras", "config.json", "unfinished")  # `train` leaves one of them in every folder
 
 
-def import_classes(names: Iterable[str] | None) -> None:
-    """Imports the classes of your own that `--import` names."""
-    for name in names or ():
-        load_class("import", name)
-
-
 def load_model(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
     """Loads a run, or the ensemble of several, after the classes of your own that it is made of."""
     from seq2seq.runs import load_runs
 
-    import_classes(imports)
+    load_classes("import", imports)
     return load_runs(runs)
 
 

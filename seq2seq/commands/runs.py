@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from seq2seq.commands.loading import import_classes, load_model
+from pipelines.options import load_classes
+from seq2seq.commands.loading import load_model
 from seq2seq.commands.options import ENSEMBLE_HELP, Import, LengthPenalty, Run, Search, Settings, search_strategy
 from seq2seq.commands.terminal import say
 from seq2seq.config import SHIPPED, find_run
@@ -59,7 +60,7 @@ def average(
     """
     from seq2seq.runs import average as average_epochs
 
-    import_classes(imports)
+    load_classes("import", imports)
     average_epochs(run, out, last)
     typer.echo(out)
 
@@ -88,7 +89,7 @@ def export(
     from seq2seq.runs import export_runs
 
     *more, out = folder
-    import_classes(imports)
+    load_classes("import", imports)
     beam = search_strategy(None, None, beam_width=beam_width, n_best=beam_width, length_penalty=length_penalty)
     strategy = search_strategy(search, options) if search or options else None
     export_runs([run, *map(find_run, more)], out, beam, strategy)

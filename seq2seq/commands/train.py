@@ -12,7 +12,7 @@ import typer
 
 from pipelines import OptionError
 from pipelines.lines import as_line
-from seq2seq.commands.loading import import_classes
+from pipelines.options import load_classes
 from seq2seq.commands.options import CORPUS_HELP, Import, Preset, with_config_options
 from seq2seq.commands.runs import draw
 from seq2seq.commands.terminal import command_line, counter, is_terminal, print_report, say
@@ -71,7 +71,7 @@ def train(  # longer than 60 lines: its signature declares the options
     settings = _configure(corpus, preset, config, resume, given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
-    import_classes(imports)
+    load_classes("import", imports)
     check_taken(settings, given)
     try:
         model = train_run(
