@@ -101,7 +101,7 @@ def main() -> None:
     """Entry point of the console script."""
     _set_streams()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    app()
+    app(prog_name="seq2seq")  # also for `python -m seq2seq`, whose own name no shell can complete
 
 
 def _set_streams():

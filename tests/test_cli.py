@@ -35,6 +35,13 @@ def test_help_teaches_and_fits_the_terminal(monkeypatch, width):
         assert max(map(len, shown.splitlines())) <= width
 
 
+@pytest.mark.parametrize("program", [[SEQ2SEQ], [sys.executable, "-m", "seq2seq"]], ids=["script", "module"])
+def test_a_shell_completes_options(program):
+    asked = {"_SEQ2SEQ_COMPLETE": "complete_bash", "COMP_WORDS": "seq2seq translate --attent", "COMP_CWORD": "2"}
+    done = subprocess.run(program, env=os.environ | asked, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "--attention\n"), done.stderr
+
+
 def test_help_imports_no_tensorflow():
     command = [sys.executable, "-X", "importtime", SEQ2SEQ, "train", "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
