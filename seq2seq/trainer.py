@@ -24,18 +24,8 @@ from seq2seq.recurrence import compiling, is_compiling
 
 
 class Trainer(keras.Model):
-    """A `keras.Model` whose `train_step` and `test_step` are made of these methods:
-
-    ```python
-    def train_step(self, data):
-        (source, inputs), labels, weights = rows_of_replica(teacher_forcing(*checked_batch(data)))
-        with tf.GradientTape() as tape:
-            logits = self((source, inputs), training=True)
-            loss = self.compute_loss((source, inputs), labels, logits, weights)
-            scaled = self.optimizer.scale_loss(loss)
-        finite = self.update_weights(tape.gradient(scaled, self.trainable_weights), weights)
-        return self.measure(loss, labels, logits, weights, finite)
-    ```
+    """A `keras.Model` whose `train_step` and `test_step` are made of `checked_batch`, `rows_of_replica`,
+    `update_weights` and `measure`; `Seq2Seq.train_step` shows how.
 
     A subclass has a scalar weight `gradient_norm`, which holds the norm of the last batch's gradient before clipping.
 
