@@ -146,13 +146,13 @@ class ColumnsTokenizer(Tokenizer):
             columns = columns + [number] * (len(own) - columns.count(number))
         self._columns = np.array([0] * len(RESERVED_TOKENS) + columns, np.int32)
         self._own_ids = np.arange(len(self._columns), dtype=np.int32)  # of each id, the one in its column
-        self._ids = []  # of each column, the ids by those of its tokenizer
+        self.ids_of_columns: list[np.ndarray] = []  # of each column, the ids by those of its tokenizer
         for number, (own, part) in enumerate(zip(own_ids, self.tokenizers, strict=True)):
             ids = len(RESERVED_TOKENS) + np.flatnonzero(np.array(columns) == number)
             self._own_ids[ids] = own
             table = np.arange(part.vocabulary_size, dtype=np.int32)
             table[own] = ids
-            self._ids.append(table)
+            self.ids_of_columns.append(table)
         self.tokens = [
             b"\t" * column + self._token(column, own)
             for column, own in zip(columns, self._own_ids[len(RESERVED_TOKENS) :], strict=True)
@@ -173,7 +173,7 @@ class ColumnsTokenizer(Tokenizer):
 
     def _look_up(self, texts):
         found = []
-        for (part, column), table in zip(self._columns_of(texts), self._ids, strict=True):
+        for (part, column), table in zip(self._columns_of(texts), self.ids_of_columns, strict=True):
             ids = part._look_up(column).with_row_splits_dtype(tf.int64)
             found.append(ids.with_flat_values(tf.gather(table, ids.flat_values)))
         return tf.concat(found, axis=1)

@@ -230,7 +230,8 @@ class Tokenizer(tf.Module):
 
 def one_hot(ids: tf.Tensor, vocabulary_size: int, dtype: str = "float32") -> tf.Tensor:
     """One-hot rows `[..., V]` of ids `[...]`; padding becomes an all-zero row."""
-    return tf.one_hot(tf.where(ids == PADDING, tf.constant(-1, ids.dtype), ids), vocabulary_size, dtype=dtype)
+    beyond = tf.constant(vocabulary_size, ids.dtype)  # an id of no token; -1 would be the last token in ONNX
+    return tf.one_hot(tf.where(ids == PADDING, beyond, ids), vocabulary_size, dtype=dtype)
 
 
 def frequent_tokens(counts: Mapping[bytes, int], min_frequency: int, max_size: int | None) -> list[bytes]:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, choose
 from pipelines.tokens import END, PADDING, Tokenizer, one_hot
+from seq2seq.recurrence import is_converting
 
 SOFT_ATTENTIONS, HARD_ATTENTIONS = ("dot", "general", "additive"), ("hard", "monotonic")
 _NEVER = -1e6  # the logarithm of a probability of 0, so that differences of two are numbers
@@ -139,16 +140,22 @@ class HardAttention(Attention):
         if not self.monotonic:
             return tf.nn.log_softmax(scores), []
         # The chance of going from r to s is exp(score s) over the sum of those from r on, for each s from r on.
-        onward = tf.math.cumulative_logsumexp(scores, axis=2, reverse=True)
+        onward = _cumulative_logsumexp(scores, reverse=True)
         place, before = state
         before = tf.concat([before[:, None], predicted[:, :-1]], axis=1)
         inputs = tf.one_hot(ids, predicted.shape[3], dtype=self.variable_dtype)
         given = tf.einsum("btsv,btv->bts", before, inputs)  # how likely each input was at a position
 
-        def step(t, place, places):
+        def follow(t, place):
             was = tf.nn.log_softmax(place + given[:, t])  # the position of the input token
-            place = scores[:, t] + tf.math.cumulative_logsumexp(was - onward[:, t], axis=1)
-            place = tf.maximum(place, _NEVER)
+            return tf.maximum(scores[:, t] + _cumulative_logsumexp(was - onward[:, t]), _NEVER)
+
+        if ids.shape[1] == 1:  # one step needs no loop around it
+            place = follow(0, place)
+            return place[:, None], [place, predicted[:, -1]]
+
+        def step(t, place, places):
+            place = follow(t, place)
             return t + 1, place, places.write(t, place)
 
         steps = tf.shape(ids)[1]
@@ -156,6 +163,17 @@ class HardAttention(Attention):
         # XLA needs `maximum_iterations`.
         _, place, places = tf.while_loop(lambda *_: True, step, (0, place, places), maximum_iterations=steps)
         return tf.transpose(places.stack(), [1, 0, 2]), [place, predicted[:, -1]]
+
+
+def _cumulative_logsumexp(x, reverse=False):
+    """The logarithm of the sum of exp(x) up to each place of the last axis, or from there on."""
+    if not is_converting():
+        return tf.math.cumulative_logsumexp(x, axis=-1, reverse=reverse)
+    places = tf.range(tf.shape(x)[-1])
+    summed = places[:, None] <= places if reverse else places[:, None] >= places  # a sum in each row
+    each = tf.where(summed, x[..., None, :], x.dtype.min)
+    most = tf.reduce_max(each, axis=-1, keepdims=True)
+    return most[..., 0] + tf.math.log(tf.reduce_sum(tf.exp(each - most), axis=-1))
 
 
 def masked_softmax(scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:

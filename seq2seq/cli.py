@@ -122,11 +122,14 @@ _EXTRAS = {  # packages that not everyone needs, and the extra that brings each
     "gradio": "demo",
     "matplotlib": "plots",
     "mlflow": "mlflow",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
     "optuna": "sweep",
     "rapidfuzz": "evaluation",
     "sacrebleu": "evaluation",
     "sentencepiece": "subword",
     "tensorboard": "tensorboard",
+    "tf2onnx": "onnx",
     "wandb": "wandb",
 }
 
@@ -166,5 +169,6 @@ def _exit_codes(tensorflow: bool = True) -> Iterator[None]:
 
 _COMMANDS = (inspect, shuffle, train, sweep, table, plot, average, translate, score, evaluate, compare, export, demo)
 for _command in _COMMANDS:
-    _run = _exit_codes(tensorflow=_command is not shuffle)(_command)  # `shuffle` starts it if it writes TFRecord
+    # `shuffle` starts it if it writes TFRecord, `translate` if the model is no ONNX export.
+    _run = _exit_codes(tensorflow=_command not in (shuffle, translate))(_command)
     app.command(cls=_SweepCommand if _command is sweep else _Command)(_run)

@@ -15,6 +15,8 @@ STOPPED = ("end", "limit", "repetition")
 ENDED, LIMITED, REPEATED = range(3)
 RUNNING = -1
 
+LONGEST_SOURCE = 1024  # tokens of a text that are translated; the rest is left out
+
 NEVER = float("-inf")  # the log-likelihood of an empty place
 
 

@@ -18,7 +18,7 @@ _BEAM = BeamSearch(n_best=5)
 def export(
     model: keras.Model,
     folder: Path | str,
-    beam: BeamSearch = _BEAM,
+    beam: BeamSearch | None = None,
     probe: Sequence[str] = (),
     search: Strategy | None = None,
 ) -> None:
@@ -34,7 +34,7 @@ def export(
     Args:
         model: a `Seq2Seq`.
         folder: where to write it; there must be nothing yet.
-        beam: a `BeamSearch`.
+        beam: a `BeamSearch`. Default: width 5, and all five hypotheses.
         probe: texts that what was written must translate as the model does.
         search: the strategy of the signature `search`; None for none.
 
@@ -46,7 +46,7 @@ def export(
         raise RunError(f"{folder} is there already; choose another folder")
     aside = folder.with_name(f"aside-{folder.name}")
     # The signatures: a strategy, and whether they give scores too.
-    strategies: dict[str, tuple[Strategy, bool]] = {"greedy": (Greedy(), False), "beam": (beam, True)}
+    strategies: dict[str, tuple[Strategy, bool]] = {"greedy": (Greedy(), False), "beam": (beam or _BEAM, True)}
     if search:
         strategies["search"] = check_strategy(search), search.n_best > 1
     compiles, model.compiles_decoding = model.compiles_decoding, False  # what is exported runs on any device

@@ -303,11 +303,16 @@ class Seq2Seq(Translator, Trainer):
         16 more than twice the length that nearly all targets of such sources had in training: the source's length times
         the mean ratio of lengths plus four standard deviations.
         """
+        ratio = self.longest_ratio()
+        return 16 + tf.cast(tf.math.ceil(2 * ratio * tf.cast(row_lengths(source), ratio.dtype)), tf.int32)
+
+    def longest_ratio(self) -> tf.Tensor:
+        """The ratio of a target's length to its source's that nearly no pair exceeded in training: float64, a scalar.
+        It is the mean plus four standard deviations, and 1 before training."""
         count, total, squares = tf.unstack(tf.convert_to_tensor(self.length_ratios))
         mean = tf.math.divide_no_nan(total, count)
         deviation = tf.sqrt(tf.maximum(tf.math.divide_no_nan(squares, count) - mean**2, 0))
-        ratio = tf.where(count > 0, mean + 4 * deviation, 1)
-        return 16 + tf.cast(tf.math.ceil(2 * ratio * tf.cast(row_lengths(source), ratio.dtype)), tf.int32)
+        return tf.where(count > 0, mean + 4 * deviation, 1)
 
     def save(self, filepath: Path | str, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.save`.

@@ -35,6 +35,25 @@ def is_compiling() -> bool:
     return _compiling.get()
 
 
+_converting = contextvars.ContextVar("converting", default=False)
+
+
+@contextlib.contextmanager
+def converting() -> Iterator[None]:
+    """A context in which graphs are made to be converted, such as to ONNX: only with operations and loops that
+    converters know, and without gradients."""
+    token = _converting.set(True)
+    try:
+        yield
+    finally:
+        _converting.reset(token)
+
+
+def is_converting() -> bool:
+    """Whether this is within `converting`."""
+    return _converting.get()
+
+
 class Rows(NamedTuple):
     """Vectors `[B, T, E]` that are rows of a matrix, not yet looked up.
 
@@ -229,6 +248,16 @@ def recur(
 
     def write(arrays, t, values):
         return [array.write(t, value) for array, value in zip(arrays, values, strict=True)]
+
+    if is_converting():  # in ONNX, what a loop writes in its t-th step has the place t
+
+        def step(t, state, states):
+            state, _ = cell.step(given[t], sum(biases, tf.matmul(state[0], kernel)), state)
+            return t + 1, state, write(states, t, state)
+
+        variables = (0, list(first), arrays(len(first), units, length))
+        *_, states = tf.while_loop(lambda t, *_: t < length, step, variables)
+        return [array.stack() for array in states]
 
     @tf.custom_gradient
     def run(given, kernel, *rest):

@@ -38,7 +38,6 @@ from seq2seq.metrics import make_loss, make_metrics
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import make_optimizer
 from seq2seq.progress import best_epoch
-from seq2seq.strategies import BeamSearch, Strategy
 
 
 def load_run(folder: Path | str) -> Seq2Seq:
@@ -362,10 +361,8 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
         return load_run(out)
 
 
-def export_runs(
-    folders: Sequence[Path | str], out: Path | str, beam: BeamSearch, search: Strategy | None = None
-) -> None:
-    """Exports the model of a run, or the ensemble of several, as `exporting.export` does.
+def export_runs(folders: Sequence[Path | str], out: Path | str, format: str = "tf_saved_model", **options: Any) -> None:
+    """Exports the model of a run, or the ensemble of several, as `Seq2Seq.export` does.
 
     It checks that each model translates as it did after training, and the exported model as the original.
 
@@ -381,7 +378,7 @@ def export_runs(
                 change = f"{kept[source]!r} when it was trained, and now {translation!r}"
                 raise RunError(f"{folder}: the saved model is not the one that was trained; {source!r} was {change}")
         models.append(model)
-    ensemble(models, folders).export(out, beam=beam, search=search, probe=list(kept))
+    ensemble(models, folders).export(out, format, probe=list(kept), **options)
 
 
 def probe(folder: Path | str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +14,15 @@ from pipelines import OptionError, check_number, choose
 from pipelines.tokens import PADDING, START, UNKNOWN, Texts, Tokenizer
 from seq2seq.attention import Encoded
 from seq2seq.contract import check_strategy, encode, has_attention, one_line, start
-from seq2seq.decoding import LIMITED, NEVER, STOPPED
+from seq2seq.decoding import LIMITED, LONGEST_SOURCE, NEVER, STOPPED
 from seq2seq.exporting import export
 from seq2seq.layers import row_lengths
+from seq2seq.onnx_exporting import export_onnx
 from seq2seq.recurrence import cores, side_by_side
 from seq2seq.strategies import STRATEGIES, BeamSearch, Greedy, Strategy
 from seq2seq.trainer import refuse_texts, without_end_warning
 
 LONGEST_TRANSLATION = 100_000  # tokens
-LONGEST_SOURCE = 1024  # tokens of a text that are translated; the rest is left out
 _MANY_TEXTS = 64  # from this number on, each core translates a part of a batch
 _BATCH_LENGTH = 256  # from this length on, a batch holds fewer texts, so that memory does not grow with it
 # What XLA raises if it cannot compile; the last two if it lacks parts of CUDA.
@@ -376,25 +376,22 @@ class Translator(keras.Model):
         format: str = "tf_saved_model",
         verbose: bool | None = None,
         input_signature: None = None,
-        *,
-        beam: BeamSearch | None = None,
-        search: Strategy | None = None,
-        probe: Sequence[str] = (),
+        **options: Any,
     ) -> None:
-        """Writes a SavedModel for programs without this library, see `exporting.export`.
+        """Writes the model for programs without this library. The options are those of `exporting.export`, or with
+        format="onnx" of `onnx_exporting.export_onnx`.
 
         Raises:
             OptionError: for another format, or signatures other than that of texts.
         """
-        if format != "tf_saved_model":
-            raise OptionError(
-                f"format={format!r}: expected 'tf_saved_model'; others hold no tokenizers and no decoding"
-            )
         if input_signature is not None:
             raise OptionError("input_signature: what is exported always takes strings [N], and for any N")
-        export(self, filepath, **({"beam": beam} if beam else {}), search=search, probe=probe)
+        choose("format", format, EXPORTERS)(self, filepath, **options)
         if verbose:
             print(f"Saved to {filepath}")
+
+
+EXPORTERS: dict[str, Callable[..., None]] = {"tf_saved_model": export, "onnx": export_onnx}
 
 
 def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]]:

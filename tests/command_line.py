@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from seq2seq import cli, runs
-from seq2seq.commands import corpora
+from seq2seq.commands import corpora, translate
 from seq2seq.runs import load_runs as _load_runs
 
 SEQ2SEQ = str(Path(sys.executable).with_name("seq2seq"))
@@ -79,7 +79,7 @@ def command_with_streams(arguments, stdin, stdout, stderr, cwd=None):
         patch.setattr(sys, "path", [*sys.path])
         patch.chdir(cwd or ".")
         patch.setattr(runs, "load_runs", load_runs)
-        for module in (cli, corpora):
+        for module in (cli, corpora, translate):
             patch.setattr(module, "start_tensorflow", lambda: None)
         try:
             cli.app(prog_name="seq2seq")

@@ -32,7 +32,7 @@ from seq2seq.training import train
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
 # What takes longest to make, and is shared: by `--dist loadgroup`, only one of several processes makes it.
-SHARED = ("exported", "swept", "toy_run", "trained", "upper_case")
+SHARED = ("exported", "exported_onnx", "swept", "toy_run", "trained", "upper_case")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
@@ -118,6 +118,15 @@ def upper_case():
     model.compile(keras.optimizers.Adam(0.02))
     model.fit(batch_pairs(pairs.repeat(20), source, target, batch_size=12), epochs=12, verbose=0, shuffle=False)
     return model, WORDS
+
+
+@pytest.fixture(scope="session")
+def exported_onnx(upper_case, tmp_path_factory):
+    """The `upper_case` model, and the folder of its ONNX export."""
+    model, words = upper_case
+    folder = tmp_path_factory.mktemp("onnx") / "exported"
+    model.export(folder, format="onnx", probe=words)
+    return model, folder
 
 
 def decoded(tensor):

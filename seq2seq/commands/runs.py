@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pipelines import OptionError, choose
 from pipelines.options import load_classes
 from seq2seq.commands.loading import load_model
 from seq2seq.commands.options import ENSEMBLE_HELP, Import, LengthPenalty, Run, Search, Settings, search_strategy
@@ -70,29 +71,54 @@ def export(
     folder: Annotated[
         list[Path], typer.Argument(metavar="RUN|DIR", help=f"{ENSEMBLE_HELP} The last argument is the folder to make.")
     ],
+    format: Annotated[
+        str, typer.Option(metavar="FORMAT", help="savedmodel, or onnx (extra `onnx`). Default: savedmodel.")
+    ] = "savedmodel",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Round the weights of an ONNX model to 8 bits: smaller, less exact.")
+    ] = False,
     beam_width: Annotated[
-        int, typer.Option(min=1, help="Hypotheses of the signature `beam`, which returns all of them.")
-    ] = 5,
+        int | None,
+        typer.Option(min=1, help="Hypotheses of the signature `beam`, which returns all of them. Default: 5."),
+    ] = None,
     length_penalty: LengthPenalty = None,
     search: Search = None,
     options: Settings = None,
     imports: Import = None,
 ) -> None:
-    """Write a SavedModel, tokenizers included, for TensorFlow Serving and programs without this library.
+    """Write a model for programs without this library, tokenizers included: a SavedModel, or ONNX. Prints the folder.
 
-    Its signatures `greedy` and `beam` take strings and return strings; --search adds a third one, `search`, with that
-    strategy. A few texts are translated by the model when it was trained, as it was saved and as it is exported; any
-    difference is an error. Prints the folder.
+    The signatures `greedy` and `beam` of a SavedModel, such as for TensorFlow Serving, take strings and return strings;
+    --search adds a third one, `search`, with that strategy.
+
+    With --format onnx the folder holds two ONNX graphs, the vocabularies, and translator.py, which translates with
+    onnxruntime and numpy alone. `seq2seq translate DIR` translates with it too, without TensorFlow.
+
+    A few texts are translated by the model when it was trained, as it was saved and as it is exported; any difference
+    is an error.
 
     Example: seq2seq export runs/phrasebook exported/1
     """
     from seq2seq.runs import export_runs
 
     *more, out = folder
+    formats = {"savedmodel": "tf_saved_model", "onnx": "onnx"}
+    if choose("format", format, formats) == "onnx":
+        of_saved_model = {"beam-width": beam_width, "length-penalty": length_penalty, "search": search, "set": options}
+        for name, value in of_saved_model.items():
+            if value is not None:
+                raise OptionError(
+                    f"--{name}: is for a SavedModel; an ONNX model is given its search when it translates"
+                )
+        how: dict[str, Any] = {"int8": int8}
+    elif int8:
+        raise OptionError("--int8: is for --format onnx")
+    else:
+        width = beam_width or 5
+        beam = search_strategy(None, None, beam_width=width, n_best=width, length_penalty=length_penalty)
+        how = {"beam": beam, "search": search_strategy(search, options) if search or options else None}
     load_classes("import", imports)
-    beam = search_strategy(None, None, beam_width=beam_width, n_best=beam_width, length_penalty=length_penalty)
-    strategy = search_strategy(search, options) if search or options else None
-    export_runs([run, *map(find_run, more)], out, beam, strategy)
+    export_runs([run, *map(find_run, more)], out, formats[format], **how)
     typer.echo(out)
 
 

@@ -29,6 +29,7 @@ from seq2seq.commands.options import (
     with_config_options,
 )
 from seq2seq.commands.terminal import reporting, say_speed, show
+from seq2seq.startup import start_tensorflow
 
 
 def translate(  # longer than 60 lines: its signature declares the options
@@ -89,7 +90,8 @@ def translate(  # longer than 60 lines: its signature declares the options
     --prefix one more follows: how the translation begins, which may be empty.
 
     Each TEXT, or each line, gets one line, an empty one too; with --n-best it gets that many. A tab or a line break
-    inside a translation is written as a space. Run folders come first; an argument that is no run folder is a TEXT.
+    inside a translation is written as a space. Run folders come first; an argument that is no run folder is a TEXT. In
+    place of run folders, RUN may be the folder of `export --format onnx`: it answers at once, without TensorFlow.
 
     With --scores or --n-best the output has columns between tabs: with --n-best above 1 the number of the text; with
     --scores the log-likelihood, the figure that ranks the translations, and why each stopped; the translation last.
@@ -101,10 +103,17 @@ def translate(  # longer than 60 lines: its signature declares the options
 
     Example: seq2seq translate runs/phrasebook < questions.txt > answers.txt
     """
-    from seq2seq.translation import prefix_ids
-
     beam = {"beam_width": beam_width, "length_penalty": length_penalty, "n_best": n_best}
     sampling = {"sample": sample or None, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if (run / "decoder.onnx").is_file():
+        others = {"search": search, "set": options, "prefix": prefix, "json": as_json, "attention": attention}
+        _refuse_for_onnx(run, {**sampling, **others, "import": imports})
+        lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
+        _translate_with_onnx(run, texts or [], beam, lengths, scores)
+        return
+    start_tensorflow()
+    from seq2seq.translation import prefix_ids
+
     strategy = search_strategy(search, options, **beam, **sampling)
     runs, texts = split_runs("translate", [str(run), *(texts or ())], "TEXT")
     for text in texts:
@@ -137,8 +146,13 @@ def translate(  # longer than 60 lines: its signature declares the options
         sys.stdout.buffer.writelines(row + b"\n" for row in rows)
         sys.stdout.buffer.flush()
 
+    _answer(texts, unit, (*model.source_tokenizer.column_names, *["prefix"] * prefix), write, loading)
+
+
+def _answer(texts, unit, names, write, loading):
+    """Calls `write` with the TEXTs, or with the lines of standard input and how many came before them."""
     numbered = enumerate(map(os.fsencode, texts), start=1) if texts else read_lines(None)
-    lines = _with_columns(unit, numbered, (*model.source_tokenizer.column_names, *["prefix"] * prefix))
+    lines = _with_columns(unit, numbered, names)
     if texts:
         write(list(lines), 0)
         return
@@ -151,6 +165,45 @@ def translate(  # longer than 60 lines: its signature declares the options
         if not sys.stdin.isatty():
             show(f"{done:,} lines")
     say_speed(done, seconds, loading)
+
+
+def _refuse_for_onnx(folder, options):
+    for name, value in options.items():
+        if value:
+            raise OptionError(
+                f"--{name.replace('_', '-')}: {folder} is an ONNX export, which knows greedy search and beam search; "
+                "name the run folder instead"
+            )
+
+
+def _translate_with_onnx(folder, texts, beam, lengths, scores):
+    """Translates with the folder of `export --format onnx`, without TensorFlow."""
+    from seq2seq.checkpoints import RunError
+    from seq2seq.onnx_runtime import Translator
+
+    how: dict[str, Any] = lengths | {name: value for name, value in beam.items() if value is not None}
+    if how.keys() & beam.keys():
+        how.setdefault("beam_width", max(5, how.get("n_best", 1)))
+    elif scores:
+        how |= {"beam_width": 1, "length_penalty": 0.0}  # which is greedy search, with scores
+    started = time.monotonic()
+    try:
+        translator = Translator(folder)
+        translator.search([], **how)  # for errors in the options
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    loading = time.monotonic() - started
+
+    def write(lines, done):
+        for number, hypotheses in enumerate(translator.search(lines, **how), start=done + 1):
+            for found in hypotheses:
+                columns = [b"%d" % number] if len(hypotheses) > 1 else []
+                if scores:
+                    columns += [b"%.4f" % found.score, b"%.4f" % found.ranked_by, found.stopped.encode()]
+                sys.stdout.buffer.write(b"\t".join([*columns, as_line(found.text.encode())]) + b"\n")
+        sys.stdout.buffer.flush()
+
+    _answer(texts, "TEXT" if texts else "standard input, line", translator.source.names, write, loading)
 
 
 def _with_columns(unit, numbered, names):

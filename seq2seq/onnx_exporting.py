@@ -1,0 +1,260 @@
+"""ONNX graphs of a trained model, and what translates with them: for programs without TensorFlow."""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from pipelines.columns import ColumnsTokenizer
+from pipelines.subwords import SubwordTokenizer
+from pipelines.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    LetterTokenizer,
+    SeparatorTokenizer,
+    WhitespaceTokenizer,
+)
+from pipelines.tokens import END, START, Tokenizer
+from seq2seq import onnx_runtime
+from seq2seq.checkpoints import RunError
+from seq2seq.contract import encode, one_line, start
+from seq2seq.decoding import LONGEST_SOURCE
+from seq2seq.recurrence import converting
+from seq2seq.startup import without_stderr
+from seq2seq.strategies import BeamSearch
+
+OPSET = 17  # of 2022, which onnxruntime reads since 1.12
+_KINDS: dict[type[Tokenizer], str] = {
+    CharTokenizer: "characters",
+    LetterTokenizer: "letters",
+    ByteTokenizer: "bytes",
+    WhitespaceTokenizer: "whitespace",
+    SeparatorTokenizer: "separator",
+    SubwordTokenizer: "subwords",
+}
+
+
+def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = (), int8: bool = False) -> None:
+    """Writes a folder that translates without TensorFlow: see `seq2seq/onnx_runtime.py`, of which it has a copy.
+
+    Its graphs take ids and return scores, so that every runtime of ONNX has their operations:
+
+    - `encoder.onnx`: `source` int32 `[B, S]`, and `steps`, the maximum number of tokens, if the state needs room for
+      them -> what each step needs of the sources, `encoded_*` `[B, ...]`, and the first `state_*` `[B, ...]`.
+    - `decoder.onnx`, one step: `token` int32 `[R]`, `encoded_*`, `state_*` `[R, ...]` -> `logits` `[R, V]`,
+      `next_state_*`. R is B times the number of hypotheses of each source, which are adjacent.
+    - `vocabulary.json`: both tokenizers, and the limits of translations. `probe.json`: the probe's greedy translations.
+
+    Args:
+        model: a `Seq2Seq`.
+        folder: where to write it; there must be nothing yet.
+        probe: texts that what was written must translate as the model does, by greedy search and by beam search. With
+            `int8` this is seen before the weights are rounded.
+        int8: whether to round the weights of matrix products and look-ups to 8 bits, which take a quarter of the space.
+            Those of the encoder's recurrence stay as they are: onnxruntime rounds nothing inside loops.
+
+    Raises:
+        RunError: if the folder exists, the model cannot be converted, or translations differ.
+        ModuleNotFoundError: if the packages of the extra `onnx` are not installed.
+    """
+    import onnx  # an extra, as tf2onnx
+
+    folder = Path(folder)
+    if folder.exists():
+        raise RunError(f"{folder} is there already; choose another folder")
+    if model.compute_dtype != "float32":
+        raise RunError(f"{folder}: a model of {model.dtype_policy.name} has no ONNX form that computes the same")
+    aside = folder.with_name(f"aside-{folder.name}")
+    try:
+        vocabulary = describe(model)
+        aside.mkdir(parents=True)
+        for name, graph in zip(("encoder", "decoder"), _graphs(model, folder), strict=True):
+            onnx.save(graph, aside / f"{name}.onnx")
+        (aside / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False, allow_nan=False))
+        shutil.copy(onnx_runtime.__file__, aside / "translator.py")
+        translations = _compare(model, aside, list(probe), folder)
+        (aside / "probe.json").write_text(json.dumps(translations, ensure_ascii=False, indent=1))
+        if int8:
+            for name in ("encoder", "decoder"):
+                _round_weights(aside / f"{name}.onnx")
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def describe(model: keras.Model) -> dict[str, Any]:
+    """All that is not in the graphs, for `vocabulary.json`: both tokenizers, and how long a translation may become.
+
+    Raises:
+        RunError: for a tokenizer that has no form outside TensorFlow.
+    """
+    if isinstance(model.target_tokenizer, ColumnsTokenizer):
+        raise RunError("target_tokenizer=ColumnsTokenizer: targets of several columns cannot be exported to ONNX")
+    sides = {side: describe_tokenizer(side, getattr(model, side)) for side in ("source_tokenizer", "target_tokenizer")}
+    return {
+        "source": sides["source_tokenizer"],
+        "target": sides["target_tokenizer"],
+        "limit": model.longest_ratio().numpy().item(),
+        "longest_source": LONGEST_SOURCE,
+    }
+
+
+def describe_tokenizer(side: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What a runtime must know of a tokenizer; `side` is its name in messages."""
+    if type(tokenizer) is ColumnsTokenizer:
+        parts = [describe_tokenizer(side, part) for part in tokenizer.tokenizers]
+        ids = [table.tolist() for table in tokenizer.ids_of_columns]
+        return {"kind": "columns", "names": tokenizer.column_names, "columns": list(zip(parts, ids, strict=True))}
+    if type(tokenizer) not in _KINDS:
+        known = ", ".join(kind.__name__ for kind in _KINDS)
+        raise RunError(f"{side}={type(tokenizer).__name__}: has no form outside TensorFlow; those that have: {known}")
+    saved: dict[str, Any] = {"kind": _KINDS[type(tokenizer)], "normal_form": tokenizer.normal_form}
+    if tokenizer.lowercase:
+        saved["fold"] = _case_folding()
+    if isinstance(tokenizer, SeparatorTokenizer):
+        saved["separator"] = tokenizer.separator
+    if isinstance(tokenizer, SubwordTokenizer):
+        from sentencepiece import sentencepiece_model_pb2
+
+        pieces = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model).pieces
+        saved["scores"] = [piece.score for piece in pieces[len(pieces) - len(tokenizer.tokens) :]]
+    if not isinstance(tokenizer, ByteTokenizer):
+        saved["tokens"] = tokenizer.tokens
+    return saved
+
+
+def _case_folding():
+    """NFKC_Casefold of each character that it changes (The Unicode Standard, section 3.13): JavaScript has no such
+    function, and Python's has other tables."""
+    characters = [chr(point) for point in (*range(0xD800), *range(0xE000, 0x110000))]
+    folded = tf_text.case_fold_utf8(characters).numpy().tolist()
+    pairs = zip(characters, (text.decode() for text in folded), strict=True)
+    return {character: text for character, text in pairs if text != character}
+
+
+def _graphs(model, folder):
+    """The encoder and the decoder as ONNX models."""
+    import tf2onnx
+
+    try:
+        with converting(), _quietly():
+            functions = _functions(model)
+            return [tf2onnx.convert.from_function(each, each.input_signature, opset=OPSET)[0] for each in functions]
+    except RunError:
+        raise
+    except Exception as error:  # TensorFlow and tf2onnx raise whatever they stumble over
+        parts = f"{type(model.encoder).__name__} and {type(model.decoder).__name__}"
+        raise RunError(f"{folder}: {parts} cannot be converted to ONNX ({one_line(error)})") from error
+
+
+def _functions(model):
+    """Two traced functions of tensors by name, of which `export_onnx` tells what they take and return."""
+    nests: dict[str, Any] = {}  # what the decoder's `start` returns
+
+    def encoder(source, steps):
+        encoded, state = start(model.decoder, encode(model.encoder, source), steps)
+        nests.update(encoded=encoded, state=state)
+        return {name: tf.identity(tensor) for name, tensor in _named(**nests).items() if tensor is not None}
+
+    source, steps = tf.TensorSpec([None, None], tf.int32, "source"), tf.TensorSpec([], tf.int32, "steps")
+    encode_all: Any = tf.function(encoder, input_signature=[source, steps], autograph=False)
+    traced = encode_all.get_concrete_function().structured_outputs
+    nothing = {name: None for name in _named(**nests)}
+    constants = _constants(encode_all, traced)
+    taken = [name for name in traced if name not in constants]
+
+    def decoder(token, *tensors):
+        given = dict(zip(taken, tensors, strict=True)) | {name: tf.constant(x) for name, x in constants.items()}
+        encoded, state = tf.nest.pack_sequence_as(list(nests.values()), list((nothing | given).values()))
+        logits, state = model.decoder(token[:, None], encoded, state)
+        after = {f"next_{name}": tf.identity(tensor) for name, tensor in _named(state=state).items()}
+        return {"logits": tf.cast(logits[:, 0], tf.float32), **after}
+
+    def encoder_without_constants(source, steps):
+        return {name: tensor for name, tensor in encode_all(source, steps).items() if name in taken}
+
+    specs = [tf.TensorSpec([None, *traced[name].shape[1:]], traced[name].dtype, name) for name in taken]
+    functions = (
+        (encoder_without_constants, [source, steps]),
+        (decoder, [tf.TensorSpec([None], tf.int32, "token"), *specs]),
+    )
+    return [tf.function(run, input_signature=signature, autograph=False) for run, signature in functions]
+
+
+def _named(**nests):
+    """The tensors of nests by their names in the graphs."""
+    return {f"{name}_{number}": x for name, nest in nests.items() for number, x in enumerate(tf.nest.flatten(nest))}
+
+
+def _constants(encode_all, traced):
+    """Those of the encoder's results that are the same for all sources, such as products of two weights.
+
+    Raises:
+        RunError: if a result is neither constant nor has a row for each source, which a runtime could not tell.
+    """
+    two, three = (encode_all([[token] * rows] * rows, 3) for rows, token in ((2, START), (3, END)))
+    constants = {}
+    for name, tensor in traced.items():
+        if tensor.shape.rank and tensor.shape[0] is None:
+            if (len(two[name]), len(three[name])) == (2, 3):
+                continue
+        elif two[name].shape == three[name].shape and np.array_equal(two[name], three[name]):
+            constants[name] = two[name].numpy()
+            continue
+        raise RunError(f"start: a tensor {tensor.shape} of the decoder is neither constant nor has a row a source")
+    return constants
+
+
+def _compare(model, aside, probe, folder):
+    """Sees that what was exported translates as the model does; returns the greedy translations by source."""
+    try:
+        translator, beam = onnx_runtime.Translator(aside), BeamSearch()
+    except ValueError as error:  # an operation that tf2onnx leaves as it is
+        parts = f"{type(model.encoder).__name__} and {type(model.decoder).__name__}"
+        raise RunError(f"{folder}: {parts} cannot be converted to ONNX ({one_line(error)})") from None
+    if not probe:
+        return {}
+    greedy = [text.decode() for text in model.translate(probe).numpy()]
+    same = [one == other for one, other in zip(greedy, translator.translate(probe), strict=True)]
+    if beam.width < model.target_tokenizer.vocabulary_size - START:  # which has so many tokens to choose from
+        best = model.translate(probe, beam, details=True)
+        found = translator.search(probe, beam_width=beam.width, length_penalty=beam.length_penalty)
+        right = zip(best.texts.numpy()[:, 0], best.ranked_by.numpy()[:, 0], strict=True)
+        for number, ((text, rank), (other, *_)) in enumerate(zip(right, found, strict=True)):
+            # The last digit of a rank decides between equals, whose texts may differ.
+            same[number] &= abs(rank - other.ranked_by) < (1e-3 if text.decode() == other.text else 1e-5)
+    differ = [source for source, is_same in zip(probe, same, strict=True) if not is_same]
+    if differ:
+        raise RunError(f"{folder}: what was exported translates {len(differ)} texts otherwise, as {differ[0]!r}")
+    return dict(zip(probe, greedy, strict=True))
+
+
+def _round_weights(path):
+    """Rounds the weights of a graph's matrix products and look-ups to 8 bits."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quietly():
+        quantize_dynamic(path, path, weight_type=QuantType.QInt8)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the warnings and the log of the converters, which are for their authors."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), without_stderr():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

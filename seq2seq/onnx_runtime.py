@@ -1,0 +1,454 @@
+"""Translates with an exported ONNX model. It needs onnxruntime and numpy, and nothing of this library.
+
+`seq2seq export RUN DIR --format onnx` puts a copy of this file into DIR, as `translator.py`:
+
+    translator = Translator("DIR")
+    translator.translate(["Go."])                           # greedy search
+    translator.translate(["Go."], beam_width=5)
+    translator.search(["Go."], beam_width=5, n_best=3)      # with log-likelihoods
+
+or `python DIR/translator.py "Go."`. The graphs know only ids: `encoder.onnx` reads a source, `decoder.onnx` takes one
+step. Text and search are here, as in `pipelines/tokenizers.py` and `seq2seq/strategies.py`.
+
+Shapes: B sources, b of them still decoded, K hypotheses of each side by side, V vocabulary size.
+"""
+
+import json
+import math
+import re
+import sys
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PADDING, UNKNOWN, START, END = range(4)
+STOPPED = ("end", "limit", "repetition")
+ENDED, LIMITED, REPEATED = range(3)
+RUNNING = -1
+NEVER = np.float32("-inf")
+PHRASE = 8  # the longest phrase whose repetition is noticed, in tokens
+LEAST_REPETITION = 16  # tokens of repetition that are allowed, or half the limit if that is more
+WHITESPACE = "\t-\r\x85 \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+
+
+class Hypothesis(NamedTuple):
+    """One translation of one text."""
+
+    text: str
+    score: float  # log-likelihood in nats; nan from greedy search
+    ranked_by: float  # the score over the length penalty
+    stopped: str  # "end", "limit" or "repetition"
+    ids: list[int]  # target ids, with END if there is one
+
+
+class Translator:
+    """An exported model.
+
+    Args:
+        folder: what `seq2seq export --format onnx` has made.
+        threads: of each operation; 0 for one for each core, which only large models repay.
+
+    Raises:
+        ValueError: if a file of the folder is missing or damaged.
+    """
+
+    def __init__(self, folder: str | Path, threads: int = 1) -> None:
+        folder = Path(folder)
+        try:
+            saved = json.loads((folder / "vocabulary.json").read_bytes())
+            self.source, self.target = Tokenizer(saved["source"]), Tokenizer(saved["target"])
+            self.limit, self.longest_source = saved["limit"], saved["longest_source"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / 'vocabulary.json'}: no vocabulary of an exported model ({error!r})") from None
+        self.encoder, self.decoder = (_session(folder / name, threads) for name in ("encoder.onnx", "decoder.onnx"))
+
+    def translate(self, texts: Sequence[str | bytes], **options: Any) -> list[str]:
+        """The best translation of each text; the options are those of `search`."""
+        return [hypotheses[0].text for hypotheses in self.search(texts, **options)]
+
+    def search(
+        self,
+        texts: Sequence[str | bytes],
+        beam_width: int | None = None,
+        n_best: int = 1,
+        length_penalty: float = 0.6,
+        min_length: int = 0,
+        max_length: int | None = None,
+        batch_size: int = 64,
+    ) -> list[list[Hypothesis]]:
+        """Translates texts.
+
+        Args:
+            texts: strings, or UTF-8 bytes, in which what is invalid becomes U+FFFD.
+            beam_width: the number of hypotheses of beam search; None for greedy search.
+            n_best: how many hypotheses to return of each text, at most the beam's width.
+            length_penalty: 0 compares log-likelihoods as they are, 1 nearly those per token.
+            min_length, max_length: of a translation in tokens. Default: at most what the source's length suggests.
+            batch_size: how many texts are translated together.
+
+        Returns:
+            For each text its hypotheses, the best first. A beam may find fewer different ones: then empty ones follow.
+        """
+        if not 1 <= n_best <= (beam_width or 1):
+            raise ValueError(f"n_best={n_best}: expected 1 to {beam_width or 1}, the width of the beam")
+        if max_length is not None and max_length < max(1, min_length):
+            raise ValueError(f"max_length={max_length}: expected {max(1, min_length)} or more")
+        sources = [self.source.encode(text)[: self.longest_source] for text in texts]
+        found: list[list[Hypothesis]] = [[]] * len(sources)
+        order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            lengths = np.array([len(sources[number]) for number in batch])
+            limits = 16 + np.ceil(2 * self.limit * lengths).astype(np.int32)
+            limits = np.maximum(limits, min_length) if max_length is None else np.full_like(limits, max_length)
+            ids = np.full([len(batch), max(1, lengths.max())], PADDING, np.int32)
+            for row, number in enumerate(batch):
+                ids[row, : lengths[row]] = sources[number]
+            model = Steps(self.encoder, self.decoder, ids, limits.max())
+            if beam_width is None:
+                each = greedy(model, limits, min_length)
+            else:
+                each = beam(model, limits, min_length, beam_width, n_best, length_penalty)
+            for number, hypotheses in zip(batch, each, strict=True):
+                found[number] = self._different(hypotheses, n_best)
+        return found
+
+    def _different(self, hypotheses, count):
+        """The first hypotheses with different texts."""
+        found: dict[str, Hypothesis] = {}
+        for score, ranked_by, stopped, ids in hypotheses:
+            text = self.target.decode(ids)
+            found.setdefault(text, Hypothesis(text, score, ranked_by, STOPPED[stopped], ids))
+        nothing = Hypothesis("", -math.inf, -math.inf, STOPPED[LIMITED], [])
+        return (list(found.values()) + [nothing] * count)[:count]
+
+
+def _session(path, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class for each cause, without a common one
+        raise ValueError(f"{path}: onnxruntime cannot load it ({' '.join(str(error).split())})") from None
+
+
+class Steps:
+    """The model on one batch of sources: what the encoder found, and the decoder's state after the last step."""
+
+    def __init__(self, encoder, decoder, source, steps):
+        self.decoder = decoder
+        given = {"source": source, "steps": np.array(steps, np.int32)}
+        found = _run(encoder, given)
+        wanted = {node.name for node in decoder.get_inputs()}
+        self.encoded = {name: found[name] for name in wanted & found.keys() if name.startswith("encoded")}
+        self.state = {name: found[name] for name in found if name.startswith("state")}
+
+    def take(self, tokens):
+        """Takes a step with tokens `[R]`: the scores of the next ones `[R, V]`."""
+        found = _run(self.decoder, {"token": tokens.astype(np.int32), **self.encoded, **self.state})
+        logits = found.pop("logits")
+        self.state = {name.removeprefix("next_"): tensor for name, tensor in found.items()}
+        return logits
+
+    def keep(self, sources, rows):
+        """Keeps these sources and these rows of the state. There are K rows for each source, one after another."""
+        if sources is not None:
+            self.encoded = {name: tensor[sources] for name, tensor in self.encoded.items()}
+        self.state = {name: tensor[rows] for name, tensor in self.state.items()}
+
+
+def _run(session, given):
+    """Calls a graph, which has only the inputs that it needs, with tensors by name."""
+    given = {node.name: given[node.name] for node in session.get_inputs()}
+    names = [node.name for node in session.get_outputs()]
+    return dict(zip(names, session.run(names, given), strict=True))
+
+
+def greedy(model, limits, min_length):
+    """Takes the likeliest token at every step. Yields for each source a list of one (nan, nan, stopped, ids)."""
+    ids: list[list[int]] = [[] for _ in limits]
+    why = np.full(len(limits), RUNNING)
+    sources, tokens, repetition = np.arange(len(limits)), np.full(len(limits), START), Repetition(len(limits))
+    for t in range(limits.max()):
+        tokens = END + emittable(model.take(tokens), t, min_length).argmax(axis=1)
+        repetition.add(tokens)
+        running = why[sources] == RUNNING
+        for source, token in zip(sources[running], tokens[running].tolist(), strict=True):
+            ids[source].append(token)
+        now = why_stopped(tokens, t + 1, limits[sources], repetition.runs)
+        why[sources[running]] = now[running]
+        left = np.flatnonzero(why[sources] == RUNNING)
+        if not len(left):
+            break
+        if 2 * len(left) <= len(sources):  # finished rows leave the batch
+            sources, tokens = sources[left], tokens[left]
+            model.keep(left, left)
+            repetition.keep(left)
+    return [[(math.nan, math.nan, stopped, row)] for stopped, row in zip(why, ids, strict=True)]
+
+
+def beam(model, limits, min_length, width, n_best, length_penalty):
+    """Monotonic beam search, as `seq2seq.BeamSearch`. Yields for each source its hypotheses, the best first."""
+    batch, kept = len(limits), 1 if n_best == 1 else 2 * n_best
+    sources, history = np.arange(batch), []
+    tokens, scores = np.full([batch, width], START), np.where(np.arange(width) == 0, np.float32(0), NEVER)
+    scores = np.repeat(scores[None], batch, axis=0)
+    last = Finished.none(batch, kept)  # of all sources
+    finished, repetition = last, Repetition(batch * width)
+    model.keep(None, np.repeat(sources, width))
+
+    def penalty(lengths):
+        return ((5 + np.float32(lengths)) / 6) ** np.float32(length_penalty)
+
+    for t in range(limits.max()):
+        count, limit = len(sources), limits[sources][:, None]
+        logits = model.take(tokens.reshape(-1))
+        offsets = scores.reshape(-1) - log_sum_exp(logits)
+        totals = emittable(logits, t, min_length) + offsets[:, None]
+        scores, tokens, parents = fill_places(totals, count, width)
+        rows = (np.arange(count)[:, None] * width + parents).reshape(-1)
+        model.keep(None, rows)
+        repetition.keep(rows)
+        repetition.add(tokens.reshape(-1))
+        history.append((sources, tokens, parents))
+
+        stopped = why_stopped(tokens, t + 1, limit, repetition.runs.reshape(count, width, PHRASE))
+        alive = np.where(stopped == RUNNING, scores, NEVER)
+        ranks = np.where(stopped == RUNNING, NEVER, scores)
+        stopped = np.where((stopped == RUNNING) | (scores == NEVER), LIMITED, stopped)
+        new = Finished(ranks, np.full_like(tokens, t + 1), tokens, parents, stopped)
+        finished = finished.best(new, kept, penalty)
+        # The best rank that a partial hypothesis can reach: if its likelihood stays the same up to its limit.
+        reach = alive.max(axis=1) / penalty(limit[:, 0])
+        to_beat = np.where(finished.stopped == ENDED, finished.ranks / penalty(finished.lengths), NEVER)[:, -1]
+        scores = np.where((reach <= to_beat)[:, None], NEVER, alive)
+
+        left = np.flatnonzero((scores > NEVER).any(axis=1))
+        if not len(left) or 2 * len(left) <= count:
+            last = Finished(*(_replaced(old, sources, new) for old, new in zip(last, finished, strict=True)))
+            rows = (left[:, None] * width + np.arange(width)).reshape(-1)
+            sources, tokens, scores = sources[left], tokens[left], scores[left]
+            finished = Finished(*(part[left] for part in finished))
+            model.keep(left, rows)
+            repetition.keep(rows)
+        if not len(sources):
+            break
+    ranked_by = last.ranks / penalty(last.lengths)
+    return [
+        [
+            (
+                float(last.ranks[row, n]),
+                float(ranked_by[row, n]),
+                last.stopped[row, n],
+                back_track(last, history, row, n),
+            )
+            for n in range(kept)
+        ]
+        for row in range(batch)
+    ]
+
+
+def _replaced(array, rows, values):
+    array = array.copy()
+    array[rows] = values
+    return array
+
+
+def fill_places(totals, count, width):
+    """Gives each of the K places the likeliest extension that is left among those of the places up to it.
+
+    Of log-likelihoods `[R, V - END]`. Returns log-likelihoods, tokens and the places extended, `[b, K]` each.
+    """
+    most = min(totals.shape[1], width)
+    best = np.sort(np.argpartition(-totals, most - 1, axis=1)[:, :most], axis=1)
+    offered = np.take_along_axis(totals, best, axis=1)
+    order = np.argsort(-offered, axis=1, kind="stable")
+    offered, best = (np.take_along_axis(x, order, axis=1).reshape(count, -1) for x in (offered, best))
+    scores, chosen = np.empty([count, width], np.float32), np.empty([count, width], np.int64)
+    every = np.arange(count)
+    for place in range(width):
+        chosen[:, place] = at = offered[:, : (place + 1) * most].argmax(axis=1)
+        scores[:, place] = offered[every, at]
+        offered[every, at] = NEVER
+    return scores, END + np.take_along_axis(best, chosen, axis=1), chosen // most
+
+
+class Finished(NamedTuple):
+    """Finished hypotheses `[B, N]`; a rank of -inf marks an empty place."""
+
+    ranks: np.ndarray
+    lengths: np.ndarray  # END included
+    tokens: np.ndarray  # the last ones
+    parents: np.ndarray  # the places that they extended, one token earlier
+    stopped: np.ndarray
+
+    @classmethod
+    def none(cls, rows, count):
+        zeros = np.zeros([rows, count], np.int64)
+        return cls(np.full([rows, count], NEVER), zeros, zeros, zeros, zeros + LIMITED)
+
+    def best(self, other, count, penalty):
+        """The best of both, first those that ended. Of equals the earlier comes first."""
+        every = Finished(*(np.concatenate(parts, axis=1) for parts in zip(self, other, strict=True)))
+        handicap = np.where(every.stopped == ENDED, 0.0, 1e6)
+        order = np.argsort(handicap - (every.ranks / penalty(every.lengths)).astype(np.float64), axis=1, kind="stable")
+        return Finished(*(np.take_along_axis(part, order[:, :count], axis=1) for part in every))
+
+
+def back_track(finished, history, row, place):
+    """Reads a finished hypothesis from its last token to its first: its ids."""
+    length = finished.lengths[row, place]
+    if finished.ranks[row, place] == NEVER or not length:
+        return []
+    ids, parent = [int(finished.tokens[row, place])], finished.parents[row, place]
+    for sources, tokens, parents in reversed(history[: length - 1]):
+        at = np.searchsorted(sources, row)
+        ids.append(int(tokens[at, parent]))
+        parent = parents[at, parent]
+    return ids[::-1]
+
+
+def emittable(logits, t, min_length):
+    """Logits `[R, V - END]` of the tokens that may come: never PADDING, UNKNOWN or START, and END if long enough."""
+    logits = logits[:, END:].copy()
+    if t < min_length:
+        logits[:, 0] = NEVER
+    return logits
+
+
+def log_sum_exp(logits):
+    most = logits.max(axis=1)
+    return most + np.log(np.exp(logits - most[:, None]).sum(axis=1))
+
+
+class Repetition:
+    """How many tokens in a row have equalled the one p places before them: `runs[:, p - 1]` of each hypothesis."""
+
+    def __init__(self, rows):
+        self.recent, self.runs = np.full([rows, PHRASE], PADDING), np.zeros([rows, PHRASE], np.int64)
+
+    def add(self, tokens):
+        self.runs = np.where(self.recent == tokens[:, None], self.runs + 1, 0)
+        self.recent = np.concatenate([tokens[:, None], self.recent[:, :-1]], axis=1)
+
+    def keep(self, rows):
+        self.recent, self.runs = self.recent[rows], self.runs[rows]
+
+
+def why_stopped(tokens, length, limits, runs):
+    """Why hypotheses of this length stop after their newest tokens, as indices in STOPPED; RUNNING if they do not."""
+    repeated = runs.max(axis=-1) >= np.maximum(limits // 2, LEAST_REPETITION)
+    cut = np.where(repeated, REPEATED, np.where(length >= limits, LIMITED, RUNNING))
+    return np.where(tokens == END, ENDED, cut)
+
+
+class Tokenizer:
+    """Text to ids and back, as `vocabulary.json` describes it."""
+
+    def __init__(self, saved: dict) -> None:
+        self.kind, self.normal_form, self.fold = saved["kind"], saved.get("normal_form"), saved.get("fold")
+        self.parts = [(Tokenizer(part), ids) for part, ids in saved.get("columns", ())]
+        self.names = saved.get("names", ["source"])
+        self.separator = saved.get("separator", "")
+        self.tokens = ["", "\ufffd", "", "", *saved.get("tokens", ())]
+        self.ids = {token: number for number, token in enumerate(self.tokens) if number > END}
+        self.scores = dict(zip(self.tokens[END + 1 :], saved.get("scores", ()), strict=False))
+        self.longest = max(map(len, self.tokens))
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """The ids of a text."""
+        encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+        if self.kind == "columns":
+            columns = zip(self.parts, encoded.split(b"\t"), strict=False)  # a missing column is empty
+            return [ids[own] for (part, ids), column in columns for own in part.encode(column)]
+        if self.kind == "bytes":
+            as_it_is = not self.normal_form and not self.fold
+            return [END + 1 + byte for byte in (encoded if as_it_is else self.normalize(encoded).encode())]
+        split: Any = getattr(self, f"_split_{self.kind}")
+        return [self.ids.get(token, UNKNOWN) for token in split(self.normalize(encoded))]
+
+    def normalize(self, encoded: bytes) -> str:
+        """Brings a text into the normal form, with its case folded before that if the model wants it."""
+        text = encoded.decode("utf-8", "replace")
+        if self.fold:
+            text = unicodedata.normalize("NFC", "".join(self.fold.get(character, character) for character in text))
+        return unicodedata.normalize(self.normal_form, text) if self.normal_form else text
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, up to END."""
+        ids = ids[: ids.index(END)] if END in ids else ids
+        if self.kind == "bytes":
+            each = (bytes([number - END - 1]) if number > END else self.tokens[number].encode() for number in ids)
+            return b"".join(each).decode("utf-8", "replace")
+        tokens = [self.tokens[number] for number in ids if self.tokens[number]]
+        if self.kind == "letters":
+            return unicodedata.normalize(self.normal_form or "NFC", "".join(tokens))
+        if self.kind == "subwords":
+            return re.sub("▁+", " ", "".join(tokens)).strip("\t\n\v\f\r ")
+        return {"whitespace": " ", "separator": self.separator}.get(self.kind, "").join(tokens)
+
+    def _split_characters(self, text):
+        return text
+
+    def _split_letters(self, text):
+        """Hangul syllables apart into their letters (The Unicode Standard, section 3.12)."""
+        for character in text:
+            number = ord(character) - 0xAC00
+            if not 0 <= number < 11_172:
+                yield character
+                continue
+            yield chr(0x1100 + number // 588)
+            yield chr(0x1161 + number % 588 // 28)
+            if number % 28:
+                yield chr(0x11A7 + number % 28)
+
+    def _split_whitespace(self, text):
+        return filter(None, re.split(f"[{WHITESPACE}]", text))
+
+    def _split_separator(self, text):
+        return filter(None, text.split(self.normalize(self.separator.encode())))
+
+    def _split_subwords(self, text):
+        """The likeliest pieces by a unigram model (Kudo 2018), as SentencePiece finds them: Viterbi's algorithm."""
+        words = re.split(f"[{WHITESPACE}▁]+", text)
+        text = "".join(f"▁{word}" for word in words if word)
+        unknown = np.float32(min(self.scores.values())) - np.float32(10)
+        best: list[Any] = [(np.float32(0), 0)] + [None] * len(
+            text
+        )  # of each end: score, and where its last piece begins
+        for start in range(len(text)):
+            so_far = best[start][0]
+            for end in range(start + 1, min(start + self.longest, len(text)) + 1):
+                score = self.scores.get(text[start:end])
+                if score is None and end == start + 1:
+                    score = unknown
+                if score is not None and (best[end] is None or so_far + np.float32(score) > best[end][0]):
+                    best[end] = so_far + np.float32(score), start
+        pieces, end = [], len(text)
+        while end:
+            start = best[end][1]
+            pieces.append(text[start:end])
+            end = start
+        known = None
+        for piece in reversed(pieces):
+            before, known = known, piece in self.ids
+            if known or before is not False:  # unknown pieces in a row are one
+                yield piece
+
+
+def main() -> None:
+    """Translates the arguments, or standard input line by line, with the model that lies beside this file."""
+    translator = Translator(Path(__file__).parent)
+    texts: list = sys.argv[1:] or [line.removesuffix(b"\n") for line in sys.stdin.buffer]
+    for text in translator.translate(texts):
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

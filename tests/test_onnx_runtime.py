@@ -1,0 +1,205 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from command_line import in_process as seq2seq
+from conftest import WORDS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.columns import ColumnsTokenizer
+from pipelines.subwords import SubwordTokenizer
+from pipelines.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    LetterTokenizer,
+    SeparatorTokenizer,
+    WhitespaceTokenizer,
+)
+from seq2seq import BeamSearch
+from seq2seq.onnx_exporting import describe_tokenizer
+from seq2seq.onnx_runtime import Tokenizer, Translator
+
+SAMPLE = [
+    "Straße und Weg; ½ ﬁx",
+    "한글 각 á à",
+    "né na\u0131\u0308ve a\u0308",
+    "V;PST;3;SG",
+    "😀 e\u0301 \u00a0x\u3000y ▁",
+]
+TOKENIZERS = [
+    CharTokenizer(),
+    CharTokenizer(normal_form=None),
+    CharTokenizer(normal_form="NFKD", lowercase=True),
+    LetterTokenizer(),
+    LetterTokenizer(normal_form="NFD", lowercase=True),
+    ByteTokenizer(),
+    ByteTokenizer(normal_form=None),
+    WhitespaceTokenizer(lowercase=True),
+    SeparatorTokenizer("; "),
+    SubwordTokenizer(),
+    SubwordTokenizer(normal_form="NFKC", lowercase=True),
+    ColumnsTokenizer([CharTokenizer(), SeparatorTokenizer(";"), ByteTokenizer()]),
+]
+# What Python's and TensorFlow Text's versions of Unicode both know.
+_known = st.characters(exclude_categories=["Cs", "Cn", "Co"], max_codepoint=0x1FFFF)
+_whitespace = ["", " ", "\t", "\n", "\0", "\u00a0", "\u200b", "\u2028", "\ufeff", "▁", "\u00ad"]
+_letters = ["é", "e\u0301", "각", "ᄀ", "ᅡ", "ᆨ", "ẞ", "ﬁ", "½", "İ", "Σς", "a\u0328\u0301", "\u0345", "\ufdfa", "Straße"]
+_odd = st.sampled_from([*_whitespace, *_letters, "😀", "👩\u200d👧", "; ", ";;"])
+_texts = st.lists(st.one_of(_odd, st.text(_known, max_size=4), st.sampled_from(SAMPLE)), max_size=6).map("".join)
+_broken = st.lists(st.one_of(st.binary(max_size=4), _texts.map(str.encode)), max_size=4).map(b"".join)
+
+
+@pytest.fixture(scope="module")
+def both():
+    """Each tokenizer, and the same as the runtime reads it from a file."""
+    pairs = []
+    for tokenizer in TOKENIZERS:
+        texts = ["\t".join(SAMPLE[:3])] if isinstance(tokenizer, ColumnsTokenizer) else SAMPLE
+        tokenizer.adapt(texts * 3)
+        pairs.append((tokenizer, Tokenizer(json.loads(json.dumps(describe_tokenizer("source", tokenizer))))))
+    return pairs
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(st.one_of(_texts.map(str.encode), _broken), min_size=1, max_size=12))
+def test_the_runtime_tokenizes_as_the_tokenizers_do(both, texts):
+    for tokenizer, runtime in both:
+        expected = [row[row > 0].tolist() for row in tokenizer.tokenize(texts).numpy()]
+        assert [runtime.encode(text) for text in texts] == expected, (tokenizer, texts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_the_runtime_writes_text_as_the_tokenizers_do(both, data):
+    for tokenizer, runtime in both:
+        if isinstance(tokenizer, ColumnsTokenizer):
+            continue  # of sources only
+        ids = data.draw(st.lists(st.integers(0, tokenizer.vocabulary_size - 1), min_size=1, max_size=8))
+        assert runtime.decode(ids) == tokenizer.detokenize([ids]).numpy()[0].decode(), (tokenizer, ids)
+
+
+def test_a_string_is_read_as_its_utf_8(both):
+    for _, runtime in both:
+        assert all(runtime.encode(text) == runtime.encode(text.encode()) for text in SAMPLE)
+    assert Tokenizer({"kind": "characters"}).encode("a\ud800") == [1, 1, 1, 1]  # half a character: U+FFFD
+
+
+@pytest.mark.slow
+def test_every_search_of_the_runtime_finds_what_the_model_finds(exported_onnx):
+    model, folder = exported_onnx
+    translator = Translator(folder)
+    texts = [*WORDS, "", "solmar" * 4, "xyz", "gato nube"]
+    for options in ({}, {"min_length": 4}, {"max_length": 2}, {"min_length": 3, "max_length": 3}):
+        found = [text.decode() for text in model.translate(texts, **options).numpy()]
+        for batch_size in (1, 5, 64):
+            assert translator.translate(texts, batch_size=batch_size, **options) == found
+        for width, n_best, length_penalty in ((1, 1, 0.6), (4, 1, 0.0), (3, 2, 1.0), (4, 4, 0.6)):
+            beam = BeamSearch(width, length_penalty, n_best)
+            right = model.translate(texts, beam, details=True, **options)
+            how = {"beam_width": width, "n_best": n_best, "length_penalty": length_penalty, **options}
+            found = translator.search(texts, batch_size=7, **how)
+            assert [[one.text for one in each] for each in found] == [
+                [text.decode() for text in row] for row in right.texts.numpy()
+            ]
+            assert [[one.stopped for one in each] for each in found] == [
+                [why.decode() for why in row] for row in right.stopped.numpy()
+            ]
+            for known, part in (("score", right.scores), ("ranked_by", right.ranked_by)):
+                figures = np.array([[getattr(one, known) for one in each] for each in found])
+                np.testing.assert_allclose(figures, part.numpy(), atol=1e-4)
+            for each, row in zip(found, right.ids.numpy(), strict=True):
+                assert [one.ids for one in each] == [[number for number in ids if number] for ids in row.tolist()]
+    assert translator.translate([]) == []
+
+
+ALONE = """
+import sys
+for name in ("seq2seq", "pipelines", "tensorflow", "keras"):
+    sys.modules[name] = None  # importing it is an error now
+sys.path.insert(0, {folder!r})
+from translator import Translator
+print(Translator({folder!r}).translate(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_the_exported_folder_translates_in_a_program_without_tensorflow_and_this_library(exported_onnx):
+    model, folder = exported_onnx
+    right = [text.decode() for text in model.translate(WORDS).numpy()]
+    command = [sys.executable, "-I", "-c", ALONE.format(folder=str(folder)), *WORDS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"{right}\n"), done.stderr
+    lines = "".join(f"{word}\n" for word in WORDS)
+    for arguments, stdin in ((WORDS, ""), ([], lines)):
+        command = [sys.executable, "-I", folder / "translator.py", *arguments]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True)
+        assert (done.returncode, done.stdout.splitlines()) == (0, right), done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_translates_with_an_exported_folder_as_with_the_run(exported_onnx, tmp_path):
+    model, folder = exported_onnx
+    run = tmp_path / "run"
+    run.mkdir()
+    model.save(run / "model.keras")
+    (tmp_path / "in.txt").write_text("sol\n\nflor\nxyz\n")
+    lines = (tmp_path / "in.txt").read_bytes()
+    for options in ([], ["--n-best", 3], ["--scores"], ["--beam-width", 4, "--scores"], ["--max-length", 2]):
+        one, other = (seq2seq("translate", model, *options, stdin=lines, cwd=tmp_path) for model in (run, folder))
+        assert one.returncode == other.returncode == 0, other.stderr
+        rows, others = ([line.split(b"\t") for line in done.stdout.splitlines()] for done in (one, other))
+        text = [[column for column in row if b"." not in column] for row in rows]  # all columns but the figures
+        assert text == [[column for column in row if b"." not in column] for row in others] and text
+        if "--scores" in options:
+            figures, other_figures = (np.array([row[:2] for row in each], float) for each in (rows, others))
+            np.testing.assert_allclose(figures, other_figures, atol=1e-3)
+    done = seq2seq("translate", folder, "sol", "mar", cwd=tmp_path)
+    assert done.stdout.decode().split() == [text.decode() for text in model.translate(["sol", "mar"]).numpy()]
+
+
+LOADED = """
+import sys
+from seq2seq.cli import main
+try:
+    main()
+finally:
+    print([name for name in ("keras", "numpy", "onnxruntime", "tensorflow") if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.mark.slow
+def test_the_command_imports_no_tensorflow_for_an_exported_folder(exported_onnx, tmp_path):
+    model, folder = exported_onnx
+    script = tmp_path / "seq2seq"  # the name by which the package knows that it is the command line
+    script.write_text(LOADED)
+    done = subprocess.run([sys.executable, script, "translate", folder, "sol"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "['numpy', 'onnxruntime']\n")
+    assert done.stdout == model.translate("sol").numpy().decode() + "\n"
+
+
+@pytest.mark.slow
+def test_what_an_exported_folder_cannot_do_is_said(exported_onnx, tmp_path):
+    _, folder = exported_onnx
+    for options, message in (
+        (["--sample"], b"--sample: .* is an ONNX export, which knows greedy search and beam search"),
+        (["--json"], b"--json: .* is an ONNX export"),
+        (["--search", "greedy"], b"--search: .* is an ONNX export"),
+        (["--n-best", 3, "--beam-width", 2], b"n_best=3: expected 1 to 2"),
+        (["--min-length", 3, "--max-length", 2], b"max_length=2: expected 3 or more"),
+    ):
+        done = seq2seq("translate", folder, "sol", *options, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1, done.stderr
+        assert re.search(message, done.stderr), done.stderr
+    copy = shutil.copytree(folder, tmp_path / "broken")
+    graph = (copy / "encoder.onnx").read_bytes()
+    for name, content in (("encoder.onnx", graph[: len(graph) // 2]), ("vocabulary.json", b"{}")):
+        (copy / name).write_bytes(content)
+        done = seq2seq("translate", copy, "sol", cwd=tmp_path)
+        assert done.returncode == 2 and f"{copy / name}: ".encode() in done.stderr, done.stderr
+        assert done.stderr.count(b"\n") == 1 and not done.stdout
+        (copy / name).write_bytes((folder / name).read_bytes())
