@@ -52,7 +52,8 @@ def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = (
     - `encoder.onnx`: `source` int32 `[B, S]`, and `steps`, the maximum number of tokens, if the state needs room for
       them -> what each step needs of the sources, `encoded_*` `[B, ...]`, and the first `state_*` `[B, ...]`.
     - `decoder.onnx`, one step: `token` int32 `[R]`, `encoded_*`, `state_*` `[R, ...]` -> `logits` `[R, V]`,
-      `next_state_*`. R is B times the number of hypotheses of each source, which are adjacent.
+      `next_state_*`, and `attention` `[R, S]` if the decoder has any. R is B times the number of hypotheses of each
+      source, which are adjacent.
     - `vocabulary.json`: both tokenizers, and the limits of translations. `probe.json`: the probe's greedy translations.
 
     Args:
@@ -160,6 +161,7 @@ def _graphs(model, folder):
 def _functions(model):
     """Two traced functions of tensors by name, of which `export_onnx` tells what they take and return."""
     nests: dict[str, Any] = {}  # what the decoder's `start` returns
+    looks = {"return_attention": True} if model.has_attention else {}
 
     def encoder(source, steps):
         encoded, state = start(model.decoder, encode(model.encoder, source), steps)
@@ -176,9 +178,10 @@ def _functions(model):
     def decoder(token, *tensors):
         given = dict(zip(taken, tensors, strict=True)) | {name: tf.constant(x) for name, x in constants.items()}
         encoded, state = tf.nest.pack_sequence_as(list(nests.values()), list((nothing | given).values()))
-        logits, state = model.decoder(token[:, None], encoded, state)
+        logits, state, *weights = model.decoder(token[:, None], encoded, state, **looks)
         after = {f"next_{name}": tf.identity(tensor) for name, tensor in _named(state=state).items()}
-        return {"logits": tf.cast(logits[:, 0], tf.float32), **after}
+        scores = zip(("logits", "attention"), (logits, *weights), strict=False)
+        return {name: tf.cast(tensor[:, 0], tf.float32) for name, tensor in scores} | after
 
     def encoder_without_constants(source, steps):
         return {name: tensor for name, tensor in encode_all(source, steps).items() if name in taken}

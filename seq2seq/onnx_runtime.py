@@ -116,6 +116,18 @@ class Translator:
                 found[number] = self._different(hypotheses, n_best)
         return found
 
+    def attention(self, text: str | bytes, ids: list[int]) -> np.ndarray | None:
+        """Where the decoder looks while it writes a translation of T ids: weights `[T, S]`; None without attention."""
+        source = self.source.encode(text)[: self.longest_source] or [PADDING]
+        model = Steps(self.encoder, self.decoder, np.array([source], np.int32), max(1, len(ids)))
+        weights = np.zeros([len(ids), len(source)], np.float32)
+        for t, token in enumerate([START, *ids[:-1]][: len(ids)]):
+            model.take(np.array([token]))
+            if model.attention is None:
+                return None
+            weights[t] = model.attention[0]
+        return weights
+
     def _different(self, hypotheses, count):
         """The first hypotheses with different texts."""
         found: dict[str, Hypothesis] = {}
@@ -152,7 +164,7 @@ class Steps:
     def take(self, tokens):
         """Takes a step with tokens `[R]`: the scores of the next ones `[R, V]`."""
         found = _run(self.decoder, {"token": tokens.astype(np.int32), **self.encoded, **self.state})
-        logits = found.pop("logits")
+        logits, self.attention = found.pop("logits"), found.pop("attention", None)
         self.state = {name.removeprefix("next_"): tensor for name, tensor in found.items()}
         return logits
 

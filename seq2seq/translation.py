@@ -21,6 +21,7 @@ from seq2seq.onnx_exporting import export_onnx
 from seq2seq.recurrence import cores, side_by_side
 from seq2seq.strategies import STRATEGIES, BeamSearch, Greedy, Strategy
 from seq2seq.trainer import refuse_texts, without_end_warning
+from seq2seq.web_exporting import export_web
 
 LONGEST_TRANSLATION = 100_000  # tokens
 _MANY_TEXTS = 64  # from this number on, each core translates a part of a batch
@@ -379,7 +380,7 @@ class Translator(keras.Model):
         **options: Any,
     ) -> None:
         """Writes the model for programs without this library. The options are those of `exporting.export`, or with
-        format="onnx" of `onnx_exporting.export_onnx`.
+        format="onnx" of `onnx_exporting.export_onnx`, with "web" of `web_exporting.export_web`.
 
         Raises:
             OptionError: for another format, or signatures other than that of texts.
@@ -391,7 +392,7 @@ class Translator(keras.Model):
             print(f"Saved to {filepath}")
 
 
-EXPORTERS: dict[str, Callable[..., None]] = {"tf_saved_model": export, "onnx": export_onnx}
+EXPORTERS: dict[str, Callable[..., None]] = {"tf_saved_model": export, "onnx": export_onnx, "web": export_web}
 
 
 def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]]:

@@ -97,9 +97,9 @@ def test_the_command_exports_a_run_as_onnx(trained, tmp_path):
     again = seq2seq("export", trained.folder, tmp_path / "onnx", "--format", "onnx")
     assert again.returncode == 2 and b"onnx is there already" in again.stderr
     for options, message in (
-        (["--format", "onnx", "--beam-width", 3], b"--beam-width: is for a SavedModel"),
+        (["--format", "onnx", "--beam-width", 3], b"--beam-width: is for --format savedmodel"),
         (["--int8"], b"--int8: is for --format onnx"),
-        (["--format", "tflite"], b"format='tflite': expected 'savedmodel', 'onnx'"),
+        (["--format", "tflite"], b"format='tflite': expected 'savedmodel', 'onnx', 'web'"),
     ):
         done = seq2seq("export", trained.folder, tmp_path / "other", *options)
         assert done.returncode == 2 and message in done.stderr and not (tmp_path / "other").exists()
@@ -145,7 +145,7 @@ def test_what_has_no_onnx_form_says_why_and_leaves_nothing(model, tmp_path):
             bad.export(tmp_path / "onnx", format="onnx")
     with pytest.raises(RunError, match="is there already"):
         model.export(tmp_path, format="onnx")
-    with pytest.raises(OptionError, match="format='tflite': expected 'tf_saved_model', 'onnx'"):
+    with pytest.raises(OptionError, match="format='tflite': expected 'tf_saved_model', 'onnx', 'web'"):
         model.export(tmp_path / "onnx", format="tflite")
     assert os.listdir(tmp_path) == ["pairs.tsv"]
 

@@ -72,11 +72,17 @@ def export(
         list[Path], typer.Argument(metavar="RUN|DIR", help=f"{ENSEMBLE_HELP} The last argument is the folder to make.")
     ],
     format: Annotated[
-        str, typer.Option(metavar="FORMAT", help="savedmodel, or onnx (extra `onnx`). Default: savedmodel.")
+        str, typer.Option(metavar="FORMAT", help="savedmodel, onnx or web (extra `onnx`). Default: savedmodel.")
     ] = "savedmodel",
     int8: Annotated[
         bool, typer.Option("--int8", help="Round the weights of an ONNX model to 8 bits: smaller, less exact.")
     ] = False,
+    onnxruntime_web: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="The npm package onnxruntime-web, .tgz or folder. Default: download it once."
+        ),
+    ] = None,
     beam_width: Annotated[
         int | None,
         typer.Option(min=1, help="Hypotheses of the signature `beam`, which returns all of them. Default: 5."),
@@ -86,7 +92,7 @@ def export(
     options: Settings = None,
     imports: Import = None,
 ) -> None:
-    """Write a model for programs without this library, tokenizers included: a SavedModel, or ONNX. Prints the folder.
+    """Write a model for programs without this library, tokenizers included: a SavedModel, ONNX, or a web page.
 
     The signatures `greedy` and `beam` of a SavedModel, such as for TensorFlow Serving, take strings and return strings;
     --search adds a third one, `search`, with that strategy.
@@ -94,26 +100,27 @@ def export(
     With --format onnx the folder holds two ONNX graphs, the vocabularies, and translator.py, which translates with
     onnxruntime and numpy alone. `seq2seq translate DIR` translates with it too, without TensorFlow.
 
+    With --format web it holds a page that translates as you type, in the browser, from any web server: see it with
+    `python -m http.server --directory DIR`.
+
     A few texts are translated by the model when it was trained, as it was saved and as it is exported; any difference
-    is an error.
+    is an error. Prints the folder.
 
     Example: seq2seq export runs/phrasebook exported/1
     """
     from seq2seq.runs import export_runs
 
     *more, out = folder
-    formats = {"savedmodel": "tf_saved_model", "onnx": "onnx"}
-    if choose("format", format, formats) == "onnx":
-        of_saved_model = {"beam-width": beam_width, "length-penalty": length_penalty, "search": search, "set": options}
-        for name, value in of_saved_model.items():
-            if value is not None:
-                raise OptionError(
-                    f"--{name}: is for a SavedModel; an ONNX model is given its search when it translates"
-                )
-        how: dict[str, Any] = {"int8": int8}
-    elif int8:
-        raise OptionError("--int8: is for --format onnx")
-    else:
+    formats = {"savedmodel": "tf_saved_model", "onnx": "onnx", "web": "web"}
+    choose("format", format, formats)
+    of_saved_model = {"beam-width": beam_width, "length-penalty": length_penalty, "search": search, "set": options}
+    of_onnx, of_web = {"int8": int8 or None}, {"onnxruntime-web": onnxruntime_web}
+    for other, own in {"savedmodel": of_saved_model, "onnx": of_onnx, "web": of_web}.items():
+        for name, value in own.items():
+            if value is not None and other != format:
+                raise OptionError(f"--{name}: is for --format {other}")
+    how: dict[str, Any] = {"int8": int8} if format == "onnx" else {"onnxruntime_web": onnxruntime_web}
+    if format == "savedmodel":
         width = beam_width or 5
         beam = search_strategy(None, None, beam_width=width, n_best=width, length_penalty=length_penalty)
         how = {"beam": beam, "search": search_strategy(search, options) if search or options else None}

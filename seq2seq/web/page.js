@@ -4,7 +4,7 @@ const LONGEST_PICTURE = 100; // tokens; more make a picture that nobody can read
 const find = (selector) => document.querySelector(selector);
 const form = find("form");
 const width = find("#width input");
-let busy = false;
+const result = find("section");
 
 /* An element with text or children. */
 function make(name, content = [], attributes = {}) {
@@ -42,8 +42,8 @@ function wanted() {
 async function update() {
   find("#width").hidden = form.elements.search.value !== "beam";
   find("#width output").value = width.value;
-  if (busy) return;
-  busy = true;
+  if (result.ariaBusy === "true") return;
+  result.ariaBusy = "true";
   try {
     for (let shown = null; shown !== JSON.stringify(wanted()); ) {
       const [text, options] = wanted();
@@ -55,7 +55,7 @@ async function update() {
   } catch (error) {
     say(error.message, true);
   }
-  busy = false;
+  result.ariaBusy = "false";
 }
 
 function showHypotheses(hypotheses) {
