@@ -1,6 +1,7 @@
 """ONNX graphs of a trained model, and what translates with them: for programs without TensorFlow."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -134,6 +135,7 @@ def describe_tokenizer(side: str, tokenizer: Tokenizer) -> dict[str, Any]:
     return saved
 
 
+@functools.cache
 def _case_folding():
     """NFKC_Casefold of each character that it changes (The Unicode Standard, section 3.13): JavaScript has no such
     function, and Python's has other tables."""

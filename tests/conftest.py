@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import csv
 import dataclasses
 import json
@@ -141,6 +142,26 @@ def ids_of(model, words=("sol", "mar", "gatonube")):
 @pytest.fixture
 def batches(pairs, tokenizers):
     return batch_pairs(pairs, *tokenizers, batch_size=5, seed=1)
+
+
+CHROMIUM = Path("/usr/bin/chromium")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]  # the first one lets root start it
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@contextlib.contextmanager
+def open_browser():
+    """A real Chromium without a window; CI fails without it."""
+    from playwright.sync_api import sync_playwright
+
+    if not CHROMIUM.exists():
+        if os.environ.get("SEQ2SEQ_CI"):
+            pytest.fail(f"CI must install {CHROMIUM}")
+        pytest.skip(f"there is no {CHROMIUM}; `apt-get install chromium` brings it")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(params=["shrinking", "masking"])

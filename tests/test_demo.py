@@ -2,19 +2,18 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import gradio
 import pytest
 from command_line import SEQ2SEQ
 from command_line import in_process as seq2seq
-from playwright.sync_api import expect, sync_playwright
+from conftest import open_browser
+from playwright.sync_api import expect
 
 from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
 from seq2seq import BeamSearch, Sampling, Seq2Seq
@@ -22,24 +21,14 @@ from seq2seq.demo import demo_page
 from seq2seq.runs import load_runs
 from seq2seq.training import train
 
-CHROMIUM = Path("/usr/bin/chromium")
 expect.set_options(timeout=60_000)  # milliseconds
 SMALL = {"units": 8, "cell": "gru", "bidirectional": False, "attention": None}
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]  # the first one lets root start it
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
 
 
 @pytest.fixture
 def browser():
-    """A real Chromium without a window; CI fails without it."""
-    if not CHROMIUM.exists():
-        if os.environ.get("SEQ2SEQ_CI"):
-            pytest.fail(f"CI must install {CHROMIUM}")
-        pytest.skip(f"there is no {CHROMIUM}; `apt-get install chromium` brings it")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.mark.slow

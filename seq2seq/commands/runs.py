@@ -114,9 +114,10 @@ def export(
     formats = {"savedmodel": "tf_saved_model", "onnx": "onnx", "web": "web"}
     choose("format", format, formats)
     of_saved_model = {"beam-width": beam_width, "length-penalty": length_penalty, "search": search, "set": options}
-    of_onnx, of_web = {"int8": int8 or None}, {"onnxruntime-web": onnxruntime_web}
-    for other, own in {"savedmodel": of_saved_model, "onnx": of_onnx, "web": of_web}.items():
-        for name, value in own.items():
+    theirs: dict[str, dict[str, Any]] = {"savedmodel": of_saved_model}
+    theirs |= {"onnx": {"int8": int8 or None}, "web": {"onnxruntime-web": onnxruntime_web}}
+    for other, values in theirs.items():
+        for name, value in values.items():
             if value is not None and other != format:
                 raise OptionError(f"--{name}: is for --format {other}")
     how: dict[str, Any] = {"int8": int8} if format == "onnx" else {"onnxruntime_web": onnxruntime_web}
