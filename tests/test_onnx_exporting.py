@@ -136,7 +136,7 @@ def test_what_has_no_onnx_form_says_why_and_leaves_nothing(model, tmp_path):
         (untrained(target=ColumnsTokenizer([CharTokenizer()])), "targets of several columns"),
         (
             untrained(decoder=HashingDecoder),
-            "Encoder and HashingDecoder cannot be converted to ONNX .*(HashBucket|AsString)",
+            "Encoder and HashingDecoder cannot be exported as ONNX .*(HashBucket|AsString)",
         ),
         (untrained(decoder=PairsDecoder), r"a tensor \(None, 8\) .* is neither constant nor has a row"),
     )
