@@ -1,15 +1,20 @@
 """What an exported model costs and gives: ONNX, a SavedModel and `translate`, on one machine in one run.
 
-    pip install -e '.[onnx,test]'
-    python tests/benchmarks/exports.py RUN texts.txt
+    pip install -e '.[evaluation,onnx,test]'
+    python tests/benchmarks/exports.py RUN pairs.tsv
 
-Exports RUN as a SavedModel, as ONNX, and as ONNX with weights of 8 bits. Then it translates the first 500 lines of
-texts.txt, which the model should not have seen, with each of them and with the model. It prints how many translations
-are the model's, by greedy search and by beam search; the size of the files; seconds for all texts, the median of three
-calls; milliseconds for one text, the median of 50; and what a process that translates one text takes from start to end:
-seconds, the median of five, and the most memory.
+Exports RUN as a SavedModel, as ONNX, and as ONNX with weights of 8 bits. Then it translates the sources of the first
+500 lines of pairs.tsv (source columns TAB reference), which the model should not have seen, with each of them and with
+the model. For each it prints:
 
-The model and the SavedModel use the threads that the command line gives them, the ONNX runtime one.
+- how many translations are the model's, by greedy search and by beam search, and their chrF and exact matches;
+- the size of the files;
+- sentences per second, by the median of three calls with all sources;
+- milliseconds for one sentence, the median of 50 calls;
+- what a process that translates one sentence takes from start to end: seconds, the median of five, and the most memory.
+
+The last line has the ratios of ONNX to the model. The model and the SavedModel use the threads that the command line
+gives them, the ONNX runtime one.
 """
 
 import argparse
@@ -30,6 +35,13 @@ import sys, tensorflow as tf, tensorflow_text
 saved = tf.saved_model.load(sys.argv[1])
 print(saved.greedy(tf.constant(sys.argv[2:]))["texts"].numpy()[0].decode())
 """
+COLUMNS = [
+    *(f"{what} {search}" for what in ("same", "chrF", "exact") for search in ("greedy", "beam 5")),
+    "kB",
+    *(f"{what} {search}" for what in ("sentences/s", "ms") for search in ("greedy", "beam 5")),
+    "cold s",
+    "cold MB",
+]
 # A process starts with the memory of the one that made it, so a small one makes those that are measured.
 MEASURE = """
 import resource, subprocess, sys, time
@@ -42,19 +54,21 @@ print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("texts", type=Path)
+    parser.add_argument("pairs", type=Path)
     given = parser.parse_args()
-    texts = given.texts.read_text().splitlines()[:500]
+    pairs = [line.rpartition("\t")[::2] for line in given.pairs.read_text().splitlines()[:500]]
     start_tensorflow()
     with tempfile.TemporaryDirectory() as folder:
-        compare(given.run, texts, Path(folder))
+        compare(given.run, *map(list, zip(*pairs, strict=True)), Path(folder))
 
 
-def compare(run: Path, texts: list[str], folder: Path) -> None:
+def compare(run: Path, texts: list[str], references: list[str], folder: Path) -> None:
     """Prints a row for each way to translate."""
+    import numpy as np
     import tensorflow as tf
 
     from seq2seq import BeamSearch, load_run
+    from seq2seq.evaluation import corpus_scores
     from seq2seq.onnx_runtime import Translator
 
     model = load_run(run)
@@ -74,20 +88,26 @@ def compare(run: Path, texts: list[str], folder: Path) -> None:
         "onnx": of_onnx(Translator(folder / "onnx")),
         "int8": of_onnx(Translator(folder / "int8")),
     }
-    right = [translate(texts) for translate in ways["model"]]
     print(f"{run}: {len(texts)} texts, {len(os.sched_getaffinity(0))} cores")
-    print(
-        "way | same greedy | same beam 5 | kB | s greedy | s beam 5 | ms one greedy | ms one beam 5 | cold s | cold MB"
-    )
+    print("way | " + " | ".join(COLUMNS))
+    rows, right, one = {}, [], texts[len(texts) // 2]
     for name, each in ways.items():
-        same = [sum(map(str.__eq__, translate(texts), known)) for translate, known in zip(each, right, strict=True)]
-        one = texts[len(texts) // 2]
-        whole = [f"{seconds(translate, texts, 3):.2f}" for translate in each]
-        single = [f"{1000 * seconds(translate, [one], 50):.1f}" for translate in each]
-        size = sum(file.stat().st_size for file in files(run / "model.keras" if name == "model" else folder / name))
-        cold, memory = cold_start(name, run if name == "model" else folder / name, one)
-        row = [name, *same, f"{size / 1000:.0f}", *whole, *single, f"{cold:.2f}", f"{memory:.0f}"]
-        print(" | ".join(map(str, row)), flush=True)
+        found = [translate(texts) for translate in each]
+        right = found if name == "model" else right
+        same = [sum(map(str.__eq__, *both)) for both in zip(found, right, strict=True)]
+        scores = [corpus_scores(texts, [[text] for text in references]) for texts in found]
+        quality = [score[measure] for measure in ("chrF", "exact match") for score in scores]
+        whole = [len(texts) / seconds(translate, texts, 3) for translate in each]
+        single = [1000 * seconds(translate, [one], 50) for translate in each]
+        path = run if name == "model" else folder / name
+        size = sum(file.stat().st_size for file in files(path / "model.keras" if name == "model" else path))
+        rows[name] = [*same, *quality, size / 1000, *whole, *single, *cold_start(name, path, one)]
+        show(name, rows[name])
+    show("onnx / model", np.divide(rows["onnx"], rows["model"]))
+
+
+def show(name, figures):
+    print(name, *(f"{figure:.4g}" for figure in figures), sep=" | ", flush=True)
 
 
 def decoded(tensor):
