@@ -26,6 +26,7 @@ LEARNED: dict[str, dict[str, tuple[float, float]]] = {
     "word_forms": {"forms of real nouns right": (80, 100)},
 }
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+EXAMPLES = [path for path in EXAMPLES if path.stem != "tutorial"]  # a notebook: see test_notebook.py
 
 
 def commands(path):
