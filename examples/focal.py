@@ -1,4 +1,4 @@
-"""A loss of one's own: the focal loss, which learns less from tokens that are easy to predict.
+"""A loss of your own: the focal loss, which learns less from tokens that are easy to predict.
 
 seq2seq train pairs.tsv --loss focal:FocalLoss --set gamma=2 --metric focal:Confidence --epochs 5 \
     --out runs/focal
@@ -28,7 +28,7 @@ class FocalLoss(keras.losses.Loss):
 
 
 class Confidence(keras.metrics.Mean):
-    """A metric of one's own: the mean probability of the right token."""
+    """A metric of your own: the mean probability of the right token."""
 
     def __init__(self, name="confidence", **kwargs):
         super().__init__(name=name, **kwargs)

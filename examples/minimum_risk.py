@@ -1,4 +1,4 @@
-"""A model of one's own: minimum risk training, which lowers the expected number of errors.
+"""A model of your own: minimum risk training, which lowers the expected number of errors.
 
 seq2seq train pairs.tsv --epochs 5 --out runs/pretrained
 seq2seq train pairs.tsv --from runs/pretrained --model minimum_risk:MinimumRisk --set samples=8 \

@@ -1,4 +1,4 @@
-"""What a strategy of one's own must be; of encoders, decoders and tokenizers see test_extension.py."""
+"""What a strategy of your own must be; of encoders, decoders and tokenizers see test_extension.py."""
 
 import dataclasses
 import re

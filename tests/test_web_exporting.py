@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from command_line import in_process as seq2seq
 from conftest import WORDS, open_browser
+from pages import ROOT, blocks
 from playwright.sync_api import expect
 from test_onnx_runtime import SAMPLE, TOKENIZERS
 
@@ -195,6 +196,17 @@ def test_the_page_translates_while_one_types_and_offline_once_loaded(browser, ad
     expect(page.locator("figure")).to_be_hidden()
     expect(result).to_have_text("")
     assert requests and all(url.startswith((f"{address}site/", "data:")) for url in requests)
+
+
+def test_the_example_of_the_documentation_translates(browser, address, site):
+    (example,) = (block for block in blocks(ROOT / "docs" / "guides" / "web.md") if block.language == "html")
+    (site.parent / "example.html").write_text(example.text.replace("./page/", "./site/"))
+    page = browser.new_page()
+    page.goto(f"{address}example.html")
+    page.wait_for_function("document.querySelector('input').onchange !== null")
+    page.get_by_label("Text").fill("mar")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_have_text(Translator(site).translate(["mar"], beam_width=5))
 
 
 def test_a_source_of_several_columns_has_a_box_for_each(page):
