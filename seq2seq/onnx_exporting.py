@@ -82,7 +82,7 @@ def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = (
             onnx.save(graph, aside / name)
         (aside / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False, allow_nan=False))
         shutil.copy(onnx_runtime.__file__, aside / "translator.py")
-        translations = _compare(model, aside, list(probe), folder)
+        translations = compare(model, aside, list(probe), folder)
         (aside / "probe.json").write_text(json.dumps(translations, ensure_ascii=False, indent=1))
         for name in _GRAPHS if int8 else ():
             _round_weights(aside / name)
@@ -144,8 +144,8 @@ def _graphs(model, folder):
     import tf2onnx
 
     try:
-        with converting(), _quietly():
-            functions = _functions(model)
+        with converting(), quietly():
+            functions = graph_functions(model)
             return [tf2onnx.convert.from_function(each, each.input_signature, opset=OPSET)[0] for each in functions]
     except RunError:
         raise
@@ -153,8 +153,16 @@ def _graphs(model, folder):
         raise cannot_export(model, folder, error, "ONNX") from error
 
 
-def _functions(model):
-    """Two traced functions of tensors by name, of which `export_onnx` tells what they take and return."""
+def graph_functions(model: keras.Model, sizes: tuple[int, int] | None = None) -> list[Any]:
+    """The encoder and a step of the decoder: functions of tensors by name, of which `export_onnx` tells.
+
+    Args:
+        model: a `Seq2Seq`.
+        sizes: S and the most steps, if all sizes are to be fixed, for a single source and hypothesis.
+
+    Raises:
+        RunError: if what the decoder prepares has no row for each source.
+    """
     nests: dict[str, Any] = {}  # what the decoder's `start` returns
     looks = {"return_attention": True} if model.has_attention else {}
 
@@ -178,15 +186,16 @@ def _functions(model):
         scores = zip(("logits", "attention"), (logits, *weights), strict=False)
         return {name: tf.cast(tensor[:, 0], tf.float32) for name, tensor in scores} | after
 
-    def encoder_without_constants(source, steps):
-        return {name: tensor for name, tensor in encode_all(source, steps).items() if name in taken}
+    def encoder_without_constants(source, steps=sizes and sizes[1]):
+        return {name: tensor for name, tensor in encoder(source, steps).items() if name in taken}
 
-    specs = [tf.TensorSpec([None, *traced[name].shape[1:]], traced[name].dtype, name) for name in taken]
-    functions = (
-        (encoder_without_constants, [source, steps]),
-        (decoder, [tf.TensorSpec([None], tf.int32, "token"), *specs]),
-    )
-    return [tf.function(run, input_signature=signature, autograph=False) for run, signature in functions]
+    rows = 1 if sizes else None
+    signature = [tf.TensorSpec([rows, sizes[0]], tf.int32, "source")] if sizes else [source, steps]
+    encode_some: Any = tf.function(encoder_without_constants, input_signature=signature, autograph=False)
+    found = encode_some.get_concrete_function().structured_outputs
+    specs = [tf.TensorSpec([rows, *found[name].shape[1:]], found[name].dtype, name) for name in taken]
+    signature = [tf.TensorSpec([rows], tf.int32, "token"), *specs]
+    return [encode_some, tf.function(decoder, input_signature=signature, autograph=False)]
 
 
 def _named(**nests):
@@ -213,7 +222,7 @@ def _constants(encode_all, traced):
     return constants
 
 
-def _compare(model, aside, probe, folder):
+def compare(model, aside, probe, folder):
     """Sees that what was exported translates as the model does; returns the greedy translations by source."""
     try:
         translator, beam = onnx_runtime.Translator(aside), BeamSearch()
@@ -223,7 +232,8 @@ def _compare(model, aside, probe, folder):
         return {}
     greedy = [text.decode() for text in model.translate(probe).numpy()]
     same = [one == other for one, other in zip(greedy, translator.translate(probe), strict=True)]
-    if beam.width < model.target_tokenizer.vocabulary_size - START:  # which has so many tokens to choose from
+    tokens = model.target_tokenizer.vocabulary_size - START  # to choose from
+    if beam.width < tokens and not translator.one_by_one:
         best = model.translate(probe, beam, details=True)
         found = translator.search(probe, beam_width=beam.width, length_penalty=beam.length_penalty)
         right = zip(best.texts.numpy()[:, 0], best.ranked_by.numpy()[:, 0], strict=True)
@@ -238,12 +248,12 @@ def _round_weights(path):
     """Rounds the weights of a graph's matrix products and look-ups to 8 bits."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with _quietly():
+    with quietly():
         quantize_dynamic(path, path, weight_type=QuantType.QInt8)
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the warnings and the log of the converters, which are for their authors."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

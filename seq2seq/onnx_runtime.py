@@ -61,9 +61,12 @@ class Translator:
             saved = json.loads((folder / "vocabulary.json").read_bytes())
             self.source, self.target = Tokenizer(saved["source"]), Tokenizer(saved["target"])
             self.limit, self.longest_source = saved["limit"], saved["longest_source"]
+            self.steps = saved.get("steps", math.inf)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'vocabulary.json'}: no vocabulary of an exported model ({error!r})") from None
-        self.encoder, self.decoder = (_session(folder / name, threads) for name in ("encoder.onnx", "decoder.onnx"))
+        self.one_by_one = "steps" in saved  # LiteRT: all sizes are fixed, for one source and one hypothesis
+        form = "tflite" if self.one_by_one else "onnx"
+        self.encoder, self.decoder = (Graph(folder / f"{name}.{form}", threads) for name in ("encoder", "decoder"))
 
     def translate(self, texts: Sequence[str | bytes], **options: Any) -> list[str]:
         """The best translation of each text; the options are those of `search`."""
@@ -103,6 +106,10 @@ class Translator:
             raise ValueError(f"n_best={n_best}: expected 1 to {most}, the width of the beam")
         if max_length is not None and max_length < max(1, min_length):
             raise ValueError(f"max_length={max_length}: expected {max(1, min_length)} or more")
+        if self.one_by_one and beam_width:
+            raise ValueError(f"beam_width={beam_width}: a LiteRT model knows greedy search only")
+        if self.one_by_one:
+            batch_size = 1
         sources = [self.source.encode(text)[: self.longest_source] for text in texts]
         found: list[list[Hypothesis]] = [[]] * len(sources)
         order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
@@ -111,7 +118,9 @@ class Translator:
             lengths = np.array([len(sources[number]) for number in batch])
             limits = 16 + np.ceil(2 * self.limit * lengths).astype(np.int32)
             limits = np.maximum(limits, min_length) if max_length is None else np.full_like(limits, max_length)
-            ids = np.full([len(batch), max(1, lengths.max())], PADDING, np.int32)
+            limits = np.minimum(limits, self.steps).astype(np.int32)
+            longest = self.longest_source if self.one_by_one else max(1, lengths.max())
+            ids = np.full([len(batch), longest], PADDING, np.int32)
             for row, number in enumerate(batch):
                 ids[row, : lengths[row]] = sources[number]
             model = Steps(self.encoder, self.decoder, ids, limits.max())
@@ -145,16 +154,39 @@ class Translator:
         return (list(found.values()) + [nothing] * count)[:count]
 
 
-def _session(path, threads):
+class Graph:
+    """A graph of the folder: called with tensors by name, of which it takes those that it needs, it returns others."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        engine = {".onnx": "onnxruntime", ".tflite": "LiteRT"}[path.suffix]
+        try:
+            self.inputs, self.run = (_onnx if path.suffix == ".onnx" else _litert)(path, threads)
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # each engine has its own classes, without a common one
+            raise ValueError(f"{path}: {engine} cannot load it ({' '.join(str(error).split())})") from None
+
+    def __call__(self, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return self.run({name: tensors[name] for name in self.inputs})
+
+
+def _onnx(path, threads):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class for each cause, without a common one
-        raise ValueError(f"{path}: onnxruntime cannot load it ({' '.join(str(error).split())})") from None
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_outputs()]
+    run = lambda tensors: dict(zip(names, session.run(names, tensors), strict=True))  # noqa: E731
+    return [node.name for node in session.get_inputs()], run
+
+
+def _litert(path, threads):
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(path), num_threads=threads).get_signature_runner()
+    return list(runner.get_input_details()), lambda tensors: runner(**tensors)
 
 
 class Steps:
@@ -163,14 +195,13 @@ class Steps:
     def __init__(self, encoder, decoder, source, steps):
         self.decoder = decoder
         given = {"source": source, "steps": np.array(steps, np.int32)}
-        found = _run(encoder, given)
-        wanted = {node.name for node in decoder.get_inputs()}
-        self.encoded = {name: found[name] for name in wanted & found.keys() if name.startswith("encoded")}
+        found = encoder(given)
+        self.encoded = {name: found[name] for name in decoder.inputs if name.startswith("encoded")}
         self.state = {name: found[name] for name in found if name.startswith("state")}
 
     def take(self, tokens):
         """Takes a step with tokens `[R]`: the scores of the next ones `[R, V]`."""
-        found = _run(self.decoder, {"token": tokens.astype(np.int32), **self.encoded, **self.state})
+        found = self.decoder({"token": tokens.astype(np.int32), **self.encoded, **self.state})
         logits, self.attention = found.pop("logits"), found.pop("attention", None)
         self.state = {name.removeprefix("next_"): tensor for name, tensor in found.items()}
         return logits
@@ -180,13 +211,6 @@ class Steps:
         if sources is not None:
             self.encoded = {name: tensor[sources] for name, tensor in self.encoded.items()}
         self.state = {name: tensor[rows] for name, tensor in self.state.items()}
-
-
-def _run(session, given):
-    """Calls a graph, which has only the inputs that it needs, with tensors by name."""
-    given = {node.name: given[node.name] for node in session.get_inputs()}
-    names = [node.name for node in session.get_outputs()]
-    return dict(zip(names, session.run(names, given), strict=True))
 
 
 def greedy(model, limits, min_length):

@@ -243,13 +243,14 @@ def recur(
     length, (units, gates) = tf.shape(given)[0], kernel.shape
 
     def arrays(count, size, length):
-        options = {"element_shape": [None, size], "clear_after_read": False}
+        options = {"element_shape": [given.shape[1], size], "clear_after_read": False}
         return [tf.TensorArray(given.dtype, length, **options) for _ in range(count)]
 
     def write(arrays, t, values):
         return [array.write(t, value) for array, value in zip(arrays, values, strict=True)]
 
     if is_converting():  # in ONNX, what a loop writes in its t-th step has the place t
+        length = given.shape[0] or length  # in LiteRT, all sizes are known
 
         def step(t, state, states):
             state, _ = cell.step(given[t], sum(biases, tf.matmul(state[0], kernel)), state)

@@ -1,0 +1,71 @@
+"""LiteRT (TensorFlow Lite) graphs of a trained model, for phones and small devices."""
+
+import importlib.util
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from pipelines import check_number
+from seq2seq import onnx_runtime
+from seq2seq.checkpoints import RunError, whole_folder
+from seq2seq.exporting import cannot_export
+from seq2seq.onnx_exporting import compare, describe, graph_functions, quietly
+from seq2seq.recurrence import converting
+
+
+def export_litert(model: keras.Model, folder: Path | str, probe: Sequence[str] = (), source_length: int = 128) -> None:
+    """Writes a folder that translates with LiteRT, one text after another, by greedy search.
+
+    It is that of `export_onnx`, with the graphs `encoder.tflite` and `decoder.tflite`. All sizes are fixed: one source,
+    padded to S ids, and one hypothesis. In `vocabulary.json`, `longest_source` is S and `steps` the longest translation.
+
+    Args:
+        model: a `Seq2Seq`.
+        folder: where to write it; there must be nothing yet.
+        probe: texts that what was written must translate as the model does; those with more than S tokens are left out.
+        source_length: S, in tokens; the rest of a longer source is left out. The encoder always takes S steps.
+
+    Raises:
+        RunError: if the folder exists, the model cannot be converted, or translations differ.
+        OptionError: for another `source_length` than a number from 1 on.
+        ModuleNotFoundError: if the package of the extra `litert` is not installed.
+    """
+    check_number("source_length", source_length, least=1)
+    if not importlib.util.find_spec("ai_edge_litert"):
+        raise ModuleNotFoundError("No module named 'ai_edge_litert'", name="ai_edge_litert")
+    folder = Path(folder)
+    with whole_folder(folder) as aside:
+        vocabulary = describe(model)
+        vocabulary["longest_source"] = source_length
+        vocabulary["steps"] = 16 + math.ceil(2 * vocabulary["limit"] * source_length)
+        aside.mkdir(parents=True)
+        try:
+            with converting(), quietly():
+                functions = graph_functions(model, (source_length, vocabulary["steps"]))
+                for name, function in zip(("encoder", "decoder"), functions, strict=True):
+                    (aside / f"{name}.tflite").write_bytes(_converted(model, function))
+        except RunError:
+            raise
+        except Exception as error:  # TensorFlow raises whatever it stumbles over
+            raise cannot_export(model, folder, error, "LiteRT") from error
+        (aside / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False, allow_nan=False))
+        shutil.copy(onnx_runtime.__file__, aside / "translator.py")
+        tokens = model.source_tokenizer.tokenize(list(probe)).numpy() if probe else []
+        short = [text for text, ids in zip(probe, tokens, strict=True) if (ids != 0).sum() <= source_length]
+        translations = compare(model, aside, short, folder)
+        (aside / "probe.json").write_text(json.dumps(translations, ensure_ascii=False, indent=1))
+
+
+def _converted(model, function):
+    """A function of tensors by name as the content of a .tflite file, in which it is the only signature."""
+    module = tf.Module()
+    module.weights = [weight.value for weight in model.variables]
+    with tempfile.TemporaryDirectory() as saved:
+        tf.saved_model.save(module, saved, signatures=function)
+        return tf.lite.TFLiteConverter.from_saved_model(saved).convert()
