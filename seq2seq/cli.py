@@ -119,6 +119,7 @@ def _set_streams():
 
 
 _EXTRAS = {  # packages that not everyone needs, and the extra that brings each
+    "ai_edge_litert": "litert",
     "gradio": "demo",
     "matplotlib": "plots",
     "mlflow": "mlflow",

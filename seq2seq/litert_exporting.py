@@ -23,7 +23,8 @@ def export_litert(model: keras.Model, folder: Path | str, probe: Sequence[str] =
     """Writes a folder that translates with LiteRT, one text after another, by greedy search.
 
     It is that of `export_onnx`, with the graphs `encoder.tflite` and `decoder.tflite`. All sizes are fixed: one source,
-    padded to S ids, and one hypothesis. In `vocabulary.json`, `longest_source` is S and `steps` the longest translation.
+    padded to S ids, and one hypothesis. `vocabulary.json` says them: S is `longest_source`, and a translation has at
+    most `steps` tokens.
 
     Args:
         model: a `Seq2Seq`.

@@ -1,6 +1,7 @@
-"""Translates with an exported ONNX model. It needs onnxruntime and numpy, and nothing of this library.
+"""Translates with an exported model. It needs numpy and onnxruntime, or ai-edge-litert, and nothing of this library.
 
-`seq2seq export RUN DIR --format onnx` puts a copy of this file into DIR, as `translator.py`:
+`seq2seq export RUN DIR --format onnx` puts a copy of this file into DIR, as `translator.py`; so does `--format litert`,
+whose graphs know greedy search only.
 
     translator = Translator("DIR")
     translator.translate(["Go."])                           # greedy search
@@ -107,7 +108,7 @@ class Translator:
         if max_length is not None and max_length < max(1, min_length):
             raise ValueError(f"max_length={max_length}: expected {max(1, min_length)} or more")
         if self.one_by_one and beam_width:
-            raise ValueError(f"beam_width={beam_width}: a LiteRT model knows greedy search only")
+            raise ValueError(f"beam_width={beam_width}: a LiteRT model knows greedy search only, without scores")
         if self.one_by_one:
             batch_size = 1
         sources = [self.source.encode(text)[: self.longest_source] for text in texts]

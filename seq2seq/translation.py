@@ -17,6 +17,7 @@ from seq2seq.contract import check_strategy, encode, has_attention, one_line, st
 from seq2seq.decoding import LIMITED, LONGEST_SOURCE, NEVER, STOPPED
 from seq2seq.exporting import export
 from seq2seq.layers import row_lengths
+from seq2seq.litert_exporting import export_litert
 from seq2seq.onnx_exporting import export_onnx
 from seq2seq.recurrence import cores, side_by_side
 from seq2seq.strategies import STRATEGIES, BeamSearch, Greedy, Strategy
@@ -380,7 +381,8 @@ class Translator(keras.Model):
         **options: Any,
     ) -> None:
         """Writes the model for programs without this library. The options are those of `exporting.export`, or with
-        format="onnx" of `onnx_exporting.export_onnx`, with "web" of `web_exporting.export_web`.
+        format="onnx" of `onnx_exporting.export_onnx`, with "litert" of `litert_exporting.export_litert`, with "web" of
+        `web_exporting.export_web`.
 
         Raises:
             OptionError: for another format, or signatures other than that of texts.
@@ -392,7 +394,12 @@ class Translator(keras.Model):
             print(f"Saved to {filepath}")
 
 
-EXPORTERS: dict[str, Callable[..., None]] = {"tf_saved_model": export, "onnx": export_onnx, "web": export_web}
+EXPORTERS: dict[str, Callable[..., None]] = {
+    "tf_saved_model": export,
+    "onnx": export_onnx,
+    "litert": export_litert,
+    "web": export_web,
+}
 
 
 def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]]:

@@ -186,9 +186,9 @@ def test_the_command_imports_no_tensorflow_for_an_exported_folder(exported_onnx,
 def test_what_an_exported_folder_cannot_do_is_said(exported_onnx, tmp_path):
     _, folder = exported_onnx
     for options, message in (
-        (["--sample"], b"--sample: .* is an ONNX export, which knows greedy search and beam search"),
-        (["--json"], b"--json: .* is an ONNX export"),
-        (["--search", "greedy"], b"--search: .* is an ONNX export"),
+        (["--sample"], b"--sample: .* is an export, which knows no more than greedy search and beam"),
+        (["--json"], b"--json: .* is an export"),
+        (["--search", "greedy"], b"--search: .* is an export"),
         (["--n-best", 3, "--beam-width", 2], b"n_best=3: expected 1 to 2"),
         (["--min-length", 3, "--max-length", 2], b"max_length=2: expected 3 or more"),
     ):

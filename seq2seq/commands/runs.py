@@ -72,11 +72,17 @@ def export(
         list[Path], typer.Argument(metavar="RUN|DIR", help=f"{ENSEMBLE_HELP} The last argument is the folder to make.")
     ],
     format: Annotated[
-        str, typer.Option(metavar="FORMAT", help="savedmodel, onnx or web (extra `onnx`). Default: savedmodel.")
+        str, typer.Option(metavar="FORMAT", help="savedmodel, onnx, litert or web (extras `onnx`, `litert`).")
     ] = "savedmodel",
     int8: Annotated[
         bool, typer.Option("--int8", help="Round the weights of an ONNX model to 8 bits: smaller, less exact.")
     ] = False,
+    source_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="TOKENS", help="Longest source of a LiteRT model, whose sizes are fixed. Default: 128."
+        ),
+    ] = None,
     onnxruntime_web: Annotated[
         Path | None,
         typer.Option(
@@ -92,13 +98,15 @@ def export(
     options: Settings = None,
     imports: Import = None,
 ) -> None:
-    """Write a model for programs without this library, tokenizers included: a SavedModel, ONNX, or a web page.
+    """Write a model for programs without this library, tokenizers included: a SavedModel, ONNX, LiteRT, or a web page.
 
     The signatures `greedy` and `beam` of a SavedModel, such as for TensorFlow Serving, take strings and return strings;
     --search adds a third one, `search`, with that strategy.
 
     With --format onnx the folder holds two ONNX graphs, the vocabularies, and translator.py, which translates with
     onnxruntime and numpy alone. `seq2seq translate DIR` translates with it too, without TensorFlow.
+
+    With --format litert it holds the same for LiteRT, which phones have: one text after another, by greedy search.
 
     With --format web it holds a page that translates as you type, in the browser, from any web server: see it with
     `python -m http.server --directory DIR`.
@@ -111,16 +119,16 @@ def export(
     from seq2seq.runs import export_runs
 
     *more, out = folder
-    formats = {"savedmodel": "tf_saved_model", "onnx": "onnx", "web": "web"}
+    formats = {"savedmodel": "tf_saved_model"} | {name: name for name in ("onnx", "litert", "web")}
     choose("format", format, formats)
     of_saved_model = {"beam-width": beam_width, "length-penalty": length_penalty, "search": search, "set": options}
-    theirs: dict[str, dict[str, Any]] = {"savedmodel": of_saved_model}
-    theirs |= {"onnx": {"int8": int8 or None}, "web": {"onnxruntime-web": onnxruntime_web}}
+    theirs: dict[str, dict[str, Any]] = {"savedmodel": of_saved_model, "onnx": {"int8": int8 or None}}
+    theirs |= {"litert": {"source-length": source_length}, "web": {"onnxruntime-web": onnxruntime_web}}
     for other, values in theirs.items():
         for name, value in values.items():
             if value is not None and other != format:
                 raise OptionError(f"--{name}: is for --format {other}")
-    how: dict[str, Any] = {"int8": int8} if format == "onnx" else {"onnxruntime_web": onnxruntime_web}
+    how: dict[str, Any] = {name.replace("-", "_"): value for name, value in theirs[format].items() if value is not None}
     if format == "savedmodel":
         width = beam_width or 5
         beam = search_strategy(None, None, beam_width=width, n_best=width, length_penalty=length_penalty)

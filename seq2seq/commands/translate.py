@@ -29,7 +29,7 @@ from seq2seq.commands.options import (
     with_config_options,
 )
 from seq2seq.commands.terminal import reporting, say_speed, show
-from seq2seq.startup import start_tensorflow
+from seq2seq.startup import start_tensorflow, without_stderr
 
 
 def translate(  # longer than 60 lines: its signature declares the options
@@ -91,7 +91,8 @@ def translate(  # longer than 60 lines: its signature declares the options
 
     Each TEXT, or each line, gets one line, an empty one too; with --n-best it gets that many. A tab or a line break
     inside a translation is written as a space. Run folders come first; an argument that is no run folder is a TEXT. In
-    place of run folders, RUN may be the folder of `export --format onnx`: it answers at once, without TensorFlow.
+    place of run folders, RUN may be a folder of `export --format onnx` or `litert`: that answers at once, without
+    TensorFlow.
 
     With --scores or --n-best the output has columns between tabs: with --n-best above 1 the number of the text; with
     --scores the log-likelihood, the figure that ranks the translations, and why each stopped; the translation last.
@@ -105,11 +106,11 @@ def translate(  # longer than 60 lines: its signature declares the options
     """
     beam = {"beam_width": beam_width, "length_penalty": length_penalty, "n_best": n_best}
     sampling = {"sample": sample or None, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    if (run / "decoder.onnx").is_file():
+    if (run / "vocabulary.json").is_file():
         others = {"search": search, "set": options, "prefix": prefix, "json": as_json, "attention": attention}
-        _refuse_for_onnx(run, {**sampling, **others, "import": imports})
+        _refuse_for_export(run, {**sampling, **others, "import": imports})
         lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
-        _translate_with_onnx(run, texts or [], beam, lengths, scores)
+        _translate_with_export(run, texts or [], beam, lengths, scores)
         return
     start_tensorflow()
     from seq2seq.translation import prefix_ids
@@ -167,17 +168,17 @@ def _answer(texts, unit, names, write, loading):
     say_speed(done, seconds, loading)
 
 
-def _refuse_for_onnx(folder, options):
+def _refuse_for_export(folder, options):
     for name, value in options.items():
         if value:
             raise OptionError(
-                f"--{name.replace('_', '-')}: {folder} is an ONNX export, which knows greedy search and beam search; "
-                "name the run folder instead"
+                f"--{name.replace('_', '-')}: {folder} is an export, which knows no more than greedy search and beam "
+                "search; name the run folder instead"
             )
 
 
-def _translate_with_onnx(folder, texts, beam, lengths, scores):
-    """Translates with the folder of `export --format onnx`, without TensorFlow."""
+def _translate_with_export(folder, texts, beam, lengths, scores):
+    """Translates with a folder of `export --format onnx` or `litert`, without TensorFlow."""
     from seq2seq.checkpoints import RunError
     from seq2seq.onnx_runtime import Translator
 
@@ -188,7 +189,8 @@ def _translate_with_onnx(folder, texts, beam, lengths, scores):
         how |= {"beam_width": 1, "length_penalty": 0.0}  # which is greedy search, with scores
     started = time.monotonic()
     try:
-        translator = Translator(folder)
+        with without_stderr():  # LiteRT says there what it is made of
+            translator = Translator(folder)
         translator.search([], **how)  # for errors in the options
     except ValueError as error:
         raise RunError(str(error)) from None
