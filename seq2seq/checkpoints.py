@@ -34,6 +34,24 @@ def whole_file(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Gives a path for a folder that becomes `folder` once it is complete. After an error there is neither.
+
+    Raises:
+        RunError: if `folder` exists.
+    """
+    if folder.exists():
+        raise RunError(f"{folder} is there already; choose another folder")
+    aside = folder.with_name(f"aside-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    try:
+        yield aside
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def write_json(path: Path, content: object, indent: int = 2) -> None:
     """Writes a file of JSON atomically."""
     with whole_file(path) as aside:

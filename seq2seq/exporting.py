@@ -1,14 +1,12 @@
 """A SavedModel of a trained model: strings in, strings out, for programs without this library."""
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
-from seq2seq.checkpoints import RunError
+from seq2seq.checkpoints import RunError, whole_folder
 from seq2seq.contract import check_strategy, one_line
 from seq2seq.strategies import BeamSearch, Greedy, Strategy
 
@@ -42,35 +40,47 @@ def export(
         RunError: if the folder exists, the encoder or decoder cannot be exported, or translations differ.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise RunError(f"{folder} is there already; choose another folder")
-    aside = folder.with_name(f"aside-{folder.name}")
     # The signatures: a strategy, and whether they give scores too.
     strategies: dict[str, tuple[Strategy, bool]] = {"greedy": (Greedy(), False), "beam": (beam or _BEAM, True)}
     if search:
         strategies["search"] = check_strategy(search), search.n_best > 1
-    compiles, model.compiles_decoding = model.compiles_decoding, False  # what is exported runs on any device
-    try:
-        archive = keras.export.ExportArchive()
-        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)  # nobody trains what was exported
-        for part in (model, model.source_tokenizer, model.target_tokenizer):
-            archive.track(part)
+    compiles = model.compiles_decoding
+    with whole_folder(folder) as aside:
         try:
-            for name, strategy in strategies.items():
-                texts = tf.TensorSpec([None], tf.string, "texts")
-                archive.add_endpoint(name, _endpoint(model, *strategy), input_signature=[texts])
-            archive.write_out(str(aside), options, verbose=False)
+            model.compiles_decoding = False  # what is exported runs on any device
+            _write(model, aside, strategies)
         except Exception as error:  # TensorFlow raises whatever it stumbles over
-            parts = f"{type(model.encoder).__name__} and {type(model.decoder).__name__}"
-            raise RunError(f"{folder}: {parts} cannot be exported ({one_line(error)})") from error
+            raise cannot_export(model, folder, error) from error
+        finally:
+            model.compiles_decoding = compiles
         if probe:
             exported = tf.saved_model.load(str(aside))
             for name, strategy in strategies.items():
                 _compare(model, exported.signatures[name], list(probe), *strategy, folder)
-        os.replace(aside, folder)
-    finally:
-        model.compiles_decoding = compiles
-        shutil.rmtree(aside, ignore_errors=True)
+
+
+def cannot_export(model: keras.Model, folder: Path, error: Exception, form: str = "a SavedModel") -> RunError:
+    """The error that says whose encoder and decoder have no such form."""
+    parts = f"{type(model.encoder).__name__} and {type(model.decoder).__name__}"
+    return RunError(f"{folder}: {parts} cannot be exported as {form} ({one_line(error)})")
+
+
+def check_same(folder: Path, probe: Sequence[str], same: Sequence[bool]) -> None:
+    """Raises a `RunError` unless all texts of the probe are translated the same."""
+    differ = [text for text, is_same in zip(probe, same, strict=True) if not is_same]
+    if differ:
+        raise RunError(f"{folder}: what was exported translates {len(differ)} texts otherwise, as {differ[0]!r}")
+
+
+def _write(model, aside, strategies):
+    archive = keras.export.ExportArchive()
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)  # nobody trains what was exported
+    for part in (model, model.source_tokenizer, model.target_tokenizer):
+        archive.track(part)
+    for name, strategy in strategies.items():
+        texts = tf.TensorSpec([None], tf.string, "texts")
+        archive.add_endpoint(name, _endpoint(model, *strategy), input_signature=[texts])
+    archive.write_out(str(aside), options, verbose=False)
 
 
 def _endpoint(model, strategy, details):
@@ -95,9 +105,7 @@ def _compare(model, signature, probe, strategy, details, folder):
         same = [_alike(one, other) for one, other in pairs]
     else:
         same = [one == other for one, other in zip(model.translate(probe, strategy), found["texts"], strict=True)]
-    differ = [text for text, is_same in zip(probe, same, strict=True) if not is_same]
-    if differ:
-        raise RunError(f"{folder}: what was exported translates {len(differ)} texts otherwise, as {differ[0]!r}")
+    check_same(folder, probe, same)
 
 
 def _scores(texts, scores):

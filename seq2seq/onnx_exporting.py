@@ -4,7 +4,6 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -27,9 +26,10 @@ from pipelines.tokenizers import (
 )
 from pipelines.tokens import END, START, Tokenizer
 from seq2seq import onnx_runtime
-from seq2seq.checkpoints import RunError
-from seq2seq.contract import encode, one_line, start
+from seq2seq.checkpoints import RunError, whole_folder
+from seq2seq.contract import encode, start
 from seq2seq.decoding import LONGEST_SOURCE
+from seq2seq.exporting import cannot_export, check_same
 from seq2seq.recurrence import converting
 from seq2seq.startup import without_stderr
 from seq2seq.strategies import BeamSearch
@@ -45,7 +45,7 @@ _KINDS: dict[type[Tokenizer], str] = {
 }
 
 
-def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = (), int8: bool = False) -> None:
+def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = ()) -> None:
     """Writes a folder that translates without TensorFlow: see `seq2seq/onnx_runtime.py`, of which it has a copy.
 
     Its graphs take ids and return scores, so that every runtime of ONNX has their operations:
@@ -60,10 +60,7 @@ def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = (
     Args:
         model: a `Seq2Seq`.
         folder: where to write it; there must be nothing yet.
-        probe: texts that what was written must translate as the model does, by greedy search and by beam search. With
-            `int8` this is seen before the weights are rounded.
-        int8: whether to round the weights of matrix products and look-ups to 8 bits, which take a quarter of the space.
-            Those of the encoder's recurrence stay as they are: onnxruntime rounds nothing inside loops.
+        probe: texts that what was written must translate as the model does, by greedy search and by beam search.
 
     Raises:
         RunError: if the folder exists, the model cannot be converted, or translations differ.
@@ -72,26 +69,17 @@ def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = (
     import onnx  # an extra, as tf2onnx
 
     folder = Path(folder)
-    if folder.exists():
-        raise RunError(f"{folder} is there already; choose another folder")
     if model.compute_dtype != "float32":
         raise RunError(f"{folder}: a model of {model.dtype_policy.name} has no ONNX form that computes the same")
-    aside = folder.with_name(f"aside-{folder.name}")
-    try:
+    with whole_folder(folder) as aside:
         vocabulary = describe(model)
         aside.mkdir(parents=True)
-        for name, graph in zip(("encoder", "decoder"), _graphs(model, folder), strict=True):
-            onnx.save(graph, aside / f"{name}.onnx")
+        for name, graph in zip(("encoder.onnx", "decoder.onnx"), _graphs(model, folder), strict=True):
+            onnx.save(graph, aside / name)
         (aside / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False, allow_nan=False))
         shutil.copy(onnx_runtime.__file__, aside / "translator.py")
         translations = _compare(model, aside, list(probe), folder)
         (aside / "probe.json").write_text(json.dumps(translations, ensure_ascii=False, indent=1))
-        if int8:
-            for name in ("encoder", "decoder"):
-                _round_weights(aside / f"{name}.onnx")
-        os.replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def describe(model: keras.Model) -> dict[str, Any]:
@@ -156,8 +144,7 @@ def _graphs(model, folder):
     except RunError:
         raise
     except Exception as error:  # TensorFlow and tf2onnx raise whatever they stumble over
-        parts = f"{type(model.encoder).__name__} and {type(model.decoder).__name__}"
-        raise RunError(f"{folder}: {parts} cannot be converted to ONNX ({one_line(error)})") from error
+        raise cannot_export(model, folder, error, "ONNX") from error
 
 
 def _functions(model):
@@ -225,8 +212,7 @@ def _compare(model, aside, probe, folder):
     try:
         translator, beam = onnx_runtime.Translator(aside), BeamSearch()
     except ValueError as error:  # an operation that tf2onnx leaves as it is
-        parts = f"{type(model.encoder).__name__} and {type(model.decoder).__name__}"
-        raise RunError(f"{folder}: {parts} cannot be converted to ONNX ({one_line(error)})") from None
+        raise cannot_export(model, folder, error, "ONNX") from None
     if not probe:
         return {}
     greedy = [text.decode() for text in model.translate(probe).numpy()]
@@ -238,18 +224,8 @@ def _compare(model, aside, probe, folder):
         for number, ((text, rank), (other, *_)) in enumerate(zip(right, found, strict=True)):
             # The last digit of a rank decides between equals, whose texts may differ.
             same[number] &= abs(rank - other.ranked_by) < (1e-3 if text.decode() == other.text else 1e-5)
-    differ = [source for source, is_same in zip(probe, same, strict=True) if not is_same]
-    if differ:
-        raise RunError(f"{folder}: what was exported translates {len(differ)} texts otherwise, as {differ[0]!r}")
+    check_same(folder, probe, same)
     return dict(zip(probe, greedy, strict=True))
-
-
-def _round_weights(path):
-    """Rounds the weights of a graph's matrix products and look-ups to 8 bits."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with _quietly():
-        quantize_dynamic(path, path, weight_type=QuantType.QInt8)
 
 
 @contextlib.contextmanager

@@ -82,7 +82,8 @@ class Translator:
         """Translates texts.
 
         Args:
-            texts: strings, or UTF-8 bytes, in which what is invalid becomes U+FFFD.
+            texts: strings, or UTF-8 bytes, in which what is invalid becomes U+FFFD. Characters that the model does
+                not know become the unknown token.
             beam_width: the number of hypotheses of beam search; None for greedy search.
             n_best: how many hypotheses to return of each text, at most the beam's width.
             length_penalty: 0 compares log-likelihoods as they are, 1 nearly those per token.
@@ -91,9 +92,15 @@ class Translator:
 
         Returns:
             For each text its hypotheses, the best first. A beam may find fewer different ones: then empty ones follow.
+
+        Raises:
+            ValueError: if the options contradict each other.
         """
-        if not 1 <= n_best <= (beam_width or 1):
-            raise ValueError(f"n_best={n_best}: expected 1 to {beam_width or 1}, the width of the beam")
+        if isinstance(texts, str | bytes):
+            raise ValueError("texts: expected a list of them; for a single one, [text]")
+        most = 1 if beam_width is None else beam_width
+        if not 1 <= n_best <= most:
+            raise ValueError(f"n_best={n_best}: expected 1 to {most}, the width of the beam")
         if max_length is not None and max_length < max(1, min_length):
             raise ValueError(f"max_length={max_length}: expected {max(1, min_length)} or more")
         sources = [self.source.encode(text)[: self.longest_source] for text in texts]
@@ -183,7 +190,7 @@ def _run(session, given):
 
 
 def greedy(model, limits, min_length):
-    """Takes the likeliest token at every step. Yields for each source a list of one (nan, nan, stopped, ids)."""
+    """Takes the likeliest token at every step. Returns for each source a list of one (nan, nan, stopped, ids)."""
     ids: list[list[int]] = [[] for _ in limits]
     why = np.full(len(limits), RUNNING)
     sources, tokens, repetition = np.arange(len(limits)), np.full(len(limits), START), Repetition(len(limits))
@@ -206,7 +213,7 @@ def greedy(model, limits, min_length):
 
 
 def beam(model, limits, min_length, width, n_best, length_penalty):
-    """Monotonic beam search, as `seq2seq.BeamSearch`. Yields for each source its hypotheses, the best first."""
+    """Monotonic beam search, as `seq2seq.BeamSearch`. Returns for each source its hypotheses, the best first."""
     batch, kept = len(limits), 1 if n_best == 1 else 2 * n_best
     sources, history = np.arange(batch), []
     tokens, scores = np.full([batch, width], START), np.where(np.arange(width) == 0, np.float32(0), NEVER)
@@ -252,16 +259,9 @@ def beam(model, limits, min_length, width, n_best, length_penalty):
         if not len(sources):
             break
     ranked_by = last.ranks / penalty(last.lengths)
+    figures = np.stack([last.ranks, ranked_by], axis=2).tolist()
     return [
-        [
-            (
-                float(last.ranks[row, n]),
-                float(ranked_by[row, n]),
-                last.stopped[row, n],
-                back_track(last, history, row, n),
-            )
-            for n in range(kept)
-        ]
+        [(*figures[row][n], last.stopped[row, n], back_track(last, history, row, n)) for n in range(kept)]
         for row in range(batch)
     ]
 
@@ -431,9 +431,8 @@ class Tokenizer:
         words = re.split(f"[{WHITESPACE}▁]+", text)
         text = "".join(f"▁{word}" for word in words if word)
         unknown = np.float32(min(self.scores.values())) - np.float32(10)
-        best: list[Any] = [(np.float32(0), 0)] + [None] * len(
-            text
-        )  # of each end: score, and where its last piece begins
+        # Of each end: the best score, and where the last piece begins.
+        best: list[Any] = [(np.float32(0), 0)] + [None] * len(text)
         for start in range(len(text)):
             so_far = best[start][0]
             for end in range(start + 1, min(start + self.longest, len(text)) + 1):

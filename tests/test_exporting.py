@@ -98,7 +98,9 @@ def test_nothing_stays_of_what_cannot_be_exported(model, tmp_path):
         raise NotImplementedError("not in a graph")
 
     model.encoder.call = call
-    with pytest.raises(RunError, match=r"saved: Encoder and Decoder cannot be exported \(.*not in a graph"):
+    with pytest.raises(
+        RunError, match=r"saved: Encoder and Decoder cannot be exported as a SavedModel \(.*not in a graph"
+    ):
         model.export(tmp_path / "saved")
     assert os.listdir(tmp_path) == ["pairs.tsv"]
 

@@ -196,10 +196,54 @@ def test_what_an_exported_folder_cannot_do_is_said(exported_onnx, tmp_path):
         assert done.returncode == 2 and done.stderr.count(b"\n") == 1, done.stderr
         assert re.search(message, done.stderr), done.stderr
     copy = shutil.copytree(folder, tmp_path / "broken")
-    graph = (copy / "encoder.onnx").read_bytes()
-    for name, content in (("encoder.onnx", graph[: len(graph) // 2]), ("vocabulary.json", b"{}")):
+    graph, vocabulary = ((copy / name).read_bytes() for name in ("decoder.onnx", "vocabulary.json"))
+    for name, content in (
+        ("decoder.onnx", graph[: len(graph) // 2]),
+        ("encoder.onnx", b""),
+        ("vocabulary.json", vocabulary[: len(vocabulary) // 2]),
+        ("vocabulary.json", b'{"source": 3}'),
+    ):
         (copy / name).write_bytes(content)
         done = seq2seq("translate", copy, "sol", cwd=tmp_path)
         assert done.returncode == 2 and f"{copy / name}: ".encode() in done.stderr, done.stderr
         assert done.stderr.count(b"\n") == 1 and not done.stdout
         (copy / name).write_bytes((folder / name).read_bytes())
+    (copy / "encoder.onnx").unlink()
+    done = seq2seq("translate", copy, "sol", cwd=tmp_path)
+    assert done.returncode == 2 and f"{copy / 'encoder.onnx'}: ".encode() in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_options_that_contradict_each_other_are_refused(exported_onnx):
+    translator = Translator(exported_onnx[1])
+    for texts, options, message in (
+        ("sol", {}, r"texts: expected a list of them; for a single one, \[text\]"),
+        (["sol"], {"n_best": 2}, "n_best=2: expected 1 to 1"),
+        (["sol"], {"beam_width": 0}, "n_best=1: expected 1 to 0"),
+        (["sol"], {"max_length": 0}, "max_length=0: expected 1 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            translator.search(texts, **options)
+
+
+@pytest.mark.slow
+def test_unknown_characters_and_invalid_utf_8_are_translated_as_the_model_does(exported_onnx):
+    model, folder = exported_onnx
+    texts = [b"s\xffl", "mär", "😀", "\ufffd", "so\0l", "\t", "x" * 3000]
+    assert Translator(folder).translate(texts) == [text.decode() for text in model.translate(texts).numpy()]
+
+
+@pytest.mark.slow
+def test_a_missing_extra_is_named(exported_onnx, trained, tmp_path, monkeypatch):
+    export = ["export", trained.folder, tmp_path / "new", "--format", "onnx"]
+    for name, command in (
+        ("onnx", export),
+        ("tf2onnx", export),
+        ("onnxruntime", ["translate", exported_onnx[1], "sol"]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, name, None)
+            done = seq2seq(*command, cwd=tmp_path)
+        wanted = f"seq2seq: this needs {name}: pip install 'keras-seq2seq[onnx]'\n"
+        assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", wanted)
+    assert not list(tmp_path.iterdir())

@@ -282,7 +282,6 @@ def test_a_package_that_is_missing_or_damaged_is_said_and_leaves_nothing(model, 
 def test_options_of_one_format_are_refused_for_another(untrained, tmp_path):
     for options, message in (
         (["--format", "web", "--beam-width", 3], b"--beam-width: is for --format savedmodel"),
-        (["--format", "web", "--int8"], b"--int8: is for --format onnx"),
         (["--onnxruntime-web", tmp_path], b"--onnxruntime-web: is for --format web"),
     ):
         done = seq2seq("export", untrained, tmp_path / "site", *options)

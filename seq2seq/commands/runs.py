@@ -74,9 +74,6 @@ def export(
     format: Annotated[
         str, typer.Option(metavar="FORMAT", help="savedmodel, onnx or web (extra `onnx`). Default: savedmodel.")
     ] = "savedmodel",
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Round the weights of an ONNX model to 8 bits: smaller, less exact.")
-    ] = False,
     onnxruntime_web: Annotated[
         Path | None,
         typer.Option(
@@ -114,13 +111,11 @@ def export(
     formats = {"savedmodel": "tf_saved_model", "onnx": "onnx", "web": "web"}
     choose("format", format, formats)
     of_saved_model = {"beam-width": beam_width, "length-penalty": length_penalty, "search": search, "set": options}
-    theirs: dict[str, dict[str, Any]] = {"savedmodel": of_saved_model}
-    theirs |= {"onnx": {"int8": int8 or None}, "web": {"onnxruntime-web": onnxruntime_web}}
-    for other, values in theirs.items():
+    for other, values in (("savedmodel", of_saved_model), ("web", {"onnxruntime-web": onnxruntime_web})):
         for name, value in values.items():
             if value is not None and other != format:
                 raise OptionError(f"--{name}: is for --format {other}")
-    how: dict[str, Any] = {"int8": int8} if format == "onnx" else {"onnxruntime_web": onnxruntime_web}
+    how: dict[str, Any] = {"onnxruntime_web": onnxruntime_web} if format == "web" else {}
     if format == "savedmodel":
         width = beam_width or 5
         beam = search_strategy(None, None, beam_width=width, n_best=width, length_penalty=length_penalty)
