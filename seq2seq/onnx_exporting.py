@@ -34,7 +34,6 @@ from seq2seq.recurrence import converting
 from seq2seq.startup import without_stderr
 from seq2seq.strategies import BeamSearch
 
-_GRAPHS = ("encoder.onnx", "decoder.onnx")
 OPSET = 17  # of 2022, which onnxruntime reads since 1.12
 _KINDS: dict[type[Tokenizer], str] = {
     CharTokenizer: "characters",
@@ -46,7 +45,7 @@ _KINDS: dict[type[Tokenizer], str] = {
 }
 
 
-def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = (), int8: bool = False) -> None:
+def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = ()) -> None:
     """Writes a folder that translates without TensorFlow: see `seq2seq/onnx_runtime.py`, of which it has a copy.
 
     Its graphs take ids and return scores, so that every runtime of ONNX has their operations:
@@ -61,10 +60,7 @@ def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = (
     Args:
         model: a `Seq2Seq`.
         folder: where to write it; there must be nothing yet.
-        probe: texts that what was written must translate as the model does, by greedy search and by beam search. With
-            `int8` this is seen before the weights are rounded.
-        int8: whether to round the weights of matrix products and look-ups to 8 bits, which take a quarter of the space.
-            Those of the encoder's recurrence stay as they are: onnxruntime rounds nothing inside loops.
+        probe: texts that what was written must translate as the model does, by greedy search and by beam search.
 
     Raises:
         RunError: if the folder exists, the model cannot be converted, or translations differ.
@@ -78,14 +74,12 @@ def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = (
     with whole_folder(folder) as aside:
         vocabulary = describe(model)
         aside.mkdir(parents=True)
-        for name, graph in zip(_GRAPHS, _graphs(model, folder), strict=True):
+        for name, graph in zip(("encoder.onnx", "decoder.onnx"), _graphs(model, folder), strict=True):
             onnx.save(graph, aside / name)
         (aside / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False, allow_nan=False))
         shutil.copy(onnx_runtime.__file__, aside / "translator.py")
         translations = compare(model, aside, list(probe), folder)
         (aside / "probe.json").write_text(json.dumps(translations, ensure_ascii=False, indent=1))
-        for name in _GRAPHS if int8 else ():
-            _round_weights(aside / name)
 
 
 def describe(model: keras.Model) -> dict[str, Any]:
@@ -242,14 +236,6 @@ def compare(model, aside, probe, folder):
             same[number] &= abs(rank - other.ranked_by) < (1e-3 if text.decode() == other.text else 1e-5)
     check_same(folder, probe, same)
     return dict(zip(probe, greedy, strict=True))
-
-
-def _round_weights(path):
-    """Rounds the weights of a graph's matrix products and look-ups to 8 bits."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with quietly():
-        quantize_dynamic(path, path, weight_type=QuantType.QInt8)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ NOT_RUN |= {
     "guides-python": 1,
     "guides-devices": 3,
     "guides-deployment": 1,
+    "guides-onnx": 1,
     "guides-web": 3,
 }
 
@@ -169,7 +170,17 @@ def check_extending(folder, scope):
     assert (folder / "exported" / "1" / "saved_model.pb").is_file()
 
 
+def check_onnx(folder, scope):
+    (text,) = scope["translator"].translate(["Good morning."])
+    assert json.loads((folder / "exported-onnx" / "probe.json").read_text())
+    done = subprocess.run(
+        [sys.executable, folder / "exported-onnx" / "translator.py", "Good morning."], capture_output=True
+    )
+    assert done.stdout.decode() == f"{text}\n"
+
+
 CHECKS = {
+    "guides-onnx": check_onnx,
     "guides-python": check_python,
     "tutorial": check_tutorial,
     "guides-experiments": check_experiments,

@@ -76,17 +76,6 @@ def test_an_ensemble_is_exported_as_one_model(tmp_path):
 
 
 @pytest.mark.slow
-def test_weights_of_8_bits_make_smaller_files_that_translate_nearly_the_same(upper_case, exported_onnx, tmp_path):
-    (model, words), (_, exact) = upper_case, exported_onnx
-    model.export(tmp_path / "onnx", format="onnx", int8=True, probe=words)
-    for name, most in (("encoder.onnx", 0.9), ("decoder.onnx", 0.6)):  # the encoder's loop is not rounded
-        assert (tmp_path / "onnx" / name).stat().st_size < most * (exact / name).stat().st_size
-    right = [text.decode() for text in model.translate(words).numpy()]
-    found = Translator(tmp_path / "onnx").translate(words)
-    assert sum(one == other for one, other in zip(found, right, strict=True)) >= 0.7 * len(words)
-
-
-@pytest.mark.slow
 def test_the_command_exports_a_run_as_onnx(trained, tmp_path):
     done = seq2seq("export", trained.folder, tmp_path / "onnx", "--format", "onnx")
     assert (done.returncode, done.stdout.decode()) == (0, f"{tmp_path / 'onnx'}\n"), done.stderr
@@ -98,7 +87,7 @@ def test_the_command_exports_a_run_as_onnx(trained, tmp_path):
     assert again.returncode == 2 and b"onnx is there already" in again.stderr
     for options, message in (
         (["--format", "onnx", "--beam-width", 3], b"--beam-width: is for --format savedmodel"),
-        (["--int8"], b"--int8: is for --format onnx"),
+        (["--format", "onnx", "--onnxruntime-web", "x.tgz"], b"--onnxruntime-web: is for --format web"),
         (["--format", "tflite"], b"format='tflite': expected 'savedmodel', 'onnx', 'web'"),
     ):
         done = seq2seq("export", trained.folder, tmp_path / "other", *options)

@@ -74,9 +74,6 @@ def export(
     format: Annotated[
         str, typer.Option(metavar="FORMAT", help="savedmodel, onnx, litert or web (extras `onnx`, `litert`).")
     ] = "savedmodel",
-    int8: Annotated[
-        bool, typer.Option("--int8", help="Round the weights of an ONNX model to 8 bits: smaller, less exact.")
-    ] = False,
     source_length: Annotated[
         int | None,
         typer.Option(
@@ -122,7 +119,7 @@ def export(
     formats = {"savedmodel": "tf_saved_model"} | {name: name for name in ("onnx", "litert", "web")}
     choose("format", format, formats)
     of_saved_model = {"beam-width": beam_width, "length-penalty": length_penalty, "search": search, "set": options}
-    theirs: dict[str, dict[str, Any]] = {"savedmodel": of_saved_model, "onnx": {"int8": int8 or None}}
+    theirs: dict[str, dict[str, Any]] = {"savedmodel": of_saved_model, "onnx": {}}
     theirs |= {"litert": {"source-length": source_length}, "web": {"onnxruntime-web": onnxruntime_web}}
     for other, values in theirs.items():
         for name, value in values.items():

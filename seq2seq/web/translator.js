@@ -104,14 +104,15 @@ export class Translator {
   }
 }
 
-async function loadFile(url) {
+/* Reads a JSON file, or makes a session of a graph. */
+export async function loadFile(url) {
   const response = await fetch(url).catch((error) => error);
   if (!response.ok) throw new Error(`${url}: cannot be loaded (${response.statusText || response.message})`);
   try {
     if (url.pathname.endsWith(".json")) return await response.json();
     return await ort.InferenceSession.create(await response.arrayBuffer(), { logSeverityLevel: 3 }); // errors
   } catch (error) {
-    throw new Error(`${url}: is damaged (${error.message})`);
+    throw new Error(`${url}: cannot be read (${error.message})`);
   }
 }
 

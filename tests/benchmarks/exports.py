@@ -3,9 +3,8 @@
     pip install -e '.[evaluation,onnx,test]'
     python tests/benchmarks/exports.py RUN pairs.tsv
 
-Exports RUN as a SavedModel, as ONNX, and as ONNX with weights of 8 bits. Then it translates the sources of the first
-500 lines of pairs.tsv (source columns TAB reference), which the model should not have seen, with each of them and with
-the model. For each it prints:
+Exports RUN as a SavedModel and as ONNX. Then it translates the sources of the first 500 lines of pairs.tsv (source
+columns TAB reference), which the model should not have seen, with both and with the model. For each it prints:
 
 - how many translations are the model's, by greedy search and by beam search, and their chrF and exact matches;
 - the size of the files;
@@ -74,7 +73,6 @@ def compare(run: Path, texts: list[str], references: list[str], folder: Path) ->
     model = load_run(run)
     model.export(folder / "savedmodel")
     model.export(folder / "onnx", format="onnx")
-    model.export(folder / "int8", format="onnx", int8=True)
     saved = tf.saved_model.load(str(folder / "savedmodel"))
     ways = {
         "model": (
@@ -86,7 +84,6 @@ def compare(run: Path, texts: list[str], references: list[str], folder: Path) ->
             lambda texts: decoded(saved.beam(tf.constant(texts))["texts"][:, 0]),
         ),
         "onnx": of_onnx(Translator(folder / "onnx")),
-        "int8": of_onnx(Translator(folder / "int8")),
     }
     print(f"{run}: {len(texts)} texts, {len(os.sched_getaffinity(0))} cores")
     print("way | " + " | ".join(COLUMNS))
