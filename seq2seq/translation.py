@@ -394,12 +394,8 @@ class Translator(keras.Model):
             print(f"Saved to {filepath}")
 
 
-EXPORTERS: dict[str, Callable[..., None]] = {
-    "tf_saved_model": export,
-    "onnx": export_onnx,
-    "litert": export_litert,
-    "web": export_web,
-}
+EXPORTERS: dict[str, Callable[..., None]] = {"tf_saved_model": export, "onnx": export_onnx}
+EXPORTERS |= {"litert": export_litert, "web": export_web}
 
 
 def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]]:
