@@ -124,6 +124,21 @@ def test_the_javascript_runtime_finds_what_the_python_runtime_finds(page, site, 
         assert {row[0].stopped for row in right} == {"end", "limit", "repetition"}
 
 
+def test_options_that_contradict_each_other_are_refused_as_in_python(page, site):
+    wrong = [
+        ("sol", {}, {}),
+        (["sol"], {"n_best": 2}, {"nBest": 2}),
+        (["sol"], {"beam_width": 2, "n_best": 3}, {"beamWidth": 2, "nBest": 3}),
+        (["sol"], {"min_length": 3, "max_length": 2}, {"minLength": 3, "maxLength": 2}),
+    ]
+    for texts, python, options in wrong:
+        with pytest.raises(ValueError) as error:
+            Translator(site).search(texts, **python)
+        said = page.evaluate("given => translator.search(...given).catch((error) => error.message)", [texts, options])
+        camel = {"n_best": "nBest", "max_length": "maxLength"}
+        assert said == functools.reduce(lambda text, name: text.replace(name, camel[name]), camel, str(error.value))
+
+
 def test_the_javascript_runtime_tokenizes_as_the_python_runtime_does(page):
     texts = [
         *ODD,
