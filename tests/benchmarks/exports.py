@@ -1,10 +1,10 @@
 """What an exported model costs and gives: ONNX, a SavedModel and `translate`, on one machine in one run.
 
-    pip install -e '.[evaluation,onnx,test]'
+    pip install -e '.[evaluation,litert,onnx,test]'
     python tests/benchmarks/exports.py RUN pairs.tsv
 
-Exports RUN as a SavedModel and as ONNX. Then it translates the sources of the first 500 lines of pairs.tsv (source
-columns TAB reference), which the model should not have seen, with both and with the model. For each it prints:
+Exports RUN as a SavedModel, as ONNX, and for LiteRT (greedy search only, sources of up to 128 tokens). Then it translates the sources of the first 500 lines of pairs.tsv (source
+columns TAB reference), which the model should not have seen, with each and with the model. For each it prints:
 
 - how many translations are the model's, by greedy search and by beam search, and their chrF and exact matches;
 - the size of the files;
@@ -12,11 +12,12 @@ columns TAB reference), which the model should not have seen, with both and with
 - milliseconds for one sentence, the median of 50 calls;
 - what a process that translates one sentence takes from start to end: seconds, the median of five, and the most memory.
 
-The last line has the ratios of ONNX to the model. The model and the SavedModel use the threads that the command line
-gives them, the ONNX runtime one.
+The last lines have the ratios of ONNX and LiteRT to the model. The model and the SavedModel use the threads that the
+command line gives them, the others one.
 """
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -72,7 +73,8 @@ def compare(run: Path, texts: list[str], references: list[str], folder: Path) ->
 
     model = load_run(run)
     model.export(folder / "savedmodel")
-    model.export(folder / "onnx", format="onnx")
+    for name in ("onnx", "litert"):
+        model.export(folder / name, format=name)
     saved = tf.saved_model.load(str(folder / "savedmodel"))
     ways = {
         "model": (
@@ -84,23 +86,25 @@ def compare(run: Path, texts: list[str], references: list[str], folder: Path) ->
             lambda texts: decoded(saved.beam(tf.constant(texts))["texts"][:, 0]),
         ),
         "onnx": of_onnx(Translator(folder / "onnx")),
+        "litert": (Translator(folder / "litert").translate, None),
     }
     print(f"{run}: {len(texts)} texts, {len(os.sched_getaffinity(0))} cores")
     print("way | " + " | ".join(COLUMNS))
     rows, right, one = {}, [], texts[len(texts) // 2]
     for name, each in ways.items():
-        found = [translate(texts) for translate in each]
+        found = [translate(texts) if translate else [] for translate in each]
         right = found if name == "model" else right
-        same = [sum(map(str.__eq__, *both)) for both in zip(found, right, strict=True)]
-        scores = [corpus_scores(texts, [[text] for text in references]) for texts in found]
-        quality = [score[measure] for measure in ("chrF", "exact match") for score in scores]
+        same = [sum(map(str.__eq__, *both)) if both[0] else np.nan for both in zip(found, right, strict=True)]
+        scores = [corpus_scores(texts, [[text] for text in references]) if texts else {} for texts in found]
+        quality = [score.get(measure, np.nan) for measure in ("chrF", "exact match") for score in scores]
         whole = [len(texts) / seconds(translate, texts, 3) for translate in each]
         single = [1000 * seconds(translate, [one], 50) for translate in each]
         path = run if name == "model" else folder / name
         size = sum(file.stat().st_size for file in files(path / "model.keras" if name == "model" else path))
         rows[name] = [*same, *quality, size / 1000, *whole, *single, *cold_start(name, path, one)]
         show(name, rows[name])
-    show("onnx / model", np.divide(rows["onnx"], rows["model"]))
+    for name in ("onnx", "litert"):
+        show(f"{name} / model", np.divide(rows[name], rows["model"]))
 
 
 def show(name, figures):
@@ -122,7 +126,9 @@ def files(path):
 
 
 def seconds(translate, texts, times):
-    """The median time of a call, after one that is not counted."""
+    """The median time of a call, after one that is not counted; nan if there is no such search."""
+    if not translate:
+        return math.nan
     taken = []
     for _ in range(times + 1):
         started = time.perf_counter()
