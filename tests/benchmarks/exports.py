@@ -3,8 +3,9 @@
     pip install -e '.[evaluation,litert,onnx,test]'
     python tests/benchmarks/exports.py RUN pairs.tsv
 
-Exports RUN as a SavedModel, as ONNX, and for LiteRT (greedy search only, sources of up to 128 tokens). Then it translates the sources of the first 500 lines of pairs.tsv (source
-columns TAB reference), which the model should not have seen, with each and with the model. For each it prints:
+Exports RUN as a SavedModel, as ONNX, and for LiteRT (greedy search only, sources of up to 128 tokens). Then it
+translates the sources of the first 500 lines of pairs.tsv (source columns TAB reference), which the model should not
+have seen, with each and with the model. For each it prints:
 
 - how many translations are the model's, by greedy search and by beam search, and their chrF and exact matches;
 - the size of the files;
