@@ -25,7 +25,6 @@ MODELS = {
     "hard attention": {"attention": "hard"},
     "monotonic, copying": {"attention": "monotonic", "copy": True, "embedding": 4},
     "transformer, copying": TRANSFORMER,
-    "transformer, recurrent decoder": {**TRANSFORMER, "decoder": Decoder, "attention": "dot"},
 }
 
 
