@@ -98,11 +98,14 @@ def page(browser, address):
     return page
 
 
-@pytest.mark.parametrize(
-    "python", [{}, {"beam_width": 5}, {"beam_width": 4, "n_best": 3, "length_penalty": 1.0}, {"max_length": 2}], ids=str
-)
+SEARCHES = [{}, {"beam_width": 5}, {"beam_width": 4, "n_best": 3, "length_penalty": 1.0}]
+SEARCHES += [{"max_length": 2}, {"min_length": 60}, {"beam_width": 3, "min_length": 24, "max_length": 24}]
+
+
+@pytest.mark.parametrize("python", SEARCHES, ids=str)
 def test_the_javascript_runtime_finds_what_the_python_runtime_finds(page, site, python):
-    names = {"beam_width": "beamWidth", "n_best": "nBest", "length_penalty": "lengthPenalty", "max_length": "maxLength"}
+    names = {"beam_width": "beamWidth", "n_best": "nBest", "length_penalty": "lengthPenalty"}
+    names |= {"min_length": "minLength", "max_length": "maxLength"}
     texts = [*json.loads((site / "probe.json").read_text()), *ODD]
     options = {names[name]: value for name, value in python.items()}
     found = page.evaluate(
@@ -117,28 +120,56 @@ def test_the_javascript_runtime_finds_what_the_python_runtime_finds(page, site, 
     figures = [[float(number) for number in each[3:]] for row in found for each in row]
     np.testing.assert_allclose(figures, [each[1:3] for row in right for each in row], atol=1e-4)
     assert len({row[0].text for row in right}) > 10
+    if python == {"min_length": 60}:
+        assert {row[0].stopped for row in right} == {"end", "limit", "repetition"}
+
+
+def test_options_that_contradict_each_other_are_refused_as_in_python(page, site):
+    wrong = [
+        ("sol", {}, {}),
+        (["sol"], {"n_best": 2}, {"nBest": 2}),
+        (["sol"], {"beam_width": 2, "n_best": 3}, {"beamWidth": 2, "nBest": 3}),
+        (["sol"], {"min_length": 3, "max_length": 2}, {"minLength": 3, "maxLength": 2}),
+    ]
+    for texts, python, options in wrong:
+        with pytest.raises(ValueError) as error:
+            Translator(site).search(texts, **python)
+        said = page.evaluate("given => translator.search(...given).catch((error) => error.message)", [texts, options])
+        camel = {"n_best": "nBest", "max_length": "maxLength"}
+        assert said == functools.reduce(lambda text, name: text.replace(name, camel[name]), camel, str(error.value))
 
 
 def test_the_javascript_runtime_tokenizes_as_the_python_runtime_does(page):
-    texts = [*ODD, *SAMPLE, "\ud800", "V;PST\tx", "Σς İ\u0345 \ufdfa", "a; b;; c", "né  ▁ na\u0308ive"]
+    texts = [
+        *ODD,
+        *SAMPLE,
+        "V;PST\tx",
+        "Σς İ\u0345 \ufdfa",
+        "a; b;; c",
+        "né  ▁ na\u0308ive",
+        "abc ab cab abbc",
+        "\ud800",
+    ]
+    scores = {"▁a": -1.5, "▁ab": -1, "bc": -2, "c": -1.2, "abc": -1.1, "▁": -3, "a": -4, "b": -5}
+    pieces = {"kind": "subwords", "normal_form": "NFC", "tokens": list(scores), "scores": list(scores.values())}
+    described = [pieces]
     for tokenizer in TOKENIZERS:
-        several = isinstance(tokenizer, ColumnsTokenizer)
-        tokenizer.adapt(["\t".join(SAMPLE[:3])] * 3 if several else SAMPLE * 3)
-        saved = json.loads(json.dumps(describe_tokenizer("source", tokenizer)))
+        tokenizer.adapt(["\t".join(SAMPLE[:3])] * 3 if isinstance(tokenizer, ColumnsTokenizer) else SAMPLE * 3)
+        described.append(describe_tokenizer("source", tokenizer))
+    for saved in json.loads(json.dumps(described)):
         python = Tokenizer(saved)
-        known = [text for text in texts if text != "\ud800" or python.normal_form]  # else bytes of no character
-        ids, back, size = page.evaluate(
+        known = texts if python.normal_form else texts[:-1]  # half a character is three bytes of none
+        ids, back = page.evaluate(
             """([saved, texts]) => {
                 const tokenizer = new runtime.Tokenizer(saved);
                 const ids = texts.map((text) => tokenizer.encode(text));
-                return [ids, ids.map((each) => saved.columns ? '' : tokenizer.decode([...each, 3, 4])), tokenizer.size];
+                return [ids, ids.map((each) => saved.columns ? "" : tokenizer.decode([...each, 3, 4]))];
             }""",
             [saved, known],
         )
         expected = [python.encode(text) for text in known]
-        assert ids == expected, tokenizer
-        assert back == ["" if several else python.decode([*each, 3, 4]) for each in expected], tokenizer
-        assert several or size == tokenizer.vocabulary_size
+        assert ids == expected, saved
+        assert back == ["" if python.parts else python.decode([*each, 3, 4]) for each in expected], saved
 
 
 def test_attention_weights_are_those_of_the_model(page, site, upper_case):
@@ -217,14 +248,14 @@ def test_a_source_of_several_columns_has_a_box_for_each(page):
     assert page.evaluate("wanted()") == ["a b\tV;PST", {"beamWidth": 3, "nBest": 3}]
 
 
-@pytest.mark.parametrize("name", ["decoder.onnx", "vocabulary.json"])
+@pytest.mark.parametrize("name", ["decoder.onnx", "probe.json"])
 def test_the_page_names_a_file_that_is_damaged_or_missing(browser, address, site, name):
     broken = shutil.copytree(site, site.parent / f"broken-{name}", copy_function=os.link)
     content = (broken / name).read_bytes()
     (broken / name).unlink()
     for damage, message in (
         (lambda: None, "cannot be loaded"),
-        (lambda: (broken / name).write_bytes(content[:99]), "damaged"),
+        (lambda: (broken / name).write_bytes(content[:99]), "cannot be read"),
     ):
         damage()
         page = browser.new_page()

@@ -59,6 +59,7 @@ export class Translator {
   minLength, maxLength: of a translation in tokens. Default: at most what the source's length suggests. */
   async search(texts, options = {}) {
     const { beamWidth = null, nBest = 1, lengthPenalty = 0.6, minLength = 0, maxLength = null } = options;
+    if (typeof texts === "string") throw new RangeError("texts: expected a list of them; for a single one, [text]");
     if (!(nBest >= 1 && nBest <= (beamWidth ?? 1)))
       throw new RangeError(`nBest=${nBest}: expected 1 to ${beamWidth ?? 1}, the width of the beam`);
     if (maxLength !== null && maxLength < Math.max(1, minLength))
@@ -104,14 +105,15 @@ export class Translator {
   }
 }
 
-async function loadFile(url) {
+/* Reads a JSON file, or makes a session of a graph. */
+export async function loadFile(url) {
   const response = await fetch(url).catch((error) => error);
   if (!response.ok) throw new Error(`${url}: cannot be loaded (${response.statusText || response.message})`);
   try {
     if (url.pathname.endsWith(".json")) return await response.json();
     return await ort.InferenceSession.create(await response.arrayBuffer(), { logSeverityLevel: 3 }); // errors
   } catch (error) {
-    throw new Error(`${url}: is damaged (${error.message})`);
+    throw new Error(`${url}: cannot be read (${error.message})`);
   }
 }
 

@@ -1,6 +1,6 @@
 /* Translates for page.js beside it, which so never waits for a computation. */
 
-import { Translator } from "./translator.js";
+import { Translator, loadFile } from "./translator.js";
 
 const folder = new URL("./", import.meta.url);
 let translator;
@@ -12,7 +12,7 @@ const answers = {
     const { source, target } = translator;
     const widest = Math.min(10, target.size - 3); // no wider than the vocabulary: all ids but three can be written
     await translator.search(["."], { beamWidth: widest });
-    const probe = await (await fetch(new URL("probe.json", folder))).json();
+    const probe = await loadFile(new URL("probe.json", folder));
     return { names: source.names, widest, examples: Object.keys(probe).slice(0, 5) };
   },
   async search(text, options) {
