@@ -216,7 +216,7 @@ def _constants(encode_all, traced):
     return constants
 
 
-def compare(model, aside, probe, folder):
+def compare(model: keras.Model, aside: Path, probe: list[str], folder: Path) -> dict[str, str]:
     """Sees that what was exported translates as the model does; returns the greedy translations by source."""
     try:
         translator, beam = onnx_runtime.Translator(aside), BeamSearch()

@@ -19,7 +19,7 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,28 +193,28 @@ def _litert(path, threads):
 class Steps:
     """The model on one batch of sources: what the encoder found, and the decoder's state after the last step."""
 
-    def __init__(self, encoder, decoder, source, steps):
+    def __init__(self, encoder: Graph, decoder: Graph, source: np.ndarray, steps: int) -> None:
         self.decoder = decoder
         given = {"source": source, "steps": np.array(steps, np.int32)}
         found = encoder(given)
         self.encoded = {name: found[name] for name in decoder.inputs if name.startswith("encoded")}
         self.state = {name: found[name] for name in found if name.startswith("state")}
 
-    def take(self, tokens):
+    def take(self, tokens: np.ndarray) -> np.ndarray:
         """Takes a step with tokens `[R]`: the scores of the next ones `[R, V]`."""
         found = self.decoder({"token": tokens.astype(np.int32), **self.encoded, **self.state})
         logits, self.attention = found.pop("logits"), found.pop("attention", None)
         self.state = {name.removeprefix("next_"): tensor for name, tensor in found.items()}
         return logits
 
-    def keep(self, sources, rows):
+    def keep(self, sources: np.ndarray | None, rows: np.ndarray) -> None:
         """Keeps these sources and these rows of the state. There are K rows for each source, one after another."""
         if sources is not None:
             self.encoded = {name: tensor[sources] for name, tensor in self.encoded.items()}
         self.state = {name: tensor[rows] for name, tensor in self.state.items()}
 
 
-def greedy(model, limits, min_length):
+def greedy(model: Steps, limits: np.ndarray, min_length: int) -> list[list[tuple]]:
     """Takes the likeliest token at every step. Returns for each source a list of one (nan, nan, stopped, ids)."""
     ids: list[list[int]] = [[] for _ in limits]
     why = np.full(len(limits), RUNNING)
@@ -237,7 +237,9 @@ def greedy(model, limits, min_length):
     return [[(math.nan, math.nan, stopped, row)] for stopped, row in zip(why, ids, strict=True)]
 
 
-def beam(model, limits, min_length, width, n_best, length_penalty):
+def beam(
+    model: Steps, limits: np.ndarray, min_length: int, width: int, n_best: int, length_penalty: float
+) -> list[list[tuple]]:
     """Monotonic beam search, as `seq2seq.BeamSearch`. Returns for each source its hypotheses, the best first."""
     batch, kept = len(limits), 1 if n_best == 1 else 2 * n_best
     sources, history = np.arange(batch), []
@@ -297,7 +299,7 @@ def _replaced(array, rows, values):
     return array
 
 
-def fill_places(totals, count, width):
+def fill_places(totals: np.ndarray, count: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gives each of the K places the likeliest extension that is left among those of the places up to it.
 
     Of log-likelihoods `[R, V - END]`. Returns log-likelihoods, tokens and the places extended, `[b, K]` each.
@@ -326,11 +328,11 @@ class Finished(NamedTuple):
     stopped: np.ndarray
 
     @classmethod
-    def none(cls, rows, count):
+    def none(cls, rows: int, count: int) -> "Finished":
         zeros = np.zeros([rows, count], np.int64)
         return cls(np.full([rows, count], NEVER), zeros, zeros, zeros, zeros + LIMITED)
 
-    def best(self, other, count, penalty):
+    def best(self, other: "Finished", count: int, penalty: Callable[[np.ndarray], np.ndarray]) -> "Finished":
         """The best of both, first those that ended. Of equals the earlier comes first."""
         every = Finished(*(np.concatenate(parts, axis=1) for parts in zip(self, other, strict=True)))
         handicap = np.where(every.stopped == ENDED, 0.0, 1e6)
@@ -338,7 +340,7 @@ class Finished(NamedTuple):
         return Finished(*(np.take_along_axis(part, order[:, :count], axis=1) for part in every))
 
 
-def back_track(finished, history, row, place):
+def back_track(finished: Finished, history: list[tuple], row: int, place: int) -> list[int]:
     """Reads a finished hypothesis from its last token to its first: its ids."""
     length = finished.lengths[row, place]
     if finished.ranks[row, place] == NEVER or not length:
@@ -351,7 +353,7 @@ def back_track(finished, history, row, place):
     return ids[::-1]
 
 
-def emittable(logits, t, min_length):
+def emittable(logits: np.ndarray, t: int, min_length: int) -> np.ndarray:
     """Logits `[R, V - END]` of the tokens that may come: never PADDING, UNKNOWN or START, and END if long enough."""
     logits = logits[:, END:].copy()
     if t < min_length:
@@ -359,7 +361,7 @@ def emittable(logits, t, min_length):
     return logits
 
 
-def log_sum_exp(logits):
+def log_sum_exp(logits: np.ndarray) -> np.ndarray:
     most = logits.max(axis=1)
     return most + np.log(np.exp(logits - most[:, None]).sum(axis=1))
 
@@ -367,18 +369,18 @@ def log_sum_exp(logits):
 class Repetition:
     """How many tokens in a row have equalled the one p places before them: `runs[:, p - 1]` of each hypothesis."""
 
-    def __init__(self, rows):
+    def __init__(self, rows: int) -> None:
         self.recent, self.runs = np.full([rows, PHRASE], PADDING), np.zeros([rows, PHRASE], np.int64)
 
-    def add(self, tokens):
+    def add(self, tokens: np.ndarray) -> None:
         self.runs = np.where(self.recent == tokens[:, None], self.runs + 1, 0)
         self.recent = np.concatenate([tokens[:, None], self.recent[:, :-1]], axis=1)
 
-    def keep(self, rows):
+    def keep(self, rows: np.ndarray) -> None:
         self.recent, self.runs = self.recent[rows], self.runs[rows]
 
 
-def why_stopped(tokens, length, limits, runs):
+def why_stopped(tokens: np.ndarray, length: int, limits: np.ndarray, runs: np.ndarray) -> np.ndarray:
     """Why hypotheses of this length stop after their newest tokens, as indices in STOPPED; RUNNING if they do not."""
     repeated = runs.max(axis=-1) >= np.maximum(limits // 2, LEAST_REPETITION)
     cut = np.where(repeated, REPEATED, np.where(length >= limits, LIMITED, RUNNING))
