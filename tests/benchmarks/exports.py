@@ -29,6 +29,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from seq2seq.config import find_run
 from seq2seq.startup import start_tensorflow
 
 SAVED_MODEL = """
@@ -60,7 +61,7 @@ def main() -> None:
     pairs = [line.rpartition("\t")[::2] for line in given.pairs.read_text().splitlines()[:500]]
     start_tensorflow()
     with tempfile.TemporaryDirectory() as folder:
-        compare(given.run, *map(list, zip(*pairs, strict=True)), Path(folder))
+        compare(find_run(given.run), *map(list, zip(*pairs, strict=True)), Path(folder))
 
 
 def compare(run: Path, texts: list[str], references: list[str], folder: Path) -> None:
