@@ -127,7 +127,7 @@ def test_the_mean_of_a_runs_last_epochs_is_a_run(config, tmp_path):
     record = configuration(out)[1]
     assert record.pop("averaged") == {"run": str(run), "epochs": [3, 4]} and record == configuration(run)[1]
     assert list(held_out_pairs(out, model).as_numpy_iterator()) == list(held_out_pairs(run, model).as_numpy_iterator())
-    export_runs([out], tmp_path / "exported", BeamSearch())  # for which probe.json must be the mean's own
+    export_runs([out], tmp_path / "exported", beam=BeamSearch())  # for which probe.json must be the mean's own
     assert draw_run(out, model)[0].is_file()
     assert list(average(run, tmp_path / "all").source_tokenizer.tokens) == list(model.source_tokenizer.tokens)
     assert configuration(tmp_path / "all")[1]["averaged"]["epochs"] == [2, 3, 4]
