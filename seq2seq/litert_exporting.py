@@ -1,9 +1,6 @@
 """LiteRT (TensorFlow Lite) graphs of a trained model, for phones and small devices."""
 
 import importlib.util
-import json
-import math
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +9,9 @@ import keras
 import tensorflow as tf
 
 from pipelines import check_number
-from seq2seq import onnx_runtime
-from seq2seq.checkpoints import RunError, whole_folder
-from seq2seq.exporting import cannot_export
-from seq2seq.onnx_exporting import compare, describe, graph_functions, quietly
-from seq2seq.recurrence import converting
+from pipelines.tokens import END, PADDING
+from seq2seq.checkpoints import whole_folder
+from seq2seq.onnx_exporting import describe, write_graphs
 
 
 def export_litert(model: keras.Model, folder: Path | str, probe: Sequence[str] = (), source_length: int = 128) -> None:
@@ -41,26 +36,12 @@ def export_litert(model: keras.Model, folder: Path | str, probe: Sequence[str] =
     if not importlib.util.find_spec("ai_edge_litert"):
         raise ModuleNotFoundError("No module named 'ai_edge_litert'", name="ai_edge_litert")
     folder = Path(folder)
+    longest = tf.fill([1, source_length], END)
+    vocabulary = describe(model) | {"longest_source": source_length, "steps": model.limits(longest).numpy().item()}
+    tokens = model.source_tokenizer.tokenize(list(probe)).numpy() if probe else []
+    short = [text for text, ids in zip(probe, tokens, strict=True) if (ids != PADDING).sum() <= source_length]
     with whole_folder(folder) as aside:
-        vocabulary = describe(model)
-        vocabulary["longest_source"] = source_length
-        vocabulary["steps"] = 16 + math.ceil(2 * vocabulary["limit"] * source_length)
-        aside.mkdir(parents=True)
-        try:
-            with converting(), quietly():
-                functions = graph_functions(model, (source_length, vocabulary["steps"]))
-                for name, function in zip(("encoder", "decoder"), functions, strict=True):
-                    (aside / f"{name}.tflite").write_bytes(_converted(model, function))
-        except RunError:
-            raise
-        except Exception as error:  # TensorFlow raises whatever it stumbles over
-            raise cannot_export(model, folder, error, "LiteRT") from error
-        (aside / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False, allow_nan=False))
-        shutil.copy(onnx_runtime.__file__, aside / "translator.py")
-        tokens = model.source_tokenizer.tokenize(list(probe)).numpy() if probe else []
-        short = [text for text, ids in zip(probe, tokens, strict=True) if (ids != 0).sum() <= source_length]
-        translations = compare(model, aside, short, folder)
-        (aside / "probe.json").write_text(json.dumps(translations, ensure_ascii=False, indent=1))
+        write_graphs(model, aside, folder, "LiteRT", lambda function: _converted(model, function), vocabulary, short)
 
 
 def _converted(model, function):

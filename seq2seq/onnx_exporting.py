@@ -1,4 +1,7 @@
-"""ONNX graphs of a trained model, and what translates with them: for programs without TensorFlow."""
+"""ONNX graphs of a trained model, and what translates with them: for programs without TensorFlow.
+
+Other forms of graphs, such as LiteRT's, are written by the same `write_graphs`.
+"""
 
 import contextlib
 import functools
@@ -6,7 +9,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ from seq2seq.startup import without_stderr
 from seq2seq.strategies import BeamSearch
 
 OPSET = 17  # of 2022, which onnxruntime reads since 1.12
+_SUFFIXES = {"ONNX": "onnx", "LiteRT": "tflite"}
 _KINDS: dict[type[Tokenizer], str] = {
     CharTokenizer: "characters",
     LetterTokenizer: "letters",
@@ -66,20 +70,61 @@ def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = (
         RunError: if the folder exists, the model cannot be converted, or translations differ.
         ModuleNotFoundError: if the packages of the extra `onnx` are not installed.
     """
-    import onnx  # an extra, as tf2onnx
-
     folder = Path(folder)
+    with whole_folder(folder) as aside:
+        write_onnx(model, aside, folder, probe)
+
+
+def write_onnx(model: keras.Model, aside: Path, folder: Path, probe: Sequence[str]) -> None:
+    """Writes to `aside` what is to become `folder`, by which messages name it. See `export_onnx`."""
+    import onnx  # noqa: F401 (an extra, as tf2onnx, which needs it)
+    import tf2onnx
+
     if model.compute_dtype != "float32":
         raise RunError(f"{folder}: a model of {model.dtype_policy.name} has no ONNX form that computes the same")
-    with whole_folder(folder) as aside:
-        vocabulary = describe(model)
-        aside.mkdir(parents=True)
-        for name, graph in zip(("encoder.onnx", "decoder.onnx"), _graphs(model, folder), strict=True):
-            onnx.save(graph, aside / name)
-        (aside / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False, allow_nan=False))
-        shutil.copy(onnx_runtime.__file__, aside / "translator.py")
-        translations = compare(model, aside, list(probe), folder)
-        (aside / "probe.json").write_text(json.dumps(translations, ensure_ascii=False, indent=1))
+
+    def convert(function):
+        graph, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)
+        return graph.SerializeToString()
+
+    write_graphs(model, aside, folder, "ONNX", convert, describe(model), probe)
+
+
+def write_graphs(
+    model: keras.Model,
+    aside: Path,
+    folder: Path,
+    form: str,
+    convert: Callable[[Any], bytes],
+    vocabulary: dict[str, Any],
+    probe: Sequence[str],
+) -> None:
+    """Writes both graphs and all that translates with them, and sees that they translate the probe as the model does.
+
+    Args:
+        model, aside, folder: as in `write_onnx`.
+        form: "ONNX" or "LiteRT".
+        convert: the content of a graph's file, for a function of tensors by name.
+        vocabulary: what `describe` returns; with `steps` if all sizes are to be fixed.
+        probe: texts.
+
+    Raises:
+        RunError: if the model cannot be converted, or translations differ.
+    """
+    aside.mkdir(parents=True)
+    sizes = (vocabulary["longest_source"], vocabulary["steps"]) if "steps" in vocabulary else None
+    try:
+        with converting(), _quietly():
+            for name, function in zip(("encoder", "decoder"), _functions(model, sizes), strict=True):
+                (aside / f"{name}.{_SUFFIXES[form]}").write_bytes(convert(function))
+    except RunError:
+        raise
+    except Exception as error:  # TensorFlow and the converters raise whatever they stumble over
+        raise cannot_export(model, folder, error, form) from error
+    (aside / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False, allow_nan=False))
+    shutil.copy(onnx_runtime.__file__, aside / "translator.py")
+    translations = _compare(model, aside, list(probe), folder, form)
+    (aside / "probe.json").write_text(json.dumps(translations, ensure_ascii=False, indent=1))
 
 
 def describe(model: keras.Model) -> dict[str, Any]:
@@ -89,7 +134,7 @@ def describe(model: keras.Model) -> dict[str, Any]:
         RunError: for a tokenizer that has no form outside TensorFlow.
     """
     if isinstance(model.target_tokenizer, ColumnsTokenizer):
-        raise RunError("target_tokenizer=ColumnsTokenizer: targets of several columns cannot be exported to ONNX")
+        raise RunError("target_tokenizer=ColumnsTokenizer: targets of several columns have no form outside TensorFlow")
     sides = {side: describe_tokenizer(side, getattr(model, side)) for side in ("source_tokenizer", "target_tokenizer")}
     return {
         "source": sides["source_tokenizer"],
@@ -133,29 +178,11 @@ def _case_folding():
     return {character: text for character, text in pairs if text != character}
 
 
-def _graphs(model, folder):
-    """The encoder and the decoder as ONNX models."""
-    import tf2onnx
-
-    try:
-        with converting(), quietly():
-            functions = graph_functions(model)
-            return [tf2onnx.convert.from_function(each, each.input_signature, opset=OPSET)[0] for each in functions]
-    except RunError:
-        raise
-    except Exception as error:  # TensorFlow and tf2onnx raise whatever they stumble over
-        raise cannot_export(model, folder, error, "ONNX") from error
-
-
-def graph_functions(model: keras.Model, sizes: tuple[int, int] | None = None) -> list[Any]:
+def _functions(model, sizes):
     """The encoder and a step of the decoder: functions of tensors by name, of which `export_onnx` tells.
 
-    Args:
-        model: a `Seq2Seq`.
-        sizes: S and the most steps, if all sizes are to be fixed, for a single source and hypothesis.
-
-    Raises:
-        RunError: if what the decoder prepares has no row for each source.
+    `sizes` are S and the most steps, if all sizes are to be fixed, for a single source and hypothesis; else None. A
+    `RunError` says if what the decoder prepares has no row for each source.
     """
     nests: dict[str, Any] = {}  # what the decoder's `start` returns
     looks = {"return_attention": True} if model.has_attention else {}
@@ -216,12 +243,12 @@ def _constants(encode_all, traced):
     return constants
 
 
-def compare(model: keras.Model, aside: Path, probe: list[str], folder: Path) -> dict[str, str]:
+def _compare(model, aside, probe, folder, form):
     """Sees that what was exported translates as the model does; returns the greedy translations by source."""
     try:
         translator, beam = onnx_runtime.Translator(aside), BeamSearch()
     except ValueError as error:  # an operation that tf2onnx leaves as it is
-        raise cannot_export(model, folder, error, "ONNX") from None
+        raise cannot_export(model, folder, error, form) from None
     if not probe:
         return {}
     greedy = [text.decode() for text in model.translate(probe).numpy()]
@@ -239,7 +266,7 @@ def compare(model: keras.Model, aside: Path, probe: list[str], folder: Path) -> 
 
 
 @contextlib.contextmanager
-def quietly() -> Iterator[None]:
+def _quietly():
     """Without the warnings and the log of the converters, which are for their authors."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -49,7 +49,7 @@ class Translator:
     """An exported model.
 
     Args:
-        folder: what `seq2seq export --format onnx` has made.
+        folder: what `seq2seq export --format onnx` or `litert` has made.
         threads: of each operation; 0 for one for each core, which only large models repay.
 
     Raises:
@@ -120,11 +120,7 @@ class Translator:
             limits = 16 + np.ceil(2 * self.limit * lengths).astype(np.int32)
             limits = np.maximum(limits, min_length) if max_length is None else np.full_like(limits, max_length)
             limits = np.minimum(limits, self.steps).astype(np.int32)
-            longest = self.longest_source if self.one_by_one else max(1, lengths.max())
-            ids = np.full([len(batch), longest], PADDING, np.int32)
-            for row, number in enumerate(batch):
-                ids[row, : lengths[row]] = sources[number]
-            model = Steps(self.encoder, self.decoder, ids, limits.max())
+            model = self._start([sources[number] for number in batch], limits.max())
             if beam_width is None:
                 each = greedy(model, limits, min_length)
             else:
@@ -136,14 +132,22 @@ class Translator:
     def attention(self, text: str | bytes, ids: list[int]) -> np.ndarray | None:
         """Where the decoder looks while it writes a translation of T ids: weights `[T, S]`; None without attention."""
         source = self.source.encode(text)[: self.longest_source] or [PADDING]
-        model = Steps(self.encoder, self.decoder, np.array([source], np.int32), max(1, len(ids)))
+        model = self._start([source], max(1, len(ids)))
         weights = np.zeros([len(ids), len(source)], np.float32)
         for t, token in enumerate([START, *ids[:-1]][: len(ids)]):
             model.take(np.array([token]))
             if model.attention is None:
                 return None
-            weights[t] = model.attention[0]
+            weights[t] = model.attention[0, : len(source)]
         return weights
+
+    def _start(self, sources, steps):
+        """The model on sources, lists of ids, before its first step."""
+        longest = self.longest_source if self.one_by_one else max(1, *map(len, sources))
+        ids = np.full([len(sources), longest], PADDING, np.int32)
+        for row, source in zip(ids, sources, strict=True):
+            row[: len(source)] = source
+        return Steps(self.encoder, self.decoder, ids, steps)
 
     def _different(self, hypotheses, count):
         """The first hypotheses with different texts."""

@@ -5,7 +5,7 @@ Shapes: B rows, T steps, E size of an input, D units, G gates (4 D of an LSTM, 3
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -17,36 +17,33 @@ State = list[tf.Tensor]  # [h, c] of an LSTM, [h] of a GRU, [B, D] each
 
 
 _compiling = contextvars.ContextVar("compiling", default=False)
+_converting = contextvars.ContextVar("converting", default=False)
+
+
+def compiling() -> contextlib.AbstractContextManager[None]:
+    """A context in which graphs are made for XLA: without cuDNN, which it cannot compile, without parts side by side,
+    and without `tf.cond`, whose condition would make the GPU wait."""
+    return _within(_compiling)
+
+
+def converting() -> contextlib.AbstractContextManager[None]:
+    """A context in which graphs are made to be converted, such as to ONNX: only with operations and loops that
+    converters know, and without gradients."""
+    return _within(_converting)
 
 
 @contextlib.contextmanager
-def compiling() -> Iterator[None]:
-    """A context in which graphs are made for XLA: without cuDNN, which it cannot compile, without parts side by side,
-    and without `tf.cond`, whose condition would make the GPU wait."""
-    token = _compiling.set(True)
+def _within(flag):
+    token = flag.set(True)
     try:
         yield
     finally:
-        _compiling.reset(token)
+        flag.reset(token)
 
 
 def is_compiling() -> bool:
     """Whether this is within `compiling`."""
     return _compiling.get()
-
-
-_converting = contextvars.ContextVar("converting", default=False)
-
-
-@contextlib.contextmanager
-def converting() -> Iterator[None]:
-    """A context in which graphs are made to be converted, such as to ONNX: only with operations and loops that
-    converters know, and without gradients."""
-    token = _converting.set(True)
-    try:
-        yield
-    finally:
-        _converting.reset(token)
 
 
 def is_converting() -> bool:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import keras
 
-from seq2seq.checkpoints import RunError
+from seq2seq.checkpoints import RunError, whole_folder
 from seq2seq.contract import one_line
-from seq2seq.onnx_exporting import export_onnx
+from seq2seq.onnx_exporting import write_onnx
 
 PAGE = Path(__file__).with_name("web")
 ONNXRUNTIME_WEB = "https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz"
@@ -32,7 +32,6 @@ def export_web(
     """Writes a folder for a web server: a page that translates while one types, and nothing that it needs elsewhere.
 
     It holds what `export_onnx` writes, but for the Python program; the files of `seq2seq/web`; and onnxruntime-web.
-    `index.html` is written last.
 
     Args:
         model: a `Seq2Seq`.
@@ -46,19 +45,13 @@ def export_web(
         ModuleNotFoundError: if the packages of the extra `onnx` are not installed.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise RunError(f"{folder} is there already; choose another folder")
-    engine = read_onnxruntime_web(onnxruntime_web)
-    export_onnx(model, folder, probe)
-    try:
-        (folder / "translator.py").unlink()
+    with whole_folder(folder) as aside:
+        engine = read_onnxruntime_web(onnxruntime_web)
+        write_onnx(model, aside, folder, probe)
+        (aside / "translator.py").unlink()
         for name, content in engine.items():
-            (folder / name).write_bytes(content)
-        for path in sorted(PAGE.iterdir(), key=lambda path: path.name == "index.html"):
-            shutil.copyfile(path, folder / path.name)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+            (aside / name).write_bytes(content)
+        shutil.copytree(PAGE, aside, dirs_exist_ok=True)
 
 
 def read_onnxruntime_web(path: Path | str | None = None) -> dict[str, bytes]:

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from command_line import in_process as seq2seq
 from conftest import WORDS
@@ -37,6 +38,9 @@ def test_it_translates_as_the_model_does_one_text_after_another(options, tmp_pat
     assert len(set(right)) > 6
     probe = json.loads((tmp_path / "litert" / "probe.json").read_text())
     assert probe == dict(zip(texts[:-1], right[:-1], strict=True))  # the last one is too long to be the same
+    translator, (alignment,) = Translator(tmp_path / "litert"), model.attention(["sol"])
+    weights = translator.attention("sol", translator.search(["sol"])[0][0].ids)
+    np.testing.assert_allclose(weights, alignment.weights[: len(weights)], atol=1e-5)  # END may follow
     with pytest.raises(ValueError, match="beam_width=2: a LiteRT model knows greedy search only"):
         Translator(tmp_path / "litert").search(texts, beam_width=2)
 
