@@ -21,6 +21,7 @@ from seq2seq.epochs import training_batches
 from seq2seq.layers import token_ids
 from seq2seq.process import clocks, device_name, peak_memory
 from seq2seq.progress import TrainingRun
+from seq2seq.recurrence import on_gpu
 from seq2seq.runs import kept_epochs, translations_of
 
 
@@ -333,4 +334,4 @@ def _uncompiled(model):
 
 def _seconds_between_looks():
     """How often to look at the results of steps: always on a CPU, but seldom on a GPU, which has to be waited for."""
-    return 1.0 if tf.config.list_logical_devices("GPU") else 0.0
+    return 1.0 if on_gpu() else 0.0

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from seq2seq.checkpoints import RunError, whole_folder
 from seq2seq.contract import check_strategy, one_line
+from seq2seq.recurrence import compiling
 from seq2seq.strategies import BeamSearch, Greedy, Strategy
 
 _BEAM = BeamSearch(n_best=5)
@@ -47,8 +48,9 @@ def export(
     compiles = model.compiles_decoding
     with whole_folder(folder) as aside:
         try:
-            model.compiles_decoding = False  # what is exported runs on any device
-            _write(model, aside, strategies)
+            model.compiles_decoding = False  # what is exported runs on any device, so without cuDNN too
+            with compiling():
+                _write(model, aside, strategies)
         except Exception as error:  # TensorFlow raises whatever it stumbles over
             raise cannot_export(model, folder, error) from error
         finally:

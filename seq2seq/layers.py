@@ -131,8 +131,9 @@ class Encoder(Half):
         self.build((None, None))
 
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
-        mask = source_mask(source)
-        lengths = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
+        with tf.device("CPU"):  # where cuDNN wants to have them
+            mask = source_mask(source)
+            lengths = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
         output = self.vectors.rows(source, training=training)
         state = []
         for layer in self.recurrent:

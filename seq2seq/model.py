@@ -18,7 +18,7 @@ from seq2seq.contract import check_contract, check_savable, encode, start, take_
 from seq2seq.decoding import STEPS_UNASKED, gather_rows, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoder, row_lengths, token_ids
 from seq2seq.metrics import token_losses
-from seq2seq.recurrence import cores, side_by_side
+from seq2seq.recurrence import cores, on_gpu, side_by_side
 from seq2seq.strategies import Greedy, Hypotheses, Strategy, Wanted
 from seq2seq.trainer import Trainer, checked_batch, padded, rounded_up, rows_of_replica
 from seq2seq.translation import Translator
@@ -107,7 +107,7 @@ class Seq2Seq(Translator, Trainer):
         for half in (self.encoder, self.decoder):
             take_tokenizers(half, *tokenizers)
         keeps_sizes = check_contract(self.encoder, self.decoder, *tokenizers)
-        self.compiles_decoding = keeps_sizes and bool(tf.config.list_logical_devices("GPU"))
+        self.compiles_decoding = keeps_sizes and on_gpu()
         for half in (self.encoder, self.decoder):
             for weight in half.weights if not half.trainable else ():
                 weight.trainable = False  # Keras made these weights after the layer was frozen

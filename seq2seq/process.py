@@ -17,12 +17,13 @@ import tensorflow as tf
 from tensorflow.python.framework import config as determinism  # no public function turns it off again
 
 from seq2seq.config import Config
+from seq2seq.recurrence import on_gpu
 
 
 def be_reproducible(config: Config) -> None:
     """Sets the seed, and whether operations are deterministic, for the whole process."""
     keras.utils.set_random_seed(config.seed)
-    by_default = not config.compile and not tf.config.list_logical_devices("GPU")
+    by_default = not config.compile and not on_gpu()
     if by_default if config.deterministic is None else config.deterministic:
         determinism.enable_op_determinism()
     else:

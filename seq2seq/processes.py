@@ -113,7 +113,7 @@ def _run(sender, stderr, cores, variables, function, arguments):
     os.sched_setaffinity(0, cores)
     os.environ.update(variables)
     try:
-        start_tensorflow()
+        start_tensorflow(trains=True)
         result = function(*arguments)
     except BaseException as error:
         result = error

@@ -51,6 +51,11 @@ def is_converting() -> bool:
     return _converting.get()
 
 
+def on_gpu() -> bool:
+    """Whether TensorFlow computes on a GPU."""
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
 class Rows(NamedTuple):
     """Vectors `[B, T, E]` that are rows of a matrix, not yet looked up.
 
@@ -65,8 +70,7 @@ class Rows(NamedTuple):
 class Recurrent(keras.layers.Layer):
     """A recurrent layer, in one direction or two.
 
-    On a GPU it runs Keras's layer and with it the fused cuDNN kernel. On a CPU and under XLA it runs `recur`, which
-    computes the same.
+    On a GPU cuDNN runs all steps at once. On a CPU and under XLA `recur` does, and computes the same.
 
     Args:
         cell: "lstm" (Hochreiter & Schmidhuber 1997) or "gru" (Cho et al. 2014, arxiv.org/abs/1406.1078).
@@ -87,7 +91,6 @@ class Recurrent(keras.layers.Layer):
     def __init__(self, cell: str, size: int, units: int, bidirectional: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.cell, count = CELLS[choose("cell", cell, list(CELLS))], 2 if bidirectional else 1
-        # cuDNN needs Keras's defaults: tanh, sigmoid and no recurrent dropout.
         options = {"return_sequences": True, "return_state": True, "dtype": self.dtype_policy}
         self.directions = [self.cell.layer(units // count, **options) for _ in range(count)]
         for direction in self.directions:
@@ -97,6 +100,8 @@ class Recurrent(keras.layers.Layer):
     def call(
         self, x: tf.Tensor | Rows, lengths: tf.Tensor | None = None, state: State | None = None
     ) -> tuple[tf.Tensor, State]:
+        if _steps(x) != 1 and on_gpu() and not is_compiling():
+            return self._run_fused(x, lengths, state)
         output, last = self._run(self.directions[0], x, lengths, state)
         for backwards in self.directions[1:]:
             read, first = self._run(backwards, _reverse(x, lengths), lengths, state)
@@ -110,21 +115,43 @@ class Recurrent(keras.layers.Layer):
         kernel, bias = (tf.cast(part, self.compute_dtype) for part in (cell.kernel, cell.bias))
         return _product(matrix, kernel, bias[0] if self.cell is GRU else bias)
 
+    def _run_fused(self, x, lengths, state):
+        """All steps, in both directions, by one call of cuDNN.
+
+        Keras's layers make a call for each direction. Before each they wait for the device, to see that the mask is
+        padded on the right.
+        """
+        cells = [direction.cell for direction in self.directions]
+        if isinstance(x, Rows):
+            one_hot = tf.one_hot(x.ids, cells[0].kernel.shape[0], dtype=self.compute_dtype)
+            x = one_hot if x.matrix is None else tf.gather(x.matrix, x.ids)
+        rows, steps = tf.unstack(tf.shape(x)[:2])
+        kernels, biases = [], []
+        for cell in cells:
+            kernels += [tf.convert_to_tensor(cell.kernel), tf.convert_to_tensor(cell.recurrent_kernel)]
+            bias = tf.convert_to_tensor(cell.bias)
+            biases += tf.unstack(bias) if self.cell is GRU else [tf.zeros_like(bias), bias]
+        parts = [*(tf.transpose(self.cell.as_cudnn(kernel)) for kernel in kernels), *map(self.cell.as_cudnn, biases)]
+        if state is None:
+            state = [tf.zeros([rows, len(cells), cells[0].units], x.dtype)] * self.cell.states
+        else:
+            state = [part[:, None] for part in state]
+        output, *last, _, _ = tf.raw_ops.CudnnRNNV3(
+            input=x,
+            input_h=state[0],
+            input_c=state[-1] if self.cell is LSTM else tf.zeros([], x.dtype),
+            params=tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0),
+            sequence_lengths=tf.fill([rows], steps) if lengths is None else lengths,
+            rnn_mode=self.cell.__name__.lower(),
+            direction="bidirectional" if len(cells) > 1 else "unidirectional",
+            time_major=False,
+        )
+        # With two directions the state's first axis is theirs, whatever its shape says.
+        last = [tf.reshape(part, [len(cells), rows, cells[0].units]) for part in last[: self.cell.states]]
+        return output, [tf.concat(tf.unstack(part), axis=1) for part in last]
+
     def _run(self, direction, x, lengths, state):
         cell = direction.cell
-        steps = (x.ids if isinstance(x, Rows) else x).shape[1]
-        if steps != 1 and tf.config.list_logical_devices("GPU") and not is_compiling():
-            if isinstance(x, Rows):
-                one_hot = x.matrix is None
-                x = (
-                    tf.one_hot(x.ids, cell.kernel.shape[0], dtype=self.compute_dtype)
-                    if one_hot
-                    else tf.gather(x.matrix, x.ids)
-                )
-            mask = None if lengths is None else tf.sequence_mask(lengths, tf.shape(x)[1])
-            output, *state = direction(x, mask=mask, initial_state=state)
-            return output, state
-
         kernel, recurrent_kernel, bias = map(tf.convert_to_tensor, (cell.kernel, cell.recurrent_kernel, cell.bias))
         biases: list[tf.Tensor] = []  # of the recurrent product: a GRU has one there too, as cuDNN has
         if self.cell is GRU:
@@ -132,7 +159,7 @@ class Recurrent(keras.layers.Layer):
         given = _times(_transpose(x), kernel, bias)
         if state is None:
             state = [tf.zeros_like(given[0, :, : direction.units])] * self.cell.states
-        if steps == 1:  # one step needs no loop around it
+        if _steps(x) == 1:  # one step needs no loop around it
             state, _ = self.cell.step(given[0], sum(biases, tf.matmul(state[0], recurrent_kernel)), state)
             return state[0][:, None], state
         states = recur(self.cell, given, recurrent_kernel, biases, state)
@@ -155,6 +182,11 @@ class LSTM:
     states = 2
     saves = 5  # tensors
     gradients = 1  # that of `given` and of `recurrent` is the same, as they are summed
+
+    @staticmethod
+    def as_cudnn(gates: tf.Tensor) -> tf.Tensor:
+        """What belongs to each gate, `[..., G]`, in the order that cuDNN has them in."""
+        return gates
 
     @staticmethod
     def step(given: tf.Tensor, recurrent: tf.Tensor, state: State) -> tuple[State, list[tf.Tensor]]:
@@ -187,6 +219,11 @@ class GRU:
     states = 1
     saves = 4
     gradients = 2
+
+    @staticmethod
+    def as_cudnn(gates: tf.Tensor) -> tf.Tensor:
+        z, r, candidate = tf.split(gates, 3, axis=-1)
+        return tf.concat([r, z, candidate], axis=-1)
 
     @staticmethod
     def step(given: tf.Tensor, recurrent: tf.Tensor, state: State) -> tuple[State, list[tf.Tensor]]:
@@ -300,15 +337,20 @@ def cores() -> int:
     threads over that of intra-op threads: the operations of a recurrent step are too small to be divided further.
     Else, on a GPU, and under XLA it is 1.
     """
-    if is_compiling() or tf.config.list_logical_devices("GPU"):
+    if is_compiling() or on_gpu():
         return 1
     threads = tf.config.threading.get_inter_op_parallelism_threads()
     each = tf.config.threading.get_intra_op_parallelism_threads()
     return max(1, threads // each) if each else 1
 
 
-def side_by_side(run: Callable, parts: int, *tensors: tf.Tensor) -> Any:
-    """Calls a function with parts of the rows of tensors, and concatenates its results, nests of tensors."""
+def join_rows(*parts: tf.Tensor) -> tf.Tensor:
+    """All rows `[B, ...]` of tensors."""
+    return tf.concat(parts, axis=0)
+
+
+def side_by_side(run: Callable, parts: int, *tensors: tf.Tensor, join: Callable = join_rows) -> Any:
+    """Calls a function with parts of the rows of tensors, and joins its results, nests of tensors."""
     if parts == 1:
         return run(*tensors)
     rows = tf.shape(tensors[0])[0]
@@ -317,7 +359,7 @@ def side_by_side(run: Callable, parts: int, *tensors: tf.Tensor) -> Any:
     sizes = [(rows + missing) // parts] * (parts - 1)
     sizes.append(rows + missing - sum(sizes))
     done = [run(*part) for part in zip(*(tf.split(tensor, sizes) for tensor in padded), strict=True)]
-    return tf.nest.map_structure(lambda *parts: tf.concat(parts, axis=0)[:rows], *done)
+    return tf.nest.map_structure(lambda *parts: join(*parts)[:rows], *done)
 
 
 def look_up(matrix: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
@@ -338,6 +380,11 @@ def look_up(matrix: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
         return tf.gather(matrix, ids), gradient
 
     return rows(matrix)
+
+
+def _steps(x):
+    """T of `[B, T, E]` or `Rows`, if it is known when the graph is made."""
+    return (x.ids if isinstance(x, Rows) else x).shape[1]
 
 
 def _times(x, matrix, bias):

@@ -5,18 +5,24 @@ import os
 from collections.abc import Iterator
 
 
-def start_tensorflow() -> None:
-    """Imports TensorFlow without the start-up log that its C++ code writes to stderr, and sets its threads."""
+def start_tensorflow(trains: bool = False) -> None:
+    """Imports TensorFlow without the start-up log that its C++ code writes to stderr, and sets its threads.
+
+    Args:
+        trains: whether the process is mainly there to train.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # has an effect only once TensorFlow runs, hence the rest
     with without_stderr():
         import tensorflow as tf
-    # The operations of a recurrent step are small: two side by side are faster than one divided among all cores. The
-    # setting applies to the whole process and must precede its first operation, so the library does not make it.
+    # The settings apply to the whole process and must precede its first operation, so the library does not make them.
     cores = len(os.sched_getaffinity(0))  # those that this process may use, not those of the machine
     tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // 2))
-    tf.config.threading.set_inter_op_parallelism_threads(cores)
-    if not tf.config.list_physical_devices("GPU"):  # on a GPU it costs speed
-        tf.config.experimental.enable_op_determinism()  # same seed, same result; training sets it again
+    # The operations of a recurrent step are small: two side by side are faster than one divided among all cores. In
+    # training on a GPU, one thread starts most operations, and handing over to sleeping ones takes longer than those.
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    tf.config.threading.set_inter_op_parallelism_threads(2 if gpu and trains else cores)
+    if not gpu:
+        tf.config.experimental.enable_op_determinism()  # same seed, same result; on a GPU it costs speed
 
 
 @contextlib.contextmanager

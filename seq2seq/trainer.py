@@ -7,7 +7,6 @@ several devices, compiles steps by XLA if asked to, and keeps a GPU from waiting
 import contextlib
 import functools
 import textwrap
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,7 +19,7 @@ from pipelines import OptionError
 from seq2seq.contract import one_line
 from seq2seq.distribution import several_workers, whole_batches
 from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, check_loss, of_tokens
-from seq2seq.recurrence import compiling, is_compiling
+from seq2seq.recurrence import compiling, is_compiling, on_gpu
 
 
 class Trainer(keras.Model):
@@ -33,7 +32,7 @@ class Trainer(keras.Model):
         compiles_training: whether XLA compiles training steps, see `fit`. Set it before the first `fit`.
         rows_compiled: compiled batches have this many rows, or twice as many, and so on. Default: 16.
         tokens_compiled: the `batch_tokens` of the batches, if they hold a number of tokens and not of rows.
-        on_compile: a function that is called with a text before and after each size of batch is compiled.
+        on_compile: a function that is called with a text before each size of batch is compiled.
     """
 
     train_step: Any  # a method of the subclass
@@ -71,6 +70,7 @@ class Trainer(keras.Model):
         chosen = [of_tokens(metric) for metric in tf.nest.flatten([metrics, default]) if metric is not None]
         metrics = list({metric.name: metric for metric in chosen}.values())
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
+        self._update_compiled = tf.function(self._update_by_xla, jit_compile=True, autograph=False)
         self._compiled_step = functools.lru_cache(maxsize=8)(self._compile_step)
         self._sizes_compiled: set[tuple[int, int]] = set()
         if loss is not None and type(loss) is not TokenCrossentropy:
@@ -109,7 +109,7 @@ class Trainer(keras.Model):
         place of cuDNN. This is for long trainings of small models on a GPU, where starting the operations of a step
         takes longer than computing them: with 256 units and a batch of 64 a step takes 2.2 ms, and uncompiled 7 to
         13 ms (one H100). Each size of batch is compiled once, for 17 s or more. Batches are padded so that there are
-        few sizes: lengths become 16, 32, 64 and so on. Set `rows_compiled` to the size of the batches, or
+        few sizes: lengths become 16, 24, 32, 48 and so on. Set `rows_compiled` to the size of the batches, or
         `tokens_compiled` to their `batch_tokens`. No step waits for the device if `verbose=0` and no callback has an
         `on_train_batch_end`.
 
@@ -187,7 +187,7 @@ class Trainer(keras.Model):
         if self._may_compile():
             batch = checked_batch(data)
             if compiled := self._compiled_step(step, *map(_any_size, batch)):
-                self._run_compiled(compiled, *self._padded_to_few_sizes(*batch))
+                compiled(*self._padded_to_few_sizes(*batch))
                 return self._figures()
         return step(data)
 
@@ -219,43 +219,28 @@ class Trainer(keras.Model):
 
     def _padded_to_few_sizes(self, source, target, *weights):
         """A batch padded to one of few sizes, since each takes a while to compile. Both sides get the same length."""
-        length = rounded_up(tf.maximum(tf.shape(source)[1], tf.shape(target)[1] - 1))
-        # A batch of so many tokens has rows that are more than half as long as this, unless this is the least length.
-        least = tf.maximum(2 * self.tokens_compiled // length, 1) if self.tokens_compiled else self.rows_compiled
-        rows = rounded_up(tf.shape(source)[0], least)
-        return (
-            padded(source, rows, length),
-            padded(target, rows, length + 1),
-            *(padded(w, rows, length) for w in weights),
-        )
+        with tf.device("CPU"):  # where batches are, and where all sizes are known
+            length = tf.maximum(tf.shape(source)[1], tf.shape(target)[1] - 1)
+            length = tf.minimum(rounded_up(length), rounded_up(length, 24))  # 16, 24, 32, 48, 64 and so on
+            # A batch of so many tokens has rows more than half as long as this, unless this is the least length.
+            many = self.tokens_compiled
+            rows = rounded_up(tf.shape(source)[0], tf.maximum(2 * many // length, 1) if many else self.rows_compiled)
+            if self.on_compile:
+                seen = tf.numpy_function(self._say_new_size, [tf.stack([rows, length])], tf.int32, stateful=True)
+                with tf.control_dependencies([seen]):
+                    rows = tf.identity(rows)
+            return (
+                padded(source, rows, length),
+                padded(target, rows, length + 1),
+                *(padded(w, rows, length) for w in weights),
+            )
 
-    def _run_compiled(self, compiled, *batch):
-        """Runs a compiled step, and tells `on_compile` before and after the first step of each size."""
-        if not (say := self.on_compile):
-            compiled(*batch)
-            return
-        started = 0.0
-
-        def before(size):
-            nonlocal started
-            started = 0.0
-            if tuple(size.tolist()) not in self._sizes_compiled:
-                started = time.monotonic()
-                self._sizes_compiled.add(tuple(size.tolist()))
-                say(f"Compiling for batches of {size[0]} x {size[1]}: size {len(self._sizes_compiled)}")
-            return np.int32(0)
-
-        def after():
-            if started:
-                say(f"Compiled in {time.monotonic() - started:.1f} s")
-            return np.int32(0)
-
-        with tf.device("CPU"):  # which knows all sizes
-            seen = tf.numpy_function(before, [tf.shape(batch[0])[:2]], tf.int32)
-        with tf.control_dependencies([seen]):
-            done = compiled(*batch)
-        with tf.control_dependencies([done]), tf.device("CPU"):
-            tf.numpy_function(after, [], tf.int32)
+    def _say_new_size(self, size):
+        """Tells `on_compile` of a size of batch that comes for the first time."""
+        if (size := tuple(size.tolist())) not in self._sizes_compiled:
+            self._sizes_compiled.add(size)
+            self.on_compile("Compiling for batches of {} x {}: size {}".format(*size, len(self._sizes_compiled)))
+        return np.int32(0)
 
     def update_weights(self, gradients: list, weights: tf.Tensor) -> tf.Tensor:
         """Takes a step of the optimizer, if the gradient of the whole batch is finite.
@@ -268,6 +253,17 @@ class Trainer(keras.Model):
             A scalar bool: whether the gradient was finite.
         """
         gradients = _mean_over_replicas(gradients, tf.reduce_sum(weights))
+        alone = not tf.distribute.has_strategy() and not is_compiling()
+        if on_gpu() and alone and not self.run_eagerly:
+            return self._update_compiled(gradients)
+        return self._update(gradients)
+
+    def _update_by_xla(self, gradients):
+        # Clipping and optimizers are many small operations on each weight, which XLA joins to a few.
+        with compiling():
+            return self._update(gradients)
+
+    def _update(self, gradients):
         norm = tf.cast(tf.linalg.global_norm(gradients), tf.float32)
         self.gradient_norm.assign(norm / self.optimizer.scale_loss(1.0))
         finite = tf.math.is_finite(self.gradient_norm)
@@ -461,10 +457,10 @@ def _apply_if(
 def _run_if(condition: tf.Tensor, run: Callable[[], Any], changed: Iterable[keras.Variable]) -> None:
     """Runs a function that changes variables, if a condition holds.
 
-    A GPU has to be waited for to know which branch to take. Under XLA the function runs in any case, and the variables
-    get their values back if the condition does not hold.
+    A GPU has to be waited for to know which branch to take. There and under XLA the function runs in any case, and the
+    variables get their values back if the condition does not hold.
     """
-    if not is_compiling():
+    if not (is_compiling() or on_gpu()):
         tf.cond(condition, run, lambda: None)
         return
     before = [(variable, tf.convert_to_tensor(variable)) for variable in changed]

@@ -261,7 +261,7 @@ def _compile(run, say):
     if config.compile:
         say(
             "Training steps are compiled by XLA, each size of batch once, which takes seconds to minutes. Lengths are "
-            "rounded up to 16, 32, 64 and so on: up to 1,024 tokens that is at most 7 sizes"
+            "rounded up to 16, 24, 32, 48, 64 and so on: up to 256 tokens that is at most 9 sizes"
             + (", and 3 more of short texts" if config.batch_tokens else "")
         )
 

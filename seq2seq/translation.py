@@ -1,6 +1,7 @@
 """`Translator`: strings in and out. It translates and scores texts in batches of similar length."""
 
 import functools
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,9 +20,9 @@ from seq2seq.exporting import export
 from seq2seq.layers import row_lengths
 from seq2seq.litert_exporting import export_litert
 from seq2seq.onnx_exporting import export_onnx
-from seq2seq.recurrence import cores, side_by_side
+from seq2seq.recurrence import cores, on_gpu, side_by_side
 from seq2seq.strategies import STRATEGIES, BeamSearch, Greedy, Strategy
-from seq2seq.trainer import refuse_texts, without_end_warning
+from seq2seq.trainer import padded, refuse_texts, without_end_warning
 from seq2seq.web_exporting import export_web
 
 LONGEST_TRANSLATION = 100_000  # tokens
@@ -123,7 +124,7 @@ class Translator(keras.Model):
         count = len(texts)
         texts = texts if count else tf.constant([""])  # not every layer takes an empty batch
         if count >= _MANY_TEXTS:
-            self._parts = cores()
+            self._parts = _threads() if on_gpu() else cores()
         lengths = np.minimum(_bytes_or_tokens(texts), LONGEST_SOURCE)
         longest = -1 if max_length is None else max_length
 
@@ -172,9 +173,13 @@ class Translator(keras.Model):
         prefixes = [tf.TensorSpec([None, None], tf.int32)] * with_prefixes
 
         def run(texts, seeds, min_length, max_length, *prefixes):
-            def translate(texts, seeds, *prefixes):
-                return self.translate_batch(texts, strategy, seeds, min_length, max_length, details, *prefixes)
+            def translate(texts, seeds, *prefixes, parts=1):
+                return self.translate_batch(
+                    texts, strategy, seeds, min_length, max_length, details, *prefixes, parts=parts
+                )
 
+            if on_gpu():  # which takes the whole batch; only strings are divided among the cores
+                return translate(texts, seeds, *prefixes, parts=parts)
             return side_by_side(translate, parts, texts, seeds, *prefixes)
 
         return tf.function(run, input_signature=[texts, seeds, length, length, *prefixes])
@@ -188,18 +193,20 @@ class Translator(keras.Model):
         max_length: int | tf.Tensor = -1,
         details: bool = False,
         prefixes: tf.Tensor | None = None,
+        parts: int = 1,
     ) -> tuple[tf.Tensor, ...]:
         """Translates texts `[B]`, at least one, all together. `translate` makes a graph of this.
 
         Args:
             texts, strategy, details: as in `translate`.
             seeds, min_length, max_length, prefixes: as in `decode`.
+            parts: in how many parts, side by side, texts become ids and ids become texts.
 
         Returns:
             A tuple of strings `[B, n]` and, with `details`, the other parts of `Translations`.
         """
         with tf.device("CPU"):  # where strings are; its small operations would each wait for a GPU
-            source = self.source_tokenizer.tokenize(texts)[:, :LONGEST_SOURCE]
+            source = side_by_side(self.source_tokenizer.tokenize, parts, texts, join=_join_ids)[:, :LONGEST_SOURCE]
         ids, scores, ranked_by, stopped = self.decode(source, strategy, min_length, max_length, seeds, prefixes)
         if details and scores is None:
             target = tf.pad(ids, [[0, 0], [0, 0], [1, 0]], constant_values=START)
@@ -212,7 +219,9 @@ class Translator(keras.Model):
             scores = ranked_by = tf.ensure_shape(tf.transpose(each), ids.shape[:2])
         with tf.device("CPU"):
             rows, count, length = (tf.shape(ids)[axis] for axis in range(3))
-            translations = self.target_tokenizer.detokenize(tf.reshape(ids, [rows * count, length]))
+            translations = side_by_side(
+                self.target_tokenizer.detokenize, parts, tf.reshape(ids, [rows * count, length])
+            )
             translations = tf.ensure_shape(tf.reshape(translations, [rows, count]), ids.shape[:2])
             found = [translations, scores, ranked_by, tf.gather(tf.constant(STOPPED), stopped), ids]
             found = found if details else found[:1]
@@ -396,6 +405,17 @@ class Translator(keras.Model):
 
 EXPORTERS: dict[str, Callable[..., None]] = {"tf_saved_model": export, "onnx": export_onnx}
 EXPORTERS |= {"litert": export_litert, "web": export_web}
+
+
+def _threads():
+    """How many operations run side by side, at most 16."""
+    return min(16, tf.config.threading.get_inter_op_parallelism_threads() or len(os.sched_getaffinity(0)))
+
+
+def _join_ids(*parts):
+    """All rows of ids `[b, S]`, whose S differ."""
+    longest = tf.reduce_max([tf.shape(ids)[1] for ids in parts])
+    return tf.concat([padded(ids, tf.shape(ids)[0], longest) for ids in parts], axis=0)
 
 
 def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]]:

@@ -120,9 +120,9 @@ def test_a_wide_beam_finds_what_trying_everything_finds(model, alpha, min_length
         assert texts(hypotheses)[row] == [ids for ids, _, _ in expected] + [[]] * missing
         assert reasons(hypotheses)[row] == [reason for _, _, reason in expected] + ["limit"] * missing
         scores = [score for _, score, _ in expected] + [-np.inf] * missing
-        np.testing.assert_allclose(hypotheses.scores[row], scores, rtol=1e-5)
+        np.testing.assert_allclose(hypotheses.scores[row], scores, rtol=1e-5, atol=1e-6)
         ranks = [score / penalty(ids, alpha) for ids, score, _ in expected] + [-np.inf] * missing
-        np.testing.assert_allclose(hypotheses.ranked_by[row], ranks, rtol=1e-5)
+        np.testing.assert_allclose(hypotheses.ranked_by[row], ranks, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("alpha", "n_best"), [(0.0, 1), (1.0, 3), (3.0, 1)])

@@ -248,11 +248,17 @@ class Growing(Decoder):
         return logits, [*state, [tf.concat([past, target], axis=1)]]
 
 
-def test_a_decoder_whose_state_grows_is_never_compiled_by_default(tokenizers, monkeypatch):
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["a GPU"])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_decoding_is_compiled_by_default_on_a_gpu_unless_the_state_grows(tokenizers, gpu, monkeypatch):
+    monkeypatch.setattr("seq2seq.model.on_gpu", lambda: gpu)
+    assert Seq2Seq(*tokenizers, units=8).compiles_decoding == gpu
     assert not Seq2Seq(*tokenizers, decoder=Growing, units=8).compiles_decoding
-    monkeypatch.undo()
-    assert not Seq2Seq(*tokenizers, units=8).compiles_decoding
+
+
+def test_strings_in_parts_are_the_same(shared_model):
+    texts = tf.constant(["sol", "m", "nube", "", "árbolárbol", "rey", "pan"])
+    whole, parts = (shared_model.translate_batch(texts, Greedy(), parts=parts) for parts in (1, 3))
+    np.testing.assert_array_equal(parts, whole)
 
 
 @pytest.mark.parametrize("texts", ["sol", ["sol", "mar", ""]], ids=["one", "several"])

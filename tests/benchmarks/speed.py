@@ -5,8 +5,9 @@
     python tests/benchmarks/speed.py figures --only training --rounds 1
     python tests/benchmarks/speed.py figures --only decoding --cases "greedy, 256 short" "beam 5, 256 short"
 
-All run on a GPU if there is one, with one more training case; there 2,048 sentences are decoded in one batch.
-Each subject is measured in a process of its own, with the threads that its users get, and the subjects take turns:
+All run on a GPU if there is one. There, training has cases of 24,000 random pairs of `spa-eng`, which are longer, one
+of them with steps that XLA compiles (`--compile`); and 2,048 sentences are decoded in one batch.
+Each case of a subject is measured in a process of its own, with the threads that its users get, and they take turns:
 as many `--rounds` of each, of which the median counts. All tables print ratios; FOLDER receives speed.json and
 speed.png.
 
@@ -25,7 +26,6 @@ import itertools
 import json
 import os
 import platform
-import random
 import re
 import statistics
 import subprocess
@@ -34,12 +34,13 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from random import Random
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from pipelines import open_corpora
 
-PAIRS, EMBEDDING = 8000, 128
+PAIRS, RANDOM_PAIRS, EMBEDDING = 8000, 24_000, 128
 TRAININGS = {  # name: what is trained
     "batch 64": {"batch": 64},
     "batch 64, no attention": {"batch": 64, "attention": False},
@@ -47,7 +48,11 @@ TRAININGS = {  # name: what is trained
     "batch 256": {"batch": 256},
     "batch 128, 512 units": {"batch": 128, "units": 512},
 }
-ON_A_GPU = {"batch 256, 2 x 1024 units": {"batch": 256, "units": 1024, "layers": 2}}
+ON_A_GPU = {
+    "random pairs, batch 64": {"batch": 64, "random": True},
+    "random pairs, batch 64, compiled": {"batch": 64, "random": True, "compiled": True},
+    "random pairs, batch 256, 2 x 1024 units": {"batch": 256, "units": 1024, "layers": 2, "random": True},
+}
 SHORT, LONG = 30, 120  # characters a sentence
 DECODINGS = {  # name: what is decoded
     "greedy, 256 short": {"rows": 256, "length": SHORT},
@@ -61,13 +66,14 @@ SIZES = {"units": 256, "attention": True, "layers": 1}
 
 
 @functools.cache
-def pairs():
-    first = itertools.islice(open_corpora("spa-eng").pairs(), PAIRS)
-    return [(source.decode(), target.decode()) for source, target in first]
+def pairs(at_random=False):
+    every = open_corpora("spa-eng").pairs()
+    chosen = Random(0).sample(list(every), RANDOM_PAIRS) if at_random else itertools.islice(every, PAIRS)
+    return [(source.decode(), target.decode()) for source, target in chosen]
 
 
-def characters():
-    return sum(len(target) + 1 for _, target in pairs())
+def characters(at_random=False):
+    return sum(len(target) + 1 for _, target in pairs(at_random))
 
 
 def best_of(run, seconds=3.0):
@@ -84,7 +90,7 @@ def best_of(run, seconds=3.0):
 # The subjects: each makes figures of one task in a process of its own.
 
 
-def library_model(units, attention, layers):
+def library_model(units, attention, layers, random=False):
     import keras
 
     from pipelines import CharTokenizer
@@ -92,27 +98,28 @@ def library_model(units, attention, layers):
 
     keras.utils.set_random_seed(0)  # the same weights each time, and so the same lengths of what they translate
     source, target = CharTokenizer(), CharTokenizer()
-    source.adapt([source for source, _ in pairs()])
-    target.adapt([target for _, target in pairs()])
+    source.adapt([source for source, _ in pairs(random)])
+    target.adapt([target for _, target in pairs(random)])
     options = {"units": units, "layers": layers, "embedding": EMBEDDING, "attention": "dot" if attention else None}
     return Seq2Seq(source, target, **options)
 
 
-def library_training(batch, **sizes):
+def library_training(batch, random=False, compiled=False, **sizes):
     from seq2seq.startup import start_tensorflow
 
-    start_tensorflow()
+    start_tensorflow(trains=True)
     import keras
     import tensorflow as tf
 
     from pipelines import batch_pairs
 
-    model = library_model(**sizes)
+    model = library_model(**sizes, random=random)
+    model.compiles_training, model.rows_compiled = compiled, batch
     model.compile(keras.optimizers.Adam(1e-3, clipnorm=1.0))
-    texts = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs(), strict=True))))
+    texts = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs(random), strict=True))))
     batches = batch_pairs(texts, model.source_tokenizer, model.target_tokenizer, batch, encoding="ids", seed=0)
-    batches = batches.apply(tf.data.experimental.assert_cardinality(-(-PAIRS // batch)))
-    return characters() / best_of(lambda: model.fit(batches, verbose=0, shuffle=False), seconds=8)
+    batches = batches.apply(tf.data.experimental.assert_cardinality(-(-len(pairs(random)) // batch)))
+    return characters(random) / best_of(lambda: model.fit(batches, verbose=0, shuffle=False), seconds=8)
 
 
 def library_decoding(rows, length, width=1):
@@ -137,10 +144,10 @@ def torch_device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def torch_model(units, attention, layers):
+def torch_model(units, attention, layers, random=False):
     from torch_baseline import Translator
 
-    sides = [sorted(set("".join(texts))) for texts in zip(*pairs(), strict=True)]
+    sides = [sorted(set("".join(texts))) for texts in zip(*pairs(random), strict=True)]
     indices = [{character: number for number, character in enumerate(side, start=4)} for side in sides]
     model = Translator(*(len(side) + 4 for side in sides), units, EMBEDDING, attention, layers)
     return model.to(torch_device()), *indices
@@ -155,20 +162,25 @@ def torch_ids(texts, index, marks=False):
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(torch_device())
 
 
-def torch_training(batch, **sizes):
+def torch_training(batch, compiled=False, **options):
+    return plain_training(batch, **options)
+
+
+@functools.cache
+def plain_training(batch, random=False, **sizes):
     import torch
     from torch_baseline import trainer
 
     torch.manual_seed(0)
-    model, *indices = torch_model(**sizes)
-    ordered = sorted(pairs(), key=lambda pair: (len(pair[1]), len(pair[0])))
+    model, *indices = torch_model(**sizes, random=random)
+    ordered = sorted(pairs(random), key=lambda pair: (len(pair[1]), len(pair[0])))
     batches = []
-    for start in range(0, PAIRS, batch):
+    for start in range(0, len(ordered), batch):
         sources, targets = zip(*ordered[start : start + batch], strict=True)
         batches.append((torch_ids(sources, indices[0]), torch_ids(targets, indices[1], marks=True)))
-    random.Random(0).shuffle(batches)
+    Random(0).shuffle(batches)
     step = trainer(model)
-    return characters() / best_of(lambda: [step(*each) for each in batches], seconds=8)
+    return characters(random) / best_of(lambda: [step(*each) for each in batches], seconds=8)
 
 
 def torch_decoding(rows, length, width=1):
@@ -285,25 +297,24 @@ def latency(folder):
 
 
 def measured(*arguments):
-    """What this file prints, given these arguments, in a process of its own: (figure, peak memory in MB)."""
+    """What this file prints, given these arguments, in a process of its own: [(figure, peak memory in MB), ...]."""
     done = subprocess.run(
         [sys.executable, __file__, "--measure", json.dumps(arguments)], capture_output=True, text=True
     )
     if done.returncode:
         sys.exit(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
 
 
-def measure(task, subject=None, options=None):
-    """Does it, and prints it as JSON with the peak of this process's memory."""
-    if subject:
-        figure = SUBJECTS[task][subject](**options)
-    elif task == "matrices":
-        figure = matrices()
-    else:
+def measure(task, subject=None, *cases):
+    """Does it, each case of a subject, and prints it as JSON with the peak of this process's memory."""
+    for options in cases:
+        print(json.dumps([SUBJECTS[task][subject](**options), peak_memory()]), flush=True)
+    if task == "matrices":
+        print(json.dumps([matrices(), peak_memory()]))
+    elif not subject:
         with tempfile.TemporaryDirectory() as folder:
-            figure = {"startup": startup, "latency": latency}[task](Path(folder))
-    print(json.dumps([figure, peak_memory()]))
+            print(json.dumps([{"startup": startup, "latency": latency}[task](Path(folder)), peak_memory()]))
 
 
 def peak_memory():
@@ -313,23 +324,22 @@ def peak_memory():
     return int(high_water) / 1024
 
 
-def compare(task, cases, rounds):
+def compare(task, cases, rounds, together, subjects):
     """The median of what each subject reaches in each case, and the peaks of memory: {case: {subject: (rate, MB)}}."""
     found = {}
-    for case, options in cases.items():
-        options = {**SIZES, **options} if task == "training" else options
-        taken = {subject: [] for subject in SUBJECTS[task]}
-        for _ in range(rounds):
-            for subject in list(taken):
-                figures = measured(task, subject, options)
-                if figures[0] is None:
-                    del taken[subject]
-                else:
-                    taken[subject].append(figures)
-        found[case] = {
-            subject: [statistics.median(part) for part in zip(*each, strict=True)] for subject, each in taken.items()
-        }
-        print(row(case, found[case]), flush=True)
+    for group in [list(cases)] if together else [[case] for case in cases]:
+        options = [{**SIZES, **cases[case]} if task == "training" else cases[case] for case in group]
+        taken = {case: {} for case in group}
+        for _, subject in itertools.product(range(rounds), subjects):
+            for case, figures in zip(group, measured(task, subject, *options), strict=True):
+                if figures[0] is not None:
+                    taken[case].setdefault(subject, []).append(figures)
+        for case in group:
+            found[case] = {
+                subject: [statistics.median(part) for part in zip(*each, strict=True)]
+                for subject, each in taken[case].items()
+            }
+            print(row(case, found[case]), flush=True)
     return found
 
 
@@ -385,7 +395,13 @@ def main():
     parser.add_argument("folder", type=Path, nargs="?", help="where to write speed.json and speed.png")
     parser.add_argument("--only", nargs="+", choices=["training", "decoding", "startup", "latency"])
     parser.add_argument("--cases", nargs="+", help="the cases of training and decoding to measure; default: all")
+    parser.add_argument("--subjects", nargs="+", default=["library", "pytorch", "tutorial"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--together",
+        action="store_true",
+        help="measure all cases of a subject in one process, which saves start-up; peaks of memory are then of all",
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -400,21 +416,24 @@ def main():
         {case: how for case, how in cases.items() if case in (options.cases or cases)}
         for cases in (trainings, DECODINGS)
     )
+    how = options.rounds, options.together, options.subjects
     if "training" in wanted:
-        figures["matrices"] = statistics.median(measured("matrices")[0] for _ in range(options.rounds))
-        print(f"\nlarge matrices: {figures['matrices']:.0f} GFLOP/s\n\nTraining, target characters a second\n\n{HEAD}")
-        figures["training"] = compare("training", trainings, options.rounds)
+        print(f"\nTraining, target characters a second\n\n{HEAD}")
+        figures["training"] = compare("training", trainings, *how)
+    if "training" in wanted and torch_device() == "cpu":
+        figures["matrices"] = statistics.median(measured("matrices")[0][0] for _ in range(options.rounds))
+        print(f"\nlarge matrices: {figures['matrices']:.0f} GFLOP/s")
         print("\n| | useful GFLOP/s | of large matrices |\n|---|---|---|")
         for case, subjects in figures["training"].items():
-            sizes = {name: {**SIZES, **trainings[case]}[name] for name in SIZES}
-            rate = useful(**sizes, rate=subjects["library"][0])
+            sizes = {**SIZES, **trainings[case]}
+            rate = useful(**{name: sizes[name] for name in SIZES}, rate=subjects["library"][0])
             print(f"| {case} | {rate:.0f} | {rate / figures['matrices']:.0%} |")
     if "decoding" in wanted:
         print(f"\nDecoding, sentences a second\n\n{HEAD}")
-        figures["decoding"] = compare("decoding", decodings, options.rounds)
+        figures["decoding"] = compare("decoding", decodings, *how)
     for task, unit in (("startup", "s"), ("latency", "ms")):
         if task in wanted:
-            figures[task] = measured(task)[0]
+            [(figures[task], _)] = measured(task)
             print(f"\n| {task} | {unit} |\n|---|---|")
             for what, figure in figures[task].items():
                 print(f"| {what} | {figure:.2f} |")
