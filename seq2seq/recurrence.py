@@ -126,7 +126,8 @@ class Recurrent(keras.layers.Layer):
             one_hot = tf.one_hot(x.ids, cells[0].kernel.shape[0], dtype=self.compute_dtype)
             x = one_hot if x.matrix is None else tf.gather(x.matrix, x.ids)
         rows, steps = tf.unstack(tf.shape(x)[:2])
-        kernels, biases = [], []
+        kernels: list[tf.Tensor] = []
+        biases: list[tf.Tensor] = []
         for cell in cells:
             kernels += [tf.convert_to_tensor(cell.kernel), tf.convert_to_tensor(cell.recurrent_kernel)]
             bias = tf.convert_to_tensor(cell.bias)

@@ -237,7 +237,8 @@ class Trainer(keras.Model):
 
     def _say_new_size(self, size):
         """Tells `on_compile` of a size of batch that comes for the first time."""
-        if (size := tuple(size.tolist())) not in self._sizes_compiled:
+        size = tuple(size.tolist())
+        if self.on_compile and size not in self._sizes_compiled:
             self._sizes_compiled.add(size)
             self.on_compile("Compiling for batches of {} x {}: size {}".format(*size, len(self._sizes_compiled)))
         return np.int32(0)

@@ -172,15 +172,15 @@ class Translator(keras.Model):
         length = tf.TensorSpec([], tf.int32)
         prefixes = [tf.TensorSpec([None, None], tf.int32)] * with_prefixes
 
-        def run(texts, seeds, min_length, max_length, *prefixes):
-            def translate(texts, seeds, *prefixes, parts=1):
-                return self.translate_batch(
-                    texts, strategy, seeds, min_length, max_length, details, *prefixes, parts=parts
-                )
+        # A GPU takes the whole batch, and only strings are divided among the cores.
+        row_parts, string_parts = (1, parts) if on_gpu() else (parts, 1)
 
-            if on_gpu():  # which takes the whole batch; only strings are divided among the cores
-                return translate(texts, seeds, *prefixes, parts=parts)
-            return side_by_side(translate, parts, texts, seeds, *prefixes)
+        def run(texts, seeds, min_length, max_length, *prefixes):
+            def translate(texts, seeds, prefixes=None):
+                options = min_length, max_length, details, prefixes, string_parts
+                return self.translate_batch(texts, strategy, seeds, *options)
+
+            return side_by_side(translate, row_parts, texts, seeds, *prefixes)
 
         return tf.function(run, input_signature=[texts, seeds, length, length, *prefixes])
 
