@@ -17,7 +17,7 @@ import tensorflow as tf
 from tensorflow.python.framework import config as determinism  # no public function turns it off again
 
 from seq2seq.config import Config
-from seq2seq.recurrence import on_gpu
+from seq2seq.recurrence import is_deterministic, on_gpu
 
 
 def be_reproducible(config: Config) -> None:
@@ -33,7 +33,7 @@ def be_reproducible(config: Config) -> None:
 @contextlib.contextmanager
 def restored_determinism() -> Iterator[None]:
     """Restores in the end whether operations are deterministic."""
-    enabled = determinism.is_op_determinism_enabled()
+    enabled = is_deterministic()
     try:
         yield
     finally:

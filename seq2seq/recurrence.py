@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework import config as determinism  # no public function says whether it is on
 
 from pipelines import choose
 
@@ -56,6 +57,11 @@ def on_gpu() -> bool:
     return bool(tf.config.list_logical_devices("GPU"))
 
 
+def is_deterministic() -> bool:
+    """Whether all operations give the same bits again."""
+    return determinism.is_op_determinism_enabled()
+
+
 class Rows(NamedTuple):
     """Vectors `[B, T, E]` that are rows of a matrix, not yet looked up.
 
@@ -100,7 +106,7 @@ class Recurrent(keras.layers.Layer):
     def call(
         self, x: tf.Tensor | Rows, lengths: tf.Tensor | None = None, state: State | None = None
     ) -> tuple[tf.Tensor, State]:
-        if _steps(x) != 1 and on_gpu() and not is_compiling():
+        if _steps(x) != 1 and on_gpu() and not (is_compiling() or is_converting()):
             return self._run_fused(x, lengths, state)
         output, last = self._run(self.directions[0], x, lengths, state)
         for backwards in self.directions[1:]:

@@ -19,7 +19,7 @@ from pipelines import OptionError
 from seq2seq.contract import one_line
 from seq2seq.distribution import several_workers, whole_batches
 from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, check_loss, of_tokens
-from seq2seq.recurrence import compiling, is_compiling, on_gpu
+from seq2seq.recurrence import compiling, is_compiling, is_deterministic, on_gpu
 
 
 class Trainer(keras.Model):
@@ -254,13 +254,13 @@ class Trainer(keras.Model):
             A scalar bool: whether the gradient was finite.
         """
         gradients = _mean_over_replicas(gradients, tf.reduce_sum(weights))
-        alone = not tf.distribute.has_strategy() and not is_compiling()
-        if on_gpu() and alone and not self.run_eagerly:
+        if on_gpu() and not (is_compiling() or is_deterministic() or self.run_eagerly or tf.distribute.has_strategy()):
             return self._update_compiled(gradients)
         return self._update(gradients)
 
     def _update_by_xla(self, gradients):
-        # Clipping and optimizers are many small operations on each weight, which XLA joins to a few.
+        """The same, compiled: clipping and optimizers are many small operations on each weight, which XLA joins to few.
+        Their sizes never change, so this is compiled once."""
         with compiling():
             return self._update(gradients)
 

@@ -27,6 +27,7 @@ from pipelines import CharTokenizer, batch_pairs, checksums, read_pairs
 from pipelines.formats import find_shards
 from pipelines.readers import Reader
 from seq2seq import Config, Seq2Seq, sweep
+from seq2seq.recurrence import on_gpu
 from seq2seq.training import train
 
 # A GPU rounds the factors of a product to 10 bits by default; tests compare to five digits.
@@ -187,6 +188,7 @@ LINES = "".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "a
 def small_config(corpus):
     small = {"units": 8, "cell": "gru", "bidirectional": False, "embedding": None, "attention": "dot"}
     small |= {"dropout": 0.0, "label_smoothing": 0.0, "epochs": 2, "batch_size": 8}
+    small |= {"deterministic": True if on_gpu() else None}  # tests compare trainings; on a CPU it is the default
     return Config(corpus=str(corpus), validation_fraction=0.2, **small)
 
 

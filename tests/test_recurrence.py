@@ -73,6 +73,14 @@ def test_it_goes_on_from_a_state_and_learns_from_where_it_led(layer):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, None], ids=["lengths", "none"])
+def test_on_a_gpu_all_steps_are_one_call_of_cudnn_that_waits_for_nothing(layer, lengths, monkeypatch):
+    monkeypatch.setattr("seq2seq.recurrence.on_gpu", lambda: True)  # that it computes the same, a GPU must show: above
+    run = tf.function(lambda x: layer(x, lengths=lengths))
+    made = [op.type for op in run.get_concrete_function(tf.TensorSpec([None, None, 4])).graph.get_operations()]
+    assert made.count("CudnnRNNV3") == 1 and not {"Assert", "If", "StatelessIf", "While", "Where"} & set(made)
+
+
 def test_rows_are_looked_up_in_the_product(layer):
     ids = tf.constant([[1, 2, 3, 1, 1], [4, 0, 0, 0, 0], [2, 2, 4, 0, 0]])
     matrix = tf.random.stateless_normal([5, 4], [0, 1])

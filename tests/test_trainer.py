@@ -103,17 +103,19 @@ def test_a_scaled_loss_that_is_too_large_for_float16_lowers_its_scale_and_is_the
 
 
 @pytest.mark.parametrize(
-    ("wrap", "compiled"),
+    ("wrap", "how"),
     [
-        (lambda sgd: sgd, False),
-        (keras.optimizers.LossScaleOptimizer, False),
-        pytest.param(keras.optimizers.LossScaleOptimizer, True, marks=pytest.mark.slow),
+        (lambda sgd: sgd, None),
+        (lambda sgd: sgd, "as on a GPU"),
+        (keras.optimizers.LossScaleOptimizer, None),
+        pytest.param(keras.optimizers.LossScaleOptimizer, "as on a GPU", marks=pytest.mark.slow),
+        pytest.param(keras.optimizers.LossScaleOptimizer, "compiled", marks=pytest.mark.slow),
     ],
-    ids=["plain", "scaling", "scaling, compiled"],
 )
-def test_an_epoch_that_nothing_was_learned_in_has_no_figures(model, batches, wrap, compiled):
+def test_an_epoch_that_nothing_was_learned_in_has_no_figures(model, batches, wrap, how, monkeypatch):
     model.compile(wrap(keras.optimizers.SGD(0.1)))
-    model.compiles_training = compiled
+    model.compiles_training = how == "compiled"
+    monkeypatch.setattr("seq2seq.trainer.on_gpu", lambda: how == "as on a GPU")
     kernel = model.decoder.output_layer.kernel
     kernel.assign(kernel * np.nan)
     before = [weight.numpy() for weight in model.trainable_weights]
@@ -123,6 +125,21 @@ def test_an_epoch_that_nothing_was_learned_in_has_no_figures(model, batches, wra
         np.testing.assert_array_equal(one, other)
     assert int(model.optimizer.iterations) == 0
     assert float(getattr(model.optimizer, "dynamic_scale", 2.0**12)) == 2.0**12  # of 2^15, halved three times
+
+
+def test_updates_that_xla_compiles_as_on_a_gpu_are_the_same(tokenizers, batches, monkeypatch):
+    weights, compiled, batches = [], [], batches.cache()
+    for gpu in (False, True):
+        monkeypatch.setattr("seq2seq.trainer.on_gpu", lambda gpu=gpu: gpu)
+        keras.utils.set_random_seed(1)
+        model = Seq2Seq(*tokenizers, units=8, embedding=4)
+        model.compile(keras.optimizers.Adam(0.05, clipnorm=0.1))
+        model.fit(batches, epochs=2, verbose=0, shuffle=False)
+        weights.append([*map(np.array, model.weights), *map(np.array, model.optimizer.variables)])
+        compiled.append(model._update_compiled.experimental_get_tracing_count())
+    assert compiled == [0, 1]  # of batches of many sizes
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize(

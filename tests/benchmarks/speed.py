@@ -298,12 +298,16 @@ def latency(folder):
 
 def measured(*arguments):
     """What this file prints, given these arguments, in a process of its own: [(figure, peak memory in MB), ...]."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", json.dumps(arguments)], capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(done.stderr)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    command, figures = [sys.executable, __file__, "--measure", json.dumps(arguments)], []
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            for line in filter(lambda line: line.startswith("["), process.stdout):
+                figures.append(json.loads(line))
+                print(*arguments[:2], figures[-1][0], file=sys.stderr, flush=True)  # in case that time runs out
+        if process.returncode:
+            errors.seek(0)
+            sys.exit(errors.read().decode(errors="replace"))
+    return figures
 
 
 def measure(task, subject=None, *cases):
