@@ -78,7 +78,7 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
     possible -= {*vars(config), "name", "dtype", "trainable", "vocabulary", "normal_form"}
     for name in (config.own or {}).keys() - possible:
         hint = nearest(name, possible | set(vars(config)))
-        raise OptionError(f"option={name!r}: none of Config, nor one that the constructor of a class here names{hint}")
+        raise OptionError(f"option={name!r}: neither Config nor a class that is named here has this option{hint}")
 
 
 def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2Seq:

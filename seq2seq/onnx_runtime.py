@@ -108,7 +108,8 @@ class Translator:
         if max_length is not None and max_length < max(1, min_length):
             raise ValueError(f"max_length={max_length}: expected {max(1, min_length)} or more")
         if self.one_by_one and beam_width:
-            raise ValueError(f"beam_width={beam_width}: a LiteRT model knows greedy search only, without scores")
+            asked = f"beam_width={beam_width}" if beam_width > 1 else "scores (beam_width=1)"
+            raise ValueError(f"{asked}: a LiteRT model knows greedy search only, without scores")
         if self.one_by_one:
             batch_size = 1
         sources = [self.source.encode(text)[: self.longest_source] for text in texts]

@@ -254,9 +254,10 @@ class Trainer(keras.Model):
             A scalar bool: whether the gradient was finite.
         """
         gradients = _mean_over_replicas(gradients, tf.reduce_sum(weights))
-        if on_gpu() and not (is_compiling() or is_deterministic() or self.run_eagerly or tf.distribute.has_strategy()):
-            return self._update_compiled(gradients)
-        return self._update(gradients)
+        plain = is_compiling() or is_deterministic() or self.run_eagerly or tf.distribute.has_strategy()
+        if plain or not on_gpu() or not xla_works():
+            return self._update(gradients)
+        return self._update_compiled(gradients)
 
     def _update_by_xla(self, gradients):
         """The same, compiled: clipping and optimizers are many small operations on each weight, which XLA joins to few.
@@ -328,6 +329,18 @@ class Trainer(keras.Model):
         # which must then have equal shapes and belong to one process.
         if self.distribute_strategy.num_replicas_in_sync > 1:
             self.build_training()
+
+
+@functools.cache
+def xla_works(probe: Callable = tf.exp) -> bool:
+    """Whether XLA compiles a function for this device, as it may lack parts of CUDA; if not, a warning says so once."""
+    try:
+        with tf.init_scope():  # out of the graph that is being made
+            tf.function(probe, jit_compile=True)(tf.ones([]))
+    except tf.errors.OpError as error:
+        warnings.warn(f"training is slower, as XLA does not compile here: {one_line(error)}", stacklevel=2)
+        return False
+    return True
 
 
 def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:

@@ -206,7 +206,7 @@ class Translator(keras.Model):
             A tuple of strings `[B, n]` and, with `details`, the other parts of `Translations`.
         """
         with tf.device("CPU"):  # where strings are; its small operations would each wait for a GPU
-            source = side_by_side(self.source_tokenizer.tokenize, parts, texts, join=_join_ids)[:, :LONGEST_SOURCE]
+            source = self._source_ids(texts, parts)
         ids, scores, ranked_by, stopped = self.decode(source, strategy, min_length, max_length, seeds, prefixes)
         if details and scores is None:
             target = tf.pad(ids, [[0, 0], [0, 0], [1, 0]], constant_values=START)
@@ -230,6 +230,10 @@ class Translator(keras.Model):
             if details:
                 found[-1] = tf.RaggedTensor.from_tensor(found[-1], padding=PADDING, ragged_rank=2)
             return tuple(found)
+
+    def _source_ids(self, texts, parts=1):
+        """The first ids of texts `[B]`, as many as are read: `[B, S]`."""
+        return side_by_side(self.source_tokenizer.tokenize, parts, texts, join=_join_ids)[:, :LONGEST_SOURCE]
 
     def predict(self, x: Any, batch_size: int | None = None, *args: Any, **kwargs: Any) -> np.ndarray:
         """Translates sources greedily, as `translate` does: batches as `batch_pairs` makes them, or an array of ids or
@@ -267,7 +271,7 @@ class Translator(keras.Model):
     def score(
         self, sources: Texts, targets: Texts | tf.Tensor, batch_size: int = 256, per_token: bool = False
     ) -> tf.Tensor | tf.RaggedTensor:
-        """The log-likelihood of each target, given its source.
+        """The log-likelihood of each target, given its source, of which the first 1,024 tokens are read.
 
         Args:
             sources: strings, N of them.
@@ -303,7 +307,7 @@ class Translator(keras.Model):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)])
     def _score(self, sources, target):
-        source = self.source_tokenizer.tokenize(sources)
+        source = self._source_ids(sources)
         return side_by_side(functools.partial(self.log_likelihood, per_token=True), cores(), source, target)
 
     def _target_ids(self, targets):
@@ -350,7 +354,7 @@ class Translator(keras.Model):
         return [alignments[place] for place in order]
 
     def _attention(self, sources, target):
-        source = self.source_tokenizer.tokenize(sources)
+        source = self._source_ids(sources)
         encoded, state = start(self.decoder, encode(self.encoder, source), tf.shape(target)[1] - 1)
         *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
         source, target = spelled(self.source_tokenizer, source), spelled(self.target_tokenizer, target[:, 1:])

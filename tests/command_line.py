@@ -80,7 +80,7 @@ def command_with_streams(arguments, stdin, stdout, stderr, cwd=None):
         patch.chdir(cwd or ".")
         patch.setattr(runs, "load_runs", load_runs)
         for module in (cli, corpora, translate):
-            patch.setattr(module, "start_tensorflow", lambda: None)
+            patch.setattr(module, "start_tensorflow", lambda trains=False: None)
         try:
             cli.app(prog_name="seq2seq")
         except SystemExit as end:

@@ -374,17 +374,14 @@ def test_a_warm_start_takes_only_vocabularies_that_have_grown(modules, covered):
     ("options", "message"),
     [
         ({"own": {"kernle": 5}, "decoder": "coverage:CoverageDecoder"}, "option='kernle'.*did you mean 'kernel'"),
-        (
-            {"own": {"kernel": 5}},
-            "option='kernel': none of Config, nor one that the constructor of a class here names$",
-        ),
+        ({"own": {"kernel": 5}}, "option='kernel': neither Config nor a class that is named here has this option$"),
         ({"own": {"kernel": "five"}, "decoder": "coverage:CoverageDecoder"}, "decoder=CoverageDecoder: "),
         ({"model": "coverage:CoverageDecoder"}, "model='coverage:CoverageDecoder': .* derived from seq2seq.Seq2Seq"),
         ({"loss": "coverage:CoverageDecoder"}, "loss='coverage:CoverageDecoder': .* derived from Keras's Loss"),
         ({"metrics": "focal:FocalLoss"}, "metrics='focal:FocalLoss': .* derived from Keras's Metric"),
         ({"loss": "focal:FocalLos"}, "loss='focal:FocalLos': focal has no class"),
-        ({"own": {"samples": 3, "gamma": "x"}, "model": "minimum_risk:MinimumRisk"}, "option='gamma': none of Config"),
-        ({"own": {"unit": 5}}, "option='unit': none of Config, nor one .*; did you mean 'units'"),
+        ({"own": {"samples": 3, "gamma": "x"}, "model": "minimum_risk:MinimumRisk"}, "option='gamma': neither Config"),
+        ({"own": {"unit": 5}}, "option='unit': neither Config .*; did you mean 'units'"),
         ({"metrics": ("focal:Confidence", "focal:Confidence")}, "another one is called 'confidence' already"),
     ],
 )

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 from command_line import in_process as seq2seq
 from hypothesis import HealthCheck, given, settings
@@ -66,6 +67,8 @@ def test_of_a_long_text_so_much_is_read_and_its_batch_is_small(any_model):
     found = any_model.translate([*long, "a"], max_length=5)
     assert found[0] == found[1] and found[2] == any_model.translate("a", max_length=5)
     assert any_model.translate(["a" * 5000] * 300, max_length=2).shape == [300]
+    scored = any_model.translate(long[:1], max_length=5, details=True)
+    np.testing.assert_allclose(any_model.score(long[:1], scored.ids[:, 0]), scored.scores[:, 0], rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -58,6 +58,8 @@ def test_the_command_exports_a_run_that_translates_without_tensorflow(trained, t
     assert seq2seq("translate", out, "ab", "cd").stdout.decode().splitlines() == right
     done = seq2seq("translate", out, "ab", "--beam-width", 3)
     assert done.returncode == 2 and b"beam_width=3: a LiteRT model knows greedy search only" in done.stderr
+    done = seq2seq("translate", out, "ab", "--scores")
+    assert done.returncode == 2 and b"scores (beam_width=1): a LiteRT model knows greedy search only" in done.stderr
     done = seq2seq("export", trained.folder, tmp_path / "x", "--format", "onnx", "--source-length", 20)
     assert done.returncode == 2 and b"--source-length: is for --format litert" in done.stderr
 

@@ -9,10 +9,8 @@ from conftest import WORDS, ids_of
 
 from pipelines import OptionError, batch_pairs
 from pipelines.tokens import PADDING
-from seq2seq import (
-    Encoder,
-    Seq2Seq,
-)
+from seq2seq import Encoder, Seq2Seq
+from seq2seq.trainer import xla_works
 
 
 def test_loss_and_perplexity_of_an_epoch_agree(model, pairs, tokenizers):
@@ -125,6 +123,13 @@ def test_an_epoch_that_nothing_was_learned_in_has_no_figures(model, batches, wra
         np.testing.assert_array_equal(one, other)
     assert int(model.optimizer.iterations) == 0
     assert float(getattr(model.optimizer, "dynamic_scale", 2.0**12)) == 2.0**12  # of 2^15, halved three times
+
+
+def test_where_xla_does_not_work_it_is_said_once_and_done_without():
+    assert xla_works()
+    with pytest.warns(UserWarning, match="training is slower, as XLA does not compile here: .*AsString"):
+        assert not xla_works(tf.strings.as_string)
+    assert not xla_works(tf.strings.as_string)
 
 
 def test_updates_that_xla_compiles_as_on_a_gpu_are_the_same(tokenizers, batches, monkeypatch):
