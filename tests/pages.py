@@ -32,6 +32,9 @@ sys.exit(int(connection.makefile().readline()))
 """
 
 
+ARCHITECTURE = ("--preset", "--architecture", "--encoder", "--decoder", "--cell")  # who names one of these gets it
+
+
 @dataclasses.dataclass(frozen=True)
 class Block:
     """A fenced block: its language, its text, the line it begins at, and the comment above it, if any."""
@@ -131,6 +134,8 @@ def short(arguments: list[str]) -> list[str]:
             arguments += ["--epochs", "3" if "--keep-epochs" in arguments else "1"]
         if not {"--units", "--from", "--config"} & set(arguments):
             arguments += ["--units", "8"]
+        if not {*ARCHITECTURE, "--from", "--config"} & set(arguments):
+            arguments += ["--cell", "gru", "--no-bidirectional"]
         if not {"--limit", "--config"} & set(arguments):
             arguments += ["--limit", "200"]
     if arguments[:1] == ["sweep"]:
