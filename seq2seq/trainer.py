@@ -203,7 +203,6 @@ class Trainer(keras.Model):
         def learn(*batch):
             with compiling():
                 step(batch)
-            return tf.constant(0)  # something to wait for
 
         compiled = tf.function(learn, list(specs), jit_compile=True, autograph=False)
         try:  # what XLA refuses it refuses here, before anything has been learned or lost
