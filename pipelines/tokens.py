@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from pipelines.options import check_number, choose
+from pipelines.options import OptionError, check_number, choose
 
 # The first ids of every vocabulary. END is the last of them, so that a decoder may emit the slice [END, ...).
 PADDING, UNKNOWN, START, END = range(4)
@@ -243,3 +243,25 @@ def frequent_tokens(counts: Mapping[bytes, int], min_frequency: int, max_size: i
     check_number("min_frequency", min_frequency, least=1)
     check_number("max_size", max_size, least=1, optional=True)
     return [token for token, count in counts.items() if count >= min_frequency and token and b"\0" not in token]
+
+
+def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]]:
+    """The tokens of ids `[B, T]`, END included, without padding: B lists."""
+    vocabulary = tokenizer.vocabulary
+    return [[vocabulary[number] for number in row if number != PADDING] for row in np.asarray(ids)]
+
+
+def prefix_ids(tokenizer: Tokenizer, prefixes: Texts, place: str, first: int = 1) -> tf.Tensor:
+    """Tokenizes the prefixes of N translations: int32 `[N, P]`.
+
+    Raises:
+        OptionError: if one has unknown tokens; names `place` and the prefix's number, counted from `first`.
+    """
+    prefixes = tf.convert_to_tensor(prefixes)
+    ids = tokenizer.tokenize(prefixes)
+    for row in np.flatnonzero(np.any(ids == UNKNOWN, axis=1)).tolist():
+        tokens, *_ = tokenizer.count(prefixes[row : row + 1])
+        unknown = [repr(token.decode()) for token in tokens.numpy() if UNKNOWN in tokenizer.tokenize([token])]
+        what = f"{place} {row + first}: the prefix {prefixes[row].numpy().decode(errors='replace')!r}"
+        raise OptionError(f"{what} has tokens that are not in the vocabulary: {', '.join(unknown)}")
+    return ids

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, check_number, choose
-from pipelines.tokens import PADDING, START, UNKNOWN, Texts, Tokenizer
+from pipelines.tokens import PADDING, START, Texts, prefix_ids, spelled
 from seq2seq.attention import Encoded
 from seq2seq.contract import check_strategy, encode, has_attention, one_line, start
 from seq2seq.decoding import LIMITED, LONGEST_SOURCE, NEVER, STOPPED
@@ -420,28 +420,6 @@ def _join_ids(*parts):
     """All rows of ids `[b, S]`, whose S differ."""
     longest = tf.reduce_max([tf.shape(ids)[1] for ids in parts])
     return tf.concat([padded(ids, tf.shape(ids)[0], longest) for ids in parts], axis=0)
-
-
-def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]]:
-    """The tokens of ids `[B, T]`, END included, without padding: B lists."""
-    vocabulary = tokenizer.vocabulary
-    return [[vocabulary[number] for number in row if number != PADDING] for row in np.asarray(ids)]
-
-
-def prefix_ids(tokenizer: Tokenizer, prefixes: Texts, place: str, first: int = 1) -> tf.Tensor:
-    """Tokenizes the prefixes of N translations: int32 `[N, P]`.
-
-    Raises:
-        OptionError: if one has unknown tokens; names `place` and the prefix's number, counted from `first`.
-    """
-    prefixes = tf.convert_to_tensor(prefixes)
-    ids = tokenizer.tokenize(prefixes)
-    for row in np.flatnonzero(np.any(ids == UNKNOWN, axis=1)).tolist():
-        tokens, *_ = tokenizer.count(prefixes[row : row + 1])
-        unknown = [repr(token.decode()) for token in tokens.numpy() if UNKNOWN in tokenizer.tokenize([token])]
-        what = f"{place} {row + first}: the prefix {prefixes[row].numpy().decode(errors='replace')!r}"
-        raise OptionError(f"{what} has tokens that are not in the vocabulary: {', '.join(unknown)}")
-    return ids
 
 
 def _in_batches(run, lengths, batch_size, what="texts"):

@@ -113,7 +113,7 @@ def translate(  # longer than 60 lines: its signature declares the options
         _translate_with_export(run, texts or [], beam, lengths, scores)
         return
     start_tensorflow()
-    from seq2seq.translation import prefix_ids
+    from pipelines.tokens import prefix_ids
 
     strategy = search_strategy(search, options, **beam, **sampling)
     runs, texts = split_runs("translate", [str(run), *(texts or ())], "TEXT")
@@ -282,7 +282,7 @@ def _objects(model, texts, found, attention):
 
 def _scored_tokens(model, sources, ids):
     """For each row of target ids `[N, T]` its tokens and their log-probabilities, two lists."""
-    from seq2seq.translation import spelled
+    from pipelines.tokens import spelled
 
     scores = model.score(sources, ids, per_token=True).to_list()
     return zip(spelled(model.target_tokenizer, ids), scores, strict=True)
