@@ -7,6 +7,7 @@ import math
 import numbers
 import operator
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -14,6 +15,11 @@ from typing import Any
 
 class OptionError(ValueError):
     """An option that is not possible. The message names the argument, its value and what is expected."""
+
+
+def one_line(error: Exception) -> str:
+    """The class and message of an error in one line, without the colours of Keras's messages."""
+    return " ".join([f"{type(error).__name__}:", *re.sub("\x1b\\[\\d*m", "", str(error)).split()])
 
 
 def check_number(

@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from pipelines import OptionError, choose
 from pipelines.tokens import END, PADDING, Tokenizer, one_hot
-from seq2seq.recurrence import is_converting
+from seq2seq.compilation import is_converting
 
-SOFT_ATTENTIONS, HARD_ATTENTIONS = ("dot", "general", "additive"), ("hard", "monotonic")
+SOFT_ATTENTIONS: tuple[str, ...] = ("dot", "general", "additive")
+HARD_ATTENTIONS: tuple[str, ...] = ("hard", "monotonic")
 _NEVER = -1e6  # the logarithm of a probability of 0, so that differences of two are numbers
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, Tokenizer, accepted, choose, construct, load_class, open_corpora
 from pipelines.columns import ColumnsTokenizer
-from pipelines.options import nearest
+from pipelines.options import nearest, one_line
 from pipelines.tokenizers import TOKENIZERS, SeparatorTokenizer
 from seq2seq.config import (
     TRANSLATION_FIGURES,
@@ -21,7 +21,6 @@ from seq2seq.config import (
     shaping_options,
     tokenizer_names,
 )
-from seq2seq.contract import one_line
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.model import Seq2Seq
 from seq2seq.runs import compile_model, configuration, load_run

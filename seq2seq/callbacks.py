@@ -16,12 +16,12 @@ import tensorflow as tf
 
 from pipelines.lines import as_line
 from seq2seq.checkpoints import whole_file, write_json
+from seq2seq.compilation import on_gpu
 from seq2seq.distribution import WorkerLostError, is_chief, several_workers, sums_of_workers
 from seq2seq.epochs import training_batches
 from seq2seq.layers import token_ids
 from seq2seq.process import clocks, device_name, peak_memory
 from seq2seq.progress import TrainingRun
-from seq2seq.recurrence import on_gpu
 from seq2seq.runs import kept_epochs, translations_of
 
 

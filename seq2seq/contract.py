@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import inspect
-import re
 from typing import Any
 
 import keras
@@ -12,6 +11,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, choose, construct, load_class
 from pipelines.columns import ColumnsTokenizer
+from pipelines.options import one_line
 from pipelines.tokens import END, PADDING, START, UNKNOWN, Tokenizer
 from seq2seq.attention import Encoded
 from seq2seq.decoding import masking_loop, shrinking_loop
@@ -288,11 +288,6 @@ def _sample(tokenizer):
     ids = range(END + 1, tokenizer.vocabulary_size)
     tokens, *_ = tokenizer.count(["A text, \ufb01rst: na\u0131\u0308ve \u00bd."])
     return tokens.numpy().tolist(), tokenizer.vocabulary, tokenizer.detokenize([[*ids, END]]).numpy().tolist()
-
-
-def one_line(error: Exception) -> str:
-    """The class and message of an error in one line, without the colours of Keras's messages."""
-    return " ".join([f"{type(error).__name__}:", *re.sub("\x1b\\[\\d*m", "", str(error)).split()])
 
 
 @contextlib.contextmanager

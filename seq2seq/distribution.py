@@ -17,7 +17,7 @@ from tensorflow.python.data.ops import multi_device_iterator_ops as device_itera
 
 from pipelines import OptionError, choose
 from pipelines.corpora import WITHOUT_AUTOTUNE
-from seq2seq.contract import one_line
+from pipelines.options import one_line
 
 
 class WorkerLostError(RuntimeError):

@@ -6,9 +6,10 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from pipelines.options import one_line
 from seq2seq.checkpoints import RunError, whole_folder
-from seq2seq.contract import check_strategy, one_line
-from seq2seq.recurrence import compiling
+from seq2seq.compilation import compiling
+from seq2seq.contract import check_strategy
 from seq2seq.strategies import BeamSearch, Greedy, Strategy
 
 _BEAM = BeamSearch(n_best=5)

@@ -131,7 +131,7 @@ class Encoder(Half):
         self.build((None, None))
 
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
-        with tf.device("CPU"):  # where cuDNN wants to have them
+        with tf.device("CPU"):  # where cuDNN reads the lengths
             mask = source_mask(source)
             lengths = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
         output = self.vectors.rows(source, training=training)

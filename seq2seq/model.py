@@ -14,13 +14,14 @@ import tensorflow as tf
 import pipelines.tokenizers  # noqa: F401 (Keras loads only classes that are imported)
 from pipelines import OptionError, accepted, choose, construct
 from pipelines.tokens import PADDING, Tokenizer, one_hot
+from seq2seq.compilation import on_gpu, padded, rounded_up
 from seq2seq.contract import check_contract, check_savable, encode, start, take_tokenizers
 from seq2seq.decoding import STEPS_UNASKED, gather_rows, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoder, row_lengths, token_ids
 from seq2seq.metrics import token_losses
-from seq2seq.recurrence import cores, on_gpu, side_by_side
+from seq2seq.recurrence import cores, side_by_side
 from seq2seq.strategies import Greedy, Hypotheses, Strategy, Wanted
-from seq2seq.trainer import Trainer, checked_batch, padded, rounded_up, rows_of_replica
+from seq2seq.trainer import Trainer, checked_batch, rows_of_replica
 from seq2seq.translation import Translator
 
 

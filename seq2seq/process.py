@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import config as determinism  # no public function turns it off again
 
+from seq2seq.compilation import is_deterministic, on_gpu
 from seq2seq.config import Config
-from seq2seq.recurrence import is_deterministic, on_gpu
 
 
 def be_reproducible(config: Config) -> None:

@@ -3,63 +3,16 @@
 Shapes: B rows, T steps, E size of an input, D units, G gates (4 D of an LSTM, 3 D of a GRU).
 """
 
-import contextlib
-import contextvars
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
-from tensorflow.python.framework import config as determinism  # no public function says whether it is on
 
 from pipelines import choose
+from seq2seq.compilation import is_compiling, is_converting, on_gpu
 
 State = list[tf.Tensor]  # [h, c] of an LSTM, [h] of a GRU, [B, D] each
-
-
-_compiling = contextvars.ContextVar("compiling", default=False)
-_converting = contextvars.ContextVar("converting", default=False)
-
-
-def compiling() -> contextlib.AbstractContextManager[None]:
-    """A context in which graphs are made for XLA: without cuDNN, which it cannot compile, without parts side by side,
-    and without `tf.cond`, whose condition would make the GPU wait."""
-    return _within(_compiling)
-
-
-def converting() -> contextlib.AbstractContextManager[None]:
-    """A context in which graphs are made to be converted, such as to ONNX: only with operations and loops that
-    converters know, and without gradients."""
-    return _within(_converting)
-
-
-@contextlib.contextmanager
-def _within(flag):
-    token = flag.set(True)
-    try:
-        yield
-    finally:
-        flag.reset(token)
-
-
-def is_compiling() -> bool:
-    """Whether this is within `compiling`."""
-    return _compiling.get()
-
-
-def is_converting() -> bool:
-    """Whether this is within `converting`."""
-    return _converting.get()
-
-
-def on_gpu() -> bool:
-    """Whether TensorFlow computes on a GPU."""
-    return bool(tf.config.list_logical_devices("GPU"))
-
-
-def is_deterministic() -> bool:
-    """Whether all operations give the same bits again."""
-    return determinism.is_op_determinism_enabled()
 
 
 class Rows(NamedTuple):
@@ -76,7 +29,8 @@ class Rows(NamedTuple):
 class Recurrent(keras.layers.Layer):
     """A recurrent layer, in one direction or two.
 
-    On a GPU cuDNN runs all steps at once. On a CPU and under XLA `recur` does, and computes the same.
+    On a GPU, one call of cuDNN runs all steps. On a CPU, under XLA and in exports, `recur` computes the same, one step
+    after another. A single step needs neither.
 
     Args:
         cell: "lstm" (Hochreiter & Schmidhuber 1997) or "gru" (Cho et al. 2014, arxiv.org/abs/1406.1078).
@@ -142,7 +96,7 @@ class Recurrent(keras.layers.Layer):
         if state is None:
             state = [tf.zeros([rows, len(cells), cells[0].units], x.dtype)] * self.cell.states
         else:
-            state = [part[:, None] for part in state]
+            state = [tf.reshape(tf.stack([part] * len(cells)), [rows, len(cells), cells[0].units]) for part in state]
         output, *last, _, _ = tf.raw_ops.CudnnRNNV3(
             input=x,
             input_h=state[0],
@@ -153,7 +107,7 @@ class Recurrent(keras.layers.Layer):
             direction="bidirectional" if len(cells) > 1 else "unidirectional",
             time_major=False,
         )
-        # With two directions the state's first axis is theirs, whatever its shape says.
+        # The first axis of a state is the direction, whatever its shape says.
         last = [tf.reshape(part, [len(cells), rows, cells[0].units]) for part in last[: self.cell.states]]
         return output, [tf.concat(tf.unstack(part), axis=1) for part in last]
 

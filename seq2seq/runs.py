@@ -29,9 +29,9 @@ from pipelines import (
     group_by_source,
     sources_in,
 )
+from pipelines.options import one_line
 from seq2seq.checkpoints import RunError, locked, whole_file, write_json
 from seq2seq.config import Config, find_run, load_config, own_classes
-from seq2seq.contract import one_line
 from seq2seq.ensembles import ensemble
 from seq2seq.epochs import both_sides, validation_pairs
 from seq2seq.metrics import make_loss, make_metrics

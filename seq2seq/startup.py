@@ -18,10 +18,10 @@ def start_tensorflow(trains: bool = False) -> None:
     cores = len(os.sched_getaffinity(0))  # those that this process may use, not those of the machine
     tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // 2))
     # The operations of a recurrent step are small: two side by side are faster than one divided among all cores. In
-    # training on a GPU, one thread starts most operations, and handing over to sleeping ones takes longer than those.
-    gpu = bool(tf.config.list_physical_devices("GPU"))
-    tf.config.threading.set_inter_op_parallelism_threads(2 if gpu and trains else cores)
-    if not gpu:
+    # training on a GPU, waking another thread takes longer than the operation that it is to start.
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    tf.config.threading.set_inter_op_parallelism_threads(min(2 * gpus, cores) if gpus and trains else cores)
+    if not gpus:
         tf.config.experimental.enable_op_determinism()  # same seed, same result; on a GPU it costs speed
 
 

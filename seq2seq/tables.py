@@ -14,10 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import CorpusError, OptionError, choose, corpus_errors, read_pairs
-from pipelines.options import load_classes
+from pipelines.options import load_classes, one_line
 from seq2seq.checkpoints import RunError
 from seq2seq.config import MONITORS, Config
-from seq2seq.contract import one_line
 from seq2seq.progress import best_epoch
 from seq2seq.runs import configuration, finished, load_run, trained_on
 from seq2seq.strategies import Strategy

@@ -9,8 +9,8 @@ from pathlib import Path
 import keras
 
 from pipelines import OptionError, choose
+from pipelines.options import one_line
 from seq2seq.config import Config
-from seq2seq.contract import one_line
 from seq2seq.model import Seq2Seq
 
 

@@ -6,7 +6,6 @@ several devices, compiles steps by XLA if asked to, and keeps a GPU from waiting
 
 import contextlib
 import functools
-import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -16,10 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError
-from seq2seq.contract import one_line
+from seq2seq.compilation import compiled_by_xla, is_compiling, is_deterministic, on_gpu, padded, rounded_up, xla_works
 from seq2seq.distribution import several_workers, whole_batches
 from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, check_loss, of_tokens
-from seq2seq.recurrence import compiling, is_compiling, is_deterministic, on_gpu
 
 
 class Trainer(keras.Model):
@@ -70,7 +68,7 @@ class Trainer(keras.Model):
         chosen = [of_tokens(metric) for metric in tf.nest.flatten([metrics, default]) if metric is not None]
         metrics = list({metric.name: metric for metric in chosen}.values())
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
-        self._update_compiled = tf.function(self._update_by_xla, jit_compile=True, autograph=False)
+        self._compiled_update = functools.lru_cache(maxsize=1)(self._compile_update)
         self._compiled_step = functools.lru_cache(maxsize=8)(self._compile_step)
         self._sizes_compiled: set[tuple[int, int]] = set()
         if loss is not None and type(loss) is not TokenCrossentropy:
@@ -108,10 +106,10 @@ class Trainer(keras.Model):
         If `compiles_training` is True before the first `fit`, XLA compiles the whole step, with `recurrence.recur` in
         place of cuDNN. This is for long trainings of small models on a GPU, where starting the operations of a step
         takes longer than computing them: with 256 units, a batch of 64 and 32 tokens a step takes 2.3 ms, and
-        uncompiled 5 ms (one H200). Each size of batch is compiled once, for 5 to 20 s. Batches are padded so that there
-        are few sizes: lengths become 16, 24, 32, 48 and so on. Set `rows_compiled` to the size of the batches, or
-        `tokens_compiled` to their `batch_tokens`. No step waits for the device if `verbose=0` and no callback has an
-        `on_train_batch_end`.
+        uncompiled 5 ms (one H200), but there is more padding. Each size of batch is compiled once, for 5 to 20 s.
+        Batches are padded so that there are few sizes: lengths become 16, 24, 32, 48 and so on. Set `rows_compiled` to
+        the size of the batches, or `tokens_compiled` to their `batch_tokens`. No step waits for the device if
+        `verbose=0` and no callback has an `on_train_batch_end`.
 
         With several replicas, `x` and `validation_data` must each be a `tf.data.Dataset` of whole batches or what
         `distribution.distribute` returns; with several workers, the latter.
@@ -187,7 +185,9 @@ class Trainer(keras.Model):
         if self._may_compile():
             batch = checked_batch(data)
             if compiled := self._compiled_step(step, *map(_any_size, batch)):
-                compiled(*self._padded_to_few_sizes(*batch))
+                batch = self._padded_to_few_sizes(*batch)
+                with tf.control_dependencies(self._said_size(batch[0])):
+                    compiled(*batch)
                 return self._figures()
         return step(data)
 
@@ -201,20 +201,12 @@ class Trainer(keras.Model):
         """A `train_step` compiled by XLA, for tensors of these specs; None, with a warning, if XLA refuses it."""
 
         def learn(*batch):
-            with compiling():
-                step(batch)
+            step(batch)
 
-        compiled = tf.function(learn, list(specs), jit_compile=True, autograph=False)
-        try:  # what XLA refuses it refuses here, before anything has been learned or lost
-            compiled.get_concrete_function()
-            with tf.init_scope():  # out of the graph that is made of `train_step`
-                smallest = [tf.zeros([1, 2, *spec.shape[2:]], spec.dtype) for spec in specs]
-                compiled.experimental_get_compiler_ir(*self._padded_to_few_sizes(*smallest))(stage="hlo")
-        except Exception as error:
-            said = textwrap.shorten(one_line(error), 300)
-            warnings.warn(f"training steps are not compiled, as XLA refuses them: {said}", stacklevel=2)
-            return None
-        return compiled
+        def smallest():
+            return self._padded_to_few_sizes(*(tf.zeros([1, 2, *spec.shape[2:]], spec.dtype) for spec in specs))
+
+        return compiled_by_xla("training steps", learn, specs, smallest)
 
     def _padded_to_few_sizes(self, source, target, *weights):
         """A batch padded to one of few sizes, since each takes a while to compile. Both sides get the same length."""
@@ -224,23 +216,25 @@ class Trainer(keras.Model):
             # A batch of so many tokens has rows more than half as long as this, unless this is the least length.
             many = self.tokens_compiled
             rows = rounded_up(tf.shape(source)[0], tf.maximum(2 * many // length, 1) if many else self.rows_compiled)
-            if self.on_compile:
-                seen = tf.numpy_function(self._say_new_size, [tf.stack([rows, length])], tf.int32, stateful=True)
-                with tf.control_dependencies([seen]):
-                    rows = tf.identity(rows)
             return (
                 padded(source, rows, length),
                 padded(target, rows, length + 1),
                 *(padded(w, rows, length) for w in weights),
             )
 
-    def _say_new_size(self, size):
-        """Tells `on_compile` of a size of batch that comes for the first time."""
-        size = tuple(size.tolist())
-        if self.on_compile and size not in self._sizes_compiled:
-            self._sizes_compiled.add(size)
-            self.on_compile("Compiling for batches of {} x {}: size {}".format(*size, len(self._sizes_compiled)))
-        return np.int32(0)
+    def _said_size(self, source):
+        """Tells `on_compile` of a size of batch that comes for the first time: an operation, or none."""
+        if not (say := self.on_compile):
+            return []
+
+        def see(size):
+            if (size := tuple(size.tolist())) not in self._sizes_compiled:
+                self._sizes_compiled.add(size)
+                say("Compiling for batches of {} x {}: size {}".format(*size, len(self._sizes_compiled)))
+            return np.int32(0)
+
+        with tf.device("CPU"):
+            return [tf.numpy_function(see, [tf.shape(source)[:2]], tf.int32)]
 
     def update_weights(self, gradients: list, weights: tf.Tensor) -> tf.Tensor:
         """Takes a step of the optimizer, if the gradient of the whole batch is finite.
@@ -254,21 +248,22 @@ class Trainer(keras.Model):
         """
         gradients = _mean_over_replicas(gradients, tf.reduce_sum(weights))
         plain = is_compiling() or is_deterministic() or self.run_eagerly or tf.distribute.has_strategy()
-        if plain or not on_gpu() or not xla_works():
-            return self._update(gradients)
-        return self._update_compiled(gradients)
+        plain |= any(gradient is None for gradient in gradients)
+        if not plain and on_gpu() and xla_works() and (compiled := self._compiled_update()):
+            return compiled(*gradients)
+        return self._update(*gradients)
 
-    def _update_by_xla(self, gradients):
-        """The same, compiled: clipping and optimizers are many small operations on each weight, which XLA joins to few.
-        Their sizes never change, so this is compiled once."""
-        with compiling():
-            return self._update(gradients)
+    def _compile_update(self):
+        """`_update` compiled by XLA, which joins the many small operations of clipping and optimizer; None if it
+        refuses one. Sizes never change, so this is compiled once."""
+        specs = [tf.TensorSpec(weight.shape, weight.dtype) for weight in self.trainable_weights]
+        return compiled_by_xla("updates of weights", self._update, specs)
 
-    def _update(self, gradients):
+    def _update(self, *gradients):
         norm = tf.cast(tf.linalg.global_norm(gradients), tf.float32)
         self.gradient_norm.assign(norm / self.optimizer.scale_loss(1.0))
         finite = tf.math.is_finite(self.gradient_norm)
-        _apply_if(finite, self.optimizer, gradients, self.trainable_weights)
+        _apply_if(finite, self.optimizer, list(gradients), self.trainable_weights)
         return finite
 
     def measure(
@@ -328,18 +323,6 @@ class Trainer(keras.Model):
         # which must then have equal shapes and belong to one process.
         if self.distribute_strategy.num_replicas_in_sync > 1:
             self.build_training()
-
-
-@functools.cache
-def xla_works(probe: Callable = tf.exp) -> bool:
-    """Whether XLA compiles a function for this device, as it may lack parts of CUDA; if not, a warning says so once."""
-    try:
-        with tf.init_scope():  # out of the graph that is being made
-            tf.function(probe, jit_compile=True)(tf.ones([]))
-    except tf.errors.OpError as error:
-        warnings.warn(f"training is slower, as XLA does not compile here: {one_line(error)}", stacklevel=2)
-        return False
-    return True
 
 
 def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
@@ -471,26 +454,16 @@ def _run_if(condition: tf.Tensor, run: Callable[[], Any], changed: Iterable[kera
     """Runs a function that changes variables, if a condition holds.
 
     A GPU has to be waited for to know which branch to take. There and under XLA the function runs in any case, and the
-    variables get their values back if the condition does not hold.
+    variables get their values back if the condition does not hold. Under a strategy this would send all of them.
     """
-    if not (is_compiling() or on_gpu()):
+    if tf.distribute.has_strategy() or not (is_compiling() or on_gpu()):
         tf.cond(condition, run, lambda: None)
         return
     before = [(variable, tf.convert_to_tensor(variable)) for variable in changed]
-    run()
+    with tf.control_dependencies([condition]):  # Keras finds the end of the data by a step whose batch never comes
+        run()
     for variable, value in before:
         variable.assign(tf.where(condition, variable, value))
-
-
-def rounded_up(size: tf.Tensor, least: int | tf.Tensor = 16) -> tf.Tensor:
-    """The smallest of `least` times 1, 2, 4, ... that is not below a size, so that XLA compiles few sizes."""
-    return tf.bitwise.left_shift(least, tf.reduce_sum(tf.cast(size > least * 2 ** tf.range(20), tf.int32)))
-
-
-def padded(tokens: tf.Tensor, rows: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """Ids `[B, T]`, or their one-hot form, with padding to so many rows and tokens."""
-    more = [rows, length] - tf.shape(tokens)[:2]
-    return tf.pad(tokens, [[0, more[0]], [0, more[1]], *[[0, 0]] * (tokens.shape.rank - 2)])
 
 
 def _any_size(tokens):

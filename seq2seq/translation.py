@@ -1,7 +1,6 @@
 """`Translator`: strings in and out. It translates and scores texts in batches of similar length."""
 
 import functools
-import os
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,17 +11,19 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, check_number, choose
+from pipelines.options import one_line
 from pipelines.tokens import PADDING, START, Texts, prefix_ids, spelled
 from seq2seq.attention import Encoded
-from seq2seq.contract import check_strategy, encode, has_attention, one_line, start
+from seq2seq.compilation import on_gpu, padded, threads
+from seq2seq.contract import check_strategy, encode, has_attention, start
 from seq2seq.decoding import LIMITED, LONGEST_SOURCE, NEVER, STOPPED
 from seq2seq.exporting import export
 from seq2seq.layers import row_lengths
 from seq2seq.litert_exporting import export_litert
 from seq2seq.onnx_exporting import export_onnx
-from seq2seq.recurrence import cores, on_gpu, side_by_side
+from seq2seq.recurrence import cores, side_by_side
 from seq2seq.strategies import STRATEGIES, BeamSearch, Greedy, Strategy
-from seq2seq.trainer import padded, refuse_texts, without_end_warning
+from seq2seq.trainer import refuse_texts, without_end_warning
 from seq2seq.web_exporting import export_web
 
 LONGEST_TRANSLATION = 100_000  # tokens
@@ -124,7 +125,7 @@ class Translator(keras.Model):
         count = len(texts)
         texts = texts if count else tf.constant([""])  # not every layer takes an empty batch
         if count >= _MANY_TEXTS:
-            self._parts = _threads() if on_gpu() else cores()
+            self._parts = threads() if on_gpu() else cores()
         lengths = np.minimum(_bytes_or_tokens(texts), LONGEST_SOURCE)
         longest = -1 if max_length is None else max_length
 
@@ -232,7 +233,7 @@ class Translator(keras.Model):
             return tuple(found)
 
     def _source_ids(self, texts, parts=1):
-        """The first ids of texts `[B]`, as many as are read: `[B, S]`."""
+        """The ids `[B, S]` of texts `[B]`, cut to `LONGEST_SOURCE`."""
         return side_by_side(self.source_tokenizer.tokenize, parts, texts, join=_join_ids)[:, :LONGEST_SOURCE]
 
     def predict(self, x: Any, batch_size: int | None = None, *args: Any, **kwargs: Any) -> np.ndarray:
@@ -409,11 +410,6 @@ class Translator(keras.Model):
 
 EXPORTERS: dict[str, Callable[..., None]] = {"tf_saved_model": export, "onnx": export_onnx}
 EXPORTERS |= {"litert": export_litert, "web": export_web}
-
-
-def _threads():
-    """How many operations run side by side, at most 16."""
-    return min(16, tf.config.threading.get_inter_op_parallelism_threads() or len(os.sched_getaffinity(0)))
 
 
 def _join_ids(*parts):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import keras
 
+from pipelines.options import one_line
 from seq2seq.checkpoints import RunError, whole_folder
-from seq2seq.contract import one_line
 from seq2seq.onnx_exporting import write_onnx
 
 PAGE = Path(__file__).with_name("web")

@@ -27,7 +27,7 @@ from pipelines import CharTokenizer, batch_pairs, checksums, read_pairs
 from pipelines.formats import find_shards
 from pipelines.readers import Reader
 from seq2seq import Config, Seq2Seq, sweep
-from seq2seq.recurrence import on_gpu
+from seq2seq.compilation import on_gpu
 from seq2seq.training import train
 
 # A GPU rounds the factors of a product to 10 bits by default; tests compare to five digits.

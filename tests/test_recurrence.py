@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from pipelines import OptionError
-from seq2seq.recurrence import Recurrent, Rows, compiling, side_by_side
+from seq2seq.compilation import compiling
+from seq2seq.recurrence import Recurrent, Rows, side_by_side
 
 LENGTHS = tf.constant([5, 1, 3])
 
