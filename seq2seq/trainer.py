@@ -250,6 +250,8 @@ class Trainer(keras.Model):
         plain = is_compiling() or is_deterministic() or self.run_eagerly or tf.distribute.has_strategy()
         plain |= any(gradient is None for gradient in gradients)
         if not plain and on_gpu() and xla_works() and (compiled := self._compiled_update()):
+            for gradient, weight in zip(gradients, self.trainable_weights, strict=True):
+                gradient.set_shape(weight.shape)  # of a table of which rows were looked up it may be unknown
             return compiled(*gradients)
         return self._update(*gradients)
 
