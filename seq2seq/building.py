@@ -62,8 +62,9 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
     Raises:
         OptionError: if an option has no effect, or the class of a model is not a `Seq2Seq`.
     """
-    halves = _halves(config)
+    halves = encoder, decoder = _halves(config)
     taken = {"architecture", "encoder", "decoder", "model", "own"}.union(*map(accepted, halves))
+    taken -= set(getattr(encoder, "for_decoder", ())) - accepted(decoder)
     for name in names:
         if name in model_options() and name not in taken:
             raise OptionError(f"{name}: neither {' nor '.join(half.__name__ for half in halves)} has this option")

@@ -46,6 +46,8 @@ class TransformerEncoder(Half):
         OptionError: if the units cannot be divided among the heads.
     """
 
+    for_decoder = ("cell",)  # options that have no effect unless the decoder has them too
+
     def __init__(
         self,
         vocabulary_size: int,

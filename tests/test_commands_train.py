@@ -125,6 +125,7 @@ def test_bad_options_exit_2(tsv, tmp_path):
             ["--architecture", "transformer", "--attention", "dot"],
             "attention: neither TransformerEncoder nor TransformerDecoder has this option",
         ),
+        (["--architecture", "transformer", "--cell", "gru"], "cell: neither TransformerEncoder nor Transf"),
         (["--track", "wandbb"], "track='wandbb': expected 'tensorboard', 'wandb', 'mlflow'"),
         (["--compile", "--deterministic"], "compile=True: XLA does not promise the same bits"),
         (["--decoder", "nowhere:Decoder"], "decoder='nowhere:Decoder': there is no module 'nowhere'"),
