@@ -6,6 +6,7 @@ several devices, compiles steps by XLA if asked to, and keeps a GPU from waiting
 
 import contextlib
 import functools
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -30,7 +31,7 @@ class Trainer(keras.Model):
         compiles_training: whether XLA compiles training steps, see `fit`. Set it before the first `fit`.
         rows_compiled: compiled batches have this many rows, or twice as many, and so on. Default: 16.
         tokens_compiled: the `batch_tokens` of the batches, if they hold a number of tokens and not of rows.
-        on_compile: a function that is called with a text before each size of batch is compiled.
+        on_compile: a function that is called with a text before and after each size of batch is compiled.
     """
 
     train_step: Any  # a method of the subclass
@@ -223,14 +224,19 @@ class Trainer(keras.Model):
             )
 
     def _said_size(self, source):
-        """Tells `on_compile` of a size of batch that comes for the first time: an operation, or none."""
+        """Tells `on_compile` of a size of batch that comes for the first time and, at the next batch, what it took:
+        an operation, or none."""
         if not (say := self.on_compile):
             return []
+        started: list[float] = []
 
         def see(size):
+            if started:
+                say(f"Compiled in {time.monotonic() - started.pop():.1f} s")
             if (size := tuple(size.tolist())) not in self._sizes_compiled:
                 self._sizes_compiled.add(size)
                 say("Compiling for batches of {} x {}: size {}".format(*size, len(self._sizes_compiled)))
+                started.append(time.monotonic())
             return np.int32(0)
 
         with tf.device("CPU"):
