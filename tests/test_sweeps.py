@@ -124,8 +124,8 @@ def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_adde
 @pytest.mark.parametrize(
     ("grid", "options", "trials", "message"),
     [
-        ({"unit": [1, 2]}, {}, None, "option='unit': none of .*; did you mean 'units'?"),
-        ({"layers": [1, 2]}, {"unit": 1}, None, "option='unit': none of .*; did you mean 'units'?"),
+        ({"unit": [1, 2]}, {}, None, "option='unit': neither Config .*; did you mean 'units'?"),
+        ({"layers": [1, 2]}, {"unit": 1}, None, "option='unit': neither Config .*; did you mean 'units'?"),
         ({"units": "8,x"}, {}, None, "set='units=x': 'x' does not fit"),
         ({"units": [8, 8]}, {}, None, "grid: an option has the same value twice"),
         ({"units": [8]}, {"units": 4}, None, "grid=units: is set otherwise, for all runs"),
