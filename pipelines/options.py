@@ -1,4 +1,4 @@
-"""Checks of options: numbers in a range, one name of several, custom classes written `module:Class`."""
+"""Checks of options: numbers in a range, one name of several, custom classes written `module:Class`; error texts."""
 
 import difflib
 import importlib

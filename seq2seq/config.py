@@ -266,8 +266,8 @@ class Config:
     compile: bool = _option(
         False,
         TRAINING,
-        "Compile training steps with XLA: for long trainings of small models on a GPU. Each size of batch takes a "
-        "while to compile once.",
+        "Compile training steps with XLA, for a GPU. It may save time in long trainings of small models. Each size of "
+        "batch takes a while to compile once.",
     )
     precision: str = _option(
         "float32",

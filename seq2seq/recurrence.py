@@ -305,13 +305,11 @@ def cores() -> int:
     return max(1, threads // each) if each else 1
 
 
-def join_rows(*parts: tf.Tensor) -> tf.Tensor:
-    """All rows `[B, ...]` of tensors."""
-    return tf.concat(parts, axis=0)
-
-
-def side_by_side(run: Callable, parts: int, *tensors: tf.Tensor, join: Callable = join_rows) -> Any:
-    """Calls a function with parts of the rows of tensors, and joins its results, nests of tensors."""
+def side_by_side(
+    run: Callable, parts: int, *tensors: tf.Tensor, join: Callable = lambda *parts: tf.concat(parts, axis=0)
+) -> Any:
+    """Calls a function with parts of the rows of tensors, and joins its results, nests of tensors. `join` makes one
+    tensor of those of all parts; by default it concatenates them."""
     if parts == 1:
         return run(*tensors)
     rows = tf.shape(tensors[0])[0]

@@ -105,8 +105,8 @@ class Trainer(keras.Model):
         are shuffled, unless `shuffle=False`.
 
         If `compiles_training` is True before the first `fit`, XLA compiles the whole step, with `recurrence.recur` in
-        place of cuDNN. This is for long trainings of small models on a GPU, where starting the operations of a step
-        takes longer than computing them: with 256 units, a batch of 64 and 32 tokens a step takes 2.3 ms, and
+        place of cuDNN. It may save time in long trainings of small models on a GPU, where starting the operations of a
+        step takes longer than computing them: with 256 units, a batch of 64 and 32 tokens a step takes 2.3 ms, and
         uncompiled 5 ms (one H200), but there is more padding. Each size of batch is compiled once, for 5 to 20 s.
         Batches are padded so that there are few sizes: lengths become 16, 24, 32, 48 and so on. Set `rows_compiled` to
         the size of the batches, or `tokens_compiled` to their `batch_tokens`. No step waits for the device if
@@ -462,7 +462,8 @@ def _run_if(condition: tf.Tensor, run: Callable[[], Any], changed: Iterable[kera
     """Runs a function that changes variables, if a condition holds.
 
     A GPU has to be waited for to know which branch to take. There and under XLA the function runs in any case, and the
-    variables get their values back if the condition does not hold. Under a strategy this would send all of them.
+    variables get their values back if the condition does not hold. Under a strategy this would copy all variables from
+    one device to the others, so there the branch is taken.
     """
     if tf.distribute.has_strategy() or not (is_compiling() or on_gpu()):
         tf.cond(condition, run, lambda: None)

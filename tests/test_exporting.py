@@ -53,8 +53,7 @@ print(json.dumps([written(found["texts"][:, None]), written(beam["texts"]), beam
 
 def test_what_is_exported_where_there_is_a_gpu_runs_without_one(upper_case, tmp_path, monkeypatch):
     model, words = upper_case
-    for place in ("recurrence", "trainer", "translation"):
-        monkeypatch.setattr(f"seq2seq.{place}.on_gpu", lambda: True)
+    monkeypatch.setattr("seq2seq.recurrence.on_gpu", lambda: True)
     model.export(tmp_path / "saved")
     monkeypatch.undo()
     found = tf.saved_model.load(str(tmp_path / "saved")).signatures["greedy"](texts=tf.constant(words))["texts"]

@@ -74,11 +74,21 @@ def test_it_goes_on_from_a_state_and_learns_from_where_it_led(layer):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+MATRIX = tf.random.stateless_normal([5, 4], [0, 1])
+INPUTS = {
+    "vectors": (tf.TensorSpec([None, None, 4]), lambda x: x),
+    "one-hot": (tf.TensorSpec([None, None], tf.int32), Rows),
+    "embedding": (tf.TensorSpec([None, None], tf.int32), lambda ids: Rows(ids, MATRIX)),
+}
+
+
 @pytest.mark.parametrize("lengths", [LENGTHS, None], ids=["lengths", "none"])
-def test_on_a_gpu_all_steps_are_one_call_of_cudnn_that_waits_for_nothing(layer, lengths, monkeypatch):
+@pytest.mark.parametrize("given", INPUTS)
+def test_on_a_gpu_all_steps_are_one_call_of_cudnn_that_waits_for_nothing(layer, given, lengths, monkeypatch):
     monkeypatch.setattr("seq2seq.recurrence.on_gpu", lambda: True)  # that it computes the same, a GPU must show: above
-    run = tf.function(lambda x: layer(x, lengths=lengths))
-    made = [op.type for op in run.get_concrete_function(tf.TensorSpec([None, None, 4])).graph.get_operations()]
+    spec, made_of = INPUTS[given]
+    graph = tf.function(lambda x: layer(made_of(x), lengths=lengths)).get_concrete_function(spec).graph
+    made = [op.type for op in graph.get_operations()]
     assert made.count("CudnnRNNV3") == 1 and not {"Assert", "If", "StatelessIf", "While", "Where"} & set(made)
 
 

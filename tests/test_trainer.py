@@ -143,12 +143,12 @@ def test_updates_as_on_a_gpu_are_the_same(tokenizers, batches, monkeypatch, work
 
 
 def test_an_optimizer_that_xla_refuses_is_used_uncompiled(model, batches, monkeypatch):
-    class Printing(keras.optimizers.schedules.LearningRateSchedule):
+    class ByNumpy(keras.optimizers.schedules.LearningRateSchedule):
         def __call__(self, step):
             return tf.numpy_function(lambda: np.float32(0.1), [], tf.float32)
 
     monkeypatch.setattr("seq2seq.trainer.on_gpu", lambda: True)
-    model.compile(keras.optimizers.SGD(Printing()))
+    model.compile(keras.optimizers.SGD(ByNumpy()))
     with pytest.warns(UserWarning, match="updates of weights are not compiled, as XLA refuses them: .*PyFunc"):
         model.fit(batches, verbose=0, shuffle=False)
     assert model.optimizer.iterations == 3

@@ -399,7 +399,8 @@ def main():
     parser.add_argument("folder", type=Path, nargs="?", help="where to write speed.json and speed.png")
     parser.add_argument("--only", nargs="+", choices=["training", "decoding", "startup", "latency"])
     parser.add_argument("--cases", nargs="+", help="the cases of training and decoding to measure; default: all")
-    parser.add_argument("--subjects", nargs="+", default=["library", "pytorch", "tutorial"])
+    everyone = ["library", "pytorch", "tutorial"]
+    parser.add_argument("--subjects", nargs="+", choices=everyone, default=everyone, help="the library must be one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--together",
@@ -412,6 +413,8 @@ def main():
         return measure(*json.loads(options.measure))
     if not options.folder:
         parser.error("FOLDER is missing")
+    if "library" not in options.subjects:
+        parser.error("--subjects: the library must be one of them, as others are compared with it")
     wanted = options.only or ["training", "decoding", "startup", "latency"]
     figures = {"machine": machine(), "packages": {name: version(name) for name in ("tensorflow", "keras", "torch")}}
     print(figures["machine"], ", ".join(f"{name} {number}" for name, number in figures["packages"].items()))
