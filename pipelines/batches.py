@@ -100,12 +100,11 @@ def batch_pairs(
             source, target = source_tokenizer.one_hot(source), target_tokenizer.one_hot(target)
         return source, target
 
-    windows = pairs.batch(window).enumerate()
+    windows = pairs.batch(window).enumerate().skip(skip // window)
     if epoch is None:
         seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
         windows = tf.data.Dataset.zip(windows, seeds).map(lambda window, seed: (*window, seed))
     else:
-        windows = windows.skip(skip // window)
         windows = windows.map(lambda number, pairs: (number, pairs, _random_number(seed or 0, epoch, number)))
     batches = windows.flat_map(group_by_length)
     cores = len(os.sched_getaffinity(0))

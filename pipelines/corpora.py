@@ -92,31 +92,23 @@ def read_pairs(
         raise CorpusError("limit and num_shards exclude each other")
     reader = open_corpora(corpus, **options)
     column = tf.TensorSpec([None], tf.string)
-    generator = _chunks(reader, limit, report)
+
+    def generate(seed):
+        own = Report()
+        pairs = itertools.islice(reader.pairs(int(seed), own), limit)  # a pass up to the limit is complete
+        while chunk := list(itertools.islice(pairs, _CHUNK)):
+            yield tuple(zip(*chunk, strict=True))
+        if report is not None:
+            vars(report).update(vars(own))
 
     def chunks(seed):
-        return tf.data.Dataset.from_generator(generator, args=[seed], output_signature=(column, column)).prefetch(4)
+        return tf.data.Dataset.from_generator(generate, args=[seed], output_signature=(column, column)).prefetch(4)
 
     if epoch is None and reader.shuffle_files:
         pairs = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1).flat_map(chunks)
     else:
         pairs = chunks(seed if epoch is None else seed + tf.cast(epoch, tf.int64) * 2**32)
     return pairs.unbatch().with_options(WITHOUT_AUTOTUNE)
-
-
-def _chunks(reader, limit, report):
-    """Makes a generator function of the pairs of one pass: (sources, targets), `_CHUNK` byte strings at a time."""
-
-    def chunks(seed):
-        own = Report()
-        pairs = itertools.islice(reader.pairs(int(seed), own), limit)  # a pass up to the limit is complete
-        while chunk := list(itertools.islice(pairs, _CHUNK)):
-            sources, targets = zip(*chunk, strict=True)
-            yield sources, targets
-        if report is not None:
-            vars(report).update(vars(own))
-
-    return chunks
 
 
 @contextlib.contextmanager

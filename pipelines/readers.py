@@ -182,7 +182,7 @@ class Reader:
                     raise CorpusError(f"{shard.name}, {shard.unit} {number}: {problem}")
             elif self.max_length and max(lengths) > self.max_length:
                 reason, problem = LENGTH, f"{max(lengths)} characters"
-            elif self.max_ratio and _ratio(lengths := (len(first), lengths[1])) > self.max_ratio:
+            elif self.max_ratio and max(lengths := (len(first), lengths[1])) / min(lengths) > self.max_ratio:
                 reason, problem = RATIO, f"{lengths[0]} to {lengths[1]} characters"
             elif self.drop_duplicates:
                 key = hash((source, target))
@@ -199,10 +199,6 @@ class Reader:
             report.drop(reason, f"{shard.name}, {shard.unit} {number}: {problem}")
             if every_line:
                 yield None
-
-
-def _ratio(lengths):
-    return max(lengths) / min(lengths)
 
 
 def _interleave(parts):

@@ -66,6 +66,7 @@ def shuffle_corpus(
     reader = open_corpora(corpus, **options)
     rng = random.Random(seed)
     aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
     aside.mkdir(parents=True)
     try:
         lengths = collections.Counter[int](), collections.Counter[int]()

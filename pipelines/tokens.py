@@ -146,7 +146,8 @@ class Tokenizer(tf.Module):
             counts, min_frequency, max_size: as in `take_vocabulary`; `max_size` is of all tokens.
         """
         known = list(self.tokens)
-        self.take_vocabulary({token: n for token, n in counts.items() if token.decode() not in known}, min_frequency)
+        own = set(known)
+        self.take_vocabulary({token: n for token, n in counts.items() if token.decode() not in own}, min_frequency)
         self._set_tokens((known + list(self.tokens))[: max(len(known), max_size or sys.maxsize)])
 
     def tokenize(self, texts: Texts, start_end: bool = False) -> tf.Tensor:

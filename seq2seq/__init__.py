@@ -98,21 +98,8 @@ def __getattr__(name: str) -> Any:
     imports from here."""
     if name == "__version__":
         return importlib.metadata.version("keras-seq2seq")
-    modules: tuple[str, ...] = (_LATER[name],) if name in _LATER else ()
-    if name in __all__ and not modules:
-        modules = (
-            "attention",
-            "config",
-            "ensembles",
-            "layers",
-            "metrics",
-            "model",
-            "optimizers",
-            "strategies",
-            "transformer",
-            "translation",
-        )
-    for module in modules:
+    modules = "attention config ensembles layers metrics model optimizers strategies transformer translation"
+    for module in [_LATER[name]] if name in _LATER else modules.split() if name in __all__ else []:
         if hasattr(importlib.import_module(f"seq2seq.{module}"), name):
             return getattr(importlib.import_module(f"seq2seq.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -234,6 +234,8 @@ class SaveRun(keras.callbacks.Callback):
         rate = float(str(np.float32(exact)))  # 0.1 and not 0.10000000149
         run.history.append({"epoch": epoch + 1, **logs, "learning_rate": rate})
         run.step = 0
+        # After the rest of an epoch that was begun before a resumption, `fit` is called again, for whole epochs.
+        self.model.stop_training = run.stopped() or self.params["steps"] < run.steps
         if not run.measures(epoch + 1):
             return
         best = run.kept()
@@ -245,7 +247,6 @@ class SaveRun(keras.callbacks.Callback):
             changes = [row["epoch"] for row, after in neighbours if row["learning_rate"] != after["learning_rate"]]
             if run.measured_after(max([best, *changes])) >= 2:
                 self.model.optimizer.learning_rate = rate / 2
-        self.model.stop_training = run.stopped()
 
     def on_train_end(self, logs: Any = None) -> None:
         self._wait()
@@ -273,7 +274,8 @@ class SaveRun(keras.callbacks.Callback):
         run, folder = self.run, self.run.folder
         write_json(folder / "config.json", run.record | {"training": self._resources()})
         with whole_file(folder / "history.csv") as path, path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, run.history[0])
+            # Not the first row's names alone: a package that measures may have been installed since then.
+            writer = csv.DictWriter(file, dict.fromkeys(itertools.chain(*run.history)))
             writer.writeheader()
             writer.writerows(run.history)
         found = run.checkpoints.folder / "survey.json"

@@ -75,17 +75,18 @@ def locked(folder: Path) -> Iterator[None]:
     neither names the holder nor removes its file together with an empty folder, which is most of this function.)
 
     Raises:
-        RunError: if another process holds the lock, with its number, or the folder is a file.
+        RunError: if another process holds the lock, with its number, or the folder cannot be one.
     """
     path = folder / "lock"
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except (FileExistsError, FileNotFoundError):  # the holder of the lock has just removed the folder
-            if folder.is_file():
-                raise RunError(f"{folder} is a file; a run needs a folder") from None
-            continue
+        except (FileExistsError, FileNotFoundError, NotADirectoryError):
+            for above in (folder, *folder.parents):
+                if os.path.lexists(above) and not above.is_dir():
+                    raise RunError(f"{above} is a file or a broken link; a run needs a folder") from None
+            continue  # the holder of the lock has just removed the folder
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -133,12 +134,10 @@ class Checkpoints:
     def wait(self) -> OSError | None:
         """Waits until nothing is being written. Returns the error of the last writing, if there was one, only once."""
         writing, self._writing = self._writing, None
-        try:
-            if writing:
-                writing.result()
-        except OSError as error:
+        error = writing.exception() if writing else None
+        if isinstance(error, OSError | None):
             return error
-        return None
+        raise error
 
     def _write(self, number, arrays, facts):
         with whole_file(self.folder / f"{number:012}.npz") as path, path.open("wb") as file:

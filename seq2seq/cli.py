@@ -33,13 +33,7 @@ class _Command(typer.core.TyperCommand):
     a description has 19 of 80 columns."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        for title, records in self.help_sections(ctx).items():
-            with formatter.section(title):
-                formatter.write_dl(records, col_max=24)
-
-    def help_sections(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
-        """The arguments and options by their titles: each as it is written, and its help."""
-        sections: dict[str, list] = {"Arguments": []}
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": []}
         for parameter in self.get_params(ctx):
             name, text = parameter.get_help_record(ctx) or ("", "")
             if parameter.param_type_name == "argument":
@@ -47,7 +41,10 @@ class _Command(typer.core.TyperCommand):
             else:
                 title = getattr(parameter, "rich_help_panel", None) or "Options"
                 sections.setdefault(title, []).append((name.replace(" range>", ">"), text))
-        return {title: records for title, records in sections.items() if records}
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records, col_max=24)
 
 
 class _SweepCommand(_Command):

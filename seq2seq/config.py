@@ -469,7 +469,6 @@ def load_config(path: Path | str) -> tuple[dict, dict]:
         options = dict(found["options"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise OptionError(f"{path}: no configuration of a run ({type(error).__name__}: {error})") from None
-    names = [field.name for field in dataclasses.fields(Config)]
     for name in options:
-        choose(f"{path}: option", name, names)
+        choose(f"{path}: option", name, Config.__dataclass_fields__)
     return options, found

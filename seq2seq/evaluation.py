@@ -4,6 +4,7 @@ Needs the extra `evaluation`: sacrebleu (Post 2018, arxiv.org/abs/1804.08771) an
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -21,22 +22,22 @@ from sacrebleu.significance import PairedTest
 
 from pipelines import CorpusError, OptionError, batch_pairs, check_number, choose, group_by_source, read_pairs
 from pipelines.lines import as_line
-from seq2seq.metrics import Perplexity, TokenAccuracy
+from seq2seq.metrics import Perplexity, of_tokens
 from seq2seq.model import Seq2Seq, teacher_forcing
 from seq2seq.strategies import Strategy
+from seq2seq.translation import MANY_TEXTS
 
 # `sacrebleu.metrics.base.Metric` is meant to be derived from by overriding methods that begin with an underscore. So
 # sacrebleu's bootstrap and paired tests work for every measure here.
 
 
 class _Rate(Metric):
-    """A percentage: each text has two numbers, of which the sum of the first is divided by that of the second."""
+    """A percentage: `count` gives two numbers for each text, of which the sum of the first is divided by that of the
+    second."""
 
-    name = ""
-
-    def count(self, text: str, references: list[str]) -> tuple[int, int]:
-        """The two numbers of a text."""
-        raise NotImplementedError
+    def __init__(self, name: str, count: Callable[[str, list[str]], tuple[int, int]]) -> None:
+        super().__init__()
+        self.name, self.count = name, count
 
     def _preprocess_segment(self, sent):
         return sent.strip()
@@ -55,30 +56,12 @@ class _Rate(Metric):
         return Score(self.name, 100 * float(part) / max(float(whole), 1.0))
 
 
-class ErrorRate(_Rate):
-    """Tokens to insert, delete or replace until a text is a reference, in percent of the reference's tokens.
-
-    Of several references the closest by this rate is used.
-    """
-
-    def __init__(self, name: str, split: Callable[[str], list[str]]) -> None:
-        super().__init__()
-        self.name = name
-        self.split = split
-
-    def count(self, text: str, references: list[str]) -> tuple[int, int]:
-        tokens = self.split(text)
-        counts = [(Levenshtein.distance(tokens, right), len(right)) for right in map(self.split, references)]
-        return min(counts, key=lambda count: (count[0] / max(count[1], 1), count))
-
-
-class ExactMatch(_Rate):
-    """Texts that equal one of their references, in percent."""
-
-    name = "exact match"
-
-    def count(self, text: str, references: list[str]) -> tuple[bool, int]:
-        return text in references, 1
+def _edits(split, text, references):
+    """Tokens to insert, delete or replace until a text is a reference, and the tokens of that reference: of several,
+    the closest by their ratio."""
+    tokens = split(text)
+    counts = [(Levenshtein.distance(tokens, right), len(right)) for right in map(split, references)]
+    return min(counts, key=lambda count: (count[0] / max(count[1], 1), count))
 
 
 def metrics(bleu_tokenizer: str = "13a") -> dict[str, Metric]:
@@ -87,9 +70,9 @@ def metrics(bleu_tokenizer: str = "13a") -> dict[str, Metric]:
         "BLEU": BLEU(tokenize=bleu_tokenizer, force=True),  # without a warning about tokenized text
         "chrF": CHRF(),
         "TER": TER(),
-        "CER": ErrorRate("CER", list),  # characters
-        "WER": ErrorRate("WER", str.split),  # words, separated by spaces
-        "exact match": ExactMatch(),
+        "CER": _Rate("CER", functools.partial(_edits, list)),  # characters
+        "WER": _Rate("WER", functools.partial(_edits, str.split)),  # words, separated by spaces
+        "exact match": _Rate("exact match", lambda text, references: (text in references, 1)),
     }
 
 
@@ -141,18 +124,10 @@ class Evaluation:
 
     def worst(self, count: int = 5) -> list[dict]:
         """The texts with the most errors for their length: [{"source", "translation", "references", "CER"}, ...]."""
-        rate = metrics()["CER"]
-        rates = [rate.sentence_score(*pair).score for pair in zip(self.translations, self.references, strict=True)]
-        order = np.argsort(-np.array(rates), kind="stable")[:count]
-        return [
-            {
-                "source": self.sources[n],
-                "translation": self.translations[n],
-                "references": self.references[n],
-                "CER": rates[n],
-            }
-            for n in order
-        ]
+        rate, names = metrics()["CER"], ("source", "translation", "references", "CER")
+        texts = zip(self.sources, self.translations, self.references, strict=True)
+        rated = [dict(zip(names, (*text, rate.sentence_score(*text[1:]).score), strict=True)) for text in texts]
+        return sorted(rated, key=lambda text: -text["CER"])[:count]
 
     def write(self, folder: Path | str) -> None:
         """Writes sources.txt, translations.txt, references.0.txt and so on, a text in a line, for other tools.
@@ -233,7 +208,8 @@ def evaluate(
 
 def _translate(model, sources, strategy, progress, lengths):
     """The first translation of each source, why it stopped, and the seconds that all took without compiling."""
-    model.translate(sources[:1], strategy, details=True, **lengths)  # compiles it
+    shortest = sorted(sources, key=len)[:MANY_TEXTS]  # so many that all cores are used, as in the calls that count
+    model.translate(shortest, strategy, details=True, **lengths)  # compiles it
     translations, stopped, seconds = [], [], 0.0
     for start in range(0, len(sources), 2048):
         started = time.perf_counter()
@@ -249,7 +225,7 @@ def _translate(model, sources, strategy, progress, lengths):
 
 def _token_figures(model, batches):
     """Perplexity and accuracy of all tokens, by metrics that do not depend on how the model is compiled."""
-    metrics = Perplexity(), TokenAccuracy()
+    metrics = Perplexity(), of_tokens("accuracy")
 
     @tf.function(reduce_retracing=True)
     def measure(source, target):

@@ -7,17 +7,17 @@ import keras
 import tensorflow as tf
 
 from pipelines.options import one_line
-from seq2seq.checkpoints import RunError, whole_folder
+from pipelines.tokens import END
+from seq2seq.checkpoints import RunError
 from seq2seq.compilation import compiling
 from seq2seq.contract import check_strategy
 from seq2seq.strategies import BeamSearch, Greedy, Strategy
 
-_BEAM = BeamSearch(n_best=5)
-
 
 def export(
     model: keras.Model,
-    folder: Path | str,
+    aside: Path,
+    folder: Path,
     beam: BeamSearch | None = None,
     probe: Sequence[str] = (),
     search: Strategy | None = None,
@@ -33,33 +33,38 @@ def export(
 
     Args:
         model: a `Seq2Seq`.
-        folder: where to write it; there must be nothing yet.
-        beam: a `BeamSearch`. Default: width 5, and all five hypotheses.
+        aside: where to write it.
+        folder: what that is to become, by which messages name it.
+        beam: a `BeamSearch`. Default: width 5, or as many tokens as there are if these are fewer, and all hypotheses.
         probe: texts that what was written must translate as the model does.
         search: the strategy of the signature `search`; None for none.
 
     Raises:
-        RunError: if the folder exists, the encoder or decoder cannot be exported, or translations differ.
+        RunError: if the encoder or decoder cannot be exported, or translations differ.
     """
-    folder = Path(folder)
+    width = min(5, model.target_tokenizer.vocabulary_size - END)
     # The signatures: a strategy, and whether they give scores too.
-    strategies: dict[str, tuple[Strategy, bool]] = {"greedy": (Greedy(), False), "beam": (beam or _BEAM, True)}
+    strategies: dict[str, tuple[Strategy, bool]] = {
+        "greedy": (Greedy(), False),
+        "beam": (beam or BeamSearch(width, n_best=width), True),
+    }
     if search:
         strategies["search"] = check_strategy(search), search.n_best > 1
     compiles = model.compiles_decoding
-    with whole_folder(folder) as aside:
-        try:
-            model.compiles_decoding = False  # what is exported runs on any device, so without cuDNN too
-            with compiling():
-                _write(model, aside, strategies)
-        except Exception as error:  # TensorFlow raises whatever it stumbles over
-            raise cannot_export(model, folder, error) from error
-        finally:
-            model.compiles_decoding = compiles
-        if probe:
-            exported = tf.saved_model.load(str(aside))
-            for name, strategy in strategies.items():
-                _compare(model, exported.signatures[name], list(probe), *strategy, folder)
+    try:
+        model.compiles_decoding = False  # what is exported runs on any device, so without cuDNN too
+        with compiling():
+            _write(model, aside, strategies)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # TensorFlow raises whatever it stumbles over
+        raise cannot_export(model, folder, error) from error
+    finally:
+        model.compiles_decoding = compiles
+    if probe:
+        exported = tf.saved_model.load(str(aside))
+        for name, strategy in strategies.items():
+            _compare(model, exported.signatures[name], list(probe), *strategy, folder)
 
 
 def cannot_export(model: keras.Model, folder: Path, error: Exception, form: str = "a SavedModel") -> RunError:

@@ -283,11 +283,10 @@ class Decoder(BaseDecoder):
 
     def _attend(self, output, encoded):
         """Combines each step's output `[B, T, D]` with its context: `[B, T, D]`, and the attention weights."""
-        weights = None
-        if self.attention:
-            context, weights = self.attention(output, encoded.extra.keys, encoded)
-            output = tf.concat([context, output], axis=-1)
-        return self.combine(output) if self.combine else output, weights
+        if not self.attention:
+            return output, None
+        context, weights = self.attention(output, encoded.extra.keys, encoded)
+        return self.combine(tf.concat([context, output], axis=-1)), weights
 
     def _step_by_step(self, vectors, encoded, state, training):
         """`_recur` and `_attend` a step at a time, each step's result `[B, D]` being part of the next one's input."""

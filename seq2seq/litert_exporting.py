@@ -1,6 +1,5 @@
 """LiteRT (TensorFlow Lite) graphs of a trained model, for phones and small devices."""
 
-import importlib.util
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +9,12 @@ import tensorflow as tf
 
 from pipelines import check_number
 from pipelines.tokens import END, PADDING
-from seq2seq.checkpoints import whole_folder
 from seq2seq.onnx_exporting import describe, write_graphs
 
 
-def export_litert(model: keras.Model, folder: Path | str, probe: Sequence[str] = (), source_length: int = 128) -> None:
+def export_litert(
+    model: keras.Model, aside: Path, folder: Path, probe: Sequence[str] = (), source_length: int = 128
+) -> None:
     """Writes a folder that translates with LiteRT, one text after another, by greedy search.
 
     It is that of `export_onnx`, with the graphs `encoder.tflite` and `decoder.tflite`. All sizes are fixed: one source,
@@ -22,26 +22,23 @@ def export_litert(model: keras.Model, folder: Path | str, probe: Sequence[str] =
     most `steps` tokens.
 
     Args:
-        model: a `Seq2Seq`.
-        folder: where to write it; there must be nothing yet.
+        model, aside, folder: as in `export_onnx`.
         probe: texts that what was written must translate as the model does; those with more than S tokens are left out.
         source_length: S, in tokens; the rest of a longer source is left out. The encoder always takes S steps.
 
     Raises:
-        RunError: if the folder exists, the model cannot be converted, or translations differ.
+        RunError: if the model cannot be converted, or translations differ.
         OptionError: for another `source_length` than a number from 1 on.
         ModuleNotFoundError: if the package of the extra `litert` is not installed.
     """
     check_number("source_length", source_length, least=1)
-    if not importlib.util.find_spec("ai_edge_litert"):
-        raise ModuleNotFoundError("No module named 'ai_edge_litert'", name="ai_edge_litert")
-    folder = Path(folder)
+    import ai_edge_litert  # noqa: F401 (an extra; what was written is tried with it)
+
     longest = tf.fill([1, source_length], END)
     vocabulary = describe(model) | {"longest_source": source_length, "steps": model.limits(longest).numpy().item()}
     tokens = model.source_tokenizer.tokenize(list(probe)).numpy() if probe else []
     short = [text for text, ids in zip(probe, tokens, strict=True) if (ids != PADDING).sum() <= source_length]
-    with whole_folder(folder) as aside:
-        write_graphs(model, aside, folder, "LiteRT", lambda function: _converted(model, function), vocabulary, short)
+    write_graphs(model, aside, folder, "LiteRT", lambda function: _converted(model, function), vocabulary, short)
 
 
 def _converted(model, function):

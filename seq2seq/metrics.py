@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, construct, load_class
+from pipelines.options import one_line
 from pipelines.tokens import END, PADDING, START
 from seq2seq.config import Config
 
@@ -74,18 +75,6 @@ class TokenCrossentropy(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable("seq2seq")
-class TokenAccuracy(keras.metrics.SparseCategoricalAccuracy):
-    """How often the likeliest token is the right one, given the correct preceding ones. Exact over an epoch."""
-
-    def __init__(self, name: str = "accuracy", **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
-
-    def update_state(self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
-        logits = tf.reshape(logits, [-1, tf.shape(logits)[-1]])
-        super().update_state(_flat(labels), logits, _flat(sample_weight))
-
-
-@keras.saving.register_keras_serializable("seq2seq")
 class Perplexity(keras.metrics.Mean):
     """The exponential of the crossentropy per token: the number of tokens the model hesitates between.
 
@@ -142,7 +131,7 @@ def of_tokens(metric: str | Callable | keras.metrics.Metric) -> keras.metrics.Me
         OptionError: if it takes probabilities.
     """
     if metric in ("accuracy", "acc"):
-        return TokenAccuracy(metric)
+        metric = keras.metrics.SparseCategoricalAccuracy(name=metric)
     found = keras.metrics.get(metric)
     _refuse_probabilities("metrics", metric, found)
     if not isinstance(found, keras.metrics.Metric):
@@ -173,8 +162,9 @@ def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
             of_padded = compute(y=padded, y_pred=tf.pad(logits, [[0, 0], [0, more], [0, 0]]), sample_weight=weights)
             found.append(float(of_padded))
     except Exception as error:  # of any class, from Keras, TensorFlow or the loss itself
-        said = " ".join(str(error).split())
-        raise OptionError(f"loss={name}: must take ids [B, T] as labels and logits [B, T, V] ({said})") from error
+        raise OptionError(
+            f"loss={name}: must take ids [B, T] as labels and logits [B, T, V] ({one_line(error)})"
+        ) from error
     if not np.isclose(found[0], found[1], rtol=1e-3):
         raise OptionError(
             f"loss={name}: counts padding; give a keras.losses.Loss with reduction='mean_with_sample_weight'"

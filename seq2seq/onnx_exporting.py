@@ -29,7 +29,7 @@ from pipelines.tokenizers import (
 )
 from pipelines.tokens import END, START, Tokenizer
 from seq2seq import onnx_runtime
-from seq2seq.checkpoints import RunError, whole_folder
+from seq2seq.checkpoints import RunError
 from seq2seq.compilation import converting
 from seq2seq.contract import encode, start
 from seq2seq.decoding import LONGEST_SOURCE
@@ -49,7 +49,7 @@ _KINDS: dict[type[Tokenizer], str] = {
 }
 
 
-def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = ()) -> None:
+def export_onnx(model: keras.Model, aside: Path, folder: Path, probe: Sequence[str] = ()) -> None:
     """Writes a folder that translates without TensorFlow: see `seq2seq/onnx_runtime.py`, of which it has a copy.
 
     Its graphs take ids and return scores, so that every runtime of ONNX has their operations:
@@ -63,20 +63,14 @@ def export_onnx(model: keras.Model, folder: Path | str, probe: Sequence[str] = (
 
     Args:
         model: a `Seq2Seq`.
-        folder: where to write it; there must be nothing yet.
+        aside: where to write it.
+        folder: what that is to become, by which messages name it.
         probe: texts that what was written must translate as the model does, by greedy search and by beam search.
 
     Raises:
-        RunError: if the folder exists, the model cannot be converted, or translations differ.
+        RunError: if the model cannot be converted, or translations differ.
         ModuleNotFoundError: if the packages of the extra `onnx` are not installed.
     """
-    folder = Path(folder)
-    with whole_folder(folder) as aside:
-        write_onnx(model, aside, folder, probe)
-
-
-def write_onnx(model: keras.Model, aside: Path, folder: Path, probe: Sequence[str]) -> None:
-    """Writes to `aside` what is to become `folder`, by which messages name it. See `export_onnx`."""
     import onnx  # noqa: F401 (an extra, as tf2onnx, which needs it)
     import tf2onnx
 
@@ -102,7 +96,7 @@ def write_graphs(
     """Writes both graphs and all that translates with them, and sees that they translate the probe as the model does.
 
     Args:
-        model, aside, folder: as in `write_onnx`.
+        model, aside, folder: as in `export_onnx`.
         form: "ONNX" or "LiteRT".
         convert: the content of a graph's file, for a function of tensors by name.
         vocabulary: what `describe` returns; with `steps` if all sizes are to be fixed.
@@ -117,7 +111,7 @@ def write_graphs(
         with converting(), _quietly():
             for name, function in zip(("encoder", "decoder"), _functions(model, sizes), strict=True):
                 (aside / f"{name}.{_SUFFIXES[form]}").write_bytes(convert(function))
-    except RunError:
+    except (RunError, OSError, MemoryError):
         raise
     except Exception as error:  # TensorFlow and the converters raise whatever they stumble over
         raise cannot_export(model, folder, error, form) from error

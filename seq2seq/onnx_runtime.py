@@ -282,7 +282,8 @@ def beam(
 
         left = np.flatnonzero((scores > NEVER).any(axis=1))
         if not len(left) or 2 * len(left) <= count:
-            last = Finished(*(_replaced(old, sources, new) for old, new in zip(last, finished, strict=True)))
+            for of_all, of_these in zip(last, finished, strict=True):
+                of_all[sources] = of_these
             rows = (left[:, None] * width + np.arange(width)).reshape(-1)
             sources, tokens, scores = sources[left], tokens[left], scores[left]
             finished = Finished(*(part[left] for part in finished))
@@ -296,12 +297,6 @@ def beam(
         [(*figures[row][n], last.stopped[row, n], back_track(last, history, row, n)) for n in range(kept)]
         for row in range(batch)
     ]
-
-
-def _replaced(array, rows, values):
-    array = array.copy()
-    array[rows] = values
-    return array
 
 
 def fill_places(totals: np.ndarray, count: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -335,7 +330,7 @@ class Finished(NamedTuple):
     @classmethod
     def none(cls, rows: int, count: int) -> "Finished":
         zeros = np.zeros([rows, count], np.int64)
-        return cls(np.full([rows, count], NEVER), zeros, zeros, zeros, zeros + LIMITED)
+        return cls(np.full([rows, count], NEVER), zeros, zeros.copy(), zeros.copy(), zeros + LIMITED)
 
     def best(self, other: "Finished", count: int, penalty: Callable[[np.ndarray], np.ndarray]) -> "Finished":
         """The best of both, first those that ended. Of equals the earlier comes first."""

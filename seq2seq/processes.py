@@ -59,6 +59,8 @@ def in_processes(
                 except EOFError:
                     process.join()
                     results[key] = RuntimeError(f"its process ended with exit code {process.exitcode}")
+                except Exception as error:  # of a class that is not known here, or cannot be made again
+                    results[key] = RuntimeError(f"its process failed, and its error cannot be read here: {error}")
                 process.join()
                 shares.append(share)
                 if ended:

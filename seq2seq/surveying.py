@@ -91,7 +91,6 @@ def take_vocabularies(
     """
     counted = [found.tokens[0] + found.tokens[1]] * 2 if config.shared_vocabulary else found.tokens
     sizes: set[tuple[int, int]] = set()
-    notices: list[str] = []
     for side, tokenizer, counts, own in zip(("source", "target"), tokenizers, counted, found.tokens, strict=True):
         size = tokenizer.vocabulary_size if config.warm_start else 0
         take = tokenizer.extend_vocabulary if config.warm_start else tokenizer.take_vocabulary
@@ -106,15 +105,12 @@ def take_vocabularies(
         if config.warm_start:
             known = {token if isinstance(token, bytes) else token.encode() for token in tokenizer.tokens}
             missing = [token.decode() for token, _ in own.most_common() if token not in known]
-            notice = f"{side}: {tokenizer.vocabulary_size - size:,} new tokens"
             some = f"; {len(missing):,} stay unknown, such as {' '.join(missing[:20])}" if missing else ""
-            notices.append(notice + some)
+            say(f"{side}: {tokenizer.vocabulary_size - size:,} new tokens{some}")
     if config.copy:
         pointer = Pointer(tokenizers[1].vocabulary_size)
         pointer.take_tokenizers(*tokenizers)
         known_targets = tokenizers[1].vocabulary_size - END - 1
         copied = f"{pointer.copied:,} source tokens" if pointer.copied else "no source token"
         say(f"copying: {copied} can be copied, of {known_targets:,} target tokens")
-    for notice in notices:
-        say(notice)
     return sizes

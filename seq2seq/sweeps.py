@@ -19,7 +19,7 @@ import numpy as np
 from pipelines import OptionError, check_number, checksums
 from pipelines.options import load_classes
 from seq2seq.building import check_taken, prepare
-from seq2seq.checkpoints import RunError, locked, whole_file
+from seq2seq.checkpoints import RunError, locked, write_json
 from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config
 from seq2seq.presets import parse_setting, usual_options
 from seq2seq.processes import in_processes
@@ -185,8 +185,7 @@ def _start(runs, settings, values, trials):
     (error,) = in_processes(_check, {None: (configs, names, runs.imports)}).values()
     if error:
         raise error
-    with whole_file(runs.out / "sweep.json") as aside:
-        aside.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(runs.out / "sweep.json", record)
 
 
 def _check_grid(values, given, seeds, trials, jobs):

@@ -169,7 +169,7 @@ def table(
     if test is None:
         if len({_held_out(*records[row.runs[0]]) for row in rows}) > 1:
             raise RunError("these runs have held out different pairs; name a test corpus (--test)")
-        found = {run: held_out_figures(run) for run in records}
+        found = {run: held_out_figures(run) for row in rows for run in row.runs}
         note, evaluations = "Held-out pairs, the kept epoch of each run.", {}
     else:
         found, evaluations, note = _measure(rows, records, test, strategy, say)
@@ -350,8 +350,10 @@ def _measure(rows, records, test, strategy, say):
             with corpus_errors():
                 if pairs is None:
                     names = model.source_tokenizer.column_names
-                    how = {"columns": config.columns, "reverse": config.reverse, "source_columns": names}
-                    pairs = read_pairs(test, **how).cache()  # standard input can be read once only
+                    how = {"columns": config.columns, "reverse": config.reverse}
+                    if "-" in ([test] if isinstance(test, str) else test):
+                        how = {}  # standard input is made for the command: source and target in their order
+                    pairs = read_pairs(test, **how, source_columns=names).cache()  # which can be read once only
                 evaluation = evaluate(model, pairs, strategy)
             scores = {name.lower().replace(" ", "_"): it.score for name, it in evaluation.scores.items()}
             found[run] = {name: getattr(evaluation, name) for name in TOKEN_FIGURES} | scores

@@ -18,7 +18,7 @@ import tensorflow as tf
 from pipelines import OptionError
 from seq2seq.compilation import compiled_by_xla, is_compiling, is_deterministic, on_gpu, padded, rounded_up, xla_works
 from seq2seq.distribution import several_workers, whole_batches
-from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, check_loss, of_tokens
+from seq2seq.metrics import Perplexity, TokenCrossentropy, check_loss, of_tokens
 
 
 class Trainer(keras.Model):
@@ -65,7 +65,7 @@ class Trainer(keras.Model):
         """
         if loss == "auto":
             loss = TokenCrossentropy(self.label_smoothing)
-        default = [TokenAccuracy(), Perplexity()] if weighted_metrics == "auto" else weighted_metrics
+        default = ["accuracy", Perplexity()] if weighted_metrics == "auto" else weighted_metrics
         chosen = [of_tokens(metric) for metric in tf.nest.flatten([metrics, default]) if metric is not None]
         metrics = list({metric.name: metric for metric in chosen}.values())
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
@@ -185,7 +185,8 @@ class Trainer(keras.Model):
             raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
         if self._may_compile():
             batch = checked_batch(data)
-            if compiled := self._compiled_step(step, *map(_any_size, batch)):
+            specs = [tf.TensorSpec([None, None, *each.shape[2:]], each.dtype) for each in batch]  # for all B and T
+            if compiled := self._compiled_step(step, *specs):
                 batch = self._padded_to_few_sizes(*batch)
                 with tf.control_dependencies(self._said_size(batch[0])):
                     compiled(*batch)
@@ -473,8 +474,3 @@ def _run_if(condition: tf.Tensor, run: Callable[[], Any], changed: Iterable[kera
         run()
     for variable, value in before:
         variable.assign(tf.where(condition, variable, value))
-
-
-def _any_size(tokens):
-    """The `tf.TensorSpec` of ids `[B, T]`, or of their one-hot form, for all B and T."""
-    return tf.TensorSpec([None, None, *tokens.shape[2:]], tokens.dtype)

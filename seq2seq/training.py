@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import platform
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +35,7 @@ from seq2seq.runs import (
 )
 from seq2seq.surveying import say_leaks, survey_corpus, take_vocabularies
 from seq2seq.tracking import check_trackers, tracked
+from seq2seq.trainer import without_end_warning
 
 _PACKAGES = ("keras-seq2seq", "tensorflow", "tensorflow-text", "keras", "numpy")  # whose versions a run records
 
@@ -105,13 +105,11 @@ def train(
     folder, started, track = Path(folder), clocks(), [track] if isinstance(track, str) else track
     say = say or (lambda text: None)
     check_trackers(track)
-    if config and config.compile and strategy:
-        raise OptionError("compile=True: steps are compiled on one device only, without a strategy")
+    _check_device(config, strategy)
     chief = is_chief(strategy)
     lock = locked(folder) if chief else contextlib.nullcontext()
-    with lock, lost_workers(strategy), corpus_errors(), warnings.catch_warnings(), restored_determinism():
-        # Keras warns of every dataset of unknown length, and the validation side has not been counted.
-        warnings.filterwarnings("ignore", "Your input ran out of data", UserWarning)
+    # The validation side has not been counted.
+    with lock, lost_workers(strategy), corpus_errors(), without_end_warning(None), restored_determinism():
         for name, option in own_classes(config).items() if config else ():
             load_class(option, name)
         run = None
@@ -150,6 +148,11 @@ def _is_resumed(config, folder, overwrite, resume):
     if not overwrite and any(path.name not in ("lock", "unfinished") for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty; choose another folder (--out) or say --overwrite")
     return False
+
+
+def _check_device(config, strategy):
+    if config and config.compile and strategy:
+        raise OptionError("compile=True: steps are compiled on one device only, without a strategy")
 
 
 def _begin(config, folder, progress, report, say, command):
@@ -200,6 +203,7 @@ def _resume(folder, given, say, strategy):
         if given and (other := getattr(given, name)) != found:
             raise CorpusError(f"{other}: this training was begun with {found}; --resume continues with that")
     config = dataclasses.replace(config, corpus=corpus, validation=validation)
+    _check_device(config, strategy)
     be_reproducible(config)
     facts = json.loads((checkpoints.folder / "run.json").read_bytes())
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -208,7 +212,7 @@ def _resume(folder, given, say, strategy):
     if any(checkpoints.folder.glob("*.npz")):
         run.state, facts = checkpoints.load()
         run.history, run.step, run.seen = (facts[name] for name in ("history", "step", "seen"))
-        run.clocks, run.peak = np.array(facts.get("clocks", [0, 0])), facts.get("peak", 0)
+        run.clocks, run.peak = np.array(facts["clocks"]), facts["peak"]
         epoch = f"{len(run.history) + 1}/{run.epochs}"
         say(f"Resuming {folder} in epoch {epoch}, after {run.step:,} of {run.steps:,} steps")
     (first,) = sums_of_workers(strategy, [run.seen if is_chief(strategy) else 0])
@@ -239,7 +243,7 @@ def _fit(run, callbacks, say, track):
                     validation_data=distribute(run.strategy, measured) if held_out else None,
                     validation_freq=list(filter(run.measures, range(1, run.epochs + 1))),
                     initial_epoch=epoch,
-                    epochs=epoch + 1 if step else run.epochs,  # first to the end of the epoch that was begun
+                    epochs=run.epochs,
                     # If it has to find the end by itself, Keras counts one step too many in each epoch.
                     steps_per_epoch=run.steps - step,
                     shuffle=False,  # the pipeline has done it

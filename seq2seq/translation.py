@@ -14,6 +14,7 @@ from pipelines import OptionError, check_number, choose
 from pipelines.options import one_line
 from pipelines.tokens import PADDING, START, Texts, prefix_ids, spelled
 from seq2seq.attention import Encoded
+from seq2seq.checkpoints import whole_folder
 from seq2seq.compilation import on_gpu, padded, threads
 from seq2seq.contract import check_strategy, encode, has_attention, start
 from seq2seq.decoding import LIMITED, LONGEST_SOURCE, NEVER, STOPPED
@@ -27,7 +28,7 @@ from seq2seq.trainer import refuse_texts, without_end_warning
 from seq2seq.web_exporting import export_web
 
 LONGEST_TRANSLATION = 100_000  # tokens
-_MANY_TEXTS = 64  # from this number on, each core translates a part of a batch
+MANY_TEXTS = 64  # from this number on, each core translates a part of a batch
 _BATCH_LENGTH = 256  # from this length on, a batch holds fewer texts, so that memory does not grow with it
 # What XLA raises if it cannot compile; the last two if it lacks parts of CUDA.
 _XLA_ERRORS = (
@@ -64,16 +65,12 @@ class Translator(keras.Model):
     A subclass has the attributes and the methods for ids of `Seq2Seq`.
     """
 
-    compiles_decoding: Any  # a property of the subclass
+    compiles_decoding: bool
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._parts = 1  # of a batch; more take twice as long to trace, which few texts do not repay
         self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
-
-    def forget_graphs(self) -> None:
-        """Makes `translate` trace its graphs again, as after a change of how to decode."""
-        self._translate_with.cache_clear()
 
     def translate(
         self,
@@ -124,13 +121,13 @@ class Translator(keras.Model):
         shape, texts = texts.shape, tf.reshape(texts, [-1])
         count = len(texts)
         texts = texts if count else tf.constant([""])  # not every layer takes an empty batch
-        if count >= _MANY_TEXTS:
+        if count >= MANY_TEXTS:
             self._parts = threads() if on_gpu() else cores()
         lengths = np.minimum(_bytes_or_tokens(texts), LONGEST_SOURCE)
         longest = -1 if max_length is None else max_length
 
         def run(batch):
-            translate = self._translate_with(strategy, details, self._parts, bool(begun))
+            translate = self._translate_with(strategy, details, self._parts, bool(begun), self.compiles_decoding)
             some = [tf.gather(ids, batch) for ids in begun]
             return translate(tf.gather(texts, batch), seed + batch, min_length, longest, *some)
 
@@ -168,7 +165,8 @@ class Translator(keras.Model):
         prefixes = tf.reshape(prefixes, [-1]) if tf.size(prefixes) else tf.constant([""])
         return prefix_ids(self.target_tokenizer, prefixes, "prefixes: text")
 
-    def _compile_translate(self, strategy, details, parts, with_prefixes):
+    def _compile_translate(self, strategy, details, parts, with_prefixes, compiles_decoding):
+        """Makes a graph of `translate_batch`, which reads `compiles_decoding` itself."""
         texts, seeds = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)
         length = tf.TensorSpec([], tf.int32)
         prefixes = [tf.TensorSpec([None, None], tf.int32)] * with_prefixes
@@ -394,16 +392,19 @@ class Translator(keras.Model):
         input_signature: None = None,
         **options: Any,
     ) -> None:
-        """Writes the model for programs without this library. The options are those of `exporting.export`, or with
-        format="onnx" of `onnx_exporting.export_onnx`, with "litert" of `litert_exporting.export_litert`, with "web" of
-        `web_exporting.export_web`.
+        """Writes the model to a new folder, for programs without this library. The options are those of
+        `exporting.export`, or with format="onnx" of `onnx_exporting.export_onnx`, with "litert" of
+        `litert_exporting.export_litert`, with "web" of `web_exporting.export_web`.
 
         Raises:
             OptionError: for another format, or signatures other than that of texts.
+            RunError: if the folder exists, or as those functions.
         """
         if input_signature is not None:
             raise OptionError("input_signature: what is exported always takes strings [N], and for any N")
-        choose("format", format, EXPORTERS)(self, filepath, **options)
+        write = choose("format", format, EXPORTERS)
+        with whole_folder(Path(filepath)) as aside:
+            write(self, aside, Path(filepath), **options)
         if verbose:
             print(f"Saved to {filepath}")
 

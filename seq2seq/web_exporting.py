@@ -10,8 +10,8 @@ from pathlib import Path
 import keras
 
 from pipelines.options import one_line
-from seq2seq.checkpoints import RunError, whole_folder
-from seq2seq.onnx_exporting import write_onnx
+from seq2seq.checkpoints import RunError
+from seq2seq.onnx_exporting import export_onnx
 
 PAGE = Path(__file__).with_name("web")
 ONNXRUNTIME_WEB = "https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz"
@@ -25,7 +25,8 @@ _FILES = {
 
 def export_web(
     model: keras.Model,
-    folder: Path | str,
+    aside: Path,
+    folder: Path,
     probe: Sequence[str] = (),
     onnxruntime_web: Path | str | None = None,
 ) -> None:
@@ -34,8 +35,7 @@ def export_web(
     It holds what `export_onnx` writes, but for the Python program; the files of `seq2seq/web`; and onnxruntime-web.
 
     Args:
-        model: a `Seq2Seq`.
-        folder: where to write it; there must be nothing yet.
+        model, aside, folder: as in `export_onnx`.
         probe: as in `export_onnx`; the first five are the page's examples.
         onnxruntime_web: the npm package onnxruntime-web, 1.30 or later: a .tgz file, or the folder it was unpacked to.
             Default: 1.30.0, which is downloaded once into the Keras cache.
@@ -44,14 +44,12 @@ def export_web(
         RunError: as `export_onnx`, or if onnxruntime-web cannot be downloaded or read.
         ModuleNotFoundError: if the packages of the extra `onnx` are not installed.
     """
-    folder = Path(folder)
-    with whole_folder(folder) as aside:
-        engine = read_onnxruntime_web(onnxruntime_web)
-        write_onnx(model, aside, folder, probe)
-        (aside / "translator.py").unlink()
-        for name, content in engine.items():
-            (aside / name).write_bytes(content)
-        shutil.copytree(PAGE, aside, dirs_exist_ok=True)
+    engine = read_onnxruntime_web(onnxruntime_web)
+    export_onnx(model, aside, folder, probe)
+    (aside / "translator.py").unlink()
+    for name, content in engine.items():
+        (aside / name).write_bytes(content)
+    shutil.copytree(PAGE, aside, dirs_exist_ok=True)
 
 
 def read_onnxruntime_web(path: Path | str | None = None) -> dict[str, bytes]:

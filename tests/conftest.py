@@ -314,3 +314,14 @@ def training_calls(monkeypatch):
 
     monkeypatch.setattr("seq2seq.training.train", stop)
     return calls
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of one megabyte."""
+    path = tmp_path / "full"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True).returncode:
+        pytest.skip("only root may mount a file system")
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)

@@ -86,6 +86,13 @@ def test_an_epoch_resumes_after_the_pairs_that_were_seen(tokenizers, size):
     assert found[2, 0] == whole != found[3, 0]
 
 
+@pytest.mark.parametrize("skip", [4, 12, 28, 40])
+def test_pairs_are_skipped_in_an_order_that_is_new_each_epoch_too(tokenizers, skip):
+    pairs = in_memory([(f"{n:02}", "A") for n in range(40)])
+    left = batch_pairs(pairs, *tokenizers, 4, encoding="ids", window=12, shuffle=False, skip=skip)
+    assert sum(len(source) for source, _ in left) == 40 - skip
+
+
 def test_batches_hold_pairs_of_similar_length(tokenizers):
     pairs = in_memory([("a" * (n % 40 + 1), "A" * (n % 40 + 1)) for n in range(640)])
     for source, _ in batch_pairs(pairs, *tokenizers, batch_size=16, encoding="ids"):

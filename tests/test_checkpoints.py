@@ -3,15 +3,15 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from command_line import server
 
-from pipelines import CorpusError
+from pipelines import CorpusError, OptionError
 from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file, whole_folder
 from seq2seq.config import Config
 
@@ -105,17 +105,6 @@ def test_the_last_two_states_are_kept_and_the_newest_whole_one_is_loaded(tmp_pat
     older.unlink()
     with pytest.raises(RunError, match="no undamaged checkpoint"):
         checkpoints.load()
-
-
-@pytest.fixture
-def full_disk(tmp_path):
-    """A file system of one megabyte."""
-    path = tmp_path / "full"
-    path.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True).returncode:
-        pytest.skip("only root may mount a file system")
-    yield path
-    subprocess.run(["umount", "-l", path], check=True)
 
 
 def test_a_full_disk_takes_nothing_that_was_saved(full_disk):
@@ -263,11 +252,16 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path, options)
     said = []
     with pytest.raises(_StopHere):
         train(config, tmp_path / "run", callbacks=[Stop()])
+    if config.compile:
+        with pytest.raises(OptionError, match="compile=True: steps are compiled on one device only"):
+            train(None, tmp_path / "run", resume=True, strategy=tf.distribute.MirroredStrategy(["CPU:0"]))
     other = dataclasses.replace(config, units=4)
     with pytest.raises(RunError, match=r"unfinished training with other options \(units 8 and not 4\)"):
         train(other, tmp_path / "run")
-    resumed = train(None, tmp_path / "run", resume=True, say=said.append)
-    assert said[0].startswith(f"Resuming {tmp_path / 'run'} in epoch ")
+    of = set()
+    follow = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: of.add(follow.params["epochs"]))
+    resumed = train(None, tmp_path / "run", resume=True, say=said.append, callbacks=[follow])
+    assert said[0].startswith(f"Resuming {tmp_path / 'run'} in epoch ") and of == {3}
     for one, other in zip(whole.weights, resumed.weights, strict=True):
         np.testing.assert_array_equal(one, other)
     history = [(tmp_path / name / "history.csv").read_text() for name in ("whole", "run")]

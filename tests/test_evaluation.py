@@ -194,6 +194,19 @@ def test_a_model_that_was_never_compiled_is_evaluated_too_on_a_list_of_pairs(tok
     assert found.sources == ["sol", "mar"] and found.references == [["SOL", "Sol"], ["MAR"]]
 
 
+def test_the_seconds_that_count_are_without_the_time_of_making_graphs(tokenizers):
+    traced = []
+
+    class Model(Seq2Seq):
+        def decode(self, *arguments, **how):
+            traced.append(arguments)
+            return super().decode(*arguments, **how)
+
+    pairs = [(a + b, (a + b).upper()) for a in "abcdefghij" for b in "abcdefgh"]
+    evaluate(Model(*tokenizers, units=8), pairs, max_length=2)
+    assert len(traced) == 1  # before the clock started
+
+
 def test_what_a_model_was_compiled_with_changes_none_of_its_figures(model, pairs):
     right = evaluate(model, pairs, max_length=3)
     sum_of_all = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")

@@ -8,10 +8,9 @@ import pytest
 import tensorflow as tf
 from command_line import SEQ2SEQ, seq2seq
 
-from pipelines import read_pairs
-from seq2seq import BeamSearch, Config
+from pipelines import CharTokenizer, read_pairs
+from seq2seq import BeamSearch, Config, Seq2Seq
 from seq2seq.checkpoints import RunError
-from seq2seq.exporting import export
 from seq2seq.runs import load_run
 from seq2seq.training import train
 
@@ -91,7 +90,14 @@ def test_the_tool_that_comes_with_tensorflow_runs_it(exported):
 
 def test_what_is_there_is_not_overwritten(model, tmp_path):
     with pytest.raises(RunError, match="is there already"):
-        export(model, tmp_path)
+        model.export(tmp_path)
+
+
+def test_a_beam_is_no_wider_than_a_small_vocabulary(tmp_path):
+    model = Seq2Seq(CharTokenizer("abc"), CharTokenizer("xy"), units=4)
+    model.export(tmp_path / "saved")
+    beam = tf.saved_model.load(str(tmp_path / "saved")).signatures["beam"](texts=tf.constant(["ab", "c"]))
+    assert beam["texts"].shape == (2, 3)  # END is a token too
 
 
 def test_it_is_exported_as_every_model_of_keras_is(model, tmp_path, capsys):

@@ -17,7 +17,7 @@ from command_line import seq2seq
 from conftest import LINES, WORDS, read_history, small_config
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, Tokenizer, batch_pairs, load_class
-from seq2seq import BeamSearch, Config, Decoder, Sampling, Seq2Seq
+from seq2seq import BeamSearch, Config, Decoder, Encoder, Sampling, Seq2Seq
 from seq2seq.building import build_model, copy_weights, prepare
 from seq2seq.config import load_config
 from seq2seq.runs import configuration, load_run
@@ -417,6 +417,19 @@ def test_a_custom_loss_and_a_custom_metric_train_and_are_measured(modules, confi
 
 
 @pytest.mark.slow
+def test_layers_that_are_built_when_they_are_made_are_saved_and_loaded(tokenizers, tmp_path):
+    @keras.saving.register_keras_serializable("built")
+    class BuiltEncoder(Encoder):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.built = True
+
+    model = Seq2Seq(*tokenizers, encoder=BuiltEncoder, units=4)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert again.translate(["abc"]).numpy() == model.translate(["abc"]).numpy()
+
+
 def test_a_run_with_a_custom_loss_translates_without_it_but_is_not_compiled(modules, config, trained):
     model = train(dataclasses.replace(config, loss="focal:FocalLoss"), modules / "run")
     assert model.loss.gamma == 2.0 and not same_weights(model, trained.model)

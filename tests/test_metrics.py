@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from seq2seq.metrics import Perplexity, TokenAccuracy, TokenCrossentropy, token_losses
+from seq2seq.metrics import Perplexity, TokenCrossentropy, of_tokens, token_losses
 
 LABELS = np.array([[1, 2], [3, 0]])  # the second row ends in padding
 LOGITS = np.array([[[0.0, 2, 0, 0], [0, 2, 0, 0]], [[0, 0, 0, 2], [0, 5, 0, 0]]])
@@ -12,7 +12,7 @@ NATS = [np.log(np.exp(2) + 3) - 2, np.log(np.exp(2) + 3), np.log(np.exp(2) + 3) 
 
 def test_loss_accuracy_and_perplexity_count_real_tokens_only():
     np.testing.assert_allclose(TokenCrossentropy()(LABELS, LOGITS, WEIGHTS), np.mean(NATS), rtol=1e-6)
-    accuracy, perplexity = TokenAccuracy(), Perplexity()
+    accuracy, perplexity = of_tokens("accuracy"), Perplexity()
     for metric in (accuracy, perplexity):
         metric.update_state(LABELS, LOGITS, sample_weight=WEIGHTS)
     np.testing.assert_allclose(accuracy.result(), 2 / 3, rtol=1e-6)
@@ -20,7 +20,7 @@ def test_loss_accuracy_and_perplexity_count_real_tokens_only():
 
 
 def test_each_token_of_an_epoch_counts_the_same_however_long_its_batch_is():
-    accuracy, perplexity = TokenAccuracy(), Perplexity()
+    accuracy, perplexity = of_tokens("accuracy"), Perplexity()
     for metric in (accuracy, perplexity):
         metric.update_state(LABELS, LOGITS, sample_weight=WEIGHTS)
         wide = [np.pad(array[1:], [(0, 0), (0, 7), *[(0, 0)] * (array.ndim - 2)]) for array in (LABELS, LOGITS)]

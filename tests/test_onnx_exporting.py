@@ -137,6 +137,15 @@ def test_what_has_no_onnx_form_says_why_and_leaves_nothing(model, tmp_path):
     assert os.listdir(tmp_path) == ["pairs.tsv"]
 
 
+@pytest.mark.parametrize("format", ["tf_saved_model", "onnx"])
+def test_a_full_disk_is_no_fault_of_the_model(model, full_disk, format):
+    (full_disk / "filler").write_bytes(bytes(900_000))
+    with pytest.raises((OSError, RunError)) as error:
+        model.export(full_disk / "exported", format=format)
+    assert "space left" in str(error.value)
+    assert isinstance(error.value, OSError) or format == "tf_saved_model"  # TensorFlow's own errors are others
+
+
 def test_of_a_translation_that_differs_nothing_is_left(model, tmp_path, monkeypatch):
     greedy = Translator.translate
     monkeypatch.setattr(Translator, "translate", lambda *given: ["something else", *greedy(*given)[1:]])

@@ -187,6 +187,7 @@ def test_what_an_exported_folder_cannot_do_is_said(exported_onnx, tmp_path):
     _, folder = exported_onnx
     for options, message in (
         (["--sample"], b"--sample: .* is an export, which knows no more than greedy search and beam"),
+        (["--temperature", "0"], b"--temperature: .* is an export"),
         (["--json"], b"--json: .* is an export"),
         (["--search", "greedy"], b"--search: .* is an export"),
         (["--n-best", 3, "--beam-width", 2], b"n_best=3: expected 1 to 2"),

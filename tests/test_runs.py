@@ -146,8 +146,10 @@ def test_what_is_no_run_is_refused_by_name(config, tmp_path):
     with pytest.raises(RunError, match=r"holds no model\.keras"):
         load_run(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="is a file"):
-        train(config, tmp_path / "file")
+    (tmp_path / "link").symlink_to(tmp_path / "unmounted" / "disk")
+    for name in ("file", "link"):
+        with pytest.raises(RunError, match=f"{name} is a file or a broken link"):
+            train(config, tmp_path / name / "run")
 
 
 def test_a_damaged_model_file_is_refused_by_name(copied):

@@ -54,6 +54,7 @@ def test_a_missing_or_changed_shard_is_noticed(tsv, tmp_path):
 
 def test_nothing_is_overwritten_and_nothing_half_made_is_left(tsv, tmp_path):
     path = tsv("a\tb\nno tab\n")
+    (tmp_path / "s.partial" / "bucket-0").mkdir(parents=True)  # of a process that was killed
     with pytest.raises(CorpusError, match="is there already"):
         shuffle_corpus(path, tmp_path)
     with pytest.raises(CorpusError, match="line 2"):

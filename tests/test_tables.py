@@ -104,6 +104,7 @@ def test_what_is_missing_unfinished_or_there_twice_is_said(copied):
     (first / "model.keras").unlink()
     shutil.rmtree(second)
     shutil.copytree(third, copied / "twin")
+    (copied / "twin" / "history.csv").write_text("damaged")  # is not even read
     said = []
     found = table(copied, say=said.append)
     assert [row.label for row in found.rows] == LABELS[1:]
@@ -206,6 +207,18 @@ def test_single_runs_on_a_test_corpus_are_compared_by_a_bootstrap_over_its_sourc
     assert [row.p for row in found.rows] == [{}, {"chrf": compare(first, second)["chrF"][1].p}]
     assert "paired bootstrap over the sources" in found.note and "25 sources of" in found.note
     assert re.fullmatch(r"units=8: trained on the sources of (19|2\d) of 25 test pairs", said[0])
+
+
+@pytest.mark.slow
+def test_standard_input_has_source_and_target_in_their_order_whatever_the_runs_read(swept, tmp_path):
+    run = shutil.copytree(next(swept[0].glob("*/seed-0")), tmp_path / "run")
+    change(run, reverse=True)
+    pairs = b"".join(b"%s\t%s\n" % pair for pair in [(b"abc", b"cba"), (b"de", b"ed")])
+    by_stdin = seq2seq("table", run, "--test", "-", "--format", "csv", stdin=pairs)
+    (tmp_path / "reversed.tsv").write_bytes(b"cba\tabc\ned\tde\n")
+    by_file = seq2seq("table", run, "--test", tmp_path / "reversed.tsv", "--format", "csv")
+    assert by_stdin.returncode == by_file.returncode == 0
+    assert by_stdin.stdout == by_file.stdout
 
 
 @pytest.mark.slow

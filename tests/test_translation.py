@@ -76,8 +76,8 @@ def test_translate_is_traced_once_for_each_strategy_whatever_the_shapes(model):
             for lengths in ({"max_length": 4}, {"min_length": 2}):
                 model.translate(texts, strategy, batch_size=3, seed=len(texts), **lengths)
     assert model._translate_with.cache_info().currsize == 3
-    assert model._translate_with(Greedy(), False, 1, False).experimental_get_tracing_count() == 1
-    assert model._translate_with(BeamSearch(), False, 1, False).experimental_get_tracing_count() == 1
+    assert model._translate_with(Greedy(), False, 1, False, False).experimental_get_tracing_count() == 1
+    assert model._translate_with(BeamSearch(), False, 1, False, False).experimental_get_tracing_count() == 1
     assert model._score.experimental_get_tracing_count() == 0
 
 
@@ -181,7 +181,7 @@ def test_prefixes_of_all_lengths_are_translated_by_one_trace(model):
         model.translate(["sol"] * len(prefixes), prefixes=prefixes, max_length=3)
     assert model.translate("sol", prefixes="SO", max_length=3).shape == ()
     assert model._translate_with.cache_info().currsize == 1
-    assert model._translate_with(Greedy(), False, 1, True).experimental_get_tracing_count() == 1
+    assert model._translate_with(Greedy(), False, 1, True, False).experimental_get_tracing_count() == 1
 
 
 def test_prefixes_that_cannot_be_are_refused(shared_model):

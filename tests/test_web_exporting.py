@@ -18,7 +18,7 @@ from seq2seq import web_exporting
 from seq2seq.checkpoints import RunError
 from seq2seq.onnx_exporting import describe_tokenizer
 from seq2seq.onnx_runtime import Tokenizer, Translator
-from seq2seq.web_exporting import PAGE, export_web, read_onnxruntime_web
+from seq2seq.web_exporting import PAGE, read_onnxruntime_web
 
 pytestmark = pytest.mark.slow
 ODD = ["", "a\tb", " ", "\t", "\n", "e\u0301", "a\u0328\u0301", "niño", "nin\u0303o", "árbol", "XYZ", "x" * 40]
@@ -283,12 +283,12 @@ def test_a_package_that_is_missing_or_damaged_is_said_and_leaves_nothing(model, 
     (tmp_path / "empty").mkdir()
     for path in (damaged, tmp_path / "empty", tmp_path / "missing.tgz"):
         with pytest.raises(RunError, match=f"{path}: expected the npm package onnxruntime-web"):
-            export_web(model, tmp_path / "site", onnxruntime_web=path)
+            model.export(tmp_path / "site", format="web", onnxruntime_web=path)
     monkeypatch.setattr(web_exporting, "ONNXRUNTIME_WEB", "http://127.0.0.1:9/nobody-listens.tgz")
     with pytest.raises(RunError, match=r"nobody-listens.tgz elsewhere and name the file: --onnxruntime-web FILE"):
-        export_web(model, tmp_path / "site")
+        model.export(tmp_path / "site", format="web")
     with pytest.raises(RunError, match="is there already"):
-        export_web(model, tmp_path)
+        model.export(tmp_path, format="web")
     assert not (tmp_path / "site").exists()
 
 

@@ -28,11 +28,9 @@ def split_runs(command: str, arguments: list[str], other: str, least: int = 1) -
 
 
 def _is_run(name):
+    files = ("model.keras", "config.json", "unfinished")  # `train` leaves one of them in every folder
     # Not by `Path`, which raises an error for a text too long to be a path.
-    return os.path.isdir(name) and any(os.path.exists(os.path.join(name, file)) for file in _RUN_FILES)
-
-
-_RUN_FILES = ("model.keras", "config.json", "unfinished")  # `train` leaves one of them in every folder
+    return os.path.isdir(name) and any(os.path.exists(os.path.join(name, file)) for file in files)
 
 
 def load_model(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:

@@ -127,9 +127,10 @@ def export(
                 raise OptionError(f"--{name}: is for --format {other}")
     how: dict[str, Any] = {name.replace("-", "_"): value for name, value in theirs[format].items() if value is not None}
     if format == "savedmodel":
-        width = beam_width or 5
-        beam = search_strategy(None, None, beam_width=width, n_best=width, length_penalty=length_penalty)
-        how = {"beam": beam, "search": search_strategy(search, options) if search or options else None}
+        how = {"search": search_strategy(search, options) if search or options else None}
+        if beam_width or length_penalty is not None:
+            width = beam_width or 5
+            how["beam"] = search_strategy(None, None, beam_width=width, n_best=width, length_penalty=length_penalty)
     load_classes("import", imports)
     export_runs([run, *map(find_run, more)], out, formats[format], **how)
     typer.echo(out)

@@ -91,8 +91,9 @@ def train(  # longer than 60 lines: its signature declares the options
         say(f"seq2seq: {error}")
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
-        if (begun := folder / "unfinished" / "config.json").is_file():
-            resuming = command_line("train", "--resume", "--out", folder, *_imports_for(load_config(begun)[0]))
+        if any((unfinished := folder / "unfinished").glob("*.npz")):
+            options, _ = load_config(unfinished / "config.json")
+            resuming = command_line("train", "--resume", "--out", folder, *_imports_for(options))
             say(f"Resume with:  {resuming}")
         raise
     if is_chief(opened):

@@ -170,7 +170,7 @@ def _answer(texts, unit, names, write, loading):
 
 def _refuse_for_export(folder, options):
     for name, value in options.items():
-        if value:
+        if value is not None and value is not False and value != []:  # a temperature of 0 is given too
             raise OptionError(
                 f"--{name.replace('_', '-')}: {folder} is an export, which knows no more than greedy search and beam "
                 "search; name the run folder instead"

@@ -45,6 +45,7 @@ async function update() {
   if (result.ariaBusy === "true") return;
   result.ariaBusy = "true";
   try {
+    say(""); // of the text before
     for (let shown = null; shown !== JSON.stringify(wanted()); ) {
       const [text, options] = wanted();
       shown = JSON.stringify([text, options]);
@@ -120,7 +121,6 @@ async function start() {
   prepare(await ask("load"));
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
-  say("");
   await update();
 }
 
