@@ -64,7 +64,7 @@ def train(
 
     After a measured epoch the held-out pairs are scored, up to 500 of their sources are translated greedily and
     measured as in `evaluation`, if its packages are installed, and the run folder is written. The first and the last
-    epoch are measured, and in between every epoch in trainings of up to 100 epochs, else every k-th, 50 to 100 in all:
+    epoch are measured, and in between every epoch in trainings of up to 40 epochs, else every k-th, 20 to 40 in all:
     measuring would take longer than such short epochs. The others have only training figures in `history.csv`.
 
     Args:

@@ -34,7 +34,7 @@ from seq2seq.training import train
 tf.config.experimental.enable_tensor_float_32_execution(False)
 
 # What takes longest to make, and is shared: by `--dist loadgroup`, only one of several processes makes it.
-SHARED = ("exported", "exported_onnx", "swept", "toy_run", "trained", "upper_case")
+SHARED = ("covered", "exported", "exported_onnx", "learned", "shell", "swept", "toy_run", "trained", "upper_case")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups

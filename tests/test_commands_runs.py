@@ -62,9 +62,11 @@ def test_every_command_that_searches_takes_a_strategy_by_name(toy_run, tmp_path,
     monkeypatch.setattr(runs, "export_runs", lambda *arguments, **options: exported.append((*arguments, options)))
     assert seq2seq("export", folder, "saved", *search, cwd=tmp_path).returncode == 0
     folders, out, form, options = exported[0]
-    own, usual = options["search"], options["beam"]
-    assert (folders, out, form, usual) == ([folder], Path("saved"), "tf_saved_model", BeamSearch(5, n_best=5))
+    assert (folders, out, form) == ([folder], Path("saved"), "tf_saved_model")
+    own = options["search"]
     assert (type(own).__name__, own.width, own.n_best, own.spread) == ("Mine", 3, 2, (1, 2))
+    assert seq2seq("export", folder, "saved", "--beam-width", 3, cwd=tmp_path).returncode == 0
+    assert exported[1][3] == {"beam": BeamSearch(3, n_best=3), "search": None}
     for command in (["export", folder, "other"], ["demo", folder, "--port", 0]):
         done = seq2seq(*command, "--search", "own:Mine", "--set", "wide=3", cwd=tmp_path)
         assert done.returncode == 2 and b"set='wide': expected 'width'" in done.stderr, done.stderr
