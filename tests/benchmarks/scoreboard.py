@@ -152,9 +152,10 @@ def draw(found, side, search, path):
     figure = Figure(figsize=(max(6.0, sum(widths) + 1), 5), layout="constrained")
     row = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
     for axes, (task, languages) in zip(row, panels.items(), strict=True):
+        here = list(dict.fromkeys(setting for of, _, setting in found if of == task))
         for (_, language, setting), means in (item for item in found.items() if item[0][0] == task):
             number = settings.index(setting)
-            x = languages.index(language) + 0.6 * ((number + 0.5) / len(settings) - 0.5)
+            x = languages.index(language) + 0.6 * ((here.index(setting) + 0.5) / len(here) - 0.5)
             look = {"color": COLORS[number % len(COLORS)], "marker": "osD^vPX"[number % 7], "linestyle": "none"}
             legend[setting] = axes.errorbar(x, means["error"], means["deviation"], markersize=5, capsize=3, **look)
             if means["ensemble"] is not None:
@@ -165,7 +166,9 @@ def draw(found, side, search, path):
                 align, end = ("left", x - 0.45) if number % 2 else ("right", x + 0.45)  # or close ones would overlap
                 axes.annotate(system, (end, rate), (0, 1), textcoords="offset points", fontsize=6, ha=align)
         axes.set_xticks(range(len(languages)), languages)
-        axes.set(title=task, ylim=(0, None), xlim=(-0.6, len(languages) - 0.4))
+        highest = 1.08 * axes.dataLim.ymax  # with room for a name above it
+        axes.set(title=task, ylim=(0, highest), xlim=(-0.6, len(languages) - 0.4))
+        axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.set_major_formatter("{x:g}%")
     figure.legend(legend.values(), legend.keys(), loc="outside lower center", frameon=False)
     figure.suptitle(
@@ -244,7 +247,7 @@ def main():
         in_processes(measure, todo if size == 1 else done, options.jobs, ended=keep)
     if found := summarise({key: rows[key] for key in runs if key in rows}):
         print_table(found, options.side)
-        draw(found, options.side, search, board.with_suffix(".png"))
+        draw(found, options.side, search, options.out / f"{options.side}.svg")
     sys.exit(any(key not in rows for key in runs))
 
 
