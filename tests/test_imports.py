@@ -34,3 +34,8 @@ def test_imports_run_in_one_direction():
 
 def test_no_file_is_longer_than_500_lines():
     assert [path.name for path in FILES if len(path.read_text().splitlines()) > 500] == []
+
+
+def test_what_takes_long_to_make_and_is_shared_is_made_by_one_process(request, upper_case):
+    if getattr(request.config.option, "loadgroup", False):  # pytest-xdist sets it, where tests are run in groups
+        assert request.node.nodeid.endswith("@upper_case-")
