@@ -71,6 +71,12 @@ class ColumnsTokenizer(Tokenizer):
         """For each column, whether the order of its tokens means something."""
         return tuple(part.ordered for part in self.tokenizers)
 
+    @property
+    def unknown_ids(self) -> tuple[int, ...]:
+        """For each column, the id that unknown tokens get."""
+        parts = zip(self.tokenizers, self.ids_of_columns, strict=True)
+        return tuple(int(table[part.unknown_ids[0]]) for part, table in parts)
+
     def count(self, texts: Texts) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Counts the tokens of texts `[B]`, as `Tokenizer.count`, each column separately."""
         counts = [part.count(column) for part, column in self._columns_of(texts)]
@@ -81,6 +87,13 @@ class ColumnsTokenizer(Tokenizer):
     def lengths(self, texts: Texts) -> tf.Tensor:
         """Counts the tokens of each of texts `[B]`, in all columns: int32 `[B]`."""
         return tf.add_n([part.lengths(column) for part, column in self._columns_of(texts)])
+
+    def unknown(self, texts: Texts) -> tf.RaggedTensor:
+        """The unknown tokens of each of texts `[B]`, in the columns that are no sets: ragged strings `[B, (U)]`."""
+        columns = self._columns_of(texts)
+        return tf.concat(
+            [part.unknown(text if part.ordered else tf.zeros_like(text)) for part, text in columns], axis=1
+        )
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
         """Takes the vocabulary of each column from its counted tokens, as its tokenizer does.

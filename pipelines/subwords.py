@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from pipelines.options import OptionError
-from pipelines.tokens import RESERVED_TOKENS, WHITESPACE, Tokenizer, frequent_tokens
+from pipelines.tokens import REPLACEMENT, RESERVED_TOKENS, WHITESPACE, Texts, Tokenizer, frequent_tokens
 
 
 @keras.saving.register_keras_serializable("pipelines")
@@ -50,6 +50,11 @@ class SubwordTokenizer(Tokenizer):
 
     def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         return tf.strings.strip(tf.strings.regex_replace(tf.strings.reduce_join(tokens, axis=1), "▁+", " "))
+
+    def unknown(self, texts: Texts) -> tf.RaggedTensor:
+        """U+FFFD for each unknown piece of each of texts `[B]`, as SentencePiece does not say what it was."""
+        found = super().unknown(texts)
+        return found.with_flat_values(tf.fill(tf.shape(found.flat_values), REPLACEMENT))
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
         """Trains on counted words. The same words make the same model.

@@ -9,7 +9,7 @@ import tensorflow_text as tf_text
 
 from pipelines.options import OptionError
 from pipelines.subwords import SubwordTokenizer
-from pipelines.tokens import RESERVED_TOKENS, UNKNOWN, WHITESPACE, Texts, Tokenizer
+from pipelines.tokens import REPLACEMENT, RESERVED_TOKENS, WHITESPACE, Texts, Tokenizer
 
 
 @keras.saving.register_keras_serializable("pipelines")
@@ -38,8 +38,8 @@ class CharTokenizer(Tokenizer):
         # Tables of the code point of each id, and of the id of each code point and of those beyond. Looking up strings
         # takes twice the time, and so does joining them.
         code_points = [ord(character) for character in self.tokens]
-        self._code_points = np.array([-1, ord("\ufffd"), -1, -1, *code_points], np.int32)
-        self._ids = np.full(max(code_points, default=0) + 2, UNKNOWN, np.int32)
+        self._code_points = np.array([-1, ord(REPLACEMENT), -1, -1, *code_points], np.int32)
+        self._ids = np.full(max(code_points, default=0) + 2, self.unknown_ids[0], np.int32)
         self._ids[code_points] = np.arange(len(RESERVED_TOKENS), self.vocabulary_size)
 
     def _split_code_points(self, texts):

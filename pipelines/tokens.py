@@ -15,6 +15,7 @@ from pipelines.options import OptionError, check_number, choose
 # The first ids of every vocabulary. END is the last of them, so that a decoder may emit the slice [END, ...).
 PADDING, UNKNOWN, START, END = range(4)
 RESERVED_TOKENS = ["", "[UNK]", "[START]", "[END]"]
+REPLACEMENT = "\ufffd"  # in text, an unknown token; in a vocabulary, the token that all unknown ones become
 NORMAL_FORMS = ["NFC", "NFD", "NFKC", "NFKD", None]
 WHITESPACE = r"\t-\r\x{85}\p{Z}"  # Unicode's; tf.strings.split knows only ASCII's
 
@@ -96,6 +97,12 @@ class Tokenizer(tf.Module):
         """For each column, whether the order of its tokens means something."""
         return (self.ordered,)
 
+    @property
+    def unknown_ids(self) -> tuple[int, ...]:
+        """For each column, the id that unknown tokens get: UNKNOWN, or that of U+FFFD if this is a token."""
+        known = REPLACEMENT in self.tokens
+        return (len(RESERVED_TOKENS) + list(self.tokens).index(REPLACEMENT) if known else UNKNOWN,)
+
     def adapt(self, texts: Texts | tf.data.Dataset, min_frequency: int = 1, max_size: int | None = None) -> None:
         """Takes the vocabulary from text: every token in it, the most frequent first.
 
@@ -124,6 +131,11 @@ class Tokenizer(tf.Module):
     def lengths(self, texts: Texts) -> tf.Tensor:
         """Counts the tokens of each of texts `[B]`: int32 `[B]`."""
         return tf.cast(self._split(texts).row_lengths(), tf.int32)
+
+    def unknown(self, texts: Texts) -> tf.RaggedTensor:
+        """The unknown tokens of each of texts `[B]`, in order: ragged strings `[B, (U)]`."""
+        tokens, ids = self._split(texts), self._look_up(texts)
+        return tf.ragged.boolean_mask(tokens, tokens.with_flat_values(ids.flat_values == self.unknown_ids[0]))
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
         """Takes the vocabulary from counted tokens: the most frequent first, equally frequent ones in code point order.
@@ -220,11 +232,11 @@ class Tokenizer(tf.Module):
         tokens = self._split(texts)
         places = tf.cast(self._lookup(tokens.flat_values), tf.int32)  # 0 if unknown, else counted from 1
         known = (places > 0) & (places <= len(self.tokens))
-        return tokens.with_flat_values(tf.where(known, places + END, UNKNOWN))
+        return tokens.with_flat_values(tf.where(known, places + END, self.unknown_ids[0]))
 
     def _spell(self, ids):
         """Turns ids `[B, T]` into texts `[B]`, without PADDING and START."""
-        written = tf.concat([["", "\ufffd", "", ""], tf.constant(self.tokens, tf.string)], axis=0)
+        written = tf.concat([["", REPLACEMENT, "", ""], tf.constant(self.tokens, tf.string)], axis=0)
         written = tf.gather(written, ids)
         return self.join(tf.ragged.boolean_mask(written, written != ""))
 
@@ -246,6 +258,17 @@ def frequent_tokens(counts: Mapping[bytes, int], min_frequency: int, max_size: i
     return [token for token, count in counts.items() if count >= min_frequency and token and b"\0" not in token]
 
 
+def replace_unknown(texts: tf.Tensor, unknown: tf.RaggedTensor) -> tf.Tensor:
+    """Writes unknown tokens in place of U+FFFD: in each of texts `[B]` the n-th of its row of ragged strings `[B, (U)]`
+    in place of the n-th U+FFFD, as long as there are any."""
+    parts = tf.strings.split(texts, REPLACEMENT)
+    lengths, parts = parts.row_lengths(), parts.to_tensor("")
+    rows, length = tf.unstack(tf.shape(parts))
+    written = tf.concat([unknown.to_tensor(REPLACEMENT), tf.fill([rows, length], REPLACEMENT)], axis=1)[:, :length]
+    between = tf.range(length, dtype=tf.int64) < lengths[:, None] - 1
+    return tf.strings.reduce_join(tf.strings.join([parts, tf.where(between, written, "")]), axis=1)
+
+
 def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]]:
     """The tokens of ids `[B, T]`, END included, without padding: B lists."""
     vocabulary = tokenizer.vocabulary
@@ -259,10 +282,9 @@ def prefix_ids(tokenizer: Tokenizer, prefixes: Texts, place: str, first: int = 1
         OptionError: if one has unknown tokens; names `place` and the prefix's number, counted from `first`.
     """
     prefixes = tf.convert_to_tensor(prefixes)
-    ids = tokenizer.tokenize(prefixes)
-    for row in np.flatnonzero(np.any(ids == UNKNOWN, axis=1)).tolist():
-        tokens, *_ = tokenizer.count(prefixes[row : row + 1])
-        unknown = [repr(token.decode()) for token in tokens.numpy() if UNKNOWN in tokenizer.tokenize([token])]
+    ids, unknown = tokenizer.tokenize(prefixes), tokenizer.unknown(prefixes)
+    for row in np.flatnonzero(unknown.row_lengths()).tolist():
+        tokens = ", ".join(repr(token.decode()) for token in dict.fromkeys(unknown[row].numpy()))
         what = f"{place} {row + first}: the prefix {prefixes[row].numpy().decode(errors='replace')!r}"
-        raise OptionError(f"{what} has tokens that are not in the vocabulary: {', '.join(unknown)}")
+        raise OptionError(f"{what} has tokens that are not in the vocabulary: {tokens}")
     return ids

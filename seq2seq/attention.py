@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError, choose
-from pipelines.tokens import END, PADDING, Tokenizer, one_hot
+from pipelines.tokens import END, PADDING, REPLACEMENT, Tokenizer, one_hot
 from seq2seq.compilation import is_converting
 
 SOFT_ATTENTIONS: tuple[str, ...] = ("dot", "general", "additive")
@@ -194,8 +194,9 @@ class Pointer(keras.layers.Layer):
 
         P(token) = g P_generate(token) + (1 - g) (sum of a over the source positions that hold the token)
 
-    A source token is copied as the target token that is spelled the same, unless it is one of a set of features. The
-    attention to tokens that cannot be copied is added to g, so that P sums to 1.
+    A source token is copied as the target token that is spelled the same, unless it is one of a set of features. An
+    unknown one is copied as U+FFFD, if that is in the target's vocabulary; `Translator.translate` writes the source's
+    token in its place. The attention to tokens that cannot be copied is added to g, so that P sums to 1.
 
     Args:
         vocabulary_size: number of target ids, V.
@@ -220,16 +221,7 @@ class Pointer(keras.layers.Layer):
 
     def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
         """Finds the target id of each source id."""
-        ids = {token: number for number, token in enumerate(target_tokenizer.vocabulary) if number > END}
-        found = np.array([ids.get(token, PADDING) for token in source_tokenizer.vocabulary], np.int32)
-        found[: END + 1] = PADDING
-        ordered = np.array(source_tokenizer.ordered_columns)[source_tokenizer.columns]
-        self.target_ids = np.where(ordered, found, PADDING)
-
-    @property
-    def copied(self) -> int:
-        """How many source tokens can be copied."""
-        return int(np.count_nonzero(self.target_ids))
+        self.target_ids = copied_ids(source_tokenizer, target_tokenizer)
 
     def copies(self, source: tf.Tensor) -> tf.Tensor:
         """The target tokens that source ids `[B, S]` can be copied as: one-hot `[B, S, V]`, zeros if there is none."""
@@ -257,6 +249,15 @@ class Pointer(keras.layers.Layer):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "vocabulary_size": self.vocabulary_size}
+
+
+def copied_ids(source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> np.ndarray:
+    """The target id that each source id is copied as, see `Pointer`: int32 `[Vs]`, PADDING if it cannot be copied."""
+    ids = {token: number for number, token in enumerate(target_tokenizer.vocabulary) if number > END}
+    found = np.array([ids.get(token, PADDING) for token in source_tokenizer.vocabulary], np.int32)
+    found[: END + 1] = PADDING
+    found[list(source_tokenizer.unknown_ids)] = ids.get(REPLACEMENT, PADDING)
+    return np.where(np.array(source_tokenizer.ordered_columns)[source_tokenizer.columns], found, PADDING)
 
 
 def rows_by_source(rows: tf.Tensor, encoded: Encoded) -> tf.Tensor:

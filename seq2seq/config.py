@@ -157,7 +157,9 @@ class Config:
         False, MODEL, "Give each step of the decoder the attention's result of the step before. Several times slower."
     )
     tied: bool = _option(False, MODEL, "Use the target's embedding as the output layer's matrix.")
-    copy: bool = _option(False, MODEL, "Let the decoder also copy source tokens, for targets that share much text.")
+    copy: bool = _option(
+        False, MODEL, "Let the decoder also copy source tokens, known or not, for targets that share much text."
+    )
     dropout: float = _option(0.3, MODEL, "Dropout rate.", _FRACTION)
     encoder: str | None = _option(
         None, MODEL, "An encoder of another kind than --architecture, or your own, module:Class.", metavar="KIND"

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PADDING, UNKNOWN, START, END = range(4)
+REPLACEMENT = "\ufffd"  # in text, an unknown token; in a vocabulary, the token that all unknown ones become
 STOPPED = ("end", "limit", "repetition")
 ENDED, LIMITED, REPEATED = range(3)
 RUNNING = -1
@@ -66,8 +67,8 @@ class Translator:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / 'vocabulary.json'}: no vocabulary of an exported model ({error!r})") from None
         self.one_by_one = "steps" in saved  # LiteRT: all sizes are fixed, for one source and one hypothesis
-        form = "tflite" if self.one_by_one else "onnx"
-        self.encoder, self.decoder = (Graph(folder / f"{name}.{form}", threads) for name in ("encoder", "decoder"))
+        files = ("encoder.tflite", "decoder.tflite") if self.one_by_one else ("encoder.onnx", "decoder.onnx")
+        self.encoder, self.decoder = (Graph(folder / name, threads) for name in files)
 
     def translate(self, texts: Sequence[str | bytes], **options: Any) -> list[str]:
         """The best translation of each text; the options are those of `search`."""
@@ -110,8 +111,7 @@ class Translator:
         if self.one_by_one and beam_width:
             asked = f"beam_width={beam_width}" if beam_width > 1 else "scores (beam_width=1)"
             raise ValueError(f"{asked}: a LiteRT model knows greedy search only, without scores")
-        if self.one_by_one:
-            batch_size = 1
+        batch_size = 1 if self.one_by_one else batch_size
         sources = [self.source.encode(text)[: self.longest_source] for text in texts]
         found: list[list[Hypothesis]] = [[]] * len(sources)
         order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
@@ -122,12 +122,10 @@ class Translator:
             limits = np.maximum(limits, min_length) if max_length is None else np.full_like(limits, max_length)
             limits = np.minimum(limits, self.steps).astype(np.int32)
             model = self._start([sources[number] for number in batch], limits.max())
-            if beam_width is None:
-                each = greedy(model, limits, min_length)
-            else:
-                each = beam(model, limits, min_length, beam_width, n_best, length_penalty)
+            how = () if beam_width is None else (beam_width, n_best, length_penalty)
+            each = (beam if how else greedy)(model, limits, min_length, *how)
             for number, hypotheses in zip(batch, each, strict=True):
-                found[number] = self._different(hypotheses, n_best)
+                found[number] = self._different(texts[number], hypotheses, n_best)
         return found
 
     def attention(self, text: str | bytes, ids: list[int]) -> np.ndarray | None:
@@ -150,14 +148,15 @@ class Translator:
             row[: len(source)] = source
         return Steps(self.encoder, self.decoder, ids, steps)
 
-    def _different(self, hypotheses, count):
-        """The first hypotheses with different texts."""
+    def _different(self, source, hypotheses, count):
+        """The first hypotheses of a source text with different texts."""
         found: dict[str, Hypothesis] = {}
+        unknown = self.source.unknown(source) if REPLACEMENT in self.target.ids else []
         for score, ranked_by, stopped, ids in hypotheses:
-            text = self.target.decode(ids)
+            parts = self.target.decode(ids).split(REPLACEMENT)
+            text = "".join(map(str.__add__, ["", *unknown, *[REPLACEMENT] * len(parts)], parts))
             found.setdefault(text, Hypothesis(text, score, ranked_by, STOPPED[stopped], ids))
-        nothing = Hypothesis("", -math.inf, -math.inf, STOPPED[LIMITED], [])
-        return (list(found.values()) + [nothing] * count)[:count]
+        return [*found.values(), *[Hypothesis("", -math.inf, -math.inf, STOPPED[LIMITED], [])] * count][:count]
 
 
 class Graph:
@@ -200,8 +199,7 @@ class Steps:
 
     def __init__(self, encoder: Graph, decoder: Graph, source: np.ndarray, steps: int) -> None:
         self.decoder = decoder
-        given = {"source": source, "steps": np.array(steps, np.int32)}
-        found = encoder(given)
+        found = encoder({"source": source, "steps": np.array(steps, np.int32)})
         self.encoded = {name: found[name] for name in decoder.inputs if name.startswith("encoded")}
         self.state = {name: found[name] for name in found if name.startswith("state")}
 
@@ -395,22 +393,33 @@ class Tokenizer:
         self.parts = [(Tokenizer(part), ids) for part, ids in saved.get("columns", ())]
         self.names = saved.get("names", ["source"])
         self.separator = saved.get("separator", "")
-        self.tokens = ["", "\ufffd", "", "", *saved.get("tokens", ())]
+        self.tokens = ["", REPLACEMENT, "", "", *saved.get("tokens", ())]
         self.ids = {token: number for number, token in enumerate(self.tokens) if number > END}
         self.scores = dict(zip(self.tokens[END + 1 :], saved.get("scores", ()), strict=False))
         self.longest = max(map(len, self.tokens))
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of a text."""
+        return [number for number, _ in self._look_up(text)]
+
+    def unknown(self, text: str | bytes) -> list[str]:
+        """The unknown tokens of a text, in order; of several columns, those that are no sets."""
+        return [token for _, token in self._look_up(text) if token]
+
+    def _look_up(self, text):
+        """The ids of a text, each with its token if that is unknown and not of a set of features, else None."""
         encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
         if self.kind == "columns":
             columns = zip(self.parts, encoded.split(b"\t"), strict=False)  # a missing column is empty
-            return [ids[own] for (part, ids), column in columns for own in part.encode(column)]
+            each = ((part.kind, ids, *pair) for (part, ids), column in columns for pair in part._look_up(column))
+            return [(ids[own], None if kind == "separator" else token) for kind, ids, own, token in each]
         if self.kind == "bytes":
-            as_it_is = not self.normal_form and not self.fold
-            return [END + 1 + byte for byte in (encoded if as_it_is else self.normalize(encoded).encode())]
+            normal = self.normalize(encoded).encode() if self.normal_form or self.fold else encoded
+            return [(END + 1 + byte, None) for byte in normal]
         split: Any = getattr(self, f"_split_{self.kind}")
-        return [self.ids.get(token, UNKNOWN) for token in split(self.normalize(encoded))]
+        unknown = self.ids.get(REPLACEMENT, UNKNOWN)
+        found = [(self.ids.get(token, unknown), token) for token in split(self.normalize(encoded))]
+        return [(number, token if number == unknown else None) for number, token in found]
 
     def normalize(self, encoded: bytes) -> str:
         """Brings a text into the normal form, with its case folded before that if the model wants it."""
@@ -477,14 +486,13 @@ class Tokenizer:
         for piece in reversed(pieces):
             before, known = known, piece in self.ids
             if known or before is not False:  # unknown pieces in a row are one
-                yield piece
+                yield piece if known else REPLACEMENT
 
 
 def main() -> None:
     """Translates the arguments, or standard input line by line, with the model that lies beside this file."""
-    translator = Translator(Path(__file__).parent)
     texts: list = sys.argv[1:] or [line.removesuffix(b"\n") for line in sys.stdin.buffer]
-    for text in translator.translate(texts):
+    for text in Translator(Path(__file__).parent).translate(texts):
         print(text)
 
 

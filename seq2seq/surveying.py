@@ -3,10 +3,12 @@
 import warnings
 from collections.abc import Callable
 
+import numpy as np
+
 from pipelines import CorpusError, OptionError, Report, Survey, Tokenizer, count_pairs, sources_in, survey
 from pipelines.readers import LENGTH
-from pipelines.tokens import END, RESERVED_TOKENS
-from seq2seq.attention import Pointer
+from pipelines.tokens import END, PADDING, REPLACEMENT, RESERVED_TOKENS
+from seq2seq.attention import copied_ids
 from seq2seq.config import Config
 from seq2seq.epochs import both_sides, training_pairs, validation_pairs
 from seq2seq.runs import trained_on
@@ -95,9 +97,11 @@ def take_vocabularies(
         size = tokenizer.vocabulary_size if config.warm_start else 0
         take = tokenizer.extend_vocabulary if config.warm_start else tokenizer.take_vocabulary
         take(counts, config.min_frequency, config.max_vocabulary)
-        sizes.add((size, tokenizer.vocabulary_size))
         if tokenizer.vocabulary_size <= len(RESERVED_TOKENS):
             raise OptionError(f"min_frequency={config.min_frequency}: no {side} token comes so often")
+        if config.copy and (side == "target" or config.shared_vocabulary):
+            tokenizer.extend_vocabulary({REPLACEMENT.encode(): 1})  # as which unknown tokens are copied
+        sizes.add((size, tokenizer.vocabulary_size))
         if type(tokenizer).take_vocabulary is Tokenizer.take_vocabulary:  # others do not count tokens
             unknown = 1 - sum(counts[token.encode()] for token in tokenizer.tokens) / counts.total()
             if unknown > 0.05:
@@ -108,9 +112,11 @@ def take_vocabularies(
             some = f"; {len(missing):,} stay unknown, such as {' '.join(missing[:20])}" if missing else ""
             say(f"{side}: {tokenizer.vocabulary_size - size:,} new tokens{some}")
     if config.copy:
-        pointer = Pointer(tokenizers[1].vocabulary_size)
-        pointer.take_tokenizers(*tokenizers)
-        known_targets = tokenizers[1].vocabulary_size - END - 1
-        copied = f"{pointer.copied:,} source tokens" if pointer.copied else "no source token"
-        say(f"copying: {copied} can be copied, of {known_targets:,} target tokens")
+        unknown = tokenizers[1].unknown_ids[0]
+        copied = np.count_nonzero(~np.isin(copied_ids(*tokenizers), [PADDING, unknown]))
+        known_targets = tokenizers[1].vocabulary_size - END - 1 - (unknown > END)
+        say(
+            f"copying: {f'{copied:,} source tokens' if copied else 'no source token'} can be copied, of "
+            f"{known_targets:,} target tokens"
+        )
     return sizes

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, check_number, choose
 from pipelines.options import one_line
-from pipelines.tokens import PADDING, START, Texts, prefix_ids, spelled
+from pipelines.tokens import PADDING, REPLACEMENT, START, Texts, prefix_ids, replace_unknown, spelled
 from seq2seq.attention import Encoded
 from seq2seq.checkpoints import whole_folder
 from seq2seq.compilation import on_gpu, padded, threads
@@ -221,6 +221,9 @@ class Translator(keras.Model):
             translations = side_by_side(
                 self.target_tokenizer.detokenize, parts, tf.reshape(ids, [rows * count, length])
             )
+            if REPLACEMENT in self.target_tokenizer.tokens:  # only then the decoder can write it
+                unknown = self.source_tokenizer.unknown(texts)
+                translations = replace_unknown(translations, tf.gather(unknown, tf.repeat(tf.range(rows), count)))
             translations = tf.ensure_shape(tf.reshape(translations, [rows, count]), ids.shape[:2])
             found = [translations, scores, ranked_by, tf.gather(tf.constant(STOPPED), stopped), ids]
             found = found if details else found[:1]

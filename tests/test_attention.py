@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer
+from pipelines.tokens import REPLACEMENT, UNKNOWN
 from seq2seq.attention import Attention, Encoded, HardAttention, Pointer, rows_by_source
 from seq2seq.contract import encode
 from seq2seq.layers import Decoder, Encoder, Prepared
@@ -96,7 +97,14 @@ def test_features_are_never_copied():
     pointer = Pointer(8)
     pointer.take_tokenizers(source, CharTokenizer("aVb"))
     assert pointer.copies(source.tokenize(["ab\ta;V"])).numpy().argmax(-1).tolist() == [[4, 6, 0, 0]]
-    assert pointer.copied == 2
+
+
+def test_an_unknown_token_is_copied_as_the_replacement_character():
+    pointer = Pointer(7)
+    pointer.take_tokenizers(CharTokenizer("ab"), CharTokenizer(["b", REPLACEMENT]))
+    assert pointer.copies(tf.constant([[4, UNKNOWN, 5, 0]])).numpy().argmax(-1).tolist() == [[0, 5, 4, 0]]
+    pointer.take_tokenizers(CharTokenizer("ab"), CharTokenizer("ba"))
+    assert pointer.copies(tf.constant([[4, UNKNOWN, 5, 0]])).numpy().argmax(-1).tolist() == [[5, 0, 4, 0]]
 
 
 def test_rows_by_source_puts_hypotheses_side_by_side():

@@ -101,11 +101,11 @@ def test_lengths_seen_in_training_are_kept_and_limit_each_translation(tokenizers
 
 @pytest.mark.slow
 def test_a_copying_model_writes_what_it_has_only_ever_read_elsewhere(tmp_path):
-    """Letters that no pair of training holds are copied into the target, where both vocabularies have them."""
+    """Letters that no pair of training holds are copied into the target, known (xyz) or not (the others)."""
     draw = random.Random(1)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(3, 7))) for _ in range(200)]
     pairs = tf.data.Dataset.from_tensor_slices((words, [word + "!" for word in words]))
-    tokenizers = CharTokenizer("abcdefghijxyz"), CharTokenizer("zyx!jihgfedcba")
+    tokenizers = CharTokenizer("abcdefghijxyz"), CharTokenizer([*"zyx!jihgfedcba", "\ufffd"])
     keras.utils.set_random_seed(0)
     options = {"units": 32, "embedding": 16, "bidirectional": True, "attention": "general"}
     model = Seq2Seq(*tokenizers, **options, copy=True, dropout=0.3)
@@ -113,13 +113,17 @@ def test_a_copying_model_writes_what_it_has_only_ever_read_elsewhere(tmp_path):
     model.fit(
         batch_pairs(pairs, *tokenizers, batch_size=20, seed=1).repeat(),
         epochs=1,
-        steps_per_epoch=200,
+        steps_per_epoch=400,
         verbose=0,
         shuffle=False,
     )
-    unseen = {f"{word[:2]}{letter}{word[2:]}": letter for word, letter in zip(words, "xyz" * 6, strict=False)}
+    letters = [*"xyz", *"éжx", "ж漢"] * 4
+    unseen = {f"{word[:2]}{letter}{word[2:]}": letter for word, letter in zip(words, letters, strict=False)}
     texts = decoded(model.translate(list(unseen)))
     assert sum(letter in text for letter, text in zip(unseen.values(), texts, strict=True)) >= len(unseen) - 1
+    best = model.translate(list(unseen), BeamSearch(3, n_best=2), details=True)
+    assert decoded(best.texts[:, 0]) == texts and "\ufffd" not in "".join(texts)
+    np.testing.assert_allclose(model.score(list(unseen), texts), best.scores[:, 0], atol=1e-3)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert decoded(loaded.translate(list(unseen), BeamSearch(2))) == decoded(

@@ -12,6 +12,7 @@ from conftest import WORDS
 from pipelines import CharTokenizer, OptionError
 from pipelines.columns import ColumnsTokenizer
 from pipelines.tokenizers import LetterTokenizer, SeparatorTokenizer
+from pipelines.tokens import REPLACEMENT
 from seq2seq import BeamSearch, Decoder, Seq2Seq, TransformerDecoder, TransformerEncoder, ensemble
 from seq2seq.checkpoints import RunError
 from seq2seq.onnx_runtime import Translator
@@ -33,6 +34,8 @@ def untrained(seed=3, source=None, target=None, **options):
     source, target = source or CharTokenizer(), target or LetterTokenizer()
     for tokenizer, texts in ((source, WORDS), (target, WORDS)):
         tokenizer.adapt(texts)
+    if options.get("copy"):
+        target.extend_vocabulary({REPLACEMENT.encode(): 1})
     model = Seq2Seq(source, target, units=8, **options)
     for weight in model.trainable_variables:
         if len(weight.shape) > 1:
@@ -52,6 +55,8 @@ def test_every_kind_of_model_translates_the_same(name, tmp_path):
     translator = Translator(tmp_path / "onnx")
     found = [text.decode() for text in model.translate(texts).numpy()]
     assert translator.translate(texts) == found
+    unknown = "x" in "".join(found)
+    assert unknown == ("copying" in name), found
     beam = model.translate(texts, BeamSearch(3), details=True)
     for hypotheses, (text,), (score,) in zip(
         translator.search(texts, beam_width=3), beam.texts.numpy(), beam.scores.numpy(), strict=True

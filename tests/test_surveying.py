@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from pipelines import CorpusError, OptionError
+from pipelines.tokens import REPLACEMENT
 from seq2seq.building import prepare
 from seq2seq.config import Config
 from seq2seq.surveying import say_leaks, survey_corpus, take_vocabularies
@@ -32,6 +33,17 @@ def test_what_was_read_is_reported_and_unknown_tokens_are_told(tsv):
     assert reports[0].dropped == {"wrong columns": 1, "too long": 1}
     assert source.tokens == list("abcde")
     assert found.pairs == 10 and found.as_dict()["target"]["tokens"] == {"x": 10, "y": 10}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_copying_model_has_a_target_token_for_what_it_does_not_know(tsv, shared):
+    corpus, said = tsv("ab\tbx\nac\tax\n"), []
+    config = Config(str(corpus), validation_fraction=0, units=4, copy=True, shared_vocabulary=shared)
+    _, (source, target) = survey(config, say=said.append)
+    assert target.tokens[-1] == REPLACEMENT and (REPLACEMENT in source.tokens) == shared
+    assert said == [f"copying: {4 if shared else 2} source tokens can be copied, of {4 if shared else 3} target tokens"]
+    _, (source, target) = survey(dataclasses.replace(config, copy=False), say=said.append)
+    assert REPLACEMENT not in source.tokens + target.tokens
 
 
 def test_an_empty_vocabulary_is_refused(tsv):

@@ -22,7 +22,7 @@ from pipelines.tokenizers import (
     SeparatorTokenizer,
     WhitespaceTokenizer,
 )
-from pipelines.tokens import END, NORMAL_FORMS, PADDING, START, UNKNOWN, Tokenizer
+from pipelines.tokens import END, NORMAL_FORMS, PADDING, REPLACEMENT, START, UNKNOWN, Tokenizer, replace_unknown
 
 CHARACTERS = string.ascii_letters + string.whitespace + "¿¡ñüé漢字かな🙂אבاب\u0301\u2028\ufeff"
 TOKENIZER = CharTokenizer()
@@ -102,6 +102,26 @@ def test_one_hot_rows_of_padding_are_all_zero():
 def test_detokenize_stops_at_end_and_shows_unknown_characters():
     texts = CharTokenizer("ab").detokenize([[START, 4, UNKNOWN, END, 5], [5, PADDING, 4, 4, 4]])
     assert [text.decode() for text in texts.numpy()] == ["a\ufffd", "baaa"]
+
+
+@pytest.mark.parametrize("kind", [CharTokenizer, LetterTokenizer, WhitespaceTokenizer])
+def test_unknown_tokens_are_listed_and_can_be_a_token(kind):
+    tokenizer, texts = kind(["a", " "]), ["a x a y", "", "a", "x x \ufffd"]
+    assert tokenizer.unknown_ids == (UNKNOWN,)
+    unknown = tokenizer.tokenize(texts).numpy() == UNKNOWN
+    assert unknown.sum(axis=1).tolist() == [2, 0, 0, 3]
+    tokenizer.extend_vocabulary({REPLACEMENT.encode(): 1})
+    assert tokenizer.vocabulary[4:] == ["a", " ", REPLACEMENT] and tokenizer.unknown_ids == (6,)
+    np.testing.assert_array_equal(tokenizer.tokenize(texts).numpy() == 6, unknown)
+    listed = [[token.decode() for token in tokens] for tokens in tokenizer.unknown(texts).to_list()]
+    assert listed == [["x", "y"], [], [], ["x", "x", REPLACEMENT]]
+
+
+def test_unknown_tokens_are_written_in_place_of_the_replacement_character_as_long_as_there_are_any():
+    texts = ["\ufffda\ufffd", "a", "\ufffd\ufffd b", "", "\ufffd"]
+    unknown = tf.ragged.constant([["ж", "xy"], ["z"], ["q"], ["z"], []])
+    assert decoded(replace_unknown(tf.constant(texts), unknown)) == ["жaxy", "a", "q\ufffd b", "", "\ufffd"]
+    assert decoded(tf.function(replace_unknown)(tf.constant(texts[1:4]), unknown[1:4])) == ["a", "q\ufffd b", ""]
 
 
 def test_decomposed_and_invalid_text_are_read():
@@ -377,6 +397,8 @@ def test_each_column_has_ids_of_its_own_also_for_what_is_unknown():
     expected = [[5, UNKNOWN, 10, 9], [6, 7, 11, 10], [7, 0, 0, 0], [7, 0, 0, 0], [10, 0, 0, 0], [7, 10, 12, 0]]
     np.testing.assert_array_equal(ids, expected)
     assert tokenizer.lengths(["Vx\tV;FUT", "o", ""]).numpy().tolist() == [4, 1, 0]
+    assert tokenizer.unknown_ids == (UNKNOWN, 9)
+    assert tokenizer.unknown(["Vxy\tV;FUT", "go", "\t;FUT"]).to_list() == [[b"x", b"y"], [], []]
     texts = ["V\ufffd\tV;\ufffd", "go\tPRS;V", "o\t", "o\t", "\tV", "o\tV;PST"]
     assert decoded(tokenizer.detokenize(ids)) == texts
     assert tokenizer.one_hot(ids).shape == (6, 4, 13)

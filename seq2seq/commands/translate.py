@@ -218,12 +218,8 @@ def _with_columns(unit, numbered, names):
 
 def _unknown_prefix(model, prefixes):
     """The place of the first prefix with tokens that are not in the vocabulary, or None."""
-    import numpy as np
-
-    from pipelines.tokens import UNKNOWN
-
-    ids = model.target_tokenizer.tokenize(list(prefixes)).numpy()
-    return next(iter(np.flatnonzero(np.any(ids == UNKNOWN, axis=1)).tolist()), None)
+    counts = model.target_tokenizer.unknown(list(prefixes)).row_lengths().numpy()
+    return next((place for place, count in enumerate(counts) if count), None)
 
 
 def _blocks(lines: Iterable) -> Iterator[list]:

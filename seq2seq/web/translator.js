@@ -19,6 +19,7 @@ ort.env.wasm.wasmPaths = { wasm: new URL("./onnxruntime-web.wasm", import.meta.u
 
 const [PADDING, UNKNOWN, START, END] = [0, 1, 2, 3];
 const RESERVED = ["", "[UNK]", "[START]", "[END]"];
+const REPLACEMENT = "\ufffd"; // in text, an unknown token; in a vocabulary, the token that all unknown ones become
 const STOPPED = ["end", "limit", "repetition"];
 const [ENDED, LIMITED, REPEATED, RUNNING] = [0, 1, 2, -1];
 const NEVER = -Infinity;
@@ -73,16 +74,18 @@ export class Translator {
         beamWidth === null
           ? await greedy(model, limit, minLength)
           : await beam(model, limit, minLength, beamWidth, nBest, lengthPenalty);
-      found.push(this.different(hypotheses, nBest));
+      found.push(this.different(text, hypotheses, nBest));
     }
     return found;
   }
 
-  /* The first hypotheses with different texts. */
-  different(hypotheses, count) {
+  /* The first hypotheses of a source text with different texts. */
+  different(source, hypotheses, count) {
     const found = new Map();
+    const unknown = this.target.ids.has(REPLACEMENT) ? this.source.unknown(source) : [];
     for (const [score, rankedBy, stopped, ids] of hypotheses) {
-      const text = this.target.decode(ids);
+      const copied = unknown.values();
+      const text = this.target.decode(ids).replaceAll(REPLACEMENT, () => copied.next().value ?? REPLACEMENT);
       if (!found.has(text)) found.set(text, { text, score, rankedBy, stopped: STOPPED[stopped], ids });
     }
     const nothing = { text: "", score: NEVER, rankedBy: NEVER, stopped: STOPPED[LIMITED], ids: [] };
@@ -312,7 +315,7 @@ export class Tokenizer {
     this.names = saved.names ?? ["source"];
     this.separator = saved.separator ?? "";
     const tokens = saved.tokens ?? [];
-    this.tokens = ["", "\ufffd", "", "", ...tokens];
+    this.tokens = ["", REPLACEMENT, "", "", ...tokens];
     this.ids = new Map(tokens.map((token, number) => [token, END + 1 + number]));
     this.scores = new Map((saved.scores ?? []).map((score, number) => [tokens[number], float(score)]));
     this.longest = tokens.reduce((most, token) => Math.max(most, [...token].length), 1);
@@ -334,7 +337,18 @@ export class Tokenizer {
     }
     const normal = this.normalize(text);
     if (this.kind === "bytes") return Array.from(new TextEncoder().encode(normal), (byte) => END + 1 + byte);
-    return this.split(normal).map((token) => this.ids.get(token) ?? UNKNOWN);
+    return this.split(normal).map((token) => this.ids.get(token) ?? this.ids.get(REPLACEMENT) ?? UNKNOWN);
+  }
+
+  /* The unknown tokens of a text, in order; of several columns, those that are no sets. */
+  unknown(text) {
+    if (this.kind === "columns") {
+      const columns = text.split("\t").slice(0, this.parts.length);
+      const parts = this.parts.map(([part]) => part);
+      return columns.flatMap((column, n) => (parts[n].kind === "separator" ? [] : parts[n].unknown(column)));
+    }
+    if (this.kind === "bytes") return [];
+    return this.split(this.normalize(text)).filter((token) => !this.ids.has(token) || token === REPLACEMENT);
   }
 
   /* Brings a text into the normal form, with its case folded before that if the model wants it. */
@@ -397,7 +411,8 @@ export class Tokenizer {
     for (let end = characters.length; end; end = best[end].start)
       pieces.unshift(characters.slice(best[end].start, end).join(""));
     // Unknown pieces in a row are one.
-    return pieces.filter((piece, place) => !place || this.ids.has(piece) || this.ids.has(pieces[place - 1]));
+    const kept = pieces.filter((piece, place) => !place || this.ids.has(piece) || this.ids.has(pieces[place - 1]));
+    return kept.map((piece) => (this.ids.has(piece) ? piece : REPLACEMENT));
   }
 }
 
