@@ -269,6 +269,21 @@ def replace_unknown(texts: tf.Tensor, unknown: tf.RaggedTensor) -> tf.Tensor:
     return tf.strings.reduce_join(tf.strings.join([parts, tf.where(between, written, "")]), axis=1)
 
 
+def target_ids(tokenizer: Tokenizer, texts: Texts, source_tokenizer: Tokenizer, sources: Texts) -> tf.Tensor:
+    """Tokenizes targets `[B]` of sources `[B]`, with START and END: int32 `[B, T]`.
+
+    If the vocabulary has U+FFFD, this stands for the source's unknown tokens, as in `replace_unknown`. In a target that
+    has others, or the same in another order, all unknown tokens become UNKNOWN.
+    """
+    ids, (unknown, *_) = tokenizer.tokenize(texts, start_end=True), tokenizer.unknown_ids
+    if unknown == UNKNOWN:
+        return ids
+    own = tokenizer.unknown(texts).to_tensor("")
+    of_source = tf.pad(source_tokenizer.unknown(sources).to_tensor(""), [[0, 0], [0, tf.shape(own)[1]]])
+    same = tf.reduce_all((own == of_source[:, : tf.shape(own)[1]]) | (own == ""), axis=1, keepdims=True)
+    return tf.where(same | (ids != unknown), ids, UNKNOWN)
+
+
 def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]]:
     """The tokens of ids `[B, T]`, END included, without padding: B lists."""
     vocabulary = tokenizer.vocabulary

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, check_number, choose
 from pipelines.options import one_line
-from pipelines.tokens import PADDING, REPLACEMENT, START, Texts, prefix_ids, replace_unknown, spelled
+from pipelines.tokens import PADDING, REPLACEMENT, START, Texts, prefix_ids, replace_unknown, spelled, target_ids
 from seq2seq.attention import Encoded
 from seq2seq.checkpoints import whole_folder
 from seq2seq.compilation import on_gpu, padded, threads
@@ -144,8 +144,7 @@ class Translator(keras.Model):
         found = [tf.gather(each, order[:count]) for each in found]
         if details:
             return Translations(*found)
-        (texts,) = found
-        return tf.reshape(texts, [*shape, *texts.shape[1:]] if texts.shape[1] > 1 else shape)
+        return tf.reshape(found[0], [*shape, *found[0].shape[1:]] if found[0].shape[1] > 1 else shape)
 
     def _checked_strategy(self, strategy):
         """The strategy of a name, or as it is."""
@@ -296,8 +295,9 @@ class Translator(keras.Model):
         targets = _as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
 
         def run(batch):
-            target = self._target_ids(tf.gather(targets, batch))
-            return kept(self._score(tf.gather(sources, batch), target), target[:, 1:])
+            source = tf.gather(sources, batch)
+            target = self._target_ids(tf.gather(targets, batch), source)
+            return kept(self._score(source, target), target[:, 1:])
 
         def kept(each, ids):
             return tf.RaggedTensor.from_tensor(each, row_lengths(ids)) if per_token else tf.reduce_sum(each, axis=1)
@@ -312,10 +312,10 @@ class Translator(keras.Model):
         source = self._source_ids(sources)
         return side_by_side(functools.partial(self.log_likelihood, per_token=True), cores(), source, target)
 
-    def _target_ids(self, targets):
+    def _target_ids(self, targets, sources):
         """Ids `[B, T + 1]` from START on: of texts with END, and of ids as they are."""
         if targets.dtype == tf.string:
-            return self.target_tokenizer.tokenize(targets, start_end=True)
+            return target_ids(self.target_tokenizer, targets, self.source_tokenizer, sources)
         longest = tf.maximum(1, tf.reduce_max(row_lengths(targets)))  # the decoder takes at least one step
         return tf.pad(targets[:, :longest], [[0, 0], [1, 0]], constant_values=START)
 
@@ -348,15 +348,15 @@ class Translator(keras.Model):
         targets = _as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
 
         def run(batch):
-            return self._attention(tf.gather(sources, batch), self._target_ids(tf.gather(targets, batch)))
+            return self._attention(tf.gather(sources, batch), tf.gather(targets, batch))
 
         lengths = np.maximum(_bytes_or_tokens(sources), _bytes_or_tokens(targets))
         found, order = _in_batches(run, lengths, batch_size)
         alignments = [alignment for batch in found for alignment in batch]
         return [alignments[place] for place in order]
 
-    def _attention(self, sources, target):
-        source = self._source_ids(sources)
+    def _attention(self, sources, targets):
+        source, target = self._source_ids(sources), self._target_ids(targets, sources)
         encoded, state = start(self.decoder, encode(self.encoder, source), tf.shape(target)[1] - 1)
         *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
         source, target = spelled(self.source_tokenizer, source), spelled(self.target_tokenizer, target[:, 1:])

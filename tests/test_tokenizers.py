@@ -22,7 +22,17 @@ from pipelines.tokenizers import (
     SeparatorTokenizer,
     WhitespaceTokenizer,
 )
-from pipelines.tokens import END, NORMAL_FORMS, PADDING, REPLACEMENT, START, UNKNOWN, Tokenizer, replace_unknown
+from pipelines.tokens import (
+    END,
+    NORMAL_FORMS,
+    PADDING,
+    REPLACEMENT,
+    START,
+    UNKNOWN,
+    Tokenizer,
+    replace_unknown,
+    target_ids,
+)
 
 CHARACTERS = string.ascii_letters + string.whitespace + "¿¡ñüé漢字かな🙂אבاب\u0301\u2028\ufeff"
 TOKENIZER = CharTokenizer()
@@ -122,6 +132,20 @@ def test_unknown_tokens_are_written_in_place_of_the_replacement_character_as_lon
     unknown = tf.ragged.constant([["ж", "xy"], ["z"], ["q"], ["z"], []])
     assert decoded(replace_unknown(tf.constant(texts), unknown)) == ["жaxy", "a", "q\ufffd b", "", "\ufffd"]
     assert decoded(tf.function(replace_unknown)(tf.constant(texts[1:4]), unknown[1:4])) == ["a", "q\ufffd b", ""]
+
+
+def test_only_the_unknown_tokens_of_the_source_are_the_replacement_character_in_a_target():
+    source, target = CharTokenizer("a"), CharTokenizer(["a", "b"])
+    sources, targets = ["xay", "xa", "a", "xy", "xx"], ["xby", "by", "xb", "y", "xxx"]
+    ids = [[START, UNKNOWN, 5, UNKNOWN, END], [START, 5, UNKNOWN, END], [START, UNKNOWN, 5, END]]
+    assert_ids = lambda tokenizer, rows: np.testing.assert_array_equal(  # noqa: E731
+        target_ids(tokenizer, targets, source, sources), tf.ragged.constant(rows).to_tensor()
+    )
+    ids += [[START, UNKNOWN, END], [START, UNKNOWN, UNKNOWN, UNKNOWN, END]]
+    assert_ids(target, ids)
+    target.extend_vocabulary({REPLACEMENT.encode(): 1})
+    ids[0] = [START, 6, 5, 6, END]
+    assert_ids(target, ids)
 
 
 def test_decomposed_and_invalid_text_are_read():
