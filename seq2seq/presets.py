@@ -23,10 +23,9 @@ PRESETS = {
         "dropout": 0.15,
         "learning_rate": 2e-3,
     },
-    # Letters to phones, "cat TAB K AE T", which are in the same order.
+    # Letters to phones, "cat TAB k æ t", which are in the same order. Phones are spelled: many share signs, as t͡ʃ and t͡ʃʼ.
     "grapheme-to-phoneme": {
         "source_tokenizer": "letter",
-        "target_tokenizer": "whitespace",
         "attention": "monotonic",
         "copy": True,
     },
