@@ -1,4 +1,4 @@
-"""Tokenizers: characters, letters of Hangul, bytes, whitespace-separated tokens, sets of features."""
+"""Tokenizers: characters, letters and marks, bytes, whitespace-separated tokens, sets of features."""
 
 from collections.abc import Iterable, Mapping
 
@@ -58,33 +58,25 @@ class CharTokenizer(Tokenizer):
 
 @keras.saving.register_keras_serializable("pipelines")
 class LetterTokenizer(CharTokenizer):
-    """One token for each character, but for Hangul one for each letter: "한글" becomes ㅎㅏㄴㄱㅡㄹ.
+    """One token for each letter and for each mark on it: "né" becomes n, e and ´, and "한글" ㅎㅏㄴㄱㅡㄹ.
 
-    A Hangul syllable is one of 11,172 characters, too many to learn one by one. It is written with two or three of 67
-    letters (The Unicode Standard, section 3.12). `detokenize` joins the letters to syllables.
+    These are the parts of the normal form NFD (The Unicode Standard, section 3.11). What is learnt of a letter then
+    serves the same letter with another mark too. A Hangul syllable is one of 11,172 characters, too many to learn one
+    by one, and is written with two or three of 67 letters. `detokenize` joins the parts.
     """
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        return super().split(tf.strings.unicode_encode(self._split_code_points(texts), "UTF-8"))
+        return super().split(tf_text.normalize_utf8(texts, "NFD"))
 
     def lengths(self, texts: Texts) -> tf.Tensor:
-        """Counts the letters of each of texts `[B]`: int32 `[B]`."""
+        """Counts the letters and marks of each of texts `[B]`: int32 `[B]`."""
         return Tokenizer.lengths(self, texts)
 
     def _split_code_points(self, texts):
-        code_points = super()._split_code_points(texts)
-        flat = code_points.flat_values
-        number = flat - 0xAC00  # of a syllable, in the order of first letter, vowel and, in 27 of 28, last letter
-        syllable = (number >= 0) & (number < 11_172)
-        first = tf.where(syllable, 0x1100 + number // 588, flat)
-        vowel = tf.where(syllable, 0x1161 + number % 588 // 28, -1)
-        last = tf.where(syllable & (number % 28 > 0), 0x11A7 + number % 28, -1)
-        letters = tf.stack([first, vowel, last], axis=1)
-        apart = tf.RaggedTensor.from_row_splits(tf.ragged.boolean_mask(letters, letters >= 0), code_points.row_splits)
-        return apart.merge_dims(1, 2)
+        return super()._split_code_points(tf_text.normalize_utf8(texts, "NFD"))
 
     def _spell(self, ids):
-        # The normal form decides how syllables are written. Without one it is NFC.
+        # The normal form decides how letters and marks are joined. Without one it is NFC.
         return tf_text.normalize_utf8(super()._spell(ids), self.normal_form or "NFC")
 
 

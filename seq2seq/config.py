@@ -115,9 +115,9 @@ class Config:
     source_tokenizer: str = _option(
         "char",
         TOKENS,
-        "The tokens of source texts: char, letter (characters, and the letters of Hangul), byte, whitespace, subword, "
-        "module:Class, or a set of features separated by a single character such as ';'. For several source columns "
-        "a name for each, 'char,;', or one for all.",
+        "The tokens of source texts: char, letter (é is e and a mark, Hangul syllables are letters), byte, whitespace, "
+        "subword, module:Class, or a set of features separated by a single character such as ';'. For several source "
+        "columns a name for each, 'char,;', or one for all.",
     )
     target_tokenizer: str = _option("char", TOKENS, "The tokens of target texts: one of those names.")
     normal_form: str | None = _option(

@@ -445,16 +445,7 @@ class Tokenizer:
         return text
 
     def _split_letters(self, text):
-        """Hangul syllables apart into their letters (The Unicode Standard, section 3.12)."""
-        for character in text:
-            number = ord(character) - 0xAC00
-            if not 0 <= number < 11_172:
-                yield character
-                continue
-            yield chr(0x1100 + number // 588)
-            yield chr(0x1161 + number % 588 // 28)
-            if number % 28:
-                yield chr(0x11A7 + number % 28)
+        return unicodedata.normalize("NFD", text)
 
     def _split_whitespace(self, text):
         return filter(None, re.split(f"[{WHITESPACE}]", text))

@@ -23,9 +23,11 @@ PRESETS = {
         "dropout": 0.15,
         "learning_rate": 2e-3,
     },
-    # Letters to phones, "cat TAB k æ t", which are in the same order. Phones are spelled: many share signs, as t͡ʃ and t͡ʃʼ.
+    # Letters to phones, "cat TAB k æ t", which are in the same order. Phones are spelled, as t͡ʃ and t͡ʃʼ have much in
+    # common.
     "grapheme-to-phoneme": {
         "source_tokenizer": "letter",
+        "target_tokenizer": "letter",
         "attention": "monotonic",
         "copy": True,
     },

@@ -154,14 +154,14 @@ def test_decomposed_and_invalid_text_are_read():
     np.testing.assert_array_equal(tokenizer.tokenize(texts), [[4], [UNKNOWN]])
 
 
-def test_syllables_of_hangul_are_taken_apart_and_put_together_again():
+def test_letters_their_marks_and_syllables_of_hangul_are_taken_apart_and_put_together_again():
     tokenizer = LetterTokenizer()
-    texts = ["한글 é", "가", "", "ㄱ값x"]
+    texts = ["한글 ệ", "가", "", "ㄱ값x"]
     tokenizer.adapt(texts)
     letters = [decoded(row) for row in tokenizer.split(tf.constant(texts))]
     hangul = ["".join(unicodedata.normalize("NFD", text)) for text in ("한글", "가", "값")]
-    assert letters == [[*hangul[0], " ", "é"], [*hangul[1]], [], ["ㄱ", *hangul[2], "x"]]
-    assert tokenizer.lengths(texts).numpy().tolist() == [8, 2, 0, 5]
+    assert letters == [[*hangul[0], " ", "e", "\u0323", "\u0302"], [*hangul[1]], [], ["ㄱ", *hangul[2], "x"]]
+    assert tokenizer.lengths(texts).numpy().tolist() == [10, 2, 0, 5]
     assert tokenizer.vocabulary_size == 4 + len(set(itertools.chain.from_iterable(letters)))
     assert decoded(tokenizer.detokenize(tokenizer.tokenize(texts))) == texts
     # All syllables, those at the ends of the range included, as Unicode takes them apart.

@@ -384,7 +384,7 @@ export class Tokenizer {
   split(text) {
     return {
       characters: (text) => [...text],
-      letters: splitLetters,
+      letters: (text) => [...text.normalize("NFD")],
       whitespace: (text) => text.split(new RegExp(`[${WHITESPACE}]`)).filter(Boolean),
       separator: (text) => text.split(this.normalize(this.separator)).filter(Boolean),
       subwords: (text) => this.splitSubwords(text),
@@ -414,17 +414,6 @@ export class Tokenizer {
     const kept = pieces.filter((piece, place) => !place || this.ids.has(piece) || this.ids.has(pieces[place - 1]));
     return kept.map((piece) => (this.ids.has(piece) ? piece : REPLACEMENT));
   }
-}
-
-/* Hangul syllables apart into their letters (The Unicode Standard, section 3.12). */
-function splitLetters(text) {
-  return [...text].flatMap((character) => {
-    const number = character.codePointAt(0) - 0xac00;
-    if (number < 0 || number >= 11172) return [character];
-    const letters = [0x1100 + Math.floor(number / 588), 0x1161 + Math.floor((number % 588) / 28)];
-    if (number % 28) letters.push(0x11a7 + (number % 28));
-    return letters.map((letter) => String.fromCodePoint(letter));
-  });
 }
 
 function spellByte(byte) {
