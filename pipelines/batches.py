@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from pipelines.corpora import WITHOUT_AUTOTUNE
 from pipelines.options import OptionError, check_number, choose
-from pipelines.tokens import Tokenizer
+from pipelines.tokens import Tokenizer, target_ids
 
 
 def batch_pairs(
@@ -91,7 +91,8 @@ def batch_pairs(
         return batches.map(lambda bound: (sources[bound[0] : bound[1]], targets[bound[0] : bound[1]]))
 
     def encode(sources, targets):
-        source, target = source_tokenizer.tokenize(sources), target_tokenizer.tokenize(targets, start_end=True)
+        source = source_tokenizer.tokenize(sources)
+        target = target_ids(target_tokenizer, targets, source_tokenizer, sources)
         if pad_to_multiple:
             lengths = [_round_up(tf.shape(source)[1], multiple), _round_up(tf.shape(target)[1] - 1, multiple)]
             rows = tf.maximum(batch_tokens // tf.reduce_max(lengths), 1) if batch_tokens else batch_size

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import CharTokenizer, OptionError, batch_pairs, read_pairs
+from pipelines.tokens import END, REPLACEMENT, START, UNKNOWN
 from seq2seq import teacher_forcing
 
 
@@ -98,6 +99,13 @@ def test_batches_hold_pairs_of_similar_length(tokenizers):
     for source, _ in batch_pairs(pairs, *tokenizers, batch_size=16, encoding="ids"):
         lengths = tf.math.count_nonzero(source, axis=1)
         assert tf.reduce_max(lengths) - tf.reduce_min(lengths) <= 1
+
+
+def test_the_replacement_character_in_a_target_stands_only_for_unknown_tokens_of_its_source():
+    source, target = CharTokenizer("a"), CharTokenizer(["a", REPLACEMENT])
+    pairs = read_pairs([("aж", "жa"), ("aa", "жa")])
+    ((_, ids),) = batch_pairs(pairs, source, target, batch_size=2, encoding="ids", shuffle=False)
+    np.testing.assert_array_equal(ids, [[START, 5, 4, END], [START, UNKNOWN, 4, END]])
 
 
 def test_at_most_a_twentieth_of_spa_eng_is_padding(spa_eng):

@@ -11,6 +11,7 @@ from command_line import SEQ2SEQ, command_with_streams, load_runs
 from command_line import in_process as seq2seq
 
 from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
+from pipelines.tokens import REPLACEMENT
 from seq2seq import BeamSearch, Sampling, Seq2Seq, load_run
 
 pytestmark = pytest.mark.slow
@@ -145,6 +146,17 @@ def test_json_of_pairs_has_the_score_of_each_token_and_null_for_a_line_without_a
         np.testing.assert_allclose(known["log_probabilities"], nats, atol=1e-4)
         assert known["log_likelihood"] == pytest.approx(float(tf.reduce_sum(nats)), abs=1e-4)
         assert known["loss"] == pytest.approx(-float(tf.reduce_mean(nats)), abs=1e-4)
+
+
+def test_json_of_pairs_counts_only_unknown_tokens_of_the_source_as_copied(tmp_path):
+    tokenizers = CharTokenizer("ab"), CharTokenizer(["A", "B", REPLACEMENT])
+    Seq2Seq(*tokenizers, units=4, attention="dot", copy=True).save(tmp_path / "model.keras")
+    copied, other = objects(seq2seq("score", tmp_path, "--json", stdin="aж\tAж\naж\tAé\n".encode()))
+    assert copied["tokens"] == ["A", REPLACEMENT, "[END]"] and other["tokens"] == ["A", "[UNK]", "[END]"]
+    numbers = seq2seq("score", tmp_path, stdin="aж\tAж\naж\tAé\n".encode()).stdout.split()
+    assert [float(number) for number in numbers] == pytest.approx(
+        [copied["log_likelihood"], other["log_likelihood"]], abs=1e-3
+    )
 
 
 def test_json_has_null_for_what_is_no_number_and_no_hypotheses_that_a_beam_has_not_found(untrained, tmp_path):
