@@ -133,7 +133,7 @@ class Tokenizer(tf.Module):
         return tf.cast(self._split(texts).row_lengths(), tf.int32)
 
     def unknown(self, texts: Texts) -> tf.RaggedTensor:
-        """The unknown tokens of each of texts `[B]`, in order: ragged strings `[B, (U)]`."""
+        """The unknown tokens of each of texts `[B]`, in order, among them any U+FFFD: ragged strings `[B, (U)]`."""
         tokens, ids = self._split(texts), self._look_up(texts)
         return tf.ragged.boolean_mask(tokens, tokens.with_flat_values(ids.flat_values == self.unknown_ids[0]))
 
@@ -259,8 +259,12 @@ def frequent_tokens(counts: Mapping[bytes, int], min_frequency: int, max_size: i
 
 
 def replace_unknown(texts: tf.Tensor, unknown: tf.RaggedTensor) -> tf.Tensor:
-    """Writes unknown tokens in place of U+FFFD: in each of texts `[B]` the n-th of its row of ragged strings `[B, (U)]`
-    in place of the n-th U+FFFD, as long as there are any."""
+    """Writes the unknown tokens of B sources, ragged strings `[B, (U)]`, into texts `[B x n]`, n in a row of each.
+
+    The n-th unknown token replaces the n-th U+FFFD of a text. A surplus U+FFFD stays.
+    """
+    sources = tf.range(unknown.nrows(tf.int32))
+    unknown = tf.gather(unknown, tf.repeat(sources, tf.size(texts) // tf.maximum(tf.size(sources), 1)))
     parts = tf.strings.split(texts, REPLACEMENT)
     lengths, parts = parts.row_lengths(), parts.to_tensor("")
     rows, length = tf.unstack(tf.shape(parts))
@@ -272,8 +276,8 @@ def replace_unknown(texts: tf.Tensor, unknown: tf.RaggedTensor) -> tf.Tensor:
 def target_ids(tokenizer: Tokenizer, texts: Texts, source_tokenizer: Tokenizer, sources: Texts) -> tf.Tensor:
     """Tokenizes targets `[B]` of sources `[B]`, with START and END: int32 `[B, T]`.
 
-    If the vocabulary has U+FFFD, this stands for the source's unknown tokens, as in `replace_unknown`. In a target that
-    has others, or the same in another order, all unknown tokens become UNKNOWN.
+    If the vocabulary has U+FFFD, this stands for the source's unknown tokens, as in `replace_unknown`. All unknown
+    tokens of a target become UNKNOWN unless they are the first unknown ones of the source, in the same order.
     """
     ids, (unknown, *_) = tokenizer.tokenize(texts, start_end=True), tokenizer.unknown_ids
     if unknown == UNKNOWN:

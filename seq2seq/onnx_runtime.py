@@ -88,7 +88,7 @@ class Translator:
 
         Args:
             texts: strings, or UTF-8 bytes, in which what is invalid becomes U+FFFD. Characters that the model does
-                not know become the unknown token.
+                not know become the unknown token, which a model may copy.
             beam_width: the number of hypotheses of beam search; None for greedy search.
             n_best: how many hypotheses to return of each text, at most the beam's width.
             length_penalty: 0 compares log-likelihoods as they are, 1 nearly those per token.
@@ -122,8 +122,10 @@ class Translator:
             limits = np.maximum(limits, min_length) if max_length is None else np.full_like(limits, max_length)
             limits = np.minimum(limits, self.steps).astype(np.int32)
             model = self._start([sources[number] for number in batch], limits.max())
-            how = () if beam_width is None else (beam_width, n_best, length_penalty)
-            each = (beam if how else greedy)(model, limits, min_length, *how)
+            if beam_width is None:
+                each = greedy(model, limits, min_length)
+            else:
+                each = beam(model, limits, min_length, beam_width, n_best, length_penalty)
             for number, hypotheses in zip(batch, each, strict=True):
                 found[number] = self._different(texts[number], hypotheses, n_best)
         return found
@@ -156,7 +158,8 @@ class Translator:
             parts = self.target.decode(ids).split(REPLACEMENT)
             text = "".join(map(str.__add__, ["", *unknown, *[REPLACEMENT] * len(parts)], parts))
             found.setdefault(text, Hypothesis(text, score, ranked_by, STOPPED[stopped], ids))
-        return [*found.values(), *[Hypothesis("", -math.inf, -math.inf, STOPPED[LIMITED], [])] * count][:count]
+        nothing = Hypothesis("", -math.inf, -math.inf, STOPPED[LIMITED], [])
+        return (list(found.values()) + [nothing] * count)[:count]
 
 
 class Graph:
@@ -417,9 +420,8 @@ class Tokenizer:
             normal = self.normalize(encoded).encode() if self.normal_form or self.fold else encoded
             return [(END + 1 + byte, None) for byte in normal]
         split: Any = getattr(self, f"_split_{self.kind}")
-        unknown = self.ids.get(REPLACEMENT, UNKNOWN)
-        found = [(self.ids.get(token, unknown), token) for token in split(self.normalize(encoded))]
-        return [(number, token if number == unknown else None) for number, token in found]
+        unknown, tokens = self.ids.get(REPLACEMENT, UNKNOWN), split(self.normalize(encoded))
+        return [(number := self.ids.get(token, unknown), token if number == unknown else None) for token in tokens]
 
     def normalize(self, encoded: bytes) -> str:
         """Brings a text into the normal form, with its case folded before that if the model wants it."""
@@ -482,8 +484,9 @@ class Tokenizer:
 
 def main() -> None:
     """Translates the arguments, or standard input line by line, with the model that lies beside this file."""
+    translator = Translator(Path(__file__).parent)
     texts: list = sys.argv[1:] or [line.removesuffix(b"\n") for line in sys.stdin.buffer]
-    for text in Translator(Path(__file__).parent).translate(texts):
+    for text in translator.translate(texts):
         print(text)
 
 

@@ -113,10 +113,8 @@ def take_vocabularies(
             say(f"{side}: {tokenizer.vocabulary_size - size:,} new tokens{some}")
     if config.copy:
         unknown = tokenizers[1].unknown_ids[0]
-        copied = np.count_nonzero(~np.isin(copied_ids(*tokenizers), [PADDING, unknown]))
+        count = np.count_nonzero(~np.isin(copied_ids(*tokenizers), [PADDING, unknown]))
         known_targets = tokenizers[1].vocabulary_size - END - 1 - (unknown > END)
-        say(
-            f"copying: {f'{copied:,} source tokens' if copied else 'no source token'} can be copied, of "
-            f"{known_targets:,} target tokens"
-        )
+        copied = f"{count:,} source tokens" if count else "no source token"
+        say(f"copying: {copied} can be copied, of {known_targets:,} target tokens")
     return sizes

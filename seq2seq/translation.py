@@ -144,7 +144,8 @@ class Translator(keras.Model):
         found = [tf.gather(each, order[:count]) for each in found]
         if details:
             return Translations(*found)
-        return tf.reshape(found[0], [*shape, *found[0].shape[1:]] if found[0].shape[1] > 1 else shape)
+        (texts,) = found
+        return tf.reshape(texts, [*shape, *texts.shape[1:]] if texts.shape[1] > 1 else shape)
 
     def _checked_strategy(self, strategy):
         """The strategy of a name, or as it is."""
@@ -221,8 +222,7 @@ class Translator(keras.Model):
                 self.target_tokenizer.detokenize, parts, tf.reshape(ids, [rows * count, length])
             )
             if REPLACEMENT in self.target_tokenizer.tokens:  # only then the decoder can write it
-                unknown = self.source_tokenizer.unknown(texts)
-                translations = replace_unknown(translations, tf.gather(unknown, tf.repeat(tf.range(rows), count)))
+                translations = replace_unknown(translations, self.source_tokenizer.unknown(texts))
             translations = tf.ensure_shape(tf.reshape(translations, [rows, count]), ids.shape[:2])
             found = [translations, scores, ranked_by, tf.gather(tf.constant(STOPPED), stopped), ids]
             found = found if details else found[:1]
@@ -238,7 +238,7 @@ class Translator(keras.Model):
 
     def predict(self, x: Any, batch_size: int | None = None, *args: Any, **kwargs: Any) -> np.ndarray:
         """Translates sources greedily, as `translate` does: batches as `batch_pairs` makes them, or an array of ids or
-        one-hot rows. For texts and other strategies, use `translate`.
+        one-hot rows. A copied unknown token stays U+FFFD. For texts and other strategies, use `translate`.
 
         Returns:
             Strings `[N]`, as bytes, in the order of the batches: make these with `shuffle=False`. If `x` is a pair
