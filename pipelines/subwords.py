@@ -73,7 +73,8 @@ class SubwordTokenizer(Tokenizer):
         from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
         words = sorted(frequent_tokens(counts, min_frequency, max_size))
-        words = [word for word in words if "▅".encode() not in word]  # SentencePiece's own mark
+        marks = "▅".encode(), REPLACEMENT.encode()  # SentencePiece's own, and that of what is unknown
+        words = [word for word in words if not any(mark in word for mark in marks)]
         if not words:
             raise OptionError(f"min_frequency={min_frequency}: no word comes so often, so there is nothing to train on")
         characters = len(set(b"".join(words).decode()) | {"▁"})

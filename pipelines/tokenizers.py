@@ -75,9 +75,15 @@ class LetterTokenizer(CharTokenizer):
     def _split_code_points(self, texts):
         return super()._split_code_points(tf_text.normalize_utf8(texts, "NFD"))
 
+    def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
+        return self._compose(super().join(tokens))
+
     def _spell(self, ids):
-        # The normal form decides how letters and marks are joined. Without one it is NFC.
-        return tf_text.normalize_utf8(super()._spell(ids), self.normal_form or "NFC")
+        return self._compose(super()._spell(ids))
+
+    def _compose(self, texts):
+        """Joins letters and marks as the normal form has them, without one as NFC."""
+        return tf_text.normalize_utf8(texts, self.normal_form or "NFC")
 
 
 @keras.saving.register_keras_serializable("pipelines")

@@ -99,7 +99,7 @@ class Tokenizer(tf.Module):
 
     @property
     def unknown_ids(self) -> tuple[int, ...]:
-        """For each column, the id that unknown tokens get: UNKNOWN, or that of U+FFFD if this is a token."""
+        """For each column, the id that unknown tokens get: UNKNOWN, or that of U+FFFD after `add_unknown_token`."""
         known = REPLACEMENT in self.tokens
         return (len(RESERVED_TOKENS) + list(self.tokens).index(REPLACEMENT) if known else UNKNOWN,)
 
@@ -162,6 +162,15 @@ class Tokenizer(tf.Module):
         self.take_vocabulary({token: n for token, n in counts.items() if token.decode() not in own}, min_frequency)
         self._set_tokens((known + list(self.tokens))[: max(len(known), max_size or sys.maxsize)])
 
+    def add_unknown_token(self) -> None:
+        """Adds U+FFFD to the vocabulary, as the token that all unknown ones become.
+
+        A model with `copy=True` can then copy them: see `detokenize`. A tokenizer with a `take_vocabulary` of its own
+        does not change: of bytes none is unknown, and subwords are trained.
+        """
+        if REPLACEMENT not in self.tokens and type(self).take_vocabulary is Tokenizer.take_vocabulary:
+            self._set_tokens([*self.tokens, REPLACEMENT])
+
     def tokenize(self, texts: Texts, start_end: bool = False) -> tf.Tensor:
         """Turns texts into ids.
 
@@ -191,14 +200,28 @@ class Tokenizer(tf.Module):
         """Turns ids `[B, S]` into floats `[B, S, V]`; padding becomes an all-zero row."""
         return one_hot(ids, self.vocabulary_size)
 
-    def detokenize(self, ids: tf.Tensor | Sequence[Sequence[int]]) -> tf.Tensor:
+    def detokenize(
+        self, ids: tf.Tensor | Sequence[Sequence[int]], unknown: tf.Tensor | Sequence[Sequence[str]] | None = None
+    ) -> tf.Tensor:
         """Turns ids `[B, T]` back into texts `[B]`.
 
         Each text ends before its row's first END. START and padding are left out; unknown tokens become U+FFFD.
+
+        Args:
+            ids: of targets.
+            unknown: the unknown tokens of each source, strings `[B, U]`, padded with "". The n-th of them is written
+                for the n-th U+FFFD that is a token, see `add_unknown_token`. A surplus U+FFFD stays.
         """
         ids = tf.convert_to_tensor(ids)
         ended = tf.cumsum(tf.cast(ids == END, tf.int32), axis=1) > 0
-        return self._spell(tf.where(ended, PADDING, ids))
+        ids = tf.where(ended, PADDING, ids)
+        if unknown is None or self.unknown_ids[0] == UNKNOWN:
+            return self._spell(ids)
+        copied = ids == self.unknown_ids[0]
+        places = tf.cumsum(tf.cast(copied, tf.int32), axis=1, exclusive=True)
+        unknown = tf.pad(unknown, [[0, 0], [0, tf.shape(ids)[1]]], constant_values="")
+        unknown = tf.gather(tf.where(unknown == "", REPLACEMENT, unknown), places, batch_dims=1)
+        return self._join(tf.where(copied, unknown, self._written(ids)))
 
     def get_config(self) -> dict:
         return {"vocabulary": list(self.tokens), "normal_form": self.normal_form, "lowercase": self.lowercase}
@@ -236,8 +259,14 @@ class Tokenizer(tf.Module):
 
     def _spell(self, ids):
         """Turns ids `[B, T]` into texts `[B]`, without PADDING and START."""
-        written = tf.concat([["", REPLACEMENT, "", ""], tf.constant(self.tokens, tf.string)], axis=0)
-        written = tf.gather(written, ids)
+        return self._join(self._written(ids))
+
+    def _written(self, ids):
+        """The token of each id, "" for PADDING and START."""
+        return tf.gather(tf.concat([["", REPLACEMENT, "", ""], tf.constant(self.tokens, tf.string)], axis=0), ids)
+
+    def _join(self, written):
+        """Joins tokens `[B, T]`, between and after which there may be "", to texts `[B]`."""
         return self.join(tf.ragged.boolean_mask(written, written != ""))
 
 
@@ -248,35 +277,23 @@ def one_hot(ids: tf.Tensor, vocabulary_size: int, dtype: str = "float32") -> tf.
 
 
 def frequent_tokens(counts: Mapping[bytes, int], min_frequency: int, max_size: int | None) -> list[bytes]:
-    """Selects the tokens that come so often, without empty ones and those with NUL, where SentencePiece and NumPy stop.
+    """Selects the tokens that come so often. Left out are empty ones, U+FFFD, which stands for unknown ones, and those
+    with NUL, where SentencePiece and NumPy stop.
 
     Raises:
         OptionError: if either number is no size of a vocabulary.
     """
     check_number("min_frequency", min_frequency, least=1)
     check_number("max_size", max_size, least=1, optional=True)
-    return [token for token, count in counts.items() if count >= min_frequency and token and b"\0" not in token]
-
-
-def replace_unknown(texts: tf.Tensor, unknown: tf.RaggedTensor) -> tf.Tensor:
-    """Writes the unknown tokens of B sources, ragged strings `[B, (U)]`, into texts `[B x n]`, n in a row of each.
-
-    The n-th unknown token replaces the n-th U+FFFD of a text. A surplus U+FFFD stays.
-    """
-    sources = tf.range(unknown.nrows(tf.int32))
-    unknown = tf.gather(unknown, tf.repeat(sources, tf.size(texts) // tf.maximum(tf.size(sources), 1)))
-    parts = tf.strings.split(texts, REPLACEMENT)
-    lengths, parts = parts.row_lengths(), parts.to_tensor("")
-    rows, length = tf.unstack(tf.shape(parts))
-    written = tf.concat([unknown.to_tensor(REPLACEMENT), tf.fill([rows, length], REPLACEMENT)], axis=1)[:, :length]
-    between = tf.range(length, dtype=tf.int64) < lengths[:, None] - 1
-    return tf.strings.reduce_join(tf.strings.join([parts, tf.where(between, written, "")]), axis=1)
+    left_out = {b"", REPLACEMENT.encode()}
+    frequent = [token for token, count in counts.items() if count >= min_frequency]
+    return [token for token in frequent if token not in left_out and b"\0" not in token]
 
 
 def target_ids(tokenizer: Tokenizer, texts: Texts, source_tokenizer: Tokenizer, sources: Texts) -> tf.Tensor:
     """Tokenizes targets `[B]` of sources `[B]`, with START and END: int32 `[B, T]`.
 
-    If the vocabulary has U+FFFD, this stands for the source's unknown tokens, as in `replace_unknown`. All unknown
+    If the vocabulary has U+FFFD, this stands for the source's unknown tokens, as in `detokenize`. All unknown
     tokens of a target become UNKNOWN unless they are the first unknown ones of the source, in the same order.
     """
     ids, (unknown, *_) = tokenizer.tokenize(texts, start_end=True), tokenizer.unknown_ids

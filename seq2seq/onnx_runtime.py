@@ -19,7 +19,7 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,10 +153,9 @@ class Translator:
     def _different(self, source, hypotheses, count):
         """The first hypotheses of a source text with different texts."""
         found: dict[str, Hypothesis] = {}
-        unknown = self.source.unknown(source) if REPLACEMENT in self.target.ids else []
+        unknown = self.source.unknown(source)
         for score, ranked_by, stopped, ids in hypotheses:
-            parts = self.target.decode(ids).split(REPLACEMENT)
-            text = "".join(map(str.__add__, ["", *unknown, *[REPLACEMENT] * len(parts)], parts))
+            text = self.target.decode(ids, unknown)
             found.setdefault(text, Hypothesis(text, score, ranked_by, STOPPED[stopped], ids))
         nothing = Hypothesis("", -math.inf, -math.inf, STOPPED[LIMITED], [])
         return (list(found.values()) + [nothing] * count)[:count]
@@ -430,13 +429,16 @@ class Tokenizer:
             text = unicodedata.normalize("NFC", "".join(self.fold.get(character, character) for character in text))
         return unicodedata.normalize(self.normal_form, text) if self.normal_form else text
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, up to END."""
+    def decode(self, ids: Sequence[int], unknown: Iterable[str] = ()) -> str:
+        """The text of ids, up to END. The n-th U+FFFD that is a token stands for the n-th unknown token of the source;
+        a surplus one stays."""
         ids = ids[: ids.index(END)] if END in ids else ids
         if self.kind == "bytes":
             each = (bytes([number - END - 1]) if number > END else self.tokens[number].encode() for number in ids)
             return b"".join(each).decode("utf-8", "replace")
-        tokens = [self.tokens[number] for number in ids if self.tokens[number]]
+        copied, replaced = iter(unknown), self.ids.get(REPLACEMENT)
+        tokens = [next(copied, REPLACEMENT) if number == replaced else self.tokens[number] for number in ids]
+        tokens = list(filter(None, tokens))
         if self.kind == "letters":
             return unicodedata.normalize(self.normal_form or "NFC", "".join(tokens))
         if self.kind == "subwords":

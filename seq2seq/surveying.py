@@ -7,7 +7,7 @@ import numpy as np
 
 from pipelines import CorpusError, OptionError, Report, Survey, Tokenizer, count_pairs, sources_in, survey
 from pipelines.readers import LENGTH
-from pipelines.tokens import END, PADDING, REPLACEMENT, RESERVED_TOKENS
+from pipelines.tokens import END, PADDING, RESERVED_TOKENS
 from seq2seq.attention import copied_ids
 from seq2seq.config import Config
 from seq2seq.epochs import both_sides, training_pairs, validation_pairs
@@ -92,16 +92,17 @@ def take_vocabularies(
         OptionError: if a vocabulary is empty.
     """
     counted = [found.tokens[0] + found.tokens[1]] * 2 if config.shared_vocabulary else found.tokens
-    sizes: set[tuple[int, int]] = set()
-    for side, tokenizer, counts, own in zip(("source", "target"), tokenizers, counted, found.tokens, strict=True):
-        size = tokenizer.vocabulary_size if config.warm_start else 0
+    before = [tokenizer.vocabulary_size if config.warm_start else 0 for tokenizer in tokenizers]
+    for side, tokenizer, counts in zip(("source", "target"), tokenizers, counted, strict=True):
         take = tokenizer.extend_vocabulary if config.warm_start else tokenizer.take_vocabulary
         take(counts, config.min_frequency, config.max_vocabulary)
         if tokenizer.vocabulary_size <= len(RESERVED_TOKENS):
             raise OptionError(f"min_frequency={config.min_frequency}: no {side} token comes so often")
-        if config.copy and (side == "target" or config.shared_vocabulary):
-            tokenizer.extend_vocabulary({REPLACEMENT.encode(): 1})  # as which unknown tokens are copied
-        sizes.add((size, tokenizer.vocabulary_size))
+    if config.copy:
+        _take_copied(tokenizers[0], tokenizers[1], counted[0])
+    for side, tokenizer, size, counts, own in zip(
+        ("source", "target"), tokenizers, before, counted, found.tokens, strict=True
+    ):
         if type(tokenizer).take_vocabulary is Tokenizer.take_vocabulary:  # others do not count tokens
             unknown = 1 - sum(counts[token.encode()] for token in tokenizer.tokens) / counts.total()
             if unknown > 0.05:
@@ -112,9 +113,20 @@ def take_vocabularies(
             some = f"; {len(missing):,} stay unknown, such as {' '.join(missing[:20])}" if missing else ""
             say(f"{side}: {tokenizer.vocabulary_size - size:,} new tokens{some}")
     if config.copy:
+        for tokenizer in tokenizers if config.shared_vocabulary else tokenizers[1:]:
+            tokenizer.add_unknown_token()
         unknown = tokenizers[1].unknown_ids[0]
         count = np.count_nonzero(~np.isin(copied_ids(*tokenizers), [PADDING, unknown]))
         known_targets = tokenizers[1].vocabulary_size - END - 1 - (unknown > END)
         copied = f"{count:,} source tokens" if count else "no source token"
         say(f"copying: {copied} can be copied, of {known_targets:,} target tokens")
-    return sizes
+    return {(size, tokenizer.vocabulary_size) for size, tokenizer in zip(before, tokenizers, strict=True)}
+
+
+def _take_copied(source_tokenizer, target_tokenizer, counts):
+    """Adds counted source tokens that the target's vocabulary has, however rare they are, so that each is copied as
+    itself."""
+    wanted = set(target_tokenizer.vocabulary) - set(source_tokenizer.vocabulary)
+    counts = {token: count for token, count in counts.items() if token.decode(errors="replace") in wanted}
+    if counts:
+        source_tokenizer.extend_vocabulary(counts)

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, check_number, choose
 from pipelines.options import one_line
-from pipelines.tokens import PADDING, REPLACEMENT, START, Texts, prefix_ids, replace_unknown, spelled, target_ids
+from pipelines.tokens import PADDING, START, UNKNOWN, Texts, prefix_ids, spelled, target_ids
 from seq2seq.attention import Encoded
 from seq2seq.checkpoints import whole_folder
 from seq2seq.compilation import on_gpu, padded, threads
@@ -218,11 +218,10 @@ class Translator(keras.Model):
             scores = ranked_by = tf.ensure_shape(tf.transpose(each), ids.shape[:2])
         with tf.device("CPU"):
             rows, count, length = (tf.shape(ids)[axis] for axis in range(3))
-            translations = side_by_side(
-                self.target_tokenizer.detokenize, parts, tf.reshape(ids, [rows * count, length])
-            )
-            if REPLACEMENT in self.target_tokenizer.tokens:  # only then the decoder can write it
-                translations = replace_unknown(translations, self.source_tokenizer.unknown(texts))
+            written = [tf.reshape(ids, [rows * count, length])]
+            if self.target_tokenizer.unknown_ids[0] != UNKNOWN:  # it can be written, and stands for what is copied
+                written.append(tf.repeat(self.source_tokenizer.unknown(texts).to_tensor(""), count, axis=0))
+            translations = side_by_side(self.target_tokenizer.detokenize, parts, *written)
             translations = tf.ensure_shape(tf.reshape(translations, [rows, count]), ids.shape[:2])
             found = [translations, scores, ranked_by, tf.gather(tf.constant(STOPPED), stopped), ids]
             found = found if details else found[:1]
@@ -344,7 +343,7 @@ class Translator(keras.Model):
         if not self.has_attention:
             raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
         sources = tf.reshape(_as_strings("sources", sources), [-1])
-        targets = self.translate(sources) if targets is None else targets
+        targets = self.translate(sources, details=True).ids[:, 0] if targets is None else targets
         targets = _as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
 
         def run(batch):

@@ -12,7 +12,6 @@ from conftest import WORDS
 from pipelines import CharTokenizer, OptionError
 from pipelines.columns import ColumnsTokenizer
 from pipelines.tokenizers import LetterTokenizer, SeparatorTokenizer
-from pipelines.tokens import REPLACEMENT
 from seq2seq import BeamSearch, Decoder, Seq2Seq, TransformerDecoder, TransformerEncoder, ensemble
 from seq2seq.checkpoints import RunError
 from seq2seq.onnx_runtime import Translator
@@ -35,7 +34,7 @@ def untrained(seed=3, source=None, target=None, **options):
     for tokenizer, texts in ((source, WORDS), (target, WORDS)):
         tokenizer.adapt(texts)
     if options.get("copy"):
-        target.extend_vocabulary({REPLACEMENT.encode(): 1})
+        target.add_unknown_token()
     model = Seq2Seq(source, target, units=8, **options)
     for weight in model.trainable_variables:
         if len(weight.shape) > 1:

@@ -61,6 +61,8 @@ def both():
     for tokenizer in TOKENIZERS:
         texts = ["\t".join(SAMPLE[:3])] if isinstance(tokenizer, ColumnsTokenizer) else SAMPLE
         tokenizer.adapt(texts * 3)
+        if isinstance(tokenizer, LetterTokenizer | WhitespaceTokenizer):
+            tokenizer.add_unknown_token()
         pairs.append((tokenizer, Tokenizer(json.loads(json.dumps(describe_tokenizer("source", tokenizer))))))
     return pairs
 
@@ -82,7 +84,11 @@ def test_the_runtime_writes_text_as_the_tokenizers_do(both, data):
         if isinstance(tokenizer, ColumnsTokenizer):
             continue  # of sources only
         ids = data.draw(st.lists(st.integers(0, tokenizer.vocabulary_size - 1), min_size=1, max_size=8))
+        ids += tokenizer.unknown_ids * data.draw(st.integers(0, 4))
         assert runtime.decode(ids) == tokenizer.detokenize([ids]).numpy()[0].decode(), (tokenizer, ids)
+        unknown = ["\u0301", "ж", "word"]
+        written = tokenizer.detokenize([ids], [unknown]).numpy()[0].decode()
+        assert runtime.decode(ids, unknown) == written, (tokenizer, ids)
 
 
 def test_a_string_is_read_as_its_utf_8(both):

@@ -46,6 +46,19 @@ def test_a_copying_model_has_a_target_token_for_what_it_does_not_know(tsv, share
     assert REPLACEMENT not in source.tokens + target.tokens
 
 
+def test_a_source_token_that_targets_know_is_copied_as_itself_however_rare_it_is(tsv):
+    corpus, said = tsv("aa\taaxx\nab\taxx\na\taxb\n\ufffdc\tab\n"), []
+    config = Config(str(corpus), validation_fraction=0, units=4, copy=True, min_frequency=2)
+    _, (source, target) = survey(config, say=said.append)
+    assert source.tokens == ["a", "b"] and target.tokens == ["a", "x", "b", REPLACEMENT]
+    assert said == [
+        "source: 29% of the tokens are none of the vocabulary's 2",
+        "copying: 2 source tokens can be copied, of 3 target tokens",
+    ]
+    _, (source, _) = survey(dataclasses.replace(config, copy=False), say=said.append)
+    assert source.tokens == ["a"]
+
+
 def test_an_empty_vocabulary_is_refused(tsv):
     with pytest.raises(OptionError, match="min_frequency=1000: no source token comes so often"):
         survey(Config(str(tsv("a\tb\n")), validation_fraction=0, units=4, min_frequency=1000))

@@ -30,7 +30,6 @@ from pipelines.tokens import (
     START,
     UNKNOWN,
     Tokenizer,
-    replace_unknown,
     target_ids,
 )
 
@@ -120,18 +119,42 @@ def test_unknown_tokens_are_listed_and_can_be_a_token(kind):
     assert tokenizer.unknown_ids == (UNKNOWN,)
     unknown = tokenizer.tokenize(texts).numpy() == UNKNOWN
     assert unknown.sum(axis=1).tolist() == [2, 0, 0, 3]
-    tokenizer.extend_vocabulary({REPLACEMENT.encode(): 1})
+    tokenizer.add_unknown_token()
     assert tokenizer.vocabulary[4:] == ["a", " ", REPLACEMENT] and tokenizer.unknown_ids == (6,)
     np.testing.assert_array_equal(tokenizer.tokenize(texts).numpy() == 6, unknown)
     listed = [[token.decode() for token in tokens] for tokens in tokenizer.unknown(texts).to_list()]
     assert listed == [["x", "y"], [], [], ["x", "x", REPLACEMENT]]
 
 
-def test_unknown_tokens_are_written_in_place_of_the_replacement_character_as_long_as_there_are_any():
-    texts = ["\ufffda\ufffd", "a", "\ufffd\ufffd b", "", "\ufffd"]
-    unknown = tf.ragged.constant([["ж", "xy"], ["z"], ["q"], ["z"], []])
-    assert decoded(replace_unknown(tf.constant(texts), unknown)) == ["жaxy", "a", "q\ufffd b", "", "\ufffd"]
-    assert decoded(tf.function(replace_unknown)(tf.constant(texts[1:4]), unknown[1:4])) == ["a", "q\ufffd b", ""]
+def test_what_is_unknown_in_the_source_is_written_for_the_token_of_what_is_unknown_as_long_as_there_is_any():
+    tokenizer = CharTokenizer("ab")
+    ids = [[6, 4, 6, END], [4, END, 6, 6], [6, 6, UNKNOWN, 5], [END, 0, 0, 0]]
+    unknown = [["ж", "xy"], ["z", ""], ["q", ""], ["z", ""]]
+    assert decoded(tokenizer.detokenize(ids[1:2], unknown[1:2])) == ["a"]
+    tokenizer.add_unknown_token()
+    written = ["жaxy", "a", "q\ufffd\ufffdb", ""]
+    assert decoded(tokenizer.detokenize(ids, unknown)) == written
+    assert decoded(tokenizer.detokenize(ids)) == ["\ufffda\ufffd", "a", "\ufffd\ufffd\ufffdb", ""]
+    assert decoded(tf.function(tokenizer.detokenize)(tf.constant(ids), tf.constant(unknown))) == written
+    words = WhitespaceTokenizer(["x\ufffdy", REPLACEMENT])  # the first is a word as any other
+    assert decoded(words.detokenize([[4, 5, 5]], [["ж"]])) == ["x\ufffdy ж \ufffd"]
+
+
+def test_an_unknown_mark_is_written_on_its_letter():
+    source, target = LetterTokenizer("ae"), LetterTokenizer("ae")
+    target.add_unknown_token()
+    unknown = source.unknown(["cáe\u0301"]).to_tensor("")
+    assert decoded(target.detokenize([[6, 4, 6, 5, 6]], unknown)) == ["cáé"]
+
+
+def test_only_what_counts_its_tokens_has_a_token_for_what_is_unknown_and_no_text_brings_it():
+    for tokenizer in (CharTokenizer(), WhitespaceTokenizer(), SubwordTokenizer(), ByteTokenizer()):
+        tokenizer.adapt(["a \ufffd \ufffd b\ufffd", "a b"])
+        size, counts = tokenizer.vocabulary_size, isinstance(tokenizer, CharTokenizer | WhitespaceTokenizer)
+        assert REPLACEMENT not in tokenizer.vocabulary and tokenizer.unknown_ids == (UNKNOWN,)
+        for _ in range(2):
+            tokenizer.add_unknown_token()
+            assert tokenizer.vocabulary_size == size + counts
 
 
 def test_only_the_unknown_tokens_of_the_source_are_the_replacement_character_in_a_target():
@@ -143,7 +166,7 @@ def test_only_the_unknown_tokens_of_the_source_are_the_replacement_character_in_
     )
     ids += [[START, UNKNOWN, END], [START, UNKNOWN, UNKNOWN, UNKNOWN, END]]
     assert_ids(target, ids)
-    target.extend_vocabulary({REPLACEMENT.encode(): 1})
+    target.add_unknown_token()
     ids[0] = [START, 6, 5, 6, END]
     assert_ids(target, ids)
 

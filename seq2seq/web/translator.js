@@ -82,10 +82,9 @@ export class Translator {
   /* The first hypotheses of a source text with different texts. */
   different(source, hypotheses, count) {
     const found = new Map();
-    const unknown = this.target.ids.has(REPLACEMENT) ? this.source.unknown(source) : [];
+    const unknown = this.source.unknown(source);
     for (const [score, rankedBy, stopped, ids] of hypotheses) {
-      const copied = unknown.values();
-      const text = this.target.decode(ids).replaceAll(REPLACEMENT, () => copied.next().value ?? REPLACEMENT);
+      const text = this.target.decode(ids, unknown);
       if (!found.has(text)) found.set(text, { text, score, rankedBy, stopped: STOPPED[stopped], ids });
     }
     const nothing = { text: "", score: NEVER, rankedBy: NEVER, stopped: STOPPED[LIMITED], ids: [] };
@@ -358,14 +357,17 @@ export class Tokenizer {
     return this.normalForm ? text.normalize(this.normalForm) : text;
   }
 
-  /* The text of ids, up to END. */
-  decode(ids) {
+  /* The text of ids, up to END. The n-th U+FFFD that is a token stands for the n-th unknown token of the source; a
+  surplus one stays. */
+  decode(ids, unknown = []) {
     if (ids.includes(END)) ids = ids.slice(0, ids.indexOf(END));
     if (this.kind === "bytes") {
       const bytes = ids.flatMap((id) => (id > END ? [id - END - 1] : [...new TextEncoder().encode(this.tokens[id])]));
       return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes)); // keeps U+FEFF
     }
-    const tokens = ids.map((id) => this.tokens[id]).filter(Boolean);
+    const [copied, replaced] = [unknown.values(), this.ids.get(REPLACEMENT)];
+    const written = ids.map((id) => (id === replaced ? (copied.next().value ?? REPLACEMENT) : this.tokens[id]));
+    const tokens = written.filter(Boolean);
     if (this.kind === "letters") return tokens.join("").normalize(this.normalForm ?? "NFC");
     if (this.kind === "subwords") return tokens.join("").replace(/▁+/g, " ").replace(/^[\t-\r ]+|[\t-\r ]+$/g, "");
     return tokens.join({ whitespace: " ", separator: this.separator }[this.kind] ?? "");
