@@ -8,7 +8,7 @@ import tensorflow as tf
 from conftest import decoded, ids_of
 
 from pipelines import OptionError, Tokenizer, batch_pairs
-from pipelines.tokens import END, PADDING
+from pipelines.tokens import END, PADDING, spelled
 from seq2seq import (
     BeamSearch,
     Decoder,
@@ -392,6 +392,13 @@ def test_attention_in_batches_is_the_same_and_keeps_no_more_than_it_returns(shar
     assert shared_model.attention([]) == [] and shared_model.attention("sol")[0].source == list("sol")
     with pytest.raises(OptionError, match="targets: expected as many as sources, 2, and not 1"):
         shared_model.attention(["sol", "mar"], ["SOL"])
+
+
+def test_attention_of_a_translation_is_that_of_its_ids(tokenizers):
+    model, texts = Seq2Seq(*tokenizers, units=4, attention="dot"), ["sol", "gatonube"]
+    found = model.translate(texts, details=True)
+    assert set(found.stopped.numpy().ravel()) != {b"end"}  # else the text's tokens would do
+    assert [each.target for each in model.attention(texts)] == spelled(tokenizers[1], found.ids[:, 0])
 
 
 def test_ids_that_are_no_targets_are_refused(shared_model):
