@@ -67,9 +67,9 @@ class ColumnsTokenizer(Tokenizer):
         return self._columns
 
     @property
-    def ordered_columns(self) -> tuple[bool, ...]:
-        """For each column, whether the order of its tokens means something."""
-        return tuple(part.ordered for part in self.tokenizers)
+    def of_columns(self) -> list[Tokenizer]:
+        """The tokenizer of each column."""
+        return self.tokenizers
 
     @property
     def unknown_ids(self) -> tuple[int, ...]:
@@ -87,13 +87,6 @@ class ColumnsTokenizer(Tokenizer):
     def lengths(self, texts: Texts) -> tf.Tensor:
         """Counts the tokens of each of texts `[B]`, in all columns: int32 `[B]`."""
         return tf.add_n([part.lengths(column) for part, column in self._columns_of(texts)])
-
-    def unknown(self, texts: Texts) -> tf.RaggedTensor:
-        """The unknown tokens of each of texts `[B]`, in the columns that are no sets: ragged strings `[B, (U)]`."""
-        columns = self._columns_of(texts)
-        return tf.concat(
-            [part.unknown(text if part.ordered else tf.zeros_like(text)) for part, text in columns], axis=1
-        )
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
         """Takes the vocabulary of each column from its counted tokens, as its tokenizer does.
@@ -189,6 +182,13 @@ class ColumnsTokenizer(Tokenizer):
         for (part, column), table in zip(self._columns_of(texts), self.ids_of_columns, strict=True):
             ids = part._look_up(column).with_row_splits_dtype(tf.int64)
             found.append(ids.with_flat_values(tf.gather(table, ids.flat_values)))
+        return tf.concat(found, axis=1)
+
+    def _only_unknown(self, texts):
+        found = []
+        for part, column in self._columns_of(texts):
+            tokens = part._only_unknown(column).with_row_splits_dtype(tf.int64)
+            found.append(tokens if part.ordered else tf.zeros_like(tokens))
         return tf.concat(found, axis=1)
 
     def _spell(self, ids):

@@ -1,7 +1,9 @@
 """Subwords: a tokenizer that learns pieces of words with SentencePiece."""
 
 import base64
+import collections
 import io
+import re
 from collections.abc import Mapping
 
 import keras
@@ -51,9 +53,9 @@ class SubwordTokenizer(Tokenizer):
     def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         return tf.strings.strip(tf.strings.regex_replace(tf.strings.reduce_join(tokens, axis=1), "▁+", " "))
 
-    def unknown(self, texts: Texts) -> tf.RaggedTensor:
+    def unknown(self, texts: Texts, longest: int | None = None) -> tf.RaggedTensor:
         """U+FFFD for each unknown piece of each of texts `[B]`, as SentencePiece does not say what it was."""
-        found = super().unknown(texts)
+        found = super().unknown(texts, longest)
         return found.with_flat_values(tf.fill(tf.shape(found.flat_values), REPLACEMENT))
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
@@ -72,9 +74,10 @@ class SubwordTokenizer(Tokenizer):
         # An extra, needed only for training.
         from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
-        words = sorted(frequent_tokens(counts, min_frequency, max_size))
-        marks = "▅".encode(), REPLACEMENT.encode()  # SentencePiece's own, and that of what is unknown
-        words = [word for word in words if not any(mark in word for mark in marks)]
+        marks = f"▅|{REPLACEMENT}".encode()  # SentencePiece's own, and that of what is unknown
+        words = collections.Counter[bytes]()
+        for word in frequent_tokens(counts, min_frequency, max_size):
+            words.update(dict.fromkeys(filter(None, re.split(marks, word)), counts[word]))
         if not words:
             raise OptionError(f"min_frequency={min_frequency}: no word comes so often, so there is nothing to train on")
         characters = len(set(b"".join(words).decode()) | {"▁"})
@@ -82,7 +85,7 @@ class SubwordTokenizer(Tokenizer):
             raise OptionError(f"max_size={max_size}: expected {characters} or more, as many as there are characters")
         trained = io.BytesIO()
         SentencePieceTrainer.train(
-            sentence_iterator=(b"%s\t%d" % (word, counts[word]) for word in words),
+            sentence_iterator=(b"%s\t%d" % each for each in sorted(words.items())),
             input_format="tsv",
             model_writer=trained,
             vocab_size=len(RESERVED_TOKENS) + (max_size or max(self.DEFAULT_SIZE, 2 * characters)),

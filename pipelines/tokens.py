@@ -93,9 +93,20 @@ class Tokenizer(tf.Module):
         return np.zeros(self.vocabulary_size, np.int32)
 
     @property
+    def of_columns(self) -> list["Tokenizer"]:
+        """The tokenizer of each column; here this one."""
+        return [self]
+
+    @property
     def ordered_columns(self) -> tuple[bool, ...]:
         """For each column, whether the order of its tokens means something."""
-        return (self.ordered,)
+        return tuple(part.ordered for part in self.of_columns)
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether the vocabulary is of counted tokens, and other tokens are unknown: not if a class has its own
+        `take_vocabulary`."""
+        return type(self).take_vocabulary is Tokenizer.take_vocabulary
 
     @property
     def unknown_ids(self) -> tuple[int, ...]:
@@ -132,10 +143,14 @@ class Tokenizer(tf.Module):
         """Counts the tokens of each of texts `[B]`: int32 `[B]`."""
         return tf.cast(self._split(texts).row_lengths(), tf.int32)
 
-    def unknown(self, texts: Texts) -> tf.RaggedTensor:
-        """The unknown tokens of each of texts `[B]`, in order, among them any U+FFFD: ragged strings `[B, (U)]`."""
-        tokens, ids = self._split(texts), self._look_up(texts)
-        return tf.ragged.boolean_mask(tokens, tokens.with_flat_values(ids.flat_values == self.unknown_ids[0]))
+    def unknown(self, texts: Texts, longest: int | None = None) -> tf.RaggedTensor:
+        """The unknown tokens of each of texts `[B]`, in order, among them any U+FFFD: ragged strings `[B, (U)]`.
+
+        Of several columns, those that are sets are left out. `longest`: how many tokens of each text are read; None for
+        all.
+        """
+        tokens = self._only_unknown(texts)[:, :longest]
+        return tf.ragged.boolean_mask(tokens, tokens != "")
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
         """Takes the vocabulary from counted tokens: the most frequent first, equally frequent ones in code point order.
@@ -165,10 +180,10 @@ class Tokenizer(tf.Module):
     def add_unknown_token(self) -> None:
         """Adds U+FFFD to the vocabulary, as the token that all unknown ones become.
 
-        A model with `copy=True` can then copy them: see `detokenize`. A tokenizer with a `take_vocabulary` of its own
-        does not change: of bytes none is unknown, and subwords are trained.
+        If it is in the vocabulary of targets, a model with `copy=True` copies them: see `detokenize`. Changes nothing
+        unless `counts_tokens`: of bytes none is unknown, and subwords are trained.
         """
-        if REPLACEMENT not in self.tokens and type(self).take_vocabulary is Tokenizer.take_vocabulary:
+        if self.counts_tokens and REPLACEMENT not in self.tokens:
             self._set_tokens([*self.tokens, REPLACEMENT])
 
     def tokenize(self, texts: Texts, start_end: bool = False) -> tf.Tensor:
@@ -201,7 +216,7 @@ class Tokenizer(tf.Module):
         return one_hot(ids, self.vocabulary_size)
 
     def detokenize(
-        self, ids: tf.Tensor | Sequence[Sequence[int]], unknown: tf.Tensor | Sequence[Sequence[str]] | None = None
+        self, ids: tf.Tensor | Sequence[Sequence[int]], unknown: tf.Tensor | tf.RaggedTensor | None = None
     ) -> tf.Tensor:
         """Turns ids `[B, T]` back into texts `[B]`.
 
@@ -209,8 +224,8 @@ class Tokenizer(tf.Module):
 
         Args:
             ids: of targets.
-            unknown: the unknown tokens of each source, strings `[B, U]`, padded with "". The n-th of them is written
-                for the n-th U+FFFD that is a token, see `add_unknown_token`. A surplus U+FFFD stays.
+            unknown: the unknown tokens of each source, strings `[B, U]`, ragged or padded with "". The n-th of them is
+                written for the n-th U+FFFD that is a token, see `add_unknown_token`. A surplus U+FFFD stays.
         """
         ids = tf.convert_to_tensor(ids)
         ended = tf.cumsum(tf.cast(ids == END, tf.int32), axis=1) > 0
@@ -219,6 +234,8 @@ class Tokenizer(tf.Module):
             return self._spell(ids)
         copied = ids == self.unknown_ids[0]
         places = tf.cumsum(tf.cast(copied, tf.int32), axis=1, exclusive=True)
+        if isinstance(unknown, tf.RaggedTensor):
+            unknown = unknown.to_tensor("")
         unknown = tf.pad(unknown, [[0, 0], [0, tf.shape(ids)[1]]], constant_values="")
         unknown = tf.gather(tf.where(unknown == "", REPLACEMENT, unknown), places, batch_dims=1)
         return self._join(tf.where(copied, unknown, self._written(ids)))
@@ -257,6 +274,11 @@ class Tokenizer(tf.Module):
         known = (places > 0) & (places <= len(self.tokens))
         return tokens.with_flat_values(tf.where(known, places + END, self.unknown_ids[0]))
 
+    def _only_unknown(self, texts):
+        """The unknown tokens of texts `[B]` in their places, with "" for the others: ragged strings `[B, (S)]`."""
+        tokens, ids = self._split(texts), self._look_up(texts)
+        return tokens.with_flat_values(tf.where(ids.flat_values == self.unknown_ids[0], tokens.flat_values, ""))
+
     def _spell(self, ids):
         """Turns ids `[B, T]` into texts `[B]`, without PADDING and START."""
         return self._join(self._written(ids))
@@ -290,17 +312,21 @@ def frequent_tokens(counts: Mapping[bytes, int], min_frequency: int, max_size: i
     return [token for token in frequent if token not in left_out and b"\0" not in token]
 
 
-def target_ids(tokenizer: Tokenizer, texts: Texts, source_tokenizer: Tokenizer, sources: Texts) -> tf.Tensor:
+def target_ids(
+    tokenizer: Tokenizer, texts: Texts, source_tokenizer: Tokenizer, sources: Texts, longest: int | None = None
+) -> tf.Tensor:
     """Tokenizes targets `[B]` of sources `[B]`, with START and END: int32 `[B, T]`.
 
-    If the vocabulary has U+FFFD, this stands for the source's unknown tokens, as in `detokenize`. All unknown
-    tokens of a target become UNKNOWN unless they are the first unknown ones of the source, in the same order.
+    If the vocabulary has U+FFFD, this stands for the source's unknown tokens, as in `detokenize`. All unknown tokens of
+    a target become UNKNOWN unless they are what `detokenize` would write. `longest`: as in `Tokenizer.unknown`, for
+    sources.
     """
     ids, (unknown, *_) = tokenizer.tokenize(texts, start_end=True), tokenizer.unknown_ids
     if unknown == UNKNOWN:
         return ids
     own = tokenizer.unknown(texts).to_tensor("")
-    of_source = tf.pad(source_tokenizer.unknown(sources).to_tensor(""), [[0, 0], [0, tf.shape(own)[1]]])
+    of_source = source_tokenizer.unknown(sources, longest).to_tensor(REPLACEMENT)
+    of_source = tf.pad(of_source, [[0, 0], [0, tf.shape(own)[1]]], constant_values=REPLACEMENT)
     same = tf.reduce_all((own == of_source[:, : tf.shape(own)[1]]) | (own == ""), axis=1, keepdims=True)
     return tf.where(same | (ids != unknown), ids, UNKNOWN)
 

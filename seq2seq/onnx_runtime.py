@@ -112,7 +112,9 @@ class Translator:
             asked = f"beam_width={beam_width}" if beam_width > 1 else "scores (beam_width=1)"
             raise ValueError(f"{asked}: a LiteRT model knows greedy search only, without scores")
         batch_size = 1 if self.one_by_one else batch_size
-        sources = [self.source.encode(text)[: self.longest_source] for text in texts]
+        read = [self.source.look_up(text)[: self.longest_source] for text in texts]
+        sources = [[number for number, _ in each] for each in read]
+        unknown = [[token for _, token in each if token] for each in read]
         found: list[list[Hypothesis]] = [[]] * len(sources)
         order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
         for first in range(0, len(order), batch_size):
@@ -127,7 +129,7 @@ class Translator:
             else:
                 each = beam(model, limits, min_length, beam_width, n_best, length_penalty)
             for number, hypotheses in zip(batch, each, strict=True):
-                found[number] = self._different(texts[number], hypotheses, n_best)
+                found[number] = self._different(unknown[number], hypotheses, n_best)
         return found
 
     def attention(self, text: str | bytes, ids: list[int]) -> np.ndarray | None:
@@ -150,10 +152,9 @@ class Translator:
             row[: len(source)] = source
         return Steps(self.encoder, self.decoder, ids, steps)
 
-    def _different(self, source, hypotheses, count):
-        """The first hypotheses of a source text with different texts."""
+    def _different(self, unknown, hypotheses, count):
+        """The first hypotheses with different texts, of a source with these unknown tokens."""
         found: dict[str, Hypothesis] = {}
-        unknown = self.source.unknown(source)
         for score, ranked_by, stopped, ids in hypotheses:
             text = self.target.decode(ids, unknown)
             found.setdefault(text, Hypothesis(text, score, ranked_by, STOPPED[stopped], ids))
@@ -402,18 +403,15 @@ class Tokenizer:
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of a text."""
-        return [number for number, _ in self._look_up(text)]
+        return [number for number, _ in self.look_up(text)]
 
-    def unknown(self, text: str | bytes) -> list[str]:
-        """The unknown tokens of a text, in order; of several columns, those that are no sets."""
-        return [token for _, token in self._look_up(text) if token]
-
-    def _look_up(self, text):
-        """The ids of a text, each with its token if that is unknown and not of a set of features, else None."""
+    def look_up(self, text: str | bytes) -> list[tuple[int, str | None]]:
+        """The ids of a text, each with its token if that is unknown, else None. Among several columns, none of a set
+        has its token."""
         encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
         if self.kind == "columns":
             columns = zip(self.parts, encoded.split(b"\t"), strict=False)  # a missing column is empty
-            each = ((part.kind, ids, *pair) for (part, ids), column in columns for pair in part._look_up(column))
+            each = ((part.kind, ids, *pair) for (part, ids), column in columns for pair in part.look_up(column))
             return [(ids[own], None if kind == "separator" else token) for kind, ids, own, token in each]
         if self.kind == "bytes":
             normal = self.normalize(encoded).encode() if self.normal_form or self.fold else encoded

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipelines import CorpusError, OptionError, Report, Survey, Tokenizer, count_pairs, sources_in, survey
 from pipelines.readers import LENGTH
-from pipelines.tokens import END, PADDING, RESERVED_TOKENS
+from pipelines.tokens import END, PADDING, REPLACEMENT, RESERVED_TOKENS
 from seq2seq.attention import copied_ids
 from seq2seq.config import Config
 from seq2seq.epochs import both_sides, training_pairs, validation_pairs
@@ -83,7 +83,7 @@ def take_vocabularies(
     """Gives the tokenizers vocabularies of the surveyed tokens, or with a warm start adds new tokens to theirs.
 
     Says which tokens stay unknown if they are more than 5% of a side, as accuracy then counts unknown tokens, or with a
-    warm start; and how many tokens can be copied.
+    warm start; and how many tokens can be copied. For copying, a vocabulary may become larger than `max_vocabulary`.
 
     Returns:
         The sizes of each vocabulary before and after.
@@ -99,34 +99,51 @@ def take_vocabularies(
         if tokenizer.vocabulary_size <= len(RESERVED_TOKENS):
             raise OptionError(f"min_frequency={config.min_frequency}: no {side} token comes so often")
     if config.copy:
-        _take_copied(tokenizers[0], tokenizers[1], counted[0])
+        _take_copied(config, tokenizers[0], tokenizers[1], counted[0])
     for side, tokenizer, size, counts, own in zip(
         ("source", "target"), tokenizers, before, counted, found.tokens, strict=True
     ):
-        if type(tokenizer).take_vocabulary is Tokenizer.take_vocabulary:  # others do not count tokens
-            unknown = 1 - sum(counts[token.encode()] for token in tokenizer.tokens) / counts.total()
+        tokens = [token if isinstance(token, bytes) else token.encode() for token in tokenizer.tokens]
+        known = set(tokens) - {REPLACEMENT.encode()}
+        if tokenizer.counts_tokens:
+            unknown = 1 - sum(counts[token] for token in known) / counts.total()
             if unknown > 0.05:
-                say(f"{side}: {unknown:.0%} of the tokens are none of the vocabulary's {len(tokenizer.tokens):,}")
+                say(f"{side}: {unknown:.0%} of the tokens are none of the vocabulary's {len(known):,}")
         if config.warm_start:
-            known = {token if isinstance(token, bytes) else token.encode() for token in tokenizer.tokens}
             missing = [token.decode() for token, _ in own.most_common() if token not in known]
             some = f"; {len(missing):,} stay unknown, such as {' '.join(missing[:20])}" if missing else ""
             say(f"{side}: {tokenizer.vocabulary_size - size:,} new tokens{some}")
     if config.copy:
-        for tokenizer in tokenizers if config.shared_vocabulary else tokenizers[1:]:
-            tokenizer.add_unknown_token()
-        unknown = tokenizers[1].unknown_ids[0]
-        count = np.count_nonzero(~np.isin(copied_ids(*tokenizers), [PADDING, unknown]))
-        known_targets = tokenizers[1].vocabulary_size - END - 1 - (unknown > END)
-        copied = f"{count:,} source tokens" if count else "no source token"
-        say(f"copying: {copied} can be copied, of {known_targets:,} target tokens")
+        say(_copied(*tokenizers))
     return {(size, tokenizer.vocabulary_size) for size, tokenizer in zip(before, tokenizers, strict=True)}
 
 
-def _take_copied(source_tokenizer, target_tokenizer, counts):
-    """Adds counted source tokens that the target's vocabulary has, however rare they are, so that each is copied as
-    itself."""
-    wanted = set(target_tokenizer.vocabulary) - set(source_tokenizer.vocabulary)
+def _take_copied(config, source_tokenizer, target_tokenizer, counts):
+    """Adds the tokens that copying needs.
+
+    To the source's vocabulary those of counted source tokens that the target's has, however rare they are, so that each
+    is copied as itself. To the target's the one that unknown tokens are copied as, if the source can name them.
+    """
+    targets, columns = set(target_tokenizer.vocabulary), source_tokenizer.of_columns
+    wanted = {
+        "\t" * number + token
+        for number, column in enumerate(columns)
+        for token in targets - set(column.vocabulary)
+        if column.ordered
+    }
     counts = {token: count for token, count in counts.items() if token.decode(errors="replace") in wanted}
     if counts:
         source_tokenizer.extend_vocabulary(counts)
+    if all(column.counts_tokens for column in columns if column.ordered):
+        target_tokenizer.add_unknown_token()
+        if config.shared_vocabulary:
+            source_tokenizer.add_unknown_token()
+
+
+def _copied(source_tokenizer, target_tokenizer):
+    """How many tokens can be copied, in words, without unknown ones."""
+    unknown = target_tokenizer.unknown_ids[0]
+    count = np.count_nonzero(~np.isin(copied_ids(source_tokenizer, target_tokenizer), [PADDING, unknown]))
+    sources = f"{count:,} source tokens" if count else "no source token"
+    targets = target_tokenizer.vocabulary_size - END - 1 - (unknown > END)
+    return f"copying: {sources} can be copied, of {targets:,} target tokens"

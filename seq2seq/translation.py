@@ -220,7 +220,8 @@ class Translator(keras.Model):
             rows, count, length = (tf.shape(ids)[axis] for axis in range(3))
             written = [tf.reshape(ids, [rows * count, length])]
             if self.target_tokenizer.unknown_ids[0] != UNKNOWN:  # it can be written, and stands for what is copied
-                written.append(tf.repeat(self.source_tokenizer.unknown(texts).to_tensor(""), count, axis=0))
+                unknown = self.source_tokenizer.unknown(texts, LONGEST_SOURCE).to_tensor("")
+                written.append(tf.repeat(unknown, count, axis=0))
             translations = side_by_side(self.target_tokenizer.detokenize, parts, *written)
             translations = tf.ensure_shape(tf.reshape(translations, [rows, count]), ids.shape[:2])
             found = [translations, scores, ranked_by, tf.gather(tf.constant(STOPPED), stopped), ids]
@@ -314,7 +315,7 @@ class Translator(keras.Model):
     def _target_ids(self, targets, sources):
         """Ids `[B, T + 1]` from START on: of texts with END, and of ids as they are."""
         if targets.dtype == tf.string:
-            return target_ids(self.target_tokenizer, targets, self.source_tokenizer, sources)
+            return target_ids(self.target_tokenizer, targets, self.source_tokenizer, sources, LONGEST_SOURCE)
         longest = tf.maximum(1, tf.reduce_max(row_lengths(targets)))  # the decoder takes at least one step
         return tf.pad(targets[:, :longest], [[0, 0], [1, 0]], constant_values=START)
 

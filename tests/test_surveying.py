@@ -59,6 +59,21 @@ def test_a_source_token_that_targets_know_is_copied_as_itself_however_rare_it_is
     assert source.tokens == ["a"]
 
 
+def test_each_column_that_is_no_set_knows_what_targets_know(tsv):
+    corpus = tsv("V;W\taXV\taXXV\nV\taY\taYY\nW\taZ\ta\n")
+    options = {"columns": (1, 2, 3), "source_tokenizer": ";,char", "copy": True, "min_frequency": 2}
+    _, (source, target) = survey(Config(str(corpus), validation_fraction=0, units=4, **options), say=[].append)
+    assert target.tokens == ["a", "X", "Y", REPLACEMENT]
+    assert sorted(source.tokens) == [b"\t", b"\tX", b"\tY", b"\ta", b"V", b"W"]
+
+
+@pytest.mark.parametrize("kind", ["subword", "byte"])
+def test_what_a_source_cannot_name_has_no_token_in_targets(tsv, kind):
+    corpus = tsv("ab\tbx\nac\tax\n")
+    config = Config(str(corpus), validation_fraction=0, units=4, copy=True, source_tokenizer=kind)
+    assert REPLACEMENT not in survey(config, say=[].append)[1][1].tokens
+
+
 def test_an_empty_vocabulary_is_refused(tsv):
     with pytest.raises(OptionError, match="min_frequency=1000: no source token comes so often"):
         survey(Config(str(tsv("a\tb\n")), validation_fraction=0, units=4, min_frequency=1000))

@@ -124,6 +124,7 @@ def test_unknown_tokens_are_listed_and_can_be_a_token(kind):
     np.testing.assert_array_equal(tokenizer.tokenize(texts).numpy() == 6, unknown)
     listed = [[token.decode() for token in tokens] for tokens in tokenizer.unknown(texts).to_list()]
     assert listed == [["x", "y"], [], [], ["x", "x", REPLACEMENT]]
+    assert tokenizer.unknown(["a x x"], 3 if kind is not WhitespaceTokenizer else 2).to_list() == [[b"x"]]
 
 
 def test_what_is_unknown_in_the_source_is_written_for_the_token_of_what_is_unknown_as_long_as_there_is_any():
@@ -143,8 +144,7 @@ def test_what_is_unknown_in_the_source_is_written_for_the_token_of_what_is_unkno
 def test_an_unknown_mark_is_written_on_its_letter():
     source, target = LetterTokenizer("ae"), LetterTokenizer("ae")
     target.add_unknown_token()
-    unknown = source.unknown(["cáe\u0301"]).to_tensor("")
-    assert decoded(target.detokenize([[6, 4, 6, 5, 6]], unknown)) == ["cáé"]
+    assert decoded(target.detokenize([[6, 4, 6, 5, 6]], source.unknown(["cáe\u0301"]))) == ["cáé"]
 
 
 def test_only_what_counts_its_tokens_has_a_token_for_what_is_unknown_and_no_text_brings_it():
@@ -169,6 +169,9 @@ def test_only_the_unknown_tokens_of_the_source_are_the_replacement_character_in_
     target.add_unknown_token()
     ids[0] = [START, 6, 5, 6, END]
     assert_ids(target, ids)
+    surplus = target.detokenize([[6, 6, END]], source.unknown(["ж"]))  # "ж" and U+FFFD
+    for longest, expected in ((None, [START, 6, 6, END]), (0, [START, UNKNOWN, UNKNOWN, END])):
+        np.testing.assert_array_equal(target_ids(target, surplus, source, ["ж"], longest), [expected])
 
 
 def test_decomposed_and_invalid_text_are_read():
@@ -446,6 +449,8 @@ def test_each_column_has_ids_of_its_own_also_for_what_is_unknown():
     assert tokenizer.lengths(["Vx\tV;FUT", "o", ""]).numpy().tolist() == [4, 1, 0]
     assert tokenizer.unknown_ids == (UNKNOWN, 9)
     assert tokenizer.unknown(["Vxy\tV;FUT", "go", "\t;FUT"]).to_list() == [[b"x", b"y"], [], []]
+    both = ColumnsTokenizer([SeparatorTokenizer(";"), CharTokenizer("a")])
+    assert both.unknown(["V;W\txay", "V\t"], 4).to_list() == [[b"x"], []]
     texts = ["V\ufffd\tV;\ufffd", "go\tPRS;V", "o\t", "o\t", "\tV", "o\tV;PST"]
     assert decoded(tokenizer.detokenize(ids)) == texts
     assert tokenizer.one_hot(ids).shape == (6, 4, 13)

@@ -67,22 +67,22 @@ export class Translator {
       throw new RangeError(`maxLength=${maxLength}: expected ${Math.max(1, minLength)} or more`);
     const found = [];
     for (const text of texts) {
-      const source = this.source.encode(text).slice(0, this.longestSource);
+      const read = this.source.lookUp(text).slice(0, this.longestSource);
+      const [source, unknown] = [read.map(([id]) => id), read.map(([, token]) => token).filter(Boolean)];
       const limit = maxLength ?? Math.max(16 + Math.ceil(2 * this.limit * source.length), minLength);
       const model = await Steps.begin(this.encoder, this.decoder, source, limit);
       const hypotheses =
         beamWidth === null
           ? await greedy(model, limit, minLength)
           : await beam(model, limit, minLength, beamWidth, nBest, lengthPenalty);
-      found.push(this.different(text, hypotheses, nBest));
+      found.push(this.different(unknown, hypotheses, nBest));
     }
     return found;
   }
 
-  /* The first hypotheses of a source text with different texts. */
-  different(source, hypotheses, count) {
+  /* The first hypotheses with different texts, of a source with these unknown tokens. */
+  different(unknown, hypotheses, count) {
     const found = new Map();
-    const unknown = this.source.unknown(source);
     for (const [score, rankedBy, stopped, ids] of hypotheses) {
       const text = this.target.decode(ids, unknown);
       if (!found.has(text)) found.set(text, { text, score, rankedBy, stopped: STOPPED[stopped], ids });
@@ -327,27 +327,26 @@ export class Tokenizer {
 
   /* The ids of a text. */
   encode(text) {
+    return this.lookUp(text).map(([id]) => id);
+  }
+
+  /* The ids of a text, each with its token if that is unknown, else null. Among several columns, none of a set has its
+  token. */
+  lookUp(text) {
     if (this.kind === "columns") {
       const columns = text.split("\t").slice(0, this.parts.length); // a missing column is empty
       return columns.flatMap((column, number) => {
         const [part, ids] = this.parts[number];
-        return part.encode(column).map((own) => ids[own]);
+        return part.lookUp(column).map(([own, token]) => [ids[own], part.kind === "separator" ? null : token]);
       });
     }
     const normal = this.normalize(text);
-    if (this.kind === "bytes") return Array.from(new TextEncoder().encode(normal), (byte) => END + 1 + byte);
-    return this.split(normal).map((token) => this.ids.get(token) ?? this.ids.get(REPLACEMENT) ?? UNKNOWN);
-  }
-
-  /* The unknown tokens of a text, in order; of several columns, those that are no sets. */
-  unknown(text) {
-    if (this.kind === "columns") {
-      const columns = text.split("\t").slice(0, this.parts.length);
-      const parts = this.parts.map(([part]) => part);
-      return columns.flatMap((column, n) => (parts[n].kind === "separator" ? [] : parts[n].unknown(column)));
-    }
-    if (this.kind === "bytes") return [];
-    return this.split(this.normalize(text)).filter((token) => !this.ids.has(token) || token === REPLACEMENT);
+    if (this.kind === "bytes") return Array.from(new TextEncoder().encode(normal), (byte) => [END + 1 + byte, null]);
+    const unknown = this.ids.get(REPLACEMENT) ?? UNKNOWN;
+    return this.split(normal).map((token) => {
+      const id = this.ids.get(token) ?? unknown;
+      return [id, id === unknown ? token : null];
+    });
   }
 
   /* Brings a text into the normal form, with its case folded before that if the model wants it. */
