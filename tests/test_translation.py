@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from conftest import decoded, ids_of
 
-from pipelines import OptionError, Tokenizer, batch_pairs
+from pipelines import CharTokenizer, OptionError, Tokenizer, batch_pairs
 from pipelines.tokens import END, PADDING, spelled
 from seq2seq import (
     BeamSearch,
@@ -392,6 +392,15 @@ def test_attention_in_batches_is_the_same_and_keeps_no_more_than_it_returns(shar
     assert shared_model.attention([]) == [] and shared_model.attention("sol")[0].source == list("sol")
     with pytest.raises(OptionError, match="targets: expected as many as sources, 2, and not 1"):
         shared_model.attention(["sol", "mar"], ["SOL"])
+
+
+def test_nothing_is_copied_from_beyond_what_is_read_of_a_source():
+    tokenizers = CharTokenizer("ab"), CharTokenizer("ab")
+    tokenizers[1].add_unknown_token()
+    keras.utils.set_random_seed(0)
+    model = Seq2Seq(*tokenizers, units=4, attention="dot", copy=True)
+    read, beyond = (decoded(model.translate([text] * 9, "sampling", max_length=9)) for text in ("ж", "a" * 1024 + "ж"))
+    assert "ж" in "".join(read) and "ж" not in "".join(beyond) and "\ufffd" in "".join(beyond)
 
 
 def test_attention_of_a_translation_is_that_of_its_ids(tokenizers):
