@@ -20,6 +20,7 @@ Corpus: TypeAlias = "str | os.PathLike[str] | Sequence[tuple[str | bytes, str | 
 Corpora: TypeAlias = "Corpus | Sequence[Corpus]"
 
 EMPTY_LINE, HEADER = "the line is empty", "the names of the columns"
+UNREAD = "a column that is not read"  # the next line is the first that has one
 
 
 class Shard(NamedTuple):
@@ -93,9 +94,9 @@ def is_list_of_pairs(corpus: Any) -> bool:
 
 def _tab_rows(path, columns, sources):
     lines = read_lines(path)
-    places, most, wanted = list(range(len(sources) + 1)), sys.maxsize, f"columns {columns}"
+    places, most, full, wanted = list(range(len(sources) + 1)), sys.maxsize, sys.maxsize, f"columns {columns}"
     if columns is None:
-        most = max(3, len(places))
+        most, full = max(3, len(places)), len(places)
         wanted = _between_tabs(*sources, "target") + " (and at most one more column)" * (most > len(places))
     elif isinstance(columns[0], str):
         _, header = next(lines, (1, b""))
@@ -118,6 +119,9 @@ def _tab_rows(path, columns, sources):
             problem = f"expected {wanted}, found {'no tab' if len(found) == 1 else f'{len(found)} columns'}"
             yield number, None, None, problem
         else:
+            if len(found) > full and found[full]:
+                yield number, None, None, UNREAD
+                full = most
             source = b"\t".join([found[first], *(found[place] for place in more)]) if more else found[first]
             yield number, source, found[last], ""
 

@@ -13,6 +13,7 @@ from pipelines.files import CorpusError, archive_of, sha256
 from pipelines.formats import (
     EMPTY_LINE,
     HEADER,
+    UNREAD,
     Corpora,
     Shard,
     check_columns,
@@ -44,6 +45,7 @@ class Report:
     pairs: int = 0
     dropped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # pairs by reason
     first: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # messages about the first three, by reason
+    unread: str = ""  # the place of a line with one more column than are read
 
     def drop(self, reason: str, message: str) -> None:
         self.dropped[reason] += 1
@@ -156,6 +158,9 @@ class Reader:
         for number, source, target, problem in shard.rows(self.columns, sources):
             if self.reverse:
                 source, target = target, source
+            if problem == UNREAD:
+                report.unread = report.unread or f"{shard.name}, {shard.unit} {number}"
+                continue
             if problem:
                 reason = NO_PAIR if problem in (EMPTY_LINE, HEADER) else COLUMNS
             elif several and (problem := wrong_columns(source, sources)):

@@ -258,9 +258,10 @@ def scores_by_length(
     """Scores short and long sources apart, in about equal parts.
 
     Returns:
-        [{"from": characters, "to": characters, "texts": number, measure: score, ...}, ...], the shortest first.
+        [{"from": characters, "to": characters, "texts": number, measure: score, ...}, ...], the shortest first. Of
+        several source columns, the characters of the first are counted.
     """
-    lengths = np.array([len(source) for source in sources])
+    lengths = np.array([len(source.partition("\t")[0]) for source in sources])
     cuts = sorted(set(np.quantile(lengths, np.linspace(0, 1, parts + 1)[1:], method="inverted_cdf").tolist()))
     part_of = np.searchsorted(cuts, lengths)
     found = []

@@ -144,6 +144,8 @@ def _copied(source_tokenizer, target_tokenizer):
     """How many tokens can be copied, in words, without unknown ones."""
     unknown = target_tokenizer.unknown_ids[0]
     count = np.count_nonzero(~np.isin(copied_ids(source_tokenizer, target_tokenizer), [PADDING, unknown]))
-    sources = f"{count:,} source tokens" if count else "no source token"
     targets = target_tokenizer.vocabulary_size - END - 1 - (unknown > END)
-    return f"copying: {sources} can be copied, of {targets:,} target tokens"
+    if count:
+        return f"copying: {count:,} source tokens can be copied, of {targets:,} target tokens"
+    rest = "only unknown ones are" if unknown > END else "nothing is"
+    return f"copying: sources have none of the {targets:,} target tokens, so {rest} copied"

@@ -18,6 +18,14 @@ def test_inspect_tells_what_a_corpus_holds(tsv, tmp_path):
     assert json.loads(piped.stdout) == data
 
 
+def test_a_third_column_that_is_not_read_is_said_once_unless_it_is_empty(tsv):
+    path = tsv("see\tsaw\t\ngo\twent\tV;PST\nbe\twas\tV;PST\n")
+    said = f"{path}, line 2: column 3 is not read. With --columns 1,3,2, for example, it is part of the source\n"
+    done = seq2seq("inspect", path, "--json")
+    assert done.stderr.decode() == said and json.loads(done.stdout)["pairs"] == 3
+    assert seq2seq("inspect", path, "--columns", "1,2").stderr == b""
+
+
 def test_inspect_tells_the_tokens_of_each_source_column(tsv):
     done = seq2seq("inspect", tsv("lemma\tform\tfeatures\nsee\tsaw\tV\n"), "--columns", "lemma,features,form")
     assert done.returncode == 0, done.stderr

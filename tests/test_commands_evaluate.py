@@ -48,6 +48,23 @@ def test_evaluate_prints_tables_or_json_and_writes_what_it_measured(folder, tmp_
     assert 0 <= found["scores"]["chrF"]["score"] <= 100 and sum(part["texts"] for part in found["by_length"]) == 2
 
 
+def test_evaluate_says_that_bleu_is_not_for_texts_of_few_words(folder, tsv):
+    few, many = tsv("ab\tAB\n", "few.tsv"), tsv("ab\tA B C D\ncd\tA B C D\nef\tEF\n", "many.tsv")
+    for path, options, said in ((few, [], True), (few, ["--bleu-tokenizer", "char"], False), (many, [], False)):
+        shown = seq2seq("evaluate", folder, path, *options).stdout
+        assert (b"BLEU is of four words in a row, and most references have fewer" in shown) == said
+
+
+def test_a_run_whose_training_has_not_ended_is_used_and_said(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "run")
+    (tmp_path / "run" / "unfinished").mkdir()
+    (tmp_path / "run" / "unfinished" / "000000000001.npz").touch()
+    done = seq2seq("translate", tmp_path / "run", "ab")
+    assert done.returncode == 0 and done.stdout == seq2seq("translate", folder, "ab").stdout
+    wanted = f"{tmp_path}/run: its training has not ended; seq2seq train --resume --out {tmp_path}/run continues it\n"
+    assert done.stderr.decode() == wanted
+
+
 def test_evaluate_says_what_it_skips(folder, tsv):
     path = tsv("ab\tAB\nno tab\ncd\tCD\nef\tEF\n")
     report = f"1 of 4 pairs left out\n  1 wrong columns\n    {path}, line 2: expected source TAB target"

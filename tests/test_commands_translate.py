@@ -292,6 +292,18 @@ def test_a_source_of_several_columns_is_tab_separated_text(inflecting, tsv, tmp_
     assert (tmp_path / "out" / "references.0.txt").read_text() == "x\ny\n"
 
 
+def test_a_feature_that_training_did_not_have_is_said_once(inflecting):
+    lines = b"ab\tV;pst\nc\t\nab\tpst;FUT;V\n"
+    done = seq2seq("translate", inflecting, "--max-length", 4, stdin=lines)
+    said = done.stderr.decode().splitlines()[:-1]
+    assert done.returncode == 0 and said == [
+        "standard input, line 1: 'pst' is not among the features of the training",
+        "standard input, line 3: 'FUT' is not among the features of the training",
+    ]
+    done = seq2seq("translate", inflecting, "--max-length", 4, "--prefix", "ab\tV;X\ta")
+    assert done.stderr == b"TEXT 1: 'X' is not among the features of the training\n"
+
+
 def test_a_corpus_is_read_as_the_run_s_own_was_if_nothing_else_is_said(inflecting, tsv):
     corpus = tsv("ab\tc\tV;PST\nc\tb\t\n")
     (score, other), (asked, _), (piped, _) = (

@@ -109,6 +109,8 @@ def test_by_length_and_worst_tell_where_the_errors_are():
     parts = found.by_length(3)
     assert [(part["from"], part["to"], part["texts"]) for part in parts] == [(1, 1, 4), (5, 5, 4), (20, 20, 4)]
     assert [part["CER"] for part in parts] == [0, 0, 100]
+    columns = evaluation(translations, [[text.upper()] for text in sources], [f"{text}\tV;PST" for text in sources])
+    assert columns.by_length(3) == parts
     assert [text["source"] for text in found.worst(4)] == sources[8:]
     assert found.worst(1)[0] == {
         "source": "a" * 20,

@@ -70,8 +70,9 @@ def test_each_column_that_is_no_set_knows_what_targets_know(tsv):
 @pytest.mark.parametrize("kind", ["subword", "byte"])
 def test_what_a_source_cannot_name_has_no_token_in_targets(tsv, kind):
     corpus = tsv("ab\tbx\nac\tax\n")
-    config = Config(str(corpus), validation_fraction=0, units=4, copy=True, source_tokenizer=kind)
-    assert REPLACEMENT not in survey(config, say=[].append)[1][1].tokens
+    config, said = Config(str(corpus), validation_fraction=0, units=4, copy=True, source_tokenizer=kind), []
+    assert REPLACEMENT not in survey(config, say=said.append)[1][1].tokens
+    assert said == [f"copying: {3 if kind == 'byte' else 2} source tokens can be copied, of 3 target tokens"]
 
 
 def test_an_empty_vocabulary_is_refused(tsv):

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines import OptionError
 from pipelines.options import load_classes
+from seq2seq.commands.terminal import command_line, say
 from seq2seq.config import find_run, load_config
 
 
@@ -34,11 +35,18 @@ def _is_run(name):
 
 
 def load_model(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
-    """Loads a run, or the ensemble of several, after the classes of your own that it is made of."""
-    from seq2seq.runs import load_runs
+    """Loads a run, or the ensemble of several, after the classes of your own that it is made of.
+
+    Says on stderr which of them have not been trained to the end.
+    """
+    from seq2seq.runs import finished, load_runs
 
     load_classes("import", imports)
-    return load_runs(runs)
+    model = load_runs(runs)
+    for run in runs:
+        if not finished(run):
+            say(f"{run}: its training has not ended; {command_line('train', '--resume', '--out', run)} continues it")
+    return model
 
 
 def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:

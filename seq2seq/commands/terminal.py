@@ -59,16 +59,19 @@ def reporting() -> Iterator[Any]:
 
 
 def print_report(report: Any) -> None:
-    """Says which pairs were left out, if any were."""
+    """Says which pairs were left out, and whether a column was."""
     show("")  # removes the number of pairs read
+    if report.unread:
+        say(f"{report.unread}: column 3 is not read. With --columns 1,3,2, for example, it is part of the source")
     if report.dropped:
         say(str(report))
 
 
 def say_speed(count: int, seconds: float, loading: float) -> None:
     """Says how long translating and loading took."""
-    rate = f", {count / seconds:,.0f} a second" if seconds else ""
-    say(f"{count:,} translated in {seconds:.1f} s{rate}; {loading:.1f} s to load")
+    rate = count / seconds if seconds else 0
+    each = f", {rate:,.{0 if rate >= 10 else 1}f} a second" if seconds else ""
+    say(f"{count:,} translated in {seconds:.1f} s{each}; {loading:.1f} s to load")
 
 
 def command_line(*arguments: Any) -> str:

@@ -28,7 +28,7 @@ from seq2seq.commands.options import (
     search_strategy,
     with_config_options,
 )
-from seq2seq.commands.terminal import reporting, say_speed, show
+from seq2seq.commands.terminal import reporting, say, say_speed, show
 from seq2seq.startup import start_tensorflow, without_stderr
 
 
@@ -125,11 +125,14 @@ def translate(  # longer than 60 lines: its signature declares the options
     loading = time.monotonic() - started
     unit = "TEXT" if texts else "standard input, line"
 
+    said = set[bytes]()
+
     def write(lines, done):
         how = {"seed": seed + done, "min_length": min_length, "max_length": max_length, "batch_size": batch_size}
         sources = lines
         if prefix:
             sources, how["prefixes"] = zip(*(line.rpartition(b"\t")[::2] for line in lines), strict=True)
+        _say_unknown_features(model.source_tokenizer, sources, unit, done, said)
         try:
             if as_json or attention or scores or strategy.n_best > 1:
                 found = model.translate(sources, strategy, details=True, **how)
@@ -214,6 +217,19 @@ def _with_columns(unit, numbered, names):
         if len(names) > 1 and (problem := wrong_columns(text, names)):
             raise CorpusError(f"{unit} {number}: {problem}")
         yield text
+
+
+def _say_unknown_features(tokenizer, sources, unit, done, said):
+    """Says of each unknown feature in a column of features, once, where it stands: it may be mistyped."""
+    for column, part in enumerate(tokenizer.of_columns):
+        if part.ordered:
+            continue
+        texts = [source.split(b"\t")[column] for source in sources]
+        for number, features in enumerate(part.unknown(texts).to_list(), start=done + 1):
+            for feature in features:
+                if feature not in said:
+                    said.add(feature)
+                    say(f"{unit} {number}: {feature.decode()!r} is not among the features of the training")
 
 
 def _unknown_prefix(model, prefixes):
@@ -344,9 +360,10 @@ def _score_numbers(model, pairs):
 
 def _score_objects(model, pairs):
     from pipelines.tokens import target_ids
+    from seq2seq.decoding import LONGEST_SOURCE
 
     sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
-    ids = target_ids(model.target_tokenizer, targets, model.source_tokenizer, sources)[:, 1:]
+    ids = target_ids(model.target_tokenizer, targets, model.source_tokenizer, sources, LONGEST_SOURCE)[:, 1:]
     for source, target, (tokens, nats) in zip(sources, targets, _scored_tokens(model, sources, ids), strict=True):
         figures = {"log_likelihood": _numbers(sum(nats)), "loss": _numbers(-sum(nats) / len(nats))}
         figures |= {"tokens": tokens, "log_probabilities": _numbers(nats)}
