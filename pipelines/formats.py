@@ -94,7 +94,8 @@ def is_list_of_pairs(corpus: Any) -> bool:
 
 def _tab_rows(path, columns, sources):
     lines = read_lines(path)
-    places, most, full, wanted = list(range(len(sources) + 1)), sys.maxsize, sys.maxsize, f"columns {columns}"
+    places, most, full = list(range(len(sources) + 1)), sys.maxsize, sys.maxsize
+    wanted = f"columns {', '.join(map(str, columns or ()))}"
     if columns is None:
         most, full = max(3, len(places)), len(places)
         wanted = _between_tabs(*sources, "target") + " (and at most one more column)" * (most > len(places))
