@@ -21,7 +21,7 @@ def test_columns_are_chosen_by_number_or_by_name(read, tsv):
         CorpusError, match=r"line 1: no column is called 'french', but 'id', 'spanish', 'english', 'by'"
     ):
         read(path, columns=("english", "french"))
-    with pytest.raises(CorpusError, match=r"line 1: expected columns \(1, 5\), found 4 columns"):
+    with pytest.raises(CorpusError, match=r"line 1: expected columns 1, 5, found 4 columns"):
         read(path, columns=(1, 5))
     for columns in [(0, 1), (1,), (1, "x")]:
         with pytest.raises(CorpusError, match="expected two names or more, or numbers"):
