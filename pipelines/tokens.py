@@ -104,8 +104,8 @@ class Tokenizer(tf.Module):
 
     @property
     def counts_tokens(self) -> bool:
-        """Whether the vocabulary is of counted tokens, and other tokens are unknown: not if a class has its own
-        `take_vocabulary`."""
+        """Whether the vocabulary consists of counted tokens, so that all others are unknown. False if a class has its
+        own `take_vocabulary`."""
         return type(self).take_vocabulary is Tokenizer.take_vocabulary
 
     @property
@@ -144,10 +144,9 @@ class Tokenizer(tf.Module):
         return tf.cast(self._split(texts).row_lengths(), tf.int32)
 
     def unknown(self, texts: Texts, longest: int | None = None) -> tf.RaggedTensor:
-        """The unknown tokens of each of texts `[B]`, in order, among them any U+FFFD: ragged strings `[B, (U)]`.
+        """The unknown tokens of each of texts `[B]`, in order, U+FFFD included: ragged strings `[B, (U)]`.
 
-        Of several columns, those that are sets are left out. `longest`: how many tokens of each text are read; None for
-        all.
+        Columns that are sets are left out. `longest`: how many tokens of each text are read; None for all.
         """
         tokens = self._only_unknown(texts)[:, :longest]
         return tf.ragged.boolean_mask(tokens, tokens != "")
@@ -180,8 +179,8 @@ class Tokenizer(tf.Module):
     def add_unknown_token(self) -> None:
         """Adds U+FFFD to the vocabulary, as the token that all unknown ones become.
 
-        If it is in the vocabulary of targets, a model with `copy=True` copies them: see `detokenize`. Changes nothing
-        unless `counts_tokens`: of bytes none is unknown, and subwords are trained.
+        If the target's vocabulary has it, a model with `copy=True` copies unknown source tokens: see `detokenize`.
+        Changes nothing unless `counts_tokens`: no byte is unknown, and a vocabulary of subwords is trained.
         """
         if self.counts_tokens and REPLACEMENT not in self.tokens:
             self._set_tokens([*self.tokens, REPLACEMENT])
@@ -299,8 +298,8 @@ def one_hot(ids: tf.Tensor, vocabulary_size: int, dtype: str = "float32") -> tf.
 
 
 def frequent_tokens(counts: Mapping[bytes, int], min_frequency: int, max_size: int | None) -> list[bytes]:
-    """Selects the tokens that come so often. Left out are empty ones, U+FFFD, which stands for unknown ones, and those
-    with NUL, where SentencePiece and NumPy stop.
+    """Selects the tokens that come so often. Leaves out empty ones, U+FFFD (it stands for unknown tokens), and those
+    with NUL (SentencePiece and NumPy end a string there).
 
     Raises:
         OptionError: if either number is no size of a vocabulary.

@@ -406,8 +406,8 @@ class Tokenizer:
         return [number for number, _ in self.look_up(text)]
 
     def look_up(self, text: str | bytes) -> list[tuple[int, str | None]]:
-        """The ids of a text, each with its token if that is unknown, else None. Among several columns, none of a set
-        has its token."""
+        """The ids of a text, each with its token if that is unknown, else None. Of several columns, those of features
+        (`separator`) always have None."""
         encoded = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
         if self.kind == "columns":
             columns = zip(self.parts, encoded.split(b"\t"), strict=False)  # a missing column is empty

@@ -108,7 +108,7 @@ def take_vocabularies(
         if tokenizer.counts_tokens:
             unknown = 1 - sum(counts[token] for token in known) / counts.total()
             if unknown > 0.05:
-                say(f"{side}: {unknown:.0%} of the tokens are none of the vocabulary's {len(known):,}")
+                say(f"{side}: {unknown:.0%} of the tokens are not among the {len(known):,} of the vocabulary")
         if config.warm_start:
             missing = [token.decode() for token, _ in own.most_common() if token not in known]
             some = f"; {len(missing):,} stay unknown, such as {' '.join(missing[:20])}" if missing else ""
@@ -121,8 +121,8 @@ def take_vocabularies(
 def _take_copied(config, source_tokenizer, target_tokenizer, counts):
     """Adds the tokens that copying needs.
 
-    To the source's vocabulary those of counted source tokens that the target's has, however rare they are, so that each
-    is copied as itself. To the target's the one that unknown tokens are copied as, if the source can name them.
+    The source's vocabulary gets each source token that the target's has, however rare it is, so that it is copied as
+    itself. The target's gets U+FFFD, as which unknown tokens are copied, if the source's tokenizer can name them.
     """
     targets, columns = set(target_tokenizer.vocabulary), source_tokenizer.of_columns
     wanted = {
@@ -147,5 +147,5 @@ def _copied(source_tokenizer, target_tokenizer):
     targets = target_tokenizer.vocabulary_size - END - 1 - (unknown > END)
     if count:
         return f"copying: {count:,} source tokens can be copied, of {targets:,} target tokens"
-    rest = "only unknown ones are" if unknown > END else "nothing is"
-    return f"copying: sources have none of the {targets:,} target tokens, so {rest} copied"
+    rest = "only unknown tokens are" if unknown > END else "nothing is"
+    return f"copying: the source has none of the {targets:,} target tokens, so {rest} copied"

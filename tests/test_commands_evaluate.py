@@ -52,7 +52,7 @@ def test_evaluate_says_that_bleu_is_not_for_texts_of_few_words(folder, tsv):
     few, many = tsv("ab\tAB\n", "few.tsv"), tsv("ab\tA B C D\ncd\tA B C D\nef\tEF\n", "many.tsv")
     for path, options, said in ((few, [], True), (few, ["--bleu-tokenizer", "char"], False), (many, [], False)):
         shown = seq2seq("evaluate", folder, path, *options).stdout
-        assert (b"BLEU is of four words in a row, and most references have fewer" in shown) == said
+        assert (b"BLEU counts up to four words in a row. Most references have fewer" in shown) == said
 
 
 def test_a_run_whose_training_has_not_ended_is_used_and_said(folder, tmp_path):

@@ -297,11 +297,11 @@ def test_a_feature_that_training_did_not_have_is_said_once(inflecting):
     done = seq2seq("translate", inflecting, "--max-length", 4, stdin=lines)
     said = done.stderr.decode().splitlines()[:-1]
     assert done.returncode == 0 and said == [
-        "standard input, line 1: 'pst' is not among the features of the training",
-        "standard input, line 3: 'FUT' is not among the features of the training",
+        "standard input, line 1: the feature 'pst' is not in the training data",
+        "standard input, line 3: the feature 'FUT' is not in the training data",
     ]
     done = seq2seq("translate", inflecting, "--max-length", 4, "--prefix", "ab\tV;X\ta")
-    assert done.stderr == b"TEXT 1: 'X' is not among the features of the training\n"
+    assert done.stderr == b"TEXT 1: the feature 'X' is not in the training data\n"
 
 
 def test_a_corpus_is_read_as_the_run_s_own_was_if_nothing_else_is_said(inflecting, tsv):

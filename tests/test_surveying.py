@@ -29,7 +29,7 @@ def test_what_was_read_is_reported_and_unknown_tokens_are_told(tsv):
     config = Config(str(corpus), validation_fraction=0, units=4, **options)
     counted, reports, said = [], [], []
     found, (source, _) = survey(config, counted.append, reports.append, said.append)
-    assert counted == [10] and said == ["source: 50% of the tokens are none of the vocabulary's 5"]
+    assert counted == [10] and said == ["source: 50% of the tokens are not among the 5 of the vocabulary"]
     assert reports[0].dropped == {"wrong columns": 1, "too long": 1}
     assert source.tokens == list("abcde")
     assert found.pairs == 10 and found.as_dict()["target"]["tokens"] == {"x": 10, "y": 10}
@@ -52,7 +52,7 @@ def test_a_source_token_that_targets_know_is_copied_as_itself_however_rare_it_is
     _, (source, target) = survey(config, say=said.append)
     assert source.tokens == ["a", "b"] and target.tokens == ["a", "x", "b", REPLACEMENT]
     assert said == [
-        "source: 29% of the tokens are none of the vocabulary's 2",
+        "source: 29% of the tokens are not among the 2 of the vocabulary",
         "copying: 2 source tokens can be copied, of 3 target tokens",
     ]
     _, (source, _) = survey(dataclasses.replace(config, copy=False), say=said.append)

@@ -193,7 +193,7 @@ def test_a_token_budget_and_one_hot_rows_train_too_and_a_copying_model_without_c
     live, said = keras.callbacks.Callback(), []
     config = dataclasses.replace(config, batch_tokens=30, encoding="one_hot", copy=True)
     model = train(config, tmp_path / "run", callbacks=[live], say=said.append)
-    wanted = "copying: sources have none of the .* target tokens, so only unknown ones are copied"
+    wanted = "copying: the source has none of the .* target tokens, so only unknown tokens are copied"
     assert any(re.fullmatch(wanted, text) for text in said)
     losses = [float(row["loss"]) for row in read_history(tmp_path / "run")]
     assert losses[1] < losses[0] and np.isfinite(model.score(["a"], ["b"])).all()

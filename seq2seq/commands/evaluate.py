@@ -88,7 +88,7 @@ def _print_evaluation(found, worst):
     )
     short = sum(len(text.split()) < 4 for those in found.references for text in those)
     if short > references / 2 and found.bleu_tokenizer in ("13a", "intl", "none"):
-        typer.echo("\nBLEU is of four words in a row, and most references have fewer: see the other figures.")
+        typer.echo("\nBLEU counts up to four words in a row. Most references have fewer: use exact match and CER.")
     stopped = (f"{found.stopped.count(why) / len(found.stopped):.1%} {said}" for why, said in _STOPPED.items())
     typer.echo(f"\nTranslations: {', '.join(stopped)}")
     names = list(found.scores)

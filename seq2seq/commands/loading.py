@@ -35,9 +35,9 @@ def _is_run(name):
 
 
 def load_model(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
-    """Loads a run, or the ensemble of several, after the classes of your own that it is made of.
+    """Imports classes of your own, then loads a run, or the ensemble of several.
 
-    Says on stderr which of them have not been trained to the end.
+    Names on stderr each run whose training has not ended.
     """
     from seq2seq.runs import finished, load_runs
 

@@ -62,7 +62,9 @@ def print_report(report: Any) -> None:
     """Says which pairs were left out, and whether a column was."""
     show("")  # removes the number of pairs read
     if report.unread:
-        say(f"{report.unread}: column 3 is not read. With --columns 1,3,2, for example, it is part of the source")
+        say(
+            f"{report.unread}: column 3 is not read; --columns 1,3,2 adds it to the source, --columns 1,2 silences this"
+        )
     if report.dropped:
         say(str(report))
 

@@ -220,7 +220,7 @@ def _with_columns(unit, numbered, names):
 
 
 def _say_unknown_features(tokenizer, sources, unit, done, said):
-    """Says of each unknown feature in a column of features, once, where it stands: it may be mistyped."""
+    """Names each unknown feature once, with its place, as it may be mistyped."""
     for column, part in enumerate(tokenizer.of_columns):
         if part.ordered:
             continue
@@ -229,7 +229,7 @@ def _say_unknown_features(tokenizer, sources, unit, done, said):
             for feature in features:
                 if feature not in said:
                     said.add(feature)
-                    say(f"{unit} {number}: {feature.decode()!r} is not among the features of the training")
+                    say(f"{unit} {number}: the feature {feature.decode()!r} is not in the training data")
 
 
 def _unknown_prefix(model, prefixes):

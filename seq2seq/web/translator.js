@@ -330,8 +330,8 @@ export class Tokenizer {
     return this.lookUp(text).map(([id]) => id);
   }
 
-  /* The ids of a text, each with its token if that is unknown, else null. Among several columns, none of a set has its
-  token. */
+  /* The ids of a text, each with its token if that is unknown, else null. Of several columns, those of features
+  (separator) always have null. */
   lookUp(text) {
     if (this.kind === "columns") {
       const columns = text.split("\t").slice(0, this.parts.length); // a missing column is empty
