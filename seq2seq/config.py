@@ -195,10 +195,13 @@ class Config:
         "ids", TRAINING, "Batches of ids or one_hot. Training is the same, with ids a little faster."
     )
     epochs: int | None = _option(
-        None, TRAINING, "Number of epochs. Default: as many as make 2000 updates, from 8 to 100.", _COUNT, parser=_INT
+        None, TRAINING, "Number of epochs. Default: see --usual-updates.", _COUNT, parser=_INT
     )
     updates: int | None = _option(
         None, TRAINING, "Number of updates, rounded to whole epochs, in place of --epochs.", _COUNT, parser=_INT
+    )
+    usual_updates: int = _option(
+        2000, TRAINING, "Without --epochs and --updates: as many epochs as make so many updates, from 8 to 100.", _COUNT
     )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
     beta_2: float | None = _option(

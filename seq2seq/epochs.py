@@ -87,4 +87,4 @@ def epoch_count(config: Config, steps: int) -> int:
     """How many epochs of this many steps a training has."""
     if config.updates is not None:
         return max(1, round(config.updates / steps))
-    return config.epochs or min(100, max(8, round(2000 / steps)))
+    return config.epochs or min(100, max(8, round(config.usual_updates / steps)))

@@ -30,6 +30,7 @@ PRESETS = {
         "target_tokenizer": "letter",
         "attention": "monotonic",
         "copy": True,
+        "usual_updates": 4000,
     },
     # Words and features, in the columns of UniMorph: lemma, form, features separated by ";".
     "inflection": {

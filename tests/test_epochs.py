@@ -10,7 +10,8 @@ from seq2seq.epochs import epoch_count, training_pairs
 @pytest.mark.parametrize(("steps", "epochs"), [(3, 100), (100, 20), (10_000, 8)])
 def test_as_many_epochs_as_make_2000_updates_are_the_default(steps, epochs):
     assert epoch_count(Config(), steps) == epochs
-    assert epoch_count(Config(epochs=5), steps) == 5
+    assert epoch_count(Config(epochs=5, usual_updates=4000), steps) == 5
+    assert epoch_count(Config(usual_updates=4000), steps) == {3: 100, 100: 40, 10_000: 8}[steps]
 
 
 @pytest.mark.parametrize(("updates", "epochs"), [(1, 1), (14, 5)])
