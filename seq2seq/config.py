@@ -194,9 +194,7 @@ class Config:
     encoding: str = _option(
         "ids", TRAINING, "Batches of ids or one_hot. Training is the same, with ids a little faster."
     )
-    epochs: int | None = _option(
-        None, TRAINING, "Number of epochs. Default: see --usual-updates.", _COUNT, parser=_INT
-    )
+    epochs: int | None = _option(None, TRAINING, "Number of epochs. Default: see --usual-updates.", _COUNT, parser=_INT)
     updates: int | None = _option(
         None, TRAINING, "Number of updates, rounded to whole epochs, in place of --epochs.", _COUNT, parser=_INT
     )
