@@ -94,10 +94,9 @@ def is_list_of_pairs(corpus: Any) -> bool:
 
 def _tab_rows(path, columns, sources):
     lines = read_lines(path)
-    places, most, full = list(range(len(sources) + 1)), sys.maxsize, sys.maxsize
-    wanted = f"columns {', '.join(map(str, columns or ()))}"
+    places, most, wanted = list(range(len(sources) + 1)), sys.maxsize, f"columns {', '.join(map(str, columns or ()))}"
     if columns is None:
-        most, full = max(3, len(places)), len(places)
+        most = max(3, len(places))
         wanted = _between_tabs(*sources, "target") + " (and at most one more column)" * (most > len(places))
     elif isinstance(columns[0], str):
         _, header = next(lines, (1, b""))
@@ -111,7 +110,7 @@ def _tab_rows(path, columns, sources):
     else:
         places = [number - 1 for number in columns]
     first, *more, last = places
-    least = max(places) + 1
+    least, all_said = max(places) + 1, columns is not None  # a column that is not read is said once
     for number, line in lines:
         found = line.split(b"\t")
         if not line:
@@ -120,9 +119,9 @@ def _tab_rows(path, columns, sources):
             problem = f"expected {wanted}, found {'no tab' if len(found) == 1 else f'{len(found)} columns'}"
             yield number, None, None, problem
         else:
-            if len(found) > full and found[full]:
+            if not all_said and any(found[least:]):
                 yield number, None, None, UNREAD
-                full = most
+                all_said = True
             source = b"\t".join([found[first], *(found[place] for place in more)]) if more else found[first]
             yield number, source, found[last], ""
 

@@ -77,7 +77,8 @@ class SubwordTokenizer(Tokenizer):
         marks = f"▅|{REPLACEMENT}".encode()  # SentencePiece's own, and that of what is unknown
         words = collections.Counter[bytes]()
         for word in frequent_tokens(counts, min_frequency, max_size):
-            words.update(dict.fromkeys(filter(None, re.split(marks, word)), counts[word]))
+            for part in filter(None, re.split(marks, word)):
+                words[part] += counts[word]
         if not words:
             raise OptionError(f"min_frequency={min_frequency}: no word comes so often, so there is nothing to train on")
         characters = len(set(b"".join(words).decode()) | {"▁"})

@@ -68,15 +68,15 @@ class LetterTokenizer(CharTokenizer):
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return super().split(tf_text.normalize_utf8(texts, "NFD"))
 
+    def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
+        return self._compose(super().join(tokens))
+
     def lengths(self, texts: Texts) -> tf.Tensor:
         """Counts the letters and marks of each of texts `[B]`: int32 `[B]`."""
         return Tokenizer.lengths(self, texts)
 
     def _split_code_points(self, texts):
         return super()._split_code_points(tf_text.normalize_utf8(texts, "NFD"))
-
-    def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
-        return self._compose(super().join(tokens))
 
     def _spell(self, ids):
         return self._compose(super()._spell(ids))

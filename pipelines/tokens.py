@@ -307,8 +307,7 @@ def frequent_tokens(counts: Mapping[bytes, int], min_frequency: int, max_size: i
     check_number("min_frequency", min_frequency, least=1)
     check_number("max_size", max_size, least=1, optional=True)
     left_out = {b"", REPLACEMENT.encode()}
-    frequent = [token for token, count in counts.items() if count >= min_frequency]
-    return [token for token in frequent if token not in left_out and b"\0" not in token]
+    return [token for token, n in counts.items() if n >= min_frequency and token not in left_out and b"\0" not in token]
 
 
 def target_ids(

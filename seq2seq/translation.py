@@ -144,8 +144,7 @@ class Translator(keras.Model):
         found = [tf.gather(each, order[:count]) for each in found]
         if details:
             return Translations(*found)
-        (texts,) = found
-        return tf.reshape(texts, [*shape, *texts.shape[1:]] if texts.shape[1] > 1 else shape)
+        return tf.reshape(found[0], [*shape, *found[0].shape[1:]] if found[0].shape[1] > 1 else shape)
 
     def _checked_strategy(self, strategy):
         """The strategy of a name, or as it is."""
@@ -296,7 +295,7 @@ class Translator(keras.Model):
 
         def run(batch):
             source = tf.gather(sources, batch)
-            target = self._target_ids(tf.gather(targets, batch), source)
+            target = self.target_ids(tf.gather(targets, batch), source)
             return kept(self._score(source, target), target[:, 1:])
 
         def kept(each, ids):
@@ -312,8 +311,9 @@ class Translator(keras.Model):
         source = self._source_ids(sources)
         return side_by_side(functools.partial(self.log_likelihood, per_token=True), cores(), source, target)
 
-    def _target_ids(self, targets, sources):
-        """Ids `[B, T + 1]` from START on: of texts with END, and of ids as they are."""
+    def target_ids(self, targets: Texts | tf.Tensor, sources: Texts) -> tf.Tensor:
+        """Ids of targets as `score` reads them, from START on: int32 `[B, T + 1]`. Texts get END, ids stay the same."""
+        targets = tf.convert_to_tensor(targets)
         if targets.dtype == tf.string:
             return target_ids(self.target_tokenizer, targets, self.source_tokenizer, sources, LONGEST_SOURCE)
         longest = tf.maximum(1, tf.reduce_max(row_lengths(targets)))  # the decoder takes at least one step
@@ -356,7 +356,7 @@ class Translator(keras.Model):
         return [alignments[place] for place in order]
 
     def _attention(self, sources, targets):
-        source, target = self._source_ids(sources), self._target_ids(targets, sources)
+        source, target = self._source_ids(sources), self.target_ids(targets, sources)
         encoded, state = start(self.decoder, encode(self.encoder, source), tf.shape(target)[1] - 1)
         *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
         source, target = spelled(self.source_tokenizer, source), spelled(self.target_tokenizer, target[:, 1:])

@@ -359,11 +359,8 @@ def _score_numbers(model, pairs):
 
 
 def _score_objects(model, pairs):
-    from pipelines.tokens import target_ids
-    from seq2seq.decoding import LONGEST_SOURCE
-
     sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
-    ids = target_ids(model.target_tokenizer, targets, model.source_tokenizer, sources, LONGEST_SOURCE)[:, 1:]
+    ids = model.target_ids(targets, sources)[:, 1:]
     for source, target, (tokens, nats) in zip(sources, targets, _scored_tokens(model, sources, ids), strict=True):
         figures = {"log_likelihood": _numbers(sum(nats)), "loss": _numbers(-sum(nats) / len(nats))}
         figures |= {"tokens": tokens, "log_probabilities": _numbers(nats)}
