@@ -184,7 +184,8 @@ class Reader:
                 if reason == NO_PAIR and not every_line:
                     continue
                 if reason != NO_PAIR and self.on_bad_line == "error":
-                    raise CorpusError(f"{shard.name}, {shard.unit} {number}: {problem}")
+                    where = f"{shard.name}, {shard.unit} {number}"
+                    raise CorpusError(f"{where}: {problem}; on_bad_line=skip leaves out such lines")
             elif self.max_length and max(lengths) > self.max_length:
                 reason, problem = LENGTH, f"{max(lengths)} characters"
             elif self.max_ratio and max(lengths := (len(first), lengths[1])) / min(lengths) > self.max_ratio:

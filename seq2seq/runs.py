@@ -62,8 +62,12 @@ def load_run(folder: Path | str) -> Seq2Seq:
         makes = f"`seq2seq train --out {shlex.quote(str(folder))}` makes one"
         raise RunError(f"{folder}: no such run folder; {makes}, and the run `phrasebook` comes with the library")
     if not (folder / "model.keras").is_file():
-        early = "; its training has not come to the end of an epoch" if (folder / "unfinished").is_dir() else ""
-        raise RunError(f"{folder}: not a run folder, it holds no model.keras{early}")
+        why = ""
+        if (folder / "unfinished").is_dir():
+            why = "; its training has not come to the end of an epoch"
+        elif (folder / "vocabulary.json").is_file():
+            why = "; it is an export, which only `seq2seq translate` reads"
+        raise RunError(f"{folder}: not a run folder, it holds no model.keras{why}")
     model = load_model(folder, "model.keras")
     if (folder / "config.json").is_file():
         config = dataclasses.replace(configuration(folder)[0], schedule="constant", warmup=0)

@@ -304,6 +304,15 @@ def test_a_feature_that_training_did_not_have_is_said_once(inflecting):
     assert done.stderr == b"TEXT 1: the feature 'X' is not in the training data\n"
 
 
+def test_evaluate_names_the_features_that_training_did_not_have(inflecting, tsv):
+    corpus = tsv("ab\tx\tV;pst\ncd\ty\tFUT;pst\nc\tz\tV\n")
+    done = seq2seq("evaluate", inflecting, corpus, "--max-length", 4)
+    wanted = f"{inflecting}: sources with features that are not in its training data: 2; features: 'pst', 'FUT'"
+    assert done.returncode == 0 and wanted in done.stderr.decode().splitlines()
+    done = seq2seq("evaluate", inflecting, tsv("ab\tx\tV\n", "known.tsv"), "--max-length", 4)
+    assert done.returncode == 0 and b"features" not in done.stderr
+
+
 def test_a_corpus_is_read_as_the_run_s_own_was_if_nothing_else_is_said(inflecting, tsv):
     corpus = tsv("ab\tc\tV;PST\nc\tb\t\n")
     (score, other), (asked, _), (piped, _) = (

@@ -9,7 +9,7 @@ import typer
 
 from pipelines import CorpusError, OptionError, open_corpora
 from pipelines.lines import as_line
-from seq2seq.commands.loading import load_model, reading_as_trained, split_runs
+from seq2seq.commands.loading import load_model, reading_as_trained, split_runs, unknown_features
 from seq2seq.commands.options import (
     AsJson,
     BatchSize,
@@ -215,7 +215,14 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
         if len(runs) > 1 or (not corpus and may_have_learned(runs[0])):
             _say_trained_on(command, runs, models, pairs, corpus)
         progress = counter("translated")
-        return [measure(model, pairs, strategy, progress=progress, **settings) for model in measured], seconds
+        found = [measure(model, pairs, strategy, progress=progress, **settings) for model in measured]
+    for run, model in zip(runs, models, strict=True):
+        features = list(unknown_features(model.source_tokenizer, [source.encode() for source in found[0].sources]))
+        if features:
+            names = ", ".join(dict.fromkeys(repr(feature) for _, feature in features))
+            count = len({place for place, _ in features})
+            say(f"{run}: sources with features that are not in its training data: {count:,}; features: {names}")
+    return found, seconds
 
 
 def _say_trained_on(command, runs, models, pairs, named):

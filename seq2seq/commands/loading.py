@@ -1,7 +1,7 @@
 """The runs that a command names: told from its other arguments, and loaded."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,15 @@ def load_model(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
         if not finished(run):
             say(f"{run}: its training has not ended; {command_line('train', '--resume', '--out', run)} continues it")
     return model
+
+
+def unknown_features(tokenizer: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, str]]:
+    """Yields the features of sources that the training data has not, as they may be mistyped, each with its place."""
+    for column, part in enumerate(tokenizer.of_columns):
+        if not part.ordered:
+            texts = [source.split(b"\t")[column] for source in sources]
+            for place, features in enumerate(part.unknown(texts).to_list()):
+                yield from ((place, feature.decode()) for feature in features)
 
 
 def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:

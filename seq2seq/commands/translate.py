@@ -12,7 +12,7 @@ import typer
 from pipelines import CorpusError, OptionError, open_corpora
 from pipelines.formats import wrong_columns
 from pipelines.lines import as_line, line_waits, read_lines
-from seq2seq.commands.loading import load_model, reading_as_trained, split_runs
+from seq2seq.commands.loading import load_model, reading_as_trained, split_runs, unknown_features
 from seq2seq.commands.options import (
     ENSEMBLE_HELP,
     BatchSize,
@@ -125,14 +125,17 @@ def translate(  # longer than 60 lines: its signature declares the options
     loading = time.monotonic() - started
     unit = "TEXT" if texts else "standard input, line"
 
-    said = set[bytes]()
+    said = set[str]()
 
     def write(lines, done):
         how = {"seed": seed + done, "min_length": min_length, "max_length": max_length, "batch_size": batch_size}
         sources = lines
         if prefix:
             sources, how["prefixes"] = zip(*(line.rpartition(b"\t")[::2] for line in lines), strict=True)
-        _say_unknown_features(model.source_tokenizer, sources, unit, done, said)
+        for place, feature in unknown_features(model.source_tokenizer, sources):
+            if feature not in said:
+                said.add(feature)
+                say(f"{unit} {done + place + 1}: the feature {feature!r} is not in the training data")
         try:
             if as_json or attention or scores or strategy.n_best > 1:
                 found = model.translate(sources, strategy, details=True, **how)
@@ -217,19 +220,6 @@ def _with_columns(unit, numbered, names):
         if len(names) > 1 and (problem := wrong_columns(text, names)):
             raise CorpusError(f"{unit} {number}: {problem}")
         yield text
-
-
-def _say_unknown_features(tokenizer, sources, unit, done, said):
-    """Names each unknown feature once, with its place, as it may be mistyped."""
-    for column, part in enumerate(tokenizer.of_columns):
-        if part.ordered:
-            continue
-        texts = [source.split(b"\t")[column] for source in sources]
-        for number, features in enumerate(part.unknown(texts).to_list(), start=done + 1):
-            for feature in features:
-                if feature not in said:
-                    said.add(feature)
-                    say(f"{unit} {number}: the feature {feature.decode()!r} is not in the training data")
 
 
 def _unknown_prefix(model, prefixes):
