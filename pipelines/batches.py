@@ -95,7 +95,8 @@ def batch_pairs(
         target = target_ids(target_tokenizer, targets, source_tokenizer, sources)
         if pad_to_multiple:
             lengths = [_round_up(tf.shape(source)[1], multiple), _round_up(tf.shape(target)[1] - 1, multiple)]
-            rows = tf.maximum(batch_tokens // tf.reduce_max(lengths), 1) if batch_tokens else batch_size
+            rows = batch_tokens // tf.reduce_max(lengths) if batch_tokens else batch_size
+            rows = tf.maximum(rows, tf.shape(source)[0])  # as a text may be longer than `Tokenizer.lengths` says
             source, target = _pad(source, rows, lengths[0]), _pad(target, rows, lengths[1] + 1)
         if encoding == "one_hot":
             source, target = source_tokenizer.one_hot(source), target_tokenizer.one_hot(target)

@@ -43,8 +43,8 @@ def shuffle_corpus(
         folder: the folder to make. It appears when all is written, with a `manifest.json`: how many pairs in all and in
             each shard, the sha256 of each, and how many texts there are of each length in characters.
         shards: how many files to write.
-        format: "gzip" for tab-separated text, or "tfrecord". The columns of a source and the target are written as
-            columns, or keys, 1, 2 and so on, for `columns=(1, 2, 3)`.
+        format: "gzip" for tab-separated text, or "tfrecord" with the keys source and target. Several source columns and
+            the target are written as columns, or keys, 1, 2 and so on, for `columns=(1, 2, 3)`.
         seed: the same seed and corpus give the same files.
         report: a `Report` to count in.
         progress: a function to call now and then with the number of pairs read so far.
@@ -63,7 +63,7 @@ def shuffle_corpus(
     check_number("shards", shards, least=1)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CorpusError(f"{folder} is there already; choose another folder")
-    reader = open_corpora(corpus, **options)
+    reader, folder = open_corpora(corpus, **options), folder.resolve()  # which has a name, unlike "."
     rng = random.Random(seed)
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed

@@ -53,11 +53,6 @@ class SubwordTokenizer(Tokenizer):
     def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         return tf.strings.strip(tf.strings.regex_replace(tf.strings.reduce_join(tokens, axis=1), "▁+", " "))
 
-    def unknown(self, texts: Texts, longest: int | None = None) -> tf.RaggedTensor:
-        """U+FFFD for each unknown piece of each of texts `[B]`, as SentencePiece does not say what it was."""
-        found = super().unknown(texts, longest)
-        return found.with_flat_values(tf.fill(tf.shape(found.flat_values), REPLACEMENT))
-
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
         """Trains on counted words. The same words make the same model.
 
@@ -142,3 +137,7 @@ class SubwordTokenizer(Tokenizer):
         if not self.model:
             raise ValueError("SubwordTokenizer is not trained yet: call adapt or take_vocabulary first")
         return super()._look_up(texts)
+
+    def _only_unknown(self, texts):
+        found = super()._only_unknown(texts)  # SentencePiece does not say what an unknown piece was
+        return found.with_flat_values(tf.where(found.flat_values == "", "", REPLACEMENT))

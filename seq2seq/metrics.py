@@ -78,7 +78,7 @@ class TokenCrossentropy(keras.losses.Loss):
 class Perplexity(keras.metrics.Mean):
     """The exponential of the crossentropy per token: the number of tokens the model hesitates between.
 
-    Exact over an epoch: every token counts the same, while the `loss` that Keras shows weights batches by their rows.
+    Exact over an epoch: every token counts the same.
     """
 
     def __init__(self, name: str = "perplexity", **kwargs: Any) -> None:

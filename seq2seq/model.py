@@ -19,7 +19,7 @@ from seq2seq.contract import check_contract, check_savable, encode, start, take_
 from seq2seq.decoding import STEPS_UNASKED, gather_rows, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoder, row_lengths, token_ids
 from seq2seq.metrics import token_losses
-from seq2seq.recurrence import cores, side_by_side
+from seq2seq.recurrence import parts_of_batch, side_by_side
 from seq2seq.strategies import Greedy, Hypotheses, Strategy, Wanted
 from seq2seq.trainer import Trainer, checked_batch, rows_of_replica
 from seq2seq.translation import Translator
@@ -136,7 +136,7 @@ class Seq2Seq(Translator, Trainer):
         """
         if not isinstance(inputs, tuple | list) or len(inputs) != 2:
             raise OptionError("call: expected (source, target so far); `translate` and `decode` need no target")
-        return side_by_side(functools.partial(self._logits, training=training), cores(), *inputs)
+        return side_by_side(functools.partial(self._logits, training=training), parts_of_batch(), *inputs)
 
     @tf.autograph.experimental.do_not_convert  # as in Keras's training; converting takes longer than tracing
     def _logits(self, source, target, training=False):
@@ -148,8 +148,8 @@ class Seq2Seq(Translator, Trainer):
         """Learns from one batch of (source, target), or of (source, target, weights), with teacher forcing.
 
         The decoder reads the correct tokens so far and predicts the next one, at all positions of the target at once.
-        Its loss is the cross-entropy of these predictions, averaged over real tokens. A batch whose gradient is not
-        finite changes nothing.
+        Its loss is the cross-entropy of these predictions, averaged over real tokens. From a batch whose gradient is
+        not finite the model learns nothing.
         """
         example = teacher_forcing(*checked_batch(data))
         self._count_lengths(example)

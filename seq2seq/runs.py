@@ -279,13 +279,14 @@ def draw_run(
     from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates
 
     folder = find_run(folder)
-    config, _ = configuration(folder)
+    config, record = configuration(folder)
     with (folder / "history.csv").open(newline="") as file:
         history = list(csv.DictReader(file))
     out = Path(out or folder)
     out.mkdir(parents=True, exist_ok=True)
     drawn = [out / "curves.png"]
-    draw_curves(history, drawn[0], best=best_epoch(history, config.monitor) if config.monitor else None)
+    marked = config.monitor and "averaged" not in record
+    draw_curves(history, drawn[0], best=best_epoch(history, config.monitor) if marked else None)
     held_out: dict[str, list[str]] = {}
     if config.validation or config.validation_fraction:
         try:

@@ -25,7 +25,8 @@ class Trainer(keras.Model):
     """A `keras.Model` whose `train_step` and `test_step` are made of `checked_batch`, `rows_of_replica`,
     `update_weights` and `measure`; `Seq2Seq.train_step` shows how.
 
-    A subclass has a scalar weight `gradient_norm`, which holds the norm of the last batch's gradient before clipping.
+    A subclass has a `target_tokenizer`, a number `label_smoothing` and a scalar weight `gradient_norm`, which holds the
+    norm of the last batch's gradient before clipping.
 
     Attributes:
         compiles_training: whether XLA compiles training steps, see `fit`. Set it before the first `fit`.
@@ -42,7 +43,7 @@ class Trainer(keras.Model):
         self.rows_compiled = 16
         self.tokens_compiled: int | None = None
         self.on_compile: Callable[[str], None] | None = None
-        self._quiet = self._quiet_function = False  # see `_steps`
+        self._quiet = self._quiet_function = self._quiet_test = False  # see `_steps`
 
     def compile(
         self,
@@ -66,8 +67,8 @@ class Trainer(keras.Model):
         if loss == "auto":
             loss = TokenCrossentropy(self.label_smoothing)
         default = ["accuracy", Perplexity()] if weighted_metrics == "auto" else weighted_metrics
-        chosen = [of_tokens(metric) for metric in tf.nest.flatten([metrics, default]) if metric is not None]
-        metrics = list({metric.name: metric for metric in chosen}.values())
+        chosen = [of_tokens(metric) for metric in tf.nest.flatten([default, metrics]) if metric is not None]
+        metrics = list({metric.name: metric for metric in chosen}.values())  # the last one of a name
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
         self._compiled_update = functools.lru_cache(maxsize=1)(self._compile_update)
         self._compiled_step = functools.lru_cache(maxsize=8)(self._compile_step)
@@ -152,6 +153,8 @@ class Trainer(keras.Model):
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; for data see `fit`."""
         refuse_texts("evaluate", x)
+        if self._quiet != self._quiet_test:
+            self._quiet_test, self.test_function = self._quiet, None
         with without_end_warning(kwargs.get("steps")):
             return super().evaluate(whole_batches(self.distribute_strategy, x), *args, **kwargs)
 

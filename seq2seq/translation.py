@@ -22,13 +22,13 @@ from seq2seq.exporting import export
 from seq2seq.layers import row_lengths
 from seq2seq.litert_exporting import export_litert
 from seq2seq.onnx_exporting import export_onnx
-from seq2seq.recurrence import cores, side_by_side
+from seq2seq.recurrence import parts_of_batch, side_by_side
 from seq2seq.strategies import STRATEGIES, BeamSearch, Greedy, Strategy
 from seq2seq.trainer import refuse_texts, without_end_warning
 from seq2seq.web_exporting import export_web
 
 LONGEST_TRANSLATION = 100_000  # tokens
-MANY_TEXTS = 64  # from this number on, each core translates a part of a batch
+MANY_TEXTS = 64  # from this number on, the cores translate parts of a batch side by side
 _BATCH_LENGTH = 256  # from this length on, a batch holds fewer texts, so that memory does not grow with it
 # What XLA raises if it cannot compile; the last two if it lacks parts of CUDA.
 _XLA_ERRORS = (
@@ -122,7 +122,7 @@ class Translator(keras.Model):
         count = len(texts)
         texts = texts if count else tf.constant([""])  # not every layer takes an empty batch
         if count >= MANY_TEXTS:
-            self._parts = threads() if on_gpu() else cores()
+            self._parts = threads() if on_gpu() else parts_of_batch()
         lengths = np.minimum(_bytes_or_tokens(texts), LONGEST_SOURCE)
         longest = -1 if max_length is None else max_length
 
@@ -309,7 +309,7 @@ class Translator(keras.Model):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)])
     def _score(self, sources, target):
         source = self._source_ids(sources)
-        return side_by_side(functools.partial(self.log_likelihood, per_token=True), cores(), source, target)
+        return side_by_side(functools.partial(self.log_likelihood, per_token=True), parts_of_batch(), source, target)
 
     def target_ids(self, targets: Texts | tf.Tensor, sources: Texts) -> tf.Tensor:
         """Ids of targets as `score` reads them, from START on: int32 `[B, T + 1]`. Texts get END, ids stay the same."""

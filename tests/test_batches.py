@@ -139,6 +139,18 @@ def test_a_token_budget_is_kept_and_used(tokenizers, budget, multiple):
         assert np.mean(sizes) > 140
 
 
+@pytest.mark.parametrize(("options", "text"), [({"normal_form": "NFD"}, "한글"), ({"lowercase": True}, "½ß")])
+def test_a_token_budget_is_kept_by_texts_that_their_normal_form_makes_longer(options, text):
+    pairs = in_memory([(text * (1 + n % 9), "a") for n in range(40)])
+    tokenizer = CharTokenizer(**options)
+    tokenizer.adapt([text])
+    for multiple in (None, 8):
+        read = batch_pairs(pairs, tokenizer, LETTERS[0], batch_tokens=100, encoding="ids", pad_to_multiple=multiple)
+        batches = [source.numpy() for source, _ in read]
+        assert len(batches) > 5 and all(source.size <= 100 for source in batches)
+        assert sum(np.count_nonzero(source[:, 0]) for source in batches) == 40
+
+
 def test_static_shapes_are_few_and_the_rows_that_fill_them_weigh_nothing(tokenizers):
     batches = list(batch_pairs(in_memory(LINES[:100]), *tokenizers, 16, pad_to_multiple=8))
     assert {source.shape[0] for source, _ in batches} == {16}

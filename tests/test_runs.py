@@ -15,7 +15,7 @@ from conftest import read_history
 from pipelines import CharTokenizer, CorpusError, OptionError, batch_pairs, checksums, read_pairs
 from pipelines.tokenizers import TOKENIZERS
 from pipelines.tokens import NORMAL_FORMS
-from seq2seq import BeamSearch
+from seq2seq import BeamSearch, pictures
 from seq2seq.checkpoints import RunError
 from seq2seq.config import _CHOICES, Config
 from seq2seq.evaluation import evaluate
@@ -114,9 +114,9 @@ def test_whatever_a_run_was_trained_with_it_loads_where_only_this_library_was_im
     assert done.returncode == 0, done.stderr
 
 
-def test_the_mean_of_a_runs_last_epochs_is_a_run(config, tmp_path):
+def test_the_mean_of_a_runs_last_epochs_is_a_run(config, tmp_path, monkeypatch):
     run, out = tmp_path / "run", tmp_path / "mean"
-    train(dataclasses.replace(config, epochs=4, keep_epochs=3, learning_rate=0.05), run)
+    train(dataclasses.replace(config, epochs=4, keep_epochs=3, learning_rate=0.05, monitor="val_loss"), run)
     model = average(run, out, last=2)
     each = [keras.models.load_model(path) for path in list(kept_epochs(run).values())[1:]]
     for weight, *those in zip(*(one.trainable_variables for one in (model, *each)), strict=True):
@@ -128,6 +128,12 @@ def test_the_mean_of_a_runs_last_epochs_is_a_run(config, tmp_path):
     assert record.pop("averaged") == {"run": str(run), "epochs": [3, 4]} and record == configuration(run)[1]
     assert list(held_out_pairs(out, model).as_numpy_iterator()) == list(held_out_pairs(run, model).as_numpy_iterator())
     export_runs([out], tmp_path / "exported", beam=BeamSearch())  # for which probe.json must be the mean's own
+    with monkeypatch.context() as patched:
+        marked = []
+        patched.setattr(pictures, "draw_curves", lambda history, path, best: marked.append(best))
+        draw_run(run, model)
+        draw_run(out, model)
+        assert marked == [4, None]  # no epoch of a mean's history is the one that was kept
     assert draw_run(out, model)[0].is_file()
     assert list(average(run, tmp_path / "all").source_tokenizer.tokens) == list(model.source_tokenizer.tokens)
     assert configuration(tmp_path / "all")[1]["averaged"]["epochs"] == [2, 3, 4]

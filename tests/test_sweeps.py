@@ -13,7 +13,7 @@ from pipelines import OptionError
 from seq2seq import sweep, table
 from seq2seq.checkpoints import RunError
 from seq2seq.runs import finished, load_run
-from seq2seq.sweeps import Range, read_grid
+from seq2seq.sweeps import Range, _refuse_another, read_grid
 
 AS_ARGUMENTS = [part for name, value in SMALL.items() for part in ("--set", f"{name}={str(value).lower()}")]
 COMMAND = ["sweep", "pairs.tsv", "--grid", "units=8,4", "--grid", "learning-rate=1e-3,1e-2", "--jobs", "2"]
@@ -96,6 +96,14 @@ def test_another_sweep_in_the_folder_is_refused_and_says_what_differs(home, swep
             sweep("pairs.tsv", folder, **{"seeds": 2, **arguments}, options=options)
     with pytest.raises(RunError, match=r"swept/learning_rate=0\.01,units=4 is not empty and holds no sweep"):
         sweep("pairs.tsv", folder / "learning_rate=0.01,units=4", GRID, options=SMALL)
+
+
+def test_values_in_place_of_a_range_are_another_sweep(tmp_path):
+    record = {"preset": None, "seeds": 1, "options": {}, "checksums": {}}
+    was = record | {"trials": 2, "grid": {"learning_rate": {"low": 1e-4, "high": 1e-2}}}
+    (tmp_path / "sweep.json").write_text(json.dumps(was))
+    with pytest.raises(RunError, match=r"holds another sweep .*grid learning_rate .* and not \[0.001\]"):
+        _refuse_another(tmp_path, record | {"trials": None, "grid": {"learning_rate": [0.001]}})
 
 
 @pytest.mark.slow

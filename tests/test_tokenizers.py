@@ -451,6 +451,11 @@ def test_each_column_has_ids_of_its_own_also_for_what_is_unknown():
     assert tokenizer.unknown(["Vxy\tV;FUT", "go", "\t;FUT"]).to_list() == [[b"x", b"y"], [], []]
     both = ColumnsTokenizer([SeparatorTokenizer(";"), CharTokenizer("a")])
     assert both.unknown(["V;W\txay", "V\t"], 4).to_list() == [[b"x"], []]
+    pieces = SubwordTokenizer()
+    pieces.adapt(["see it"])
+    assert ColumnsTokenizer([pieces, CharTokenizer("a")]).unknown(["\u65e5 see\tz"]).to_list() == [
+        ["\ufffd".encode(), b"z"]
+    ]
     texts = ["V\ufffd\tV;\ufffd", "go\tPRS;V", "o\t", "o\t", "\tV", "o\tV;PST"]
     assert decoded(tokenizer.detokenize(ids)) == texts
     assert tokenizer.one_hot(ids).shape == (6, 4, 13)

@@ -359,6 +359,20 @@ def test_a_batch_after_a_quiet_fit_has_figures(model, batches):
     assert np.all(np.isfinite(model.train_on_batch(*ids_of(model))))
 
 
+def test_an_evaluation_after_a_quiet_fit_has_figures_at_each_step(model, batches):
+    model.fit(batches, validation_data=batches, verbose=0)
+    seen = []
+    follow = keras.callbacks.LambdaCallback(on_test_batch_end=lambda _, logs: seen.append(logs["accuracy"]))
+    found = model.evaluate(batches, verbose=0, return_dict=True, callbacks=[follow])
+    assert np.all(np.isfinite(seen)) and seen[-1] == found["accuracy"]
+
+
+def test_a_metric_with_the_name_of_a_default_one_takes_its_place(model, batches):
+    model.compile(metrics=[keras.metrics.SparseTopKCategoricalAccuracy(k=100, name="accuracy")])
+    found = model.evaluate(batches, verbose=0, return_dict=True)
+    assert found["accuracy"] == 1 and sorted(found) == ["accuracy", "loss", "perplexity"]
+
+
 def test_fit_and_evaluate_say_what_they_are_to_be_given(model, pairs):
     source, target = ids_of(model)
     for run, message in (

@@ -63,13 +63,17 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
     model = (run / "model.keras").read_bytes()
     (run / "epochs").mkdir()
     (run / "epochs" / "epoch-0007.keras").touch()
+    pictures = [run / "curves.png", run / "error-rates.png", run / "attention-1.png"]
+    for path in (*pictures, run / "notes.png"):
+        path.touch()
     with pytest.raises(RunError, match=r"run is not empty; choose another folder .* or say --overwrite"):
         train(config, run)
     with pytest.raises(CorpusError):
         train(dataclasses.replace(config, corpus="nowhere.tsv"), run, overwrite=True)
-    assert (run / "model.keras").read_bytes() == model
+    assert (run / "model.keras").read_bytes() == model and all(path.exists() for path in pictures)
     train(dataclasses.replace(config, epochs=1, validation_fraction=0), run, overwrite=True)
     assert (run / "model.keras").read_bytes() != model and not (run / "epochs").exists()
+    assert (run / "notes.png").exists() and not any(path.exists() for path in pictures)
 
 
 def test_no_step_returns_figures_that_the_device_must_be_waited_for(config, trained, tmp_path, monkeypatch):
