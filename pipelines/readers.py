@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import itertools
 import math
 import random
@@ -104,7 +105,7 @@ class Reader:
         """The shards of all corpora."""
         return list(itertools.chain.from_iterable(self.corpora))
 
-    @property
+    @functools.cached_property
     def sources(self) -> tuple[str, ...]:
         """The names of the columns of a source: one unless several columns, or more than two files, are read."""
         if self.source_columns:
@@ -153,44 +154,14 @@ class Reader:
     def _clean(self, shard, report, every_line=False):
         """Yields the pairs of a shard that pass every check and, with `every_line`, None for each other line."""
         recent, older = set[int](), set[int]()
-        sources = self.sources
-        several = len(sources) > 1
-        for number, source, target, problem in shard.rows(self.columns, sources):
-            if self.reverse:
-                source, target = target, source
+        for number, source, target, problem in shard.rows(self.columns, self.sources):
             if problem == UNREAD:
                 report.unread = report.unread or f"{shard.name}, {shard.unit} {number}"
                 continue
-            if problem:
-                reason = NO_PAIR if problem in (EMPTY_LINE, HEADER) else COLUMNS
-            elif several and (problem := wrong_columns(source, sources)):
-                reason = COLUMNS
-            else:
-                side = "source"
-                try:
-                    source_text = source.decode()
-                    side = "target"
-                    target_text = target.decode()
-                except UnicodeDecodeError as error:
-                    reason = ENCODING
-                    problem = f"the {side} is not valid UTF-8 ({error.reason} at byte {error.start})"
-                else:
-                    lengths = len(source_text), len(target_text)
-                    first = source_text.partition("\t")[0] if several else source_text
-                    if not (first.lstrip(_INVISIBLE) and target_text.lstrip(_INVISIBLE)):
-                        reason = EMPTY
-                        problem = f"the {'target' if first.lstrip(_INVISIBLE) else sources[0]} is empty"
-            if problem:
-                if reason == NO_PAIR and not every_line:
-                    continue
-                if reason != NO_PAIR and self.on_bad_line == "error":
-                    where = f"{shard.name}, {shard.unit} {number}"
-                    raise CorpusError(f"{where}: {problem}; on_bad_line=skip leaves out such lines")
-            elif self.max_length and max(lengths) > self.max_length:
-                reason, problem = LENGTH, f"{max(lengths)} characters"
-            elif self.max_ratio and max(lengths := (len(first), lengths[1])) / min(lengths) > self.max_ratio:
-                reason, problem = RATIO, f"{lengths[0]} to {lengths[1]} characters"
-            elif self.drop_duplicates:
+            if self.reverse:
+                source, target = target, source
+            reason, problem = self._fault(source, target, problem)
+            if self.drop_duplicates and not reason:
                 key = hash((source, target))
                 if key in recent or key in older:
                     reason, problem = DUPLICATE, "read before"
@@ -198,13 +169,42 @@ class Reader:
                     recent, older = {key}, recent
                 else:
                     recent.add(key)
-            if not problem:
+            if not reason:
                 report.pairs += 1
                 yield source, target
                 continue
-            report.drop(reason, f"{shard.name}, {shard.unit} {number}: {problem}")
+            where = f"{shard.name}, {shard.unit} {number}: {problem}"
+            if reason in (COLUMNS, ENCODING, EMPTY) and self.on_bad_line == "error":
+                raise CorpusError(f"{where}; on_bad_line=skip leaves out such lines")
+            if reason != NO_PAIR or every_line:
+                report.drop(reason, where)
             if every_line:
                 yield None
+
+    def _fault(self, source, target, problem):
+        """Why a pair is left out, and what is wrong in words: two texts, empty if nothing is."""
+        if problem:
+            return (NO_PAIR if problem in (EMPTY_LINE, HEADER) else COLUMNS), problem
+        several = len(self.sources) > 1
+        if several and (problem := wrong_columns(source, self.sources)):
+            return COLUMNS, problem
+        side = "source"
+        try:
+            source = source.decode()
+            side = "target"
+            target = target.decode()
+        except UnicodeDecodeError as error:
+            return ENCODING, f"the {side} is not valid UTF-8 ({error.reason} at byte {error.start})"
+        first = source.partition("\t")[0] if several else source
+        if not first.lstrip(_INVISIBLE):
+            return EMPTY, f"the {self.sources[0]} is empty"
+        if not target.lstrip(_INVISIBLE):
+            return EMPTY, "the target is empty"
+        if self.max_length and (longest := max(len(source), len(target))) > self.max_length:
+            return LENGTH, f"{longest} characters"
+        if self.max_ratio and max(lengths := (len(first), len(target))) / min(lengths) > self.max_ratio:
+            return RATIO, f"{lengths[0]} to {lengths[1]} characters"
+        return "", ""
 
 
 def _interleave(parts):

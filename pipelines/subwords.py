@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from pipelines.options import OptionError
-from pipelines.tokens import REPLACEMENT, RESERVED_TOKENS, WHITESPACE, Texts, Tokenizer, frequent_tokens
+from pipelines.tokens import REPLACEMENT, RESERVED_TOKENS, WHITESPACE, Tokenizer, frequent_tokens
 
 
 @keras.saving.register_keras_serializable("pipelines")

@@ -30,8 +30,10 @@ class CharTokenizer(Tokenizer):
         return tf.strings.unicode_split(texts, "UTF-8")
 
     def lengths(self, texts: Texts) -> tf.Tensor:
-        """Counts the characters of each of texts `[B]`: int32 `[B]`. In the form NFC, which rarely changes their number,
-        it counts them before they are normalized, which is faster."""
+        """Counts the characters of each of texts `[B]`: int32 `[B]`.
+
+        Those of the form NFC are counted before they are normalized, which is faster and nearly always the same.
+        """
         if self.lowercase or self.normal_form not in ("NFC", None):
             return super().lengths(texts)
         return tf.strings.length(texts, "UTF8_CHAR")

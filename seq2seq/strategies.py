@@ -365,40 +365,29 @@ def extend_each(
     Returns:
         `Hypotheses` with N = K in their order, without scores.
     """
-    several = width > 1  # a single hypothesis has no axis of its own, to save operations in each step
-
-    def by_source(tensor):
-        return tf.reshape(tensor, [-1, width]) if several else tensor
-
     def running(now):
         _, stopped = now
-        return tf.reduce_any(stopped == RUNNING, axis=1) if several else stopped == RUNNING
+        return tf.reduce_any(stopped == RUNNING, axis=1)
 
     def extend(t, step, sources, now, rows):
         (tokens, stopped), (repetition, state) = now, rows
-        if several:
-            tokens, stopped = tf.reshape(tokens, [-1]), tf.reshape(stopped, [-1])
-        logits, state = step(tokens, state)
-        tokens = END + choose(emittable(logits, t, sources, wanted, width), t, sources)
+        logits, state = step(tf.reshape(tokens, [-1]), state)
+        chosen = END + choose(emittable(logits, t, sources, wanted, width), t, sources)
         forced = _forced(t, sources, wanted, width)
         if forced is not None:
-            tokens = tf.where(forced == PADDING, tokens, forced)
-        tokens = tf.where(stopped == RUNNING, tokens, PADDING)
-        repetition = repetition.after(tokens, forced)
-        limits = tf.gather(wanted.limits, tf.repeat(sources, width) if several else sources)
-        why = why_stopped(tokens, t + 1, limits, repetition.runs)
-        tokens, stopped = by_source(tokens), by_source(tf.where(stopped == RUNNING, why, stopped))
-        return (tokens, stopped), (repetition, state), [tokens]
+            chosen = tf.where(forced == PADDING, chosen, forced)
+        tokens = tf.where(stopped == RUNNING, tf.reshape(chosen, [-1, width]), PADDING)
+        repetition = repetition.after(tf.reshape(tokens, [-1]), forced)
+        runs = tf.reshape(repetition.runs, [-1, width, PHRASE])
+        why = why_stopped(tokens, t + 1, tf.gather(wanted.limits, sources)[:, None], runs)
+        return (tokens, tf.where(stopped == RUNNING, why, stopped)), (repetition, state), [tokens]
 
     batch = tf.shape(wanted.limits)[0]
-    now = by_source(tf.fill([batch * width], START)), by_source(tf.fill([batch * width], RUNNING))
-    if several:
-        state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
-    (_, stopped), (ids,) = (loop or shrinking_loop)(
-        step_for, extend, running, now, state, wanted.limits, [[width] * several], width
-    )
-    ids = tf.reshape(ids, [tf.shape(ids)[0], batch, width])
-    return Hypotheses(tf.transpose(ids, [1, 2, 0]), None, None, tf.reshape(stopped, [batch, width]))
+    now = tf.fill([batch, width], START), tf.fill([batch, width], RUNNING)
+    state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
+    run = loop or shrinking_loop
+    (_, stopped), (ids,) = run(step_for, extend, running, now, state, wanted.limits, [[width]], width)
+    return Hypotheses(tf.transpose(ids, [1, 2, 0]), None, None, stopped)
 
 
 def emittable(logits: tf.Tensor, t: tf.Tensor, sources: tf.Tensor, wanted: Wanted, width: int = 1) -> tf.Tensor:
