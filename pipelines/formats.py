@@ -110,13 +110,15 @@ def _tab_rows(path, columns, sources):
     else:
         places = [number - 1 for number in columns]
     first, *more, last = places
-    least, all_said = max(places) + 1, columns is not None  # a column that is not read is said once
+    least, all_said = max(places) + 1, bool(columns) and isinstance(columns[0], str)  # an unread column is said once
     for number, line in lines:
         found = line.split(b"\t")
         if not line:
             yield number, None, None, EMPTY_LINE
         elif not least <= len(found) <= most:
             problem = f"expected {wanted}, found {'no tab' if len(found) == 1 else f'{len(found)} columns'}"
+            if len(found) == 1 and str(path).endswith(".csv"):
+                problem += " (CSV is not read; write it with tabs and without quotes)"
             yield number, None, None, problem
         else:
             if not all_said and any(found[least:]):

@@ -46,7 +46,7 @@ class Report:
     pairs: int = 0
     dropped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # pairs by reason
     first: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # messages about the first three, by reason
-    unread: str = ""  # the place of a line with one more column than are read
+    unread: str = ""  # the first line with a column after those that are read, and which column this is
 
     def drop(self, reason: str, message: str) -> None:
         self.dropped[reason] += 1
@@ -156,7 +156,8 @@ class Reader:
         recent, older = set[int](), set[int]()
         for number, source, target, problem in shard.rows(self.columns, self.sources):
             if problem == UNREAD:
-                report.unread = report.unread or f"{shard.name}, {shard.unit} {number}"
+                column = 1 + (max(self.columns) if self.columns else len(self.sources) + 1)
+                report.unread = report.unread or f"{shard.name}, {shard.unit} {number}: column {column} is not read"
                 continue
             if self.reverse:
                 source, target = target, source
@@ -175,7 +176,7 @@ class Reader:
                 continue
             where = f"{shard.name}, {shard.unit} {number}: {problem}"
             if reason in (COLUMNS, ENCODING, EMPTY) and self.on_bad_line == "error":
-                raise CorpusError(f"{where}; on_bad_line=skip leaves out such lines")
+                raise CorpusError(f"{where}; --on-bad-line skip leaves out such lines")
             if reason != NO_PAIR or every_line:
                 report.drop(reason, where)
             if every_line:

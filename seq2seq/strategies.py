@@ -365,6 +365,7 @@ def extend_each(
     Returns:
         `Hypotheses` with N = K in their order, without scores.
     """
+
     def running(now):
         _, stopped = now
         return tf.reduce_any(stopped == RUNNING, axis=1)

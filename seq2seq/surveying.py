@@ -10,6 +10,7 @@ from pipelines.readers import LENGTH
 from pipelines.tokens import END, PADDING, REPLACEMENT, RESERVED_TOKENS
 from seq2seq.attention import copied_ids
 from seq2seq.config import Config
+from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.epochs import both_sides, training_pairs, validation_pairs
 from seq2seq.runs import trained_on
 
@@ -51,8 +52,14 @@ def survey_corpus(
             raise CorpusError(f"{config.validation}: no pairs to validate on")
         if report:
             report(cleaning)
-    if config.monitor and not list(both_sides(config, tokenizers[0])[1].take(1)):
-        raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
+    longest = sum(count for length, count in found.lengths[0].items() if length > LONGEST_SOURCE)
+    if longest:
+        say(f"{longest:,} sources have more than {LONGEST_SOURCE:,} tokens; translating reads no more of one")
+    if not list(both_sides(config, tokenizers[0])[1].take(1)):
+        if config.monitor:
+            raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
+        if config.validation_fraction:
+            say("Nothing is held out, as there are too few sources; --validation names another corpus to measure on")
     return found
 
 

@@ -23,9 +23,9 @@ def folder(toy_run):
 
 
 def test_translate_writes_one_line_for_each_text(folder):
-    spoken = subprocess.run([SEQ2SEQ, "translate", folder, "ab", "", "ñ"], capture_output=True)
+    spoken = subprocess.run([SEQ2SEQ, "translate", folder, "ab", "", "abcñ"], capture_output=True)
     assert (spoken.returncode, spoken.stderr) == (0, b"") and spoken.stdout.count(b"\n") == 3
-    piped = seq2seq("translate", folder, stdin="\ufeffab\r\n\nñ".encode())  # a byte order mark is no text
+    piped = seq2seq("translate", folder, stdin="\ufeffab\r\n\nabcñ".encode())  # a byte order mark is no text
     assert piped.stdout == spoken.stdout
     assert re.fullmatch(rb"3 translated in .* s, .* a second; .* s to load\n", piped.stderr)
     assert seq2seq("translate", folder, stdin=b"").stdout == b""
@@ -246,7 +246,7 @@ def test_a_translation_with_tabs_and_line_breaks_is_one_column_of_one_line(tsv, 
         assert done.returncode == 0, done.stderr
         return done.stdout.decode()
 
-    for arguments, stdin in ((["a", "b\nc", ""], None), ([], b"a\nb\rc\n\n")):
+    for arguments, stdin in ((["a", "b\nc", "c"], None), ([], b"a\nb\rc\nc\n")):
         lines = translated(*arguments, stdin=stdin).splitlines()
         assert len(lines) == 3 and all(re.fullmatch(" {1,4}", line) for line in lines)
     best = translated("--beam-width", 2, "--n-best", 2, "--scores", stdin=b"a\n\nb")
@@ -307,10 +307,34 @@ def test_a_feature_that_training_did_not_have_is_said_once(inflecting):
 def test_evaluate_names_the_features_that_training_did_not_have(inflecting, tsv):
     corpus = tsv("ab\tx\tV;pst\ncd\ty\tFUT;pst\nc\tz\tV\n")
     done = seq2seq("evaluate", inflecting, corpus, "--max-length", 4)
-    wanted = f"{inflecting}: sources with features that are not in its training data: 2; features: 'pst', 'FUT'"
-    assert done.returncode == 0 and wanted in done.stderr.decode().splitlines()
+    said = done.stderr.decode().splitlines()
+    for count, feature in ((2, "pst"), (1, "FUT")):
+        assert f"{inflecting}: in {count} of 3 sources the feature '{feature}' is not in the training data" in said
     done = seq2seq("evaluate", inflecting, tsv("ab\tx\tV\n", "known.tsv"), "--max-length", 4)
-    assert done.returncode == 0 and b"features" not in done.stderr
+    assert done.returncode == 0 and b"feature" not in done.stderr
+
+
+def test_what_is_odd_about_a_text_is_said_once_and_a_blank_line_stays_blank(folder, tsv):
+    lines = ["ab", "", "a\tb", " \u3000", "ab\u65e5\u672c\u8a9e", "\u65e5", "ab" * 600, "c\td"]
+    done = seq2seq("translate", folder, "--max-length", 4, stdin="\n".join(lines).encode())
+    assert done.stderr.decode().splitlines()[:-1] == [
+        "standard input, line 3: a tab is read as part of the text, as this model has only one source column",
+        "standard input, line 7: only the first 1,024 tokens are read",
+        "standard input, line 5: most of the tokens are not in the training data",
+    ]
+    found = done.stdout.decode().split("\n")
+    assert len(found) == 9 and found[0] and found[4] and not (found[1] or found[3])
+    corpus = tsv("".join(f"{line}\tx\n" for line in (lines[0], lines[5], lines[6])))
+    said = seq2seq("evaluate", folder, corpus, "--max-length", 4).stderr.decode().splitlines()
+    assert f"{folder}: in 1 of 3 sources most of the tokens are not in the training data" in said
+    assert f"{folder}: in 1 of 3 sources only the first 1,024 tokens are read" in said
+
+
+def test_a_file_that_is_taken_for_a_text_is_named(folder, tsv):
+    path = tsv("ab\n", "in.txt")
+    done = seq2seq("translate", folder, path, "--max-length", 4)
+    said = f"{path} is a file, but is taken for a text; put < before it for its lines"
+    assert done.returncode == 0 and said in done.stderr.decode().splitlines()
 
 
 def test_a_corpus_is_read_as_the_run_s_own_was_if_nothing_else_is_said(inflecting, tsv):

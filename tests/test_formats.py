@@ -79,6 +79,8 @@ def test_a_source_of_other_columns_is_refused_by_its_line(read, tsv, tmp_path):
     with pytest.raises(CorpusError, match="reverse=True: a source of 2 columns cannot be the target"):
         read(path, columns=(1, 2, 3), reverse=True)
     rows = tsv('{"lemma": "go\\tx", "features": "V", "form": "went"}', "rows.jsonl")
+    with pytest.raises(CorpusError, match=r"pairs\.csv, line 1: .*found no tab \(CSV is not read"):
+        list(open_corpora(str(tsv("a,b\n", "pairs.csv"))).pairs())
     with pytest.raises(CorpusError, match="line 1: expected 2 columns: lemma TAB features, found 3"):
         read(rows, columns=(*names, "form"))
     a, b, c = (tsv(text, name) for name, text in (("a", "1\n2\n"), ("b", "1\n2\n3\n"), ("c", "1\n2\n")))

@@ -37,7 +37,7 @@ def inspect(
         from seq2seq.pictures import draw_lengths
 
         check_picture("histogram", histogram)
-    with corpus_errors(), reporting() as report:
+    with corpus_errors(), reporting(given) as report:
         names = open_corpora(corpus, **given).sources
         pairs = read_pairs(corpus, report=report, on_bad_line="skip", **given)
         columns = ColumnsTokenizer([CharTokenizer() for _ in names], names)
@@ -96,7 +96,7 @@ def shuffle(
 
     if format == "tfrecord":
         start_tensorflow()
-    with reporting() as report:
+    with reporting(given) as report:
         shuffle_corpus(corpus, folder, shards, format, seed, report, counter("pairs read"), **given)
     if (count := len(open_corpora(corpus, **given).sources)) > 1:
         say(f"Read it with:  --columns {','.join(map(str, range(1, count + 2)))}")

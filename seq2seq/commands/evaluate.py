@@ -2,14 +2,15 @@
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines import CorpusError, OptionError, open_corpora
+from pipelines import CorpusError, OptionError, checksums, open_corpora
 from pipelines.lines import as_line
-from seq2seq.commands.loading import load_model, reading_as_trained, split_runs, unknown_features
+from seq2seq.commands.loading import load_model, oddities, reading_as_trained, split_runs
 from seq2seq.commands.options import (
     AsJson,
     BatchSize,
@@ -28,6 +29,7 @@ from seq2seq.commands.options import (
     with_config_options,
 )
 from seq2seq.commands.terminal import check_writable, command_line, counter, reporting, say, say_speed
+from seq2seq.config import load_config
 
 
 @with_config_options("limit", "columns", "reverse", "on_bad_line")
@@ -81,17 +83,18 @@ def _print_evaluation(found, worst):
     """Prints the figures of an `Evaluation` as tables."""
     references = sum(map(len, found.references))
     typer.echo(f"{len(found.sources):,} sources, {references:,} references\n")
-    for name, measured in found.scores.items():
+    short = sum(len(text.split()) < 4 for those in found.references for text in those) > references / 2
+    names = ["exact match", "CER", "WER", "chrF", "TER", "BLEU"] if short else list(found.scores)
+    for name in names:
+        measured = found.scores[name]
         typer.echo(f"{name:<12}{measured.score:>8.1f}  \u00b1 {measured.margin:.1f}   {_EXPLAINED[name]}")
     typer.echo(
         f"{'perplexity':<12}{found.perplexity:>8.2f}          per token of the references (loss {found.loss:.3f})"
     )
-    short = sum(len(text.split()) < 4 for those in found.references for text in those)
-    if short > references / 2 and found.bleu_tokenizer in ("13a", "intl", "none"):
-        typer.echo("\nBLEU counts up to four words in a row. Most references have fewer: use exact match and CER.")
+    if short and found.bleu_tokenizer in ("13a", "intl", "none"):
+        typer.echo("\nBLEU counts up to four words in a row. Most references have fewer words.")
     stopped = (f"{found.stopped.count(why) / len(found.stopped):.1%} {said}" for why, said in _STOPPED.items())
     typer.echo(f"\nTranslations: {', '.join(stopped)}")
-    names = list(found.scores)
     typer.echo(f"\n{'characters':<12}{'sources':>8}" + "".join(f"{name.split()[0]:>8}" for name in names))
     for part in found.by_length():
         span = f"{part['from']}" if part["from"] == part["to"] else f"{part['from']}-{part['to']}"
@@ -189,6 +192,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
     """The `Evaluation` of each run on one corpus, for `compare`, or of their ensemble, for `evaluate`; and how many
     seconds it took to load them."""
     from pipelines import corpus_errors, read_pairs
+    from seq2seq.checkpoints import RunError
     from seq2seq.ensembles import ensemble
     from seq2seq.evaluation import evaluate as measure
     from seq2seq.runs import held_out_pairs, may_have_learned
@@ -204,25 +208,36 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
         if len(model.source_tokenizer.column_names) != len(columns):
             counts = f"{len(model.source_tokenizer.column_names)}, and {runs[0]} on {len(columns)}"
             raise OptionError(f"{command}: number of source columns: {run} was trained on {counts}")
-    with corpus_errors(), reporting() as report:
+    with corpus_errors(), reporting(given) as report:
         if corpus:
             how = reading_as_trained(runs[0], corpus, given)
             pairs = read_pairs(corpus, report=report, source_columns=columns, **how)
         else:
             pairs = held_out_pairs(runs[0], models[0])
+            if not list(pairs.take(1)):
+                raise RunError(f"{runs[0]}: nothing was held out of so few sources; name a corpus")
         pairs = pairs.cache()  # standard input can be read only once
-        # One run is evaluated on any corpus that is named.
-        if len(runs) > 1 or (not corpus and may_have_learned(runs[0])):
+        # For one run and another corpus, the whole training corpus is not read to find sources that both have.
+        if len(runs) > 1 or (_was_trained_with(runs[0], corpus) if corpus else may_have_learned(runs[0])):
             _say_trained_on(command, runs, models, pairs, corpus)
         progress = counter("translated")
         found = [measure(model, pairs, strategy, progress=progress, **settings) for model in measured]
+    sources = [source.encode() for source in found[0].sources]
     for run, model in zip(runs, models, strict=True):
-        features = list(unknown_features(model.source_tokenizer, [source.encode() for source in found[0].sources]))
-        if features:
-            names = ", ".join(dict.fromkeys(repr(feature) for _, feature in features))
-            count = len({place for place, _ in features})
-            say(f"{run}: sources with features that are not in its training data: {count:,}; features: {names}")
+        counts = Counter(odd for _, odd in oddities(model.source_tokenizer, sources))
+        for odd, count in counts.most_common(10):
+            say(f"{run}: in {count:,} of {len(sources):,} sources {odd}")
+        if model.target_tokenizer.lowercase:
+            say(f"{run}: translations are in lower case (--lowercase), and are compared with references as they are")
     return found, seconds
+
+
+def _was_trained_with(run, corpus):
+    """Whether a run was trained on one of the files of a corpus."""
+    if "-" in corpus or not (run / "config.json").is_file():
+        return False
+    _, record = load_config(run / "config.json")
+    return not set(checksums(corpus).values()).isdisjoint(record.get("checksums", {}).values())
 
 
 def _say_trained_on(command, runs, models, pairs, named):

@@ -18,7 +18,7 @@ def split_runs(command: str, arguments: list[str], other: str, least: int = 1) -
     """
     expected = f"expected {'RUN ' * least}[RUN]... [{other}]..."
     arguments = [*(str(find_run(name)) for name in arguments[:least]), *arguments[least:]]
-    are_runs = [True, *map(_is_run, arguments[1:])]
+    are_runs = [True, *map(is_run, arguments[1:])]
     count = next((n for n, is_run in enumerate(are_runs) if not is_run), len(are_runs))
     if count < least:
         raise OptionError(f"{command}: {arguments[count]} is not a run folder; {expected}")
@@ -28,7 +28,8 @@ def split_runs(command: str, arguments: list[str], other: str, least: int = 1) -
     return [Path(name) for name in arguments[:count]], arguments[count:]
 
 
-def _is_run(name):
+def is_run(name: str) -> bool:
+    """Whether a path is a run folder, finished or not."""
     files = ("model.keras", "config.json", "unfinished")  # `train` leaves one of them in every folder
     # Not by `Path`, which raises an error for a text too long to be a path.
     return os.path.isdir(name) and any(os.path.exists(os.path.join(name, file)) for file in files)
@@ -49,13 +50,33 @@ def load_model(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
     return model
 
 
-def unknown_features(tokenizer: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, str]]:
-    """Yields the features of sources that the training data has not, as they may be mistyped, each with its place."""
+def oddities(tokenizer: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, str]]:
+    """Yields what is odd about sources, in words, with the place of each: perhaps it is not what the user meant."""
+    import numpy as np
+
+    from seq2seq.decoding import LONGEST_SOURCE
+
     for column, part in enumerate(tokenizer.of_columns):
         if not part.ordered:
             texts = [source.split(b"\t")[column] for source in sources]
             for place, features in enumerate(part.unknown(texts).to_list()):
-                yield from ((place, feature.decode()) for feature in features)
+                for feature in features:
+                    yield place, f"the feature {feature.decode()!r} is not in the training data"
+    if len(tokenizer.of_columns) == 1:
+        for place, source in enumerate(sources):
+            if b"\t" in source:
+                yield place, "a tab is read as part of the text, as this model has only one source column"
+    lengths, unknown = tokenizer.lengths(sources).numpy(), tokenizer.unknown(sources).row_lengths().numpy()
+    for place in np.flatnonzero(lengths > LONGEST_SOURCE).tolist():
+        yield place, f"only the first {LONGEST_SOURCE:,} tokens are read"
+    for place in np.flatnonzero(2 * unknown > lengths).tolist():
+        if not is_blank(sources[place]):
+            yield place, "most of the tokens are not in the training data"
+
+
+def is_blank(text: bytes) -> bool:
+    """Whether a text is nothing but spaces, as a line between paragraphs. Training has no source that is empty."""
+    return not text.decode(errors="replace").strip()
 
 
 def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:

@@ -6,7 +6,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,24 +47,22 @@ def counter(what: str) -> Callable[[int], None]:
 
 
 @contextlib.contextmanager
-def reporting() -> Iterator[Any]:
-    """Gives a `Report` to count in, and prints it at the end, after an error too."""
+def reporting(given: Mapping[str, Any]) -> Iterator[Any]:
+    """Gives a `Report` to count in, and prints it at the end, after an error too, as `print_report` does."""
     from pipelines import Report
 
     report = Report()
     try:
         yield report
     finally:
-        print_report(report)
+        print_report(report, given)
 
 
-def print_report(report: Any) -> None:
-    """Says which pairs were left out, and whether a column was."""
+def print_report(report: Any, given: Mapping[str, Any]) -> None:
+    """Says which pairs were left out, and whether a column was, unless `given`, the options, names those to read."""
     show("")  # removes the number of pairs read
-    if report.unread:
-        say(
-            f"{report.unread}: column 3 is not read; --columns 1,3,2 adds it to the source, --columns 1,2 silences this"
-        )
+    if report.unread and "columns" not in given:
+        say(f"{report.unread}; --columns names those to read, the target last, such as --columns 1,3,2")
     if report.dropped:
         say(str(report))
 

@@ -1,5 +1,6 @@
 """`seq2seq train`."""
 
+import functools
 import importlib.util
 import re
 import sys
@@ -13,6 +14,7 @@ import typer
 from pipelines import OptionError
 from pipelines.lines import as_line
 from pipelines.options import load_classes
+from seq2seq.commands.loading import is_run
 from seq2seq.commands.options import CORPUS_HELP, Import, Preset, with_config_options
 from seq2seq.commands.runs import draw
 from seq2seq.commands.terminal import command_line, counter, is_terminal, print_report, say
@@ -81,7 +83,7 @@ def train(  # longer than 60 lines: its signature declares the options
             resume,
             callbacks=[progress_callback()] if is_chief(opened) else [],
             progress=counter("pairs read"),
-            report=print_report,
+            report=functools.partial(print_report, given=given),
             say=say,
             command=command_line(*sys.argv[1:]),
             strategy=opened,
@@ -116,6 +118,9 @@ def _configure(corpus, preset, config, resume, given):
             options["validation"] = find_corpus(record, "validation")
     else:
         corpus = corpus or ["phrasebook"]
+    for name in corpus or ():
+        if is_run(name):
+            raise OptionError(f"{name} is a run folder and no corpus; --from {name} starts from its weights")
     if corpus:
         options["corpus"] = tuple(corpus)
     if given.get("warm_start"):
@@ -187,10 +192,14 @@ def progress_callback() -> Any:
                 return  # this epoch was not measured
             translations = self.model.translate([source for source, _ in self.held_out]).numpy()
             for (source, target), translation in zip(self.held_out, translations, strict=True):
-                line = f"    {source}  ->  {translation.decode()}   ({target})"
+                line = "    {}  ->  {}   ({})".format(*map(_beginning, (source, translation.decode(), target)))
                 say(as_line(line.encode()).decode())  # even if texts contain line breaks
 
     return Progress()
+
+
+def _beginning(text):
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _figures(logs, side=""):

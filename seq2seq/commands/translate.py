@@ -12,7 +12,7 @@ import typer
 from pipelines import CorpusError, OptionError, open_corpora
 from pipelines.formats import wrong_columns
 from pipelines.lines import as_line, line_waits, read_lines
-from seq2seq.commands.loading import load_model, reading_as_trained, split_runs, unknown_features
+from seq2seq.commands.loading import is_blank, is_run, load_model, oddities, reading_as_trained, split_runs
 from seq2seq.commands.options import (
     ENSEMBLE_HELP,
     BatchSize,
@@ -89,10 +89,10 @@ def translate(  # longer than 60 lines: its signature declares the options
     If the model was trained on several source columns, each TEXT or line must have them, with tabs between them. With
     --prefix one more follows: how the translation begins, which may be empty.
 
-    Each TEXT, or each line, gets one line, an empty one too; with --n-best it gets that many. A tab or a line break
-    inside a translation is written as a space. Run folders come first; an argument that is no run folder is a TEXT. In
-    place of run folders, RUN may be a folder of `export --format onnx` or `litert`: that answers at once, without
-    TensorFlow.
+    Each TEXT, or each line, gets one line, and a blank one an empty line; with --n-best it gets that many. A tab or a
+    line break inside a translation is written as a space. Run folders come first; an argument that is no run folder is
+    a TEXT. In place of run folders, RUN may be a folder of `export --format onnx` or `litert`: that answers at once,
+    without TensorFlow.
 
     With --scores or --n-best the output has columns between tabs: with --n-best above 1 the number of the text; with
     --scores the log-likelihood, the figure that ranks the translations, and why each stopped; the translation last.
@@ -109,6 +109,9 @@ def translate(  # longer than 60 lines: its signature declares the options
     if (run / "vocabulary.json").is_file():
         others = {"search": search, "set": options, "prefix": prefix, "json": as_json, "attention": attention}
         _refuse_for_export(run, {**sampling, **others, "import": imports})
+        if runs := list(filter(is_run, texts or ())):
+            raise OptionError(f"translate: {runs[0]} is a run folder; an export, such as {run}, translates alone")
+        _say_paths(texts or ())
         lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
         _translate_with_export(run, texts or [], beam, lengths, scores)
         return
@@ -117,9 +120,7 @@ def translate(  # longer than 60 lines: its signature declares the options
 
     strategy = search_strategy(search, options, **beam, **sampling)
     runs, texts = split_runs("translate", [str(run), *(texts or ())], "TEXT")
-    for text in texts:
-        if os.path.isdir(os.path.dirname(text)):  # perhaps a run whose name is mistyped
-            typer.echo(as_line(os.fsencode(text)) + b" is no run folder, so it is taken for a text", err=True)
+    _say_paths(texts)
     started = time.monotonic()
     model = load_model(runs, imports)
     loading = time.monotonic() - started
@@ -132,17 +133,18 @@ def translate(  # longer than 60 lines: its signature declares the options
         sources = lines
         if prefix:
             sources, how["prefixes"] = zip(*(line.rpartition(b"\t")[::2] for line in lines), strict=True)
-        for place, feature in unknown_features(model.source_tokenizer, sources):
-            if feature not in said:
-                said.add(feature)
-                say(f"{unit} {done + place + 1}: the feature {feature!r} is not in the training data")
+        for place, odd in oddities(model.source_tokenizer, sources):
+            if odd not in said:
+                said.add(odd)
+                say(f"{unit} {done + place + 1}: {odd}")
         try:
             if as_json or attention or scores or strategy.n_best > 1:
                 found = model.translate(sources, strategy, details=True, **how)
                 as_objects = as_json or attention
                 rows = _objects(model, sources, found, attention) if as_objects else _columns(found, done, scores)
             else:
-                rows = map(as_line, model.translate(sources, strategy, **how).numpy())
+                found = map(as_line, model.translate(sources, strategy, **how).numpy())
+                rows = (b"" if is_blank(line) else row for line, row in zip(lines, found, strict=True))
         except OptionError:
             bad = _unknown_prefix(model, how["prefixes"]) if prefix else None
             if bad is None:
@@ -154,6 +156,15 @@ def translate(  # longer than 60 lines: its signature declares the options
         sys.stdout.buffer.flush()
 
     _answer(texts, unit, (*model.source_tokenizer.column_names, *["prefix"] * prefix), write, loading)
+
+
+def _say_paths(texts):
+    """Names the texts that look like paths."""
+    for text in map(os.fsencode, texts):
+        if os.path.isfile(text):
+            typer.echo(as_line(text) + b" is a file, but is taken for a text; put < before it for its lines", err=True)
+        elif os.path.isdir(os.path.dirname(text)):  # perhaps a run whose name is mistyped
+            typer.echo(as_line(text) + b" is no run folder, so it is taken for a text", err=True)
 
 
 def _answer(texts, unit, names, write, loading):
@@ -203,12 +214,14 @@ def _translate_with_export(folder, texts, beam, lengths, scores):
     loading = time.monotonic() - started
 
     def write(lines, done):
-        for number, hypotheses in enumerate(translator.search(lines, **how), start=done + 1):
+        found_each = zip(lines, translator.search(lines, **how), strict=True)
+        for number, (line, hypotheses) in enumerate(found_each, start=done + 1):
             for found in hypotheses:
                 columns = [b"%d" % number] if len(hypotheses) > 1 else []
                 if scores:
                     columns += [b"%.4f" % found.score, b"%.4f" % found.ranked_by, found.stopped.encode()]
-                sys.stdout.buffer.write(b"\t".join([*columns, as_line(found.text.encode())]) + b"\n")
+                text = as_line(found.text.encode()) if columns or not is_blank(line) else b""  # as `translate` does
+                sys.stdout.buffer.write(b"\t".join([*columns, text]) + b"\n")
         sys.stdout.buffer.flush()
 
     _answer(texts, "TEXT" if texts else "standard input, line", translator.source.names, write, loading)
@@ -330,7 +343,7 @@ def score(
     """
     runs, corpus = split_runs("score", [str(run), *(corpus or ())], "CORPUS")
     corpus = corpus or ["-"]
-    with reporting() as report:
+    with reporting(given) as report:
         model = load_model(runs, imports)
         columns = model.source_tokenizer.column_names
         reading = {"on_bad_line": "skip", "source_columns": columns, **reading_as_trained(runs[0], corpus, given)}
