@@ -98,9 +98,9 @@ class Tokenizer(tf.Module):
         return [self]
 
     @property
-    def ordered_columns(self) -> tuple[bool, ...]:
-        """For each column, whether the order of its tokens means something."""
-        return tuple(part.ordered for part in self.of_columns)
+    def in_order(self) -> np.ndarray:
+        """For each id, whether the order of the tokens of its column means something: bool `[V]`."""
+        return np.array([part.ordered for part in self.of_columns])[self.columns]
 
     @property
     def counts_tokens(self) -> bool:

@@ -257,7 +257,7 @@ def copied_ids(source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> np.n
     found = np.array([ids.get(token, PADDING) for token in source_tokenizer.vocabulary], np.int32)
     found[: END + 1] = PADDING
     found[list(source_tokenizer.unknown_ids)] = ids.get(REPLACEMENT, PADDING)
-    return np.where(np.array(source_tokenizer.ordered_columns)[source_tokenizer.columns], found, PADDING)
+    return np.where(source_tokenizer.in_order, found, PADDING)
 
 
 def rows_by_source(rows: tf.Tensor, encoded: Encoded) -> tf.Tensor:

@@ -166,7 +166,7 @@ def find_corpus(record: dict, name: str = "corpus") -> str | tuple[str, ...]:
     """
     corpus = record["options"][name]
     names = [corpus] if isinstance(corpus, str) else corpus
-    here, then = os.getcwd(), record.get("directory", os.getcwd())
+    here, then = os.getcwd(), record["directory"]
     relative = [as_seen_from(here, name) for name in names] != list(names)
     places = [list(names)]
     if relative and then != here:
@@ -214,11 +214,9 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
 
 
 def may_have_learned(folder: Path | str) -> bool:
-    """Whether a run may have been trained on sources that it has held out. Only a split by hash rules that out, and not
-    in runs from before 2026-11-26, which hashed the raw text; these have recorded no directory."""
+    """Whether a run may have been trained on sources that it has held out. Only a split by hash rules that out."""
     config, record = configuration(folder)
-    apart = config.split == "hash" and not config.validation
-    return not apart or "from" in record or "directory" not in record
+    return config.split != "hash" or bool(config.validation) or "from" in record
 
 
 def trained_on(record: dict, pairs: tf.data.Dataset, source_tokenizer: Tokenizer) -> np.ndarray:

@@ -10,7 +10,6 @@ Shapes: B rows in a batch, S source length, T target length, L length of a cache
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError
@@ -75,7 +74,7 @@ class TransformerEncoder(Half):
         """Finds out the source column of each token, and which columns are sets. `Seq2Seq` calls this when it is made
         and when it is loaded."""
         self.columns = source_tokenizer.columns  # int32 [V]
-        self.ordered = np.array(source_tokenizer.ordered_columns)[self.columns]
+        self.ordered = source_tokenizer.in_order
         columns = len(source_tokenizer.column_names)
         if columns > 1 and self.types is None:
             self.types = keras.layers.Embedding(columns, self.options["units"], dtype=self.dtype_policy)

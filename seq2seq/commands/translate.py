@@ -133,25 +133,25 @@ def translate(  # longer than 60 lines: its signature declares the options
         sources = lines
         if prefix:
             sources, how["prefixes"] = zip(*(line.rpartition(b"\t")[::2] for line in lines), strict=True)
+            unknown = model.target_tokenizer.unknown(list(how["prefixes"])).row_lengths().numpy()
+            if unknown.any():
+                bad = int(unknown.argmax())  # the first
+                if bad:
+                    write(lines[:bad], done)  # those before it are answered
+                prefix_ids(
+                    model.target_tokenizer, how["prefixes"][bad:], unit, done + bad + 1
+                )  # raises with its number
         for place, odd in oddities(model.source_tokenizer, sources):
             if odd not in said:
                 said.add(odd)
                 say(f"{unit} {done + place + 1}: {odd}")
-        try:
-            if as_json or attention or scores or strategy.n_best > 1:
-                found = model.translate(sources, strategy, details=True, **how)
-                as_objects = as_json or attention
-                rows = _objects(model, sources, found, attention) if as_objects else _columns(found, done, scores)
-            else:
-                found = map(as_line, model.translate(sources, strategy, **how).numpy())
-                rows = (b"" if is_blank(line) else row for line, row in zip(lines, found, strict=True))
-        except OptionError:
-            bad = _unknown_prefix(model, how["prefixes"]) if prefix else None
-            if bad is None:
-                raise
-            if bad:
-                write(lines[:bad], done)  # those before it are answered
-            prefix_ids(model.target_tokenizer, how["prefixes"][bad:], unit, done + bad + 1)  # raises with its number
+        if as_json or attention or scores or strategy.n_best > 1:
+            found = model.translate(sources, strategy, details=True, **how)
+            as_objects = as_json or attention
+            rows = _objects(model, sources, found, attention) if as_objects else _columns(found, done, scores)
+        else:
+            found = map(as_line, model.translate(sources, strategy, **how).numpy())
+            rows = (b"" if is_blank(line) else row for line, row in zip(lines, found, strict=True))
         sys.stdout.buffer.writelines(row + b"\n" for row in rows)
         sys.stdout.buffer.flush()
 
@@ -233,12 +233,6 @@ def _with_columns(unit, numbered, names):
         if len(names) > 1 and (problem := wrong_columns(text, names)):
             raise CorpusError(f"{unit} {number}: {problem}")
         yield text
-
-
-def _unknown_prefix(model, prefixes):
-    """The place of the first prefix with tokens that are not in the vocabulary, or None."""
-    counts = model.target_tokenizer.unknown(list(prefixes)).row_lengths().numpy()
-    return next((place for place, count in enumerate(counts) if count), None)
 
 
 def _blocks(lines: Iterable) -> Iterator[list]:
