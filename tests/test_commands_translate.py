@@ -193,7 +193,7 @@ def test_lines_before_a_bad_line_or_a_bad_prefix_are_answered(folder):
         (b"cd\n", "line 2: expected 2 columns: source TAB prefix, found 1"),
         (b"cd\tAx\n", "line 2: the prefix 'Ax' has tokens that are not in the vocabulary: 'x'"),
     ):
-        done = seq2seq("translate", folder, "--prefix", stdin=b"ab\tAB\n" + bad + b"ab\tAB\n")
+        done = seq2seq("translate", folder, "--prefix", stdin=b"ab\tAB\n" + bad + b"ab\txyz\n")
         assert (done.returncode, done.stdout) == (2, good)
         assert done.stderr.decode() == f"seq2seq: standard input, {message}\n"
     done = seq2seq("translate", folder, "--prefix", "ab\t", "cd\tx")
@@ -325,6 +325,8 @@ def test_what_is_odd_about_a_text_is_said_once_and_a_blank_line_stays_blank(fold
     found = done.stdout.decode().split("\n")
     assert len(found) == 9 and found[0] and found[4] and not (found[1] or found[3])
     corpus = tsv("".join(f"{line}\tx\n" for line in (lines[0], lines[5], lines[6])))
+    scored = seq2seq("score", folder, stdin=b"ab\tx\n\n\xe6\x97\xa5\tx\n").stderr.decode()
+    assert "-, line 3: most of the tokens are not in the training data\n" in scored
     said = seq2seq("evaluate", folder, corpus, "--max-length", 4).stderr.decode().splitlines()
     assert f"{folder}: in 1 of 3 sources most of the tokens are not in the training data" in said
     assert f"{folder}: in 1 of 3 sources only the first 1,024 tokens are read" in said

@@ -224,8 +224,8 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
         found = [measure(model, pairs, strategy, progress=progress, **settings) for model in measured]
     sources = [source.encode() for source in found[0].sources]
     for run, model in zip(runs, models, strict=True):
-        counts = Counter(odd for _, odd in oddities(model.source_tokenizer, sources))
-        for odd, count in counts.most_common(10):
+        odd_sources = Counter(odd for _, odd in oddities(model.source_tokenizer, sources))
+        for odd, count in odd_sources.most_common(10):
             say(f"{run}: in {count:,} of {len(sources):,} sources {odd}")
         if model.target_tokenizer.lowercase:
             say(f"{run}: translations are in lower case (--lowercase), and are compared with references as they are")

@@ -74,6 +74,14 @@ def oddities(tokenizer: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, st
             yield place, "most of the tokens are not in the training data"
 
 
+def say_oddities(tokenizer: Any, sources: Sequence[bytes], unit: str, done: int, said: set[str]) -> None:
+    """Says what is odd about sources that come after `done` others, unless it has been said, and adds it to `said`."""
+    for place, odd in oddities(tokenizer, sources):
+        if odd not in said:
+            said.add(odd)
+            say(f"{unit} {done + place + 1}: {odd}")
+
+
 def is_blank(text: bytes) -> bool:
     """Whether a text is nothing but spaces, as a line between paragraphs. Training has no source that is empty."""
     return not text.decode(errors="replace").strip()

@@ -12,7 +12,7 @@ import typer
 from pipelines import CorpusError, OptionError, open_corpora
 from pipelines.formats import wrong_columns
 from pipelines.lines import as_line, line_waits, read_lines
-from seq2seq.commands.loading import is_blank, is_run, load_model, oddities, reading_as_trained, split_runs
+from seq2seq.commands.loading import is_blank, is_run, load_model, reading_as_trained, say_oddities, split_runs
 from seq2seq.commands.options import (
     ENSEMBLE_HELP,
     BatchSize,
@@ -28,7 +28,7 @@ from seq2seq.commands.options import (
     search_strategy,
     with_config_options,
 )
-from seq2seq.commands.terminal import reporting, say, say_speed, show
+from seq2seq.commands.terminal import reporting, say_speed, show
 from seq2seq.startup import start_tensorflow, without_stderr
 
 
@@ -107,10 +107,10 @@ def translate(  # longer than 60 lines: its signature declares the options
     beam = {"beam_width": beam_width, "length_penalty": length_penalty, "n_best": n_best}
     sampling = {"sample": sample or None, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     if (run / "vocabulary.json").is_file():
-        others = {"search": search, "set": options, "prefix": prefix, "json": as_json, "attention": attention}
-        _refuse_for_export(run, {**sampling, **others, "import": imports})
-        if runs := list(filter(is_run, texts or ())):
-            raise OptionError(f"translate: {runs[0]} is a run folder; an export, such as {run}, translates alone")
+        refused = {"search": search, "set": options, "prefix": prefix, "json": as_json, "attention": attention}
+        _refuse_for_export(run, {**sampling, **refused, "import": imports})
+        if others := list(filter(is_run, texts or ())):
+            raise OptionError(f"translate: {others[0]} is a run folder; an export, such as {run}, translates alone")
         _say_paths(texts or ())
         lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
         _translate_with_export(run, texts or [], beam, lengths, scores)
@@ -135,16 +135,12 @@ def translate(  # longer than 60 lines: its signature declares the options
             sources, how["prefixes"] = zip(*(line.rpartition(b"\t")[::2] for line in lines), strict=True)
             unknown = model.target_tokenizer.unknown(list(how["prefixes"])).row_lengths().numpy()
             if unknown.any():
-                bad = int(unknown.argmax())  # the first
+                bad = int((unknown > 0).argmax())
                 if bad:
                     write(lines[:bad], done)  # those before it are answered
-                prefix_ids(
-                    model.target_tokenizer, how["prefixes"][bad:], unit, done + bad + 1
-                )  # raises with its number
-        for place, odd in oddities(model.source_tokenizer, sources):
-            if odd not in said:
-                said.add(odd)
-                say(f"{unit} {done + place + 1}: {odd}")
+                # Raises an error with the number of the first of these.
+                prefix_ids(model.target_tokenizer, how["prefixes"][bad:], unit, done + bad + 1)
+        say_oddities(model.source_tokenizer, sources, unit, done, said)
         if as_json or attention or scores or strategy.n_best > 1:
             found = model.translate(sources, strategy, details=True, **how)
             as_objects = as_json or attention
@@ -342,8 +338,12 @@ def score(
         columns = model.source_tokenizer.column_names
         reading = {"on_bad_line": "skip", "source_columns": columns, **reading_as_trained(runs[0], corpus, given)}
         lines = open_corpora(corpus, **reading).lines(report)
+        done, said = 0, set[str]()
         for block in _blocks(lines):
             pairs = [pair for pair in block if pair]
+            sources = [pair[0] if pair else b"\t" * (len(columns) - 1) for pair in block]
+            say_oddities(model.source_tokenizer, sources, f"{' '.join(corpus)}, line", done, said)
+            done += len(block)
             found = _score_objects(model, pairs) if as_json else _score_numbers(model, pairs)
             typer.echo("\n".join(next(found) if pair else "null" if as_json else "nan" for pair in block))
     if report.dropped and not report.pairs:
