@@ -16,7 +16,6 @@ from seq2seq.strategies import BeamSearch, Greedy, Strategy
 
 def export(
     model: keras.Model,
-    aside: Path,
     folder: Path,
     beam: BeamSearch | None = None,
     probe: Sequence[str] = (),
@@ -33,8 +32,7 @@ def export(
 
     Args:
         model: a `Seq2Seq`.
-        aside: where to write it.
-        folder: what that is to become, by which messages name it.
+        folder: the folder to make.
         beam: a `BeamSearch`. Default: width 5, or as many tokens as there are if these are fewer, and all hypotheses.
         probe: texts that what was written must translate as the model does.
         search: the strategy of the signature `search`; None for none.
@@ -54,33 +52,33 @@ def export(
     try:
         model.compiles_decoding = False  # what is exported runs on any device, so without cuDNN too
         with compiling():
-            _write(model, aside, strategies)
+            _write(model, folder, strategies)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # TensorFlow raises whatever it stumbles over
-        raise cannot_export(model, folder, error) from error
+        raise cannot_export(model, error) from error
     finally:
         model.compiles_decoding = compiles
     if probe:
-        exported = tf.saved_model.load(str(aside))
+        exported = tf.saved_model.load(str(folder))
         for name, strategy in strategies.items():
-            _compare(model, exported.signatures[name], list(probe), *strategy, folder)
+            _compare(model, exported.signatures[name], list(probe), *strategy)
 
 
-def cannot_export(model: keras.Model, folder: Path, error: Exception, form: str = "a SavedModel") -> RunError:
+def cannot_export(model: keras.Model, error: Exception, form: str = "a SavedModel") -> RunError:
     """The error that says whose encoder and decoder have no such form."""
     parts = f"{type(model.encoder).__name__} and {type(model.decoder).__name__}"
-    return RunError(f"{folder}: {parts} cannot be exported as {form} ({one_line(error)})")
+    return RunError(f"{parts} cannot be exported as {form} ({one_line(error)})")
 
 
-def check_same(folder: Path, probe: Sequence[str], same: Sequence[bool]) -> None:
+def check_same(probe: Sequence[str], same: Sequence[bool]) -> None:
     """Raises a `RunError` unless all texts of the probe are translated the same."""
     differ = [text for text, is_same in zip(probe, same, strict=True) if not is_same]
     if differ:
-        raise RunError(f"{folder}: what was exported translates {len(differ)} texts otherwise, as {differ[0]!r}")
+        raise RunError(f"what was exported translates {len(differ)} texts otherwise, as {differ[0]!r}")
 
 
-def _write(model, aside, strategies):
+def _write(model, folder, strategies):
     archive = keras.export.ExportArchive()
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)  # nobody trains what was exported
     for part in (model, model.source_tokenizer, model.target_tokenizer):
@@ -88,7 +86,7 @@ def _write(model, aside, strategies):
     for name, strategy in strategies.items():
         texts = tf.TensorSpec([None], tf.string, "texts")
         archive.add_endpoint(name, _endpoint(model, *strategy), input_signature=[texts])
-    archive.write_out(str(aside), options, verbose=False)
+    archive.write_out(str(folder), options, verbose=False)
 
 
 def _endpoint(model, strategy, details):
@@ -104,7 +102,7 @@ def _endpoint(model, strategy, details):
     return translate
 
 
-def _compare(model, signature, probe, strategy, details, folder):
+def _compare(model, signature, probe, strategy, details):
     """Sees that a signature of what was exported translates as the model does."""
     found = signature(texts=tf.constant(probe))
     if details:
@@ -113,7 +111,7 @@ def _compare(model, signature, probe, strategy, details, folder):
         same = [_alike(one, other) for one, other in pairs]
     else:
         same = [one == other for one, other in zip(model.translate(probe, strategy), found["texts"], strict=True)]
-    check_same(folder, probe, same)
+    check_same(probe, same)
 
 
 def _scores(texts, scores):

@@ -12,9 +12,7 @@ from pipelines.tokens import END, PADDING
 from seq2seq.onnx_exporting import describe, write_graphs
 
 
-def export_litert(
-    model: keras.Model, aside: Path, folder: Path, probe: Sequence[str] = (), source_length: int = 128
-) -> None:
+def export_litert(model: keras.Model, folder: Path, probe: Sequence[str] = (), source_length: int = 128) -> None:
     """Writes a folder that translates with LiteRT, one text after another, by greedy search.
 
     It is that of `export_onnx`, with the graphs `encoder.tflite` and `decoder.tflite`. All sizes are fixed: one source,
@@ -22,7 +20,7 @@ def export_litert(
     most `steps` tokens.
 
     Args:
-        model, aside, folder: as in `export_onnx`.
+        model, folder: as in `export_onnx`.
         probe: texts that what was written must translate as the model does; those with more than S tokens are left out.
         source_length: S, in tokens; the rest of a longer source is left out. The encoder always takes S steps.
 
@@ -38,7 +36,7 @@ def export_litert(
     vocabulary = describe(model) | {"longest_source": source_length, "steps": model.limits(longest).numpy().item()}
     tokens = model.source_tokenizer.tokenize(list(probe)).numpy() if probe else []
     short = [text for text, ids in zip(probe, tokens, strict=True) if (ids != PADDING).sum() <= source_length]
-    write_graphs(model, aside, folder, "LiteRT", lambda function: _converted(model, function), vocabulary, short)
+    write_graphs(model, folder, "LiteRT", lambda function: _converted(model, function), vocabulary, short)
 
 
 def _converted(model, function):

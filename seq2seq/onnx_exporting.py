@@ -49,7 +49,7 @@ _KINDS: dict[type[Tokenizer], str] = {
 }
 
 
-def export_onnx(model: keras.Model, aside: Path, folder: Path, probe: Sequence[str] = ()) -> None:
+def export_onnx(model: keras.Model, folder: Path, probe: Sequence[str] = ()) -> None:
     """Writes a folder that translates without TensorFlow: see `seq2seq/onnx_runtime.py`, of which it has a copy.
 
     Its graphs take ids and return scores, so that every runtime of ONNX has their operations:
@@ -63,8 +63,7 @@ def export_onnx(model: keras.Model, aside: Path, folder: Path, probe: Sequence[s
 
     Args:
         model: a `Seq2Seq`.
-        aside: where to write it.
-        folder: what that is to become, by which messages name it.
+        folder: the folder to make.
         probe: texts that what was written must translate as the model does, by greedy search and by beam search.
 
     Raises:
@@ -75,18 +74,17 @@ def export_onnx(model: keras.Model, aside: Path, folder: Path, probe: Sequence[s
     import tf2onnx
 
     if model.compute_dtype != "float32":
-        raise RunError(f"{folder}: a model of {model.dtype_policy.name} has no ONNX form that computes the same")
+        raise RunError(f"a model of {model.dtype_policy.name} has no ONNX form that computes the same")
 
     def convert(function):
         graph, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)
         return graph.SerializeToString()
 
-    write_graphs(model, aside, folder, "ONNX", convert, describe(model), probe)
+    write_graphs(model, folder, "ONNX", convert, describe(model), probe)
 
 
 def write_graphs(
     model: keras.Model,
-    aside: Path,
     folder: Path,
     form: str,
     convert: Callable[[Any], bytes],
@@ -96,7 +94,7 @@ def write_graphs(
     """Writes both graphs and all that translates with them, and sees that they translate the probe as the model does.
 
     Args:
-        model, aside, folder: as in `export_onnx`.
+        model, folder: as in `export_onnx`.
         form: "ONNX" or "LiteRT".
         convert: the content of a graph's file, for a function of tensors by name.
         vocabulary: what `describe` returns; with `steps` if all sizes are to be fixed.
@@ -105,20 +103,20 @@ def write_graphs(
     Raises:
         RunError: if the model cannot be converted, or translations differ.
     """
-    aside.mkdir(parents=True)
+    folder.mkdir(parents=True)
     sizes = (vocabulary["longest_source"], vocabulary["steps"]) if "steps" in vocabulary else None
     try:
         with converting(), _quietly():
             for name, function in zip(("encoder", "decoder"), _functions(model, sizes), strict=True):
-                (aside / f"{name}.{_SUFFIXES[form]}").write_bytes(convert(function))
+                (folder / f"{name}.{_SUFFIXES[form]}").write_bytes(convert(function))
     except (RunError, OSError, MemoryError):
         raise
     except Exception as error:  # TensorFlow and the converters raise whatever they stumble over
-        raise cannot_export(model, folder, error, form) from error
-    (aside / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False, allow_nan=False))
-    shutil.copy(onnx_runtime.__file__, aside / "translator.py")
-    translations = _compare(model, aside, list(probe), folder, form)
-    (aside / "probe.json").write_text(json.dumps(translations, ensure_ascii=False, indent=1))
+        raise cannot_export(model, error, form) from error
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False, allow_nan=False))
+    shutil.copy(onnx_runtime.__file__, folder / "translator.py")
+    translations = _compare(model, folder, list(probe), form)
+    (folder / "probe.json").write_text(json.dumps(translations, ensure_ascii=False, indent=1))
 
 
 def describe(model: keras.Model) -> dict[str, Any]:
@@ -237,12 +235,12 @@ def _constants(encode_all, traced):
     return constants
 
 
-def _compare(model, aside, probe, folder, form):
+def _compare(model, folder, probe, form):
     """Sees that what was exported translates as the model does; returns the greedy translations by source."""
     try:
-        translator, beam = onnx_runtime.Translator(aside), BeamSearch()
+        translator, beam = onnx_runtime.Translator(folder), BeamSearch()
     except ValueError as error:  # an operation that tf2onnx leaves as it is
-        raise cannot_export(model, folder, error, form) from None
+        raise cannot_export(model, error, form) from None
     if not probe:
         return {}
     greedy = [text.decode() for text in model.translate(probe).numpy()]
@@ -255,7 +253,7 @@ def _compare(model, aside, probe, folder, form):
         for number, ((text, rank), (other, *_)) in enumerate(zip(right, found, strict=True)):
             # The last digit of a rank decides between equals, whose texts may differ.
             same[number] &= abs(rank - other.ranked_by) < (1e-3 if text.decode() == other.text else 1e-5)
-    check_same(folder, probe, same)
+    check_same(probe, same)
     return dict(zip(probe, greedy, strict=True))
 
 

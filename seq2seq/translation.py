@@ -14,7 +14,7 @@ from pipelines import OptionError, check_number, choose
 from pipelines.options import one_line
 from pipelines.tokens import PADDING, START, UNKNOWN, Texts, prefix_ids, spelled, target_ids
 from seq2seq.attention import Encoded
-from seq2seq.checkpoints import whole_folder
+from seq2seq.checkpoints import RunError, whole_folder
 from seq2seq.compilation import on_gpu, padded, threads
 from seq2seq.contract import check_strategy, encode, has_attention, start
 from seq2seq.decoding import LIMITED, LONGEST_SOURCE, NEVER, STOPPED
@@ -407,7 +407,10 @@ class Translator(keras.Model):
             raise OptionError("input_signature: what is exported always takes strings [N], and for any N")
         write = choose("format", format, EXPORTERS)
         with whole_folder(Path(filepath)) as aside:
-            write(self, aside, Path(filepath), **options)
+            try:
+                write(self, aside, **options)
+            except RunError as error:
+                raise RunError(f"{filepath}: {error}") from error
         if verbose:
             print(f"Saved to {filepath}")
 
@@ -454,9 +457,7 @@ def _as_strings(argument, texts):
     except (TypeError, ValueError, tf.errors.OpError) as error:
         raise OptionError(f"{argument}: expected a string, or a list of strings ({one_line(error)})") from None
     if found.shape.rank > 1:
-        raise OptionError(
-            f"{argument}: expected a string, or a list of strings, and not an array of shape {found.shape}"
-        )
+        raise OptionError(f"{argument}: expected a string, or a list of strings, not an array of shape {found.shape}")
     return found
 
 
@@ -469,9 +470,7 @@ def _as_targets(targets, sources, vocabulary_size):
         ids = np.asarray(targets)
         padding = ids == PADDING
         if axes > 2 or ids.dtype.kind not in "iu" or np.any((ids < 0) | (ids >= vocabulary_size)):
-            raise OptionError(
-                f"targets: expected strings, or ids [N, T] below {vocabulary_size}, such as found.ids[:, 0]"
-            )
+            raise OptionError(f"targets: expected strings, or ids [N, T] below {vocabulary_size}, as found.ids[:, 0]")
         if np.any(padding[:, :-1] & ~padding[:, 1:]):
             raise OptionError("targets: expected ids that are padded on the right, and not before tokens")
         found = tf.cast(ids, tf.int32)

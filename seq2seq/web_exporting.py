@@ -25,7 +25,6 @@ _FILES = {
 
 def export_web(
     model: keras.Model,
-    aside: Path,
     folder: Path,
     probe: Sequence[str] = (),
     onnxruntime_web: Path | str | None = None,
@@ -35,7 +34,7 @@ def export_web(
     It holds what `export_onnx` writes, but for the Python program; the files of `seq2seq/web`; and onnxruntime-web.
 
     Args:
-        model, aside, folder: as in `export_onnx`.
+        model, folder: as in `export_onnx`.
         probe: as in `export_onnx`; the first five are the page's examples.
         onnxruntime_web: the npm package onnxruntime-web, 1.30 or later: a .tgz file, or the folder it was unpacked to.
             Default: 1.30.0, which is downloaded once into the Keras cache.
@@ -45,11 +44,11 @@ def export_web(
         ModuleNotFoundError: if the packages of the extra `onnx` are not installed.
     """
     engine = read_onnxruntime_web(onnxruntime_web)
-    export_onnx(model, aside, folder, probe)
-    (aside / "translator.py").unlink()
+    export_onnx(model, folder, probe)
+    (folder / "translator.py").unlink()
     for name, content in engine.items():
-        (aside / name).write_bytes(content)
-    shutil.copytree(PAGE, aside, dirs_exist_ok=True)
+        (folder / name).write_bytes(content)
+    shutil.copytree(PAGE, folder, dirs_exist_ok=True)
 
 
 def read_onnxruntime_web(path: Path | str | None = None) -> dict[str, bytes]:
