@@ -204,7 +204,7 @@ def _tfrecord_rows(path, columns, _):
                 number += 1
                 yield number, b"\t".join(before), target, ""
     except tf.errors.OpError as error:
-        raise CorpusError(f"{path}: damaged in a record after {number:,} ({error.message.splitlines()[0]})") from None
+        raise CorpusError(f"{path}: cannot be read after record {number:,} ({error.message.splitlines()[0]})") from None
 
 
 def _dataset_rows(dataset, *_):

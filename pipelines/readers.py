@@ -30,8 +30,8 @@ _DUPLICATE_WINDOW = 1 << 17  # pairs remembered at least; at most twice as many
 
 # Invisible characters: spaces of all kinds, control characters, and marks such as U+200B and U+FEFF. A string of them,
 # for `lstrip`, which is several times faster than a regular expression.
-_INVISIBLE = r"[\s\0-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\u034f\u2800\u3164]"
-_INVISIBLE = "".join(re.findall(_INVISIBLE, "".join(map(chr, (*range(0x3165), 0xFEFF)))))
+INVISIBLE = r"[\s\0-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\u034f\u2800\u3164]"
+INVISIBLE = "".join(re.findall(INVISIBLE, "".join(map(chr, (*range(0x3165), 0xFEFF)))))
 
 # Why a pair is left out. The first three are faults of the text: they are errors unless `on_bad_line` is "skip".
 COLUMNS, ENCODING, EMPTY = "wrong columns", "invalid UTF-8", "empty side"
@@ -46,7 +46,7 @@ class Report:
     pairs: int = 0
     dropped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # pairs by reason
     first: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # messages about the first three, by reason
-    unread: str = ""  # the first line with a column after those that are read, and which column this is
+    unread: str = ""  # a message about the first line with a column after those that are read
 
     def drop(self, reason: str, message: str) -> None:
         self.dropped[reason] += 1
@@ -156,8 +156,7 @@ class Reader:
         recent, older = set[int](), set[int]()
         for number, source, target, problem in shard.rows(self.columns, self.sources):
             if problem == UNREAD:
-                column = 1 + (max(self.columns) if self.columns else len(self.sources) + 1)
-                report.unread = report.unread or f"{shard.name}, {shard.unit} {number}: column {column} is not read"
+                report.unread = report.unread or f"{shard.name}, {shard.unit} {number}: {self._unread()}"
                 continue
             if self.reverse:
                 source, target = target, source
@@ -176,11 +175,20 @@ class Reader:
                 continue
             where = f"{shard.name}, {shard.unit} {number}: {problem}"
             if reason in (COLUMNS, ENCODING, EMPTY) and self.on_bad_line == "error":
-                raise CorpusError(f"{where}; --on-bad-line skip leaves out such lines")
+                raise CorpusError(f'{where} (on_bad_line="skip" leaves out such lines)')
             if reason != NO_PAIR or every_line:
                 report.drop(reason, where)
             if every_line:
                 yield None
+
+    def _unread(self):
+        """Says which column is not read, and how it would be."""
+        *sources, target = map(str, self.columns or range(1, len(self.sources) + 2))
+        other = str(max(map(int, [*sources, target])) + 1)
+        added, silent = (
+            f"--columns {','.join(columns)}" for columns in ([*sources, other, target], [*sources, target])
+        )
+        return f"column {other} is not read; {added} adds it to the source, {silent} silences this"
 
     def _fault(self, source, target, problem):
         """Why a pair is left out, and what is wrong in words: two texts, empty if nothing is."""
@@ -197,9 +205,9 @@ class Reader:
         except UnicodeDecodeError as error:
             return ENCODING, f"the {side} is not valid UTF-8 ({error.reason} at byte {error.start})"
         first = source.partition("\t")[0] if several else source
-        if not first.lstrip(_INVISIBLE):
+        if not first.lstrip(INVISIBLE):
             return EMPTY, f"the {self.sources[0]} is empty"
-        if not target.lstrip(_INVISIBLE):
+        if not target.lstrip(INVISIBLE):
             return EMPTY, "the target is empty"
         if self.max_length and (longest := max(len(source), len(target))) > self.max_length:
             return LENGTH, f"{longest} characters"

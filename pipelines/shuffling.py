@@ -63,7 +63,9 @@ def shuffle_corpus(
     check_number("shards", shards, least=1)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise CorpusError(f"{folder} is there already; choose another folder")
-    reader, folder = open_corpora(corpus, **options), folder.resolve()  # which has a name, unlike "."
+    if folder.resolve() == Path.cwd():
+        raise CorpusError(f"{folder} is the current directory, which cannot be replaced; choose another folder")
+    reader = open_corpora(corpus, **options)
     rng = random.Random(seed)
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed

@@ -295,8 +295,8 @@ def parts_of_batch() -> int:
     """The number of parts of a batch that are computed side by side, each by its own core or cores.
 
     If the program has set threads (`tf.config.threading`), it is the number of inter-op threads over that of intra-op
-    threads: the operations of a recurrent step are too small to be divided further. The command line sets them so that
-    it is 2, on a single core 1, on three cores 3. Else, on a GPU, and under XLA it is 1.
+    threads: the operations of a recurrent step are too small to be divided further. The command line sets them for 2
+    parts (1 on a single core, 3 on three cores). Else, on a GPU, and under XLA it is 1.
     """
     if is_compiling() or on_gpu():
         return 1

@@ -166,7 +166,7 @@ def find_corpus(record: dict, name: str = "corpus") -> str | tuple[str, ...]:
     """
     corpus = record["options"][name]
     names = [corpus] if isinstance(corpus, str) else corpus
-    here, then = os.getcwd(), record["directory"]
+    here, then = os.getcwd(), record.get("directory", os.getcwd())
     relative = [as_seen_from(here, name) for name in names] != list(names)
     places = [list(names)]
     if relative and then != here:

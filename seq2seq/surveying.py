@@ -52,14 +52,13 @@ def survey_corpus(
             raise CorpusError(f"{config.validation}: no pairs to validate on")
         if report:
             report(cleaning)
-    longest = sum(count for length, count in found.lengths[0].items() if length > LONGEST_SOURCE)
-    if longest:
-        say(f"{longest:,} sources have more than {LONGEST_SOURCE:,} tokens; translating reads no more of one")
-    if not list(both_sides(config, tokenizers[0])[1].take(1)):
+    most = LONGEST_SOURCE
+    if count := sum(count for length, count in found.lengths[0].items() if length > most):
+        say(f"{count:,} sources have more than {most:,} tokens; translating reads the first {most:,} of each")
+    if (config.monitor or config.validation_fraction) and not list(both_sides(config, tokenizers[0])[1].take(1)):
         if config.monitor:
             raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
-        if config.validation_fraction:
-            say("Nothing is held out, as there are too few sources; --validation names another corpus to measure on")
+        say("The held-out set is empty, as there are too few sources; --validation names one")
     return found
 
 

@@ -70,6 +70,7 @@ class Trainer(keras.Model):
         chosen = [of_tokens(metric) for metric in tf.nest.flatten([default, metrics]) if metric is not None]
         metrics = list({metric.name: metric for metric in chosen}.values())  # the last one of a name
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
+        self._other_test_function = None  # quiet, if `test_function` is not, and the other way round
         self._compiled_update = functools.lru_cache(maxsize=1)(self._compile_update)
         self._compiled_step = functools.lru_cache(maxsize=8)(self._compile_step)
         self._sizes_compiled: set[tuple[int, int]] = set()
@@ -154,7 +155,8 @@ class Trainer(keras.Model):
         """As `keras.Model.evaluate`; for data see `fit`."""
         refuse_texts("evaluate", x)
         if self._quiet != self._quiet_test:
-            self._quiet_test, self.test_function = self._quiet, None
+            self._quiet_test = self._quiet
+            self.test_function, self._other_test_function = self._other_test_function, self.test_function
         with without_end_warning(kwargs.get("steps")):
             return super().evaluate(whole_batches(self.distribute_strategy, x), *args, **kwargs)
 
@@ -385,8 +387,8 @@ def without_end_warning(steps: int | None) -> Iterator[None]:
 
 
 def _follows_steps(callback):
-    """Whether a callback has something to do after each step of training."""
-    hooks = ("on_batch_end", "on_train_batch_end")
+    """Whether a callback has something to do after each step."""
+    hooks = ("on_batch_end", "on_train_batch_end", "on_test_batch_end")
     # A `LambdaCallback` has functions in place of methods.
     found = [(hook, getattr(getattr(callback, hook), "__func__", None)) for hook in hooks]
     return any(function is not getattr(keras.callbacks.Callback, hook) for hook, function in found)

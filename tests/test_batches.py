@@ -139,6 +139,15 @@ def test_a_token_budget_is_kept_and_used(tokenizers, budget, multiple):
         assert np.mean(sizes) > 140
 
 
+def test_a_batch_is_filled_up_though_a_text_is_longer_than_was_counted(tokenizers):
+    tokenizer = CharTokenizer()
+    tokenizer.adapt(["\u0958"])  # two characters in the form NFC, and counted as one
+    read = batch_pairs(
+        in_memory([("\u0958" * 12, "a")] * 40), tokenizer, LETTERS[0], batch_tokens=100, pad_to_multiple=8
+    )
+    assert sum(np.count_nonzero(np.any(source[:, 0], axis=-1)) for source, _ in read) == 40
+
+
 @pytest.mark.parametrize(("options", "text"), [({"normal_form": "NFD"}, "한글"), ({"lowercase": True}, "½ß")])
 def test_a_token_budget_is_kept_by_texts_that_their_normal_form_makes_longer(options, text):
     pairs = in_memory([(text * (1 + n % 9), "a") for n in range(40)])

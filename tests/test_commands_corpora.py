@@ -20,16 +20,19 @@ def test_inspect_tells_what_a_corpus_holds(tsv, tmp_path):
 
 def test_a_third_column_that_is_not_read_is_said_once_unless_it_is_empty(tsv):
     path = tsv("see\tsaw\t\ngo\twent\tV;PST\nbe\twas\tV;PST\n")
-    how = "--columns names those to read, the target last, such as --columns 1,3,2"
+    how = "--columns 1,3,2 adds it to the source, --columns 1,2 silences this"
     said = f"{path}, line 2: column 3 is not read; {how}\n"
     done = seq2seq("inspect", path, "--json")
     assert done.stderr.decode() == said and json.loads(done.stdout)["pairs"] == 3
     assert seq2seq("inspect", path, "--columns", "1,2").stderr == b""
     four = tsv("see\tsaw\tV;PST\tx\n", "four.tsv")  # with a preset that names three columns
     done = seq2seq("train", four, "--preset", "inflection", "--updates", 1, "--units", 8, "--out", path.parent / "run")
-    assert f"{four}, line 1: column 4 is not read; --columns names".encode() in done.stderr
+    assert f"{four}, line 1: column 4 is not read; --columns 1,3,4,2 adds it".encode() in done.stderr
+    (path.parent / "phrasebook").symlink_to(path.parent / "run")  # the built-in corpus wins over a run of its name
+    named = ["phrasebook", "--limit", 50, "--updates", 1, "--units", 8, "--out", "named"]
+    assert seq2seq("train", *named, cwd=path.parent).returncode == 0
     refused = seq2seq("train", path.parent / "run", "--out", path.parent / "other")
-    assert refused.returncode == 2 and b"run is a run folder and no corpus; --from " in refused.stderr
+    assert refused.returncode == 2 and b"run is a run folder, not a corpus; --from " in refused.stderr
 
 
 def test_inspect_tells_the_tokens_of_each_source_column(tsv):

@@ -1,7 +1,9 @@
 import contextlib
 import json
+import os
 import re
 import shutil
+import threading
 
 import pytest
 from command_line import in_process as seq2seq
@@ -55,30 +57,39 @@ def test_evaluate_says_that_bleu_is_not_for_texts_of_few_words(folder, tsv):
         assert (b"BLEU counts up to four words in a row. Most references have fewer words." in shown) == said
 
 
-def test_evaluating_on_the_training_corpus_is_said(folder):
+def test_evaluating_on_the_training_corpus_is_said(folder, tmp_path):
     home = folder.parent.parent
     done = seq2seq("evaluate", folder, "toy.tsv", cwd=home)
     (said,) = re.findall(rf"{folder}: trained on ([0-9]+) of the ([0-9]+) sources", done.stderr.decode())
     assert done.returncode == 0 and 0 < int(said[0]) < int(said[1])
     again = seq2seq("evaluate", folder, "-", cwd=home, stdin=(home / "toy.tsv").read_bytes())
     assert again.stdout == done.stdout and b"trained on" not in again.stderr
+    os.mkfifo(tmp_path / "pipe")
+    writing = threading.Thread(target=lambda: (tmp_path / "pipe").write_bytes((home / "toy.tsv").read_bytes()))
+    writing.start()
+    assert seq2seq("evaluate", folder, tmp_path / "pipe").stdout == done.stdout
+    writing.join()
 
 
 def test_of_words_the_measures_of_words_come_first(folder, tsv):
-    def measures(text):
-        lines = seq2seq("evaluate", folder, tsv(text)).stdout.decode().splitlines()
+    def measures(text, *options):
+        lines = seq2seq("evaluate", folder, tsv(text), *options).stdout.decode().splitlines()
         return [line.split()[0] for line in lines[2:8]]
 
     assert measures("ab\tAB\n") == ["exact", "CER", "WER", "chrF", "TER", "BLEU"]
-    assert measures("ab\tA B C D\n") == ["BLEU", "chrF", "TER", "CER", "WER", "exact"]
+    usual = ["BLEU", "chrF", "TER", "CER", "WER", "exact"]
+    assert measures("ab\tA B C D\n") == measures("ab\tAB\n", "--bleu-tokenizer", "char") == usual
 
 
 def test_a_run_that_held_out_nothing_is_told_from_one_that_has(tmp_path, tsv):
     path = tsv("Go.\tVe.\n")
     done = seq2seq("train", path, "--epochs", 1, "--units", 4, "--lowercase", "--out", tmp_path / "run")
-    assert done.returncode == 0 and b"Nothing is held out, as there are too few sources" in done.stderr
+    assert done.returncode == 0 and b"The held-out set is empty, as there are too few sources" in done.stderr
     done = seq2seq("evaluate", tmp_path / "run")
-    assert done.returncode == 2 and b"run: nothing was held out of so few sources; name a corpus" in done.stderr
+    assert (
+        done.returncode == 2
+        and b"run: its held-out set is empty, as its corpus has few sources; name a corpus" in done.stderr
+    )
     done = seq2seq("evaluate", tmp_path / "run", "-", stdin=b"Go.\tVe.\n")
     assert done.returncode == 0 and b"translations are in lower case (--lowercase)" in done.stderr
 

@@ -297,11 +297,11 @@ def test_a_feature_that_training_did_not_have_is_said_once(inflecting):
     done = seq2seq("translate", inflecting, "--max-length", 4, stdin=lines)
     said = done.stderr.decode().splitlines()[:-1]
     assert done.returncode == 0 and said == [
-        "standard input, line 1: the feature 'pst' is not in the training data",
-        "standard input, line 3: the feature 'FUT' is not in the training data",
+        "standard input, line 1: the feature 'pst' is not in the vocabulary",
+        "standard input, line 3: the feature 'FUT' is not in the vocabulary",
     ]
     done = seq2seq("translate", inflecting, "--max-length", 4, "--prefix", "ab\tV;X\ta")
-    assert done.stderr == b"TEXT 1: the feature 'X' is not in the training data\n"
+    assert done.stderr == b"TEXT 1: the feature 'X' is not in the vocabulary\n"
 
 
 def test_evaluate_names_the_features_that_training_did_not_have(inflecting, tsv):
@@ -309,33 +309,33 @@ def test_evaluate_names_the_features_that_training_did_not_have(inflecting, tsv)
     done = seq2seq("evaluate", inflecting, corpus, "--max-length", 4)
     said = done.stderr.decode().splitlines()
     for count, feature in ((2, "pst"), (1, "FUT")):
-        assert f"{inflecting}: in {count} of 3 sources the feature '{feature}' is not in the training data" in said
+        assert f"{inflecting}: in {count} of 3 sources the feature '{feature}' is not in the vocabulary" in said
     done = seq2seq("evaluate", inflecting, tsv("ab\tx\tV\n", "known.tsv"), "--max-length", 4)
     assert done.returncode == 0 and b"feature" not in done.stderr
 
 
 def test_what_is_odd_about_a_text_is_said_once_and_a_blank_line_stays_blank(folder, tsv):
-    lines = ["ab", "", "a\tb", " \u3000", "ab\u65e5\u672c\u8a9e", "\u65e5", "ab" * 600, "c\td"]
+    lines = ["ab", "", "a\tb", " \u3000\u200b", "ab\u65e5\u672c\u8a9e", "\u65e5", "ab" * 600, "c\td"]
     done = seq2seq("translate", folder, "--max-length", 4, stdin="\n".join(lines).encode())
     assert done.stderr.decode().splitlines()[:-1] == [
-        "standard input, line 3: a tab is read as part of the text, as this model has only one source column",
+        "standard input, line 3: a tab does not separate columns, as this model has only one source column",
+        "standard input, line 5: half of the tokens or more are not in the vocabulary",
         "standard input, line 7: only the first 1,024 tokens are read",
-        "standard input, line 5: most of the tokens are not in the training data",
     ]
     found = done.stdout.decode().split("\n")
     assert len(found) == 9 and found[0] and found[4] and not (found[1] or found[3])
     corpus = tsv("".join(f"{line}\tx\n" for line in (lines[0], lines[5], lines[6])))
     scored = seq2seq("score", folder, stdin=b"ab\tx\n\n\xe6\x97\xa5\tx\n").stderr.decode()
-    assert "-, line 3: most of the tokens are not in the training data\n" in scored
+    assert "standard input, line 3: half of the tokens or more are not in the vocabulary\n" in scored
     said = seq2seq("evaluate", folder, corpus, "--max-length", 4).stderr.decode().splitlines()
-    assert f"{folder}: in 1 of 3 sources most of the tokens are not in the training data" in said
+    assert f"{folder}: in 1 of 3 sources half of the tokens or more are not in the vocabulary" in said
     assert f"{folder}: in 1 of 3 sources only the first 1,024 tokens are read" in said
 
 
 def test_a_file_that_is_taken_for_a_text_is_named(folder, tsv):
     path = tsv("ab\n", "in.txt")
     done = seq2seq("translate", folder, path, "--max-length", 4)
-    said = f"{path} is a file, but is taken for a text; put < before it for its lines"
+    said = f"{path} is a file, but is translated as a text; < before it translates its lines"
     assert done.returncode == 0 and said in done.stderr.decode().splitlines()
 
 

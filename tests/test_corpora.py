@@ -43,7 +43,7 @@ def test_reads_two_or_three_columns_with_bom_crlf_and_blank_lines(tsv):
     [
         (b"no tab here", "line 3: expected source TAB target .*, found no tab"),
         (b"a\tb\tc\td", "line 3: .*found 4 columns"),
-        (b"\tempty", "line 3: the source is empty; --on-bad-line skip leaves out such lines"),
+        (b"\tempty", r'line 3: the source is empty \(on_bad_line="skip" leaves'),
         (b"empty\t ", "line 3: the target is empty"),
         (b"a\t\xff\xfe", r"line 3: the target is not valid UTF-8 \(invalid start byte at byte 0\)"),
     ],

@@ -68,12 +68,15 @@ def test_nothing_is_overwritten_and_nothing_half_made_is_left(tsv, tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty.tsv", "pairs.tsv"]
 
 
-def test_an_empty_folder_is_filled_even_the_current_one(tsv, tmp_path, monkeypatch):
+def test_an_empty_folder_is_filled_unless_it_is_the_current_one(tsv, tmp_path, monkeypatch):
     path, folder = tsv("a\tb\n"), tmp_path / "here"
     folder.mkdir()
-    monkeypatch.chdir(folder)
-    shuffle_corpus(path, ".", shards=1)
-    assert len(list(folder.iterdir())) == 2 and not (tmp_path / "here.partial").exists()
+    shuffle_corpus(path, folder, shards=1)
+    assert len(list(folder.iterdir())) == 2
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    with pytest.raises(CorpusError, match="is the current directory"):
+        shuffle_corpus(path, ".")
 
 
 def test_texts_that_tab_separation_cannot_hold_are_refused_and_kept_as_tfrecord(tsv, tmp_path):

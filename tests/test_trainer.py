@@ -365,6 +365,15 @@ def test_an_evaluation_after_a_quiet_fit_has_figures_at_each_step(model, batches
     follow = keras.callbacks.LambdaCallback(on_test_batch_end=lambda _, logs: seen.append(logs["accuracy"]))
     found = model.evaluate(batches, verbose=0, return_dict=True, callbacks=[follow])
     assert np.all(np.isfinite(seen)) and seen[-1] == found["accuracy"]
+    functions = []
+    for _ in range(2):
+        model.fit(batches, validation_data=batches, verbose=0)
+        model.evaluate(batches, verbose=0)
+        functions.append(model.test_function)
+    assert functions[0] is functions[1]  # neither is traced again
+    seen.clear()
+    model.fit(batches, validation_data=batches, verbose=0, callbacks=[follow])
+    assert seen and np.all(np.isfinite(seen))
 
 
 def test_a_metric_with_the_name_of_a_default_one_takes_its_place(model, batches):

@@ -84,14 +84,15 @@ def _print_evaluation(found, worst):
     references = sum(map(len, found.references))
     typer.echo(f"{len(found.sources):,} sources, {references:,} references\n")
     short = sum(len(text.split()) < 4 for those in found.references for text in those) > references / 2
-    names = ["exact match", "CER", "WER", "chrF", "TER", "BLEU"] if short else list(found.scores)
+    few_words = short and found.bleu_tokenizer in ("13a", "intl", "none")
+    names = ["exact match", "CER", "WER", "chrF", "TER", "BLEU"] if few_words else list(found.scores)
     for name in names:
         measured = found.scores[name]
         typer.echo(f"{name:<12}{measured.score:>8.1f}  \u00b1 {measured.margin:.1f}   {_EXPLAINED[name]}")
     typer.echo(
         f"{'perplexity':<12}{found.perplexity:>8.2f}          per token of the references (loss {found.loss:.3f})"
     )
-    if short and found.bleu_tokenizer in ("13a", "intl", "none"):
+    if few_words:
         typer.echo("\nBLEU counts up to four words in a row. Most references have fewer words.")
     stopped = (f"{found.stopped.count(why) / len(found.stopped):.1%} {said}" for why, said in _STOPPED.items())
     typer.echo(f"\nTranslations: {', '.join(stopped)}")
@@ -215,7 +216,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
         else:
             pairs = held_out_pairs(runs[0], models[0])
             if not list(pairs.take(1)):
-                raise RunError(f"{runs[0]}: nothing was held out of so few sources; name a corpus")
+                raise RunError(f"{runs[0]}: its held-out set is empty, as its corpus has few sources; name a corpus")
         pairs = pairs.cache()  # standard input can be read only once
         # For one run and another corpus, the whole training corpus is not read to find sources that both have.
         if len(runs) > 1 or (_was_trained_with(runs[0], corpus) if corpus else may_have_learned(runs[0])):
@@ -224,9 +225,11 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
         found = [measure(model, pairs, strategy, progress=progress, **settings) for model in measured]
     sources = [source.encode() for source in found[0].sources]
     for run, model in zip(runs, models, strict=True):
-        odd_sources = Counter(odd for _, odd in oddities(model.source_tokenizer, sources))
+        odd_sources = Counter(odd for _, odd in set(oddities(model.source_tokenizer, sources)))
         for odd, count in odd_sources.most_common(10):
             say(f"{run}: in {count:,} of {len(sources):,} sources {odd}")
+        if len(odd_sources) > 10:
+            say(f"{run}: {len(odd_sources) - 10:,} more messages like these")
         if model.target_tokenizer.lowercase:
             say(f"{run}: translations are in lower case (--lowercase), and are compared with references as they are")
     return found, seconds
@@ -234,10 +237,14 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
 
 def _was_trained_with(run, corpus):
     """Whether a run was trained on one of the files of a corpus."""
-    if "-" in corpus or not (run / "config.json").is_file():
+    if not (run / "config.json").is_file():
+        return False
+    try:
+        found = checksums(corpus)
+    except CorpusError:  # what can be read only once
         return False
     _, record = load_config(run / "config.json")
-    return not set(checksums(corpus).values()).isdisjoint(record.get("checksums", {}).values())
+    return not set(found.values()).isdisjoint(record.get("checksums", {}).values())
 
 
 def _say_trained_on(command, runs, models, pairs, named):

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines import OptionError
 from pipelines.options import load_classes
+from pipelines.readers import INVISIBLE
 from seq2seq.commands.terminal import command_line, say
 from seq2seq.config import find_run, load_config
 
@@ -51,9 +52,10 @@ def load_model(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
 
 
 def oddities(tokenizer: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, str]]:
-    """Yields what is odd about sources, in words, with the place of each: perhaps it is not what the user meant."""
+    """Yields (place, message) for each source that the model may not read as the user meant it."""
     import numpy as np
 
+    from pipelines.tokens import PADDING
     from seq2seq.decoding import LONGEST_SOURCE
 
     for column, part in enumerate(tokenizer.of_columns):
@@ -61,30 +63,34 @@ def oddities(tokenizer: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, st
             texts = [source.split(b"\t")[column] for source in sources]
             for place, features in enumerate(part.unknown(texts).to_list()):
                 for feature in features:
-                    yield place, f"the feature {feature.decode()!r} is not in the training data"
+                    yield place, f"the feature {feature.decode()!r} is not in the vocabulary"
     if len(tokenizer.of_columns) == 1:
         for place, source in enumerate(sources):
             if b"\t" in source:
-                yield place, "a tab is read as part of the text, as this model has only one source column"
-    lengths, unknown = tokenizer.lengths(sources).numpy(), tokenizer.unknown(sources).row_lengths().numpy()
-    for place in np.flatnonzero(lengths > LONGEST_SOURCE).tolist():
-        yield place, f"only the first {LONGEST_SOURCE:,} tokens are read"
-    for place in np.flatnonzero(2 * unknown > lengths).tolist():
-        if not is_blank(sources[place]):
-            yield place, "most of the tokens are not in the training data"
+                yield place, "a tab does not separate columns, as this model has only one source column"
+    for first in range(0, len(sources), 256):
+        ids = tokenizer.tokenize(sources[first : first + 256]).numpy()
+        for place in np.flatnonzero(np.count_nonzero(ids != PADDING, axis=1) > LONGEST_SOURCE).tolist():
+            yield first + place, f"only the first {LONGEST_SOURCE:,} tokens are read"
+        read = ids[:, :LONGEST_SOURCE]
+        counted = tokenizer.in_order[read] & (read != PADDING)  # without features
+        unknown = np.count_nonzero(counted & np.isin(read, tokenizer.unknown_ids), axis=1)
+        for place in np.flatnonzero((unknown > 0) & (2 * unknown >= np.count_nonzero(counted, axis=1))).tolist():
+            if not is_blank(sources[first + place]):
+                yield first + place, "half of the tokens or more are not in the vocabulary"
 
 
 def say_oddities(tokenizer: Any, sources: Sequence[bytes], unit: str, done: int, said: set[str]) -> None:
     """Says what is odd about sources that come after `done` others, unless it has been said, and adds it to `said`."""
-    for place, odd in oddities(tokenizer, sources):
+    for place, odd in sorted(oddities(tokenizer, sources)):
         if odd not in said:
             said.add(odd)
             say(f"{unit} {done + place + 1}: {odd}")
 
 
 def is_blank(text: bytes) -> bool:
-    """Whether a text is nothing but spaces, as a line between paragraphs. Training has no source that is empty."""
-    return not text.decode(errors="replace").strip()
+    """Whether a text has no visible character, as a line between paragraphs. Training has no such source."""
+    return not text.decode(errors="replace").lstrip(INVISIBLE)
 
 
 def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:

@@ -62,7 +62,7 @@ def print_report(report: Any, given: Mapping[str, Any]) -> None:
     """Says which pairs were left out, and whether a column was, unless `given`, the options, names those to read."""
     show("")  # removes the number of pairs read
     if report.unread and "columns" not in given:
-        say(f"{report.unread}; --columns names those to read, the target last, such as --columns 1,3,2")
+        say(report.unread)
     if report.dropped:
         say(str(report))
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import OptionError
+from pipelines.files import NAMED_CORPORA
 from pipelines.lines import as_line
 from pipelines.options import load_classes
-from seq2seq.commands.loading import is_run
 from seq2seq.commands.options import CORPUS_HELP, Import, Preset, with_config_options
 from seq2seq.commands.runs import draw
 from seq2seq.commands.terminal import command_line, counter, is_terminal, print_report, say
@@ -119,8 +119,8 @@ def _configure(corpus, preset, config, resume, given):
     else:
         corpus = corpus or ["phrasebook"]
     for name in corpus or ():
-        if is_run(name):
-            raise OptionError(f"{name} is a run folder and no corpus; --from {name} starts from its weights")
+        if name not in NAMED_CORPORA and Path(name, "model.keras").is_file():
+            raise OptionError(f"{name} is a run folder, not a corpus; --from {name} starts from its weights")
     if corpus:
         options["corpus"] = tuple(corpus)
     if given.get("warm_start"):

@@ -89,10 +89,10 @@ def translate(  # longer than 60 lines: its signature declares the options
     If the model was trained on several source columns, each TEXT or line must have them, with tabs between them. With
     --prefix one more follows: how the translation begins, which may be empty.
 
-    Each TEXT, or each line, gets one line, and a blank one an empty line; with --n-best it gets that many. A tab or a
-    line break inside a translation is written as a space. Run folders come first; an argument that is no run folder is
-    a TEXT. In place of run folders, RUN may be a folder of `export --format onnx` or `litert`: that answers at once,
-    without TensorFlow.
+    Each TEXT or line gets one line, or N with --n-best N. Without --scores, --n-best and --json, a blank one gets an
+    empty line. A tab or a line break inside a translation is written as a space. Run folders come first; an argument
+    that is no run folder is a TEXT. In place of run folders, RUN may be a folder of `export --format onnx` or `litert`:
+    that answers at once, without TensorFlow.
 
     With --scores or --n-best the output has columns between tabs: with --n-best above 1 the number of the text; with
     --scores the log-likelihood, the figure that ranks the translations, and why each stopped; the translation last.
@@ -110,7 +110,7 @@ def translate(  # longer than 60 lines: its signature declares the options
         refused = {"search": search, "set": options, "prefix": prefix, "json": as_json, "attention": attention}
         _refuse_for_export(run, {**sampling, **refused, "import": imports})
         if others := list(filter(is_run, texts or ())):
-            raise OptionError(f"translate: {others[0]} is a run folder; an export, such as {run}, translates alone")
+            raise OptionError(f"translate: {others[0]} is a run folder; the export {run} cannot be part of an ensemble")
         _say_paths(texts or ())
         lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
         _translate_with_export(run, texts or [], beam, lengths, scores)
@@ -157,10 +157,13 @@ def translate(  # longer than 60 lines: its signature declares the options
 def _say_paths(texts):
     """Names the texts that look like paths."""
     for text in map(os.fsencode, texts):
+        what = b""
         if os.path.isfile(text):
-            typer.echo(as_line(text) + b" is a file, but is taken for a text; put < before it for its lines", err=True)
+            what = b" is a file, but is translated as a text; < before it translates its lines"
         elif os.path.isdir(os.path.dirname(text)):  # perhaps a run whose name is mistyped
-            typer.echo(as_line(text) + b" is no run folder, so it is taken for a text", err=True)
+            what = b" is no run folder, so it is taken for a text"
+        if what:
+            typer.echo(as_line(text) + what, err=True)
 
 
 def _answer(texts, unit, names, write, loading):
@@ -342,7 +345,8 @@ def score(
         for block in _blocks(lines):
             pairs = [pair for pair in block if pair]
             sources = [pair[0] if pair else b"\t" * (len(columns) - 1) for pair in block]
-            say_oddities(model.source_tokenizer, sources, f"{' '.join(corpus)}, line", done, said)
+            unit = "standard input, line" if corpus == ["-"] else "pair"  # of all corpora together
+            say_oddities(model.source_tokenizer, sources, unit, done, said)
             done += len(block)
             found = _score_objects(model, pairs) if as_json else _score_numbers(model, pairs)
             typer.echo("\n".join(next(found) if pair else "null" if as_json else "nan" for pair in block))
