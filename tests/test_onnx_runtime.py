@@ -194,7 +194,10 @@ def test_the_command_imports_no_tensorflow_for_an_exported_folder(exported_onnx,
 @pytest.mark.slow
 def test_what_an_exported_folder_cannot_do_is_said(exported_onnx, tmp_path):
     _, folder = exported_onnx
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.keras").touch()
     for options, message in (
+        (["run"], b"run is a run folder; the export .* cannot be part of an ensemble"),
         (["--sample"], b"--sample: .* is an export, which knows no more than greedy search and beam"),
         (["--temperature", "0"], b"--temperature: .* is an export"),
         (["--json"], b"--json: .* is an export"),
