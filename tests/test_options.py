@@ -69,7 +69,7 @@ MODULES = [
 @pytest.mark.parametrize("module", MODULES)
 def test_all_that_is_public_has_type_hints(module):
     for name, function in public(importlib.import_module(module)):
-        signature = inspect.signature(function)
+        signature = inspect.signature(getattr(function, "func", function))  # of a `cached_property` too
         bare = {p.name for p in signature.parameters.values() if p.annotation is p.empty} - {"self", "cls"}
         assert not bare, f"{name}: {bare}"
         assert signature.return_annotation is not signature.empty, name

@@ -138,7 +138,7 @@ def test_a_model_in_parts_learns_the_same(tokenizers, batches, monkeypatch):
 
     weights, texts, batch = [], [], next(iter(batches))
     for parts in (1, 2):
-        monkeypatch.setattr(seq2seq.model, "cores", lambda parts=parts: parts)
+        monkeypatch.setattr(seq2seq.model, "parts_of_batch", lambda parts=parts: parts)
         keras.utils.set_random_seed(0)
         model = Seq2Seq(*tokenizers, units=8, attention="dot", bidirectional=True)
         model.compile(keras.optimizers.SGD(0.1))
