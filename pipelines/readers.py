@@ -173,11 +173,11 @@ class Reader:
                 report.pairs += 1
                 yield source, target
                 continue
-            where = f"{shard.name}, {shard.unit} {number}: {problem}"
+            message = f"{shard.name}, {shard.unit} {number}: {problem}"
             if reason in (COLUMNS, ENCODING, EMPTY) and self.on_bad_line == "error":
-                raise CorpusError(f'{where} (on_bad_line="skip" leaves out such lines)')
+                raise CorpusError(f'{message} (on_bad_line="skip" leaves out such lines)')
             if reason != NO_PAIR or every_line:
-                report.drop(reason, where)
+                report.drop(reason, message)
             if every_line:
                 yield None
 

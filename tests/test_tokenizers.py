@@ -441,9 +441,8 @@ def test_each_column_has_ids_of_its_own_also_for_what_is_unknown():
     tokenizer = inflection()
     assert tokenizer.vocabulary[4:] == ["e", "V", "g", "o", "s", "[UNK]", "V", "PRS", "PST"]
     assert tokenizer.columns.tolist() == [0] * 9 + [1] * 4 and tokenizer.columns.dtype == np.int32
-    assert (
-        tokenizer.in_order.tolist() == [True] * 9 + [False] * 4 and CharTokenizer("ab").in_order.tolist() == [True] * 6
-    )
+    assert tokenizer.in_order.tolist() == [True] * 9 + [False] * 4
+    assert CharTokenizer("ab").in_order.tolist() == [True] * 6
     assert CharTokenizer("ab").columns.tolist() == [0] * 6
     ids = tokenizer.tokenize(["Vx\tV;FUT", "go\tPRS;V", "o", "o\t", "\tV", "o\t;V;;PST\ts"])
     expected = [[5, UNKNOWN, 10, 9], [6, 7, 11, 10], [7, 0, 0, 0], [7, 0, 0, 0], [10, 0, 0, 0], [7, 10, 12, 0]]

@@ -68,13 +68,14 @@ def oddities(tokenizer: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, st
         for place, source in enumerate(sources):
             if b"\t" in source:
                 yield place, "a tab does not separate columns, as this model has only one source column"
-    for first in range(0, len(sources), 256):
+    in_order, unknown_ids = tokenizer.in_order, tokenizer.unknown_ids
+    for first in range(0, len(sources), 256):  # few, as each batch is as long as its longest text
         ids = tokenizer.tokenize(sources[first : first + 256]).numpy()
         for place in np.flatnonzero(np.count_nonzero(ids != PADDING, axis=1) > LONGEST_SOURCE).tolist():
             yield first + place, f"only the first {LONGEST_SOURCE:,} tokens are read"
         read = ids[:, :LONGEST_SOURCE]
-        counted = tokenizer.in_order[read] & (read != PADDING)  # without features
-        unknown = np.count_nonzero(counted & np.isin(read, tokenizer.unknown_ids), axis=1)
+        counted = in_order[read] & (read != PADDING)  # without features
+        unknown = np.count_nonzero(counted & np.isin(read, unknown_ids), axis=1)
         for place in np.flatnonzero((unknown > 0) & (2 * unknown >= np.count_nonzero(counted, axis=1))).tolist():
             if not is_blank(sources[first + place]):
                 yield first + place, "half of the tokens or more are not in the vocabulary"

@@ -341,11 +341,11 @@ def score(
         columns = model.source_tokenizer.column_names
         reading = {"on_bad_line": "skip", "source_columns": columns, **reading_as_trained(runs[0], corpus, given)}
         lines = open_corpora(corpus, **reading).lines(report)
+        unit = "standard input, line" if corpus == ["-"] else "pair"  # of all corpora together
         done, said = 0, set[str]()
         for block in _blocks(lines):
             pairs = [pair for pair in block if pair]
             sources = [pair[0] if pair else b"\t" * (len(columns) - 1) for pair in block]
-            unit = "standard input, line" if corpus == ["-"] else "pair"  # of all corpora together
             say_oddities(model.source_tokenizer, sources, unit, done, said)
             done += len(block)
             found = _score_objects(model, pairs) if as_json else _score_numbers(model, pairs)
