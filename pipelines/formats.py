@@ -20,7 +20,7 @@ Corpus: TypeAlias = "str | os.PathLike[str] | Sequence[tuple[str | bytes, str | 
 Corpora: TypeAlias = "Corpus | Sequence[Corpus]"
 
 EMPTY_LINE, HEADER = "the line is empty", "the names of the columns"
-UNREAD = "a column that is not read"  # the next line is the first that has one
+UNREAD = "a column that is not read"  # its number takes the place of the source; the line itself follows
 
 
 class Shard(NamedTuple):
@@ -122,7 +122,7 @@ def _tab_rows(path, columns, sources):
             yield number, None, None, problem
         else:
             if not all_said and any(found[least:]):
-                yield number, None, None, UNREAD
+                yield number, next(place for place in range(least, len(found)) if found[place]) + 1, None, UNREAD
                 all_said = True
             source = b"\t".join([found[first], *(found[place] for place in more)]) if more else found[first]
             yield number, source, found[last], ""

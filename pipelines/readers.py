@@ -156,7 +156,7 @@ class Reader:
         recent, older = set[int](), set[int]()
         for number, source, target, problem in shard.rows(self.columns, self.sources):
             if problem == UNREAD:
-                report.unread = report.unread or f"{shard.name}, {shard.unit} {number}: {self._unread()}"
+                report.unread = report.unread or f"{shard.name}, {shard.unit} {number}: {self._unread(source)}"
                 continue
             if self.reverse:
                 source, target = target, source
@@ -181,12 +181,11 @@ class Reader:
             if every_line:
                 yield None
 
-    def _unread(self):
+    def _unread(self, other):
         """Says which column is not read, and how it would be."""
         *sources, target = map(str, self.columns or range(1, len(self.sources) + 2))
-        other = str(max(map(int, [*sources, target])) + 1)
         added, silent = (
-            f"--columns {','.join(columns)}" for columns in ([*sources, other, target], [*sources, target])
+            f"--columns {','.join(columns)}" for columns in ([*sources, str(other), target], [*sources, target])
         )
         return f"column {other} is not read; {added} adds it to the source, {silent} silences this"
 

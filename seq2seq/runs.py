@@ -296,7 +296,7 @@ def draw_run(
         texts = translations_of(model, list(held_out))
         draw_error_rates(scores_by_length(list(held_out), texts, list(held_out.values())), drawn[-1])
     if held_out and model.has_attention:
-        for number, alignment in enumerate(model.attention(list(held_out)[:4]), start=1):
+        for number, alignment in enumerate(model.attention(list(held_out)[:4], texts[:4]), start=1):
             drawn.append(out / f"attention-{number}.png")
             draw_attention(alignment, drawn[-1])
     return drawn

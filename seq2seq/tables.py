@@ -135,7 +135,7 @@ def setting_text(setting: dict[str, Any]) -> str:
 
 def table(
     folders: Path | str | Sequence[Path | str],
-    test: str | Sequence[str] | None = None,
+    test: Path | str | Sequence[Path | str] | None = None,
     measures: Sequence[str] = (),
     baseline: str | int = 1,
     strategy: str | Strategy = "greedy",
@@ -344,6 +344,7 @@ def _measure(rows, records, test, strategy, say):
     """The figures of each run on a test corpus, the evaluation of each row's first run, and a note."""
     from seq2seq.evaluation import evaluate
 
+    corpora = [str(corpus) for corpus in ([test] if isinstance(test, str | Path) else test)]
     reading = {repr((config.columns, config.reverse)): config for config, _ in records.values()}
     if len(reading) > 1:
         raise OptionError("test: these runs do not read the same columns, so no corpus is one for all")
@@ -356,9 +357,9 @@ def _measure(rows, records, test, strategy, say):
                 if pairs is None:
                     names = model.source_tokenizer.column_names
                     how = {"columns": config.columns, "reverse": config.reverse}
-                    if "-" in ([test] if isinstance(test, str) else test):
+                    if "-" in corpora:
                         how = {}  # standard input is made for the command: source and target in their order
-                    pairs = read_pairs(test, **how, source_columns=names).cache()  # which can be read once only
+                    pairs = read_pairs(corpora, **how, source_columns=names).cache()  # which can be read once only
                 evaluation = evaluate(model, pairs, strategy)
             scores = {name.lower().replace(" ", "_"): it.score for name, it in evaluation.scores.items()}
             found[run] = {name: getattr(evaluation, name) for name in TOKEN_FIGURES} | scores
@@ -370,8 +371,7 @@ def _measure(rows, records, test, strategy, say):
                         say(f"{row.label}: trained on the sources of {learned.sum():,} of {len(learned):,} test pairs")
                 except (CorpusError, OptionError) as error:
                     say(f"{run}: cannot tell which of the test pairs it was trained on: {error}")
-    name = test if isinstance(test, str) else " ".join(test)
-    return found, evaluations, f"{len(evaluation.sources):,} sources of {name}, {strategy}."
+    return found, evaluations, f"{len(evaluation.sources):,} sources of {' '.join(corpora)}, {strategy}."
 
 
 def _test(rows, first, measures, evaluations):

@@ -25,13 +25,18 @@ def test_a_third_column_that_is_not_read_is_said_once_unless_it_is_empty(tsv):
     done = seq2seq("inspect", path, "--json")
     assert done.stderr.decode() == said and json.loads(done.stdout)["pairs"] == 3
     assert seq2seq("inspect", path, "--columns", "1,2").stderr == b""
-    four = tsv("see\tsaw\tV;PST\tx\n", "four.tsv")  # with a preset that names three columns
-    done = seq2seq("train", four, "--preset", "inflection", "--updates", 1, "--units", 8, "--out", path.parent / "run")
-    assert f"{four}, line 1: column 4 is not read; --columns 1,3,4,2 adds it".encode() in done.stderr
-    (path.parent / "phrasebook").symlink_to(path.parent / "run")  # the built-in corpus wins over a run of its name
-    named = ["phrasebook", "--limit", 50, "--updates", 1, "--units", 8, "--out", "named"]
-    assert seq2seq("train", *named, cwd=path.parent).returncode == 0
-    refused = seq2seq("train", path.parent / "run", "--out", path.parent / "other")
+    five = tsv("see\tsaw\tV;PST\t\tx\n", "five.tsv")  # with a preset that names three columns
+    done = seq2seq("train", five, "--preset", "inflection", "--updates", 1, "--units", 8, cwd=path.parent)
+    assert f"{five}, line 1: column 5 is not read; --columns 1,3,5,2 adds it".encode() in done.stderr
+
+
+def test_a_run_folder_is_no_corpus_but_a_built_in_corpus_wins_over_a_run_of_its_name(tmp_path):
+    for name in ("run", "phrasebook"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.keras").touch()
+    named = seq2seq("train", "phrasebook", "--source-tokenizer", "none-such", "--out", "named", cwd=tmp_path)
+    assert named.returncode == 2 and b"none-such" in named.stderr and b"run folder" not in named.stderr
+    refused = seq2seq("train", "run", "--out", "other", cwd=tmp_path)
     assert refused.returncode == 2 and b"run is a run folder, not a corpus; --from " in refused.stderr
 
 

@@ -127,7 +127,7 @@ def test_token_figures_of_runs_that_read_other_text_are_not_compared(copied, tsv
     for seed in ("seed-0", "seed-1"):  # as in a sweep over --limit, where fewer tokens are known
         change(copied / "learning_rate=0.01,units=8" / seed, limit=20)
     said = []
-    found = table(copied, str(tsv("ab\tAB\n")), ["loss", "accuracy", "chrf"], say=said.append)
+    found = table(copied, tsv("ab\tAB\n"), ["loss", "accuracy", "chrf"], say=said.append)
     assert found.incomparable == ["loss", "accuracy"]
     assert "accuracy: rows have another limit, and so another figure; none is the best, and no p" in said
 
