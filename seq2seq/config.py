@@ -66,12 +66,12 @@ class Config:
 
     corpus: str | tuple[str, ...] = "phrasebook"  # as `read_pairs` takes it; the argument of the command line
 
-    limit: int | None = _option(None, CORPUS, "Use only the first pairs of the corpus.", _COUNT, parser=_INT)
+    limit: int | None = _option(None, CORPUS, "Use only this many pairs, from the start of the corpus.", _COUNT, parser=_INT)
     columns: tuple | None = _option(
         None,
         CORPUS,
         "The columns or JSON keys to read: names (which tab-separated text has in its first line) or numbers from 1. "
-        "The last is the target, all before it are the source. Default: 1,2, or source,target.",
+        "The last is the target, the others are the source. Default: 1,2, or source,target.",
         parser=_columns,
         metavar="SOURCE,...,TARGET",
     )
@@ -79,7 +79,7 @@ class Config:
     weights: tuple[float, ...] | None = _option(
         None,
         CORPUS,
-        "How often to draw from each CORPUS, relative to the others; validation reads each pair once.",
+        "How often to draw from each CORPUS, relative to the others. Held-out pairs are read once each.",
         {"above": 0},
         parser=_numbers,
         metavar="W,W,...",
@@ -89,16 +89,21 @@ class Config:
     )
     # A batch is padded to its longest pair: of 64 with one of 2,000 characters it took 7.5 GB (2026-11-27, a CPU).
     max_length: int | None = _option(
-        1000, CORPUS, "Leave out pairs with a side of more characters; none for no limit.", _COUNT, parser=_INT
+        1000,
+        CORPUS,
+        "Leave out pairs with a side of more characters than this; none for no limit.",
+        _COUNT,
+        parser=_INT,
     )
     max_ratio: float | None = _option(
         None,
         CORPUS,
-        "Leave out pairs with one side this many times longer; of several source columns the first counts.",
+        "Leave out pairs with one side more than this many times longer than the other; of several source columns, "
+        "only the first counts.",
         {"least": 1},
         parser=_FLOAT,
     )
-    drop_duplicates: bool = _option(False, CORPUS, "Leave out pairs that came shortly before.")
+    drop_duplicates: bool = _option(False, CORPUS, "Leave out pairs that already came shortly before.")
     split: str = _option("hash", CORPUS, "Which pairs are held out: hash (by a hash of the source), last.")
     validation_fraction: float = _option(
         None, CORPUS, "Fraction of the sources to hold out. Default: 0.05, or none with --validation.", _FRACTION
@@ -106,8 +111,8 @@ class Config:
     validation: str | tuple[str, ...] | None = _option(
         None,
         CORPUS,
-        "Another CORPUS to hold out, such as the development set of a task, read with the same columns; the first is "
-        "then all trained on. Repeatable.",
+        "A CORPUS to use as the held-out set, such as the development set of a task; it is read with the same columns. "
+        "All of the first CORPUS is then trained on. Repeatable.",
         several=True,
         metavar="CORPUS",
     )
@@ -115,18 +120,18 @@ class Config:
     source_tokenizer: str = _option(
         "char",
         TOKENS,
-        "The tokens of source texts: char, letter (é is e and a mark, Hangul syllables are letters), byte, whitespace, "
-        "subword, module:Class, or a set of features separated by a single character such as ';'. For several source "
-        "columns a name for each, 'char,;', or one for all.",
+        "How to split source texts into tokens: char, letter (é is split into e and a mark, Hangul syllables into "
+        "letters), byte, whitespace, subword, module:Class, or a single character such as ';' that separates a set of "
+        "features. For several source columns, one name for each ('char,;') or one for all.",
     )
-    target_tokenizer: str = _option("char", TOKENS, "The tokens of target texts: one of those names.")
+    target_tokenizer: str = _option("char", TOKENS, "How to split target texts into tokens: one of the same names.")
     normal_form: str | None = _option(
         "NFC", TOKENS, "Unicode normal form of all text: NFC, NFD, NFKC, NFKD, none.", parser=_TEXT
     )
     lowercase: bool = _option(False, TOKENS, "Convert source and target to lower case.")
-    min_frequency: int = _option(1, TOKENS, "Leave rarer tokens out of the vocabulary.", _COUNT)
+    min_frequency: int = _option(1, TOKENS, "Leave tokens rarer than this out of the vocabulary.", _COUNT)
     max_vocabulary: int | None = _option(None, TOKENS, "Maximum number of tokens in a vocabulary.", _COUNT, parser=_INT)
-    shared_vocabulary: bool = _option(False, TOKENS, "Make one vocabulary of the tokens of both sides.")
+    shared_vocabulary: bool = _option(False, TOKENS, "Use one vocabulary for source and target.")
 
     architecture: str = _option(
         "recurrent",
@@ -154,18 +159,18 @@ class Config:
         parser=_TEXT,
     )
     input_feeding: bool = _option(
-        False, MODEL, "Give each step of the decoder the attention's result of the step before. Several times slower."
+        False, MODEL, "Feed the attention result of each decoder step into the next step. Several times slower."
     )
-    tied: bool = _option(False, MODEL, "Use the target's embedding as the output layer's matrix.")
+    tied: bool = _option(False, MODEL, "Tie the output layer to the target embedding.")
     copy: bool = _option(
-        False, MODEL, "Let the decoder also copy source tokens, known or not, for targets that share much text."
+        False, MODEL, "Let the decoder also copy source tokens, even unknown ones; for targets that share much text."
     )
     dropout: float = _option(0.3, MODEL, "Dropout rate.", _FRACTION)
     encoder: str | None = _option(
-        None, MODEL, "An encoder of another kind than --architecture, or your own, module:Class.", metavar="KIND"
+        None, MODEL, "Encoder, if not that of --architecture: recurrent, transformer, or module:Class.", metavar="KIND"
     )
     decoder: str | None = _option(
-        None, MODEL, "A decoder of another kind than --architecture, or your own, module:Class.", metavar="KIND"
+        None, MODEL, "Decoder, if not that of --architecture: recurrent, transformer, or module:Class.", metavar="KIND"
     )
 
     model: str | None = _option(
@@ -174,7 +179,7 @@ class Config:
     own: Mapping | None = _option(
         None,
         MODEL,
-        "An option by its name, for your own classes, whose constructors name it: --set kernel=5. Repeatable.",
+        "Set an option by name, such as a constructor argument of your own class: --set kernel=5. Repeatable.",
         several=True,
         flag="--set",
         metavar="NAME=VALUE",
@@ -189,17 +194,17 @@ class Config:
     )
     batch_size: int = _option(64, TRAINING, "Pairs in a batch.", _COUNT)
     batch_tokens: int | None = _option(
-        None, TRAINING, "Tokens in a batch, padding included, in place of --batch-size.", _COUNT, parser=_INT
+        None, TRAINING, "Tokens in a batch, padding included, instead of --batch-size.", _COUNT, parser=_INT
     )
     encoding: str = _option(
-        "ids", TRAINING, "Batches of ids or one_hot. Training is the same, with ids a little faster."
+        "ids", TRAINING, "Encoding of batches: ids or one_hot. The results are the same; ids are a little faster."
     )
     epochs: int | None = _option(None, TRAINING, "Number of epochs. Default: see --usual-updates.", _COUNT, parser=_INT)
     updates: int | None = _option(
-        None, TRAINING, "Number of updates, rounded to whole epochs, in place of --epochs.", _COUNT, parser=_INT
+        None, TRAINING, "Number of updates, rounded to whole epochs, instead of --epochs.", _COUNT, parser=_INT
     )
     usual_updates: int = _option(
-        2000, TRAINING, "Without --epochs and --updates: as many epochs as make so many updates, from 8 to 100.", _COUNT
+        2000, TRAINING, "Without --epochs and --updates: about this many updates, in 8 to 100 whole epochs.", _COUNT
     )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
     beta_2: float | None = _option(
@@ -208,20 +213,22 @@ class Config:
     weight_decay: float | None = _option(
         None,
         TRAINING,
-        "Decoupled weight decay: each step shrinks weights by this times the learning rate, but no biases, "
-        "normalization scales or embeddings. Default: the optimizer's, which is mostly none.",
+        "Decoupled weight decay: each step shrinks weights by this times the learning rate, except biases, "
+        "normalization scales and embeddings. Default: the optimizer's, usually none.",
         {"least": 0},
         parser=_FLOAT,
     )
-    learning_rate: float = _option(3e-3, TRAINING, "Learning rate, at the start.", {"least": 0})
+    learning_rate: float = _option(3e-3, TRAINING, "Initial learning rate, after --warmup.", {"least": 0})
     schedule: str = _option(
         "cosine",
         TRAINING,
-        "How the learning rate changes: cosine (falls to zero along half a cosine), constant, inverse_sqrt (falls with "
-        "the root of the steps after --warmup), plateau (halved when --monitor has not improved for two measured "
-        "epochs).",
+        "How the learning rate changes: cosine (falls to zero along half a cosine), constant, inverse_sqrt (after "
+        "--warmup, falls with the square root of the steps), plateau (halved when --monitor has not improved for two "
+        "measured epochs).",
     )
-    warmup: int = _option(0, TRAINING, "First steps, in which the learning rate rises from zero.", {"least": 0})
+    warmup: int = _option(
+        0, TRAINING, "Number of first steps, in which the learning rate rises from zero.", {"least": 0}
+    )
     clip_norm: float | None = _option(
         1.0, TRAINING, "Clip the gradient to this norm; none for no limit.", {"above": 0}, parser=_FLOAT
     )
@@ -236,12 +243,12 @@ class Config:
         flag="--metric",
         metavar="CLASS",
     )
-    label_smoothing: float = _option(0.1, TRAINING, "Part of each label that is spread over all tokens.", _FRACTION)
+    label_smoothing: float = _option(0.1, TRAINING, "Share of each label that is spread over all tokens.", _FRACTION)
     teacher_forcing: tuple[float, ...] = _option(
         (1.0,),
         TRAINING,
-        "Probability that the decoder is given the correct token and not its own prediction; or two, for one that "
-        "changes from the first to the second during training.",
+        "Probability that the decoder is given the correct token instead of its own prediction; or two numbers, to "
+        "change from the first to the second during training.",
         {"least": 0, "most": 1},
         parser=_numbers,
         metavar="P[,P]",
@@ -249,43 +256,45 @@ class Config:
     monitor: str | None = _option(
         None,
         TRAINING,
-        "Keep the best epoch by this figure of the held-out set: val_loss, val_accuracy, val_perplexity, or, of "
+        "Keep the best epoch by this held-out metric: val_loss, val_accuracy, val_perplexity, or, measured on "
         "translations, val_bleu, val_chrf, val_exact_match, val_ter, val_cer, val_wer. Default: keep the last.",
         parser=_TEXT,
     )
     patience: int | None = _option(
-        None, TRAINING, "Stop when --monitor has not improved for so many measured epochs.", _COUNT, parser=_INT
+        None, TRAINING, "Stop when --monitor has not improved for this many measured epochs.", _COUNT, parser=_INT
     )
-    average: int = _option(1, TRAINING, "Keep the average of the weights after the last so many epochs.", _COUNT)
+    average: int = _option(1, TRAINING, "Number of last epochs whose weights are averaged.", _COUNT)
     keep_epochs: int = _option(
-        0, TRAINING, "Keep the models of the last so many measured epochs, for `seq2seq average`.", {"least": 0}
+        0, TRAINING, "Keep the models of this many last measured epochs, for `seq2seq average`.", {"least": 0}
     )
     on_divergence: str = _option(
         "stop", TRAINING, "What to do when a batch has no finite gradient: stop, or skip that batch."
     )
     checkpoint_minutes: float = _option(
-        1.0, TRAINING, "How often to save a checkpoint to resume from, also within an epoch.", {"least": 0}
+        1.0, TRAINING, "Minutes between checkpoints, which are also saved within an epoch.", {"least": 0}
     )
     compile: bool = _option(
         False,
         TRAINING,
-        "Compile training steps with XLA, for a GPU. It may save time in long trainings of small models. Each size of "
-        "batch takes a while to compile once.",
+        "Compile training steps with XLA, for a GPU. This may save time when small models are trained for long. Each "
+        "batch shape is compiled once, which takes a while.",
     )
     precision: str = _option(
         "float32",
         TRAINING,
-        "What layers compute in: float32, bfloat16, float16. Weights, logits and loss stay float32. The latter two "
-        "need less memory and are faster on GPUs that support them; on a CPU bfloat16 is not faster, and float16 "
-        "several times slower.",
+        "Precision in which layers compute: float32, bfloat16, float16. Weights, logits and loss stay float32. The "
+        "latter two need less memory and are faster on GPUs that support them; on a CPU, bfloat16 is not faster and "
+        "float16 is several times slower.",
     )
     deterministic: bool | None = _option(
         None,
         TRAINING,
-        "Compute so that the same seed gives the same weights, to the bit. Default: yes on a CPU; no on a GPU, where "
-        "it costs speed, and with --compile.",
+        "Use deterministic operations, so that the same seed gives bit-identical weights. Default: yes on a CPU; no on "
+        "a GPU, where they are slower, and no with --compile.",
     )
-    seed: int = _option(0, TRAINING, "Decides initial weights, order, dropout, sampling.", {"least": 0, "below": 2**32})
+    seed: int = _option(
+        0, TRAINING, "Seed of initial weights, order, dropout and sampling.", {"least": 0, "below": 2**32}
+    )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -57,8 +57,8 @@ def evaluate(
 
     The corpus is read with the --columns and --reverse of the run's training, unless you give others.
 
-    Several runs are measured as an ensemble; `compare` measures each. An ensemble needs a corpus by name if a run was
-    trained on the held-out set of the first one.
+    Several runs are measured as an ensemble; `compare` measures each separately. An ensemble needs a CORPUS if one of
+    its runs was trained on the held-out set of the first.
 
     Example: seq2seq evaluate runs/mine test-pairs.tsv --beam-width 5
     """
@@ -145,7 +145,8 @@ def compare(
 
     The corpus is read with the --columns and --reverse of the first run's training, unless you give others.
 
-    The test is a paired bootstrap, not corrected for the number of runs; p below 0.05 is unlikely to be chance.
+    The test is a paired bootstrap, not corrected for the number of runs. A difference with p below 0.05 is unlikely to
+    be chance.
 
     stderr says how many of the sources each run was trained on.
 

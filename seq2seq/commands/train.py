@@ -31,19 +31,19 @@ def train(  # longer than 60 lines: its signature declares the options
         bool,
         typer.Option(
             "--resume",
-            help="Resume an interrupted training with its own options. Repeating its command resumes it too.",
+            help="Resume an interrupted training with its own options. Its original command resumes it too.",
         ),
     ] = False,
     preset: Preset = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="Repeat a run: the config.json in its folder. Other options replace those in it."),
+        typer.Option(help="Repeat a run, given the config.json in its folder. Other options override those in it."),
     ] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TRACKER",
-            help="Log the figures of each epoch to tensorboard (curves and pictures, in the run folder), wandb or "
+            help="Log the metrics of each epoch to tensorboard (curves and pictures, in the run folder), wandb or "
             "mlflow; repeatable. Default: none.",
         ),
     ] = None,
@@ -58,7 +58,7 @@ def train(  # longer than 60 lines: its signature declares the options
     *,
     given: dict,
 ) -> None:
-    """Train a model on pairs of texts and keep it in a run folder, whose path is printed at the end.
+    """Train a model on pairs of texts and save it in a run folder, whose path is printed at the end.
 
     Example: seq2seq train my-pairs.tsv --out runs/mine --epochs 20
     """
