@@ -37,7 +37,7 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
         The model to start from, or None, and the two tokenizers, which have a vocabulary only if there is one.
 
     Raises:
-        OptionError: if options exclude each other, or a name in them is unknown.
+        OptionError: if options contradict each other, or a name in them is unknown.
         CorpusError: if there is no such corpus.
     """
     columns = open_corpora(config.corpus, **reading_options(config)).sources
@@ -140,14 +140,15 @@ def _column_tokenizer(config, side, name):
 
 def _warm_start(config, columns):
     """The model of the run to start from, which must have the same tokens, weights and number of source columns."""
-    start = f"{config.warm_start}, to start from, has"
+    start = f"{config.warm_start}, the run to start from, has"
     old = configuration(config.warm_start)[0]
     for name in shaping_options():
         if (value := getattr(config, name)) != (was := getattr(old, name)):
             raise OptionError(f"{name}={value!r}: {start} {was!r}")
     if config.input_feeding and not config.embedding:
         raise OptionError(
-            "input_feeding=True: a warm start then needs an embedding, or new tokens would shift the weights of inputs"
+            "input_feeding=True: a warm start then needs an embedding; otherwise, new tokens would shift the input "
+            "weights"
         )
     model = load_run(config.warm_start)
     if len(columns) != len(names := model.source_tokenizer.column_names):
@@ -164,7 +165,7 @@ def copy_weights(model: Seq2Seq, old: Seq2Seq, name: str, sizes: set[tuple[int, 
     Raises:
         OptionError: if the models differ in more than vocabulary sizes, of which `sizes` has the old and new ones.
     """
-    start = f"{name}, to start from, has"
+    start = f"{name}, the run to start from, has"
     if len(model.weights) != len(old.weights):
         raise OptionError(f"{start} {len(old.weights)} weights, and this model {len(model.weights)}")
     for weight, known in zip(model.weights, old.weights, strict=True):

@@ -114,7 +114,7 @@ class WatchSteps(keras.callbacks.Callback):
         self.on_test_begin()  # which an epoch that is not measured does without
         if self.skipped:
             steps = f"{self.skipped:,} of {self.run.steps:,} steps"
-            self.say(f"epoch {epoch + 1}: {steps} skipped, their gradients not finite")
+            self.say(f"epoch {epoch + 1}: {steps} skipped, because their gradients were not finite")
             self.skipped = 0
 
     def _note_step(self):
@@ -164,9 +164,10 @@ class WatchSteps(keras.callbacks.Callback):
             f"norm is {norm}, one step earlier it was {self.norm:.3g}. The batch is in {path}"
         )
         if run.config.on_divergence == "stop":
-            kept = f"the model of epoch {run.kept()}" if run.history else "no model, since this was the first epoch"
-            raise DivergedError(f"{said}. Kept is {kept}. A smaller --learning-rate or --clip-norm may help")
-        self.say(f"{said}; left out")
+            kept = f"the model of epoch {run.kept()}" if run.history else "no model, because this was the first epoch"
+            hint = "A smaller --learning-rate or --clip-norm may help"
+            raise DivergedError(f"{said}. The run folder holds {kept}. {hint}")
+        self.say(f"{said}; it was skipped")
 
     def _next_batch(self):
         """The first batch that has not been counted."""
@@ -180,7 +181,7 @@ class WatchSteps(keras.callbacks.Callback):
             less = f"--batch-tokens ({config.batch_tokens})"
         else:
             less = f"--batch-size ({config.batch_size}), or set --batch-tokens, so that fewer long texts are in a batch"
-        less = f"Lower {less}, or leave long texts out by --max-length ({config.max_length})"
+        less = f"Lower {less}, or leave out long texts with --max-length ({config.max_length})"
         where = f"epoch {len(run.history) + 1}"
         if run.step == run.steps:
             return f"{where}: out of memory while the held-out set was measured. {less}"
@@ -225,7 +226,7 @@ class SaveRun(keras.callbacks.Callback):
         if stop:
             self._wait()
             if not self.signal:
-                raise WorkerLostError("another worker has been told to stop; start all of them again to resume")
+                raise WorkerLostError("another worker was told to stop; start all workers again to resume")
             raise KeyboardInterrupt if self.signal[0] == signal.SIGINT else SystemExit(143)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -324,7 +325,7 @@ class SaveRun(keras.callbacks.Callback):
     def _wait(self):
         """Waits until the last checkpoint is written, and says if it could not be."""
         if error := self.run.checkpoints.wait():
-            self.say(f"A checkpoint could not be saved ({error}); the one before is still there")
+            self.say(f"A checkpoint could not be saved ({error}); the previous one is still there")
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         RunError: if `folder` exists.
     """
     if folder.exists():
-        raise RunError(f"{folder} is there already; choose another folder")
+        raise RunError(f"{folder} already exists; choose another folder")
     aside = folder.with_name(f"aside-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
     try:

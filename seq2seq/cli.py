@@ -137,7 +137,7 @@ def _exit_codes(tensorflow: bool = True, trains: bool = False) -> Iterator[None]
     """Runs a command: prints expected errors in one line without a traceback, and exits with the code of each."""
     try:
         if sys.stdout is None:
-            raise OptionError("standard output is closed, where results go; give it a file, or /dev/null")
+            raise OptionError("standard output is closed, but results go there; redirect it to a file or to /dev/null")
         if tensorflow:
             start_tensorflow(trains)
         yield

@@ -89,7 +89,7 @@ def compiled_by_xla(
             compiled.experimental_get_compiler_ir(*arguments)(stage="hlo")
     except Exception as error:
         said = textwrap.shorten(one_line(error), 300)
-        warnings.warn(f"{what} are not compiled, as XLA refuses them: {said}", stacklevel=2)
+        warnings.warn(f"{what} are not compiled, because XLA refuses them: {said}", stacklevel=2)
         return None
     return compiled
 
@@ -101,7 +101,7 @@ def xla_works(probe: Callable = tf.exp) -> bool:
         with tf.init_scope():
             tf.function(probe, jit_compile=True)(tf.ones([]))
     except tf.errors.OpError as error:
-        warnings.warn(f"training is slower, as XLA does not compile here: {one_line(error)}", stacklevel=2)
+        warnings.warn(f"training is slower, because XLA cannot compile here: {one_line(error)}", stacklevel=2)
         return False
     return True
 

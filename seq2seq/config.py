@@ -66,7 +66,9 @@ class Config:
 
     corpus: str | tuple[str, ...] = "phrasebook"  # as `read_pairs` takes it; the argument of the command line
 
-    limit: int | None = _option(None, CORPUS, "Use only this many pairs, from the start of the corpus.", _COUNT, parser=_INT)
+    limit: int | None = _option(
+        None, CORPUS, "Use only this many pairs, from the start of the corpus.", _COUNT, parser=_INT
+    )
     columns: tuple | None = _option(
         None,
         CORPUS,
@@ -316,11 +318,11 @@ class Config:
             if not all(name.partition(":")):
                 raise OptionError(f"{option}={name!r}: expected a class, module:Class")
         if self.epochs is not None and self.updates is not None:
-            raise OptionError(f"epochs={self.epochs} and updates={self.updates} exclude each other")
+            raise OptionError(f"epochs={self.epochs} and updates={self.updates} cannot be combined")
         if self.validation and (self.validation_fraction or self.split == "last"):
             option = "validation_fraction" if self.validation_fraction else "split"
             raise OptionError(
-                f"{option}={getattr(self, option)!r}: nothing of the corpus is held out where validation is given"
+                f"{option}={getattr(self, option)!r}: cannot be combined with validation, the held-out set"
             )
         for name in ("source_tokenizer", "target_tokenizer"):
             tokenizer_names(name, getattr(self, name))
@@ -335,13 +337,17 @@ class Config:
             choose("monitor", self.monitor, MONITORS)
         elif self.patience is not None or self.schedule == "plateau":
             option = "patience" if self.patience is not None else "schedule"
-            raise OptionError(f"{option}={getattr(self, option)!r}: there is no monitor to tell better from worse")
+            raise OptionError(
+                f"{option}={getattr(self, option)!r}: needs a monitor, the metric by which epochs are compared"
+            )
         if (self.schedule, self.warmup > 0) in (("inverse_sqrt", False), ("plateau", True)):
-            raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} do not go together")
+            raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} cannot be combined")
         if len(self.teacher_forcing) > 2:
             raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one number or two")
         if self.compile and self.deterministic:
-            raise OptionError("compile=True: XLA does not promise the same bits again, as deterministic=True does")
+            raise OptionError(
+                "compile=True: XLA does not guarantee bit-identical results, which deterministic=True requires"
+            )
 
 
 def as_saved(value: typing.Any) -> typing.Any:
@@ -480,7 +486,7 @@ def load_config(path: Path | str) -> tuple[dict, dict]:
         found = json.loads(Path(path).read_bytes())
         options = dict(found["options"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise OptionError(f"{path}: no configuration of a run ({type(error).__name__}: {error})") from None
+        raise OptionError(f"{path}: not the configuration of a run ({type(error).__name__}: {error})") from None
     for name in options:
         choose(f"{path}: option", name, Config.__dataclass_fields__)
     return options, found

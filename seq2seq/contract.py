@@ -102,7 +102,7 @@ def check_contract(
             take_tokenizers(again, source_tokenizer, target_tokenizer)
             compute(again)  # which makes its weights
             again.set_weights(part.get_weights())
-            compare(compute(again), compute(part), refuse, f"computes something else after {_RELOAD}")
+            compare(compute(again), compute(part), refuse, f"computes different results after {_RELOAD}")
     return all(keeps_sizes)
 
 
@@ -128,10 +128,10 @@ def _check_padding(encoder, decoder, source, target, encoded, whole, compare):
     with _refusing("encoder", encoder, "a text alone") as refuse:
         alone = encode(encoder, source[1:, :2])
         second = tf.nest.map_structure(lambda tensor: tensor[1:], (encoded.memory[:, :2], encoded.state))
-        what = "another memory or state for a text alone than for the same with padding after it"
+        what = "memory or state of a text change if padding follows it"
         compare((alone.memory, alone.state), second, refuse, what)
     with _refusing("decoder", decoder, "a text alone") as refuse:
-        what = "other logits if the source has padding after it: does it use the mask?"
+        what = "logits change if padding follows the source: does it use the mask?"
         compare(decoder(target[1:], *start(decoder, alone, 3))[0], whole[1:], refuse, what)
 
 
@@ -154,7 +154,7 @@ def _check_steps(decoder, target, encoded, copies, compare):
             tf.nest.assert_same_structure(before, state)
             sizes = ([tf.shape(x).numpy().tolist() for x in tf.nest.flatten(nest)] for nest in (before, state))
             keeps_sizes &= next(sizes) == next(sizes)
-            what = f"other logits for {case} than for the whole target at once"
+            what = f"different logits for {case} than for the whole target at once"
             compare(logits[:, 0], expected[:, position], refuse, what)
     return keeps_sizes
 
@@ -173,7 +173,9 @@ def check_savable(name: str, part: Any) -> None:
     with _refusing(name, part, "being saved") as refuse:
         kind = type(part)
         if keras.saving.get_registered_object(keras.saving.get_registered_name(kind)) is not kind:
-            refuse("put @keras.saving.register_keras_serializable() above it, or what is saved cannot be loaded")
+            refuse(
+                "put @keras.saving.register_keras_serializable() above it; otherwise, a saved model cannot be loaded"
+            )
         keras.saving.serialize_keras_object(part)
     for tokenizer in part.tokenizers if isinstance(part, ColumnsTokenizer) else ():
         check_savable(name, tokenizer)
@@ -182,7 +184,7 @@ def check_savable(name: str, part: Any) -> None:
     with _refusing(name, part, _RELOAD) as refuse:
         again = _reloaded(part)
         if isinstance(part, Tokenizer) and _sample(part) != _sample(again):
-            refuse(f"other tokens after {_RELOAD}")
+            refuse(f"different tokens after {_RELOAD}")
 
 
 def make_strategy(name: str, settings: dict[str, Any]) -> Strategy:

@@ -42,10 +42,10 @@ def open_strategy(name: str) -> tf.distribute.Strategy | None:
         found = json.loads(os.environ.get("TF_CONFIG", ""))
         workers, task = found["cluster"]["worker"], found["task"]
         if set(found["cluster"]) != {"worker"} or task["type"] != "worker" or task["index"] not in range(len(workers)):
-            raise ValueError("there must be workers, this one of them, and nothing else")
+            raise ValueError("the cluster must consist of workers only, including this one")
     except (ValueError, LookupError, TypeError) as error:
         raise OptionError(
-            "strategy='multiworker': TF_CONFIG must be like "
+            "strategy='multiworker': TF_CONFIG must look like "
             '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}} '
             f"({one_line(error)})"
         ) from None
@@ -141,8 +141,8 @@ def whole_batches(strategy: tf.distribute.Strategy, data: Any) -> Any:
     if isinstance(data, tf.data.Dataset) and not several_workers(strategy):
         return distribute(strategy, data)
     raise OptionError(
-        f"fit, evaluate: {type(data).__name__} for {strategy.num_replicas_in_sync} replicas; give what "
-        "seq2seq.distribution.distribute(strategy, batches) returns, with batches that are the same for all"
+        f"fit, evaluate: {type(data).__name__} for {strategy.num_replicas_in_sync} replicas; pass what "
+        "seq2seq.distribution.distribute(strategy, batches) returns, with the same batches on all workers"
     )
 
 
@@ -169,4 +169,4 @@ def lost_workers(strategy: tf.distribute.Strategy | None) -> Iterator[None]:
             raise
         lost = re.search(r"task:(\d+) *\n*The tasks have crashed", error.message)
         which = f"worker {lost[1]}" if lost else "another worker"
-        raise WorkerLostError(f"{which} has stopped or cannot be reached; start all of them again to go on") from None
+        raise WorkerLostError(f"{which} has stopped or cannot be reached; start all workers again to resume") from None

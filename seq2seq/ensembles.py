@@ -36,17 +36,17 @@ def ensemble(models: Sequence[Seq2Seq], names: Sequence[Any] = ()) -> Seq2Seq:
     """
     names = [str(name) for name in names] or [f"models[{number}]" for number in range(len(models))]
     if not models:
-        raise OptionError("models: an ensemble needs one or more")
+        raise OptionError("models: an ensemble needs at least one")
     for name, model in zip(names, models, strict=True):
         if not isinstance(model, Seq2Seq):
             raise OptionError(f"{name}={model!r}: expected a Seq2Seq")
         for side in ("source_tokenizer", "target_tokenizer"):
             one, other = getattr(models[0], side), getattr(model, side)
             if difference := _difference(one, other, names[0], name):
-                raise OptionError(f"{name}: another {side} than {names[0]}, but an ensemble has one: {difference}")
+                raise OptionError(f"{name}: its {side} differs from that of {names[0]}: {difference}")
     encoders, decoders = [model.encoder for model in models], [model.decoder for model in models]
     if len({id(half) for half in encoders + decoders}) < 2 * len(models):
-        raise OptionError("models: two of them share an encoder or decoder; load it from a file for each")
+        raise OptionError("models: two of them share an encoder or decoder; load each model from a file")
     if len(models) == 1:
         return models[0]
     tokenizers = models[0].source_tokenizer, models[0].target_tokenizer
@@ -156,14 +156,14 @@ def _difference(one, other, one_name, other_name):
         (other.vocabulary, set(one.vocabulary), other_name),
     ):
         if only := [token for token in tokens if token not in others]:
-            found.append(f"only {name} has {len(only):,} tokens such as {', '.join(map(repr, only[:3]))}")
+            found.append(f"only {name} has {len(only):,} tokens, such as {', '.join(map(repr, only[:3]))}")
     if found:
         return "; ".join(found)
     for number, (token, instead) in enumerate(zip(one.vocabulary, other.vocabulary, strict=False)):
         if token != instead:
-            return f"the same tokens in another order, {token!r} and then {instead!r} with the id {number}"
+            return f"the same tokens in a different order: id {number} is {token!r} and {instead!r}"
     if type(one) is not type(other):
         return f"the same tokens, but {type(one).__name__} and {type(other).__name__}"
     configs = one.get_config(), other.get_config()
     differ = [option for option in configs[0] if configs[0][option] != configs[1][option]]
-    return f"the same tokens, but another {', '.join(differ)}" if differ else ""
+    return f"the same tokens, but a different {', '.join(differ)}" if differ else ""

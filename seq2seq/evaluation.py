@@ -305,10 +305,10 @@ def compare(first: Evaluation, *others: Evaluation, resamples: int = 1000) -> di
         OptionError: if their texts or references differ, or there is only one.
     """
     if not others:
-        raise OptionError("compare: expected two evaluations or more")
+        raise OptionError("compare: expected at least two evaluations")
     for number, other in enumerate(others, start=2):
         if (first.sources, first.references) != (other.sources, other.references):
-            raise OptionError(f"compare: expected evaluations of the same texts; number {number} is of others")
+            raise OptionError(f"compare: expected evaluations of the same texts; number {number} has other texts")
     systems = [evaluation.translations for evaluation in (first, *others)]
     found = _bootstrap(systems, first.references, first.bleu_tokenizer, resamples)
     return {

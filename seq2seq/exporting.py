@@ -75,7 +75,7 @@ def check_same(probe: Sequence[str], same: Sequence[bool]) -> None:
     """Raises a `RunError` unless all texts of the probe are translated the same."""
     differ = [text for text, is_same in zip(probe, same, strict=True) if not is_same]
     if differ:
-        raise RunError(f"what was exported translates {len(differ)} texts otherwise, as {differ[0]!r}")
+        raise RunError(f"the exported model translates {len(differ)} texts differently, such as {differ[0]!r}")
 
 
 def _write(model, folder, strategies):

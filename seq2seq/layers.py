@@ -122,7 +122,7 @@ class Encoder(Half):
     ) -> None:
         super().__init__(**kwargs)
         if bidirectional and units % 2:
-            raise OptionError(f"units={units}: two directions need an even number of them")
+            raise OptionError(f"units={units}: two directions need an even number of units")
         self.options = arguments(locals())
         dtype = self.dtype_policy
         self.vectors = TokenVectors(vocabulary_size, embedding, dropout, dtype=dtype)

@@ -188,7 +188,7 @@ def make_metrics(config: Config) -> list[keras.metrics.Metric]:
     names = ["loss", "accuracy", "perplexity"]
     for metric in made:
         if metric.name in names:
-            raise OptionError(f"metrics={type(metric).__name__}: another one is called {metric.name!r} already")
+            raise OptionError(f"metrics={type(metric).__name__}: another metric is already called {metric.name!r}")
         names.append(metric.name)
     return made
 
@@ -206,7 +206,7 @@ def _refuse_probabilities(argument, name, given):
     config = given.get_config() if hasattr(given, "get_config") else {}
     usual = inspect.signature(given).parameters.get("from_logits") if inspect.isroutine(given) else None
     if config.get("from_logits", usual and usual.default) is False:
-        raise OptionError(f"{argument}={name}: takes probabilities, and the model returns logits; say from_logits=True")
+        raise OptionError(f"{argument}={name}: takes probabilities, but the model returns logits; set from_logits=True")
 
 
 def _flat(tokens):

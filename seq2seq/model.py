@@ -76,7 +76,7 @@ class Seq2Seq(Translator, Trainer):
         super().__init__(name=name, trainable=trainable, dtype=dtype)
         if self.dtype_policy.variable_dtype not in ("float32", "float64"):
             half = self.dtype_policy.name
-            raise OptionError(f"dtype={half!r}: weights of 16 bits are too coarse to learn; use 'mixed_{half}'")
+            raise OptionError(f"dtype={half!r}: 16-bit weights are too coarse for training; use 'mixed_{half}'")
         self.source_tokenizer = source_tokenizer
         self.target_tokenizer = target_tokenizer
         self.label_smoothing = label_smoothing
@@ -319,7 +319,7 @@ class Seq2Seq(Translator, Trainer):
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         """Refused: Keras would quantize a few of the layers, and the saved model could not be loaded."""
-        raise OptionError("quantize: not for this model; dtype='mixed_bfloat16' computes in half the bits")
+        raise OptionError("quantize: not supported; dtype='mixed_bfloat16' computes in half precision")
 
     def __repr__(self):
         sides = f"{self.source_tokenizer!r}, {self.target_tokenizer!r}"

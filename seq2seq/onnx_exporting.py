@@ -74,7 +74,7 @@ def export_onnx(model: keras.Model, folder: Path, probe: Sequence[str] = ()) -> 
     import tf2onnx
 
     if model.compute_dtype != "float32":
-        raise RunError(f"a model of {model.dtype_policy.name} has no ONNX form that computes the same")
+        raise RunError(f"a model of {model.dtype_policy.name} cannot be exported to ONNX with the same results")
 
     def convert(function):
         graph, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)
@@ -126,7 +126,9 @@ def describe(model: keras.Model) -> dict[str, Any]:
         RunError: for a tokenizer that has no form outside TensorFlow.
     """
     if isinstance(model.target_tokenizer, ColumnsTokenizer):
-        raise RunError("target_tokenizer=ColumnsTokenizer: targets of several columns have no form outside TensorFlow")
+        raise RunError(
+            "target_tokenizer=ColumnsTokenizer: targets of several columns cannot be used outside TensorFlow"
+        )
     sides = {side: describe_tokenizer(side, getattr(model, side)) for side in ("source_tokenizer", "target_tokenizer")}
     return {
         "source": sides["source_tokenizer"],
@@ -144,7 +146,7 @@ def describe_tokenizer(side: str, tokenizer: Tokenizer) -> dict[str, Any]:
         return {"kind": "columns", "names": tokenizer.column_names, "columns": list(zip(parts, ids, strict=True))}
     if type(tokenizer) not in _KINDS:
         known = ", ".join(kind.__name__ for kind in _KINDS)
-        raise RunError(f"{side}={type(tokenizer).__name__}: has no form outside TensorFlow; those that have: {known}")
+        raise RunError(f"{side}={type(tokenizer).__name__}: cannot be used outside TensorFlow; these can: {known}")
     saved: dict[str, Any] = {"kind": _KINDS[type(tokenizer)], "normal_form": tokenizer.normal_form}
     if tokenizer.lowercase:
         saved["fold"] = _case_folding()
@@ -231,7 +233,7 @@ def _constants(encode_all, traced):
         elif two[name].shape == three[name].shape and np.array_equal(two[name], three[name]):
             constants[name] = two[name].numpy()
             continue
-        raise RunError(f"start: a tensor {tensor.shape} of the decoder is neither constant nor has a row a source")
+        raise RunError(f"start: a tensor {tensor.shape} of the decoder is neither constant nor has one row per source")
     return constants
 
 

@@ -65,7 +65,9 @@ class Translator:
             self.limit, self.longest_source = saved["limit"], saved["longest_source"]
             self.steps = saved.get("steps", math.inf)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder / 'vocabulary.json'}: no vocabulary of an exported model ({error!r})") from None
+            raise ValueError(
+                f"{folder / 'vocabulary.json'}: not the vocabulary of an exported model ({error!r})"
+            ) from None
         self.one_by_one = "steps" in saved  # LiteRT: all sizes are fixed, for one source and one hypothesis
         files = ("encoder.tflite", "decoder.tflite") if self.one_by_one else ("encoder.onnx", "decoder.onnx")
         self.encoder, self.decoder = (Graph(folder / name, threads) for name in files)
@@ -102,7 +104,7 @@ class Translator:
             ValueError: if the options contradict each other.
         """
         if isinstance(texts, str | bytes):
-            raise ValueError("texts: expected a list of them; for a single one, [text]")
+            raise ValueError("texts: expected a list of texts; for a single one, [text]")
         most = 1 if beam_width is None else beam_width
         if not 1 <= n_best <= most:
             raise ValueError(f"n_best={n_best}: expected 1 to {most}, the width of the beam")
@@ -110,7 +112,7 @@ class Translator:
             raise ValueError(f"max_length={max_length}: expected {max(1, min_length)} or more")
         if self.one_by_one and beam_width:
             asked = f"beam_width={beam_width}" if beam_width > 1 else "scores (beam_width=1)"
-            raise ValueError(f"{asked}: a LiteRT model knows greedy search only, without scores")
+            raise ValueError(f"{asked}: a LiteRT model supports greedy search only, without scores")
         batch_size = 1 if self.one_by_one else batch_size
         read = [self.source.look_up(text)[: self.longest_source] for text in texts]
         sources = [[number for number, _ in each] for each in read]

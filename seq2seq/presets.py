@@ -135,7 +135,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         read = _read_json if field.type is bool or "bool" in str(field.type) else field.metadata.get("parser", kind)
         found = read(value)
     except ValueError:
-        raise OptionError(f"set={text!r}: {value!r} does not fit") from None
+        raise OptionError(f"set={text!r}: {value!r} is not a valid value") from None
     check_option(name, found)
     return name, found
 

@@ -50,7 +50,7 @@ def tracked(
             try:
                 callbacks.append(TRACKERS[name](stack, config, model, folder))
             except Exception as error:  # trackers raise any error of their servers
-                raise OptionError(f"track={name!r}: cannot begin: {one_line(error)}") from error
+                raise OptionError(f"track={name!r}: cannot start: {one_line(error)}") from error
         yield callbacks
 
 

@@ -353,7 +353,7 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
     if any(side is None or side.dtype == tf.string or side.shape.rank not in (2, 3) for side in sides):
         raise OptionError(
             "fit, evaluate: expected (source, target), ids [B, S] and [B, T + 1] or their one-hot rows, as batch_pairs "
-            "makes them; what the decoder reads and predicts is made of the target"
+            "makes them; the decoder's input and labels are made from the target"
         )
     if weights is None:
         return sides

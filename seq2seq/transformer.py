@@ -244,7 +244,7 @@ class MultiHeadAttention(keras.layers.Layer):
     def __init__(self, units: int, heads: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if units % (2 * heads):
-            raise OptionError(f"heads={heads}: expected a number by which half of the {units} units can be divided")
+            raise OptionError(f"heads={heads}: expected a divisor of half of the {units} units")
         self.heads, self.size = heads, units // heads
         self.query, self.key, self.value, self.combine = (
             keras.layers.Dense(units, use_bias=False, dtype=self.dtype_policy) for _ in range(4)

@@ -136,7 +136,9 @@ class Translator(keras.Model):
         except (ValueError, *_XLA_ERRORS) as error:
             if not self.compiles_decoding:
                 raise
-            warnings.warn(f"decoding continues uncompiled and slower; XLA says: {one_line(error)}", stacklevel=2)
+            warnings.warn(
+                f"decoding continues uncompiled and slower, because of an XLA error: {one_line(error)}", stacklevel=2
+            )
             self.compiles_decoding = False
             done, order = _in_batches(run, lengths, batch_size)
         found = [tf.concat(parts, axis=0) for parts in zip(*done, strict=True)]
@@ -160,7 +162,7 @@ class Translator(keras.Model):
         """The ids of prefixes for texts of this shape: int32 `[N, P]`."""
         if prefixes.shape != shape:
             expected, found = (str(x.num_elements()) if x.rank else "one string" for x in (shape, prefixes.shape))
-            raise OptionError(f"prefixes: expected as many as texts, {expected}, and not {found}")
+            raise OptionError(f"prefixes: expected as many as texts, {expected}, not {found}")
         prefixes = tf.reshape(prefixes, [-1]) if tf.size(prefixes) else tf.constant([""])
         return prefix_ids(self.target_tokenizer, prefixes, "prefixes: text")
 
@@ -290,7 +292,7 @@ class Translator(keras.Model):
         """
         sources = _as_strings("sources", sources)
         if not sources.shape.rank:
-            raise OptionError("sources and targets: expected strings, [N], and not one alone; put it into a list")
+            raise OptionError("sources and targets: expected lists of strings; put a single string into a list")
         targets = _as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
 
         def run(batch):
@@ -404,7 +406,7 @@ class Translator(keras.Model):
             RunError: if the folder exists, or as those functions.
         """
         if input_signature is not None:
-            raise OptionError("input_signature: what is exported always takes strings [N], and for any N")
+            raise OptionError("input_signature: an exported model always takes strings [N], for any N")
         write = choose("format", format, EXPORTERS)
         with whole_folder(Path(filepath)) as aside:
             try:
@@ -449,7 +451,7 @@ def _in_batches(run, lengths, batch_size, what="texts"):
 def _as_strings(argument, texts):
     """Texts as a string tensor `[N]`, or `[]` for a single string."""
     if isinstance(texts, set | frozenset | dict):
-        raise OptionError(f"{argument}: a {type(texts).__name__} gives them in no order; expected a list of strings")
+        raise OptionError(f"{argument}: a {type(texts).__name__} has no order; expected a list of strings")
     if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) and not hasattr(texts, "shape"):
         texts = list(texts)  # such as a generator or a dataset
     try:
@@ -472,10 +474,10 @@ def _as_targets(targets, sources, vocabulary_size):
         if axes > 2 or ids.dtype.kind not in "iu" or np.any((ids < 0) | (ids >= vocabulary_size)):
             raise OptionError(f"targets: expected strings, or ids [N, T] below {vocabulary_size}, as found.ids[:, 0]")
         if np.any(padding[:, :-1] & ~padding[:, 1:]):
-            raise OptionError("targets: expected ids that are padded on the right, and not before tokens")
+            raise OptionError("targets: expected ids that are padded on the right only")
         found = tf.cast(ids, tf.int32)
     if len(found) != len(sources):
-        raise OptionError(f"targets: expected as many as sources, {len(sources)}, and not {len(found)}")
+        raise OptionError(f"targets: expected as many as sources, {len(sources)}, not {len(found)}")
     return found
 
 

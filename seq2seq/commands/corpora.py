@@ -32,7 +32,7 @@ def inspect(
 
     for folder in corpus:
         if damaged := damaged_shards(folder):
-            raise CorpusError(f"{folder}: {', '.join(damaged)}: not as in manifest.json; shuffle the corpus again")
+            raise CorpusError(f"{folder}: {', '.join(damaged)}: differs from manifest.json; shuffle the corpus again")
     if histogram:
         from seq2seq.pictures import draw_lengths
 

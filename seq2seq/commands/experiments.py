@@ -86,7 +86,7 @@ def sweep(  # longer than 60 lines: its signature declares the options
             show=show if is_terminal() else None,
         )
     except (KeyboardInterrupt, SystemExit):
-        say("The same command continues")
+        say("Run the same command again to continue")
         raise
     if any(error is None for error in results.values()):
         try:
@@ -147,7 +147,7 @@ def table(
     searching: dict[str, Any] = {"beam_width": beam_width, "length_penalty": length_penalty}
     for name, value in (searching | {"search": search, "set": options}).items():
         if value not in (None, []) and not test:
-            raise OptionError(f"{option_flag(name)} is for a test corpus; name one with --test")
+            raise OptionError(f"{option_flag(name)} applies to a test corpus; name one with --test")
     strategy = search_strategy(search, options, **searching)
     found = tabulate(folders, test, measure or (), baseline, strategy, imports=imports or (), say=say)
     if picture:

@@ -141,7 +141,7 @@ def _given(values):
             try:
                 value = parser(value)
             except ValueError:
-                raise typer.BadParameter(f"{value!r} does not fit", param_hint=option_flag(name)) from None
+                raise typer.BadParameter(f"{value!r} is not a valid value", param_hint=option_flag(name)) from None
         check_option(name, value)
         given[name] = value
     if settings := read_settings(own, given):
@@ -178,13 +178,15 @@ def search_strategy(search: str | None, settings: list[str] | None, **options: A
         for name in given:
             flag = option_flag(name)
             raise OptionError(
-                f"--search and {flag} exclude each other; write --set NAME=VALUE for settings of {search}"
+                f"--search and {flag} cannot be combined; write --set NAME=VALUE for settings of {search}"
             )
         return make_strategy(search, read_settings(settings))
     if settings:
-        raise OptionError(f"--set {settings[0]}: is for the strategy that --search names, and there is none")
+        raise OptionError(
+            f"--set {settings[0]}: applies to the strategy that --search names, but --search is not given"
+        )
     if of_beam and of_sampling:
-        raise OptionError(f"{of_beam[0]} is for beam search, {of_sampling[0]} for sampling; they exclude each other")
+        raise OptionError(f"{of_beam[0]} is for beam search, {of_sampling[0]} for sampling; they cannot be combined")
     if of_sampling:
         given.pop("sample", None)
         return Sampling(**given)

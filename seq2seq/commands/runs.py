@@ -124,7 +124,7 @@ def export(
     for other, values in theirs.items():
         for name, value in values.items():
             if value is not None and other != format:
-                raise OptionError(f"--{name}: is for --format {other}")
+                raise OptionError(f"--{name}: applies only to --format {other}")
     how: dict[str, Any] = {name.replace("-", "_"): value for name, value in theirs[format].items() if value is not None}
     if format == "savedmodel":
         how = {"search": search_strategy(search, options) if search or options else None}

@@ -70,8 +70,8 @@ def print_report(report: Any, given: Mapping[str, Any]) -> None:
 def say_speed(count: int, seconds: float, loading: float) -> None:
     """Says how long translating and loading took."""
     rate = count / seconds if seconds else 0
-    each = f", {rate:,.{0 if rate >= 10 else 1}f} a second" if seconds else ""
-    say(f"{count:,} translated in {seconds:.1f} s{each}; {loading:.1f} s to load")
+    each = f", {rate:,.{0 if rate >= 10 else 1}f} per second" if seconds else ""
+    say(f"{count:,} translated in {seconds:.1f} s{each}; loading took {loading:.1f} s")
 
 
 def command_line(*arguments: Any) -> str:

@@ -160,9 +160,9 @@ def _say_paths(texts):
     for text in map(os.fsencode, texts):
         what = b""
         if os.path.isfile(text):
-            what = b" is a file, but is translated as a text; < before it translates its lines"
+            what = b" is a file, but is translated as a text; to translate its lines, put < before it"
         elif os.path.isdir(os.path.dirname(text)):  # perhaps a run whose name is mistyped
-            what = b" is no run folder, so it is taken for a text"
+            what = b" is not a run folder, so it is translated as a text"
         if what:
             typer.echo(as_line(text) + what, err=True)
 
@@ -189,7 +189,7 @@ def _refuse_for_export(folder, options):
     for name, value in options.items():
         if value is not None and value is not False and value != []:  # a temperature of 0 is given too
             raise OptionError(
-                f"--{name.replace('_', '-')}: {folder} is an export, which knows no more than greedy search and beam "
+                f"--{name.replace('_', '-')}: {folder} is an export, which supports only greedy search and beam "
                 "search; name the run folder instead"
             )
 
