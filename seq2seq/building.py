@@ -1,4 +1,4 @@
-"""Builds what a `Config` names: tokenizers and a model, new or from another run. Refuses options that cannot work."""
+"""Builds the tokenizers and the model of a `Config`, new or from another run. Refuses options that cannot work."""
 
 import importlib
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
     """Builds what training needs before the corpus is read, so that options that cannot work are refused at once.
 
     Returns:
-        The model to start from, or None, and the two tokenizers, which have a vocabulary only if there is one.
+        The model to start from, or None, and the two tokenizers, which have a vocabulary only if there is a model.
 
     Raises:
         OptionError: if options contradict each other, or a name in them is unknown.
@@ -55,7 +55,7 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
 
 
 def check_taken(config: Config, names: Iterable[str]) -> None:
-    """Checks that the options with these names are taken by this encoder or decoder, and `config.own` by some class.
+    """Checks that this encoder or decoder takes the options with these names, and some class those of `config.own`.
 
     A `Config` has all options, and a preset may set some that only one architecture takes; a user may not.
 
@@ -82,7 +82,7 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
 
 
 def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2Seq:
-    """The `Seq2Seq` of a configuration, or a custom class derived from it, for a training of this many steps."""
+    """The `Seq2Seq` of a configuration, or a custom class derived from it, to be trained for this many steps."""
     encoder, decoder = _halves(config)
     options = {name: getattr(config, name) for name in model_options()} | dict(config.own or {})
     first, *last = config.teacher_forcing
@@ -123,7 +123,7 @@ def _build_tokenizer(config, side, columns):
 
 
 def _column_tokenizer(config, side, name):
-    """The tokenizer of one column, by its name, after it has split a text."""
+    """The tokenizer of one column, by its name; checks that it can split a text."""
     options = {"normal_form": config.normal_form, "lowercase": config.lowercase}
     if separates(name):
         return SeparatorTokenizer(name, **options)
@@ -160,10 +160,10 @@ def _warm_start(config, columns):
 
 
 def copy_weights(model: Seq2Seq, old: Seq2Seq, name: str, sizes: set[tuple[int, int]]) -> None:
-    """Copies the weights of the old model of a run, `name`, in which each token has the same id, rows and columns.
+    """Copies the weights of the old model of a run, `name`, whose tokens have the same ids, rows and columns.
 
     Raises:
-        OptionError: if the models differ in more than vocabulary sizes, of which `sizes` has the old and new ones.
+        OptionError: if the models differ in more than vocabulary sizes; `sizes` has the old and new ones.
     """
     start = f"{name}, the run to start from, has"
     if len(model.weights) != len(old.weights):

@@ -1,7 +1,7 @@
 """All options of a run: `Config`, one declaration for each. Imports no TensorFlow.
 
-The command line is made of these declarations: an option that is added here is an option of `seq2seq train` and is
-recorded in `config.json`.
+The command line is generated from these declarations: an option that is added here is an option of `seq2seq train` and
+is recorded in `config.json`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ CORPUS, TOKENS, MODEL, TRAINING = "Corpus", "Tokens", "Model", "Training"  # the
 
 
 def _option(default, panel, help, range=None, **how):
-    """A field of `Config` with what `typer.Option` takes, and the range of its numbers as `check_number` takes it."""
+    """A field of `Config` with the arguments of `typer.Option`, and the range of its numbers for `check_number`."""
     metadata = {"rich_help_panel": panel, "help": help, "range": range or {}, **how}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -53,7 +53,7 @@ def _numbers(text):
     return tuple(float(number) for number in text.split(","))
 
 
-# Defaults of an architecture for little text, if they differ from those of `Config`; they overrule a preset.
+# Defaults of an architecture for small corpora, if they differ from those of `Config`; they override a preset.
 ARCHITECTURES: dict[str, dict] = {
     "recurrent": {},
     "transformer": {"units": 128, "layers": 2, "dropout": 0.3, "learning_rate": 1e-3, "warmup": 300, "beta_2": 0.98},
@@ -138,7 +138,7 @@ class Config:
     architecture: str = _option(
         "recurrent",
         MODEL,
-        "Kind of encoder and decoder: recurrent, transformer. The latter has other defaults, which overrule a preset: "
+        "Kind of encoder and decoder: recurrent, transformer. The latter has other defaults, which override a preset: "
         + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in ARCHITECTURES["transformer"].items())
         + ".",
     )
@@ -351,7 +351,7 @@ class Config:
 
 
 def as_saved(value: typing.Any) -> typing.Any:
-    """A value as it comes back from JSON, but with tuples for lists: so a `Config` is equal to its saved copy."""
+    """A value as read back from JSON, but with tuples for lists: so a `Config` is equal to its saved copy."""
     if isinstance(value, (list, tuple)):
         return tuple(map(as_saved, value))
     if isinstance(value, dict):
@@ -415,7 +415,7 @@ MONITORS = {"val_loss": "min", "val_accuracy": "max", "val_perplexity": "min", *
 
 
 def reading_options(config: Config) -> dict:
-    """The options that `read_pairs` takes as they are."""
+    """The options that are passed to `read_pairs` unchanged."""
     names = ("columns", "reverse", "on_bad_line", "max_length", "max_ratio", "drop_duplicates")
     return {name: getattr(config, name) for name in names}
 
@@ -426,7 +426,7 @@ def model_options() -> list[str]:
 
 
 def shaping_options() -> list[str]:
-    """The names of the options that decide on tokens and weights, without `model` and `own`: with these another class
+    """The names of the options that determine tokens and weights, without `model` and `own`: with these, another class
     may train the same weights in another way."""
     names = ("source_tokenizer", "target_tokenizer", "normal_form", "lowercase", "shared_vocabulary")
     return [*names, *(name for name in model_options() if name not in ("dropout", "model", "own"))]
@@ -438,7 +438,7 @@ def tokenizer_names(side: str, text: str) -> list[str]:
     A name may be a comma itself, as in "char,,": characters, and in the second column features separated by commas.
 
     Raises:
-        OptionError: if it is no such list; the message names `side`, the option.
+        OptionError: if it is not such a list; the message names `side`, the option.
     """
     names = re.findall("(,|[^,]+)(?:,|$)", text)
     if ",".join(names) != text or not names:
@@ -452,8 +452,8 @@ def separates(name: str) -> bool:
 
 
 def own_classes(config: Config, training: bool = True) -> dict[str, str]:
-    """The custom classes that a configuration names, {`module:Class`: its option}, with or without those that only
-    training needs, loss and metrics."""
+    """The custom classes that a configuration names, {`module:Class`: its option}, with or without loss and metrics,
+    which only training needs."""
     named = {side: tokenizer_names(side, getattr(config, side)) for side in ("source_tokenizer", "target_tokenizer")}
     named |= {part: [getattr(config, part) or ""] for part in ("encoder", "decoder", "model")}
     if training:
@@ -471,7 +471,7 @@ SHIPPED = {"phrasebook": Path(__file__).parent / "phrasebook"}  # runs that come
 
 
 def find_run(name: Path | str) -> Path:
-    """The folder of a run. If there is none of this name, it is that of the run `phrasebook`, which comes with the
+    """The folder of a run. If no such folder exists, the name `phrasebook` means the run that comes with the
     library."""
     return Path(name) if os.path.exists(name) else SHIPPED.get(str(name), Path(name))
 

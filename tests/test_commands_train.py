@@ -163,7 +163,7 @@ def test_a_run_that_starts_from_another_has_its_options(toy_run, tsv, tmp_path, 
 
 @pytest.mark.slow
 def test_options_that_a_run_to_start_from_excludes_are_refused(toy_run, tsv, tmp_path):
-    for more, message in ((["--preset", "default"], "excludes preset"), (["--units", 9], "units=9: ")):
+    for more, message in ((["--preset", "default"], "cannot be combined with preset"), (["--units", 9], "units=9: ")):
         done = seq2seq("train", tsv("a\tA\n"), "--from", toy_run[0], "--out", tmp_path / "other", *more)
         assert done.returncode == 2 and message in done.stderr.decode()
 

@@ -118,8 +118,8 @@ def test_models_that_are_no_ensemble_are_refused(model, tokenizers):
             r"models\[1\]: its source_tokenizer differs from that of models\[0\]: "
             r"only models\[0\] has 1 tokens, such as 'b'; only models\[1\] has 3 tokens, such as 'c', 'd', 'e'",
         ),
-        ([made("aab", target), made("abb", target)], "in a different order: id 4 is 'a' and 'b'"),
-        ([made("aab", target), made("aab", of_text("x"))], "another target_tokenizer"),
+        ([made("aab", target), made("abb", target)], "in a different order: id 4 is 'a' in one and 'b' in the other"),
+        ([made("aab", target), made("aab", of_text("x"))], "its target_tokenizer differs"),
         (
             [made("aab", target), Seq2Seq(of_text("aab", normal_form=None), target, units=2)],
             "the same tokens, but a different normal_form",
