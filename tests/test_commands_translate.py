@@ -309,7 +309,7 @@ def test_evaluate_names_the_features_that_training_did_not_have(inflecting, tsv)
     done = seq2seq("evaluate", inflecting, corpus, "--max-length", 4)
     said = done.stderr.decode().splitlines()
     for count, feature in ((2, "pst"), (1, "FUT")):
-        assert f"{inflecting}: in {count} of 3 sources the feature '{feature}' is not in the vocabulary" in said
+        assert f"{inflecting}: {count} of 3 sources: the feature '{feature}' is not in the vocabulary" in said
     done = seq2seq("evaluate", inflecting, tsv("ab\tx\tV\n", "known.tsv"), "--max-length", 4)
     assert done.returncode == 0 and b"feature" not in done.stderr
 
