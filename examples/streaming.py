@@ -1,9 +1,9 @@
-"""Training on a stream: pairs that a Python generator makes while the model learns, and that are never all in memory.
+"""Training on a stream: a Python generator makes the pairs during training, and they are never all in memory.
 
 python streaming.py
 
-The task: dates as people write them become dates of ISO 8601. A generator of your own, such as one that reads a
-database, takes the place of `dates`.
+The task: convert dates as people write them to ISO 8601. Replace `dates` by a generator of your own, such as one that
+reads a database.
 """
 
 import datetime

@@ -224,7 +224,7 @@ def _constants(encode_all, traced):
     """The encoder's results that are the same for all sources, such as products of two weights.
 
     Raises:
-        RunError: if a result is neither constant nor has a row for each source, so a runtime could not use it.
+        RunError: if a result is neither constant nor has one row for each source, so a runtime could not use it.
     """
     two, three = (encode_all([[token] * rows] * rows, 3) for rows, token in ((2, START), (3, END)))
     constants = {}

@@ -1,4 +1,4 @@
-"""A finished run folder: its model, what it was trained on and held out, its pictures, averages and exports."""
+"""A finished run folder: its model, its training and held-out sets, its pictures, averages and exports."""
 
 import csv
 import dataclasses
@@ -41,19 +41,19 @@ from seq2seq.progress import best_epoch
 
 
 def load_run(folder: Path | str) -> Seq2Seq:
-    """Loads the `Seq2Seq` of a run folder. Import the custom classes that it consists of before.
+    """Loads the `Seq2Seq` of a run folder. Import the custom classes that it uses first.
 
     `load_run("phrasebook")` loads the small English-Spanish model that comes with the library, unless there is a folder
-    of that name. Wherever a function or a command takes the name of a run to read, `phrasebook` is one.
+    of that name. All functions and commands that read a run accept the name `phrasebook`.
 
-    It is compiled with a new optimizer of the run's kind and its `learning_rate`, without the schedule, which has
-    ended. So `fit` trains it further, at another rate after `model.optimizer.learning_rate = rate`, or with another
-    optimizer after `compile`. If it was trained with a custom loss or metric that has not been imported, it is not
+    The model is compiled with a new optimizer of the run's kind and its `learning_rate`, without the schedule, which
+    has ended. So `fit` trains it further. Set another rate with `model.optimizer.learning_rate = rate`, or another
+    optimizer with `compile`. If it was trained with a custom loss or metric that has not been imported, it is not
     compiled. The model file holds no optimizer: `keras.models.load_model` returns a model that must be compiled before
     `fit`.
 
     Raises:
-        RunError: if the folder does not exist or is no run, its model file is damaged, or such a class is missing.
+        RunError: if the folder does not exist or is not a run, its model file is damaged, or such a class is missing.
     """
     folder = find_run(folder)
     if folder.is_file():
@@ -82,10 +82,10 @@ def load_runs(folders: Sequence[Path | str]) -> Seq2Seq:
 
 
 def load_model(folder: Path, name: str) -> Seq2Seq:
-    """Loads a model file of a run. It may be of any origin: it runs no code that the user has not imported.
+    """Loads a model file of a run. The file may be untrusted: no code runs that the user has not imported.
 
     Raises:
-        RunError: if the file is damaged, holds no `Seq2Seq`, or names a class that has not been imported.
+        RunError: if the file is damaged, is not a `Seq2Seq`, or names a class that has not been imported.
     """
     path = folder / name
     own = own_classes(configuration(folder)[0], training=False) if (folder / "config.json").is_file() else []
@@ -197,7 +197,7 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
 
     Raises:
         RunError: if there are none, or the folder has no `config.json`.
-        CorpusError: if the corpus cannot be found or has changed, so that the model may have learned any of it.
+        CorpusError: if the corpus cannot be found, or has changed, so that any of it may have been trained on.
     """
     if not (find_run(folder) / "config.json").is_file():
         raise RunError(f"{folder}: has no config.json, so the held-out set is unknown; name a corpus")
@@ -214,7 +214,7 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
 
 
 def may_have_learned(folder: Path | str) -> bool:
-    """Whether a run may have been trained on sources that it has held out. Only a split by hash rules that out."""
+    """Whether a run may have been trained on sources of its held-out set. Only a split by hash rules that out."""
     config, record = configuration(folder)
     return config.split != "hash" or bool(config.validation) or "from" in record
 
@@ -316,7 +316,7 @@ def kept_epochs(folder: Path | str) -> dict[int, Path]:
 def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq2Seq:
     """Makes a new run whose weights are the mean of those after the last kept epochs of a run.
 
-    Vaswani et al. 2017 (arxiv.org/abs/1706.03762, section 6.1) do so with the last 5 checkpoints. The run must have
+    Vaswani et al. 2017 (arxiv.org/abs/1706.03762, section 6.1) do this with the last 5 checkpoints. The run must have
     been trained with `Config.keep_epochs`. The new one counts as trained on the same corpus, with the same held-out
     pairs.
 
@@ -367,10 +367,11 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
 def export_runs(folders: Sequence[Path | str], out: Path | str, format: str = "tf_saved_model", **options: Any) -> None:
     """Exports the model of a run, or the ensemble of several, as `Seq2Seq.export` does.
 
-    It checks that each model translates as it did after training, and the exported model as the original.
+    It checks that each model translates as it did after training, and that the exported model translates as the
+    original.
 
     Raises:
-        RunError: if one does not, or there is no such run.
+        RunError: if one of them does not, or there is no such run.
         OptionError: as `ensemble`.
     """
     models = []

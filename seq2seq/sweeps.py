@@ -43,7 +43,7 @@ def read_grid(text: str) -> tuple[str, tuple | Range]:
     separate.
 
     Raises:
-        OptionError: if it is not written so, or a value does not fit the option.
+        OptionError: if it is not of this form, or a value is invalid for the option.
     """
     name, equals, values = text.partition("=")
     name = name.strip().lstrip("-").replace("-", "_")
@@ -90,8 +90,8 @@ def sweep(
         trials: number of settings to try in a search (Optuna, extra `sweep`) by the Tree-structured Parzen Estimator
             (Bergstra et al. 2011, papers.nips.cc/paper/4443). Its objective is the mean over seeds of the option
             `monitor`, by default "val_loss". Without it, each combination of the values is trained.
-        jobs: number of trainings at a time. They share the cores, and weights depend a little on the number of these;
-            with several GPUs each has one.
+        jobs: number of training runs at a time. They share the cores, and weights depend slightly on the number of
+            cores; with several GPUs, each run gets one.
         imports: custom classes to load first, "module:Class".
         say: a function to call with a line of text when a run starts and when it ends.
         show: a function to call twice a second with the epochs of the runs in training, as text.

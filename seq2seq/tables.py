@@ -1,4 +1,4 @@
-"""Results of runs side by side: means over seeds, and whether the differences are significant."""
+"""Tables of the results of runs: means over seeds, and whether the differences are significant."""
 
 import csv
 import dataclasses
@@ -159,7 +159,7 @@ def table(
         say: a function to call with warnings about the table, as text.
 
     Raises:
-        RunError: if there is no finished run, one lacks a measure, or they have held out different pairs.
+        RunError: if there is no finished run, one lacks a measure, or their held-out sets differ.
         OptionError: for an unknown measure or baseline.
         CorpusError: if the test corpus cannot be read.
     """

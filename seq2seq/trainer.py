@@ -1,7 +1,7 @@
-"""`Trainer`: how Keras runs the steps of a model of token sequences, so that `train_step` has only the method in it.
+"""`Trainer`: how Keras runs the steps of a model of token sequences, so that `train_step` contains only the method.
 
 It averages over real tokens and not over padding, skips steps whose gradient is not finite, divides batches among
-several devices, compiles steps by XLA if asked to, and keeps a GPU from waiting for figures that nobody reads.
+several devices, compiles steps with XLA on request, and avoids that a GPU waits for metrics that are not read.
 """
 
 import contextlib
@@ -106,19 +106,19 @@ class Trainer(keras.Model):
         with arrays, `sample_weight`. They multiply what a pair counts for in loss, accuracy and perplexity. Only arrays
         are shuffled, unless `shuffle=False`.
 
-        If `compiles_training` is True before the first `fit`, XLA compiles the whole step, with `recurrence.recur` in
-        place of cuDNN. It may save time in long trainings of small models on a GPU, where starting the operations of a
-        step takes longer than computing them; but each size of batch is compiled once, for 5 to 20 s, and batches are
-        padded so that there are few sizes: lengths become 16, 24, 32, 48 and so on. With 256 units and batches of 64 it
-        was 3% faster on one H200. Set `rows_compiled` to the size of the batches, or `tokens_compiled` to their
-        `batch_tokens`. No step waits for the device if `verbose=0` and no callback has an `on_train_batch_end` or
+        If `compiles_training` is True before the first `fit`, XLA compiles the whole step, with `recurrence.recur`
+        instead of cuDNN. This may save time when small models are trained for long on a GPU, where launching the
+        operations of a step takes longer than computing them. But each batch shape is compiled once, which takes 5 to
+        20 s, and batches are padded to few shapes: lengths become 16, 24, 32, 48 and so on. With 256 units and batches
+        of 64 it was 3% faster on one H200. Set `rows_compiled` to the size of the batches, or `tokens_compiled` to
+        their `batch_tokens`. No step waits for the device if `verbose=0` and no callback has an `on_train_batch_end` or
         `on_test_batch_end`.
 
         With several replicas, `x` and `validation_data` must each be a `tf.data.Dataset` of whole batches or what
         `distribution.distribute` returns; with several workers, the latter.
 
         Raises:
-            OptionError: for data of another form, for a `class_weight`, and if there is nothing that can learn.
+            OptionError: for data of another form, for a `class_weight`, and if there is nothing to train.
         """
         refuse_texts("fit", x)
         _refuse_class_weight(class_weight)

@@ -56,11 +56,11 @@ def train(
 ) -> Seq2Seq:
     """Trains a model and writes it to a run folder, again after each measured epoch.
 
-    The same call resumes a training that was interrupted, from its last checkpoint, and ends with the same weights as
-    if it had not been interrupted. The checkpoints are in the folder's `unfinished` until training ends. On SIGTERM and
-    SIGINT (Ctrl-C) one more is saved, after the epoch if that has just ended; a second signal stops at once.
+    The same call resumes an interrupted training from its last checkpoint, and ends with the same weights as without
+    the interruption. The checkpoints are in the folder's `unfinished` until training ends. On SIGTERM and SIGINT
+    (Ctrl-C) one more is saved, after the epoch if that has just ended; a second signal stops at once.
 
-    The same configuration gives the same weights, to the bit on a CPU, and on a GPU with `config.deterministic`.
+    The same configuration gives bit-identical weights on a CPU, and on a GPU with `config.deterministic`.
 
     After a measured epoch the held-out pairs are scored, up to 500 of their sources are translated greedily and
     measured as in `evaluation`, if its packages are installed, and the run folder is written. The first and the last
@@ -68,12 +68,12 @@ def train(
     measuring would take longer than such short epochs. The others have only training figures in `history.csv`.
 
     Args:
-        config: a `Config`; None to resume with the one that the training was begun with.
+        config: a `Config`; None to resume with the one that the training started with.
         folder: the run folder to make: `model.keras`, of the last epoch or the best by `config.monitor`, without its
-            optimizer; `config.json`, which also says what resources the training took; `history.csv`; `survey.json`,
-            the counted tokens and lengths of the training side; and in `epochs` the models that `config.keep_epochs`
-            asks for.
-        overwrite: whether an existing run may be replaced; it is left alone until the first epoch has ended.
+            optimizer; `config.json`, which also records the resources that training used; `history.csv`; `survey.json`,
+            the token counts and lengths of the training set; and in `epochs` the models that `config.keep_epochs` asks
+            for.
+        overwrite: whether an existing run may be replaced; it is not changed until the first epoch has ended.
         resume: whether there must be an unfinished training to resume.
         callbacks: more Keras callbacks. Before training, the attribute `held_out` of each that has one is set to up to
             three (source, target) pairs of the validation side.
@@ -93,7 +93,7 @@ def train(
     Raises:
         RunError: if the folder is in use, may not be overwritten, or holds nothing to resume.
         DivergedError: if loss or gradient are no longer finite numbers.
-        MemoryError: if a batch does not fit into memory. What was saved stays.
+        MemoryError: if a batch does not fit into memory. Saved files stay.
         CorpusError: if a corpus cannot be read, holds nothing to train on, or has changed since the training to resume
             was begun.
         OptionError: if options contradict each other, a name in them is unknown, or a tracker cannot begin.

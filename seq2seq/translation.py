@@ -40,7 +40,7 @@ _XLA_ERRORS = (
 
 
 class Translations(NamedTuple):
-    """What `Seq2Seq.translate` knows of N texts, n hypotheses each: the best first, samples in the order drawn."""
+    """The detailed result of `Seq2Seq.translate` for N texts, n hypotheses each: the best first, samples as drawn."""
 
     # Strings [N, n]. Those of a beam differ; if fewer of its 2 n best hypotheses do, the last texts are empty.
     texts: tf.Tensor
@@ -52,7 +52,7 @@ class Translations(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """Where the decoder looked while it wrote one text."""
+    """The attention of the decoder while it wrote one text."""
 
     source: list[str]  # S tokens
     target: list[str]  # T tokens, with END if there is one
@@ -96,7 +96,7 @@ class Translator(keras.Model):
             min_length: the smallest number of tokens in a translation.
             max_length: the largest number of tokens in a translation, for all texts. Default: for each text by its
                 length and the lengths seen in training, see `limits`.
-            seed: what sampling draws for a text depends on this number and on the text's place.
+            seed: the samples of a text depend on this number and on the text's place.
             batch_size: how many texts are decoded together, fewer if they are long. It changes speed and memory, not
                 the translations.
             details: whether to return scores, all n-best hypotheses and why each ended.
@@ -107,7 +107,7 @@ class Translator(keras.Model):
 
         Raises:
             OptionError: for an unknown strategy or one that breaks the contract, a beam wider than the vocabulary,
-                impossible lengths, texts that are no strings or have no order, a wrong number of prefixes, or a prefix
+                impossible lengths, texts that are not strings or have no order, a wrong number of prefixes, or a prefix
                 with an unknown token.
             MemoryError: if a batch does not fit into memory.
         """
@@ -287,7 +287,7 @@ class Translator(keras.Model):
             ragged float32 `[N, (T)]`.
 
         Raises:
-            OptionError: if there are not as many targets as sources, or they are no texts.
+            OptionError: if there are not as many targets as sources, or they are not texts.
             MemoryError: if a batch does not fit into memory.
         """
         sources = _as_strings("sources", sources)
@@ -329,7 +329,7 @@ class Translator(keras.Model):
     def attention(
         self, sources: Texts, targets: Texts | tf.Tensor | None = None, batch_size: int = 256
     ) -> list[Alignment]:
-        """Where the decoder looks while it writes each target.
+        """The attention of the decoder while it writes each target.
 
         Args:
             sources: strings.
@@ -368,7 +368,7 @@ class Translator(keras.Model):
         ]
 
     def encode(self, texts: Texts) -> Encoded:
-        """The encoder's output for texts, to look at it or to train a probe on it.
+        """The encoder's output for texts, to inspect it or to train a probe on it.
 
         Args:
             texts: strings, N of them, at least one. They form one batch: give many texts in parts.
@@ -378,7 +378,7 @@ class Translator(keras.Model):
             the state that the decoder starts from; the source ids `[N, S]`.
 
         Raises:
-            OptionError: for no text, or for anything that is none.
+            OptionError: if there is no text, or something else than texts.
         """
         texts = tf.reshape(_as_strings("texts", texts), [-1])
         if not len(texts):
@@ -430,7 +430,7 @@ def _join_ids(*parts):
 def _in_batches(run, lengths, batch_size, what="texts"):
     """Calls a function with the places of texts of similar length, so that short ones do not wait for long ones.
 
-    Returns what it returned for each batch, and the order that brings the texts' results back into their places.
+    Returns the result for each batch, and the order that restores the original order of the texts.
     """
     order = np.argsort(lengths, kind="stable")
     sizes = np.maximum(np.asarray(lengths)[order], _BATCH_LENGTH)

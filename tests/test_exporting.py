@@ -139,7 +139,7 @@ def test_a_saved_model_that_is_not_the_trained_one_is_not_exported(exported, tmp
     probe.write_text(json.dumps(translations | {first: "something else"}))
     done = seq2seq("export", folder / "run", tmp_path / "saved")
     probe.write_text(kept)
-    assert done.returncode == 2 and b"the saved model is not the one that was trained" in done.stderr
+    assert done.returncode == 2 and b"the saved model is not the trained one" in done.stderr
     assert b"\n" not in done.stderr.strip() and not (tmp_path / "saved").exists()
     again = subprocess.run([SEQ2SEQ, "export", folder / "run", folder / "saved"], capture_output=True)
     assert again.returncode == 2 and b"already exists" in again.stderr

@@ -272,7 +272,7 @@ def test_a_decoder_that_forgets_an_argument_that_shapes_no_weight_is_refused():
         OptionError, match=r"^decoder=Sharper: computes different results after from_config\(get_config"
     ):
         Seq2Seq(tokenizer, tokenizer, decoder=Sharper(7, units=8, sharpness=3.0), units=8)
-    with pytest.raises(OptionError, match=r"^decoder=Sharper: get_config must return all .* also sharpness"):
+    with pytest.raises(OptionError, match=r"^decoder=Sharper: get_config must return all .* including sharpness"):
         Seq2Seq(tokenizer, tokenizer, decoder=Sharper, units=8, sharpness=3.0)
 
 

@@ -129,7 +129,7 @@ def test_what_has_no_onnx_form_says_why_and_leaves_nothing(model, tmp_path):
             untrained(decoder=HashingDecoder),
             "Encoder and HashingDecoder cannot be exported as ONNX .*(HashBucket|AsString)",
         ),
-        (untrained(decoder=PairsDecoder), r"a tensor \(None, 8\) .* is neither constant nor has a row"),
+        (untrained(decoder=PairsDecoder), r"a tensor \(None, 8\) .* is neither constant nor has one row"),
     )
     for bad, message in cases:
         with pytest.raises(RunError, match=message):

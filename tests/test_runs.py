@@ -152,7 +152,7 @@ def test_what_is_no_run_is_refused_by_name(config, tmp_path):
     with pytest.raises(RunError, match=r"holds no model\.keras"):
         load_run(tmp_path)
     (tmp_path / "vocabulary.json").touch()
-    with pytest.raises(RunError, match="it is an export, which only `seq2seq translate` reads"):
+    with pytest.raises(RunError, match="it is an export, which only `seq2seq translate` can read"):
         load_run(tmp_path)
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "unmounted" / "disk")

@@ -140,9 +140,19 @@ def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_adde
         ({"units": "8..16"}, {}, None, "grid=units=8..16: only a search takes ranges; add --trials"),
         ({"seed": [1, 2]}, {}, None, "grid=seed: is already set"),
         ({}, {}, 3, "trials: nothing to search"),
-        ({"label_smoothing": [0, 0.1]}, {}, 3, "monitor='val_loss': with another label_smoothing"),
-        ({"gamma": [0, 2]}, {"loss": "a:B"}, 3, "monitor='val_loss': with another gamma"),
-        ({"target_tokenizer": ["char", "byte"]}, {}, 3, "monitor='val_loss': with another target_tok"),
+        (
+            {"label_smoothing": [0, 0.1]},
+            {},
+            3,
+            "monitor='val_loss': not comparable between different values of label_smoothing",
+        ),
+        ({"gamma": [0, 2]}, {"loss": "a:B"}, 3, "monitor='val_loss': not comparable between different values of gamma"),
+        (
+            {"target_tokenizer": ["char", "byte"]},
+            {},
+            3,
+            "monitor='val_loss': not comparable between different values of target_tok",
+        ),
         ({"cell": ["gru", "lstn"]}, {}, None, "cell='lstn': expected .*; did you mean 'lstm'"),
         (
             {"architecture": ["recurrent", "transformer"]},

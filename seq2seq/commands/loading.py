@@ -1,4 +1,4 @@
-"""The runs that a command names: told from its other arguments, and loaded."""
+"""The runs that a command names: separated from its other arguments, and loaded."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,7 +82,7 @@ def oddities(tokenizer: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, st
 
 
 def say_oddities(tokenizer: Any, sources: Sequence[bytes], unit: str, done: int, said: set[str]) -> None:
-    """Says what is odd about sources that come after `done` others, unless it has been said, and adds it to `said`."""
+    """Reports oddities of sources, numbered after `done` others, each only once: `said` holds those reported."""
     for place, odd in sorted(oddities(tokenizer, sources)):
         if odd not in said:
             said.add(odd)
