@@ -55,7 +55,7 @@ def _file_shard(path):
     name, ending = plain_name(path), path.suffix.lower()
     if unpack := PACKED.get(ending) or PACKED.get(os.path.splitext(name)[1]):
         raise CorpusError(f"{path}: cannot be read in this format; unpack it first: {unpack}")
-    files = (path,) if os.path.isfile(archive_of(path) or path) else ()  # a pipe is no file
+    files = (path,) if os.path.isfile(archive_of(path) or path) else ()  # a pipe is not a file
     if name.endswith((".tfrecord", ".tfrecords")):
         if ending in COMPRESSED and ending != ".gz":
             raise CorpusError(f"{path}: TFRecord files must be uncompressed or end in .gz")

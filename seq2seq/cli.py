@@ -167,6 +167,6 @@ def _exit_codes(tensorflow: bool = True, trains: bool = False) -> Iterator[None]
 
 _COMMANDS = (inspect, shuffle, train, sweep, table, plot, average, translate, score, evaluate, compare, export, demo)
 for _command in _COMMANDS:
-    # `shuffle` starts it if it writes TFRecord, `translate` if the model is no export.
+    # `shuffle` starts it if it writes TFRecord, `translate` if the model is not an export.
     _run = _exit_codes(_command not in (shuffle, translate), _command is train)(_command)
     app.command(cls=_SweepCommand if _command is sweep else _Command)(_run)

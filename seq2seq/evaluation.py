@@ -208,7 +208,7 @@ def evaluate(
 
 def _translate(model, sources, strategy, progress, lengths):
     """The first translation of each source, why it stopped, and the seconds that all took without compiling."""
-    shortest = sorted(sources, key=len)[:MANY_TEXTS]  # so many that all cores are used, as in the calls that count
+    shortest = sorted(sources, key=len)[:MANY_TEXTS]  # enough to use all cores, as in the timed calls
     model.translate(shortest, strategy, details=True, **lengths)  # compiles it
     translations, stopped, seconds = [], [], 0.0
     for start in range(0, len(sources), 2048):

@@ -99,7 +99,7 @@ class Seq2Seq(Translator, Trainer):
         self.build()
 
     def _half(self, name, half, tokenizer, options):
-        """A layer of a class, with the options that its constructor names; a layer is returned as it is."""
+        """A layer of a class, with the options that its constructor names; a layer is returned unchanged."""
         if not isinstance(half, type):
             return half
         dtype = self.dtype_policy.name  # as a name, since Keras writes a `get_config` for classes without one

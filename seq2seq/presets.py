@@ -59,7 +59,7 @@ PRESETS = {
     },
 }
 
-SUBWORD_PAIRS = 20_000  # with so many pairs of sentences, `choose_preset` takes subwords
+SUBWORD_PAIRS = 20_000  # from this number of pairs of sentences on, `choose_preset` chooses subwords
 
 
 _EXCLUDES = {

@@ -4,8 +4,8 @@ A custom strategy is a frozen dataclass of its options, derived from `Strategy` 
 those here. If it extends hypotheses independently of each other, `extend_each` does all but choose the tokens.
 `BeamSearch` has methods to override. A strategy may also call another one and choose among its hypotheses.
 
-Shapes: B sources, b of them still decoded, N hypotheses of each, K decoded side by side, R = b x K rows in a step, T
-target length, P prefix length, V vocabulary size.
+Shapes: B sources, b of them still being decoded, N hypotheses of each, K decoded in parallel, R = b x K rows in a step,
+T target length, P prefix length, V vocabulary size.
 """
 
 import dataclasses

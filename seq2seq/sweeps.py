@@ -257,7 +257,7 @@ def _refuse_another(out, record):
         grows = name == "trials" if record["trials"] else name == "seeds" or name.startswith("grid ")
         if not grows or None in (was, now):
             return was == now
-        if isinstance(was, list) != isinstance(now, list):  # values in place of a range
+        if isinstance(was, list) != isinstance(now, list):  # values instead of a range
             return False
         return all(value in now for value in was) if isinstance(was, list) else was <= now
 

@@ -316,7 +316,7 @@ class Trainer(keras.Model):
         return {"loss": figures["loss"][None]} if several else figures
 
     def get_metrics_result(self) -> dict[str, tf.Tensor]:
-        """The figures so far. They are NaN if no batch has counted, and not Keras's 0, the best loss there is."""
+        """The metrics so far. They are NaN if no batch has counted, not Keras's 0, which is the best possible loss."""
         (counted,) = (metric.count for metric in self.metrics if metric.name == "loss")
         nothing = counted <= 0
         return {name: keras.ops.where(nothing, np.nan, it) for name, it in super().get_metrics_result().items()}
@@ -363,7 +363,7 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
 
 
 def refuse_texts(method: str, x: Any) -> None:
-    """Refuses texts in place of batches, for which Keras has no helpful message."""
+    """Refuses texts instead of batches, for which Keras has no helpful message."""
     first, *_ = tf.nest.flatten(getattr(x, "element_spec", x))
     kind = getattr(first, "dtype", None)
     if isinstance(first, str | bytes) or kind == tf.string or getattr(kind, "kind", "") in ("U", "S", "O"):
@@ -389,7 +389,7 @@ def without_end_warning(steps: int | None) -> Iterator[None]:
 def _follows_steps(callback):
     """Whether a callback has something to do after each step."""
     hooks = ("on_batch_end", "on_train_batch_end", "on_test_batch_end")
-    # A `LambdaCallback` has functions in place of methods.
+    # A `LambdaCallback` has functions instead of methods.
     found = [(hook, getattr(getattr(callback, hook), "__func__", None)) for hook in hooks]
     return any(function is not getattr(keras.callbacks.Callback, hook) for hook, function in found)
 

@@ -28,7 +28,7 @@ from seq2seq.trainer import refuse_texts, without_end_warning
 from seq2seq.web_exporting import export_web
 
 LONGEST_TRANSLATION = 100_000  # tokens
-MANY_TEXTS = 64  # from this number on, the cores translate parts of a batch side by side
+MANY_TEXTS = 64  # from this number on, the cores translate parts of a batch in parallel
 _BATCH_LENGTH = 256  # from this length on, a batch holds fewer texts, so that memory does not grow with it
 # What XLA raises if it cannot compile; the last two if it lacks parts of CUDA.
 _XLA_ERRORS = (
@@ -149,7 +149,7 @@ class Translator(keras.Model):
         return tf.reshape(found[0], [*shape, *found[0].shape[1:]] if found[0].shape[1] > 1 else shape)
 
     def _checked_strategy(self, strategy):
-        """The strategy of a name, or as it is."""
+        """The strategy of this name; a strategy is returned unchanged."""
         if isinstance(strategy, str):
             strategy = STRATEGIES[choose("strategy", strategy, list(STRATEGIES))]()
         check_strategy(strategy)
@@ -200,7 +200,7 @@ class Translator(keras.Model):
         Args:
             texts, strategy, details: as in `translate`.
             seeds, min_length, max_length, prefixes: as in `decode`.
-            parts: in how many parts, side by side, texts become ids and ids become texts.
+            parts: the number of parallel parts in which texts become ids and ids become texts.
 
         Returns:
             A tuple of strings `[B, n]` and, with `details`, the other parts of `Translations`.
@@ -280,7 +280,7 @@ class Translator(keras.Model):
             targets: as many strings; or ids `[N, T]`, then padding, such as `ids[:, 0]` of `Translations`. Ids are
                 scored as they are, so END only if there is one.
             batch_size: how many pairs are scored together, fewer if they are long.
-            per_token: whether to return the log-probability of each token in place of their sum.
+            per_token: whether to return the log-probability of each token instead of their sum.
 
         Returns:
             float32 `[N]`, in nats: the sum over the tokens of the target and END. With `per_token` those of all tokens,

@@ -331,7 +331,7 @@ def score(
     error, the command ends at the first bad line.
 
     With --json, the line is an object with "source", "target", "log_likelihood", "loss" (nats per token, END included),
-    "tokens" and their "log_probabilities"; or null in place of nan.
+    "tokens" and their "log_probabilities"; or null instead of nan.
 
     Example: paste source.txt target.txt | seq2seq score runs/phrasebook
     """
