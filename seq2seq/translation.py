@@ -94,8 +94,7 @@ class Translator(keras.Model):
             prefixes: how each translation begins: one string for each text, "" for no prefix. A translation contains
                 its prefix and has at least one more token.
             min_length: the smallest number of tokens in a translation.
-            max_length: the largest number of tokens in a translation, for all texts. Default: for each text by its
-                length and the lengths seen in training, see `limits`.
+            max_length: the largest number of tokens in a translation, for all texts. Default: see `limits`.
             seed: the samples of a text depend on this number and on the text's place.
             batch_size: how many texts are decoded together, fewer if they are long. It changes speed and memory, not
                 the translations.
