@@ -2,8 +2,8 @@
 
 python classroom.py
 
-Both are pairs of texts that a program makes, so there are as many as one likes, and the right answer is known. The
-model sees characters, and nothing tells it what a number is. It is asked for pairs that it was not trained on.
+Both use pairs of texts that a program generates, so there are as many as you like, and the correct answer is known. The
+model sees only characters and does not know what a number is. It is tested on pairs that it was not trained on.
 """
 
 import random

@@ -5,8 +5,8 @@
     seq2seq evaluate runs/pairs --search diverse:DiverseBeam
     seq2seq export runs/pairs exported/1 --search diverse:DiverseBeam --set groups=3
 
-The groups go on side by side. At each step they choose one after another, each the token that is likeliest after a
-penalty for how many groups before it have chosen that token at this step.
+The groups are extended in parallel. At each step, they choose one after another: each takes the most likely token after
+a penalty for each earlier group that has chosen the same token at this step.
 """
 
 import dataclasses

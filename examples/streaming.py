@@ -1,9 +1,9 @@
-"""Training on a stream: pairs that a Python generator makes while the model learns, and that are never all in memory.
+"""Training on a stream: a Python generator makes the pairs during training, and they are never all in memory.
 
 python streaming.py
 
-The task: dates as people write them become dates of ISO 8601. A generator of your own, such as one that reads a
-database, takes the place of `dates`.
+The task: convert dates as people write them to ISO 8601. Replace `dates` by a generator of your own, such as one that
+reads a database.
 """
 
 import datetime
@@ -41,7 +41,7 @@ def main(steps=240):
     source, target = CharTokenizer(), CharTokenizer("0123456789-")
     source.adapt(stream.map(lambda source, _: source).take(2000))  # a sample: the characters are soon known
 
-    # `window`: so many pairs are shuffled, grouped by length and cut into batches; the next ones are not read yet.
+    # `window`: this many pairs are shuffled, grouped by length and cut into batches; the next ones are not read yet.
     batches = batch_pairs(stream, source, target, batch_size=64, window=64 * 20)
     model = Seq2Seq(source, target, cell="gru", units=64, bidirectional=True, attention="general")
     model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.01, steps)))

@@ -7,14 +7,14 @@
 # Sequence to sequence in ten minutes
 
 A model reads an English sentence character by character, and writes the Spanish one. This notebook trains it (three
-minutes on two cores), looks inside, and saves it. [The tutorial](../docs/tutorial.md) holds each step against the old
+minutes on two cores), looks inside, and saves it. [The tutorial](../docs/tutorial.md) compares each step with the old
 Keras tutorial.
 
 **To open it elsewhere:** in a copy of the repository, `pip install '.[plots]' jupyterlab`, then
 `jupyter lab examples/tutorial.ipynb`. On Colab or Kaggle, upload the notebook and a wheel (`python -m build` makes
 `dist/keras_seq2seq-0.1.0-py3-none-any.whl`), and begin with a cell `%pip install 'FILE.whl[plots]'`.
 
-**It is made** from `examples/tutorial.py`, by jupytext: `python tests/test_notebook.py`, with the extra `test`.
+**It is generated** from `examples/tutorial.py`, by jupytext: `python tests/test_notebook.py`, with the extra `test`.
 """
 
 # %%
@@ -79,7 +79,7 @@ print(source.shape, target.shape)
 ## The model
 
 An LSTM reads the source in both directions. Another writes the target, and looks back at the source before each
-character (attention). In training it is given the right characters so far, whatever it would have written itself:
+character (attention). In training, it is given the correct characters so far, not its own predictions:
 teacher forcing.
 """
 
@@ -107,7 +107,7 @@ for search in ("greedy", "beam"):
 
 # %% [markdown]
 """
-How likely is a translation, to the model? `score` returns log-likelihoods: the nearer to zero, the likelier.
+How likely is a translation, according to the model? `score` returns log-likelihoods: closer to zero is more likely.
 """
 
 # %%
@@ -115,7 +115,7 @@ print(model.score(["Good morning."] * 2, ["Buenos días.", "Buenas noches."]).nu
 
 # %% [markdown]
 """
-## Where it looked
+## Attention
 
 Each row is a character that greedy search wrote, each column one that the model read.
 """
@@ -126,9 +126,9 @@ display(SVG(attention_svg(alignment)))
 
 # %% [markdown]
 """
-## To keep it
+## Saving
 
-The tokenizers are part of the file, so it translates text again wherever it is loaded.
+The tokenizers are part of the file, so the loaded model translates text again.
 """
 
 # %%

@@ -28,32 +28,32 @@ def batch_pairs(
     """Makes the batches that `Seq2Seq.fit` and `evaluate` read, lazily.
 
     A window of pairs is shuffled, sorted by length and cut into batches, which are shuffled again. So a batch holds
-    random pairs of similar length, and little padding. Tokenizing and one-hot encoding run once on each whole batch, on
-    several threads, while the model works on the one before.
+    random pairs of similar length, with little padding. Tokenizing and one-hot encoding run once on each whole batch,
+    on several threads, while the model works on the previous one.
 
     Args:
         pairs: a `tf.data.Dataset` of (source, target) scalar strings.
         source_tokenizer, target_tokenizer: adapted tokenizers.
         batch_size: pairs in a batch, B; the last of the corpus may hold fewer.
-        batch_tokens: in place of `batch_size`, how much a batch may hold: its pairs times the longer side of its
+        batch_tokens: instead of `batch_size`, the maximum size of a batch: its pairs times the longer side of its
             longest pair, in tokens, with START, END and padding. A longer pair is a batch of its own.
         encoding: "one_hot", float32 rows, or "ids", which are V times smaller. A model learns the same from both.
         pad_to_multiple: makes S and T multiples of this number and fills batches up with rows of padding, so that few
             shapes occur; for `jit_compile=True`, which compiles each shape separately.
-        window: how many pairs are shuffled and sorted together. They are in memory at a time: some tens of megabytes if
-            the texts are sentences.
+        window: how many pairs are shuffled and sorted together. All of them are in memory at once: some tens of
+            megabytes if the texts are sentences.
         shuffle: whether pairs and batches come in a new random order each epoch.
         seed: makes those orders the same in every run.
-        epoch: which of those orders to take, a number or a scalar tensor, to resume in the middle of an epoch. Default:
+        epoch: which of those orders to use, a number or a scalar tensor, to resume in the middle of an epoch. Default:
             each iteration of the dataset is the next epoch.
-        skip: how many pairs of that epoch, those of its first batches, to leave out. They are read, but not encoded.
+        skip: the number of pairs in the first batches of that epoch that are left out. They are read, but not encoded.
 
     Returns:
         A `tf.data.Dataset` of (source `[B, S, Vs]`, target `[B, T + 1, Vt]`), the target from START to END, padding as
         all-zero rows on the right; with `encoding="ids"`, int32 `[B, S]` and `[B, T + 1]`, padding as 0.
 
     Raises:
-        OptionError: for pairs that are no dataset, an encoding that is neither of the two, or a size below 1.
+        OptionError: for pairs that are not a dataset, an encoding that is neither of the two, or a size below 1.
     """
     if not isinstance(pairs, tf.data.Dataset):
         raise OptionError(f"pairs: expected a tf.data.Dataset, not a {type(pairs).__name__}; read_pairs makes one")
@@ -123,10 +123,10 @@ def _random_number(seed, *numbers):
 
 
 def _length_order(source_lengths, target_lengths):
-    """Orders pairs by target length and then by source length, the latter rising and falling in turns.
+    """Orders pairs by target length and then by source length, the latter alternately ascending and descending.
 
-    So neighbours are similar on both sides, even if the target length changes. Two target lengths count as one, which
-    costs a little padding on one side and saves more on the other.
+    So neighbours are similar on both sides, even if the target length changes. Two adjacent target lengths are treated
+    as one, which costs a little padding on one side and saves more on the other.
     """
     step, longest = target_lengths // 2, tf.reduce_max(source_lengths)
     within = tf.where(step % 2 == 0, source_lengths, longest - source_lengths)

@@ -31,8 +31,8 @@ class ColumnsTokenizer(Tokenizer):
     Args:
         tokenizers: one for each column.
         names: the columns' names, for messages; "source 1", "source 2" and so on by default.
-        columns: for each id after the reserved ones its column, counted from 0, as in `get_config`. Default: the ids of
-            one column after those of another.
+        columns: for each id after the reserved ones, its column, counted from 0, as in `get_config`. Default: the ids
+            are in the order of the columns.
 
     Raises:
         OptionError: if there is no tokenizer, or there are not as many names.
@@ -52,7 +52,7 @@ class ColumnsTokenizer(Tokenizer):
         self._assign_ids(list(columns))
 
     def normalize(self, texts: Texts) -> tf.Tensor:
-        """Brings each column of texts `[B]` into the normal form of its tokenizer."""
+        """Converts each column of texts `[B]` to the normal form of its tokenizer."""
         return tf.strings.join([part.normalize(column) for part, column in self._columns_of(texts)], "\t")
 
     @property
@@ -92,7 +92,7 @@ class ColumnsTokenizer(Tokenizer):
         """Takes the vocabulary of each column from its counted tokens, as its tokenizer does.
 
         Args:
-            counts: a mapping of tokens, as `count` gives them, to how often they come.
+            counts: a mapping of tokens, as `count` returns them, to their counts.
             min_frequency, max_size: as in `Tokenizer.take_vocabulary`, of each column.
         """
         for part, of_column in zip(self.tokenizers, self.by_column(counts), strict=True):
@@ -112,7 +112,7 @@ class ColumnsTokenizer(Tokenizer):
         self._assign_ids(self.columns[len(RESERVED_TOKENS) :].tolist())
 
     def by_column(self, counts: Mapping[bytes, int]) -> list[dict[bytes, int]]:
-        """Divides counted tokens, as `count` gives them, into those of each column, without the tabs before them."""
+        """Divides counted tokens, as `count` returns them, by column, without the tabs before them."""
         found: list[dict[bytes, int]] = [{} for _ in self.tokenizers]
         for token, count in counts.items():
             own = token.lstrip(b"\t")
@@ -141,9 +141,9 @@ class ColumnsTokenizer(Tokenizer):
     def _assign_ids(self, columns):
         """Gives each token an id: the next id of its column in a list of columns by id, or a new id after the list.
 
-        Within a column ids rise with those of its tokenizer, so that the list is all there is to save.
+        Within a column, ids are in the order of its tokenizer's ids, so only the list has to be saved.
         """
-        # The ids that each tokenizer has for its column: tokens and, except in the first column, the unknown.
+        # The ids that each tokenizer has for its column: tokens and, except in the first column, the unknown token.
         own_ids = [
             [UNKNOWN] * (number > 0) + list(range(len(RESERVED_TOKENS), part.vocabulary_size))
             for number, part in enumerate(self.tokenizers)
@@ -165,7 +165,7 @@ class ColumnsTokenizer(Tokenizer):
         ]
 
     def _token(self, column, own):
-        """The token of a column's own id, as bytes; none for the unknown."""
+        """The token of a column's own id, as bytes; empty for the unknown token."""
         if own == UNKNOWN:
             return b""
         token = self.tokenizers[column].tokens[own - len(RESERVED_TOKENS)]

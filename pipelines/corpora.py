@@ -45,7 +45,7 @@ def read_pairs(
               (`.jsonl`, `.ndjson`, `.json`), each plain or with `.gz`, `.bz2` or `.xz`, or TFRecord (`.tfrecord`, plain
               or with `.gz`) of examples with two strings;
             - a file in a zip, `archive.zip/folder/file.tsv`, or the zip alone if it holds one file;
-            - `-`, tab-separated text on standard input, or a named pipe; they can be read once;
+            - `-`, tab-separated text on standard input, or a named pipe; they can be read only once;
             - parallel files of equally many lines, `corpus.en+corpus.es`; all but the last are columns of the source. A
               file or folder with a `+` in its name takes precedence;
             - a glob, in which `**` matches any number of folders: its files in the order of their names;
@@ -53,13 +53,13 @@ def read_pairs(
             - a list of (source, target) strings;
             - a `tf.data.Dataset` of (source, target) scalar strings.
 
-            Text is UTF-8. A byte order mark, CR before the end of a line and empty lines are ignored. A side of nothing
-            but spaces, control characters and invisible marks (U+200B, U+FEFF) is empty.
+            Text is UTF-8. A byte order mark, CR before the end of a line and empty lines are ignored. A side that
+            consists only of spaces, control characters and invisible marks (U+200B, U+FEFF) counts as empty.
         limit: how many pairs to read at most; None for all.
         seed: decides the order of files if `shuffle_files` is set.
-        epoch: which of the seed's orders to take, a number or a scalar tensor. Default: each iteration of the dataset
-            is the next epoch.
-        report: a `Report`, which each complete pass, up to the limit, fills with what it read and left out.
+        epoch: which of the seed's orders to use, a number or a scalar tensor. Default: each iteration of the dataset is
+            the next epoch.
+        report: a `Report` that each complete pass (up to the limit) fills with counts of what it read and left out.
         columns: which columns or keys to read, the target last: two names or more, which a tab-separated file has in
             its first line, or numbers counted from 1, as in `cut -f`. In JSON Lines `translation.en` is the key `en` of
             the object under `translation`, if no key has that whole name. If several come before the target, they are
@@ -74,8 +74,8 @@ def read_pairs(
         max_length: leave out pairs with a side of more characters, in all its columns.
         max_ratio: leave out pairs with one side more than this many times longer than the other. Only the first column
             of a source counts.
-        drop_duplicates: leave out pairs that came before among the last 131,072 or more of the same file.
-        shuffle_files: whether to read several files in turns, in an order that is new each epoch.
+        drop_duplicates: leave out pairs that occurred among the last 131,072 or more of the same file.
+        shuffle_files: whether to read several files alternately, in an order that is new each epoch.
         num_shards, index: read one of `num_shards` parts, for one worker among several. Together the parts are the
             corpus: whole files if there are enough, else every num_shards-th pair of each file.
 
@@ -83,13 +83,13 @@ def read_pairs(
         A `tf.data.Dataset` of (source, target) scalar strings.
 
     Raises:
-        CorpusError: at once if there is no such corpus or an option does not fit; while the dataset is iterated for
-            text that cannot be read. TensorFlow wraps the latter in an error of its own; `corpus_errors` unwraps it.
+        CorpusError: immediately, if there is no such corpus or an option is invalid; during iteration of the dataset,
+            for text that cannot be read. TensorFlow wraps the latter in its own error; `corpus_errors` unwraps it.
     """
     if limit is not None and limit < 0:
         raise CorpusError(f"limit={limit}: expected 0 or more, or None")
     if limit is not None and options.get("num_shards", 1) > 1:
-        raise CorpusError("limit and num_shards exclude each other")
+        raise CorpusError("limit and num_shards cannot be combined")
     reader = open_corpora(corpus, **options)
     column = tf.TensorSpec([None], tf.string)
 
@@ -128,13 +128,13 @@ def split_by_hash(
 ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """Splits pairs into (training, validation) by a hash of the source text as the model sees it.
 
-    Sources that the tokenizer normalizes to the same text, or that differ only in whitespace, fall on the same side
-    with all their translations. The side depends only on that text: it is the same in every epoch, on every machine
-    and in every corpus.
+    Sources that the tokenizer normalizes to the same text, or that differ only in whitespace, end up in the same split,
+    with all their translations. The split of a source depends only on that text: it is the same in every epoch, on
+    every machine and in every corpus.
 
     Args:
         pairs: a `tf.data.Dataset` of (source, target) scalar strings.
-        fraction: about which part of the sources to hold out, between 0 and 1.
+        fraction: the approximate fraction of sources to hold out, between 0 and 1.
         source_tokenizer: the `Tokenizer` of the sources, which needs no vocabulary yet.
     """
 
@@ -154,7 +154,7 @@ def _source_keys(sources, tokenizer):
     """Makes keys `[B]` of sources `[B]`: equal if no tokenizer of this normal form can tell the sources apart."""
     texts = tokenizer.normalize(sources)
     space, word = f"[{WHITESPACE}▁]+", f"[^{WHITESPACE}▁]+"
-    # Most corpora have only single spaces, and to check for that takes a sixth of the time.
+    # Most corpora have only single spaces, and checking for that takes a sixth of the time.
     return tf.cond(
         tf.reduce_all(tf.strings.regex_full_match(texts, f"({word}( {word})*)?")),
         lambda: texts,
@@ -165,8 +165,8 @@ def _source_keys(sources, tokenizer):
 def split_last(pairs: tf.data.Dataset, fraction: float) -> tuple[tf.data.Dataset, tf.data.Dataset]:
     """Splits pairs into (training, validation), the last `fraction` held out, as in the Keras tutorial.
 
-    Counts the pairs first, which reads them all. Translations of one source may fall on both sides; `sources_in` finds
-    them.
+    It first counts the pairs, which reads them all. Translations of one source may end up in both splits; `sources_in`
+    finds them.
     """
     count = count_pairs(pairs)
     training = count - int(count * fraction)
@@ -273,9 +273,9 @@ def count_pairs(pairs: tf.data.Dataset) -> int:
 
 
 def group_by_source(pairs: tf.data.Dataset) -> dict[str, list[str]]:
-    """Reads pairs into memory, as text: {source: [its targets, in the order they come]}.
+    """Reads pairs into memory, as text: {source: [its targets, in their order]}.
 
-    Sources that differ only in their Unicode form (NFC, NFD) are one source, in the form that comes first.
+    Sources that differ only in their Unicode form (NFC, NFD) are one source, in the form that occurs first.
     """
     found: dict[str, tuple[str, list[str]]] = {}
     for source, target in pairs.as_numpy_iterator():

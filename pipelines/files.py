@@ -1,4 +1,4 @@
-"""Files: which ones a corpus names, how they are packed, and their checksums."""
+"""Files: which ones a corpus consists of, how they are compressed, and their checksums."""
 
 import bz2
 import contextlib
@@ -33,7 +33,7 @@ def files_of(corpus: str | os.PathLike[str]) -> list[tuple[Path, ...]]:
         For each file a tuple with its path; for each set of parallel files a tuple with all their paths.
 
     Raises:
-        CorpusError: if there is no such file, if parallel names stand for different numbers of files, or if a zip holds
+        CorpusError: if there is no such file, if parallel names match different numbers of files, or if a zip holds
             several files and none is chosen.
     """
     text = os.fspath(corpus)
@@ -41,7 +41,9 @@ def files_of(corpus: str | os.PathLike[str]) -> list[tuple[Path, ...]]:
         text = os.fspath(NAMED_CORPORA[corpus]())
     sides = [_expand(side, text) for side in _parallel_names(text)]
     if len(set(map(len, sides))) != 1:
-        raise CorpusError(f"{text}: {' and '.join(str(len(side)) for side in sides)} files; expected equally many")
+        raise CorpusError(
+            f"{text}: {' and '.join(str(len(side)) for side in sides)} files; expected the same number of each"
+        )
     return list(zip(*sides, strict=True))
 
 
@@ -146,7 +148,7 @@ def _member(path):
     if path == archive and len(names) == 1:
         return archive / names[0]
     if path == archive or path.relative_to(archive).as_posix() not in names:
-        raise CorpusError(f"{path}: which of its files? {', '.join(f'{archive}/{name}' for name in names)}")
+        raise CorpusError(f"{path}: choose one of its files: {', '.join(f'{archive}/{name}' for name in names)}")
     return path
 
 

@@ -42,7 +42,7 @@ def find_shards(corpus: Corpus) -> list[Shard]:
     """Finds the shards of a corpus, as `read_pairs` describes it.
 
     Raises:
-        CorpusError: if its files are not found, as in `files_of`, or it is of a kind that is not read.
+        CorpusError: if its files are not found, as in `files_of`, or its type is not supported.
     """
     if not isinstance(corpus, str | os.PathLike):
         return [_memory_shard(corpus)]
@@ -54,11 +54,11 @@ def find_shards(corpus: Corpus) -> list[Shard]:
 def _file_shard(path):
     name, ending = plain_name(path), path.suffix.lower()
     if unpack := PACKED.get(ending) or PACKED.get(os.path.splitext(name)[1]):
-        raise CorpusError(f"{path}: is not read as it is; unpack it first: {unpack}")
-    files = (path,) if os.path.isfile(archive_of(path) or path) else ()  # a pipe is no file
+        raise CorpusError(f"{path}: cannot be read in this format; unpack it first: {unpack}")
+    files = (path,) if os.path.isfile(archive_of(path) or path) else ()  # a pipe is not a file
     if name.endswith((".tfrecord", ".tfrecords")):
         if ending in COMPRESSED and ending != ".gz":
-            raise CorpusError(f"{path}: TFRecord is read plain or with .gz")
+            raise CorpusError(f"{path}: TFRecord files must be uncompressed or end in .gz")
         return Shard(str(path), functools.partial(_tfrecord_rows, path), "record", files)
     rows = _json_rows if name.endswith((".jsonl", ".ndjson", ".json")) else _tab_rows
     return Shard(str(path), functools.partial(rows, path), files=files)
@@ -81,7 +81,7 @@ def _memory_shard(corpus):
     if is_list_of_pairs(corpus):
         return Shard("list", functools.partial(_list_rows, corpus), "pair")
     raise CorpusError(
-        f"corpus: {type(corpus).__name__} is not read; expected a path, the name of a corpus, a list of (source, "
+        f"corpus: {type(corpus).__name__} cannot be read; expected a path, the name of a corpus, a list of (source, "
         "target) texts, as list(zip(sources, targets)) makes, or a tf.data.Dataset of them, as its from_generator does"
     )
 
@@ -104,7 +104,9 @@ def _tab_rows(path, columns, sources):
         for name in columns:
             if name not in names:
                 there = ", ".join(map(repr, names))
-                raise CorpusError(f"{path or 'standard input'}, line 1: no column is called {name!r}, but {there}")
+                raise CorpusError(
+                    f"{path or 'standard input'}, line 1: no column is called {name!r}; the columns are {there}"
+                )
         places = [names.index(name) for name in columns]
         yield 1, None, None, HEADER
     else:
@@ -118,7 +120,7 @@ def _tab_rows(path, columns, sources):
         elif not least <= len(found) <= most:
             problem = f"expected {wanted}, found {'no tab' if len(found) == 1 else f'{len(found)} columns'}"
             if len(found) == 1 and str(path).endswith(".csv"):
-                problem += " (CSV is not read; write it with tabs and without quotes)"
+                problem += " (CSV is not supported; use tabs, without quotes)"
             yield number, None, None, problem
         else:
             if not all_said and any(found[least:]):
@@ -143,7 +145,7 @@ def _json_rows(path, columns, _):
         missing = [key for key, side in zip(keys, sides, strict=True) if not isinstance(side, str)]
         if missing:
             there = ", ".join(_text_keys(entry))
-            problem = f"no text under the key {missing[0]!r}" + f", but under {there}" * bool(there)
+            problem = f"no text under the key {missing[0]!r}" + f"; there is text under {there}" * bool(there)
             yield number, None, None, problem
         else:
             *before, target = map(_encoded, sides)
@@ -184,7 +186,8 @@ def _parallel_rows(paths, *_):
             ]
             other = next(place for place, count in enumerate(counts) if count != counts[0])
             raise CorpusError(
-                f"{paths[0]} has {counts[0]:,} lines and {paths[other]} {counts[other]:,}; they must have equally many"
+                f"{paths[0]} has {counts[0]:,} lines and {paths[other]} {counts[other]:,}; they must have the same "
+                "number"
             )
         *before, target = [line for _, line in rows]
         yield rows[0][0], b"\t".join(before), target, "" if target or any(before) else EMPTY_LINE
@@ -233,7 +236,7 @@ def check_columns(columns: Sequence[str] | Sequence[int], sources: Sequence[str]
 
     Args:
         columns: the columns to read, the target last.
-        sources: the names of the source's columns; None if any number of columns will do.
+        sources: the names of the source's columns; None if any number of columns is valid.
 
     Raises:
         CorpusError: if they are not, or fewer than two.
@@ -249,7 +252,7 @@ def check_columns(columns: Sequence[str] | Sequence[int], sources: Sequence[str]
 
 
 def wrong_columns(source: bytes, names: tuple[str, ...]) -> str:
-    """Says what is wrong with a source that does not have these columns, between tabs; "" if it has."""
+    """Describes what is wrong with a source that does not have these tab-separated columns; "" if it has."""
     found = source.count(b"\t") + 1
     if found == len(names):
         return ""

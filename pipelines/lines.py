@@ -18,12 +18,12 @@ from pipelines.files import COMPRESSED, CorpusError, archive_of
 # First bytes that no UTF-8 text begins with.
 _FIRST_BYTES = {
     rb"\xff\xfe|\xfe\xff|(?:[\t\n\r -~]\0){4}|(?:\0[\t\n\r -~]){4}": "UTF-16; save it as UTF-8",
-    rb"\x1f\x8b": "compressed by gzip; let its name end in .gz",
-    rb"BZh[1-9]1AY&SY": "compressed by bzip2; let its name end in .bz2",
-    rb"\xfd7zXZ\0": "compressed by xz; let its name end in .xz",
-    rb"\x28\xb5\x2f\xfd": "compressed by zstd; unpack it first: zstd -d",
+    rb"\x1f\x8b": "compressed with gzip; rename it to end in .gz",
+    rb"BZh[1-9]1AY&SY": "compressed with bzip2; rename it to end in .bz2",
+    rb"\xfd7zXZ\0": "compressed with xz; rename it to end in .xz",
+    rb"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it first: zstd -d",
     rb"7z\xbc\xaf|Rar!\x1a|(?s:.{257})ustar": "an archive; unpack it first",
-    rb"PK\x03\x04": "a zip archive or an office document; let its name end in .zip, or save it as UTF-8 text",
+    rb"PK\x03\x04": "a zip archive or an office document; rename it to end in .zip, or save it as UTF-8 text",
     rb"PAR1[\0-\x1f]": "Parquet; save it as JSON Lines",
 }
 
@@ -37,7 +37,7 @@ def read_lines(path: Path | None) -> Iterator[tuple[int, bytes]]:
         path: the file, plain, compressed or in a zip; None for standard input.
 
     Raises:
-        CorpusError: if it cannot be read, is damaged, is no UTF-8 text, or has lines that end in CR alone.
+        CorpusError: if it cannot be read, is damaged, is not UTF-8 text, or has lines that end in CR alone.
     """
     number, name = 0, path or "standard input"
     try:
@@ -60,7 +60,7 @@ def _check_first_line(name, line):
         if re.match(first, line):
             raise CorpusError(f"{name}: {what}")
     if b"\r" in line.rstrip(b"\r\n") and not line.endswith(b"\n"):
-        raise CorpusError(f"{name}, line 1: ends in CR alone, as do those after it; write LF or CRLF")
+        raise CorpusError(f"{name}, line 1: ends in CR alone, like the lines after it; convert them to LF or CRLF")
 
 
 @contextlib.contextmanager
@@ -134,7 +134,7 @@ def line_waits() -> bool:
 def as_line(text: bytes, columns: int = 1) -> bytes:
     """Writes a text as one line: each tab and each line break becomes a space.
 
-    Line breaks are all that Unicode and `str.splitlines` know, so that every program counts the same lines.
+    Line breaks are all those of Unicode and `str.splitlines`, so that every program counts the same lines.
 
     Args:
         text: UTF-8.

@@ -14,7 +14,7 @@ from typing import Any
 
 
 class OptionError(ValueError):
-    """An option that is not possible. The message names the argument, its value and what is expected."""
+    """An invalid option. The message names the argument, its value and what is expected."""
 
 
 def one_line(error: Exception) -> str:
@@ -40,7 +40,7 @@ def check_number(
         value: the number.
         kind: int, for whole numbers only, or float.
         least, most: the ends of the range, included.
-        above, below: likewise, but excluded. Without `most` and `below` whole numbers end below 2**31.
+        above, below: likewise, but excluded. Without `most` and `below`, whole numbers must be below 2**31.
         optional: whether it may be None.
 
     Raises:
@@ -73,7 +73,7 @@ def choose(argument: str, name: str | None, choices: Collection) -> Any:
         choices: the possible names, or a mapping of them to their values.
 
     Returns:
-        The name; of a mapping, its value.
+        The name; for a mapping, its value.
 
     Raises:
         OptionError: if it is none of them. The message suggests the nearest one.
@@ -116,12 +116,12 @@ def construct(
         argument: the option that names the class, for messages.
         kind: the class.
         arguments: the positional arguments of its constructor.
-        options: options by name, more than the constructor may accept.
+        options: options by name; the constructor need not accept all of them.
         saved: whether the object is saved by its `get_config`, which must then return all of them.
         always: further arguments by name, passed even if the constructor does not name them.
 
     Raises:
-        OptionError: if the constructor fails, or the object's `get_config` shows that it has not read an option.
+        OptionError: if the constructor fails, or the object's `get_config` shows that it does not use an option.
     """
     own = {name: value for name, value in options.items() if name in accepted(kind) - set(always)}
     name = f"{argument}={kind.__name__}"
@@ -133,12 +133,12 @@ def construct(
     except (TypeError, ValueError) as error:
         said = ", ".join(f"{option}={value!r}" for option, value in own.items())
         given = f"{len(arguments)} arguments and " * bool(arguments) + ", ".join([*always, said or "no options"])
-        raise OptionError(f"{name}: cannot be made with {given}: {error}") from error
+        raise OptionError(f"{name}: cannot be constructed with {given}: {error}") from error
     for option, value in own.items():
         if saved and option not in found:
-            raise OptionError(f"{name}: get_config must return all arguments of the constructor, also {option}")
+            raise OptionError(f"{name}: get_config must return all arguments of the constructor, including {option}")
         if option in found and _as_lists(found[option]) != _as_lists(value):
-            raise OptionError(f"{name}: has not read {option}={value!r}; its get_config says {found[option]!r}")
+            raise OptionError(f"{name}: does not use {option}={value!r}; its get_config returns {found[option]!r}")
     return made
 
 
@@ -162,16 +162,20 @@ def load_class(argument: str, name: str) -> type:
     except ModuleNotFoundError as error:
         if error.name != module_name.partition(".")[0] and error.name != module_name:
             raise
-        raise OptionError(f"{argument}={name!r}: there is no module {module_name!r} here or installed") from None
+        raise OptionError(
+            f"{argument}={name!r}: there is no module {module_name!r}, neither here nor installed"
+        ) from None
     except (SyntaxError, ImportError) as error:
         raise OptionError(f"{argument}={name!r}: {module_name} cannot be imported: {error}") from error
     if not isinstance(getattr(module, class_name, None), type):
         classes = [found for found, value in vars(module).items() if isinstance(value, type)]
-        raise OptionError(f"{argument}={name!r}: {module_name} has no class {class_name!r}, but {', '.join(classes)}")
+        raise OptionError(
+            f"{argument}={name!r}: {module_name} has no class {class_name!r}; its classes are {', '.join(classes)}"
+        )
     return getattr(module, class_name)
 
 
 def load_classes(argument: str, names: Iterable[str] | None) -> None:
-    """Imports several classes as `load_class` does, so that what is made of them can be loaded."""
+    """Imports several classes as `load_class` does, so that models that use them can be loaded."""
     for name in names or ():
         load_class(argument, name)

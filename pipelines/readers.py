@@ -82,11 +82,15 @@ class Reader:
         if self.on_bad_line not in ("error", "skip"):
             raise CorpusError(f"on_bad_line={self.on_bad_line!r}: expected 'error' or 'skip'")
         if not 0 <= self.index < self.num_shards:
-            raise CorpusError(f"index={self.index}: expected 0 to {self.num_shards - 1}, num_shards being that many")
+            raise CorpusError(
+                f"index={self.index}: expected 0 to {self.num_shards - 1}, because num_shards={self.num_shards}"
+            )
         if self.weights and not (
             len(self.weights) == len(self.corpora) and all(0 < w < math.inf for w in self.weights)
         ):
-            raise CorpusError(f"weights={self.weights}: expected {len(self.corpora)} positive numbers, one a corpus")
+            raise CorpusError(
+                f"weights={self.weights}: expected {len(self.corpora)} positive numbers, one for each corpus"
+            )
         check_number("max_length", self.max_length, least=1, optional=True)
         check_number("max_ratio", self.max_ratio, float, least=1, optional=True)
         if self.columns is not None:
@@ -182,15 +186,15 @@ class Reader:
                 yield None
 
     def _unread(self, other):
-        """Says which column is not read, and how it would be."""
+        """The message that a column is not read, and how to read it."""
         *sources, target = map(str, self.columns or range(1, len(self.sources) + 2))
         added, silent = (
             f"--columns {','.join(columns)}" for columns in ([*sources, str(other), target], [*sources, target])
         )
-        return f"column {other} is not read; {added} adds it to the source, {silent} silences this"
+        return f"column {other} is not read; {added} adds it to the source, {silent} hides this message"
 
     def _fault(self, source, target, problem):
-        """Why a pair is left out, and what is wrong in words: two texts, empty if nothing is."""
+        """Why a pair is left out: a reason and a description of the fault, both empty if there is none."""
         if problem:
             return (NO_PAIR if problem in (EMPTY_LINE, HEADER) else COLUMNS), problem
         several = len(self.sources) > 1
@@ -216,7 +220,7 @@ class Reader:
 
 
 def _interleave(parts):
-    """Yields from several iterators, a block from each in turn, with a bounded number of files open at a time."""
+    """Yields blocks from several iterators in turn, with a bounded number of files open at a time."""
     waiting = iter(parts)
     reading = list(itertools.islice(waiting, _OPEN_FILES))
     while reading:
@@ -231,8 +235,8 @@ def _interleave(parts):
 def _mix(corpora, weights, report):
     """Yields from several corpora in proportion to their weights, evenly, until each has been read to its end once.
 
-    A corpus that ends sooner starts over. So every pair is read at least once, and the number of pairs read does not
-    depend on chance. (Smooth weighted round-robin, as in nginx.)
+    A corpus that ends earlier starts over. So every pair is read at least once, and the number of pairs read is not
+    random. (Smooth weighted round-robin, as in nginx.)
     """
     reading = [corpus(report) for corpus in corpora]
     credit = [0.0] * len(weights)
@@ -277,7 +281,7 @@ def checksums(corpus: Corpora) -> dict[str, str]:
     shards = [shard for one in _as_list(corpus) for shard in find_shards(one)]
     for shard in shards:
         if not shard.files:
-            raise CorpusError(f"{shard.name} can be read only once, and training reads a corpus many times; use a file")
+            raise CorpusError(f"{shard.name} can be read only once, but training reads a corpus many times; use a file")
     names = [name for shard in shards for name in shard.files]
     return {str(name): sha256(name) for name in dict.fromkeys(archive_of(name) or name for name in names)}
 

@@ -40,8 +40,8 @@ def shuffle_corpus(
 
     Args:
         corpus: a corpus, or a list of them, as in `read_pairs`.
-        folder: the folder to make. It appears when all is written, with a `manifest.json`: how many pairs in all and in
-            each shard, the sha256 of each, and how many texts there are of each length in characters.
+        folder: the folder to make. It appears once everything is written, with a `manifest.json`: the number of pairs
+            in total and in each shard, the sha256 of each shard, and the number of texts of each length in characters.
         shards: how many files to write.
         format: "gzip" for tab-separated text, or "tfrecord" with the keys source and target. Several source columns and
             the target are written as columns, or keys, 1, 2 and so on, for `columns=(1, 2, 3)`.
@@ -54,15 +54,15 @@ def shuffle_corpus(
         The manifest, a dict.
 
     Raises:
-        CorpusError: if the corpus cannot be read, is empty or holds what tab-separated text cannot, or if the folder
-            exists and is not empty.
+        CorpusError: if the corpus cannot be read, is empty or has text that tab-separated text cannot hold, or if the
+            folder exists and is not empty.
         OptionError: for another format, or fewer than 1 shards.
     """
     folder = Path(folder)
     choose("format", format, list(_FORMATS))
     check_number("shards", shards, least=1)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise CorpusError(f"{folder} is there already; choose another folder")
+        raise CorpusError(f"{folder} already exists; choose another folder")
     if folder.resolve() == Path.cwd():
         raise CorpusError(f"{folder} is the current directory, which cannot be replaced; choose another folder")
     reader = open_corpora(corpus, **options)
@@ -153,7 +153,7 @@ def _write_gzip(path, rows):
             for text in row:
                 if any(mark in text for mark in (b"\t", b"\n", b"\r")):
                     raise CorpusError(
-                        f"{text.decode()!r} holds a tab or a line break, which tab-separated text cannot; "
+                        f"{text.decode()!r} has a tab or a line break, which tab-separated text cannot have; "
                         "write the shards as tfrecord"
                     )
             if number == 0 and row[0].startswith(b"\xef\xbb\xbf"):

@@ -20,12 +20,12 @@ class SubwordTokenizer(Tokenizer):
     """Pieces of words: one for a frequent word, several for a rare one.
 
     SentencePiece (Kudo and Richardson 2018, arxiv.org/abs/1808.06226) with a unigram language model (Kudo 2018,
-    arxiv.org/abs/1804.10959). The package `sentencepiece` trains it on counted words; the trained tokenizer does
-    without the package. "▁" begins a word. Before training, `split` and `count` cut at whitespace, so that `count`
-    gives the words that `take_vocabulary` trains on.
+    arxiv.org/abs/1804.10959). The package `sentencepiece` trains it on counted words; the trained tokenizer does not
+    need the package. "▁" begins a word. Before training, `split` and `count` split at whitespace, so that `count`
+    returns the words that `take_vocabulary` trains on.
 
-    `detokenize(tokenize(text))` is the text's normal form with a single space for each stretch of whitespace (and of
-    "▁"), for every text whose characters are in the vocabulary.
+    `detokenize(tokenize(text))` is the text's normal form with a single space for each run of whitespace (and of "▁"),
+    for every text whose characters are in the vocabulary.
 
     Args:
         model: a serialized SentencePiece model, the attribute `model` of a SubwordTokenizer; none before `adapt`.
@@ -36,7 +36,7 @@ class SubwordTokenizer(Tokenizer):
     """
 
     DEFAULT_SIZE = 2000
-    # No word has a space in it. Training would take these names out of words.
+    # They end in a space, which no word has: training would take these names out of words.
     _RESERVED_PIECES = ("[PADDING] ", "[UNK] ", "[START] ", "[END] ")
 
     def __init__(self, model: bytes = b"", normal_form: str | None = "NFC", lowercase: bool = False) -> None:
@@ -57,10 +57,10 @@ class SubwordTokenizer(Tokenizer):
         """Trains on counted words. The same words make the same model.
 
         Args:
-            counts: a mapping of words, as UTF-8, to how often they come.
-            min_frequency: leave out words that come less often.
-            max_size: how many pieces to make at most, without the reserved tokens; few words give fewer. None for 2,000
-                or twice the number of characters, whichever is more.
+            counts: a mapping of words, as UTF-8, to their counts.
+            min_frequency: leave out rarer words.
+            max_size: the maximum number of pieces, without the reserved tokens; few words give fewer. None for 2,000 or
+                twice the number of characters, whichever is more.
 
         Raises:
             OptionError: if no words are left, or there are more characters than `max_size`: each is a piece.
@@ -75,10 +75,10 @@ class SubwordTokenizer(Tokenizer):
             for part in filter(None, re.split(marks, word)):
                 words[part] += counts[word]
         if not words:
-            raise OptionError(f"min_frequency={min_frequency}: no word comes so often, so there is nothing to train on")
+            raise OptionError(f"min_frequency={min_frequency}: no word is so frequent, so there is nothing to train on")
         characters = len(set(b"".join(words).decode()) | {"▁"})
         if max_size is not None and max_size < characters:
-            raise OptionError(f"max_size={max_size}: expected {characters} or more, as many as there are characters")
+            raise OptionError(f"max_size={max_size}: expected {characters} or more, the number of characters")
         trained = io.BytesIO()
         SentencePieceTrainer.train(
             sentence_iterator=(b"%s\t%d" % each for each in sorted(words.items())),
@@ -96,7 +96,7 @@ class SubwordTokenizer(Tokenizer):
         )
         model = sentencepiece_model_pb2.ModelProto.FromString(trained.getvalue())
         # A map that changes no character (a trie of 1024 bytes without a key). If a model has none, TensorFlow Text
-        # says so on stderr each time it is loaded.
+        # warns on stderr each time it is loaded.
         model.normalizer_spec.precompiled_charsmap = (1024).to_bytes(4, "little") + bytes(1024 + 1)
         self._set_model(model.SerializeToString(deterministic=True))
 
@@ -128,9 +128,9 @@ class SubwordTokenizer(Tokenizer):
                 self._pieces = np.array([b""])
         reserved, tokens = np.split([piece.decode() for piece in self._pieces], [len(RESERVED_TOKENS)])
         if tuple(reserved) != self._RESERVED_PIECES:
-            raise OptionError("model: expected one that SubwordTokenizer.take_vocabulary has trained")
+            raise OptionError("model: expected one trained by SubwordTokenizer.take_vocabulary")
         self._set_tokens(tokens.tolist())
-        # It does the same as the other without a resource, which `tf.random.set_seed` would destroy.
+        # It does the same as the one above, without a resource, which `tf.random.set_seed` would destroy.
         self._sentencepiece = tf_text.FastSentencepieceTokenizer(model)
 
     def _look_up(self, texts):

@@ -65,9 +65,9 @@ class CharTokenizer(Tokenizer):
 class LetterTokenizer(CharTokenizer):
     """One token for each letter and for each mark on it: "né" becomes n, e and ´, and "한글" ㅎㅏㄴㄱㅡㄹ.
 
-    These are the parts of the normal form NFD (The Unicode Standard, section 3.11). What is learnt of a letter then
-    serves the same letter with another mark too. A Hangul syllable is one of 11,172 characters, too many to learn one
-    by one, and is written with two or three of 67 letters. `detokenize` joins the parts.
+    These are the parts of the normal form NFD (The Unicode Standard, section 3.11). What is learned about a letter is
+    then shared by the same letter with other marks. A Hangul syllable is one of 11,172 characters, too many to learn
+    one by one, and is written with two or three of 67 letters. `detokenize` joins the parts.
     """
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
@@ -87,7 +87,7 @@ class LetterTokenizer(CharTokenizer):
         return self._compose(super()._spell(ids))
 
     def _compose(self, texts):
-        """Joins letters and marks as the normal form has them, without one as NFC."""
+        """Joins letters and marks as in the normal form, or as in NFC if there is none."""
         return tf_text.normalize_utf8(texts, self.normal_form or "NFC")
 
 
@@ -95,11 +95,11 @@ class LetterTokenizer(CharTokenizer):
 class ByteTokenizer(Tokenizer):
     """One token for each byte of the text's UTF-8: always 256, and none is unknown. There is nothing to adapt.
 
-    `detokenize(tokenize(text))` is the text's normal form, or without one the text itself. Bytes that are not UTF-8, as
-    a model may write them, become U+FFFD.
+    `detokenize(tokenize(text))` is the text's normal form, or without one the text itself. If a model writes bytes that
+    are not UTF-8, they become U+FFFD.
 
     Args:
-        normal_form, lowercase: as in `Tokenizer`. With None and False, invalid UTF-8 is read as the bytes it is.
+        normal_form, lowercase: as in `Tokenizer`. With None and False, invalid UTF-8 is read as plain bytes.
     """
 
     def __init__(self, normal_form: str | None = "NFC", lowercase: bool = False) -> None:
@@ -111,7 +111,7 @@ class ByteTokenizer(Tokenizer):
         return RESERVED_TOKENS + [byte.decode(errors="backslashreplace") for byte in self.tokens]
 
     def normalize(self, texts: Texts) -> tf.Tensor:
-        """Brings texts `[B]` into the normal form; invalid UTF-8 becomes U+FFFD if there is one, or case is folded."""
+        """Converts texts `[B]` to the normal form; if there is one, or case is folded, invalid UTF-8 becomes U+FFFD."""
         return super().normalize(texts) if self.normal_form or self.lowercase else tf.convert_to_tensor(texts)
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
@@ -156,9 +156,9 @@ class ByteTokenizer(Tokenizer):
 
 @keras.saving.register_keras_serializable("pipelines")
 class WhitespaceTokenizer(Tokenizer):
-    """One token for each stretch of text between whitespace: phones, words.
+    """One token for each run of text between whitespace: phones, words.
 
-    `detokenize(tokenize(text))` is the text's normal form with a single space for each stretch of whitespace, for every
+    `detokenize(tokenize(text))` is the text's normal form with a single space for each run of whitespace, for every
     text whose tokens are in the vocabulary.
     """
 
@@ -171,13 +171,13 @@ class WhitespaceTokenizer(Tokenizer):
 
 @keras.saving.register_keras_serializable("pipelines")
 class SeparatorTokenizer(Tokenizer):
-    """One token for each stretch of text between separators: a set of features, as in "V;PST;3;SG".
+    """One token for each run of text between separators: a set of features, as in "V;PST;3;SG".
 
-    The order of the tokens means nothing (`ordered` is False). Nothing between two separators is no token.
+    The order of the tokens has no meaning (`ordered` is False). Empty tokens between separators are ignored.
     `detokenize(tokenize(text))` is the text's normal form for every other text whose tokens are in the vocabulary.
 
     Args:
-        separator: what stands between tokens, one character or several, without a tab.
+        separator: the separator of tokens, one character or several, without a tab.
         vocabulary, normal_form, lowercase: as in `Tokenizer`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Tokens and ids: what all tokenizers share. They are graph operations on a whole batch of strings at once."""
+"""Tokens and ids: what all tokenizers share. All operations run in a graph, on a whole batch of strings at once."""
 
 import collections
 import sys
@@ -49,7 +49,7 @@ class Tokenizer(tf.Module):
         OptionError: for another normal form.
     """
 
-    ordered = True  # whether the order of the tokens means something; if not, they are a set
+    ordered = True  # whether the order of the tokens has a meaning; if not, they are a set
     column_names: tuple[str, ...] = ("source",)  # of a text's columns, between tabs; several in `ColumnsTokenizer`
 
     def __init__(
@@ -66,11 +66,11 @@ class Tokenizer(tf.Module):
         raise NotImplementedError(f"{type(self).__name__} must define split")
 
     def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
-        """Joins tokens, a ragged string tensor `[B, (T)]`, to texts `[B]`; here with nothing between them."""
+        """Joins tokens, a ragged string tensor `[B, (T)]`, to texts `[B]`; by default with nothing between them."""
         return tf.strings.reduce_join(tokens, axis=1)
 
     def normalize(self, texts: Texts) -> tf.Tensor:
-        """Brings texts `[B]` into the normal form; invalid UTF-8 becomes U+FFFD."""
+        """Converts texts `[B]` to the normal form; invalid UTF-8 becomes U+FFFD."""
         texts = tf.ensure_shape(tf.convert_to_tensor(texts, tf.string), [None])
         texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8")
         if self.lowercase:  # tf.strings.lower would depend on the locale, and end a text at NUL
@@ -94,12 +94,12 @@ class Tokenizer(tf.Module):
 
     @property
     def of_columns(self) -> list["Tokenizer"]:
-        """The tokenizer of each column; here this one."""
+        """The tokenizer of each column; by default only this one."""
         return [self]
 
     @property
     def in_order(self) -> np.ndarray:
-        """For each id, whether the order of the tokens of its column means something: bool `[V]`."""
+        """For each id, whether the order of the tokens of its column has a meaning: bool `[V]`."""
         return np.array([part.ordered for part in self.of_columns])[self.columns]
 
     @property
@@ -118,7 +118,7 @@ class Tokenizer(tf.Module):
         """Takes the vocabulary from text: every token in it, the most frequent first.
 
         Args:
-            texts: a `tf.data.Dataset` of scalar strings, or anything `from_tensor_slices` makes one of.
+            texts: a `tf.data.Dataset` of scalar strings, or anything that `from_tensor_slices` accepts.
             min_frequency, max_size: as in `take_vocabulary`.
         """
         if not isinstance(texts, tf.data.Dataset):
@@ -133,7 +133,8 @@ class Tokenizer(tf.Module):
         """Counts the tokens of texts `[B]`.
 
         Returns:
-            The different tokens `[N]`, how often each comes (int64 `[N]`), and how many each text has (int64 `[B]`).
+            The distinct tokens `[N]`, the count of each (int64 `[N]`), and the number of tokens of each text (int64
+            `[B]`).
         """
         split = self._split(texts)
         tokens, _, numbers = tf.unique_with_counts(split.flat_values, tf.int64)
@@ -155,9 +156,9 @@ class Tokenizer(tf.Module):
         """Takes the vocabulary from counted tokens: the most frequent first, equally frequent ones in code point order.
 
         Args:
-            counts: a mapping of tokens, as UTF-8, to how often they come.
-            min_frequency: leave out tokens that come less often.
-            max_size: how many tokens to take at most, without the reserved ones; None for all.
+            counts: a mapping of tokens, as UTF-8, to their counts.
+            min_frequency: leave out rarer tokens.
+            max_size: the maximum number of tokens, without the reserved ones; None for all.
         """
         wanted = frequent_tokens(counts, min_frequency, max_size)
         wanted.sort(key=lambda token: (-counts[token], token))
@@ -166,10 +167,10 @@ class Tokenizer(tf.Module):
     def extend_vocabulary(
         self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None
     ) -> None:
-        """Adds tokens to the vocabulary, after those it has, which keep their ids.
+        """Adds tokens to the vocabulary, after the existing ones, which keep their ids.
 
         Args:
-            counts, min_frequency, max_size: as in `take_vocabulary`; `max_size` is of all tokens.
+            counts, min_frequency, max_size: as in `take_vocabulary`; `max_size` counts all tokens.
         """
         known = list(self.tokens)
         own = set(known)
@@ -190,14 +191,14 @@ class Tokenizer(tf.Module):
 
         Args:
             texts: strings `[B]`.
-            start_end: whether to put START before and END after each text, as targets need it.
+            start_end: whether to put START before and END after each text, as targets need.
 
         Returns:
-            int32 `[B, S]`, each row padded on the right with 0 up to the longest. S is at least 1, since a recurrent
-            layer needs a step: a batch of empty texts is one column of padding.
+            int32 `[B, S]`, each row padded on the right with 0 to the length of the longest. S is at least 1, because a
+            recurrent layer needs a step: a batch of empty texts is one column of padding.
 
         Raises:
-            ValueError: if `split` returns anything but ragged strings; if a SubwordTokenizer is not trained yet.
+            ValueError: if `split` does not return ragged strings, or a SubwordTokenizer is not trained yet.
         """
         ids = self._look_up(texts)
         lengths = ids.row_lengths()
@@ -223,8 +224,9 @@ class Tokenizer(tf.Module):
 
         Args:
             ids: of targets.
-            unknown: the unknown tokens of each source, strings `[B, U]`, ragged or padded with "". The n-th of them is
-                written for the n-th U+FFFD that is a token, see `add_unknown_token`. A surplus U+FFFD stays.
+            unknown: the unknown tokens of each source, strings `[B, U]`, ragged or padded with "". The n-th of them
+                replaces the n-th U+FFFD that is a token, see `add_unknown_token`. If there are more U+FFFD, the rest
+                stay.
         """
         ids = tf.convert_to_tensor(ids)
         ended = tf.cumsum(tf.cast(ids == END, tf.int32), axis=1) > 0
@@ -250,13 +252,13 @@ class Tokenizer(tf.Module):
         return f"{type(self).__name__}({self.vocabulary_size} tokens: {' '.join(self.vocabulary[4:24])!r})"
 
     def _start_over(self):
-        """Forgets what would change how `adapt` counts."""
+        """Resets the state that would change how `adapt` counts."""
 
     def _set_tokens(self, tokens):
         self.tokens = list(tokens)
         with tf.init_scope():
-            # Without the reserved tokens, or the word "[END]" in a text would end it. The empty string is never a
-            # token, so it stands for the unknown. Keras makes no empty look-up.
+            # Without the reserved tokens; otherwise, the word "[END]" in a text would end it. The empty string is never
+            # a token, so it stands for the unknown token. Keras does not make an empty look-up.
             self._lookup = keras.layers.StringLookup(vocabulary=self.tokens or ["nothing"], oov_token="")
 
     def _split(self, texts):
@@ -287,7 +289,7 @@ class Tokenizer(tf.Module):
         return tf.gather(tf.concat([["", REPLACEMENT, "", ""], tf.constant(self.tokens, tf.string)], axis=0), ids)
 
     def _join(self, written):
-        """Joins tokens `[B, T]`, between and after which there may be "", to texts `[B]`."""
+        """Joins tokens `[B, T]`, in which "" may occur anywhere, to texts `[B]`."""
         return self.join(tf.ragged.boolean_mask(written, written != ""))
 
 
@@ -298,11 +300,11 @@ def one_hot(ids: tf.Tensor, vocabulary_size: int, dtype: str = "float32") -> tf.
 
 
 def frequent_tokens(counts: Mapping[bytes, int], min_frequency: int, max_size: int | None) -> list[bytes]:
-    """Selects the tokens that come so often. Leaves out empty ones, U+FFFD (it stands for unknown tokens), and those
-    with NUL (SentencePiece and NumPy end a string there).
+    """Selects the tokens that are frequent enough. Leaves out empty ones, U+FFFD (it stands for unknown tokens), and
+    those with NUL (SentencePiece and NumPy end a string there).
 
     Raises:
-        OptionError: if either number is no size of a vocabulary.
+        OptionError: if either number is out of range.
     """
     check_number("min_frequency", min_frequency, least=1)
     check_number("max_size", max_size, least=1, optional=True)
@@ -315,8 +317,8 @@ def target_ids(
 ) -> tf.Tensor:
     """Tokenizes targets `[B]` of sources `[B]`, with START and END: int32 `[B, T]`.
 
-    If the vocabulary has U+FFFD, this stands for the source's unknown tokens, as in `detokenize`. All unknown tokens of
-    a target become UNKNOWN unless they are what `detokenize` would write. `longest`: as in `Tokenizer.unknown`, for
+    If the vocabulary has U+FFFD, it stands for the source's unknown tokens, as in `detokenize`. All unknown tokens of a
+    target become UNKNOWN unless `detokenize` would write the same ones. `longest`: as in `Tokenizer.unknown`, for
     sources.
     """
     ids, (unknown, *_) = tokenizer.tokenize(texts, start_end=True), tokenizer.unknown_ids
@@ -339,7 +341,7 @@ def prefix_ids(tokenizer: Tokenizer, prefixes: Texts, place: str, first: int = 1
     """Tokenizes the prefixes of N translations: int32 `[N, P]`.
 
     Raises:
-        OptionError: if one has unknown tokens; names `place` and the prefix's number, counted from `first`.
+        OptionError: if one has unknown tokens; the message names `place` and the prefix's number, counted from `first`.
     """
     prefixes = tf.convert_to_tensor(prefixes)
     ids, unknown = tokenizer.tokenize(prefixes), tokenizer.unknown(prefixes)

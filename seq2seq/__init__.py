@@ -59,7 +59,7 @@ def _backend() -> str:
 
 
 if (_found := _backend()) != "tensorflow":
-    _message = f"this library needs Keras on TensorFlow, and not on {_found}: set KERAS_BACKEND=tensorflow"
+    _message = f"this library needs Keras on TensorFlow, not on {_found}: set KERAS_BACKEND=tensorflow"
     if _IS_COMMAND:
         print(f"seq2seq: {_message}", file=sys.stderr)
         sys.exit(2)

@@ -19,7 +19,7 @@ _NEVER = -1e6  # the logarithm of a probability of 0, so that differences of two
 
 
 class Encoded(NamedTuple):
-    """A batch of encoded sources: all that a decoder may look at."""
+    """A batch of encoded sources: everything that a decoder may use."""
 
     memory: tf.Tensor  # [B, S, D] the output at each source position
     mask: tf.Tensor  # bool [B, S] which positions hold a token
@@ -63,7 +63,7 @@ class Attention(keras.layers.Layer):
             self.match = keras.layers.Dense(1, **dense)  # v
 
     def project(self, memory: tf.Tensor) -> tf.Tensor:
-        """The part of the comparison that is the same for every query: keys `[B, S, D]`."""
+        """The part of the comparison that does not depend on the query: keys `[B, S, D]`."""
         return self.key(memory) if self.key else memory
 
     def call(self, query: tf.Tensor, keys: tf.Tensor, encoded: Encoded) -> tuple[tf.Tensor, tf.Tensor]:
@@ -73,7 +73,7 @@ class Attention(keras.layers.Layer):
         return tuple(tf.reshape(x, [rows, length, tf.shape(x)[2]]) for x in (context, weights))
 
     def scores(self, query: tf.Tensor, keys: tf.Tensor, encoded: Encoded) -> tf.Tensor:
-        """How well each position matches: `[b, T, S]`, or in beam search as `rows_by_source` puts them."""
+        """How well each position matches: `[b, T, S]`, or in beam search as `rows_by_source` arranges them."""
         queries = rows_by_source(query, encoded)
         if self.kind == "additive":
             return self.match(tf.tanh(self.query(queries)[:, :, None] + keys[:, None]))[..., 0]
@@ -85,22 +85,23 @@ class Attention(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class HardAttention(Attention):
-    """Aligns each target token with one source position, and sums exactly over all positions that this may be.
+    """Aligns each target token with one source position, and sums exactly over all possible positions.
 
     Soft attention averages the memory and predicts a token from the average. Hard attention predicts a token from each
     position by itself, and averages these probabilities:
 
         P(token t) = sum over s of P(t is aligned with s) P(token | decoder's output t, memory s)
 
-    If there is little text and single letters decide, this generalises better. It computes probabilities of V tokens
-    for B x T x S pairs of positions, so it is for short texts with small vocabularies.
+    With little text, and if single letters matter, this generalises better. It computes probabilities of V tokens for B
+    x T x S pairs of positions, so it is for short texts with small vocabularies.
 
     Args:
         units: size of queries, D.
-        kind: "hard": a token is aligned with any position, with a probability from how well a query matches it,
-            compared as in "general" (Wu, Shapiro & Cotterell 2018, arxiv.org/abs/1808.10024). "monotonic": with the
-            position of the token before or a later one, so it never goes back (Wu & Cotterell 2019,
-            arxiv.org/abs/1905.06319, first order). The state holds the probabilities of the position before.
+        kind: "hard": a token is aligned with any position, with a probability that depends on how well a query matches
+            it, as in "general" (Wu, Shapiro & Cotterell 2018, arxiv.org/abs/1808.10024). "monotonic": a token is
+            aligned with the position of the previous token or a later one, so alignment never moves back (Wu &
+            Cotterell 2019, arxiv.org/abs/1905.06319, first order). The state holds the probabilities of the previous
+            position.
     """
 
     kinds = HARD_ATTENTIONS
@@ -113,8 +114,8 @@ class HardAttention(Attention):
         return self.kind == "monotonic"
 
     def start(self, encoded: Encoded, vocabulary_size: int) -> list[tf.Tensor]:
-        """The state before the first token: of "monotonic", log-probabilities of the position of the next token,
-        `[B, S]`, and of each token at each position, `[B, S, V]`; of "hard", nothing."""
+        """The state before the first token: for "monotonic", log-probabilities of the position of the next token,
+        `[B, S]`, and of each token at each position, `[B, S, V]`; for "hard", nothing."""
         if not self.monotonic:
             return []
         rows, length = tf.unstack(tf.shape(encoded.memory)[:2])
@@ -128,10 +129,10 @@ class HardAttention(Attention):
 
         Args:
             query: `[B, T, D]`, the decoder's output at each step.
-            ids: int32 `[B, T]`, the input token of each step, which the step before predicted.
+            ids: int32 `[B, T]`, the input token of each step, which the previous step predicted.
             predicted: log-probabilities `[B, T, S, V]` of the token that each step predicts, from each position.
             encoded: the `Encoded` source.
-            state: the state that `start`, or the call for the steps before, returned.
+            state: the state that `start`, or the call for the previous steps, returned.
 
         Returns:
             Log-probabilities `[B, T, S]` of the position of each step's token, and the new state.
@@ -167,7 +168,7 @@ class HardAttention(Attention):
 
 
 def _cumulative_logsumexp(x, reverse=False):
-    """The logarithm of the sum of exp(x) up to each place of the last axis, or from there on."""
+    """The logarithm of the cumulative sum of exp(x) along the last axis, or of the reverse cumulative sum."""
     if not is_converting():
         return tf.math.cumulative_logsumexp(x, axis=-1, reverse=reverse)
     places = tf.range(tf.shape(x)[-1])
@@ -194,9 +195,9 @@ class Pointer(keras.layers.Layer):
 
         P(token) = g P_generate(token) + (1 - g) (sum of a over the source positions that hold the token)
 
-    A source token is copied as the target token that is spelled the same, unless it is one of a set of features. An
-    unknown one is copied as U+FFFD, if that is in the target's vocabulary; `Translator.translate` writes the source's
-    token in its place. The attention to tokens that cannot be copied is added to g, so that P sums to 1.
+    A source token is copied as the target token with the same spelling, unless it is one of a set of features. An
+    unknown one is copied as U+FFFD, if that is in the target's vocabulary; `Translator.translate` replaces it by the
+    source's token. The attention to tokens that cannot be copied is added to g, so that P sums to 1.
 
     Args:
         vocabulary_size: number of target ids, V.
@@ -234,7 +235,7 @@ class Pointer(keras.layers.Layer):
 
         Args:
             weights: the attention to each source position, `[B, T, S]`.
-            copies: `[b, S, V]`, as `copies` returned it; b is B, in beam search B / K.
+            copies: `[b, S, V]`, as `copies` returned it; b is B, or B / K in beam search.
             encoded: the `Encoded` source.
         """
         # Under mixed precision Keras passes both in half precision.
@@ -261,10 +262,10 @@ def copied_ids(source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> np.n
 
 
 def rows_by_source(rows: tf.Tensor, encoded: Encoded) -> tf.Tensor:
-    """Puts the rows that belong to one source side by side: `[B x K, T, D]` becomes `[B, K x T, D]`.
+    """Groups the rows that belong to one source: `[B x K, T, D]` becomes `[B, K x T, D]`.
 
-    In beam search a decoder is called with K hypotheses, in successive rows, for each row of `encoded`. A layer that
-    looks at the memory treats them as K times as many steps of one row, and reshapes the result back, so that the
+    In beam search, a decoder is called with K hypotheses, in successive rows, for each row of `encoded`. A layer that
+    attends to the memory treats them as K times as many steps of one row, and reshapes the result back, so that the
     memory is not repeated K times. Everywhere else K is 1 and nothing changes.
     """
     shape, sources = tf.shape(rows), tf.shape(encoded.memory)[0]

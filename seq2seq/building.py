@@ -1,4 +1,4 @@
-"""Builds what a `Config` names: tokenizers and a model, new or from another run. Refuses options that cannot work."""
+"""Builds the tokenizers and the model of a `Config`, new or from another run. Refuses options that cannot work."""
 
 import importlib
 from collections.abc import Iterable
@@ -34,10 +34,10 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
     """Builds what training needs before the corpus is read, so that options that cannot work are refused at once.
 
     Returns:
-        The model to start from, or None, and the two tokenizers, which have a vocabulary only if there is one.
+        The model to start from, or None, and the two tokenizers, which have a vocabulary only if there is a model.
 
     Raises:
-        OptionError: if options exclude each other, or a name in them is unknown.
+        OptionError: if options contradict each other, or a name in them is unknown.
         CorpusError: if there is no such corpus.
     """
     columns = open_corpora(config.corpus, **reading_options(config)).sources
@@ -55,7 +55,7 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
 
 
 def check_taken(config: Config, names: Iterable[str]) -> None:
-    """Checks that the options with these names are taken by this encoder or decoder, and `config.own` by some class.
+    """Checks that this encoder or decoder takes the options with these names, and some class those of `config.own`.
 
     A `Config` has all options, and a preset may set some that only one architecture takes; a user may not.
 
@@ -82,7 +82,7 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
 
 
 def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2Seq:
-    """The `Seq2Seq` of a configuration, or a custom class derived from it, for a training of this many steps."""
+    """The `Seq2Seq` of a configuration, or a custom class derived from it, to be trained for this many steps."""
     encoder, decoder = _halves(config)
     options = {name: getattr(config, name) for name in model_options()} | dict(config.own or {})
     first, *last = config.teacher_forcing
@@ -123,7 +123,7 @@ def _build_tokenizer(config, side, columns):
 
 
 def _column_tokenizer(config, side, name):
-    """The tokenizer of one column, by its name, after it has split a text."""
+    """The tokenizer of one column, by its name; checks that it can split a text."""
     options = {"normal_form": config.normal_form, "lowercase": config.lowercase}
     if separates(name):
         return SeparatorTokenizer(name, **options)
@@ -140,14 +140,15 @@ def _column_tokenizer(config, side, name):
 
 def _warm_start(config, columns):
     """The model of the run to start from, which must have the same tokens, weights and number of source columns."""
-    start = f"{config.warm_start}, to start from, has"
+    start = f"{config.warm_start}, the run to start from, has"
     old = configuration(config.warm_start)[0]
     for name in shaping_options():
         if (value := getattr(config, name)) != (was := getattr(old, name)):
             raise OptionError(f"{name}={value!r}: {start} {was!r}")
     if config.input_feeding and not config.embedding:
         raise OptionError(
-            "input_feeding=True: a warm start then needs an embedding, or new tokens would shift the weights of inputs"
+            "input_feeding=True: a warm start then needs an embedding; otherwise, new tokens would shift the input "
+            "weights"
         )
     model = load_run(config.warm_start)
     if len(columns) != len(names := model.source_tokenizer.column_names):
@@ -159,12 +160,12 @@ def _warm_start(config, columns):
 
 
 def copy_weights(model: Seq2Seq, old: Seq2Seq, name: str, sizes: set[tuple[int, int]]) -> None:
-    """Copies the weights of the old model of a run, `name`, in which each token has the same id, rows and columns.
+    """Copies the weights of the old model of a run, `name`, whose tokens have the same ids, rows and columns.
 
     Raises:
-        OptionError: if the models differ in more than vocabulary sizes, of which `sizes` has the old and new ones.
+        OptionError: if the models differ in more than vocabulary sizes; `sizes` has the old and new ones.
     """
-    start = f"{name}, to start from, has"
+    start = f"{name}, the run to start from, has"
     if len(model.weights) != len(old.weights):
         raise OptionError(f"{start} {len(old.weights)} weights, and this model {len(model.weights)}")
     for weight, known in zip(model.weights, old.weights, strict=True):

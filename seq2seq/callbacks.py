@@ -42,7 +42,7 @@ class AverageWeights(keras.callbacks.Callback):
         return list(itertools.chain(*self.latest))
 
     def restore(self, arrays: Any) -> None:
-        """Takes such a list back."""
+        """Restores the weights from such a list."""
         count = len(self.model.trainable_variables) if arrays else 1
         self.latest.extend(arrays[start : start + count] for start in range(0, len(arrays), count))
 
@@ -58,7 +58,7 @@ class AverageWeights(keras.callbacks.Callback):
             self.swapped = True
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.on_test_begin()  # which an epoch that is not measured does without
+        self.on_test_begin()  # Keras does not call it in an epoch that is not measured
 
     def _assign(self, weights):
         for variable, weight in zip(self.model.trainable_variables, weights, strict=True):
@@ -66,7 +66,7 @@ class AverageWeights(keras.callbacks.Callback):
 
 
 class ScoreTranslations(keras.callbacks.Callback):
-    """Adds the scores of held-out sources' translations to the figures of each measured epoch."""
+    """Adds the scores of translations of held-out sources to the metrics of each measured epoch."""
 
     def __init__(self, held_out: Any, run: TrainingRun) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class ScoreTranslations(keras.callbacks.Callback):
         if not self.run.measures(epoch + 1):
             return
         scores = corpus_scores(translations_of(self.model, self.sources), self.references)
-        # All workers use the first one's figures, so that all come to the same decisions.
+        # All workers use the scores of the first one, so that all make the same decisions.
         chief = is_chief(self.run.strategy)
         decided = sums_of_workers(self.run.strategy, [score if chief else 0.0 for score in scores.values()])
         for name, score in zip(scores, decided, strict=True):
@@ -97,8 +97,8 @@ class WatchSteps(keras.callbacks.Callback):
         self.skipped = 0  # steps of the epoch that a `LossScaleOptimizer` has not taken
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Notes the step before. In an `on_train_batch_end` Keras (3.15) hands out figures as numbers, and so would
-        wait for the device in each step."""
+        """Notes the previous step. Before an `on_train_batch_end`, Keras (3.15) converts metrics to numbers, and so
+        would wait for the device in each step."""
         if batch:
             self._note_step()
         else:
@@ -111,14 +111,14 @@ class WatchSteps(keras.callbacks.Callback):
         self.look()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.on_test_begin()  # which an epoch that is not measured does without
+        self.on_test_begin()  # Keras does not call it in an epoch that is not measured
         if self.skipped:
             steps = f"{self.skipped:,} of {self.run.steps:,} steps"
-            self.say(f"epoch {epoch + 1}: {steps} skipped, their gradients not finite")
+            self.say(f"epoch {epoch + 1}: {steps} skipped, because their gradients were not finite")
             self.skipped = 0
 
     def _note_step(self):
-        """Keeps the results of a step without waiting for them, and looks at them now and then."""
+        """Keeps the results of a step without waiting for them, and checks them from time to time."""
         model = self.model
         kept = [model.gradient_norm, model.length_ratios]
         if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
@@ -129,7 +129,7 @@ class WatchSteps(keras.callbacks.Callback):
             self.look()
 
     def look(self) -> None:
-        """Looks at the results of the steps since the last look.
+        """Checks the results of the steps since the last check.
 
         Raises:
             DivergedError: if a gradient is not finite, unless such batches are to be skipped.
@@ -148,7 +148,7 @@ class WatchSteps(keras.callbacks.Callback):
         self.looked = time.monotonic()
 
     def _diverged(self, norm):
-        """Writes down a batch without a finite gradient, from which the model has not learned."""
+        """Writes a batch without a finite gradient to a file; the model has not been trained on it."""
         run = self.run
         path = run.folder / "diverged.tsv"
         if is_chief(run.strategy):
@@ -164,9 +164,10 @@ class WatchSteps(keras.callbacks.Callback):
             f"norm is {norm}, one step earlier it was {self.norm:.3g}. The batch is in {path}"
         )
         if run.config.on_divergence == "stop":
-            kept = f"the model of epoch {run.kept()}" if run.history else "no model, since this was the first epoch"
-            raise DivergedError(f"{said}. Kept is {kept}. A smaller --learning-rate or --clip-norm may help")
-        self.say(f"{said}; left out")
+            kept = f"the model of epoch {run.kept()}" if run.history else "no model, because this was the first epoch"
+            hint = "A smaller --learning-rate or --clip-norm may help"
+            raise DivergedError(f"{said}. The run folder holds {kept}. {hint}")
+        self.say(f"{said}; it was skipped")
 
     def _next_batch(self):
         """The first batch that has not been counted."""
@@ -180,7 +181,7 @@ class WatchSteps(keras.callbacks.Callback):
             less = f"--batch-tokens ({config.batch_tokens})"
         else:
             less = f"--batch-size ({config.batch_size}), or set --batch-tokens, so that fewer long texts are in a batch"
-        less = f"Lower {less}, or leave long texts out by --max-length ({config.max_length})"
+        less = f"Lower {less}, or leave out long texts with --max-length ({config.max_length})"
         where = f"epoch {len(run.history) + 1}"
         if run.step == run.steps:
             return f"{where}: out of memory while the held-out set was measured. {less}"
@@ -192,17 +193,17 @@ class WatchSteps(keras.callbacks.Callback):
 
 
 class SaveRun(keras.callbacks.Callback):
-    """Writes the run folder after measured epochs, and in between checkpoints to resume from.
+    """Writes the run folder after measured epochs, and checkpoints to resume from in between.
 
-    In the list of callbacks, `average` and `watch` must come before. The translations of `probe`, a few texts, are
-    saved to tell whether a loaded or exported model is the same.
+    In the list of callbacks, `average` and `watch` must come first. The translations of `probe`, a few texts, are saved
+    to check later that a loaded or exported model is the same.
     """
 
     def __init__(self, run: TrainingRun, average: Any, watch: Any, probe: Any, say: Any) -> None:
         super().__init__()
         self.run, self.average, self.watch, self.probe, self.say = run, average, watch, probe, say
         self.chief = is_chief(run.strategy)  # the only process that writes
-        self.signal: list[int] = []  # holds the number of a signal that has come
+        self.signal: list[int] = []  # the number of a received signal
         self.saved = time.monotonic()
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -225,7 +226,7 @@ class SaveRun(keras.callbacks.Callback):
         if stop:
             self._wait()
             if not self.signal:
-                raise WorkerLostError("another worker has been told to stop; start all of them again to resume")
+                raise WorkerLostError("another worker was told to stop; start all workers again to resume")
             raise KeyboardInterrupt if self.signal[0] == signal.SIGINT else SystemExit(143)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -234,7 +235,7 @@ class SaveRun(keras.callbacks.Callback):
         rate = float(str(np.float32(exact)))  # 0.1 and not 0.10000000149
         run.history.append({"epoch": epoch + 1, **logs, "learning_rate": rate})
         run.step = 0
-        # After the rest of an epoch that was begun before a resumption, `fit` is called again, for whole epochs.
+        # After the rest of an epoch that was started before resuming, `fit` is called again, for whole epochs.
         self.model.stop_training = run.stopped() or self.params["steps"] < run.steps
         if not run.measures(epoch + 1):
             return
@@ -254,7 +255,7 @@ class SaveRun(keras.callbacks.Callback):
     def _write_models(self, best):
         """Writes the model of the epoch, if it is the best so far, and those of the last epochs."""
         folder, epoch, count = self.run.folder, len(self.run.history), self.run.config.keep_epochs
-        if epoch == 1:  # the pictures are of a run that is replaced
+        if epoch == 1:  # existing pictures are from a run that is being replaced
             for name in ("curves", "error-rates", "attention-*"):
                 for picture in folder.glob(f"{name}.png"):
                     picture.unlink()
@@ -263,7 +264,7 @@ class SaveRun(keras.callbacks.Callback):
             path.parent.mkdir(exist_ok=True)
             with whole_file(path) as aside, _uncompiled(self.model):
                 self.model.save(aside)
-        kept = kept_epochs(folder)  # later ones are of a run that is replaced, or from before a resumption
+        kept = kept_epochs(folder)  # later ones are of a run that is being replaced, or from before resuming
         wanted = [number for number in kept if number <= epoch][-count:] if count else []
         for number in kept.keys() - set(wanted):
             kept[number].unlink()
@@ -278,7 +279,7 @@ class SaveRun(keras.callbacks.Callback):
         run, folder = self.run, self.run.folder
         write_json(folder / "config.json", run.record | {"training": self._resources()})
         with whole_file(folder / "history.csv") as path, path.open("w", newline="") as file:
-            # Not the first row's names alone: a package that measures may have been installed since then.
+            # Not only the first row's names: a package for metrics may have been installed since then.
             writer = csv.DictWriter(file, dict.fromkeys(itertools.chain(*run.history)))
             writer.writeheader()
             writer.writerows(run.history)
@@ -287,7 +288,7 @@ class SaveRun(keras.callbacks.Callback):
             os.replace(found, folder / found.name)
 
     def _resources(self):
-        """What the training has taken so far, before it was resumed too."""
+        """The resources that the training has used so far, including those before it was resumed."""
         run = self.run
         seconds, processor_seconds = (clocks() + run.clocks).round(1).tolist()
         taken = {
@@ -322,15 +323,15 @@ class SaveRun(keras.callbacks.Callback):
         self.saved = time.monotonic()
 
     def _wait(self):
-        """Waits until the last checkpoint is written, and says if it could not be."""
+        """Waits until the last checkpoint is written, and reports if that failed."""
         if error := self.run.checkpoints.wait():
-            self.say(f"A checkpoint could not be saved ({error}); the one before is still there")
+            self.say(f"A checkpoint could not be saved ({error}); the previous one is still there")
 
 
 @contextlib.contextmanager
 def _uncompiled(model):
-    """Saves a model without its optimizer, which is twice as large as the model. To resume, checkpoints have it; to
-    train the model further it would not serve, as its learning rate's schedule has ended."""
+    """Saves a model without its optimizer, which is twice as large as the model. Checkpoints have it for resuming; for
+    further training it would be useless, because its learning rate schedule has ended."""
     optimizer, model.optimizer, model.compiled = model.optimizer, None, False
     try:
         yield
@@ -339,5 +340,5 @@ def _uncompiled(model):
 
 
 def _seconds_between_looks():
-    """How often to look at the results of steps: always on a CPU, but seldom on a GPU, which has to be waited for."""
+    """How often to check the results of steps: always on a CPU, but rarely on a GPU, where each check has to wait."""
     return 1.0 if on_gpu() else 0.0

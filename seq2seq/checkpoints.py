@@ -20,9 +20,9 @@ class RunError(ValueError):
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to. That file replaces `path` atomically, once it is on the disk.
+    """Yields a temporary path next to `path` to write to. That file replaces `path` atomically, once it is on the disk.
 
-    After an error `path` is as it was.
+    After an error, `path` is unchanged.
     """
     aside = path.with_name(f"aside-{path.name}")  # with the suffix, which Keras checks
     try:
@@ -36,13 +36,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Gives a path for a folder that becomes `folder` once it is complete. After an error there is neither.
+    """Yields a temporary path for a folder that becomes `folder` once it is complete. After an error, neither exists.
 
     Raises:
         RunError: if `folder` exists.
     """
     if folder.exists():
-        raise RunError(f"{folder} is there already; choose another folder")
+        raise RunError(f"{folder} already exists; choose another folder")
     aside = folder.with_name(f"aside-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
     try:
@@ -69,13 +69,13 @@ def _flush(path):
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes a folder, unless it exists, and keeps other processes out of it. In the end an empty one is removed.
+    """Makes a folder, unless it exists, and locks it against other processes. At the end, an empty folder is removed.
 
-    The operating system releases the lock however the process ends, so no lock is left behind. (The package `filelock`
+    The operating system releases the lock however the process ends, so no stale lock remains. (The package `filelock`
     neither names the holder nor removes its file together with an empty folder, which is most of this function.)
 
     Raises:
-        RunError: if another process holds the lock, with its number, or the folder cannot be one.
+        RunError: if another process holds the lock (the message has its number), or the path cannot be a folder.
     """
     path = folder / "lock"
     while True:
@@ -95,7 +95,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise RunError(f"{folder} is in use by {holder or 'another process'}") from None
         if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
             break
-        os.close(file)  # a file that its holder has removed in the meantime locks nothing
+        os.close(file)  # its holder has removed the file in the meantime, so it locks nothing
     try:
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -108,7 +108,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class Checkpoints:
-    """The last two states of a training, in a folder, each a file of arrays and facts.
+    """The last two states of a training run, in a folder, each in a file of arrays and other data.
 
     A thread writes them while training continues.
 
@@ -122,17 +122,17 @@ class Checkpoints:
         self._writing: Future | None = None
 
     def save(self, number: int, arrays: list[np.ndarray], facts: dict) -> None:
-        """Begins to write a state, after the one before has been written.
+        """Starts to write a state, after the previous one has been written.
 
         Args:
-            number: how far the training has come; states are ordered by it.
+            number: the progress of training, by which states are ordered.
             arrays: a list of NumPy arrays, which must no longer change.
-            facts: what else to record, as JSON can hold it.
+            facts: other data to record, serializable as JSON.
         """
         self._writing = self._writer.submit(self._write, number, arrays, facts)
 
     def wait(self) -> OSError | None:
-        """Waits until nothing is being written. Returns the error of the last writing, if there was one, only once."""
+        """Waits until nothing is being written. Returns the error of the last write, if there was one, only once."""
         writing, self._writing = self._writing, None
         error = writing.exception() if writing else None
         if isinstance(error, OSError | None):
@@ -146,7 +146,7 @@ class Checkpoints:
             old.unlink()
 
     def load(self) -> tuple[list[np.ndarray], dict]:
-        """The arrays and facts of the newest undamaged state.
+        """The arrays and other data of the newest undamaged state.
 
         Raises:
             RunError: if there is none.

@@ -137,7 +137,7 @@ def _exit_codes(tensorflow: bool = True, trains: bool = False) -> Iterator[None]
     """Runs a command: prints expected errors in one line without a traceback, and exits with the code of each."""
     try:
         if sys.stdout is None:
-            raise OptionError("standard output is closed, where results go; give it a file, or /dev/null")
+            raise OptionError("standard output is closed, but results go there; redirect it to a file or to /dev/null")
         if tensorflow:
             start_tensorflow(trains)
         yield
@@ -167,6 +167,6 @@ def _exit_codes(tensorflow: bool = True, trains: bool = False) -> Iterator[None]
 
 _COMMANDS = (inspect, shuffle, train, sweep, table, plot, average, translate, score, evaluate, compare, export, demo)
 for _command in _COMMANDS:
-    # `shuffle` starts it if it writes TFRecord, `translate` if the model is no export.
+    # `shuffle` starts it if it writes TFRecord, `translate` if the model is not an export.
     _run = _exit_codes(_command not in (shuffle, translate), _command is train)(_command)
     app.command(cls=_SweepCommand if _command is sweep else _Command)(_run)

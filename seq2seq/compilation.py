@@ -1,4 +1,4 @@
-"""What graphs are made for: a CPU, a GPU, XLA or a converter to another format; and compiling by XLA."""
+"""The target of a graph: a CPU, a GPU, XLA or a converter to another format; and compilation by XLA."""
 
 import contextlib
 import contextvars
@@ -18,14 +18,14 @@ _converting = contextvars.ContextVar("converting", default=False)
 
 
 def compiling() -> contextlib.AbstractContextManager[None]:
-    """A context in which graphs are made for XLA, or for any device: without cuDNN, without parts side by side, and
-    without `tf.cond`, whose condition would make a GPU wait."""
+    """A context in which graphs are made for XLA, or for any device: without cuDNN, without parallel parts, and without
+    `tf.cond`, whose condition would make a GPU wait."""
     return _within(_compiling)
 
 
 def converting() -> contextlib.AbstractContextManager[None]:
-    """A context in which graphs are made to be converted, such as to ONNX: only with operations and loops that
-    converters know, and without gradients."""
+    """A context in which graphs are made to be converted, for example to ONNX: only with operations and loops that
+    converters support, and without gradients."""
     return _within(_converting)
 
 
@@ -54,24 +54,24 @@ def on_gpu() -> bool:
 
 
 def is_deterministic() -> bool:
-    """Whether all operations give the same bits again."""
+    """Whether all operations are deterministic: bit-identical in each run."""
     return determinism.is_op_determinism_enabled()
 
 
 def threads() -> int:
-    """How many operations can run side by side, at most 16."""
+    """How many operations can run in parallel, at most 16."""
     return min(16, tf.config.threading.get_inter_op_parallelism_threads() or len(os.sched_getaffinity(0)))
 
 
 def compiled_by_xla(
     what: str, run: Callable, specs: Sequence[tf.TensorSpec], smallest: Callable | None = None
 ) -> Callable | None:
-    """A function compiled by XLA, each size of its arguments when it first comes.
+    """A function compiled by XLA, once for each new shape of its arguments.
 
     Args:
-        what: what it is, for the warning.
+        what: a description of the function, for the warning.
         run: the function, of tensors of these `specs`.
-        smallest: a function that makes arguments to try it with; nothing is run. Default: zeros.
+        smallest: a function that makes arguments for a trial compilation; nothing is run. Default: zeros.
 
     Returns:
         The function; None, with a warning, if XLA refuses some operation in it.
@@ -89,29 +89,29 @@ def compiled_by_xla(
             compiled.experimental_get_compiler_ir(*arguments)(stage="hlo")
     except Exception as error:
         said = textwrap.shorten(one_line(error), 300)
-        warnings.warn(f"{what} are not compiled, as XLA refuses them: {said}", stacklevel=2)
+        warnings.warn(f"{what} are not compiled, because XLA refuses them: {said}", stacklevel=2)
         return None
     return compiled
 
 
 @functools.cache
 def xla_works(probe: Callable = tf.exp) -> bool:
-    """Whether XLA can compile at all, which fails if parts of CUDA are missing; if not, a warning says so once."""
+    """Whether XLA can compile at all, which fails if parts of CUDA are missing; if not, it warns once."""
     try:
         with tf.init_scope():
             tf.function(probe, jit_compile=True)(tf.ones([]))
     except tf.errors.OpError as error:
-        warnings.warn(f"training is slower, as XLA does not compile here: {one_line(error)}", stacklevel=2)
+        warnings.warn(f"training is slower, because XLA cannot compile here: {one_line(error)}", stacklevel=2)
         return False
     return True
 
 
 def rounded_up(size: tf.Tensor, least: int | tf.Tensor = 16) -> tf.Tensor:
-    """The smallest of `least` times 1, 2, 4, ... that is not below a size, so that XLA compiles few sizes."""
+    """The smallest of `least` times 1, 2, 4, ... that is at least `size`, so that XLA compiles few shapes."""
     return tf.bitwise.left_shift(least, tf.reduce_sum(tf.cast(size > least * 2 ** tf.range(20), tf.int32)))
 
 
 def padded(tokens: tf.Tensor, rows: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """Ids `[B, T]`, or their one-hot form, with padding to so many rows and tokens."""
+    """Ids `[B, T]`, or their one-hot form, padded to this many rows and tokens."""
     more = [rows, length] - tf.shape(tokens)[:2]
     return tf.pad(tokens, [[0, more[0]], [0, more[1]], *[[0, 0]] * (tokens.shape.rank - 2)])

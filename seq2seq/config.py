@@ -1,7 +1,7 @@
 """All options of a run: `Config`, one declaration for each. Imports no TensorFlow.
 
-The command line is made of these declarations: an option that is added here is an option of `seq2seq train` and is
-recorded in `config.json`.
+The command line is generated from these declarations: an option that is added here is an option of `seq2seq train` and
+is recorded in `config.json`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ CORPUS, TOKENS, MODEL, TRAINING = "Corpus", "Tokens", "Model", "Training"  # the
 
 
 def _option(default, panel, help, range=None, **how):
-    """A field of `Config` with what `typer.Option` takes, and the range of its numbers as `check_number` takes it."""
+    """A field of `Config` with the arguments of `typer.Option`, and the range of its numbers for `check_number`."""
     metadata = {"rich_help_panel": panel, "help": help, "range": range or {}, **how}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -53,7 +53,7 @@ def _numbers(text):
     return tuple(float(number) for number in text.split(","))
 
 
-# Defaults of an architecture for little text, if they differ from those of `Config`; they overrule a preset.
+# Defaults of an architecture for small corpora, if they differ from those of `Config`; they override a preset.
 ARCHITECTURES: dict[str, dict] = {
     "recurrent": {},
     "transformer": {"units": 128, "layers": 2, "dropout": 0.3, "learning_rate": 1e-3, "warmup": 300, "beta_2": 0.98},
@@ -66,12 +66,14 @@ class Config:
 
     corpus: str | tuple[str, ...] = "phrasebook"  # as `read_pairs` takes it; the argument of the command line
 
-    limit: int | None = _option(None, CORPUS, "Use only the first pairs of the corpus.", _COUNT, parser=_INT)
+    limit: int | None = _option(
+        None, CORPUS, "Use only this many pairs, from the start of the corpus.", _COUNT, parser=_INT
+    )
     columns: tuple | None = _option(
         None,
         CORPUS,
         "The columns or JSON keys to read: names (which tab-separated text has in its first line) or numbers from 1. "
-        "The last is the target, all before it are the source. Default: 1,2, or source,target.",
+        "The last is the target, the others are the source. Default: 1,2, or source,target.",
         parser=_columns,
         metavar="SOURCE,...,TARGET",
     )
@@ -79,7 +81,7 @@ class Config:
     weights: tuple[float, ...] | None = _option(
         None,
         CORPUS,
-        "How often to draw from each CORPUS, relative to the others; validation reads each pair once.",
+        "How often to draw from each CORPUS, relative to the others. Held-out pairs are read once each.",
         {"above": 0},
         parser=_numbers,
         metavar="W,W,...",
@@ -89,16 +91,21 @@ class Config:
     )
     # A batch is padded to its longest pair: of 64 with one of 2,000 characters it took 7.5 GB (2026-11-27, a CPU).
     max_length: int | None = _option(
-        1000, CORPUS, "Leave out pairs with a side of more characters; none for no limit.", _COUNT, parser=_INT
+        1000,
+        CORPUS,
+        "Leave out pairs with a side of more characters than this; none for no limit.",
+        _COUNT,
+        parser=_INT,
     )
     max_ratio: float | None = _option(
         None,
         CORPUS,
-        "Leave out pairs with one side this many times longer; of several source columns the first counts.",
+        "Leave out pairs with one side more than this many times longer than the other; of several source columns, "
+        "only the first counts.",
         {"least": 1},
         parser=_FLOAT,
     )
-    drop_duplicates: bool = _option(False, CORPUS, "Leave out pairs that came shortly before.")
+    drop_duplicates: bool = _option(False, CORPUS, "Leave out pairs that already came shortly before.")
     split: str = _option("hash", CORPUS, "Which pairs are held out: hash (by a hash of the source), last.")
     validation_fraction: float = _option(
         None, CORPUS, "Fraction of the sources to hold out. Default: 0.05, or none with --validation.", _FRACTION
@@ -106,8 +113,8 @@ class Config:
     validation: str | tuple[str, ...] | None = _option(
         None,
         CORPUS,
-        "Another CORPUS to hold out, such as the development set of a task, read with the same columns; the first is "
-        "then all trained on. Repeatable.",
+        "A CORPUS to use as the held-out set, such as the development set of a task; it is read with the same columns. "
+        "All of the first CORPUS is then trained on. Repeatable.",
         several=True,
         metavar="CORPUS",
     )
@@ -115,23 +122,23 @@ class Config:
     source_tokenizer: str = _option(
         "char",
         TOKENS,
-        "The tokens of source texts: char, letter (é is e and a mark, Hangul syllables are letters), byte, whitespace, "
-        "subword, module:Class, or a set of features separated by a single character such as ';'. For several source "
-        "columns a name for each, 'char,;', or one for all.",
+        "How to split source texts into tokens: char, letter (é is split into e and a mark, Hangul syllables into "
+        "letters), byte, whitespace, subword, module:Class, or a single character such as ';' that separates a set of "
+        "features. For several source columns, one name for each ('char,;') or one for all.",
     )
-    target_tokenizer: str = _option("char", TOKENS, "The tokens of target texts: one of those names.")
+    target_tokenizer: str = _option("char", TOKENS, "How to split target texts into tokens: one of the same names.")
     normal_form: str | None = _option(
         "NFC", TOKENS, "Unicode normal form of all text: NFC, NFD, NFKC, NFKD, none.", parser=_TEXT
     )
     lowercase: bool = _option(False, TOKENS, "Convert source and target to lower case.")
-    min_frequency: int = _option(1, TOKENS, "Leave rarer tokens out of the vocabulary.", _COUNT)
+    min_frequency: int = _option(1, TOKENS, "Leave tokens rarer than this out of the vocabulary.", _COUNT)
     max_vocabulary: int | None = _option(None, TOKENS, "Maximum number of tokens in a vocabulary.", _COUNT, parser=_INT)
-    shared_vocabulary: bool = _option(False, TOKENS, "Make one vocabulary of the tokens of both sides.")
+    shared_vocabulary: bool = _option(False, TOKENS, "Use one vocabulary for source and target.")
 
     architecture: str = _option(
         "recurrent",
         MODEL,
-        "Kind of encoder and decoder: recurrent, transformer. The latter has other defaults, which overrule a preset: "
+        "Kind of encoder and decoder: recurrent, transformer. The latter has other defaults, which override a preset: "
         + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in ARCHITECTURES["transformer"].items())
         + ".",
     )
@@ -154,18 +161,18 @@ class Config:
         parser=_TEXT,
     )
     input_feeding: bool = _option(
-        False, MODEL, "Give each step of the decoder the attention's result of the step before. Several times slower."
+        False, MODEL, "Feed the attention result of each decoder step into the next step. Several times slower."
     )
-    tied: bool = _option(False, MODEL, "Use the target's embedding as the output layer's matrix.")
+    tied: bool = _option(False, MODEL, "Tie the output layer to the target embedding.")
     copy: bool = _option(
-        False, MODEL, "Let the decoder also copy source tokens, known or not, for targets that share much text."
+        False, MODEL, "Let the decoder also copy source tokens, even unknown ones; for targets that share much text."
     )
     dropout: float = _option(0.3, MODEL, "Dropout rate.", _FRACTION)
     encoder: str | None = _option(
-        None, MODEL, "An encoder of another kind than --architecture, or your own, module:Class.", metavar="KIND"
+        None, MODEL, "Encoder, if not that of --architecture: recurrent, transformer, or module:Class.", metavar="KIND"
     )
     decoder: str | None = _option(
-        None, MODEL, "A decoder of another kind than --architecture, or your own, module:Class.", metavar="KIND"
+        None, MODEL, "Decoder, if not that of --architecture: recurrent, transformer, or module:Class.", metavar="KIND"
     )
 
     model: str | None = _option(
@@ -174,7 +181,7 @@ class Config:
     own: Mapping | None = _option(
         None,
         MODEL,
-        "An option by its name, for your own classes, whose constructors name it: --set kernel=5. Repeatable.",
+        "Set an option by name, such as a constructor argument of your own class: --set kernel=5. Repeatable.",
         several=True,
         flag="--set",
         metavar="NAME=VALUE",
@@ -189,17 +196,17 @@ class Config:
     )
     batch_size: int = _option(64, TRAINING, "Pairs in a batch.", _COUNT)
     batch_tokens: int | None = _option(
-        None, TRAINING, "Tokens in a batch, padding included, in place of --batch-size.", _COUNT, parser=_INT
+        None, TRAINING, "Tokens in a batch, padding included, instead of --batch-size.", _COUNT, parser=_INT
     )
     encoding: str = _option(
-        "ids", TRAINING, "Batches of ids or one_hot. Training is the same, with ids a little faster."
+        "ids", TRAINING, "Encoding of batches: ids or one_hot. The results are the same; ids are a little faster."
     )
     epochs: int | None = _option(None, TRAINING, "Number of epochs. Default: see --usual-updates.", _COUNT, parser=_INT)
     updates: int | None = _option(
-        None, TRAINING, "Number of updates, rounded to whole epochs, in place of --epochs.", _COUNT, parser=_INT
+        None, TRAINING, "Number of updates, rounded to whole epochs, instead of --epochs.", _COUNT, parser=_INT
     )
     usual_updates: int = _option(
-        2000, TRAINING, "Without --epochs and --updates: as many epochs as make so many updates, from 8 to 100.", _COUNT
+        2000, TRAINING, "Without --epochs and --updates: about this many updates, in 8 to 100 whole epochs.", _COUNT
     )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
     beta_2: float | None = _option(
@@ -208,20 +215,22 @@ class Config:
     weight_decay: float | None = _option(
         None,
         TRAINING,
-        "Decoupled weight decay: each step shrinks weights by this times the learning rate, but no biases, "
-        "normalization scales or embeddings. Default: the optimizer's, which is mostly none.",
+        "Decoupled weight decay: each step shrinks weights by this times the learning rate, except biases, "
+        "normalization scales and embeddings. Default: the optimizer's, usually none.",
         {"least": 0},
         parser=_FLOAT,
     )
-    learning_rate: float = _option(3e-3, TRAINING, "Learning rate, at the start.", {"least": 0})
+    learning_rate: float = _option(3e-3, TRAINING, "Initial learning rate, after --warmup.", {"least": 0})
     schedule: str = _option(
         "cosine",
         TRAINING,
-        "How the learning rate changes: cosine (falls to zero along half a cosine), constant, inverse_sqrt (falls with "
-        "the root of the steps after --warmup), plateau (halved when --monitor has not improved for two measured "
-        "epochs).",
+        "How the learning rate changes: cosine (falls to zero along half a cosine), constant, inverse_sqrt (after "
+        "--warmup, falls with the square root of the steps), plateau (halved when --monitor has not improved for two "
+        "measured epochs).",
     )
-    warmup: int = _option(0, TRAINING, "First steps, in which the learning rate rises from zero.", {"least": 0})
+    warmup: int = _option(
+        0, TRAINING, "Number of first steps, in which the learning rate rises from zero.", {"least": 0}
+    )
     clip_norm: float | None = _option(
         1.0, TRAINING, "Clip the gradient to this norm; none for no limit.", {"above": 0}, parser=_FLOAT
     )
@@ -236,12 +245,12 @@ class Config:
         flag="--metric",
         metavar="CLASS",
     )
-    label_smoothing: float = _option(0.1, TRAINING, "Part of each label that is spread over all tokens.", _FRACTION)
+    label_smoothing: float = _option(0.1, TRAINING, "Share of each label that is spread over all tokens.", _FRACTION)
     teacher_forcing: tuple[float, ...] = _option(
         (1.0,),
         TRAINING,
-        "Probability that the decoder is given the correct token and not its own prediction; or two, for one that "
-        "changes from the first to the second during training.",
+        "Probability that the decoder is given the correct token instead of its own prediction; or two numbers, to "
+        "change from the first to the second during training.",
         {"least": 0, "most": 1},
         parser=_numbers,
         metavar="P[,P]",
@@ -249,43 +258,45 @@ class Config:
     monitor: str | None = _option(
         None,
         TRAINING,
-        "Keep the best epoch by this figure of the held-out set: val_loss, val_accuracy, val_perplexity, or, of "
+        "Keep the best epoch by this held-out metric: val_loss, val_accuracy, val_perplexity, or, measured on "
         "translations, val_bleu, val_chrf, val_exact_match, val_ter, val_cer, val_wer. Default: keep the last.",
         parser=_TEXT,
     )
     patience: int | None = _option(
-        None, TRAINING, "Stop when --monitor has not improved for so many measured epochs.", _COUNT, parser=_INT
+        None, TRAINING, "Stop when --monitor has not improved for this many measured epochs.", _COUNT, parser=_INT
     )
-    average: int = _option(1, TRAINING, "Keep the average of the weights after the last so many epochs.", _COUNT)
+    average: int = _option(1, TRAINING, "Number of last epochs whose weights are averaged.", _COUNT)
     keep_epochs: int = _option(
-        0, TRAINING, "Keep the models of the last so many measured epochs, for `seq2seq average`.", {"least": 0}
+        0, TRAINING, "Keep the models of this many last measured epochs, for `seq2seq average`.", {"least": 0}
     )
     on_divergence: str = _option(
         "stop", TRAINING, "What to do when a batch has no finite gradient: stop, or skip that batch."
     )
     checkpoint_minutes: float = _option(
-        1.0, TRAINING, "How often to save a checkpoint to resume from, also within an epoch.", {"least": 0}
+        1.0, TRAINING, "Minutes between checkpoints, which are also saved within an epoch.", {"least": 0}
     )
     compile: bool = _option(
         False,
         TRAINING,
-        "Compile training steps with XLA, for a GPU. It may save time in long trainings of small models. Each size of "
-        "batch takes a while to compile once.",
+        "Compile training steps with XLA, for a GPU. This may save time when small models are trained for long. Each "
+        "batch shape is compiled once, which takes a while.",
     )
     precision: str = _option(
         "float32",
         TRAINING,
-        "What layers compute in: float32, bfloat16, float16. Weights, logits and loss stay float32. The latter two "
-        "need less memory and are faster on GPUs that support them; on a CPU bfloat16 is not faster, and float16 "
-        "several times slower.",
+        "Precision in which layers compute: float32, bfloat16, float16. Weights, logits and loss stay float32. The "
+        "latter two need less memory and are faster on GPUs that support them; on a CPU, bfloat16 is not faster and "
+        "float16 is several times slower.",
     )
     deterministic: bool | None = _option(
         None,
         TRAINING,
-        "Compute so that the same seed gives the same weights, to the bit. Default: yes on a CPU; no on a GPU, where "
-        "it costs speed, and with --compile.",
+        "Use deterministic operations, so that the same seed gives bit-identical weights. Default: yes on a CPU; no on "
+        "a GPU, where they are slower, and no with --compile.",
     )
-    seed: int = _option(0, TRAINING, "Decides initial weights, order, dropout, sampling.", {"least": 0, "below": 2**32})
+    seed: int = _option(
+        0, TRAINING, "Seed of initial weights, order, dropout and sampling.", {"least": 0, "below": 2**32}
+    )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -307,11 +318,11 @@ class Config:
             if not all(name.partition(":")):
                 raise OptionError(f"{option}={name!r}: expected a class, module:Class")
         if self.epochs is not None and self.updates is not None:
-            raise OptionError(f"epochs={self.epochs} and updates={self.updates} exclude each other")
+            raise OptionError(f"epochs={self.epochs} and updates={self.updates} cannot be combined")
         if self.validation and (self.validation_fraction or self.split == "last"):
             option = "validation_fraction" if self.validation_fraction else "split"
             raise OptionError(
-                f"{option}={getattr(self, option)!r}: nothing of the corpus is held out where validation is given"
+                f"{option}={getattr(self, option)!r}: cannot be combined with validation, the held-out set"
             )
         for name in ("source_tokenizer", "target_tokenizer"):
             tokenizer_names(name, getattr(self, name))
@@ -326,17 +337,21 @@ class Config:
             choose("monitor", self.monitor, MONITORS)
         elif self.patience is not None or self.schedule == "plateau":
             option = "patience" if self.patience is not None else "schedule"
-            raise OptionError(f"{option}={getattr(self, option)!r}: there is no monitor to tell better from worse")
+            raise OptionError(
+                f"{option}={getattr(self, option)!r}: needs a monitor, the metric by which epochs are compared"
+            )
         if (self.schedule, self.warmup > 0) in (("inverse_sqrt", False), ("plateau", True)):
-            raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} do not go together")
+            raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} cannot be combined")
         if len(self.teacher_forcing) > 2:
             raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one number or two")
         if self.compile and self.deterministic:
-            raise OptionError("compile=True: XLA does not promise the same bits again, as deterministic=True does")
+            raise OptionError(
+                "compile=True: XLA does not guarantee bit-identical results, which deterministic=True requires"
+            )
 
 
 def as_saved(value: typing.Any) -> typing.Any:
-    """A value as it comes back from JSON, but with tuples for lists: so a `Config` is equal to its saved copy."""
+    """A value as read back from JSON, but with tuples for lists: so a `Config` is equal to its saved copy."""
     if isinstance(value, (list, tuple)):
         return tuple(map(as_saved, value))
     if isinstance(value, dict):
@@ -400,7 +415,7 @@ MONITORS = {"val_loss": "min", "val_accuracy": "max", "val_perplexity": "min", *
 
 
 def reading_options(config: Config) -> dict:
-    """The options that `read_pairs` takes as they are."""
+    """The options that are passed to `read_pairs` unchanged."""
     names = ("columns", "reverse", "on_bad_line", "max_length", "max_ratio", "drop_duplicates")
     return {name: getattr(config, name) for name in names}
 
@@ -411,7 +426,7 @@ def model_options() -> list[str]:
 
 
 def shaping_options() -> list[str]:
-    """The names of the options that decide on tokens and weights, without `model` and `own`: with these another class
+    """The names of the options that determine tokens and weights, without `model` and `own`: with these, another class
     may train the same weights in another way."""
     names = ("source_tokenizer", "target_tokenizer", "normal_form", "lowercase", "shared_vocabulary")
     return [*names, *(name for name in model_options() if name not in ("dropout", "model", "own"))]
@@ -423,7 +438,7 @@ def tokenizer_names(side: str, text: str) -> list[str]:
     A name may be a comma itself, as in "char,,": characters, and in the second column features separated by commas.
 
     Raises:
-        OptionError: if it is no such list; the message names `side`, the option.
+        OptionError: if it is not such a list; the message names `side`, the option.
     """
     names = re.findall("(,|[^,]+)(?:,|$)", text)
     if ",".join(names) != text or not names:
@@ -437,8 +452,8 @@ def separates(name: str) -> bool:
 
 
 def own_classes(config: Config, training: bool = True) -> dict[str, str]:
-    """The custom classes that a configuration names, {`module:Class`: its option}, with or without those that only
-    training needs, loss and metrics."""
+    """The custom classes that a configuration names, {`module:Class`: its option}, with or without loss and metrics,
+    which only training needs."""
     named = {side: tokenizer_names(side, getattr(config, side)) for side in ("source_tokenizer", "target_tokenizer")}
     named |= {part: [getattr(config, part) or ""] for part in ("encoder", "decoder", "model")}
     if training:
@@ -456,7 +471,7 @@ SHIPPED = {"phrasebook": Path(__file__).parent / "phrasebook"}  # runs that come
 
 
 def find_run(name: Path | str) -> Path:
-    """The folder of a run. If there is none of this name, it is that of the run `phrasebook`, which comes with the
+    """The folder of a run. If no such folder exists, the name `phrasebook` means the run that comes with the
     library."""
     return Path(name) if os.path.exists(name) else SHIPPED.get(str(name), Path(name))
 
@@ -471,7 +486,7 @@ def load_config(path: Path | str) -> tuple[dict, dict]:
         found = json.loads(Path(path).read_bytes())
         options = dict(found["options"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise OptionError(f"{path}: no configuration of a run ({type(error).__name__}: {error})") from None
+        raise OptionError(f"{path}: not the configuration of a run ({type(error).__name__}: {error})") from None
     for name in options:
         choose(f"{path}: option", name, Config.__dataclass_fields__)
     return options, found

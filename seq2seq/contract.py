@@ -1,4 +1,4 @@
-"""The contract of encoders, decoders and strategies, which custom ones are tried against on a tiny batch."""
+"""The contract of encoders, decoders and strategies. Custom ones are tested against it on a tiny batch."""
 
 import contextlib
 import functools
@@ -27,13 +27,13 @@ def take_tokenizers(half: keras.layers.Layer, source_tokenizer: Tokenizer, targe
 
 
 def encode(encoder: keras.layers.Layer, source: tf.Tensor, training: bool = False) -> Encoded:
-    """Calls the encoder, and adds the source's ids to what it returns, for decoders that copy from it."""
+    """Calls the encoder, and adds the source's ids to its result, for decoders that copy from the source."""
     return encoder(source, training=training)._replace(source=token_ids(source))
 
 
 def start(decoder: keras.layers.Layer, encoded: Encoded, steps: int | tf.Tensor) -> Any:
-    """Calls `decoder.start`, if it has an argument `steps` with the maximum number of tokens: it can then make room for
-    all of them at once, in a state that keeps its sizes."""
+    """Calls `decoder.start`. If it has an argument `steps`, it gets the maximum number of tokens, so that it can
+    allocate a state of constant shape for all of them."""
     takes_steps = "steps" in inspect.signature(decoder.start).parameters
     return decoder.start(encoded, steps=steps) if takes_steps else decoder.start(encoded)
 
@@ -51,18 +51,19 @@ def check_contract(
     """Runs an encoder and a decoder on two short rows, which makes their weights, and checks the results.
 
     Args:
-        encoder: a layer, (source ids `[B, S]` or one-hot) -> `Encoded`, the same however far a row is padded.
+        encoder: a layer, (source ids `[B, S]` or one-hot) -> `Encoded`, independent of the padding of a row.
         decoder: a layer with `start(encoded)`, or `start(encoded, steps)`, -> (encoded, state), and (target `[B, T]`,
-            encoded, state) -> (logits `[B, T, V]`, state), which gives the same logits for the whole target at once and
-            for one token after another, also with K rows of target and state for each one of `encoded`, and does not
-            look at padding.
-        source_tokenizer, target_tokenizer: those of the model; V is the vocabulary size of the second one.
+            encoded, state) -> (logits `[B, T, V]`, state). It must give the same logits for the whole target at once
+            and token by token, also with K rows of target and state for each row of `encoded`, and must ignore padding.
+        source_tokenizer, target_tokenizer: those of the model; V is the vocabulary size of the latter.
 
     Returns:
-        Whether the decoder's state keeps its sizes from one token to the next, so that a decode loop can be compiled.
+        Whether the shapes of the decoder's state stay constant from one token to the next, so that a decode loop can be
+        compiled.
 
     Raises:
-        OptionError: names the argument, encoder or decoder, the class and its fault.
+        OptionError: if the contract is broken. The message names the argument (encoder or decoder), the class and the
+            fault.
     """
     source = tf.constant([[UNKNOWN, START, END], [END, START, PADDING]])
     target = tf.constant([[START, UNKNOWN, END], [START, END, UNKNOWN]])
@@ -102,12 +103,12 @@ def check_contract(
             take_tokenizers(again, source_tokenizer, target_tokenizer)
             compute(again)  # which makes its weights
             again.set_weights(part.get_weights())
-            compare(compute(again), compute(part), refuse, f"computes something else after {_RELOAD}")
+            compare(compute(again), compute(part), refuse, f"computes different results after {_RELOAD}")
     return all(keeps_sizes)
 
 
 def _comparison(decoder):
-    """A function that refuses tensors with other values or shapes than those expected, in the decoder's precision."""
+    """A function that refuses tensors whose values or shapes differ from those expected, in the decoder's precision."""
     tolerance = 1e-3 if keras.backend.standardize_dtype(decoder.compute_dtype) == "float32" else 0.05
 
     def compare(found, expected, refuse, what):
@@ -124,23 +125,24 @@ def _comparison(decoder):
 
 
 def _check_padding(encoder, decoder, source, target, encoded, whole, compare):
-    """Tries the second text again, without the padding that its neighbour caused."""
+    """Runs the second text again, without the padding that its neighbour caused."""
     with _refusing("encoder", encoder, "a text alone") as refuse:
         alone = encode(encoder, source[1:, :2])
         second = tf.nest.map_structure(lambda tensor: tensor[1:], (encoded.memory[:, :2], encoded.state))
-        what = "another memory or state for a text alone than for the same with padding after it"
+        what = "memory or state of a text change if padding follows it"
         compare((alone.memory, alone.state), second, refuse, what)
     with _refusing("decoder", decoder, "a text alone") as refuse:
-        what = "other logits if the source has padding after it: does it use the mask?"
+        what = "logits change if padding follows the source: does it use the mask?"
         compare(decoder(target[1:], *start(decoder, alone, 3))[0], whole[1:], refuse, what)
 
 
 def _check_steps(decoder, target, encoded, copies, compare):
-    """Tries one token after another, with `copies` hypotheses of each source: whether the state keeps its sizes."""
+    """Runs token by token, with `copies` hypotheses of each source; returns whether the state's shapes stay
+    constant."""
     case = "one token after another" if copies == 1 else "three hypotheses for each source (see rows_by_source)"
     keeps_sizes = True
     with _refusing("decoder", decoder, case) as refuse:
-        # The hypotheses of a source differ, or no difference would show if they were mixed up.
+        # The hypotheses of a source differ; otherwise, it would not be noticed if they were mixed up.
         targets = [tf.roll(target, place, axis=1) for place in range(copies)]
         at_once = [decoder(each, *start(decoder, encoded, 3))[0] for each in targets]
         targets, expected = (
@@ -154,7 +156,7 @@ def _check_steps(decoder, target, encoded, copies, compare):
             tf.nest.assert_same_structure(before, state)
             sizes = ([tf.shape(x).numpy().tolist() for x in tf.nest.flatten(nest)] for nest in (before, state))
             keeps_sizes &= next(sizes) == next(sizes)
-            what = f"other logits for {case} than for the whole target at once"
+            what = f"different logits for {case} than for the whole target at once"
             compare(logits[:, 0], expected[:, position], refuse, what)
     return keeps_sizes
 
@@ -167,13 +169,15 @@ def check_savable(name: str, part: Any) -> None:
         part: a layer or a tokenizer.
 
     Raises:
-        OptionError: if Keras does not know its class, cannot serialize it, or makes none, or another tokenizer, from
-            its `get_config`. Whether a layer computes the same is checked by `check_contract`.
+        OptionError: if Keras does not know its class, cannot serialize it, or cannot recreate it (for a tokenizer, with
+            the same tokens) from its `get_config`. `check_contract` checks whether a layer computes the same.
     """
     with _refusing(name, part, "being saved") as refuse:
         kind = type(part)
         if keras.saving.get_registered_object(keras.saving.get_registered_name(kind)) is not kind:
-            refuse("put @keras.saving.register_keras_serializable() above it, or what is saved cannot be loaded")
+            refuse(
+                "put @keras.saving.register_keras_serializable() above it; otherwise, a saved model cannot be loaded"
+            )
         keras.saving.serialize_keras_object(part)
     for tokenizer in part.tokenizers if isinstance(part, ColumnsTokenizer) else ():
         check_savable(name, tokenizer)
@@ -182,7 +186,7 @@ def check_savable(name: str, part: Any) -> None:
     with _refusing(name, part, _RELOAD) as refuse:
         again = _reloaded(part)
         if isinstance(part, Tokenizer) and _sample(part) != _sample(again):
-            refuse(f"other tokens after {_RELOAD}")
+            refuse(f"different tokens after {_RELOAD}")
 
 
 def make_strategy(name: str, settings: dict[str, Any]) -> Strategy:
@@ -207,14 +211,14 @@ def make_strategy(name: str, settings: dict[str, Any]) -> Strategy:
 
 
 def check_strategy(strategy: Strategy) -> Strategy:
-    """Checks that a strategy can be used. A custom one is tried, once, on three sources of a tiny model, two of which
+    """Checks that a strategy can be used. A custom one is tested, once, on three sources of a tiny model, two of which
     have a prefix.
 
     Returns:
         The strategy.
 
     Raises:
-        OptionError: if it is no `Strategy`, is not hashable, fails, or returns what `Strategy.search` may not.
+        OptionError: if it is not a `Strategy`, is not hashable, fails, or breaks the contract of `Strategy.search`.
     """
     if not isinstance(strategy, Strategy):
         raise OptionError(f"strategy={strategy!r}: expected one of {', '.join(STRATEGIES)}, or a `Strategy`")
@@ -260,7 +264,7 @@ def _try_strategy(strategy):
                     refuse(f"{name} {what}; expected {kind.name} {shape}")
             return found
 
-        # Eagerly first, for clearer errors; then in a graph, which holds no Python, with the other loop.
+        # First eagerly, for clearer errors; then in a graph, without Python, with the other loop.
         for run, loop in ((search, shrinking_loop), (tf.function(search, autograph=False), masking_loop(1))):
             for limit, prefix, hypotheses in zip(limits, prefixes, run(loop).ids.numpy().tolist(), strict=True):
                 prefix = [token for token in prefix if token != PADDING]
@@ -272,7 +276,7 @@ def _try_strategy(strategy):
                         refuse(f"ids {tokens}; expected at most {limit} tokens, none below END={END}, which ends them")
 
 
-# A custom class often fails here, as its `get_config` leaves out an argument.
+# A custom class often fails here because its `get_config` leaves out an argument.
 _RELOAD = "from_config(get_config()); get_config must return all arguments of the constructor"
 
 
@@ -284,7 +288,7 @@ def _reloaded(part):
 
 
 def _sample(tokenizer):
-    """What tells a tokenizer from others: the tokens of a text, its vocabulary, and the vocabulary as text."""
+    """Data that identifies a tokenizer: the tokens of a text, its vocabulary, and the vocabulary as text."""
     ids = range(END + 1, tokenizer.vocabulary_size)
     tokens, *_ = tokenizer.count(["A text, \ufb01rst: na\u0131\u0308ve \u00bd."])
     return tokens.numpy().tolist(), tokenizer.vocabulary, tokenizer.detokenize([[*ids, END]]).numpy().tolist()
@@ -292,7 +296,7 @@ def _sample(tokenizer):
 
 @contextlib.contextmanager
 def _refusing(name, layer, given):
-    """Yields a function that refuses the layer; an error that the layer raises refuses it too, in one line."""
+    """Yields a function that refuses the layer. An error raised by the layer also refuses it, in one line."""
 
     def refuse(what):
         raise OptionError(f"{name}={type(layer).__name__}: {what}")

@@ -1,6 +1,6 @@
-"""Decode loops on the device: one step after another, until every hypothesis has stopped.
+"""Decode loops on the device: step by step, until every hypothesis has stopped.
 
-Shapes: B sources, b of them still decoded, K hypotheses of each side by side, R = b x K rows in a step, T steps.
+Shapes: B sources, b of them still being decoded, K hypotheses of each in parallel, R = b x K rows in a step, T steps.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ STOPPED = ("end", "limit", "repetition")
 ENDED, LIMITED, REPEATED = range(3)
 RUNNING = -1
 
-LONGEST_SOURCE = 1024  # tokens of a text that are translated; the rest is left out
+LONGEST_SOURCE = 1024  # tokens of a text that are translated; the rest is truncated
 
 NEVER = float("-inf")  # the log-likelihood of an empty place
 
@@ -38,21 +38,21 @@ def shrinking_loop(
 ) -> tuple[Any, list[tf.Tensor]]:
     """Takes steps until all sources have stopped: the fast loop on a CPU, where every row costs time.
 
-    Whenever half of the sources in the batch have stopped, they are removed from it. So sizes change, which XLA cannot
-    compile; in return a state may grow from step to step.
+    Whenever half of the sources in the batch have stopped, they are removed from it. So shapes change, which XLA cannot
+    compile; on the other hand, a state may grow from step to step.
 
     Args:
         step_for, state: as in `Strategy.search`.
         extend: a function (t, step, sources `[b]`, now, rows) -> (now, rows, tensors for the history, `[b, ...]`).
-        running: a function of now -> bool `[b]`, which sources go on.
-        now: what is known of each source, a nest of tensors `[B, ...]`.
+        running: a function of now -> bool `[b]`, which sources continue.
+        now: the search state of each source, a nest of tensors `[B, ...]`.
         limits: int32 `[B]`, as in `Wanted`.
-        history: the shape of each int32 tensor that is recorded at a step, without the sources.
-        width: K. `rows` are the state of each of the R rows and its `Repetition`.
+        history: the shape of each int32 tensor that is recorded at a step, without the axis of sources.
+        width: K. `rows` are the decoder state of each of the R rows and its `Repetition`.
 
     Returns:
-        What was known of each source when it stopped, and the history: each recorded tensor, `[T, B, ...]` over all
-        steps taken, 0 for a source that had left.
+        The search state of each source when it stopped, and the history: each recorded tensor, `[T, B, ...]` over all
+        steps taken, 0 for a source that had been removed.
     """
     batch = tf.shape(limits)[0]
     longest = tf.maximum(1, tf.reduce_max(limits))
@@ -87,17 +87,18 @@ def shrinking_loop(
     return last, [array.gather(tf.range(steps)) for array in arrays]
 
 
-STEPS_UNASKED = 16  # steps that a `masking_loop` takes before it checks again whether any source still runs
+STEPS_UNASKED = 16  # steps that a `masking_loop` takes between checks whether any source is still running
 
 
 def masking_loop(blocks: int | tf.Tensor) -> Loop:
-    """Makes a loop of fixed sizes that XLA can compile: the fast loop on a GPU, where a wait costs more than a row.
+    """Makes a loop of fixed shapes that XLA can compile: the fast loop on a GPU, where a wait costs more than a row.
 
-    Sources that have stopped stay in the batch, and their further tokens are masked. A check whether to go on makes the
-    GPU wait, so the loop takes `STEPS_UNASKED` steps without one. The decoder's state must keep its sizes.
+    Sources that have stopped stay in the batch, and their further tokens are masked. A check whether to continue makes
+    the GPU wait, so the loop takes `STEPS_UNASKED` steps without one. The shapes of the decoder's state must stay
+    constant.
 
     Args:
-        blocks: the highest limit in units of `STEPS_UNASKED`, rounded up. To be compiled, it must be a number or the
+        blocks: the highest limit in units of `STEPS_UNASKED`, rounded up. For compilation, it must be a number or the
             size of a tensor.
 
     Returns:
@@ -135,7 +136,7 @@ def _write(arrays, t, tensors):
 
 
 def _while_sizes_change(running, extend, variables):
-    """`tf.while_loop` over variables whose sizes may all change; their ranks may not."""
+    """`tf.while_loop` over variables whose shapes may change, but not their ranks."""
 
     def any_size(variable):
         return tf.TensorShape(None if isinstance(variable, tf.TensorArray) else [None] * variable.shape.rank)
@@ -153,21 +154,21 @@ def gather_rows(tensors: Any, rows: tf.Tensor) -> Any:
     return tf.nest.map_structure(lambda tensor: None if tensor is None else tf.gather(tensor, rows), tensors)
 
 
-# A model that has lost its way repeats one phrase until it is cut. The longest phrase that is noticed, in tokens, and
-# how many tokens of repetition are at least allowed; more if half the limit is more.
+# A model that has lost its way repeats one phrase until it reaches the limit. The longest phrase that is detected, in
+# tokens, and how many tokens of repetition are allowed, or half the limit if that is more.
 PHRASE = 8
 LEAST_REPETITION = 16
 
 
 class Repetition(NamedTuple):
-    """What must be known of each hypothesis to notice repetition; column p - 1 is about phrases of p tokens."""
+    """The state of each hypothesis that is needed to detect repetition; column p - 1 is for phrases of p tokens."""
 
     recent: tf.Tensor  # int32 [R, 8] the token p places back
     runs: tf.Tensor  # int32 [R, 8] how many tokens in a row have equalled the one p places before them
 
     @classmethod
     def none(cls, rows: int | tf.Tensor) -> "Repetition":
-        """That of so many hypotheses without a token."""
+        """The state of this many hypotheses without a token."""
         return cls(tf.fill([rows, PHRASE], PADDING), tf.zeros([rows, PHRASE], tf.int32))
 
     def after(self, tokens: tf.Tensor, forced: tf.Tensor | None) -> "Repetition":

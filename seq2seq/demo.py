@@ -115,7 +115,7 @@ def _picture(model, text, translation):
 
 
 def listen(port: int) -> socket.socket:
-    """Opens a port that only programs on this machine can reach: a socket for `serve`.
+    """Opens a port that can be reached only from this machine: a socket for `serve`.
 
     Args:
         port: its number, or 0 for any free port.
@@ -130,7 +130,7 @@ def listen(port: int) -> socket.socket:
 
 
 def serve(page: gr.Blocks, listener: socket.socket) -> None:
-    """Serves a page on a listening socket until a signal comes, and then raises that signal."""
+    """Serves a page on a listening socket until a signal is received, and then raises that signal."""
     # `gr.Blocks.launch` would take another port, request the page through a proxy, and hide the signal.
     app = FastAPI(openapi_url=None)  # its documentation pages load scripts from elsewhere
     options = {"run_history": False, "footer_links": [], "ssr_mode": False, "pwa": False}

@@ -1,7 +1,7 @@
-"""Training on several devices or machines at once, in step: what it takes beside `tf.distribute` itself.
+"""Synchronous training on several devices or machines: what is needed in addition to `tf.distribute`.
 
-Every replica of the model holds all weights and is given the whole of each batch, of which it learns its own rows; the
-gradients are summed before any of them acts. So the weights are those that one device would have come to.
+Every replica of the model holds all weights and gets each whole batch, of which it learns its own rows. The gradients
+are summed before they are applied. So the weights are those of training on one device.
 """
 
 import contextlib
@@ -21,18 +21,18 @@ from pipelines.options import one_line
 
 
 class WorkerLostError(RuntimeError):
-    """Another worker of a training on several machines has stopped. All have to be started again."""
+    """Another worker of a training run on several machines has stopped. All have to be started again."""
 
 
 def open_strategy(name: str) -> tf.distribute.Strategy | None:
     """The strategy of a name. For several machines it must be made before TensorFlow computes anything.
 
     Args:
-        name: "none"; "mirrored", for all GPUs of this machine; or "multiworker", for the machines, with all their
-            GPUs, that the environment variable `TF_CONFIG` lists. The one this runs on then waits for all others.
+        name: "none"; "mirrored", for all GPUs of this machine; or "multiworker", for the machines, with all their GPUs,
+            that the environment variable `TF_CONFIG` lists. This machine then waits for all others.
 
     Raises:
-        OptionError: if it is none of these, or `TF_CONFIG` does not say which machines there are.
+        OptionError: if it is none of these, or `TF_CONFIG` does not list the machines.
     """
     if choose("strategy", name, ("none", "mirrored", "multiworker")) == "none":
         return None
@@ -42,10 +42,10 @@ def open_strategy(name: str) -> tf.distribute.Strategy | None:
         found = json.loads(os.environ.get("TF_CONFIG", ""))
         workers, task = found["cluster"]["worker"], found["task"]
         if set(found["cluster"]) != {"worker"} or task["type"] != "worker" or task["index"] not in range(len(workers)):
-            raise ValueError("there must be workers, this one of them, and nothing else")
+            raise ValueError("the cluster must consist of workers only, including this one")
     except (ValueError, LookupError, TypeError) as error:
         raise OptionError(
-            "strategy='multiworker': TF_CONFIG must be like "
+            "strategy='multiworker': TF_CONFIG must look like "
             '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}} '
             f"({one_line(error)})"
         ) from None
@@ -66,7 +66,7 @@ def is_chief(strategy: tf.distribute.Strategy | None) -> bool:
 
 
 def sums_of_workers(strategy: tf.distribute.Strategy | None, numbers: Sequence[float]) -> list[float]:
-    """The sums of numbers that each worker has. All must ask, and wait for each other here."""
+    """The sums of numbers over all workers. All workers must call this, and wait for each other here."""
     if strategy is None or not several_workers(strategy):
         return list(numbers)
 
@@ -76,7 +76,7 @@ def sums_of_workers(strategy: tf.distribute.Strategy | None, numbers: Sequence[f
 
 @functools.cache
 def _adding(strategy):
-    """A function that adds up tensors of workers, on each of which all devices have the same."""
+    """A function that sums tensors over workers; all devices of a worker have the same tensor."""
     devices = strategy.num_replicas_in_sync // strategy.cluster_resolver.cluster_spec().num_tasks("worker")
 
     def add(numbers):
@@ -88,7 +88,7 @@ def _adding(strategy):
 
 
 def distribute(strategy: tf.distribute.Strategy | None, batches: tf.data.Dataset) -> Any:
-    """What `fit` and `evaluate` read under a strategy: each batch whole, once for each replica.
+    """The input of `fit` and `evaluate` under a strategy: each whole batch, once for each replica.
 
     ```python
     with strategy.scope():
@@ -98,11 +98,11 @@ def distribute(strategy: tf.distribute.Strategy | None, batches: tf.data.Dataset
     ```
 
     Args:
-        strategy: one that keeps its replicas in step, or None.
-        batches: as `batch_pairs` makes them; with several workers the same on all of them, so with a `seed`.
+        strategy: a synchronous strategy, or None.
+        batches: as `batch_pairs` makes them; with several workers, the same on all of them, so with a `seed`.
 
     Returns:
-        A `tf.distribute.DistributedDataset`; without a strategy, the batches as they are.
+        A `tf.distribute.DistributedDataset`; without a strategy, the batches unchanged.
     """
     if strategy is None:
         return batches
@@ -127,30 +127,30 @@ def whole_batches(strategy: tf.distribute.Strategy, data: Any) -> Any:
 
     Args:
         strategy: the model's strategy.
-        data: what `fit` was given. With one replica it is returned as it is.
+        data: the argument of `fit`. With one replica, it is returned unchanged.
 
     Returns:
         The data, distributed if it is a `tf.data.Dataset`.
 
     Raises:
-        OptionError: with several replicas, for data that is already divided or is no dataset; with several workers, for
-            a dataset too, since each worker may shuffle it in another order.
+        OptionError: with several replicas, for data that is already divided or is not a dataset; with several workers,
+            also for a dataset, because each worker may shuffle it in a different order.
     """
     if strategy.num_replicas_in_sync == 1 or data is None or hasattr(data, "has_whole_batches"):
         return data
     if isinstance(data, tf.data.Dataset) and not several_workers(strategy):
         return distribute(strategy, data)
     raise OptionError(
-        f"fit, evaluate: {type(data).__name__} for {strategy.num_replicas_in_sync} replicas; give what "
-        "seq2seq.distribution.distribute(strategy, batches) returns, with batches that are the same for all"
+        f"fit, evaluate: {type(data).__name__} for {strategy.num_replicas_in_sync} replicas; pass what "
+        "seq2seq.distribution.distribute(strategy, batches) returns, with the same batches on all workers"
     )
 
 
 @functools.cache
 def _tune_no_device():
-    """Does what `WITHOUT_AUTOTUNE` does for datasets for the iterators that TensorFlow (2.21) makes for each device.
+    """Applies `WITHOUT_AUTOTUNE` to the iterators that TensorFlow (2.21) makes for each device.
 
-    No option of a dataset comes to these.
+    Options of a dataset do not reach these.
     """
     create = device_iterators._create_device_dataset
     device_iterators._create_device_dataset = lambda *args: create(*args).with_options(WITHOUT_AUTOTUNE)
@@ -158,9 +158,9 @@ def _tune_no_device():
 
 @contextlib.contextmanager
 def lost_workers(strategy: tf.distribute.Strategy | None) -> Iterator[None]:
-    """Raises a `WorkerLostError` where TensorFlow says that another process does not answer.
+    """Raises a `WorkerLostError` when TensorFlow reports that another process does not answer.
 
-    TensorFlow's own heartbeats tell it, within half a minute.
+    TensorFlow's own heartbeats detect this within half a minute.
     """
     try:
         yield
@@ -169,4 +169,4 @@ def lost_workers(strategy: tf.distribute.Strategy | None) -> Iterator[None]:
             raise
         lost = re.search(r"task:(\d+) *\n*The tasks have crashed", error.message)
         which = f"worker {lost[1]}" if lost else "another worker"
-        raise WorkerLostError(f"{which} has stopped or cannot be reached; start all of them again to go on") from None
+        raise WorkerLostError(f"{which} has stopped or cannot be reached; start all workers again to resume") from None

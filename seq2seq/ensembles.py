@@ -1,4 +1,4 @@
-"""Ensembles: several models that translate as one, by the mean of their probabilities."""
+"""Ensembles: several models combined into one, by the mean of their probabilities."""
 
 import math
 from collections.abc import Sequence
@@ -20,33 +20,34 @@ def ensemble(models: Sequence[Seq2Seq], names: Sequence[Any] = ()) -> Seq2Seq:
     model = ensemble([load_run("runs/one"), load_run("runs/two")])
     ```
 
-    Members may have any encoder and decoder, of any size. Decoding takes as long as with one member after another. The
-    ensemble translates, scores, is exported and saved like every `Seq2Seq`.
+    Members may have any encoder and decoder, of any size. Decoding takes as long as decoding with each member in turn.
+    The ensemble translates, scores, and can be exported and saved like every `Seq2Seq`.
 
     Args:
         models: one model or more, with the same tokenizers. The ensemble shares their weights.
         names: names of the models for error messages, such as their run folders. Default: `models[0]` and so on.
 
     Returns:
-        A `Seq2Seq`, not compiled; for a single model, that model. Its `limits` follow from the lengths that all members
-        have seen.
+        A `Seq2Seq`, not compiled; for a single model, that model. Its `limits` are calculated from the lengths that all
+        members have seen.
 
     Raises:
-        OptionError: if there is no model, two of them share an encoder or decoder, or tokenizers differ; it says how.
+        OptionError: if there is no model, two of them share an encoder or decoder, or tokenizers differ; the message
+            says how.
     """
     names = [str(name) for name in names] or [f"models[{number}]" for number in range(len(models))]
     if not models:
-        raise OptionError("models: an ensemble needs one or more")
+        raise OptionError("models: an ensemble needs at least one")
     for name, model in zip(names, models, strict=True):
         if not isinstance(model, Seq2Seq):
             raise OptionError(f"{name}={model!r}: expected a Seq2Seq")
         for side in ("source_tokenizer", "target_tokenizer"):
             one, other = getattr(models[0], side), getattr(model, side)
             if difference := _difference(one, other, names[0], name):
-                raise OptionError(f"{name}: another {side} than {names[0]}, but an ensemble has one: {difference}")
+                raise OptionError(f"{name}: its {side} differs from that of {names[0]}: {difference}")
     encoders, decoders = [model.encoder for model in models], [model.decoder for model in models]
     if len({id(half) for half in encoders + decoders}) < 2 * len(models):
-        raise OptionError("models: two of them share an encoder or decoder; load it from a file for each")
+        raise OptionError("models: two of them share an encoder or decoder; load each model from a file")
     if len(models) == 1:
         return models[0]
     tokenizers = models[0].source_tokenizer, models[0].target_tokenizer
@@ -70,7 +71,7 @@ class _Members(keras.layers.Layer):
             take_tokenizers(member, source_tokenizer, target_tokenizer)
 
     def build(self, shape: tuple) -> None:
-        """Makes no weights: those of the members come with their first call."""
+        """Makes no weights: the members make theirs in their first call."""
 
     def compute_output_shape(self, shape: tuple) -> tuple:
         return self.members[0].compute_output_shape(shape)
@@ -94,7 +95,7 @@ class EnsembleEncoder(_Members):
         source: one-hot `[B, S, Vs]` or ids `[B, S]`, padded on the right.
 
     Returns:
-        The first member's `Encoded`, with a list of those of all members in `extra`.
+        The first member's `Encoded`, with a list of the results of all members in `extra`.
     """
 
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
@@ -115,11 +116,12 @@ class EnsembleDecoder(_Members):
         return_attention: whether to return the mean of the members' attention weights too.
 
     Returns:
-        log P `[B, T, Vt]`, which are logits too, and the new state; then, on request, weights `[B, T, S]`.
+        log P `[B, T, Vt]`, which are also valid logits, and the new state; then, on request, weights `[B, T, S]`.
     """
 
     def start(self, encoded: Encoded, steps: int | tf.Tensor) -> tuple[Encoded, list]:
-        """Starts each decoder from its own encoder: `encoded`, with all of theirs in `extra`, and their states."""
+        """Starts each decoder from its own encoder. Returns `encoded`, with their results in `extra`, and their
+        states."""
         started = [start(member, each, steps) for member, each in zip(self.members, encoded.extra, strict=True)]
         given, state = map(list, zip(*started, strict=True))
         return encoded._replace(extra=given), state
@@ -135,7 +137,7 @@ class EnsembleDecoder(_Members):
         options = {"training": training, **({"return_attention": True} if return_attention else {})}
         members = zip(self.members, encoded.extra, state, strict=True)
         logits, after, *weights = zip(*(member(target, *given, **options) for member, *given in members), strict=True)
-        # In logarithms throughout, or the probability of a very unlikely token would be rounded to 0.
+        # In logarithms throughout; otherwise, the probability of a very unlikely token would be rounded to 0.
         each = [tf.nn.log_softmax(tf.cast(of_member, tf.float32)) for of_member in logits]
         mean = tf.reduce_logsumexp(each, axis=0) - math.log(len(each))
         if not return_attention:
@@ -144,7 +146,7 @@ class EnsembleDecoder(_Members):
 
     @property
     def attention(self) -> bool | None:
-        """None, for `has_attention`, if a member has no attention weights: then there is no mean."""
+        """None, for `has_attention`, if a member has no attention weights, because then there is no mean."""
         return all(map(has_attention, self.members)) or None
 
 
@@ -156,14 +158,14 @@ def _difference(one, other, one_name, other_name):
         (other.vocabulary, set(one.vocabulary), other_name),
     ):
         if only := [token for token in tokens if token not in others]:
-            found.append(f"only {name} has {len(only):,} tokens such as {', '.join(map(repr, only[:3]))}")
+            found.append(f"only {name} has {len(only):,} tokens, such as {', '.join(map(repr, only[:3]))}")
     if found:
         return "; ".join(found)
     for number, (token, instead) in enumerate(zip(one.vocabulary, other.vocabulary, strict=False)):
         if token != instead:
-            return f"the same tokens in another order, {token!r} and then {instead!r} with the id {number}"
+            return f"the same tokens in a different order: id {number} is {token!r} in one and {instead!r} in the other"
     if type(one) is not type(other):
         return f"the same tokens, but {type(one).__name__} and {type(other).__name__}"
     configs = one.get_config(), other.get_config()
     differ = [option for option in configs[0] if configs[0][option] != configs[1][option]]
-    return f"the same tokens, but another {', '.join(differ)}" if differ else ""
+    return f"the same tokens, but a different {', '.join(differ)}" if differ else ""

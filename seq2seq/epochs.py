@@ -1,4 +1,4 @@
-"""The pairs that a run trains on, those that it holds out, and the batches of each epoch."""
+"""The training pairs and the held-out pairs of a run, and the batches of each epoch."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from seq2seq.progress import TrainingRun
 
 
 def both_sides(config: Config, source_tokenizer: Tokenizer, **options: Any) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """The pairs to train on and those held out; the tokenizer needs no vocabulary yet."""
+    """The training pairs and the held-out pairs; the tokenizer needs no vocabulary yet."""
     pairs = read_pairs(config.corpus, config.limit, **options, **reading_options(config))
     if config.validation:
         return pairs, validation_pairs(config)
@@ -37,12 +37,12 @@ def training_pairs(
 
 
 def _reorders(config):
-    """Whether files are read in a new order each epoch: not if the order decides what is trained on."""
+    """Whether files are read in a new order each epoch: not if the order determines the training set."""
     return config.split == "hash" and config.limit is None
 
 
 def training_batches(run: TrainingRun, seen: int) -> tf.data.Dataset:
-    """The batches of a run after this many pairs, epoch after epoch: a `tf.data.Dataset` without end."""
+    """The batches of a run after this many pairs, epoch after epoch: an endless `tf.data.Dataset`."""
     config, source_tokenizer = run.config, run.model.source_tokenizer
     # With batch_tokens the number of batches in an epoch depends on its order, so epochs are counted in pairs.
     begun, skip = divmod(seen, run.pairs)
@@ -50,7 +50,7 @@ def training_batches(run: TrainingRun, seen: int) -> tf.data.Dataset:
 
     @tf.autograph.experimental.do_not_convert
     def one_epoch(number):
-        # With weights, the order decides how often a small corpus repeats; so all epochs have as many as the first.
+        # With weights, the order determines how often a small corpus repeats; so all epochs are as long as the first.
         pairs = (always or training_pairs(config, source_tokenizer, number)).repeat().take(run.pairs)
         return make_batches(run, pairs, seed=config.seed, epoch=number, skip=tf.where(number == begun, skip, 0))
 
@@ -66,16 +66,16 @@ def make_batches(run: TrainingRun, pairs: tf.data.Dataset, **options: Any) -> tf
 
 
 def steps_per_epoch(config: Config, tokenizers: list[Tokenizer], found: Any) -> int:
-    """How many batches an epoch has, by the `Survey` of the training side."""
+    """The number of batches in an epoch, from the `Survey` of the training set."""
     if not config.batch_tokens:
         return math.ceil(found.pairs / config.batch_size)
-    # The number depends on the order, so this is an estimate. Batches follow on each other across epochs.
+    # The number depends on the order, so this is an estimate. Batches continue across epochs.
     longer = found.longer * _tokens_per_character(both_sides(config, tokenizers[0])[0], tokenizers)
     return math.ceil((longer + found.pairs) / config.batch_tokens)
 
 
 def _tokens_per_character(pairs, tokenizers):
-    """How many tokens the longer sides of pairs have for each character, of the first 10,000 pairs."""
+    """The number of tokens per character in the longer sides of the first 10,000 pairs."""
     tokens = characters = 0
     for sides in pairs.take(10_000).batch(1000):
         tokens += tf.reduce_sum(tf.maximum(*(of.lengths(side) for of, side in zip(tokenizers, sides, strict=True))))
@@ -84,7 +84,7 @@ def _tokens_per_character(pairs, tokenizers):
 
 
 def epoch_count(config: Config, steps: int) -> int:
-    """How many epochs of this many steps a training has."""
+    """The number of epochs of a training run, if each has this many steps."""
     if config.updates is not None:
         return max(1, round(config.updates / steps))
     return config.epochs or min(100, max(8, round(config.usual_updates / steps)))

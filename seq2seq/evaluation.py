@@ -27,12 +27,12 @@ from seq2seq.model import Seq2Seq, teacher_forcing
 from seq2seq.strategies import Strategy
 from seq2seq.translation import MANY_TEXTS
 
-# `sacrebleu.metrics.base.Metric` is meant to be derived from by overriding methods that begin with an underscore. So
+# `sacrebleu.metrics.base.Metric` is designed for subclasses that override methods with a leading underscore. So
 # sacrebleu's bootstrap and paired tests work for every measure here.
 
 
 class _Rate(Metric):
-    """A percentage: `count` gives two numbers for each text, of which the sum of the first is divided by that of the
+    """A percentage: `count` returns two numbers for each text; the sum of the first is divided by the sum of the
     second."""
 
     def __init__(self, name: str, count: Callable[[str, list[str]], tuple[int, int]]) -> None:
@@ -57,8 +57,8 @@ class _Rate(Metric):
 
 
 def _edits(split, text, references):
-    """Tokens to insert, delete or replace until a text is a reference, and the tokens of that reference: of several,
-    the closest by their ratio."""
+    """The number of tokens to insert, delete or replace to turn a text into a reference, and the number of tokens of
+    that reference. Of several references, it is the one with the lowest ratio."""
     tokens = split(text)
     counts = [(Levenshtein.distance(tokens, right), len(right)) for right in map(split, references)]
     return min(counts, key=lambda count: (count[0] / max(count[1], 1), count))
@@ -95,7 +95,7 @@ class Evaluation:
     stopped: list[str]  # why each stopped: "end", "limit" or "repetition"
     scores: dict[str, Measured]  # by name
     perplexity: float  # of the tokens of the references, END included
-    accuracy: float  # the share of tokens predicted right, given those before
+    accuracy: float  # the share of tokens predicted correctly, given the correct preceding ones
     seconds: float  # for translating, without loading and compiling
     bleu_tokenizer: str
     source_columns: int = 1  # how many columns, between tabs, a source has
@@ -106,7 +106,7 @@ class Evaluation:
         return math.log(self.perplexity)
 
     def as_dict(self, worst: int = 5) -> dict:
-        """A summary for JSON: everything but the texts, with scores by length and the worst texts."""
+        """A summary for JSON: everything except the texts, with scores by length and the worst texts."""
         names = ("loss", "perplexity", "accuracy", "seconds")
         return {
             "sources": len(self.sources),
@@ -130,7 +130,7 @@ class Evaluation:
         return sorted(rated, key=lambda text: -text["CER"])[:count]
 
     def write(self, folder: Path | str) -> None:
-        """Writes sources.txt, translations.txt, references.0.txt and so on, a text in a line, for other tools.
+        """Writes sources.txt, translations.txt, references.0.txt and so on, one text per line, for other tools.
 
         If a text has fewer references than others, its first one is repeated, as `sacrebleu` needs the same number for
         each. A tab or a line break in a text is written as a space, except the tabs between source columns.
@@ -161,17 +161,17 @@ def evaluate(
 
     Args:
         model: a `Seq2Seq`.
-        pairs: a `tf.data.Dataset` of (source, target) scalar strings, as `read_pairs` returns it, or an argument for
-            that, such as a list of pairs. All targets of one source are its references; the source, in any Unicode
-            form, is translated once.
+        pairs: a `tf.data.Dataset` of (source, target) scalar strings, as `read_pairs` returns it, or an argument of
+            `read_pairs`, such as a list of pairs. All targets of one source are its references; the source, in any
+            Unicode form, is translated once.
         strategy, **lengths: as in `Seq2Seq.translate`.
         bleu_tokenizer: how BLEU splits texts into words: "13a", or "zh", "char", "intl", "none".
         resamples: number of bootstrap resamples.
         progress: a function to call now and then with the number of sources translated.
 
     Returns:
-        An `Evaluation`. Texts are scored unchanged, cased and accented, in Unicode's form NFC. Only TER ignores case,
-        as Tercom does.
+        An `Evaluation`. Texts are scored with case and accents, in the Unicode form NFC. Only TER ignores case, like
+        Tercom.
 
     Raises:
         CorpusError: if there are no pairs.
@@ -208,7 +208,7 @@ def evaluate(
 
 def _translate(model, sources, strategy, progress, lengths):
     """The first translation of each source, why it stopped, and the seconds that all took without compiling."""
-    shortest = sorted(sources, key=len)[:MANY_TEXTS]  # so many that all cores are used, as in the calls that count
+    shortest = sorted(sources, key=len)[:MANY_TEXTS]  # enough to use all cores, as in the timed calls
     model.translate(shortest, strategy, details=True, **lengths)  # compiles it
     translations, stopped, seconds = [], [], 0.0
     for start in range(0, len(sources), 2048):
@@ -224,7 +224,7 @@ def _translate(model, sources, strategy, progress, lengths):
 
 
 def _token_figures(model, batches):
-    """Perplexity and accuracy of all tokens, by metrics that do not depend on how the model is compiled."""
+    """Perplexity and accuracy of all tokens, with metrics that do not depend on how the model is compiled."""
     metrics = Perplexity(), of_tokens("accuracy")
 
     @tf.function(reduce_retracing=True)
@@ -242,7 +242,7 @@ def _token_figures(model, batches):
 def corpus_scores(
     translations: list[str], references: list[list[str]], bleu_tokenizer: str = "13a"
 ) -> dict[str, float]:
-    """Scores N texts by the references of each: {measure: score}."""
+    """Scores N texts against the references of each: {measure: score}."""
     translations, streams = _nfc(translations), _streams(references)
     measures = metrics(bleu_tokenizer)
     return {name: float(metric.corpus_score(translations, streams).score) for name, metric in measures.items()}
@@ -255,7 +255,7 @@ def scores_by_length(
     parts: int = 5,
     bleu_tokenizer: str = "13a",
 ) -> list[dict]:
-    """Scores short and long sources apart, in about equal parts.
+    """Scores short and long sources separately, in parts of about equal size.
 
     Returns:
         [{"from": characters, "to": characters, "texts": number, measure: score, ...}, ...], the shortest first. Of
@@ -285,14 +285,14 @@ class Tested(NamedTuple):
     """The score of one of several evaluations that are compared."""
 
     score: float
-    p: float  # the probability of so large a difference from the first if they were the same; 1 for the first itself
+    p: float  # the probability of a difference this large from the first if both were equally good; 1 for the first
 
 
 def compare(first: Evaluation, *others: Evaluation, resamples: int = 1000) -> dict[str, list[Tested]]:
     """Tests whether models differ from the first, by a paired bootstrap over the texts.
 
-    The method is that of Koehn 2004 (aclanthology.org/W04-3250). Each model is compared with the first alone; p is not
-    corrected for their number.
+    The method is that of Koehn 2004 (aclanthology.org/W04-3250). Each model is compared only with the first; p is not
+    corrected for the number of models.
 
     Args:
         first, others: results of `evaluate` for each model on the same corpus.
@@ -305,10 +305,10 @@ def compare(first: Evaluation, *others: Evaluation, resamples: int = 1000) -> di
         OptionError: if their texts or references differ, or there is only one.
     """
     if not others:
-        raise OptionError("compare: expected two evaluations or more")
+        raise OptionError("compare: expected at least two evaluations")
     for number, other in enumerate(others, start=2):
         if (first.sources, first.references) != (other.sources, other.references):
-            raise OptionError(f"compare: expected evaluations of the same texts; number {number} is of others")
+            raise OptionError(f"compare: expected evaluations of the same texts; number {number} has other texts")
     systems = [evaluation.translations for evaluation in (first, *others)]
     found = _bootstrap(systems, first.references, first.bleu_tokenizer, resamples)
     return {
@@ -327,7 +327,7 @@ def _bootstrap(systems, references, bleu_tokenizer, resamples):
 
 
 def _streams(references):
-    """The references as sacrebleu takes them: all first ones, all second ones, ...; None if a text has no such one."""
+    """The references as sacrebleu takes them: all first ones, all second ones, ...; None if a text has fewer."""
     return list(itertools.zip_longest(*map(_nfc, references)))
 
 

@@ -23,18 +23,18 @@ def export(
 ) -> None:
     """Writes a SavedModel with tokenizers inside and two signatures, both of strings `texts` `[N]` for any N.
 
-    `greedy`, which is also the one served by default, gives `texts` `[N]`; `beam` gives `texts`, `scores` and
-    `ranked_by` `[N, n]`, the best first, as in `Translations`. A third, `search`, is of a strategy of your choice, and
-    gives what `greedy` gives if its `n_best` is 1, else what `beam` gives; what it draws for a text follows from the
+    `greedy`, which is also served by default, returns `texts` `[N]`; `beam` returns `texts`, `scores` and `ranked_by`
+    `[N, n]`, the best first, as in `Translations`. A third one, `search`, uses a strategy of your choice. It returns
+    the same as `greedy` if its `n_best` is 1, otherwise the same as `beam`; its random numbers for a text depend on the
     text's place. The model needs TensorFlow and, unless tokenizers are characters or bytes as they are
-    (`normal_form=None`), the operations of TensorFlow Text, which TensorFlow Serving has and Python gets by `import
-    tensorflow_text`.
+    (`normal_form=None`), the operations of TensorFlow Text, which TensorFlow Serving has and Python gets by
+    `import tensorflow_text`.
 
     Args:
         model: a `Seq2Seq`.
         folder: the folder to make.
-        beam: a `BeamSearch`. Default: width 5, or as many tokens as there are if these are fewer, and all hypotheses.
-        probe: texts that what was written must translate as the model does.
+        beam: a `BeamSearch`. Default: width 5, or the number of tokens if that is lower, and all hypotheses.
+        probe: texts for which the exported model must give the same translations as the model.
         search: the strategy of the signature `search`; None for none.
 
     Raises:
@@ -50,7 +50,7 @@ def export(
         strategies["search"] = check_strategy(search), search.n_best > 1
     compiles = model.compiles_decoding
     try:
-        model.compiles_decoding = False  # what is exported runs on any device, so without cuDNN too
+        model.compiles_decoding = False  # an exported model runs on any device, also without cuDNN
         with compiling():
             _write(model, folder, strategies)
     except (OSError, MemoryError):
@@ -66,7 +66,7 @@ def export(
 
 
 def cannot_export(model: keras.Model, error: Exception, form: str = "a SavedModel") -> RunError:
-    """The error that says whose encoder and decoder have no such form."""
+    """The error that this encoder and decoder cannot be exported in this format."""
     parts = f"{type(model.encoder).__name__} and {type(model.decoder).__name__}"
     return RunError(f"{parts} cannot be exported as {form} ({one_line(error)})")
 
@@ -75,7 +75,7 @@ def check_same(probe: Sequence[str], same: Sequence[bool]) -> None:
     """Raises a `RunError` unless all texts of the probe are translated the same."""
     differ = [text for text, is_same in zip(probe, same, strict=True) if not is_same]
     if differ:
-        raise RunError(f"what was exported translates {len(differ)} texts otherwise, as {differ[0]!r}")
+        raise RunError(f"the exported model translates {len(differ)} texts differently, such as {differ[0]!r}")
 
 
 def _write(model, folder, strategies):
@@ -103,7 +103,7 @@ def _endpoint(model, strategy, details):
 
 
 def _compare(model, signature, probe, strategy, details):
-    """Sees that a signature of what was exported translates as the model does."""
+    """Checks that a signature of the exported model translates as the model does."""
     found = signature(texts=tf.constant(probe))
     if details:
         right = model.translate(probe, strategy, details=True)
@@ -115,10 +115,10 @@ def _compare(model, signature, probe, strategy, details):
 
 
 def _scores(texts, scores):
-    """Those of the n best `[N, n]` of each source, by their text."""
+    """The scores of the n best `[N, n]` of each source, by their text."""
     return [dict(zip(*row, strict=True)) for row in zip(texts.numpy(), scores.numpy(), strict=True)]
 
 
 def _alike(one, other):
-    """Whether they are the same, in whatever order: the last digit of a score decides between equals."""
+    """Whether they are the same, in any order, because the last digit of a score breaks ties."""
     return one.keys() == other.keys() and all(abs(score - other[text]) < 1e-3 for text, score in one.items())

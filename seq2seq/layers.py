@@ -41,13 +41,13 @@ class Half(keras.layers.Layer):
 
 
 class BaseDecoder(Half):
-    """What decoders share: the output layer, which is tied to the embedding or not, and the pointer to copy with."""
+    """The common parts of decoders: the output layer, tied to the embedding or not, and the pointer for copying."""
 
     vectors: "TokenVectors"
 
     def make_output(self) -> None:
-        """Makes the last layers, once the options and `vectors` are there."""
-        # In the precision of the weights: under mixed precision too, a softmax over many tokens needs all of float32.
+        """Makes the last layers, after the options and `vectors` have been set."""
+        # In the precision of the weights: a softmax over many tokens needs float32, also under mixed precision.
         size, dtype = self.options["vocabulary_size"], self.variable_dtype
         if self.options["tied"]:
             self.output_layer = TiedOutput(self.vectors, self.options["units"])
@@ -57,7 +57,8 @@ class BaseDecoder(Half):
         self.build((None, None))
 
     def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
-        """Finds out which source tokens the target has too; `Seq2Seq` calls this when it is made or loaded."""
+        """Finds the source tokens that the target vocabulary also has; `Seq2Seq` calls this when it is made or
+        loaded."""
         if self.pointer:
             self.pointer.take_tokenizers(source_tokenizer, target_tokenizer)
 
@@ -76,7 +77,7 @@ def arguments(scope: dict[str, Any]) -> dict[str, Any]:
 
 
 class Prepared(NamedTuple):
-    """What `Decoder.start` puts into `Encoded.extra`: everything that is the same in each call."""
+    """The content of `Encoded.extra` after `Decoder.start`: everything that is the same in each call."""
 
     keys: tf.Tensor | None  # [B, S, D] of `Attention.project`; None without attention
     product: tf.Tensor | None  # [V, G] as in `Rows`, if there are few target tokens
@@ -94,8 +95,8 @@ class Encoder(Half):
         cell: "lstm" (Hochreiter & Schmidhuber 1997) or "gru" (Cho et al. 2014, arxiv.org/abs/1406.1078).
         layers: number of recurrent layers.
         bidirectional: whether half of the units read the source backwards (Schuster & Paliwal 1997). The two halves of
-            the state are concatenated, so the decoder does not know the difference.
-        embedding: size of the token vectors, E; None to give one-hot rows straight to the first layer.
+            the state are concatenated, so the decoder needs no change.
+        embedding: size of the token vectors, E; None to pass one-hot rows directly to the first layer.
         dropout: rate, in training, for the embedding and for every layer's output. The recurrent state has no dropout
             (Zaremba et al. 2014, arxiv.org/abs/1409.2329), which the fused GPU kernels do not support.
 
@@ -122,7 +123,7 @@ class Encoder(Half):
     ) -> None:
         super().__init__(**kwargs)
         if bidirectional and units % 2:
-            raise OptionError(f"units={units}: two directions need an even number of them")
+            raise OptionError(f"units={units}: two directions need an even number of units")
         self.options = arguments(locals())
         dtype = self.dtype_policy
         self.vectors = TokenVectors(vocabulary_size, embedding, dropout, dtype=dtype)
@@ -147,8 +148,8 @@ class Encoder(Half):
 class Decoder(BaseDecoder):
     """Predicts each next token of the target with a recurrent network that starts from the encoder's state.
 
-    The same call trains and translates. Training gives it the whole target at once, translation one token and the state
-    that the call before returned:
+    The same call is used for training and translation. Training passes the whole target at once, translation passes one
+    token and the state that the previous call returned:
 
     ```python
     encoded, state = decoder.start(encoder(source))
@@ -158,12 +159,12 @@ class Decoder(BaseDecoder):
 
     Args:
         vocabulary_size: number of target ids, Vt.
-        units, cell, layers, embedding, dropout: as in `Encoder`, with the same values as there, as the decoder starts
-            from the encoder's state.
-        attention: how each step looks back at the whole source: the `kind` of `Attention` or `HardAttention`; None if
-            the decoder shall know nothing of it but the encoder's last state.
+        units, cell, layers, embedding, dropout: as in `Encoder`; units, cell and layers must have the same values as
+        there, because the decoder starts from the encoder's state.
+        attention: how each step attends to the source: the `kind` of `Attention` or `HardAttention`; None if the
+            decoder gets only the encoder's last state.
         input_feeding: whether the attention's result is part of the next step's input (Luong et al. 2015, section 3.3).
-            Training then goes step by step, which is several times slower.
+            Training then runs step by step, which is several times slower.
         tied: whether the embedding is also the output's matrix (Press & Wolf 2017, arxiv.org/abs/1608.05859), after a
             projection to its size.
         copy: whether the decoder can also copy the source token that attention points at, as in `Pointer`. It then
@@ -172,13 +173,13 @@ class Decoder(BaseDecoder):
     Call arguments:
         target: the tokens so far, one-hot `[B, T, Vt]` or ids `[B, T]`, padded on the right.
         encoded: the `Encoded` source, as `start` returned it.
-        state: the state that `start`, or the call for the tokens before, returned.
+        state: the state that `start`, or the call for the previous tokens, returned.
         return_attention: whether to return the attention weights too.
 
     Returns:
         logits `[B, T, Vt]`, the score of every token as the next one after each position, and the new state; then, on
-        request, weights `[B, T, S]`, which sum to 1 over S. At padding the numbers have no meaning, and the loss leaves
-        them out. In beam search B is K times the number of sources (see `rows_by_source`).
+        request, weights `[B, T, S]`, which sum to 1 over S. At padding, the numbers have no meaning, and the loss
+        ignores them. In beam search B is K times the number of sources (see `rows_by_source`).
 
     Raises:
         OptionError: for an unknown cell or attention, input feeding without soft attention, copying without attention,
@@ -313,7 +314,7 @@ class Decoder(BaseDecoder):
         return output, state, weights
 
     def _attend_hard(self, output, ids, encoded, alignment):
-        """Predicts each token from each source position by itself, and averages these probabilities.
+        """Predicts each token from each source position separately, and averages these probabilities.
 
         Returns log-probabilities `[B, T, V]`, the weights, and the state of `HardAttention` for the next steps.
         """
@@ -342,7 +343,7 @@ def row_lengths(tokens: tf.Tensor) -> tf.Tensor:
 
 
 def token_ids(tokens: tf.Tensor) -> tf.Tensor:
-    """Ids `[B, T]` of themselves, or of their one-hot form `[B, T, V]`, in which a row of padding is all zeros."""
+    """Ids `[B, T]`, from ids or from their one-hot form `[B, T, V]`, in which a row of padding is all zeros."""
     return tokens if tokens.dtype.is_integer else tf.argmax(tokens, axis=-1, output_type=tf.int32)
 
 
@@ -355,7 +356,7 @@ def source_mask(source: tf.Tensor) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable("seq2seq")
 class TokenVectors(keras.layers.Layer):
-    """Vectors of tokens, which are given as ids `[B, T]` or as one-hot rows `[B, T, V]`, with the same result.
+    """Vectors of tokens, given as ids `[B, T]` or as one-hot rows `[B, T, V]`, with the same result.
 
     Args:
         vocabulary_size: V.
@@ -381,12 +382,12 @@ class TokenVectors(keras.layers.Layer):
         if not self.embedding:
             is_ids = tokens.dtype.is_integer
             return one_hot(tokens, self.vocabulary_size, self.compute_dtype) if is_ids else tokens
-        # Rows of length 1, times the root of E (Vaswani et al. 2017, section 3.4): large as a cell's input, small as
-        # weights of the tied output, and quick to learn.
+        # Rows of length 1, times the square root of E (Vaswani et al. 2017, section 3.4): large as a cell's input,
+        # small as weights of the tied output, and quick to learn.
         matrix, scale = tf.cast(self.matrix, self.compute_dtype), self.embedding**0.5
         if training:
-            # Its gradient is dense. Of a sparse one, Keras's Adam squares the parts of a token one by one, which makes
-            # steps too large for frequent tokens.
+            # Its gradient is dense. With a sparse one, Keras's Adam squares the contributions of a token one by one,
+            # which makes steps too large for frequent tokens.
             vectors = look_up(matrix * scale, token_ids(tokens))
         else:
             vectors = tf.gather(matrix, token_ids(tokens)) * scale
@@ -398,7 +399,7 @@ class TokenVectors(keras.layers.Layer):
         return not self.embedding or self.vocabulary_size <= _FEW_TOKENS
 
     def rows(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor | Rows:
-        """The same for a recurrent layer, as `Rows` if that saves it work."""
+        """The vectors for a recurrent layer, as `Rows` if that saves computation."""
         drops = training and self.embedding and self.drop.rate
         if not self.few or drops:
             return self(tokens, training=training)
@@ -429,6 +430,6 @@ class TiedOutput(keras.layers.Layer):
 
 
 def _recurrent_layers(cell, layers, size, units, bidirectional, dtype):
-    """Recurrent layers on each other, the first one for inputs `[B, T, size]`."""
+    """Stacked recurrent layers, the first one for inputs `[B, T, size]`."""
     sizes = [size, *[units] * (layers - 1)]
     return [Recurrent(cell, size, units, bidirectional, dtype=dtype) for size in sizes]

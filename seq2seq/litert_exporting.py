@@ -13,20 +13,21 @@ from seq2seq.onnx_exporting import describe, write_graphs
 
 
 def export_litert(model: keras.Model, folder: Path, probe: Sequence[str] = (), source_length: int = 128) -> None:
-    """Writes a folder that translates with LiteRT, one text after another, by greedy search.
+    """Writes a folder that translates with LiteRT, one text at a time, by greedy search.
 
-    It is that of `export_onnx`, with the graphs `encoder.tflite` and `decoder.tflite`. All sizes are fixed: one source,
-    padded to S ids, and one hypothesis. `vocabulary.json` says them: S is `longest_source`, and a translation has at
-    most `steps` tokens.
+    It is the folder of `export_onnx`, with the graphs `encoder.tflite` and `decoder.tflite`. All sizes are fixed: one
+    source, padded to S ids, and one hypothesis. They are in `vocabulary.json`: S is `longest_source`, and a translation
+    has at most `steps` tokens.
 
     Args:
         model, folder: as in `export_onnx`.
-        probe: texts that what was written must translate as the model does; those with more than S tokens are left out.
-        source_length: S, in tokens; the rest of a longer source is left out. The encoder always takes S steps.
+        probe: texts for which the exported model must give the same translations as the model; those with more than S
+            tokens are left out.
+        source_length: S, in tokens; longer sources are truncated. The encoder always takes S steps.
 
     Raises:
         RunError: if the model cannot be converted, or translations differ.
-        OptionError: for another `source_length` than a number from 1 on.
+        OptionError: if `source_length` is not a whole number of at least 1.
         ModuleNotFoundError: if the package of the extra `litert` is not installed.
     """
     check_number("source_length", source_length, least=1)

@@ -29,7 +29,7 @@ def token_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
         logits: `[B, T, V]`.
 
     Returns:
-        Nats `[B, T]`. At padding they have no meaning; weights leave them out.
+        Nats `[B, T]`. At padding they have no meaning; weights exclude them.
     """
     labels = tf.cast(labels, tf.int32)
     log_probabilities = tf.nn.log_softmax(logits)
@@ -43,10 +43,10 @@ def token_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable("seq2seq")
 class TokenCrossentropy(keras.losses.Loss):
-    """Crossentropy of the right tokens, averaged over them, in nats.
+    """Crossentropy of the correct tokens, averaged over them, in nats.
 
-    It is divided by the sum of the weights, not by B x T. Otherwise a token would count for less, the longer the other
-    rows of its batch are.
+    It is divided by the sum of the weights, not by B x T. Otherwise, a token would count less if other rows of its
+    batch are longer.
 
     Args:
         label_smoothing: share of each label that is spread evenly over all tokens (Szegedy et al. 2016,
@@ -76,7 +76,7 @@ class TokenCrossentropy(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class Perplexity(keras.metrics.Mean):
-    """The exponential of the crossentropy per token: the number of tokens the model hesitates between.
+    """The exponential of the crossentropy per token: the effective number of tokens that the model chooses between.
 
     Exact over an epoch: every token counts the same.
     """
@@ -125,7 +125,7 @@ class OfTokens(keras.metrics.Metric):
 
 
 def of_tokens(metric: str | Callable | keras.metrics.Metric) -> keras.metrics.Metric:
-    """Turns a metric for `compile`, a name, a function or a metric, into one over real tokens.
+    """Turns a metric for `compile` (a name, a function or a metric) into one over real tokens.
 
     Raises:
         OptionError: if it takes probabilities.
@@ -140,7 +140,7 @@ def of_tokens(metric: str | Callable | keras.metrics.Metric) -> keras.metrics.Me
 
 
 def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
-    """Tries a custom loss on a batch of two rows, and again with more padding, which must not change it.
+    """Tests a custom loss on a batch of two rows, and again with more padding, which must not change the result.
 
     Args:
         loss: as given to `compile`.
@@ -175,7 +175,7 @@ def make_loss(config: Config) -> str | keras.losses.Loss:
     """The loss of a configuration, as `compile` takes it.
 
     Raises:
-        OptionError: if it is no loss, or cannot be made.
+        OptionError: if it is not a loss, or cannot be constructed.
     """
     if not config.loss:
         return "auto"
@@ -188,7 +188,7 @@ def make_metrics(config: Config) -> list[keras.metrics.Metric]:
     names = ["loss", "accuracy", "perplexity"]
     for metric in made:
         if metric.name in names:
-            raise OptionError(f"metrics={type(metric).__name__}: another one is called {metric.name!r} already")
+            raise OptionError(f"metrics={type(metric).__name__}: another metric is already called {metric.name!r}")
         names.append(metric.name)
     return made
 
@@ -206,7 +206,7 @@ def _refuse_probabilities(argument, name, given):
     config = given.get_config() if hasattr(given, "get_config") else {}
     usual = inspect.signature(given).parameters.get("from_logits") if inspect.isroutine(given) else None
     if config.get("from_logits", usual and usual.default) is False:
-        raise OptionError(f"{argument}={name}: takes probabilities, and the model returns logits; say from_logits=True")
+        raise OptionError(f"{argument}={name}: takes probabilities, but the model returns logits; set from_logits=True")
 
 
 def _flat(tokens):

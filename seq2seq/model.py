@@ -41,17 +41,17 @@ class Seq2Seq(Translator, Trainer):
         source_tokenizer, target_tokenizer: adapted tokenizers; they are saved inside the model.
         encoder, decoder: a layer, or a class to make one of with `options`. Default: `Encoder` and `Decoder`.
         label_smoothing: share of each label that the loss spreads evenly over all tokens (Szegedy et al. 2016).
-        teacher_forcing: the probability, in training, that the decoder is given the correct token and not its own
-            guess. A number, or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's steps. Below 1
-            this is scheduled sampling (Bengio et al. 2015, arxiv.org/abs/1506.03099).
+        teacher_forcing: the probability, in training, that the decoder is given the correct token instead of its own
+            prediction. A number, or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's steps. Below
+            1 this is scheduled sampling (Bengio et al. 2015, arxiv.org/abs/1506.03099).
         **options: arguments of encoder and decoder, such as `units`, `layers`, `cell`, `attention`, `copy`, `dropout`.
-            Each goes to the class, or to both classes, that have it. The defaults make the plain model of the Keras
-            tutorial; those of `seq2seq train` are the presets.
+            Each is passed to the classes that have it. The defaults make the plain model of the Keras tutorial; the
+            defaults of `seq2seq train` are its presets.
         name, trainable, dtype: as in `keras.Model`. Logits and loss are always float32.
 
     Attributes:
-        compiles_decoding: whether XLA compiles decoding, with sizes that stay the same: `decoding.masking_loop`. The
-            result is the same. Default: on a GPU, if the decoder's state keeps its sizes; for a state that grows it
+        compiles_decoding: whether XLA compiles decoding, with constant shapes: `decoding.masking_loop`. The result is
+            the same. Default: on a GPU, if the shapes of the decoder's state are constant; for a state that grows, it
             must stay False.
 
     Raises:
@@ -76,7 +76,7 @@ class Seq2Seq(Translator, Trainer):
         super().__init__(name=name, trainable=trainable, dtype=dtype)
         if self.dtype_policy.variable_dtype not in ("float32", "float64"):
             half = self.dtype_policy.name
-            raise OptionError(f"dtype={half!r}: weights of 16 bits are too coarse to learn; use 'mixed_{half}'")
+            raise OptionError(f"dtype={half!r}: 16-bit weights are too coarse for training; use 'mixed_{half}'")
         self.source_tokenizer = source_tokenizer
         self.target_tokenizer = target_tokenizer
         self.label_smoothing = label_smoothing
@@ -99,23 +99,23 @@ class Seq2Seq(Translator, Trainer):
         self.build()
 
     def _half(self, name, half, tokenizer, options):
-        """A layer of a class, with the options that its constructor names; a layer is returned as it is."""
+        """A layer of a class, with the options that its constructor names; a layer is returned unchanged."""
         if not isinstance(half, type):
             return half
         dtype = self.dtype_policy.name  # as a name, since Keras writes a `get_config` for classes without one
         return construct(name, half, tokenizer.vocabulary_size, options=options, name=name, dtype=dtype)
 
     def build(self, *_: Any) -> None:
-        """Makes the weights with a tiny batch, which also checks that encoder and decoder keep to the contract."""
+        """Makes the weights with a tiny batch, which also checks the contract of encoder and decoder."""
         for part in ("source_tokenizer", "target_tokenizer", "encoder", "decoder"):
             check_savable(part, getattr(self, part))
         tokenizers = self.source_tokenizer, self.target_tokenizer
         for half in (self.encoder, self.decoder):
             take_tokenizers(half, *tokenizers)
         keeps_sizes = check_contract(self.encoder, self.decoder, *tokenizers)
-        # An H100 is then 8 times as fast for 256 rows of 30 steps, as the uncompiled loop waits for the device several
-        # times in each step. On a CPU, `shrinking_loop` drops finished rows, which saves more, and no shape has to be
-        # compiled first, which takes seconds.
+        # An H100 is then 8 times as fast for 256 rows of 30 steps, because the uncompiled loop waits for the device
+        # several times in each step. On a CPU, `shrinking_loop` drops finished rows, which saves more, and no shape has
+        # to be compiled first, which takes seconds.
         self.compiles_decoding = keeps_sizes and on_gpu()
         for half in (self.encoder, self.decoder):
             for weight in half.weights if not half.trainable else ():
@@ -148,8 +148,8 @@ class Seq2Seq(Translator, Trainer):
         """Learns from one batch of (source, target), or of (source, target, weights), with teacher forcing.
 
         The decoder reads the correct tokens so far and predicts the next one, at all positions of the target at once.
-        Its loss is the cross-entropy of these predictions, averaged over real tokens. From a batch whose gradient is
-        not finite the model learns nothing.
+        Its loss is the cross-entropy of these predictions, averaged over real tokens. A batch whose gradient is not
+        finite does not change the model.
         """
         example = teacher_forcing(*checked_batch(data))
         self._count_lengths(example)
@@ -171,7 +171,7 @@ class Seq2Seq(Translator, Trainer):
         return self.measure(loss, labels, logits, weights)
 
     def _count_lengths(self, example):
-        """Adds a batch to the statistics of how long targets are, compared with their sources; see `limits`."""
+        """Adds a batch to the statistics of the ratio of target to source lengths; see `limits`."""
         (source, _), labels, _ = example
         targets = tf.cast(tf.math.count_nonzero(labels != PADDING, axis=1), tf.float64)
         ratios = targets / tf.cast(tf.maximum(row_lengths(source), 1), tf.float64)
@@ -179,11 +179,12 @@ class Seq2Seq(Translator, Trainer):
         self.length_ratios.assign_add(tf.stack([tf.reduce_sum(x) for x in (real, ratios, ratios**2)]))
 
     def _with_guesses(self, source, inputs):
-        """Puts the model's own guesses in place of some of the correct tokens, as often as `teacher_forcing` says.
+        """Replaces some of the correct tokens by the model's own predictions, with the probability of
+        `teacher_forcing`.
 
-        Every token is guessed from the correct ones before it, all in one pass, and a second pass trains on the mixture
-        (Mihaylova & Martins 2019, arxiv.org/abs/1906.07651; Duckworth et al. 2019, arxiv.org/abs/1906.04331). These are
-        two passes for each batch, in place of one step after another.
+        Every token is predicted from the correct ones before it, all in one pass, and a second pass trains on the
+        mixture (Mihaylova & Martins 2019, arxiv.org/abs/1906.07651; Duckworth et al. 2019, arxiv.org/abs/1906.04331).
+        This takes two passes for each batch, instead of running step by step.
         """
         probability = self.teacher_forcing
         if callable(probability):
@@ -201,7 +202,7 @@ class Seq2Seq(Translator, Trainer):
     def log_likelihood(
         self, source: tf.Tensor, target: tf.Tensor, training: bool = False, per_token: bool = False
     ) -> tf.Tensor:
-        """The log-likelihood of target ids, given source ids; it has a gradient, for losses of your own.
+        """The log-likelihood of target ids, given source ids; it is differentiable, for custom losses.
 
         Args:
             source: ids `[B, S]`, or their one-hot form.
@@ -216,7 +217,7 @@ class Seq2Seq(Translator, Trainer):
         each = tf.where(target[:, 1:] == PADDING, 0.0, -token_losses(target[:, 1:], logits))
         return each if per_token else tf.reduce_sum(each, axis=1)
 
-    @tf.autograph.experimental.do_not_convert  # tokenizers alone may use Python's `if` on tensors
+    @tf.autograph.experimental.do_not_convert  # only tokenizers may use Python's `if` on tensors
     def decode(
         self,
         source: tf.Tensor,
@@ -249,7 +250,7 @@ class Seq2Seq(Translator, Trainer):
         return self._search(encode(self.encoder, source), wanted, steps, strategy, shrinking_loop)
 
     def _decode_compiled(self, source, strategy, wanted):
-        """Pads a batch to one of few sizes and decodes it by a compiled graph."""
+        """Pads a batch to one of few shapes and decodes it with a compiled graph."""
         with tf.device("CPU"):
             rows, length = tf.unstack(tf.shape(source)[:2])
             all_rows = rounded_up(rows)
@@ -291,10 +292,10 @@ class Seq2Seq(Translator, Trainer):
         return tf.function(search, jit_compile=True, autograph=False, reduce_retracing=True)
 
     def limits(self, source: tf.Tensor) -> tf.Tensor:
-        """How long the translation of each source may become, in tokens: int32 `[B]`.
+        """The maximum length of the translation of each source, in tokens: int32 `[B]`.
 
-        16 more than twice the length that nearly all targets of such sources had in training: the source's length times
-        the mean ratio of lengths plus four standard deviations.
+        It is 16 plus twice the length that nearly all targets of such sources had in training, which is the source's
+        length times the mean ratio of lengths plus four standard deviations.
         """
         ratio = self.longest_ratio()
         return 16 + tf.cast(tf.math.ceil(2 * ratio * tf.cast(row_lengths(source), ratio.dtype)), tf.int32)
@@ -318,8 +319,8 @@ class Seq2Seq(Translator, Trainer):
         super().save(filepath, *args, **kwargs)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: Keras would quantize a few of the layers, and the saved model could not be loaded."""
-        raise OptionError("quantize: not for this model; dtype='mixed_bfloat16' computes in half the bits")
+        """Raises an error: Keras would quantize only a few of the layers, and the saved model could not be loaded."""
+        raise OptionError("quantize: not supported; dtype='mixed_bfloat16' computes in half precision")
 
     def __repr__(self):
         sides = f"{self.source_tokenizer!r}, {self.target_tokenizer!r}"

@@ -1,6 +1,6 @@
-"""ONNX graphs of a trained model, and what translates with them: for programs without TensorFlow.
+"""ONNX graphs of a trained model, and the runtime that translates with them: for programs without TensorFlow.
 
-Other forms of graphs, such as LiteRT's, are written by the same `write_graphs`.
+Graphs of other formats, such as LiteRT, are also written by `write_graphs`.
 """
 
 import contextlib
@@ -50,12 +50,12 @@ _KINDS: dict[type[Tokenizer], str] = {
 
 
 def export_onnx(model: keras.Model, folder: Path, probe: Sequence[str] = ()) -> None:
-    """Writes a folder that translates without TensorFlow: see `seq2seq/onnx_runtime.py`, of which it has a copy.
+    """Writes a folder that translates without TensorFlow; it includes a copy of `seq2seq/onnx_runtime.py`.
 
-    Its graphs take ids and return scores, so that every runtime of ONNX has their operations:
+    Its graphs take ids and return scores, so that every ONNX runtime has their operations:
 
     - `encoder.onnx`: `source` int32 `[B, S]`, and `steps`, the maximum number of tokens, if the state needs room for
-      them -> what each step needs of the sources, `encoded_*` `[B, ...]`, and the first `state_*` `[B, ...]`.
+      them -> the inputs of each decoder step, `encoded_*` `[B, ...]`, and the initial `state_*` `[B, ...]`.
     - `decoder.onnx`, one step: `token` int32 `[R]`, `encoded_*`, `state_*` `[R, ...]` -> `logits` `[R, V]`,
       `next_state_*`, and `attention` `[R, S]` if the decoder has any. R is B times the number of hypotheses of each
       source, which are adjacent.
@@ -64,7 +64,8 @@ def export_onnx(model: keras.Model, folder: Path, probe: Sequence[str] = ()) -> 
     Args:
         model: a `Seq2Seq`.
         folder: the folder to make.
-        probe: texts that what was written must translate as the model does, by greedy search and by beam search.
+        probe: texts for which the exported model must give the same translations as the model, by greedy search and by
+            beam search.
 
     Raises:
         RunError: if the model cannot be converted, or translations differ.
@@ -74,7 +75,7 @@ def export_onnx(model: keras.Model, folder: Path, probe: Sequence[str] = ()) -> 
     import tf2onnx
 
     if model.compute_dtype != "float32":
-        raise RunError(f"a model of {model.dtype_policy.name} has no ONNX form that computes the same")
+        raise RunError(f"a model of {model.dtype_policy.name} cannot be exported to ONNX with the same results")
 
     def convert(function):
         graph, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)
@@ -91,13 +92,13 @@ def write_graphs(
     vocabulary: dict[str, Any],
     probe: Sequence[str],
 ) -> None:
-    """Writes both graphs and all that translates with them, and sees that they translate the probe as the model does.
+    """Writes both graphs and their runtime, and checks that they translate the probe as the model does.
 
     Args:
         model, folder: as in `export_onnx`.
         form: "ONNX" or "LiteRT".
         convert: the content of a graph's file, for a function of tensors by name.
-        vocabulary: what `describe` returns; with `steps` if all sizes are to be fixed.
+        vocabulary: the result of `describe`; with `steps` if all sizes are to be fixed.
         probe: texts.
 
     Raises:
@@ -120,13 +121,16 @@ def write_graphs(
 
 
 def describe(model: keras.Model) -> dict[str, Any]:
-    """All that is not in the graphs, for `vocabulary.json`: both tokenizers, and how long a translation may become.
+    """Everything that is not in the graphs, for `vocabulary.json`: both tokenizers, and the length limit of
+    translations.
 
     Raises:
-        RunError: for a tokenizer that has no form outside TensorFlow.
+        RunError: for a tokenizer that cannot be used outside TensorFlow.
     """
     if isinstance(model.target_tokenizer, ColumnsTokenizer):
-        raise RunError("target_tokenizer=ColumnsTokenizer: targets of several columns have no form outside TensorFlow")
+        raise RunError(
+            "target_tokenizer=ColumnsTokenizer: targets of several columns cannot be used outside TensorFlow"
+        )
     sides = {side: describe_tokenizer(side, getattr(model, side)) for side in ("source_tokenizer", "target_tokenizer")}
     return {
         "source": sides["source_tokenizer"],
@@ -137,14 +141,14 @@ def describe(model: keras.Model) -> dict[str, Any]:
 
 
 def describe_tokenizer(side: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What a runtime must know of a tokenizer; `side` is its name in messages."""
+    """The description of a tokenizer for a runtime; `side` is its name in messages."""
     if type(tokenizer) is ColumnsTokenizer:
         parts = [describe_tokenizer(side, part) for part in tokenizer.tokenizers]
         ids = [table.tolist() for table in tokenizer.ids_of_columns]
         return {"kind": "columns", "names": tokenizer.column_names, "columns": list(zip(parts, ids, strict=True))}
     if type(tokenizer) not in _KINDS:
         known = ", ".join(kind.__name__ for kind in _KINDS)
-        raise RunError(f"{side}={type(tokenizer).__name__}: has no form outside TensorFlow; those that have: {known}")
+        raise RunError(f"{side}={type(tokenizer).__name__}: cannot be used outside TensorFlow; these can: {known}")
     saved: dict[str, Any] = {"kind": _KINDS[type(tokenizer)], "normal_form": tokenizer.normal_form}
     if tokenizer.lowercase:
         saved["fold"] = _case_folding()
@@ -171,10 +175,10 @@ def _case_folding():
 
 
 def _functions(model, sizes):
-    """The encoder and a step of the decoder: functions of tensors by name, of which `export_onnx` tells.
+    """The encoder and a step of the decoder: functions of tensors by name, as described in `export_onnx`.
 
-    `sizes` are S and the most steps, if all sizes are to be fixed, for a single source and hypothesis; else None. A
-    `RunError` says if what the decoder prepares has no row for each source.
+    `sizes` are S and the maximum number of steps, if all sizes are to be fixed, for a single source and hypothesis;
+    otherwise None. Raises a `RunError` if a tensor that the decoder prepares does not have a row for each source.
     """
     nests: dict[str, Any] = {}  # what the decoder's `start` returns
     looks = {"return_attention": True} if model.has_attention else {}
@@ -217,10 +221,10 @@ def _named(**nests):
 
 
 def _constants(encode_all, traced):
-    """Those of the encoder's results that are the same for all sources, such as products of two weights.
+    """The encoder's results that are the same for all sources, such as products of two weights.
 
     Raises:
-        RunError: if a result is neither constant nor has a row for each source, which a runtime could not tell.
+        RunError: if a result is neither constant nor has one row for each source, so a runtime could not use it.
     """
     two, three = (encode_all([[token] * rows] * rows, 3) for rows, token in ((2, START), (3, END)))
     constants = {}
@@ -231,12 +235,12 @@ def _constants(encode_all, traced):
         elif two[name].shape == three[name].shape and np.array_equal(two[name], three[name]):
             constants[name] = two[name].numpy()
             continue
-        raise RunError(f"start: a tensor {tensor.shape} of the decoder is neither constant nor has a row a source")
+        raise RunError(f"start: a tensor {tensor.shape} of the decoder is neither constant nor has one row per source")
     return constants
 
 
 def _compare(model, folder, probe, form):
-    """Sees that what was exported translates as the model does; returns the greedy translations by source."""
+    """Checks that the exported model translates as the model does; returns the greedy translations by source."""
     try:
         translator, beam = onnx_runtime.Translator(folder), BeamSearch()
     except ValueError as error:  # an operation that tf2onnx leaves as it is
@@ -251,7 +255,7 @@ def _compare(model, folder, probe, form):
         found = translator.search(probe, beam_width=beam.width, length_penalty=beam.length_penalty)
         right = zip(best.texts.numpy()[:, 0], best.ranked_by.numpy()[:, 0], strict=True)
         for number, ((text, rank), (other, *_)) in enumerate(zip(right, found, strict=True)):
-            # The last digit of a rank decides between equals, whose texts may differ.
+            # The last digit of a rank breaks ties between hypotheses, whose texts may differ.
             same[number] &= abs(rank - other.ranked_by) < (1e-3 if text.decode() == other.text else 1e-5)
     check_same(probe, same)
     return dict(zip(probe, greedy, strict=True))
@@ -259,7 +263,7 @@ def _compare(model, folder, probe, form):
 
 @contextlib.contextmanager
 def _quietly():
-    """Without the warnings and the log of the converters, which are for their authors."""
+    """Suppresses the warnings and the log of the converters, which are for their authors."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,17 +1,18 @@
-"""Translates with an exported model. It needs numpy and onnxruntime, or ai-edge-litert, and nothing of this library.
+"""Translates with an exported model. It needs numpy and onnxruntime, or ai-edge-litert, and no other part of this
+library.
 
 `seq2seq export RUN DIR --format onnx` puts a copy of this file into DIR, as `translator.py`; so does `--format litert`,
-whose graphs know greedy search only.
+whose graphs support greedy search only.
 
     translator = Translator("DIR")
     translator.translate(["Go."])                           # greedy search
     translator.translate(["Go."], beam_width=5)
     translator.search(["Go."], beam_width=5, n_best=3)      # with log-likelihoods
 
-or `python DIR/translator.py "Go."`. The graphs know only ids: `encoder.onnx` reads a source, `decoder.onnx` takes one
-step. Text and search are here, as in `pipelines/tokenizers.py` and `seq2seq/strategies.py`.
+or `python DIR/translator.py "Go."`. The graphs use only ids: `encoder.onnx` reads a source, `decoder.onnx` takes one
+step. Text and search are implemented here, as in `pipelines/tokenizers.py` and `seq2seq/strategies.py`.
 
-Shapes: B sources, b of them still decoded, K hypotheses of each side by side, V vocabulary size.
+Shapes: B sources, b of them still being decoded, K hypotheses of each in parallel, V vocabulary size.
 """
 
 import json
@@ -50,8 +51,8 @@ class Translator:
     """An exported model.
 
     Args:
-        folder: what `seq2seq export --format onnx` or `litert` has made.
-        threads: of each operation; 0 for one for each core, which only large models repay.
+        folder: the folder made by `seq2seq export --format onnx` or `litert`.
+        threads: the number of threads of each operation; 0 for one per core, which helps only large models.
 
     Raises:
         ValueError: if a file of the folder is missing or damaged.
@@ -65,7 +66,9 @@ class Translator:
             self.limit, self.longest_source = saved["limit"], saved["longest_source"]
             self.steps = saved.get("steps", math.inf)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder / 'vocabulary.json'}: no vocabulary of an exported model ({error!r})") from None
+            raise ValueError(
+                f"{folder / 'vocabulary.json'}: not the vocabulary of an exported model ({error!r})"
+            ) from None
         self.one_by_one = "steps" in saved  # LiteRT: all sizes are fixed, for one source and one hypothesis
         files = ("encoder.tflite", "decoder.tflite") if self.one_by_one else ("encoder.onnx", "decoder.onnx")
         self.encoder, self.decoder = (Graph(folder / name, threads) for name in files)
@@ -87,22 +90,22 @@ class Translator:
         """Translates texts.
 
         Args:
-            texts: strings, or UTF-8 bytes, in which what is invalid becomes U+FFFD. Characters that the model does
-                not know become the unknown token, which a model may copy.
+            texts: strings, or UTF-8 bytes, in which invalid bytes become U+FFFD. Characters that the model does not
+                know become the unknown token, which a model may copy.
             beam_width: the number of hypotheses of beam search; None for greedy search.
             n_best: how many hypotheses to return of each text, at most the beam's width.
             length_penalty: 0 compares log-likelihoods as they are, 1 nearly those per token.
-            min_length, max_length: of a translation in tokens. Default: at most what the source's length suggests.
+            min_length, max_length: of a translation, in tokens. Default: the maximum depends on the source's length.
             batch_size: how many texts are translated together.
 
         Returns:
-            For each text its hypotheses, the best first. A beam may find fewer different ones: then empty ones follow.
+            For each text its hypotheses, the best first. If a beam finds fewer different ones, empty ones follow.
 
         Raises:
             ValueError: if the options contradict each other.
         """
         if isinstance(texts, str | bytes):
-            raise ValueError("texts: expected a list of them; for a single one, [text]")
+            raise ValueError("texts: expected a list of texts; for a single one, [text]")
         most = 1 if beam_width is None else beam_width
         if not 1 <= n_best <= most:
             raise ValueError(f"n_best={n_best}: expected 1 to {most}, the width of the beam")
@@ -110,7 +113,7 @@ class Translator:
             raise ValueError(f"max_length={max_length}: expected {max(1, min_length)} or more")
         if self.one_by_one and beam_width:
             asked = f"beam_width={beam_width}" if beam_width > 1 else "scores (beam_width=1)"
-            raise ValueError(f"{asked}: a LiteRT model knows greedy search only, without scores")
+            raise ValueError(f"{asked}: a LiteRT model supports greedy search only, without scores")
         batch_size = 1 if self.one_by_one else batch_size
         read = [self.source.look_up(text)[: self.longest_source] for text in texts]
         sources = [[number for number, _ in each] for each in read]
@@ -133,7 +136,8 @@ class Translator:
         return found
 
     def attention(self, text: str | bytes, ids: list[int]) -> np.ndarray | None:
-        """Where the decoder looks while it writes a translation of T ids: weights `[T, S]`; None without attention."""
+        """The attention of the decoder while it writes a translation of T ids: weights `[T, S]`; None without
+        attention."""
         source = self.source.encode(text)[: self.longest_source] or [PADDING]
         model = self._start([source], max(1, len(ids)))
         weights = np.zeros([len(ids), len(source)], np.float32)
@@ -163,7 +167,8 @@ class Translator:
 
 
 class Graph:
-    """A graph of the folder: called with tensors by name, of which it takes those that it needs, it returns others."""
+    """A graph of the folder: a function from tensors by name, of which it uses those that it needs, to tensors by
+    name."""
 
     def __init__(self, path: Path, threads: int) -> None:
         engine = {".onnx": "onnxruntime", ".tflite": "LiteRT"}[path.suffix]
@@ -198,7 +203,7 @@ def _litert(path, threads):
 
 
 class Steps:
-    """The model on one batch of sources: what the encoder found, and the decoder's state after the last step."""
+    """The model on one batch of sources: the encoder's result, and the decoder's state after the last step."""
 
     def __init__(self, encoder: Graph, decoder: Graph, source: np.ndarray, steps: int) -> None:
         self.decoder = decoder
@@ -221,7 +226,7 @@ class Steps:
 
 
 def greedy(model: Steps, limits: np.ndarray, min_length: int) -> list[list[tuple]]:
-    """Takes the likeliest token at every step. Returns for each source a list of one (nan, nan, stopped, ids)."""
+    """Takes the most likely token at every step. Returns for each source a list of one (nan, nan, stopped, ids)."""
     ids: list[list[int]] = [[] for _ in limits]
     why = np.full(len(limits), RUNNING)
     sources, tokens, repetition = np.arange(len(limits)), np.full(len(limits), START), Repetition(len(limits))
@@ -236,7 +241,7 @@ def greedy(model: Steps, limits: np.ndarray, min_length: int) -> list[list[tuple
         left = np.flatnonzero(why[sources] == RUNNING)
         if not len(left):
             break
-        if 2 * len(left) <= len(sources):  # finished rows leave the batch
+        if 2 * len(left) <= len(sources):  # finished rows are removed from the batch
             sources, tokens = sources[left], tokens[left]
             model.keep(left, left)
             repetition.keep(left)
@@ -334,7 +339,7 @@ class Finished(NamedTuple):
         return cls(np.full([rows, count], NEVER), zeros, zeros.copy(), zeros.copy(), zeros + LIMITED)
 
     def best(self, other: "Finished", count: int, penalty: Callable[[np.ndarray], np.ndarray]) -> "Finished":
-        """The best of both, first those that ended. Of equals the earlier comes first."""
+        """The best of both, first those that ended. In a tie, the earlier comes first."""
         every = Finished(*(np.concatenate(parts, axis=1) for parts in zip(self, other, strict=True)))
         handicap = np.where(every.stopped == ENDED, 0.0, 1e6)
         order = np.argsort(handicap - (every.ranks / penalty(every.lengths)).astype(np.float64), axis=1, kind="stable")
@@ -421,15 +426,15 @@ class Tokenizer:
         return [(number := self.ids.get(token, unknown), token if number == unknown else None) for token in tokens]
 
     def normalize(self, encoded: bytes) -> str:
-        """Brings a text into the normal form, with its case folded before that if the model wants it."""
+        """Converts a text to the normal form, with its case folded before that if the model requires it."""
         text = encoded.decode("utf-8", "replace")
         if self.fold:
             text = unicodedata.normalize("NFC", "".join(self.fold.get(character, character) for character in text))
         return unicodedata.normalize(self.normal_form, text) if self.normal_form else text
 
     def decode(self, ids: Sequence[int], unknown: Iterable[str] = ()) -> str:
-        """The text of ids, up to END. The n-th U+FFFD that is a token stands for the n-th unknown token of the source;
-        a surplus one stays."""
+        """The text of ids, up to END. The n-th U+FFFD that is a token is replaced by the n-th unknown token of the
+        source; if there are more U+FFFD, the rest stay."""
         ids = ids[: ids.index(END)] if END in ids else ids
         if self.kind == "bytes":
             each = (bytes([number - END - 1]) if number > END else self.tokens[number].encode() for number in ids)
@@ -456,7 +461,7 @@ class Tokenizer:
         return filter(None, text.split(self.normalize(self.separator.encode())))
 
     def _split_subwords(self, text):
-        """The likeliest pieces by a unigram model (Kudo 2018), as SentencePiece finds them: Viterbi's algorithm."""
+        """The most likely pieces by a unigram model (Kudo 2018), as SentencePiece finds them: the Viterbi algorithm."""
         words = re.split(f"[{WHITESPACE}▁]+", text)
         text = "".join(f"▁{word}" for word in words if word)
         unknown = np.float32(min(self.scores.values())) - np.float32(10)
@@ -483,7 +488,7 @@ class Tokenizer:
 
 
 def main() -> None:
-    """Translates the arguments, or standard input line by line, with the model that lies beside this file."""
+    """Translates the arguments, or standard input line by line, with the model in the folder of this file."""
     translator = Translator(Path(__file__).parent)
     texts: list = sys.argv[1:] or [line.removesuffix(b"\n") for line in sys.stdin.buffer]
     for text in translator.translate(texts):

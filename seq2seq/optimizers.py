@@ -10,10 +10,10 @@ from seq2seq.config import Config
 
 
 def make_optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
-    """The optimizer of a configuration, for a training of this many steps.
+    """The optimizer of a configuration, for this many training steps.
 
-    Weight decay, the optimizer's default too, is decoupled (Loshchilov & Hutter 2019, arxiv.org/abs/1711.05101) and
-    leaves out what `_UNDECAYED` names.
+    Weight decay, including the optimizer's default, is decoupled (Loshchilov & Hutter 2019, arxiv.org/abs/1711.05101)
+    and is not applied to the weights that `_UNDECAYED` names.
 
     Raises:
         OptionError: if there is no such optimizer, or it does not take one of the options.
@@ -62,7 +62,8 @@ def optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
 
 @keras.saving.register_keras_serializable("seq2seq")
 class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises linearly to a rate, then falls with the root of the steps (Vaswani et al. 2017, arxiv.org/abs/1706.03762).
+    """Rises linearly to a rate, then falls with the square root of the steps (Vaswani et al. 2017,
+    arxiv.org/abs/1706.03762).
 
     Args:
         rate: the highest learning rate.

@@ -23,8 +23,8 @@ PRESETS = {
         "dropout": 0.15,
         "learning_rate": 2e-3,
     },
-    # Letters to phones, "cat TAB k æ t", which are in the same order. Phones are spelled, as t͡ʃ and t͡ʃʼ have much in
-    # common.
+    # Letters to phones, "cat TAB k æ t", which are in the same order. Phones are spelled, because t͡ʃ and t͡ʃʼ have
+    # much in common.
     "grapheme-to-phoneme": {
         "source_tokenizer": "letter",
         "target_tokenizer": "letter",
@@ -59,7 +59,7 @@ PRESETS = {
     },
 }
 
-SUBWORD_PAIRS = 20_000  # with so many pairs of sentences, `choose_preset` takes subwords
+SUBWORD_PAIRS = 20_000  # from this number of pairs of sentences on, `choose_preset` chooses subwords
 
 
 _EXCLUDES = {
@@ -75,7 +75,7 @@ def choose_preset(config: Config) -> str:
     """The preset for a corpus: "subword" if it holds 20,000 pairs of sentences or more, else "default".
 
     Sentences are texts of three words or more, on average: for single words, or words that are written without spaces,
-    characters are better. With other tokenizers or several source columns it is "default" too. Reads only the first
+    characters are better. With other tokenizers or several source columns, it is also "default". Reads only the first
     20,000 pairs.
     """
     if (config.source_tokenizer, config.target_tokenizer) != (Config.source_tokenizer, Config.target_tokenizer):
@@ -89,7 +89,7 @@ def choose_preset(config: Config) -> str:
 
 
 def usual_options(preset: str, given: dict) -> dict:
-    """The options of a preset and of the architecture, the given or the preset's, without those that `given` excludes.
+    """The options of a preset and of its (or the given) architecture, without those that `given` excludes.
 
     Raises:
         OptionError: if there is no such preset or architecture.
@@ -106,7 +106,7 @@ def without_excluded(options: dict, given: dict) -> dict:
 
 
 def warm_options(options: dict) -> dict:
-    """The options of a run that a run on another corpus takes over if it starts from its weights."""
+    """The options that a run on another corpus takes from the run whose weights it starts from."""
     names = [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") != CORPUS]
     return {name: options[name] for name in names if name in options and name not in ("corpus", "epochs", "updates")}
 
@@ -135,7 +135,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         read = _read_json if field.type is bool or "bool" in str(field.type) else field.metadata.get("parser", kind)
         found = read(value)
     except ValueError:
-        raise OptionError(f"set={text!r}: {value!r} does not fit") from None
+        raise OptionError(f"set={text!r}: {value!r} is not a valid value") from None
     check_option(name, found)
     return name, found
 

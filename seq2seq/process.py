@@ -1,4 +1,4 @@
-"""The process that trains: its seed, its signals, and the time, memory and device that it takes."""
+"""The training process: its seed, its signals, and the time, memory and device that it uses."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def be_reproducible(config: Config) -> None:
 
 @contextlib.contextmanager
 def restored_determinism() -> Iterator[None]:
-    """Restores in the end whether operations are deterministic."""
+    """Restores at the end whether operations are deterministic."""
     enabled = is_deterministic()
     try:
         yield
@@ -42,7 +42,7 @@ def restored_determinism() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred_signal() -> Iterator[list[int]]:
-    """Gives a list to which the first SIGINT or SIGTERM only adds its number. The second one acts."""
+    """Yields a list to which the first SIGINT or SIGTERM only adds its number. The second one takes effect."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -66,7 +66,7 @@ def clocks() -> np.ndarray:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had, in MB."""
+    """The peak memory of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

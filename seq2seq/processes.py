@@ -1,4 +1,4 @@
-"""Calls of a function side by side, each in a process of its own with its share of the cores and GPUs."""
+"""Parallel calls of a function, each in its own process with its share of the cores and GPUs."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -19,17 +19,18 @@ def in_processes(
     ended: Callable[[Any, Any], None] | None = None,
     watch: Callable[[list], None] | None = None,
 ) -> dict[Any, Any]:
-    """Calls a function for each of {key: arguments}, each in a process of its own with its share of the cores.
+    """Calls a function for each of {key: arguments}, each in its own process with its share of the cores.
 
-    The processes are forked from one that has only imported TensorFlow, and they end when this one ends, however it
-    does. After an interrupt they are told to end, and waited for.
+    The processes are forked from one that has only imported TensorFlow, and they end when this process ends, for
+    whatever reason. After an interrupt, they are terminated and waited for.
 
     Args:
         function: a function of a module, so that other processes find it.
         tasks: {key: arguments}.
         jobs: number of processes at a time. With several GPUs each has one.
-        begun, ended: functions to call with a key when its process starts; with the key and the result when it ends.
-        watch: a function to call twice a second with the keys whose processes run.
+        begun, ended: functions to call with a key when its process starts, and with the key and the result when it
+        ends.
+        watch: a function to call twice a second with the keys of running processes.
 
     Returns:
         {key: what the function returned, or the exception that it raised}, in the order in which they ended.
@@ -94,7 +95,7 @@ def _divide_machine(jobs):
     names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
     shares = []
     for job in range(jobs):
-        # Or the first of several on one GPU takes all of its memory.
+        # Otherwise, the first of several on one GPU would take all of its memory.
         variables = {"TF_FORCE_GPU_ALLOW_GROWTH": os.environ.get("TF_FORCE_GPU_ALLOW_GROWTH", "true")}
         if gpus > 1:
             variables["CUDA_VISIBLE_DEVICES"] = names[job % gpus]

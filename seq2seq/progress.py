@@ -1,4 +1,4 @@
-"""How far a training has come, and what follows from that: which epochs are measured, which is kept, when it ends."""
+"""The progress of a training run: which epochs are measured, which is kept, when it ends."""
 
 import dataclasses
 import math
@@ -12,14 +12,14 @@ from seq2seq.checkpoints import Checkpoints
 from seq2seq.config import MONITORS, Config
 from seq2seq.model import Seq2Seq
 
-# At most so many epochs are measured and saved, besides the first and the last. With 800 words of letters to phones, 52
-# measured epochs of 104 took about a third of the processor time of a training.
+# At most this many epochs are measured and saved, besides the first and the last. With 800 words of letters to phones,
+# 52 measured epochs of 104 took about a third of the processor time of a training run.
 _MEASURED_EPOCHS = 40
 
 
 @dataclasses.dataclass
 class TrainingRun:
-    """A training that has been begun, and how far it has come."""
+    """A started training run and its progress."""
 
     folder: Path
     config: Config
@@ -61,8 +61,8 @@ def best_epoch(history: Sequence[dict], monitor: str | None) -> int:
     """The number of the epoch whose model is kept: the first of the best by `monitor`, or the last.
 
     Args:
-        history: the rows of `history.csv`; those without the figure are ignored.
-        monitor: the name of a figure; None to keep the last epoch.
+        history: the rows of `history.csv`; those without the metric are ignored.
+        monitor: the name of a metric; None to keep the last epoch.
     """
     if monitor is None:
         return int(history[-1]["epoch"])

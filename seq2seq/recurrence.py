@@ -107,7 +107,7 @@ class Recurrent(keras.layers.Layer):
             direction="bidirectional" if len(cells) > 1 else "unidirectional",
             time_major=False,
         )
-        # The first axis of a state is the direction, whatever its shape says.
+        # The first axis of a state is the direction, regardless of its static shape.
         last = [tf.reshape(part, [len(cells), rows, cells[0].units]) for part in last[: self.cell.states]]
         return output, [tf.concat(tf.unstack(part), axis=1) for part in last]
 
@@ -146,12 +146,12 @@ class LSTM:
 
     @staticmethod
     def as_cudnn(gates: tf.Tensor) -> tf.Tensor:
-        """What belongs to each gate, `[..., G]`, in the order that cuDNN has them in."""
+        """The parts of the gates, `[..., G]`, in cuDNN's order."""
         return gates
 
     @staticmethod
     def step(given: tf.Tensor, recurrent: tf.Tensor, state: State) -> tuple[State, list[tf.Tensor]]:
-        """The new state, and the tensors that `back` needs, `[B, D]` each."""
+        """Returns the new state, and the tensors that `back` needs, `[B, D]` each."""
         i, f, candidate, o = tf.split(given + recurrent, 4, axis=1)
         i, f, candidate, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(candidate), tf.sigmoid(o)
         c = f * state[1] + i * candidate
@@ -221,10 +221,10 @@ CELLS: dict[str, type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU}
 def recur(
     cell: type[LSTM] | type[GRU], given: tf.Tensor, kernel: tf.Tensor, biases: Sequence[tf.Tensor], first: State
 ) -> State:
-    """Takes one step after another.
+    """Runs the steps one after another.
 
     TensorFlow's own backward loop would add a product to the kernel's gradient in every step. This one computes only
-    the gradients of the gates, and the kernel's gradient is one large product at the end.
+    the gradients of the gates, and computes the kernel's gradient as one large product at the end.
 
     Args:
         cell: `LSTM` or `GRU`.
@@ -292,11 +292,11 @@ def recur(
 
 
 def parts_of_batch() -> int:
-    """The number of parts of a batch that are computed side by side, each by its own core or cores.
+    """The number of parts of a batch that are computed in parallel, each by its own core or cores.
 
-    If the program has set threads (`tf.config.threading`), it is the number of inter-op threads over that of intra-op
-    threads: the operations of a recurrent step are too small to be divided further. The command line sets them for 2
-    parts (1 on a single core, 3 on three cores). Else, on a GPU, and under XLA it is 1.
+    If the program has set threads (`tf.config.threading`), it is the number of inter-op threads divided by the number
+    of intra-op threads: the operations of a recurrent step are too small to be divided further. The command line sets
+    them for 2 parts (1 on a single core, 3 on three cores). Otherwise, and on a GPU or under XLA, it is 1.
     """
     if is_compiling() or on_gpu():
         return 1
@@ -324,8 +324,8 @@ def side_by_side(
 def look_up(matrix: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
     """Rows `[..., E]` of a matrix `[V, E]`, by their ids `[...]`.
 
-    The gradient sums over all uses of a row. On a GPU, XLA would sum in another order each time; so under XLA the
-    gradient is a product with one-hot rows, which gives the same bits again.
+    The gradient sums over all uses of a row. On a GPU, XLA would sum in a different order each time; so under XLA the
+    gradient is a product with one-hot rows, which is deterministic.
     """
     if not is_compiling():
         return tf.gather(matrix, ids)

@@ -1,4 +1,4 @@
-"""A finished run folder: its model, what it was trained on and held out, its pictures, averages and exports."""
+"""A finished run folder: its model, its training and held-out sets, its pictures, averages and exports."""
 
 import csv
 import dataclasses
@@ -41,32 +41,32 @@ from seq2seq.progress import best_epoch
 
 
 def load_run(folder: Path | str) -> Seq2Seq:
-    """Loads the `Seq2Seq` of a run folder. Import the custom classes that it consists of before.
+    """Loads the `Seq2Seq` of a run folder. Import the custom classes that it uses first.
 
     `load_run("phrasebook")` loads the small English-Spanish model that comes with the library, unless there is a folder
-    of that name. Wherever a function or a command takes the name of a run to read, `phrasebook` is one.
+    of that name. All functions and commands that read a run accept the name `phrasebook`.
 
-    It is compiled with a new optimizer of the run's kind and its `learning_rate`, without the schedule, which has
-    ended. So `fit` trains it further, at another rate after `model.optimizer.learning_rate = rate`, or with another
-    optimizer after `compile`. If it was trained with a custom loss or metric that has not been imported, it is not
+    The model is compiled with a new optimizer of the run's kind and its `learning_rate`, without the schedule, which
+    has ended. So `fit` trains it further. Set another rate with `model.optimizer.learning_rate = rate`, or another
+    optimizer with `compile`. If it was trained with a custom loss or metric that has not been imported, it is not
     compiled. The model file holds no optimizer: `keras.models.load_model` returns a model that must be compiled before
     `fit`.
 
     Raises:
-        RunError: if the folder does not exist or is no run, its model file is damaged, or such a class is missing.
+        RunError: if the folder does not exist or is not a run, its model file is damaged, or such a class is missing.
     """
     folder = find_run(folder)
     if folder.is_file():
-        raise RunError(f"{folder} is a file, and a run is a folder, such as {folder.parent}")
+        raise RunError(f"{folder} is a file, but a run is a folder, such as {folder.parent}")
     if not folder.is_dir():
         makes = f"`seq2seq train --out {shlex.quote(str(folder))}` makes one"
         raise RunError(f"{folder}: no such run folder; {makes}, and the run `phrasebook` comes with the library")
     if not (folder / "model.keras").is_file():
         why = ""
         if (folder / "unfinished").is_dir():
-            why = "; its training has not come to the end of an epoch"
+            why = "; its training has not finished an epoch"
         elif (folder / "vocabulary.json").is_file():
-            why = "; it is an export, which only `seq2seq translate` reads"
+            why = "; it is an export, which only `seq2seq translate` can read"
         raise RunError(f"{folder}: not a run folder, it holds no model.keras{why}")
     model = load_model(folder, "model.keras")
     if (folder / "config.json").is_file():
@@ -82,20 +82,20 @@ def load_runs(folders: Sequence[Path | str]) -> Seq2Seq:
 
 
 def load_model(folder: Path, name: str) -> Seq2Seq:
-    """Loads a model file of a run. It may be of any origin: it runs no code that the user has not imported.
+    """Loads a model file of a run. The file may be untrusted: no code runs that the user has not imported.
 
     Raises:
-        RunError: if the file is damaged, holds no `Seq2Seq`, or names a class that has not been imported.
+        RunError: if the file is damaged, is not a `Seq2Seq`, or names a class that has not been imported.
     """
     path = folder / name
     own = own_classes(configuration(folder)[0], training=False) if (folder / "config.json").is_file() else []
     for one in own:
         if not _imported(one):
-            raise RunError(f"{folder}: made of {one}, which is not of this library; say --import {one}")
+            raise RunError(f"{folder}: uses {one}, which is not part of this library; add --import {one}")
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
-                raise RunError(f"{path}: damaged in {damaged}; its checksum is another")
+                raise RunError(f"{path}: damaged: the checksum of {damaged} is wrong")
             config = json.loads(archive.read("config.json"))
         model_class = keras.saving.get_registered_object(config["registered_name"])
         if not (model_class and issubclass(model_class, Seq2Seq)):
@@ -104,12 +104,12 @@ def load_model(folder: Path, name: str) -> Seq2Seq:
             # Keras loads only its own classes and registered ones, but it has more than models here need.
             layers = own and module == "keras.layers"
             if not (layers or module in _KERAS_MODULES or keras.saving.get_registered_object(registered)):
-                raise RunError(f"{path}: made of {module}.{kind}, which is neither of this library nor imported")
+                raise RunError(f"{path}: uses {module}.{kind}, which is neither part of this library nor imported")
         return keras.models.load_model(path)
     except RunError:
         raise
     except Exception as error:  # Keras raises whatever the zip, JSON or HDF5 reader does
-        raise RunError(f"{path}: damaged, or no model of this version of the library ({one_line(error)})") from error
+        raise RunError(f"{path}: damaged, or not a model of this version of the library ({one_line(error)})") from error
 
 
 def _imported(name):
@@ -183,7 +183,7 @@ def find_corpus(record: dict, name: str = "corpus") -> str | tuple[str, ...]:
         if list(held.values()) == expected:
             return place[0] if isinstance(corpus, str) else tuple(place)
         changed = [path for path, digest in held.items() if digest not in expected] or place
-        failures.append(f"{', '.join(changed)}: no longer what that run was {what_for}, by its sha256")
+        failures.append(f"{', '.join(changed)}: changed since that run was {what_for} it (sha256)")
     where = f" (looked up from {here}" + (f", then from {then}, where it was trained)" if len(places) > 1 else ")")
     raise CorpusError("; ".join(failures) + (where if relative else ""))
 
@@ -197,24 +197,24 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
 
     Raises:
         RunError: if there are none, or the folder has no `config.json`.
-        CorpusError: if the corpus cannot be found or has changed, so that the model may have learned any of it.
+        CorpusError: if the corpus cannot be found, or has changed, so that any of it may have been trained on.
     """
     if not (find_run(folder) / "config.json").is_file():
-        raise RunError(f"{folder}: holds no config.json to say what was held out; name a corpus")
+        raise RunError(f"{folder}: has no config.json, so the held-out set is unknown; name a corpus")
     config, record = configuration(folder)
     if not config.validation and not config.validation_fraction:
         raise RunError(f"{folder}: nothing was held out; name a corpus")
     try:
         corpus = find_corpus(record, "validation" if config.validation else "corpus")
     except CorpusError as error:
-        raise CorpusError(f"{folder}: what it held out cannot be read again: {error}") from None
+        raise CorpusError(f"{folder}: its held-out set cannot be read again: {error}") from None
     if config.validation:
         return validation_pairs(dataclasses.replace(config, validation=corpus))
     return both_sides(dataclasses.replace(config, corpus=corpus), model.source_tokenizer)[1]
 
 
 def may_have_learned(folder: Path | str) -> bool:
-    """Whether a run may have been trained on sources that it has held out. Only a split by hash rules that out."""
+    """Whether a run may have been trained on sources of its held-out set. Only a split by hash rules that out."""
     config, record = configuration(folder)
     return config.split != "hash" or bool(config.validation) or "from" in record
 
@@ -316,7 +316,7 @@ def kept_epochs(folder: Path | str) -> dict[int, Path]:
 def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq2Seq:
     """Makes a new run whose weights are the mean of those after the last kept epochs of a run.
 
-    Vaswani et al. 2017 (arxiv.org/abs/1706.03762, section 6.1) do so with the last 5 checkpoints. The run must have
+    Vaswani et al. 2017 (arxiv.org/abs/1706.03762, section 6.1) do this with the last 5 checkpoints. The run must have
     been trained with `Config.keep_epochs`. The new one counts as trained on the same corpus, with the same held-out
     pairs.
 
@@ -335,7 +335,7 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
     folder, out = find_run(folder), Path(out)
     check_number("last", last, least=1, optional=True)
     if not (folder / "config.json").is_file():
-        raise RunError(f"{folder}: no run folder")
+        raise RunError(f"{folder}: not a run folder")
     _, record = configuration(folder)
     kept = kept_epochs(folder)
     if len(kept) < (last or 1):
@@ -367,10 +367,11 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
 def export_runs(folders: Sequence[Path | str], out: Path | str, format: str = "tf_saved_model", **options: Any) -> None:
     """Exports the model of a run, or the ensemble of several, as `Seq2Seq.export` does.
 
-    It checks that each model translates as it did after training, and the exported model as the original.
+    It checks that each model translates as it did after training, and that the exported model translates as the
+    original.
 
     Raises:
-        RunError: if one does not, or there is no such run.
+        RunError: if one of them does not, or there is no such run.
         OptionError: as `ensemble`.
     """
     models = []
@@ -378,8 +379,10 @@ def export_runs(folders: Sequence[Path | str], out: Path | str, format: str = "t
         model, kept = load_run(folder), probe(folder)
         for source, translation in zip(kept, translations_of(model, list(kept)), strict=True):
             if translation != kept[source]:
-                change = f"{kept[source]!r} when it was trained, and now {translation!r}"
-                raise RunError(f"{folder}: the saved model is not the one that was trained; {source!r} was {change}")
+                change = f"{kept[source]!r} after training, and is now {translation!r}"
+                raise RunError(
+                    f"{folder}: the saved model is not the trained one; the translation of {source!r} was {change}"
+                )
         models.append(model)
     ensemble(models, folders).export(out, format, probe=list(kept), **options)
 

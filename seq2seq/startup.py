@@ -17,7 +17,7 @@ def start_tensorflow(trains: bool = False) -> None:
     # The settings apply to the whole process and must precede its first operation, so the library does not make them.
     cores = len(os.sched_getaffinity(0))  # those that this process may use, not those of the machine
     tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // 2))
-    # The operations of a recurrent step are small: two side by side are faster than one divided among all cores. In
+    # The operations of a recurrent step are small: two in parallel are faster than one divided among all cores. In
     # training on a GPU, waking another thread takes longer than the operation that it is to start.
     gpus = len(tf.config.list_physical_devices("GPU"))
     tf.config.threading.set_inter_op_parallelism_threads(min(2 * gpus, cores) if gpus and trains else cores)

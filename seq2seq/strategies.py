@@ -4,8 +4,8 @@ A custom strategy is a frozen dataclass of its options, derived from `Strategy` 
 those here. If it extends hypotheses independently of each other, `extend_each` does all but choose the tokens.
 `BeamSearch` has methods to override. A strategy may also call another one and choose among its hypotheses.
 
-Shapes: B sources, b of them still decoded, N hypotheses of each, K decoded side by side, R = b x K rows in a step, T
-target length, P prefix length, V vocabulary size.
+Shapes: B sources, b of them still being decoded, N hypotheses of each, K decoded in parallel, R = b x K rows in a step,
+T target length, P prefix length, V vocabulary size.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from seq2seq.decoding import (
 
 
 class Wanted(NamedTuple):
-    """What a search shall find for B sources."""
+    """The requirements of a search for B sources."""
 
     limits: tf.Tensor  # int32 [B], at least 1: the maximum length of hypotheses in tokens, END included
     min_length: int | tf.Tensor  # the minimum length, a scalar, END not included
@@ -42,7 +42,7 @@ class Wanted(NamedTuple):
 
 
 class Hypotheses(NamedTuple):
-    """What a search found for each source, the best hypothesis first."""
+    """The result of a search for each source, the best hypothesis first."""
 
     ids: tf.Tensor  # int32 [B, N, T] tokens up to and with END, then padding
     scores: tf.Tensor | None  # float32 [B, N] log-likelihoods in nats, END included; if None, `translate` computes them
@@ -65,9 +65,9 @@ class Strategy:
             return extend_each(step_for, state, wanted, choose, loop=loop)
     ```
 
-    A strategy must be hashable, as a frozen dataclass is: there is one graph for each. `search` is called in a
-    `tf.function`: it is TensorFlow throughout, without strings, and nothing leaves the device before it ends. What it
-    finds for a source must not depend on other sources. `contract.check_strategy` tries all this.
+    A strategy must be hashable, like a frozen dataclass: there is one graph for each. `search` is called in a
+    `tf.function`: it uses only TensorFlow, without strings, and nothing leaves the device before it ends. Its result
+    for a source must not depend on other sources. `contract.check_strategy` tests all this.
 
     Attributes:
         rows_per_source: K, the number of rows decoded for each source.
@@ -99,7 +99,7 @@ class Strategy:
 
 @dataclasses.dataclass(frozen=True)
 class Greedy(Strategy):
-    """Takes the likeliest token at every step: one hypothesis for each source, without a score."""
+    """Takes the most likely token at every step: one hypothesis for each source, without a score."""
 
     def search(self, step_for: StepFor, state: State, wanted: Wanted, loop: Loop | None = None) -> Hypotheses:
         def choose(logits, t, sources):
@@ -291,11 +291,11 @@ class Sampling(Strategy):
     """Draws each token at random from the model's distribution. Hypotheses have no score and no order.
 
     Args:
-        temperature: the divisor of the logits: below 1 likely tokens come oftener, above 1 unlikely ones do.
+        temperature: the divisor of the logits: below 1, likely tokens become more frequent; above 1, unlikely ones.
         top_k: draw from the k likeliest tokens only (Fan et al. 2018, arxiv.org/abs/1805.04833); None for all.
         top_p: draw from the nucleus only, the fewest tokens that together have at least this probability, after `top_k`
             (Holtzman et al. 2020, arxiv.org/abs/1904.09751); None for all.
-        n_best: the number of samples to draw for each source, equal ones included.
+        n_best: the number of samples to draw for each source; duplicates are kept.
     """
 
     temperature: float = 1.0
@@ -352,7 +352,7 @@ def extend_each(
     width: int = 1,
     loop: Loop | None = None,
 ) -> Hypotheses:
-    """Extends K hypotheses of each source side by side, independently of each other, until all have stopped.
+    """Extends K hypotheses of each source in parallel, independently of each other, until all have stopped.
 
     Args:
         step_for, state, wanted, loop: as in `Strategy.search`.
@@ -392,10 +392,10 @@ def extend_each(
 
 
 def emittable(logits: tf.Tensor, t: tf.Tensor, sources: tf.Tensor, wanted: Wanted, width: int = 1) -> tf.Tensor:
-    """Cuts logits down to those of the tokens from END on, and sets those that may not come now to -inf.
+    """Keeps only the logits of the tokens from END on, and sets those that are not allowed now to -inf.
 
-    PADDING, UNKNOWN and START never come, END does not before the minimum length, and within the prefix of a source
-    only its next token does.
+    PADDING, UNKNOWN and START are never allowed, END is not allowed before the minimum length, and within the prefix of
+    a source only its next token is allowed.
 
     Args:
         logits: float32 `[R, V]`.

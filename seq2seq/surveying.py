@@ -35,8 +35,8 @@ def survey_corpus(
     # The limit of length is a default that the user may not know of.
     if config.max_length == Config.max_length and (count := cleaning.dropped[LENGTH]):
         (say if report else warnings.warn)(
-            f"{count:,} with a side of more than {config.max_length:,} characters left out, the first of them "
-            f"{cleaning.first[LENGTH][0]}. Another --max-length, or none, takes them; long texts need much memory"
+            f"pairs left out with a side of more than {config.max_length:,} characters: {count:,}; the first is "
+            f"{cleaning.first[LENGTH][0]}. To use them, set a higher --max-length, or none; long texts need much memory"
         )
     if found.pairs == 0:
         raise CorpusError(f"{config.corpus}: no pairs to train on")
@@ -45,20 +45,18 @@ def survey_corpus(
         longest = config.max_length and max(config.max_length, Config.max_length or 0)
         count = count_pairs(validation_pairs(config, cleaning, max_length=longest))
         if cleaning.dropped[LENGTH]:
-            raise CorpusError(
-                f"{cleaning.first[LENGTH][0]}, too long to validate on; take it out, or allow it by --max-length"
-            )
+            raise CorpusError(f"{cleaning.first[LENGTH][0]}, too long to validate on; remove it, or raise --max-length")
         if not count:
             raise CorpusError(f"{config.validation}: no pairs to validate on")
         if report:
             report(cleaning)
     most = LONGEST_SOURCE
     if count := sum(count for length, count in found.lengths[0].items() if length > most):
-        say(f"{count:,} sources have more than {most:,} tokens; translating reads the first {most:,} of each")
+        say(f"{count:,} sources have more than {most:,} tokens; translation reads only the first {most:,} of each")
     if (config.monitor or config.validation_fraction) and not list(both_sides(config, tokenizers[0])[1].take(1)):
         if config.monitor:
-            raise OptionError(f"monitor={config.monitor!r}: nothing is held out to be measured")
-        say("The held-out set is empty, as there are too few sources; --validation names one")
+            raise OptionError(f"monitor={config.monitor!r}: there is no held-out set to measure it on")
+        say("The held-out set is empty, because there are too few sources; name one with --validation")
     return found
 
 
@@ -72,7 +70,7 @@ def say_leaks(record: dict, config: Config, source_tokenizer: Tokenizer, say: Ca
     if config.validation or config.split == "last":
         training, validation = both_sides(config, source_tokenizer)
         hint = "" if config.validation else "; --split hash keeps them apart"
-        tell(sources_in(validation, training, source_tokenizer), f"is trained on too{hint}")
+        tell(sources_in(validation, training, source_tokenizer), f"is also in the training set{hint}")
     if config.warm_start:
         _, validation = both_sides(config, source_tokenizer)
         try:
@@ -103,7 +101,7 @@ def take_vocabularies(
         take = tokenizer.extend_vocabulary if config.warm_start else tokenizer.take_vocabulary
         take(counts, config.min_frequency, config.max_vocabulary)
         if tokenizer.vocabulary_size <= len(RESERVED_TOKENS):
-            raise OptionError(f"min_frequency={config.min_frequency}: no {side} token comes so often")
+            raise OptionError(f"min_frequency={config.min_frequency}: no {side} token is so frequent")
     if config.copy:
         _take_copied(config, tokenizers[0], tokenizers[1], counted[0])
     for side, tokenizer, size, counts, own in zip(
@@ -114,10 +112,10 @@ def take_vocabularies(
         if tokenizer.counts_tokens:
             unknown = 1 - sum(counts[token] for token in known) / counts.total()
             if unknown > 0.05:
-                say(f"{side}: {unknown:.0%} of the tokens are not among the {len(known):,} of the vocabulary")
+                say(f"{side}: {unknown:.0%} of the tokens are not in the vocabulary of {len(known):,}")
         if config.warm_start:
             missing = [token.decode() for token, _ in own.most_common() if token not in known]
-            some = f"; {len(missing):,} stay unknown, such as {' '.join(missing[:20])}" if missing else ""
+            some = f"; {len(missing):,} remain unknown, such as {' '.join(missing[:20])}" if missing else ""
             say(f"{side}: {tokenizer.vocabulary_size - size:,} new tokens{some}")
     if config.copy:
         say(_copied(*tokenizers))
@@ -152,6 +150,6 @@ def _copied(source_tokenizer, target_tokenizer):
     count = np.count_nonzero(~np.isin(copied_ids(source_tokenizer, target_tokenizer), [PADDING, unknown]))
     targets = target_tokenizer.vocabulary_size - END - 1 - (unknown > END)
     if count:
-        return f"copying: {count:,} source tokens can be copied, of {targets:,} target tokens"
+        return f"copying: {count:,} source tokens can be copied; there are {targets:,} target tokens"
     rest = "only unknown tokens are" if unknown > END else "nothing is"
     return f"copying: the source has none of the {targets:,} target tokens, so {rest} copied"

@@ -43,7 +43,7 @@ def read_grid(text: str) -> tuple[str, tuple | Range]:
     separate.
 
     Raises:
-        OptionError: if it is not written so, or a value does not fit the option.
+        OptionError: if it is not of this form, or a value is invalid for the option.
     """
     name, equals, values = text.partition("=")
     name = name.strip().lstrip("-").replace("-", "_")
@@ -90,8 +90,8 @@ def sweep(
         trials: number of settings to try in a search (Optuna, extra `sweep`) by the Tree-structured Parzen Estimator
             (Bergstra et al. 2011, papers.nips.cc/paper/4443). Its objective is the mean over seeds of the option
             `monitor`, by default "val_loss". Without it, each combination of the values is trained.
-        jobs: number of trainings at a time. They share the cores, and weights depend a little on the number of these;
-            with several GPUs each has one.
+        jobs: number of training runs at a time. They share the cores, and weights depend slightly on the number of
+            cores; with several GPUs, each run gets one.
         imports: custom classes to load first, "module:Class".
         say: a function to call with a line of text when a run starts and when it ends.
         show: a function to call twice a second with the epochs of the runs in training, as text.
@@ -154,7 +154,7 @@ class _Runs:
                 if not finished_as(folder, config):
                     todo[folder] = config, folder, self.imports
         if already := len(settings) * self.seeds - len(todo):
-            say(f"{already} runs are finished already")
+            say(f"{already} runs are already finished")
         started: dict[Path, float] = {}
         waiting = set(todo)
 
@@ -190,25 +190,25 @@ def _start(runs, settings, values, trials):
 
 def _check_grid(values, given, seeds, trials, jobs):
     for name in {"seed", "corpus"} & set(given):
-        raise OptionError(f"{name}: is not set like other options; give seeds, and the corpus as an argument")
+        raise OptionError(f"{name}: cannot be set like other options; use seeds, and give the corpus as an argument")
     for name, of in values.items():
         if name in given or name in ("seed", "corpus"):
-            raise OptionError(f"grid={name}: is set otherwise, for all runs")
+            raise OptionError(f"grid={name}: is already set, for all runs")
         if not isinstance(of, Range | tuple | list) or not of:
             raise OptionError(f"grid={name}={of!r}: expected a list of values")
         if isinstance(of, Range) and not trials:
-            raise OptionError(f"grid={name}={of.low}..{of.high}: only a search takes ranges; say --trials")
+            raise OptionError(f"grid={name}={of.low}..{of.high}: only a search takes ranges; add --trials")
     check_number("seeds", seeds, least=1)
     check_number("trials", trials, least=1, optional=True)
     check_number("jobs", jobs, least=1)
     monitor = given.get("monitor") or "val_loss"
     if trials:
         if not values:
-            raise OptionError("trials: nothing to search; name options and their ranges or values by --grid")
+            raise OptionError("trials: nothing to search; name options and their ranges or values with --grid")
         for name in options_that_change(monitor, [given | values]):
             if name in values:
                 raise OptionError(
-                    f"monitor={monitor!r}: with another {name} it is another figure; take another monitor"
+                    f"monitor={monitor!r}: not comparable between different values of {name}; choose another monitor"
                 )
     if monitor in TRANSLATION_FIGURES:
         import seq2seq.evaluation  # noqa: F401  (its packages may be missing)
@@ -257,7 +257,7 @@ def _refuse_another(out, record):
         grows = name == "trials" if record["trials"] else name == "seeds" or name.startswith("grid ")
         if not grows or None in (was, now):
             return was == now
-        if isinstance(was, list) != isinstance(now, list):  # values in place of a range
+        if isinstance(was, list) != isinstance(now, list):  # values instead of a range
             return False
         return all(value in now for value in was) if isinstance(was, list) else was <= now
 
@@ -265,10 +265,10 @@ def _refuse_another(out, record):
     if path.is_file():
         old, new = parts(read_sweep(path)), parts(record)
         found = [(name, old.get(name), new.get(name)) for name in old | new]
-        if other := [f"{name} {was} and not {now}" for name, was, now in found if not fits(name, was, now)]:
-            raise RunError(f"{out} holds another sweep ({', '.join(other)}); take another folder (--out)")
+        if other := [f"{name} {was}, not {now}" for name, was, now in found if not fits(name, was, now)]:
+            raise RunError(f"{out} holds another sweep ({', '.join(other)}); choose another folder (--out)")
     elif any(inside.name != "lock" for inside in out.iterdir()):
-        raise RunError(f"{out} is not empty and holds no sweep; take another folder (--out)")
+        raise RunError(f"{out} is not empty and holds no sweep; choose another folder (--out)")
 
 
 def finished_as(folder: Path, config: Config) -> bool:
@@ -281,7 +281,7 @@ def finished_as(folder: Path, config: Config) -> bool:
         if (place / "config.json").is_file():
             old = vars(configuration(place)[0])
             if other := [f"{name}={old[name]!r}" for name, value in vars(config).items() if old[name] != value]:
-                raise RunError(f"{folder} has {', '.join(other)}; take another --out, or delete that run")
+                raise RunError(f"{folder} has {', '.join(other)}; choose another --out, or delete that run")
     return finished(folder)
 
 
@@ -314,7 +314,7 @@ def _epoch(folder):
         total = json.loads((folder / "unfinished" / "run.json").read_bytes())["epochs"]
         rows = (folder / "history.csv").read_text().count("\n") if (folder / "history.csv").exists() else 1
     except (OSError, ValueError):
-        return "ends" if finished(folder) else "begins"
+        return "ending" if finished(folder) else "starting"
     return f"epoch {min(rows, total)}/{total}"
 
 
@@ -370,7 +370,7 @@ def _search(runs, values, trials):
 def _figure(folder, monitor):
     figures = held_out_figures(folder)
     if monitor.removeprefix("val_") not in figures:
-        raise RunError(f"{folder}: {monitor}, to search by, was not measured; is anything held out?")
+        raise RunError(f"{folder}: {monitor}, which the search uses, was not measured; is there a held-out set?")
     return figures[monitor.removeprefix("val_")]
 
 

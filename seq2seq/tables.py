@@ -1,4 +1,4 @@
-"""Results of runs side by side: means over seeds, and whether the differences are significant."""
+"""Tables of the results of runs: means over seeds, and whether the differences are significant."""
 
 import csv
 import dataclasses
@@ -159,7 +159,7 @@ def table(
         say: a function to call with warnings about the table, as text.
 
     Raises:
-        RunError: if there is no finished run, one lacks a measure, or they have held out different pairs.
+        RunError: if there is no finished run, one lacks a measure, or their held-out sets differ.
         OptionError: for an unknown measure or baseline.
         CorpusError: if the test corpus cannot be read.
     """
@@ -173,7 +173,7 @@ def table(
     first = _baseline_row(rows, baseline)
     if test is None:
         if len({_held_out(*records[row.runs[0]]) for row in rows}) > 1:
-            raise RunError("these runs have held out different pairs; name a test corpus (--test)")
+            raise RunError("these runs have different held-out sets; name a test corpus (--test)")
         found = {run: held_out_figures(run) for row in rows for run in row.runs}
         note, evaluations = "Held-out pairs, the kept epoch of each run.", {}
     else:
@@ -183,7 +183,7 @@ def table(
             raise RunError(f"{run}: {lacking[0]} was not measured, only {', '.join(figures) or 'nothing'}")
     wanted = wanted or [name for name in MEASURES if all(name in figures for figures in found.values())]
     if not wanted:
-        raise RunError("there is no figure of held-out pairs that all runs have; name a test corpus (--test)")
+        raise RunError("there is no held-out metric that all runs have; name a test corpus (--test)")
     for row in rows:
         row.figures = {name: np.array([found[run][name] for run in row.runs]) for name in wanted}
         row.parameters = records[row.runs[0]][1].get("training", {}).get("parameters")
@@ -206,7 +206,7 @@ def held_out_figures(folder: Path | str) -> dict[str, float]:
     path = Path(folder) / "history.csv"
     config, record = configuration(folder)
     if "averaged" in record:
-        raise RunError(f"{folder}: an average has no figures of held-out pairs; name a test corpus (--test)")
+        raise RunError(f"{folder}: an averaged run has no held-out metrics; name a test corpus (--test)")
     try:
         with path.open(newline="") as file:
             history = list(csv.DictReader(file))
@@ -214,7 +214,7 @@ def held_out_figures(folder: Path | str) -> dict[str, float]:
         (row,) = [row for row in history if int(row["epoch"]) == kept]
         return {name.removeprefix("val_"): float(row[name]) for name in MONITORS if row.get(name)}
     except (OSError, ValueError, LookupError) as error:
-        raise RunError(f"{path}: damaged, or no history of a run ({one_line(error)})") from None
+        raise RunError(f"{path}: damaged, or not the history of a run ({one_line(error)})") from None
 
 
 def read_sweep(path: Path) -> dict:
@@ -227,7 +227,7 @@ def read_sweep(path: Path) -> dict:
         found = json.loads(path.read_bytes())
         return {name: found[name] for name in ("preset", "seeds", "trials", "options", "grid", "checksums")}
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise RunError(f"{path}: damaged, or of no sweep ({one_line(error)})") from None
+        raise RunError(f"{path}: damaged, or not of a sweep ({one_line(error)})") from None
 
 
 def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held_out: bool = True) -> tuple[str, ...]:
@@ -245,7 +245,7 @@ def _load_records(folders, say):
     records, grids, seen = {}, [], set()
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise RunError(f"{folder}: {'a file, and no folder' if folder.exists() else 'no such folder'}")
+            raise RunError(f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'}")
         places = [path.parent for path in folder.rglob("config.json")]
         runs = sorted({place.parent if place.name == "unfinished" else place for place in places})
         for path in folder.rglob("sweep.json"):
@@ -276,7 +276,7 @@ def _group_by_setting(records, grid, say):
     for run, of in options.items():
         same = groups.setdefault(json.dumps({**of, "seed": None}, sort_keys=True, default=str), [])
         if twin := next((other for other in same if options[other]["seed"] == of["seed"]), None):
-            say(f"{run}: left out, as it has the options and the seed of {twin}")
+            say(f"{run}: left out, because it has the same options and seed as {twin}")
         else:
             same.append(run)
     firsts = [options[runs[0]] for runs in groups.values()]
@@ -295,7 +295,7 @@ def _group_by_setting(records, grid, say):
         rows.sort(key=lambda row: [_order(value) for value in row.setting.values()])
     if len({tuple(row.seeds) for row in rows}) > 1:
         each = "; ".join(f"{row.label}: {' '.join(map(str, row.seeds))}" for row in rows)
-        say(f"The rows have not the same seeds ({each})")
+        say(f"The rows have different seeds ({each})")
     return rows
 
 
@@ -336,7 +336,7 @@ def _incomparable(rows, records, measures, held_out, say):
         names += ("corpus",) if names else ()  # as the vocabulary is made from it
         if other := [name for name in names if len({repr(of.get(name)) for of in firsts}) > 1]:
             found.append(measure)
-            say(f"{measure}: rows have another {', '.join(other)}, and so another figure; none is the best, and no p")
+            say(f"{measure}: not comparable, because rows differ in {', '.join(other)}; no best row and no p")
     return found
 
 
@@ -347,7 +347,7 @@ def _measure(rows, records, test, strategy, say):
     corpora = [str(corpus) for corpus in ([test] if isinstance(test, str | Path) else test)]
     reading = {repr((config.columns, config.reverse)): config for config, _ in records.values()}
     if len(reading) > 1:
-        raise OptionError("test: these runs do not read the same columns, so no corpus is one for all")
+        raise OptionError("test: these runs read different columns, so no test corpus fits all of them")
     (config,) = reading.values()
     found, evaluations, pairs = {}, {}, None
     for row in rows:
@@ -391,7 +391,7 @@ def _test(rows, first, measures, evaluations):
         for number, row in enumerate(tested):
             row.p = {name: scores[name][number].p for name in measures if name in scores}
         return f"p: paired bootstrap over the sources (Koehn 2004), {against}"
-    return "No p: that takes two seeds or more in both rows, or one in each and a test corpus."
+    return "No p: it needs two seeds or more in both rows, or one in each and a test corpus."
 
 
 def welch(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Experiment trackers, which log the figures of each epoch of a training that names them."""
+"""Experiment trackers, which log the metrics of each epoch of a training run."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ def check_trackers(names: Sequence[str]) -> None:
 def tracked(
     names: Sequence[str], config: Config, model: Seq2Seq, folder: Path
 ) -> Iterator[list[keras.callbacks.Callback]]:
-    """Opens a record of a training with each tracker, and closes it in the end, after an error as failed.
+    """Opens a record of a training run with each tracker, and closes it at the end; after an error, as failed.
 
     Args:
         names: the names of trackers, in `TRACKERS`.
@@ -42,7 +42,7 @@ def tracked(
         The Keras callbacks that log the figures, for a `with` statement.
 
     Raises:
-        OptionError: if a tracker cannot begin, for example because it requires a login.
+        OptionError: if a tracker cannot start, for example because it requires a login.
     """
     with contextlib.ExitStack() as stack:
         callbacks = []
@@ -50,7 +50,7 @@ def tracked(
             try:
                 callbacks.append(TRACKERS[name](stack, config, model, folder))
             except Exception as error:  # trackers raise any error of their servers
-                raise OptionError(f"track={name!r}: cannot begin: {one_line(error)}") from error
+                raise OptionError(f"track={name!r}: cannot start: {one_line(error)}") from error
         yield callbacks
 
 

@@ -1,7 +1,7 @@
-"""`Trainer`: how Keras runs the steps of a model of token sequences, so that `train_step` has only the method in it.
+"""`Trainer`: how Keras runs the steps of a model of token sequences, so that `train_step` contains only the method.
 
 It averages over real tokens and not over padding, skips steps whose gradient is not finite, divides batches among
-several devices, compiles steps by XLA if asked to, and keeps a GPU from waiting for figures that nobody reads.
+several devices, compiles steps with XLA on request, and avoids that a GPU waits for metrics that are not read.
 """
 
 import contextlib
@@ -106,19 +106,19 @@ class Trainer(keras.Model):
         with arrays, `sample_weight`. They multiply what a pair counts for in loss, accuracy and perplexity. Only arrays
         are shuffled, unless `shuffle=False`.
 
-        If `compiles_training` is True before the first `fit`, XLA compiles the whole step, with `recurrence.recur` in
-        place of cuDNN. It may save time in long trainings of small models on a GPU, where starting the operations of a
-        step takes longer than computing them; but each size of batch is compiled once, for 5 to 20 s, and batches are
-        padded so that there are few sizes: lengths become 16, 24, 32, 48 and so on. With 256 units and batches of 64 it
-        was 3% faster on one H200. Set `rows_compiled` to the size of the batches, or `tokens_compiled` to their
-        `batch_tokens`. No step waits for the device if `verbose=0` and no callback has an `on_train_batch_end` or
+        If `compiles_training` is True before the first `fit`, XLA compiles the whole step, with `recurrence.recur`
+        instead of cuDNN. This may save time when small models are trained for long on a GPU, where launching the
+        operations of a step takes longer than computing them. But each batch shape is compiled once, which takes 5 to
+        20 s, and batches are padded to few shapes: lengths become 16, 24, 32, 48 and so on. With 256 units and batches
+        of 64 it was 3% faster on one H200. Set `rows_compiled` to the size of the batches, or `tokens_compiled` to
+        their `batch_tokens`. No step waits for the device if `verbose=0` and no callback has an `on_train_batch_end` or
         `on_test_batch_end`.
 
         With several replicas, `x` and `validation_data` must each be a `tf.data.Dataset` of whole batches or what
         `distribution.distribute` returns; with several workers, the latter.
 
         Raises:
-            OptionError: for data of another form, for a `class_weight`, and if there is nothing that can learn.
+            OptionError: for data of another form, for a `class_weight`, and if there is nothing to train.
         """
         refuse_texts("fit", x)
         _refuse_class_weight(class_weight)
@@ -316,7 +316,7 @@ class Trainer(keras.Model):
         return {"loss": figures["loss"][None]} if several else figures
 
     def get_metrics_result(self) -> dict[str, tf.Tensor]:
-        """The figures so far. They are NaN if no batch has counted, and not Keras's 0, the best loss there is."""
+        """The metrics so far. They are NaN if no batch has counted, not Keras's 0, which is the best possible loss."""
         (counted,) = (metric.count for metric in self.metrics if metric.name == "loss")
         nothing = counted <= 0
         return {name: keras.ops.where(nothing, np.nan, it) for name, it in super().get_metrics_result().items()}
@@ -353,7 +353,7 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
     if any(side is None or side.dtype == tf.string or side.shape.rank not in (2, 3) for side in sides):
         raise OptionError(
             "fit, evaluate: expected (source, target), ids [B, S] and [B, T + 1] or their one-hot rows, as batch_pairs "
-            "makes them; what the decoder reads and predicts is made of the target"
+            "makes them; the decoder's input and labels are made from the target"
         )
     if weights is None:
         return sides
@@ -363,7 +363,7 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
 
 
 def refuse_texts(method: str, x: Any) -> None:
-    """Refuses texts in place of batches, for which Keras has no helpful message."""
+    """Refuses texts instead of batches, for which Keras has no helpful message."""
     first, *_ = tf.nest.flatten(getattr(x, "element_spec", x))
     kind = getattr(first, "dtype", None)
     if isinstance(first, str | bytes) or kind == tf.string or getattr(kind, "kind", "") in ("U", "S", "O"):
@@ -389,7 +389,7 @@ def without_end_warning(steps: int | None) -> Iterator[None]:
 def _follows_steps(callback):
     """Whether a callback has something to do after each step."""
     hooks = ("on_batch_end", "on_train_batch_end", "on_test_batch_end")
-    # A `LambdaCallback` has functions in place of methods.
+    # A `LambdaCallback` has functions instead of methods.
     found = [(hook, getattr(getattr(callback, hook), "__func__", None)) for hook in hooks]
     return any(function is not getattr(keras.callbacks.Callback, hook) for hook, function in found)
 

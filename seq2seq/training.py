@@ -56,11 +56,11 @@ def train(
 ) -> Seq2Seq:
     """Trains a model and writes it to a run folder, again after each measured epoch.
 
-    The same call resumes a training that was interrupted, from its last checkpoint, and ends with the same weights as
-    if it had not been interrupted. The checkpoints are in the folder's `unfinished` until training ends. On SIGTERM and
-    SIGINT (Ctrl-C) one more is saved, after the epoch if that has just ended; a second signal stops at once.
+    The same call resumes an interrupted training from its last checkpoint, and ends with the same weights as without
+    the interruption. The checkpoints are in the folder's `unfinished` until training ends. On SIGTERM and SIGINT
+    (Ctrl-C) one more is saved, after the epoch if that has just ended; a second signal stops at once.
 
-    The same configuration gives the same weights, to the bit on a CPU, and on a GPU with `config.deterministic`.
+    The same configuration gives bit-identical weights on a CPU, and on a GPU with `config.deterministic`.
 
     After a measured epoch the held-out pairs are scored, up to 500 of their sources are translated greedily and
     measured as in `evaluation`, if its packages are installed, and the run folder is written. The first and the last
@@ -68,12 +68,12 @@ def train(
     measuring would take longer than such short epochs. The others have only training figures in `history.csv`.
 
     Args:
-        config: a `Config`; None to resume with the one that the training was begun with.
+        config: a `Config`; None to resume with the one that the training started with.
         folder: the run folder to make: `model.keras`, of the last epoch or the best by `config.monitor`, without its
-            optimizer; `config.json`, which also says what resources the training took; `history.csv`; `survey.json`,
-            the counted tokens and lengths of the training side; and in `epochs` the models that `config.keep_epochs`
-            asks for.
-        overwrite: whether an existing run may be replaced; it is left alone until the first epoch has ended.
+            optimizer; `config.json`, which also records the resources that training used; `history.csv`; `survey.json`,
+            the token counts and lengths of the training set; and in `epochs` the models that `config.keep_epochs` asks
+            for.
+        overwrite: whether an existing run may be replaced; it is not changed until the first epoch has ended.
         resume: whether there must be an unfinished training to resume.
         callbacks: more Keras callbacks. Before training, the attribute `held_out` of each that has one is set to up to
             three (source, target) pairs of the validation side.
@@ -93,10 +93,10 @@ def train(
     Raises:
         RunError: if the folder is in use, may not be overwritten, or holds nothing to resume.
         DivergedError: if loss or gradient are no longer finite numbers.
-        MemoryError: if a batch does not fit into memory. What was saved stays.
+        MemoryError: if a batch does not fit into memory. Saved files stay.
         CorpusError: if a corpus cannot be read, holds nothing to train on, or has changed since the training to resume
             was begun.
-        OptionError: if options exclude each other, a name in them is unknown, or a tracker cannot begin.
+        OptionError: if options contradict each other, a name in them is unknown, or a tracker cannot begin.
         ModuleNotFoundError: if a tracker is not installed.
         WorkerLostError: if another worker has stopped.
     """
@@ -132,21 +132,21 @@ def _is_resumed(config, folder, overwrite, resume):
     unfinished = folder / "unfinished"
     begun = (unfinished / "config.json").is_file() and any(unfinished.glob("*.npz"))
     if overwrite and resume:
-        raise OptionError("overwrite and resume exclude each other")
+        raise OptionError("overwrite and resume cannot be combined")
     if begun and not overwrite:
         old = configuration(unfinished)[0]
         if config is None or config == old:
             return True
         pairs = zip(dataclasses.asdict(old).items(), dataclasses.asdict(config).values(), strict=True)
-        other = ", ".join(f"{name} {was} and not {is_now}" for (name, was), is_now in pairs if was != is_now)
+        other = ", ".join(f"{name} {was}, not {is_now}" for (name, was), is_now in pairs if was != is_now)
         raise RunError(
-            f"{folder} holds an unfinished training with other options ({other}); --resume continues it as it was "
-            "begun, --overwrite starts from the beginning, --out takes another folder"
+            f"{folder} holds an unfinished training with other options ({other}); --resume continues it with its own "
+            "options, --overwrite starts from the beginning, --out chooses another folder"
         )
     if resume:
         raise RunError(f"{folder}: no unfinished training to resume")
     if not overwrite and any(path.name not in ("lock", "unfinished") for path in folder.iterdir()):
-        raise RunError(f"{folder} is not empty; choose another folder (--out) or say --overwrite")
+        raise RunError(f"{folder} is not empty; choose another folder (--out) or use --overwrite")
     return False
 
 
@@ -217,7 +217,7 @@ def _resume(folder, given, say, strategy):
         say(f"Resuming {folder} in epoch {epoch}, after {run.step:,} of {run.steps:,} steps")
     (first,) = sums_of_workers(strategy, [run.seen if is_chief(strategy) else 0])
     if run.seen != first:
-        raise RunError(f"{folder}: the first worker has another checkpoint; all must see the same folder")
+        raise RunError(f"{folder}: the first worker has a different checkpoint; all must see the same folder")
     return run
 
 
@@ -264,7 +264,7 @@ def _compile(run, say):
     model.rows_compiled, model.tokens_compiled, model.on_compile = config.batch_size, config.batch_tokens, say
     if config.compile:
         say(
-            "Training steps are compiled by XLA, each size of batch once, which takes seconds to minutes. Lengths are "
+            "XLA compiles training steps, once for each batch shape, which takes seconds to minutes. Lengths are "
             "rounded up to 16, 24, 32, 48, 64 and so on: up to 256 tokens that is at most 9 sizes"
             + (", and 3 more of short texts" if config.batch_tokens else "")
         )

@@ -20,7 +20,7 @@ from seq2seq.layers import BaseDecoder, Half, TokenVectors, arguments, source_ma
 
 @keras.saving.register_keras_serializable("seq2seq")
 class TransformerEncoder(Half):
-    """Reads the source with self-attention: every position looks at every other.
+    """Reads the source with self-attention: every position attends to every other.
 
     If the source has several columns, a vector for each column is added to its tokens, and the tokens of a set, such as
     features, all have the same position (Wu et al. 2021, arxiv.org/abs/2005.10213).
@@ -100,9 +100,9 @@ class TransformerEncoder(Half):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class TransformerDecoder(BaseDecoder):
-    """Predicts each next token of the target: every position looks at those before it and at the whole source.
+    """Predicts each next token of the target: every position attends to those before it and to the whole source.
 
-    The keys and values of earlier positions are kept in a cache, which has room for all steps from the start. So a
+    The keys and values of earlier positions are kept in a cache, which is allocated for all steps at the start, so a
     decode loop can be compiled.
 
     Args:
@@ -244,7 +244,7 @@ class MultiHeadAttention(keras.layers.Layer):
     def __init__(self, units: int, heads: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if units % (2 * heads):
-            raise OptionError(f"heads={heads}: expected a number by which half of the {units} units can be divided")
+            raise OptionError(f"heads={heads}: expected a divisor of half of the {units} units")
         self.heads, self.size = heads, units // heads
         self.query, self.key, self.value, self.combine = (
             keras.layers.Dense(units, use_bias=False, dtype=self.dtype_policy) for _ in range(4)

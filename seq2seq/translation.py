@@ -28,7 +28,7 @@ from seq2seq.trainer import refuse_texts, without_end_warning
 from seq2seq.web_exporting import export_web
 
 LONGEST_TRANSLATION = 100_000  # tokens
-MANY_TEXTS = 64  # from this number on, the cores translate parts of a batch side by side
+MANY_TEXTS = 64  # from this number on, the cores translate parts of a batch in parallel
 _BATCH_LENGTH = 256  # from this length on, a batch holds fewer texts, so that memory does not grow with it
 # What XLA raises if it cannot compile; the last two if it lacks parts of CUDA.
 _XLA_ERRORS = (
@@ -40,7 +40,7 @@ _XLA_ERRORS = (
 
 
 class Translations(NamedTuple):
-    """What `Seq2Seq.translate` knows of N texts, n hypotheses each: the best first, samples in the order drawn."""
+    """The detailed result of `Seq2Seq.translate` for N texts, n hypotheses each: the best first, samples as drawn."""
 
     # Strings [N, n]. Those of a beam differ; if fewer of its 2 n best hypotheses do, the last texts are empty.
     texts: tf.Tensor
@@ -52,7 +52,7 @@ class Translations(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """Where the decoder looked while it wrote one text."""
+    """The attention of the decoder while it wrote one text."""
 
     source: list[str]  # S tokens
     target: list[str]  # T tokens, with END if there is one
@@ -94,9 +94,8 @@ class Translator(keras.Model):
             prefixes: how each translation begins: one string for each text, "" for no prefix. A translation contains
                 its prefix and has at least one more token.
             min_length: the smallest number of tokens in a translation.
-            max_length: the largest number of tokens in a translation, for all texts. Default: for each text by its
-                length and the lengths seen in training, see `limits`.
-            seed: what sampling draws for a text depends on this number and on the text's place.
+            max_length: the largest number of tokens in a translation, for all texts. Default: see `limits`.
+            seed: the samples of a text depend on this number and on the text's place.
             batch_size: how many texts are decoded together, fewer if they are long. It changes speed and memory, not
                 the translations.
             details: whether to return scores, all n-best hypotheses and why each ended.
@@ -107,7 +106,7 @@ class Translator(keras.Model):
 
         Raises:
             OptionError: for an unknown strategy or one that breaks the contract, a beam wider than the vocabulary,
-                impossible lengths, texts that are no strings or have no order, a wrong number of prefixes, or a prefix
+                impossible lengths, texts that are not strings or have no order, a wrong number of prefixes, or a prefix
                 with an unknown token.
             MemoryError: if a batch does not fit into memory.
         """
@@ -136,7 +135,9 @@ class Translator(keras.Model):
         except (ValueError, *_XLA_ERRORS) as error:
             if not self.compiles_decoding:
                 raise
-            warnings.warn(f"decoding continues uncompiled and slower; XLA says: {one_line(error)}", stacklevel=2)
+            warnings.warn(
+                f"decoding continues uncompiled and slower, because of an XLA error: {one_line(error)}", stacklevel=2
+            )
             self.compiles_decoding = False
             done, order = _in_batches(run, lengths, batch_size)
         found = [tf.concat(parts, axis=0) for parts in zip(*done, strict=True)]
@@ -147,7 +148,7 @@ class Translator(keras.Model):
         return tf.reshape(found[0], [*shape, *found[0].shape[1:]] if found[0].shape[1] > 1 else shape)
 
     def _checked_strategy(self, strategy):
-        """The strategy of a name, or as it is."""
+        """The strategy of this name; a strategy is returned unchanged."""
         if isinstance(strategy, str):
             strategy = STRATEGIES[choose("strategy", strategy, list(STRATEGIES))]()
         check_strategy(strategy)
@@ -160,7 +161,7 @@ class Translator(keras.Model):
         """The ids of prefixes for texts of this shape: int32 `[N, P]`."""
         if prefixes.shape != shape:
             expected, found = (str(x.num_elements()) if x.rank else "one string" for x in (shape, prefixes.shape))
-            raise OptionError(f"prefixes: expected as many as texts, {expected}, and not {found}")
+            raise OptionError(f"prefixes: expected as many as texts, {expected}, not {found}")
         prefixes = tf.reshape(prefixes, [-1]) if tf.size(prefixes) else tf.constant([""])
         return prefix_ids(self.target_tokenizer, prefixes, "prefixes: text")
 
@@ -198,7 +199,7 @@ class Translator(keras.Model):
         Args:
             texts, strategy, details: as in `translate`.
             seeds, min_length, max_length, prefixes: as in `decode`.
-            parts: in how many parts, side by side, texts become ids and ids become texts.
+            parts: the number of parallel parts in which texts become ids and ids become texts.
 
         Returns:
             A tuple of strings `[B, n]` and, with `details`, the other parts of `Translations`.
@@ -278,19 +279,19 @@ class Translator(keras.Model):
             targets: as many strings; or ids `[N, T]`, then padding, such as `ids[:, 0]` of `Translations`. Ids are
                 scored as they are, so END only if there is one.
             batch_size: how many pairs are scored together, fewer if they are long.
-            per_token: whether to return the log-probability of each token in place of their sum.
+            per_token: whether to return the log-probability of each token instead of their sum.
 
         Returns:
             float32 `[N]`, in nats: the sum over the tokens of the target and END. With `per_token` those of all tokens,
             ragged float32 `[N, (T)]`.
 
         Raises:
-            OptionError: if there are not as many targets as sources, or they are no texts.
+            OptionError: if there are not as many targets as sources, or they are not texts.
             MemoryError: if a batch does not fit into memory.
         """
         sources = _as_strings("sources", sources)
         if not sources.shape.rank:
-            raise OptionError("sources and targets: expected strings, [N], and not one alone; put it into a list")
+            raise OptionError("sources and targets: expected lists of strings; put a single string into a list")
         targets = _as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
 
         def run(batch):
@@ -327,7 +328,7 @@ class Translator(keras.Model):
     def attention(
         self, sources: Texts, targets: Texts | tf.Tensor | None = None, batch_size: int = 256
     ) -> list[Alignment]:
-        """Where the decoder looks while it writes each target.
+        """The attention of the decoder while it writes each target.
 
         Args:
             sources: strings.
@@ -366,7 +367,7 @@ class Translator(keras.Model):
         ]
 
     def encode(self, texts: Texts) -> Encoded:
-        """The encoder's output for texts, to look at it or to train a probe on it.
+        """The encoder's output for texts, to inspect it or to train a probe on it.
 
         Args:
             texts: strings, N of them, at least one. They form one batch: give many texts in parts.
@@ -376,7 +377,7 @@ class Translator(keras.Model):
             the state that the decoder starts from; the source ids `[N, S]`.
 
         Raises:
-            OptionError: for no text, or for anything that is none.
+            OptionError: if there is no text, or something else than texts.
         """
         texts = tf.reshape(_as_strings("texts", texts), [-1])
         if not len(texts):
@@ -404,7 +405,7 @@ class Translator(keras.Model):
             RunError: if the folder exists, or as those functions.
         """
         if input_signature is not None:
-            raise OptionError("input_signature: what is exported always takes strings [N], and for any N")
+            raise OptionError("input_signature: an exported model always takes strings [N], for any N")
         write = choose("format", format, EXPORTERS)
         with whole_folder(Path(filepath)) as aside:
             try:
@@ -428,7 +429,7 @@ def _join_ids(*parts):
 def _in_batches(run, lengths, batch_size, what="texts"):
     """Calls a function with the places of texts of similar length, so that short ones do not wait for long ones.
 
-    Returns what it returned for each batch, and the order that brings the texts' results back into their places.
+    Returns the result for each batch, and the order that restores the original order of the texts.
     """
     order = np.argsort(lengths, kind="stable")
     sizes = np.maximum(np.asarray(lengths)[order], _BATCH_LENGTH)
@@ -449,7 +450,7 @@ def _in_batches(run, lengths, batch_size, what="texts"):
 def _as_strings(argument, texts):
     """Texts as a string tensor `[N]`, or `[]` for a single string."""
     if isinstance(texts, set | frozenset | dict):
-        raise OptionError(f"{argument}: a {type(texts).__name__} gives them in no order; expected a list of strings")
+        raise OptionError(f"{argument}: a {type(texts).__name__} has no order; expected a list of strings")
     if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) and not hasattr(texts, "shape"):
         texts = list(texts)  # such as a generator or a dataset
     try:
@@ -472,10 +473,10 @@ def _as_targets(targets, sources, vocabulary_size):
         if axes > 2 or ids.dtype.kind not in "iu" or np.any((ids < 0) | (ids >= vocabulary_size)):
             raise OptionError(f"targets: expected strings, or ids [N, T] below {vocabulary_size}, as found.ids[:, 0]")
         if np.any(padding[:, :-1] & ~padding[:, 1:]):
-            raise OptionError("targets: expected ids that are padded on the right, and not before tokens")
+            raise OptionError("targets: expected ids that are padded on the right only")
         found = tf.cast(ids, tf.int32)
     if len(found) != len(sources):
-        raise OptionError(f"targets: expected as many as sources, {len(sources)}, and not {len(found)}")
+        raise OptionError(f"targets: expected as many as sources, {len(sources)}, not {len(found)}")
     return found
 
 

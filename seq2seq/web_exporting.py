@@ -29,9 +29,9 @@ def export_web(
     probe: Sequence[str] = (),
     onnxruntime_web: Path | str | None = None,
 ) -> None:
-    """Writes a folder for a web server: a page that translates while one types, and nothing that it needs elsewhere.
+    """Writes a self-contained folder for a web server: a page that translates as you type.
 
-    It holds what `export_onnx` writes, but for the Python program; the files of `seq2seq/web`; and onnxruntime-web.
+    It holds the files of `export_onnx`, except the Python program; the files of `seq2seq/web`; and onnxruntime-web.
 
     Args:
         model, folder: as in `export_onnx`.

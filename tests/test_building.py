@@ -65,7 +65,7 @@ def test_both_halves_may_be_of_either_architecture(config, tmp_path, options, ki
     train(dataclasses.replace(config, **usual | options), tmp_path / "run", say=said.append)
     model = load_run(tmp_path / "run")
     assert halves(model) == kinds
-    assert "copying: 5 source tokens can be copied, of 5 target tokens" in said
+    assert "copying: 5 source tokens can be copied; there are 5 target tokens" in said
     assert any("all of them warm-up: --warmup 9" in text for text in said) == ("warmup" in options)
     if options.get("shared_vocabulary"):
         assert model.source_tokenizer.vocabulary == model.target_tokenizer.vocabulary
@@ -94,7 +94,7 @@ def test_a_warm_start_keeps_what_was_learned_of_old_tokens_and_knows_new_ones(tr
     texts = ["ab", "ce", "dd"]
     one, other = (model.attention(texts, texts)[1].weights for model in (warm, old))
     np.testing.assert_allclose(one, other, atol=1e-5)
-    with pytest.raises(OptionError, match=r"units=4: .*, to start from, has 8"):
+    with pytest.raises(OptionError, match=r"units=4: .*, the run to start from, has 8"):
         prepare(dataclasses.replace(config, units=4, **still))
 
 
@@ -114,7 +114,9 @@ def test_a_run_of_several_source_columns_and_one_that_starts_from_it(tsv, tmp_pa
     ids = source.tokenize(["ax\tV;DOWN;UP"])
     assert warmed.source_tokenizer.tokenize(["ax\tV;DOWN;UP"]).numpy().tolist() == ids.numpy().tolist()
     np.testing.assert_allclose(warmed.encoder(ids).memory, model.encoder(ids).memory, atol=1e-6)
-    with pytest.raises(OptionError, match=r"columns=\(1, 2\): .*run, to start from, has 2 of the source \(lemma, feat"):
+    with pytest.raises(
+        OptionError, match=r"columns=\(1, 2\): .*run, the run to start from, has 2 of the source \(lemma, feat"
+    ):
         prepare(Config(str(more), **options | warm | {"columns": (1, 2)}))
     with pytest.raises(
         OptionError, match="source_tokenizer='char,;': 2 names, but the columns are source; expected one"

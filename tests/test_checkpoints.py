@@ -40,7 +40,7 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
         aside.mkdir()
         (aside / "text").write_text("whole")
     assert os.listdir(tmp_path) == ["new"] and os.listdir(folder) == ["text"]
-    with pytest.raises(RunError, match="new is there already; choose another folder"), whole_folder(folder):
+    with pytest.raises(RunError, match="new already exists; choose another folder"), whole_folder(folder):
         pass
     assert os.listdir(folder) == ["text"]
 
@@ -256,7 +256,7 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path, options)
         with pytest.raises(OptionError, match="compile=True: steps are compiled on one device only"):
             train(None, tmp_path / "run", resume=True, strategy=tf.distribute.MirroredStrategy(["CPU:0"]))
     other = dataclasses.replace(config, units=4)
-    with pytest.raises(RunError, match=r"unfinished training with other options \(units 8 and not 4\)"):
+    with pytest.raises(RunError, match=r"unfinished training with other options \(units 8, not 4\)"):
         train(other, tmp_path / "run")
     of = set()
     follow = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: of.add(follow.params["epochs"]))

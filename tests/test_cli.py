@@ -62,7 +62,7 @@ def test_the_version_is_that_of_the_package():
     [
         ("translate RUN a <&- 2>&-", 0, b""),
         ("translate RUN <&-", 2, b"seq2seq: standard input is closed\n"),
-        ("translate RUN a <&- >&-", 2, b"seq2seq: standard output is closed, where results go"),
+        ("translate RUN a <&- >&-", 2, b"seq2seq: standard output is closed, but results go there"),
     ],
 )
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_another_backend_of_keras_is_refused_in_one_line(tmp_path, command, how)
     environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
     done = subprocess.run(command, env=environment | where, capture_output=True, text=True)
     *before, line = done.stderr.splitlines()
-    assert "needs Keras on TensorFlow, and not on jax: set KERAS_BACKEND=tensorflow" in line
+    assert "needs Keras on TensorFlow, not on jax: set KERAS_BACKEND=tensorflow" in line
     if command[0] == SEQ2SEQ:
         assert (done.returncode, before, done.stdout) == (2, [], "")
     else:

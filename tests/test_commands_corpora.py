@@ -20,7 +20,7 @@ def test_inspect_tells_what_a_corpus_holds(tsv, tmp_path):
 
 def test_a_third_column_that_is_not_read_is_said_once_unless_it_is_empty(tsv):
     path = tsv("see\tsaw\t\ngo\twent\tV;PST\nbe\twas\tV;PST\n")
-    how = "--columns 1,3,2 adds it to the source, --columns 1,2 silences this"
+    how = "--columns 1,3,2 adds it to the source, --columns 1,2 hides this message"
     said = f"{path}, line 2: column 3 is not read; {how}\n"
     done = seq2seq("inspect", path, "--json")
     assert done.stderr.decode() == said and json.loads(done.stdout)["pairs"] == 3

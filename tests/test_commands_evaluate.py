@@ -54,7 +54,7 @@ def test_evaluate_says_that_bleu_is_not_for_texts_of_few_words(folder, tsv):
     few, many = tsv("ab\tAB\n", "few.tsv"), tsv("ab\tA B C D\ncd\tA B C D\nef\tEF\n", "many.tsv")
     for path, options, said in ((few, [], True), (few, ["--bleu-tokenizer", "char"], False), (many, [], False)):
         shown = seq2seq("evaluate", folder, path, *options).stdout
-        assert (b"BLEU counts up to four words in a row. Most references have fewer words." in shown) == said
+        assert (b"BLEU counts n-grams of up to four words. Most references have fewer words." in shown) == said
 
 
 def test_evaluating_on_the_training_corpus_is_said(folder, tmp_path):
@@ -84,11 +84,11 @@ def test_of_words_the_measures_of_words_come_first(folder, tsv):
 def test_a_run_that_held_out_nothing_is_told_from_one_that_has(tmp_path, tsv):
     path = tsv("Go.\tVe.\n")
     done = seq2seq("train", path, "--epochs", 1, "--units", 4, "--lowercase", "--out", tmp_path / "run")
-    assert done.returncode == 0 and b"The held-out set is empty, as there are too few sources" in done.stderr
+    assert done.returncode == 0 and b"The held-out set is empty, because there are too few sources" in done.stderr
     done = seq2seq("evaluate", tmp_path / "run")
     assert (
         done.returncode == 2
-        and b"run: its held-out set is empty, as its corpus has few sources; name a corpus" in done.stderr
+        and b"run: its held-out set is empty, because its corpus has too few sources; name a corpus" in done.stderr
     )
     done = seq2seq("evaluate", tmp_path / "run", "-", stdin=b"Go.\tVe.\n")
     assert done.returncode == 0 and b"translations are in lower case (--lowercase)" in done.stderr
@@ -100,7 +100,7 @@ def test_a_run_whose_training_has_not_ended_is_used_and_said(folder, tmp_path):
     (tmp_path / "run" / "unfinished" / "000000000001.npz").touch()
     done = seq2seq("translate", tmp_path / "run", "ab")
     assert done.returncode == 0 and done.stdout == seq2seq("translate", folder, "ab").stdout
-    wanted = f"{tmp_path}/run: its training has not ended; seq2seq train --resume --out {tmp_path}/run continues it\n"
+    wanted = f"{tmp_path}/run: its training is unfinished; resume it with seq2seq train --resume --out {tmp_path}/run\n"
     assert done.stderr.decode() == wanted
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(folder, tmp_path):
     (tmp_path / "empty.tsv").write_text("\n")
     for arguments, message in (
         (["evaluate", folder, tmp_path / "empty.tsv"], "no pairs to evaluate on"),
-        (["evaluate", folder, "--limit", 3], "--limit is for a corpus, and none is named"),
+        (["evaluate", folder, "--limit", 3], "--limit applies to a corpus, but none is named"),
         (["evaluate", folder, tmp_path / "empty.tsv", "--bleu-tokenizer", "13b"], "did you mean '13a'"),
         (["evaluate", tmp_path], "not a run folder"),
     ):
@@ -178,7 +178,7 @@ def test_a_run_is_not_evaluated_on_a_corpus_that_has_changed(home, tmp_path):
     (moved / "toy.tsv").write_text("".join(reversed(lines)))
     done = seq2seq("evaluate", "runs/toy", cwd=moved)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
-    assert b"toy.tsv: no longer what that run was trained on" in done.stderr
+    assert b"toy.tsv: changed since that run was trained on" in done.stderr
 
 
 def test_evaluate_says_what_of_the_held_out_side_was_learned(tmp_path, monkeypatch):
@@ -199,4 +199,4 @@ def test_a_run_is_evaluated_on_the_other_corpus_that_it_has_held_out(tmp_path, m
     assert done.stderr.startswith(b"run: trained on 1 of the 3 sources\n")
     (tmp_path / "dev.tsv").write_text("ab\tAC\n")
     done = seq2seq("train", "--config", "run/config.json", "--out", "again", cwd=tmp_path)
-    assert done.returncode == 2 and b"dev.tsv: no longer what that run was validated on" in done.stderr
+    assert done.returncode == 2 and b"dev.tsv: changed since that run was validated on" in done.stderr

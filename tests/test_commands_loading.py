@@ -22,7 +22,7 @@ def test_runs_are_told_from_what_follows_them():
     for arguments, message in (
         (["one", "corpus"], "compare: corpus is not a run folder"),
         (["one", "tow", "three"], "compare: tow is not a run folder"),
-        (["one", "two", "corpus", "three"], "compare: three is a run folder, but stands after the corpus corpus"),
+        (["one", "two", "corpus", "three"], "compare: three is a run folder, but comes after the corpus corpus"),
     ):
         with pytest.raises(OptionError) as error:
             split_runs("compare", arguments, "CORPUS", least=2)
@@ -33,6 +33,6 @@ def test_runs_are_told_from_what_follows_them():
 def test_compare_says_what_it_expected():
     expected = "; expected RUN RUN [RUN]... [CORPUS]...\n"
     missing = "compare: thre: No such file or folder; the built-in corpora are phrasebook, spa-eng"
-    for arguments, message in ((["one"], "compare: one argument, one"), (["one", "two", "thre"], missing)):
+    for arguments, message in ((["one"], "compare: only one argument, one"), (["one", "two", "thre"], missing)):
         done = seq2seq("compare", *arguments)
         assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"seq2seq: {message}{expected}")

@@ -28,7 +28,7 @@ def test_of_a_corpus_that_has_changed_plot_draws_the_curves(toy_run, tmp_path):
     (tmp_path / "toy.tsv").write_text("x\tX\n")
     done = seq2seq("plot", "run", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (0, b"run/curves.png\n", 1)
-    assert b"toy.tsv: no longer what that run was trained on" in done.stderr
+    assert b"toy.tsv: changed since that run was trained on" in done.stderr
     assert seq2seq("plot", tmp_path).returncode == 2
 
 
@@ -57,7 +57,7 @@ def test_every_command_that_searches_takes_a_strategy_by_name(toy_run, tmp_path,
     assert one["scores"] == other["scores"]
     for command in (["evaluate", folder], ["compare", folder, folder]):
         done = seq2seq(*command, "test.tsv", "--search", "own:Mine", "--beam-width", 3, cwd=tmp_path)
-        assert done.returncode == 2 and b"--search and --beam-width exclude each other" in done.stderr
+        assert done.returncode == 2 and b"--search and --beam-width cannot be combined" in done.stderr
     exported = []
     monkeypatch.setattr(runs, "export_runs", lambda *arguments, **options: exported.append((*arguments, options)))
     assert seq2seq("export", folder, "saved", *search, cwd=tmp_path).returncode == 0

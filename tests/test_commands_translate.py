@@ -27,7 +27,7 @@ def test_translate_writes_one_line_for_each_text(folder):
     assert (spoken.returncode, spoken.stderr) == (0, b"") and spoken.stdout.count(b"\n") == 3
     piped = seq2seq("translate", folder, stdin="\ufeffab\r\n\nabcñ".encode())  # a byte order mark is no text
     assert piped.stdout == spoken.stdout
-    assert re.fullmatch(rb"3 translated in .* s, .* a second; .* s to load\n", piped.stderr)
+    assert re.fullmatch(rb"3 translated in .* s, .* per second; loading took .* s\n", piped.stderr)
     assert seq2seq("translate", folder, stdin=b"").stdout == b""
 
 
@@ -59,7 +59,7 @@ def test_lines_through_a_pipe_are_answered_when_no_more_are_waiting(folder, comm
 
 def test_what_is_no_run_folder_is_named(folder, tmp_path):
     for run, message in (
-        (folder / "model.keras", f"{folder / 'model.keras'} is a file, and a run is a folder, such as {folder}\n"),
+        (folder / "model.keras", f"{folder / 'model.keras'} is a file, but a run is a folder, such as {folder}\n"),
         (tmp_path, "not a run folder"),
         ("no run", "`seq2seq train --out 'no run'` makes one"),
     ):
@@ -309,7 +309,7 @@ def test_evaluate_names_the_features_that_training_did_not_have(inflecting, tsv)
     done = seq2seq("evaluate", inflecting, corpus, "--max-length", 4)
     said = done.stderr.decode().splitlines()
     for count, feature in ((2, "pst"), (1, "FUT")):
-        assert f"{inflecting}: in {count} of 3 sources the feature '{feature}' is not in the vocabulary" in said
+        assert f"{inflecting}: {count} of 3 sources: the feature '{feature}' is not in the vocabulary" in said
     done = seq2seq("evaluate", inflecting, tsv("ab\tx\tV\n", "known.tsv"), "--max-length", 4)
     assert done.returncode == 0 and b"feature" not in done.stderr
 
@@ -318,24 +318,24 @@ def test_what_is_odd_about_a_text_is_said_once_and_a_blank_line_stays_blank(fold
     lines = ["ab", "", "a\tb", " \u3000\u200b", "ab\u65e5\u672c\u8a9e", "\u65e5", "ab" * 600, "c\td"]
     done = seq2seq("translate", folder, "--max-length", 4, stdin="\n".join(lines).encode())
     assert done.stderr.decode().splitlines()[:-1] == [
-        "standard input, line 3: a tab does not separate columns, as this model has only one source column",
-        "standard input, line 5: half of the tokens or more are not in the vocabulary",
+        "standard input, line 3: tabs do not separate columns, because this model has only one source column",
+        "standard input, line 5: at least half of the tokens are not in the vocabulary",
         "standard input, line 7: only the first 1,024 tokens are read",
     ]
     found = done.stdout.decode().split("\n")
     assert len(found) == 9 and found[0] and found[4] and not (found[1] or found[3])
     corpus = tsv("".join(f"{line}\tx\n" for line in (lines[0], lines[5], lines[6])))
     scored = seq2seq("score", folder, stdin=b"ab\tx\n\n\xe6\x97\xa5\tx\n").stderr.decode()
-    assert "standard input, line 3: half of the tokens or more are not in the vocabulary\n" in scored
+    assert "standard input, line 3: at least half of the tokens are not in the vocabulary\n" in scored
     said = seq2seq("evaluate", folder, corpus, "--max-length", 4).stderr.decode().splitlines()
-    assert f"{folder}: in 1 of 3 sources half of the tokens or more are not in the vocabulary" in said
-    assert f"{folder}: in 1 of 3 sources only the first 1,024 tokens are read" in said
+    assert f"{folder}: 1 of 3 sources: at least half of the tokens are not in the vocabulary" in said
+    assert f"{folder}: 1 of 3 sources: only the first 1,024 tokens are read" in said
 
 
 def test_a_file_that_is_taken_for_a_text_is_named(folder, tsv):
     path = tsv("ab\n", "in.txt")
     done = seq2seq("translate", folder, path, "--max-length", 4)
-    said = f"{path} is a file, but is translated as a text; < before it translates its lines"
+    said = f"{path} is a file, but is translated as a text; to translate its lines, put < before it"
     assert done.returncode == 0 and said in done.stderr.decode().splitlines()
 
 
@@ -359,16 +359,16 @@ def test_what_cannot_be_asked_of_translate_exits_2(folder):
         (["--beam-width", 4, "--sample"], "--beam-width is for beam search, --sample for sampling"),
         (
             ["--search", "beam", "--beam-width", 4],
-            "--search and --beam-width exclude each other; write --set NAME=VALUE",
+            "--search and --beam-width cannot be combined; write --set NAME=VALUE",
         ),
-        (["--search", "sampling", "--sample"], "--search and --sample exclude each other"),
-        (["--search", "greedy", "--n-best", 2], "--search and --n-best exclude each other"),
+        (["--search", "sampling", "--sample"], "--search and --sample cannot be combined"),
+        (["--search", "greedy", "--n-best", 2], "--search and --n-best cannot be combined"),
         (["--search", "beem"], "search='beem': expected 'greedy', 'beam', 'sampling'; did you mean 'beam'?"),
         (["--search", "beam", "--set", "wdith=3"], "set='wdith': expected 'width', "),
         (["--search", "beam", "--set", "width"], "set='width': expected NAME=VALUE"),
         (["--search", "beam", "--set", "width=x"], "width='x': expected a whole number"),
         (["--search", "nowhere:Class"], "there is no module 'nowhere'"),
-        (["--set", "width=3"], "--set width=3: is for the strategy that --search names, and there is none"),
+        (["--set", "width=3"], "--set width=3: applies to the strategy that --search names, but --search is not given"),
         (["--prefix"], "TEXT 1: expected 2 columns: source TAB prefix, found 1"),
         (["--beam-width", 2, "--n-best", 3], "n_best=3"),
         (["--beam-width", 99], "width=99: wider than the vocabulary"),

@@ -131,7 +131,11 @@ def test_a_strategy_is_made_of_its_name_and_settings(tmp_path, monkeypatch):
         ("beam", {"width": "x"}, "width='x': expected a whole number"),
         ("nowhere:Class", {}, "search='nowhere:Class': there is no module 'nowhere'"),
         ("pathlib:Path", {}, "search='pathlib:Path': Path is not derived from seq2seq.Strategy"),
-        ("test_contract:Needs", {}, "search=Needs: cannot be made with no options: .*missing 1 required .*'this'"),
+        (
+            "test_contract:Needs",
+            {},
+            "search=Needs: cannot be constructed with no options: .*missing 1 required .*'this'",
+        ),
     ):
         with pytest.raises(OptionError, match=message.replace("?", r"\?")):
             make_strategy(name, settings)

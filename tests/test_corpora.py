@@ -120,7 +120,7 @@ def test_several_corpora_and_datasets_are_read_one_after_the_other(tsv):
     report = Report()
     assert strings(read_pairs(dataset, max_length=5, report=report)) == [("x", "y")]
     assert report.first == {"too long": ["dataset, pair 2: 6 characters"]}
-    with pytest.raises(CorpusError, match="exclude each other"):
+    with pytest.raises(CorpusError, match="cannot be combined"):
         read_pairs(path, limit=1, num_shards=2)
 
 

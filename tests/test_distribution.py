@@ -255,8 +255,8 @@ def test_fit_and_evaluate_of_two_devices_learn_and_measure_all_rows_of_what_one_
 
 def test_data_that_keras_would_divide_among_devices_is_refused(config):
     divided, arrays = _fitted(config.corpus, "divided", "arrays")
-    assert divided.startswith("fit, evaluate: DistributedDataset for 2 replicas; give what ")
-    assert arrays.startswith("fit, evaluate: list for 2 replicas; give what ")
+    assert divided.startswith("fit, evaluate: DistributedDataset for 2 replicas; pass what ")
+    assert arrays.startswith("fit, evaluate: list for 2 replicas; pass what ")
 
 
 def _fit_float16(found):
@@ -350,7 +350,7 @@ def test_a_signal_to_one_worker_stops_all_after_a_checkpoint(config, tmp_path):
     first.steps(10)
     os.kill(second.process.pid, signal.SIGTERM)
     stopped = first.result()
-    assert stopped["error"].startswith("WorkerLostError: another worker has been told to stop")
+    assert stopped["error"].startswith("WorkerLostError: another worker was told to stop")
     second.process.join(60)
     assert second.process.exitcode == 143
     saved = sorted(path.name for path in (tmp_path / "run" / "unfinished").glob("*.npz"))
@@ -362,5 +362,5 @@ def test_machines_that_tf_config_does_not_name_are_refused(monkeypatch):
         open_strategy("mirored")
     for text in ("", "{}", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}'):
         monkeypatch.setenv("TF_CONFIG", text)
-        with pytest.raises(OptionError, match="strategy='multiworker': TF_CONFIG must be like"):
+        with pytest.raises(OptionError, match="strategy='multiworker': TF_CONFIG must look like"):
             open_strategy("multiworker")

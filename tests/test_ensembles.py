@@ -110,19 +110,19 @@ def test_models_that_are_no_ensemble_are_refused(model, tokenizers):
 
     target = tokenizers[1]
     for models, said in (
-        ([], "models: an ensemble needs one or more"),
+        ([], "models: an ensemble needs at least one"),
         ([model, "runs/mine"], r"models\[1\]='runs/mine': expected a Seq2Seq"),
         ([model, model], "two of them share an encoder or decoder"),
         (
             [made("aab", target), made("acde", target)],
-            r"models\[1\]: another source_tokenizer than models\[0\], but an ensemble has one: "
-            r"only models\[0\] has 1 tokens such as 'b'; only models\[1\] has 3 tokens such as 'c', 'd', 'e'",
+            r"models\[1\]: its source_tokenizer differs from that of models\[0\]: "
+            r"only models\[0\] has 1 tokens, such as 'b'; only models\[1\] has 3 tokens, such as 'c', 'd', 'e'",
         ),
-        ([made("aab", target), made("abb", target)], "in another order, 'a' and then 'b' with the id 4"),
-        ([made("aab", target), made("aab", of_text("x"))], "another target_tokenizer"),
+        ([made("aab", target), made("abb", target)], "in a different order: id 4 is 'a' in one and 'b' in the other"),
+        ([made("aab", target), made("aab", of_text("x"))], "its target_tokenizer differs"),
         (
             [made("aab", target), Seq2Seq(of_text("aab", normal_form=None), target, units=2)],
-            "the same tokens, but another normal_form",
+            "the same tokens, but a different normal_form",
         ),
     ):
         with pytest.raises(OptionError, match=said):
@@ -141,8 +141,8 @@ def test_the_command_line_takes_several_runs_for_one(swept, tmp_path):
     assert [float(score) for score, *_ in lines] == pytest.approx(found.scores.numpy()[:, 0].tolist(), abs=1e-3)
     assert [text for *_, text in lines] == [text.decode() for (text,) in found.texts.numpy()]
     # The first text may be meant for a run.
-    odd = "TEXT 1: half of the tokens or more are not in the vocabulary"
-    said = ["./tow is no run folder, so it is taken for a text", odd]
+    odd = "TEXT 1: at least half of the tokens are not in the vocabulary"
+    said = ["./tow is not a run folder, so it is translated as a text", odd]
     assert done.returncode == 0 and done.stderr.decode().splitlines() == said
 
     done = seq2seq("score", "one", "two", stdin=b"ab\tAB\n", cwd=tmp_path)
@@ -165,7 +165,7 @@ def test_the_command_line_takes_several_runs_for_one(swept, tmp_path):
             ["evaluate", "one", "three"],
             r"three was trained on .* held out; name a test corpus: seq2seq evaluate one three",
         ),
-        (["translate", "one", "ab", "two"], "translate: two is a run folder, but stands after the text ab"),
+        (["translate", "one", "ab", "two"], "translate: two is a run folder, but comes after the text ab"),
     ):
         done = seq2seq(*arguments, cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)

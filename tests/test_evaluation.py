@@ -148,9 +148,9 @@ def test_any_number_of_evaluations_is_compared_each_with_the_first():
         for name, (one, two) in compare(first, other).items():
             assert (together[name][0], together[name][number]) == (one, two)
     assert [tested.p < 0.05 for tested in together["chrF"]] == [False, True, False, False]
-    with pytest.raises(OptionError, match="two evaluations or more"):
+    with pytest.raises(OptionError, match="at least two evaluations"):
         compare(first)
-    with pytest.raises(OptionError, match="number 3 is of others"):
+    with pytest.raises(OptionError, match="number 3 has other texts"):
         compare(first, first, evaluation(right[1:], references[1:]))
 
 

@@ -211,7 +211,7 @@ def test_the_command_line_makes_runs_of_it_as_the_readme_says(folder, name):
     assert f"--import {name}" in translate and f"--import {name}" in stderr
     code, stdout, stderr = run(translate)
     assert (code, stdout.count("\n")) == (0, 1)
-    assert stderr == "TEXT 1: half of the tokens or more are not in the vocabulary\n"  # of the toy corpus
+    assert stderr == "TEXT 1: at least half of the tokens are not in the vocabulary\n"  # of the toy corpus
     if name == DECODER:
         code, stdout, stderr = run(translate.replace(f"--import {name}", ""))
         assert (code, stdout) == (2, "") and f"--import {name}" in stderr, stderr
@@ -268,9 +268,11 @@ def test_a_decoder_that_forgets_an_argument_that_shapes_no_weight_is_refused():
 
     tokenizer = CharTokenizer("abc")
     Seq2Seq(tokenizer, tokenizer, decoder=Sharper, units=8)
-    with pytest.raises(OptionError, match=r"^decoder=Sharper: computes something else after from_config\(get_config"):
+    with pytest.raises(
+        OptionError, match=r"^decoder=Sharper: computes different results after from_config\(get_config"
+    ):
         Seq2Seq(tokenizer, tokenizer, decoder=Sharper(7, units=8, sharpness=3.0), units=8)
-    with pytest.raises(OptionError, match=r"^decoder=Sharper: get_config must return all .* also sharpness"):
+    with pytest.raises(OptionError, match=r"^decoder=Sharper: get_config must return all .* including sharpness"):
         Seq2Seq(tokenizer, tokenizer, decoder=Sharper, units=8, sharpness=3.0)
 
 
@@ -308,9 +310,9 @@ def test_a_tokenizer_that_forgets_an_argument_is_refused(forgotten):
 
     pieces = Pieces(size=3, separator="|", normal_form="NFKC", lowercase=forgotten == "lowercase")
     pieces.adapt(WORDS)
-    with pytest.raises(OptionError, match=r"^target_tokenizer=Pieces: other tokens after from_config\(get_config"):
+    with pytest.raises(OptionError, match=r"^target_tokenizer=Pieces: different tokens after from_config\(get_config"):
         Seq2Seq(CharTokenizer("abc"), pieces, units=8)
-    with pytest.raises(OptionError, match=r"^source_tokenizer=Pieces: other tokens after from_config\(get_config"):
+    with pytest.raises(OptionError, match=r"^source_tokenizer=Pieces: different tokens after from_config\(get_config"):
         Seq2Seq(ColumnsTokenizer([CharTokenizer("abc"), pieces]), CharTokenizer("abc"), units=8)
 
 
@@ -367,7 +369,9 @@ def test_a_warm_start_takes_only_vocabularies_that_have_grown(modules, covered):
     for weight, known in zip(model.weights, old.weights, strict=True):
         np.testing.assert_array_equal(weight, known)
     model = build_model(dataclasses.replace(config, own={"kernel": 3}), tokenizers, steps=1)
-    with pytest.raises(OptionError, match=r"run, to start from, has .* of shape \(5, 1, 8\), .* \(3, 1, 8\); only"):
+    with pytest.raises(
+        OptionError, match=r"run, the run to start from, has .* of shape \(5, 1, 8\), .* \(3, 1, 8\); only"
+    ):
         copy_weights(model, old, "run", set())
 
 
@@ -383,7 +387,7 @@ def test_a_warm_start_takes_only_vocabularies_that_have_grown(modules, covered):
         ({"loss": "focal:FocalLos"}, "loss='focal:FocalLos': focal has no class"),
         ({"own": {"samples": 3, "gamma": "x"}, "model": "minimum_risk:MinimumRisk"}, "option='gamma': neither Config"),
         ({"own": {"unit": 5}}, "option='unit': neither Config .*; did you mean 'units'"),
-        ({"metrics": ("focal:Confidence", "focal:Confidence")}, "another one is called 'confidence' already"),
+        ({"metrics": ("focal:Confidence", "focal:Confidence")}, "another metric is already called 'confidence'"),
     ],
 )
 def test_options_of_custom_classes_that_cannot_work_are_refused(modules, config, options, message):
@@ -398,7 +402,7 @@ def test_an_option_that_a_constructor_swallows_unread_is_refused():
             super().__init__(vocabulary_size, **{**options, "units": 4})
 
     tokenizer = CharTokenizer("abc")
-    with pytest.raises(OptionError, match="decoder=Fixed: has not read units=8; its get_config says 4"):
+    with pytest.raises(OptionError, match="decoder=Fixed: does not use units=8; its get_config returns 4"):
         Seq2Seq(tokenizer, tokenizer, decoder=Fixed, units=8)
 
 

@@ -16,10 +16,10 @@ def test_a_zip_of_several_files_asks_which(read, tmp_path):
     with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
         archive.writestr("a.tsv", TSV)
         archive.writestr("b.tsv", "x\ty\n")
-    with pytest.raises(CorpusError, match=r"two\.zip: which of its files\? .*two\.zip/a\.tsv, .*two\.zip/b\.tsv"):
+    with pytest.raises(CorpusError, match=r"two\.zip: choose one of its files: .*two\.zip/a\.tsv, .*two\.zip/b\.tsv"):
         read(tmp_path / "two.zip")
     assert read(tmp_path / "two.zip/b.tsv") == [("x", "y")]
-    with pytest.raises(CorpusError, match="which of its files"):
+    with pytest.raises(CorpusError, match="choose one of its files"):
         read(tmp_path / "two.zip/c.tsv")
 
 

@@ -148,7 +148,7 @@ def test_a_model_of_other_classes_is_refused_before_anything_is_made(folder, tmp
     with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)
-    with pytest.raises(RunError, match=f"made of {module}.{kind}, which is neither of this library nor imported"):
+    with pytest.raises(RunError, match=f"uses {module}.{kind}, which is neither part of this library nor imported"):
         load_run(tmp_path)
     assert not marker.exists()
 

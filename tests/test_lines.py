@@ -34,7 +34,7 @@ def test_bzip2_and_xz_are_read(read, tsv, tmp_path):
         with pytest.raises(CorpusError, match=rf"cut\.tsv\.{ending}: damaged or cut short after [\d,]+ lines"):
             read(tsv(many[:-60], f"cut.tsv.{ending}"))
         (tmp_path / f"cut.tsv.{ending}").unlink()
-        with pytest.raises(CorpusError, match=r"\.tfrecord\.\w+: TFRecord is read plain or with \.gz"):
+        with pytest.raises(CorpusError, match=r"\.tfrecord\.\w+: TFRecord files must be uncompressed or end in \.gz"):
             read(tsv(b"", f"pairs.tfrecord.{ending}"))
         (tmp_path / f"pairs.tfrecord.{ending}").unlink()
     assert read(tmp_path) == PAIRS * 2
@@ -53,10 +53,10 @@ def packed(kind):
         (TSV.encode("utf-16"), "UTF-16; save it as UTF-8"),
         (TSV.encode("utf-16-le"), "UTF-16; save it as UTF-8"),
         (TSV.encode("utf-16-be"), "UTF-16; save it as UTF-8"),
-        (gzip.compress(TSV.encode()), "compressed by gzip; let its name end in .gz"),
-        (bz2.compress(TSV.encode()), "compressed by bzip2"),
-        (lzma.compress(TSV.encode()), "compressed by xz"),
-        (b"\x28\xb5\x2f\xfd\x04\x00", "compressed by zstd"),
+        (gzip.compress(TSV.encode()), "compressed with gzip; rename it to end in .gz"),
+        (bz2.compress(TSV.encode()), "compressed with bzip2"),
+        (lzma.compress(TSV.encode()), "compressed with xz"),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "compressed with zstd"),
         (packed("tar"), "an archive"),
         (packed("zip"), "a zip archive or an office document"),
         (TSV.replace("\n", "\r").encode(), "line 1: ends in CR alone"),

@@ -41,7 +41,7 @@ def test_it_translates_as_the_model_does_one_text_after_another(options, tmp_pat
     translator, (alignment,) = Translator(tmp_path / "litert"), model.attention(["sol"])
     weights = translator.attention("sol", translator.search(["sol"])[0][0].ids)
     np.testing.assert_allclose(weights, alignment.weights[: len(weights)], atol=1e-5)  # END may follow
-    with pytest.raises(ValueError, match="beam_width=2: a LiteRT model knows greedy search only"):
+    with pytest.raises(ValueError, match="beam_width=2: a LiteRT model supports greedy search only"):
         Translator(tmp_path / "litert").search(texts, beam_width=2)
 
 
@@ -57,11 +57,11 @@ def test_the_command_exports_a_run_that_translates_without_tensorflow(trained, t
     assert alone.stdout.splitlines() == right, alone.stderr
     assert seq2seq("translate", out, "ab", "cd").stdout.decode().splitlines() == right
     done = seq2seq("translate", out, "ab", "--beam-width", 3)
-    assert done.returncode == 2 and b"beam_width=3: a LiteRT model knows greedy search only" in done.stderr
+    assert done.returncode == 2 and b"beam_width=3: a LiteRT model supports greedy search only" in done.stderr
     done = seq2seq("translate", out, "ab", "--scores")
-    assert done.returncode == 2 and b"scores (beam_width=1): a LiteRT model knows greedy search only" in done.stderr
+    assert done.returncode == 2 and b"scores (beam_width=1): a LiteRT model supports greedy search only" in done.stderr
     done = seq2seq("export", trained.folder, tmp_path / "x", "--format", "onnx", "--source-length", 20)
-    assert done.returncode == 2 and b"--source-length: is for --format litert" in done.stderr
+    assert done.returncode == 2 and b"--source-length: applies only to --format litert" in done.stderr
 
 
 def test_what_has_no_litert_form_says_why_and_leaves_nothing(model, tmp_path, monkeypatch):

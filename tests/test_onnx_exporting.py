@@ -86,10 +86,10 @@ def test_the_command_exports_a_run_as_onnx(trained, tmp_path):
     right = [text.decode() for text in trained.model.translate(["ab", "cd"]).numpy()]
     assert Translator(tmp_path / "onnx").translate(["ab", "cd"]) == right
     again = seq2seq("export", trained.folder, tmp_path / "onnx", "--format", "onnx")
-    assert again.returncode == 2 and b"onnx is there already" in again.stderr
+    assert again.returncode == 2 and b"onnx already exists" in again.stderr
     for options, message in (
-        (["--format", "onnx", "--beam-width", 3], b"--beam-width: is for --format savedmodel"),
-        (["--format", "onnx", "--onnxruntime-web", "x.tgz"], b"--onnxruntime-web: is for --format web"),
+        (["--format", "onnx", "--beam-width", 3], b"--beam-width: applies only to --format savedmodel"),
+        (["--format", "onnx", "--onnxruntime-web", "x.tgz"], b"--onnxruntime-web: applies only to --format web"),
         (["--format", "tflite"], b"format='tflite': expected 'savedmodel', 'onnx', 'litert', 'web'"),
     ):
         done = seq2seq("export", trained.folder, tmp_path / "other", *options)
@@ -122,19 +122,19 @@ class PairsDecoder(Decoder):
 
 def test_what_has_no_onnx_form_says_why_and_leaves_nothing(model, tmp_path):
     cases = (
-        (untrained(source=HalvesTokenizer()), "source_tokenizer=HalvesTokenizer: has no form outside TensorFlow"),
-        (untrained(dtype="mixed_bfloat16"), "a model of mixed_bfloat16 has no ONNX form"),
+        (untrained(source=HalvesTokenizer()), "source_tokenizer=HalvesTokenizer: cannot be used outside TensorFlow"),
+        (untrained(dtype="mixed_bfloat16"), "a model of mixed_bfloat16 cannot be exported to ONNX"),
         (untrained(target=ColumnsTokenizer([CharTokenizer()])), "targets of several columns"),
         (
             untrained(decoder=HashingDecoder),
             "Encoder and HashingDecoder cannot be exported as ONNX .*(HashBucket|AsString)",
         ),
-        (untrained(decoder=PairsDecoder), r"a tensor \(None, 8\) .* is neither constant nor has a row"),
+        (untrained(decoder=PairsDecoder), r"a tensor \(None, 8\) .* is neither constant nor has one row"),
     )
     for bad, message in cases:
         with pytest.raises(RunError, match=message):
             bad.export(tmp_path / "onnx", format="onnx")
-    with pytest.raises(RunError, match="is there already"):
+    with pytest.raises(RunError, match="already exists"):
         model.export(tmp_path, format="onnx")
     with pytest.raises(OptionError, match="format='tflite': expected 'tf_saved_model', 'onnx', 'litert', 'web'"):
         model.export(tmp_path / "onnx", format="tflite")
@@ -153,6 +153,6 @@ def test_a_full_disk_is_no_fault_of_the_model(model, full_disk, format):
 def test_of_a_translation_that_differs_nothing_is_left(model, tmp_path, monkeypatch):
     greedy = Translator.translate
     monkeypatch.setattr(Translator, "translate", lambda *given: ["something else", *greedy(*given)[1:]])
-    with pytest.raises(RunError, match="what was exported translates 1 texts otherwise, as 'sol'"):
+    with pytest.raises(RunError, match="the exported model translates 1 texts differently, such as 'sol'"):
         model.export(tmp_path / "onnx", format="onnx", probe=["sol", "mar"])
     assert os.listdir(tmp_path) == ["pairs.tsv"]

@@ -198,7 +198,7 @@ def test_what_an_exported_folder_cannot_do_is_said(exported_onnx, tmp_path):
     (tmp_path / "run" / "model.keras").touch()
     for options, message in (
         (["run"], b"run is a run folder; the export .* cannot be part of an ensemble"),
-        (["--sample"], b"--sample: .* is an export, which knows no more than greedy search and beam"),
+        (["--sample"], b"--sample: .* is an export, which supports only greedy search and beam"),
         (["--temperature", "0"], b"--temperature: .* is an export"),
         (["--json"], b"--json: .* is an export"),
         (["--search", "greedy"], b"--search: .* is an export"),
@@ -230,7 +230,7 @@ def test_what_an_exported_folder_cannot_do_is_said(exported_onnx, tmp_path):
 def test_options_that_contradict_each_other_are_refused(exported_onnx):
     translator = Translator(exported_onnx[1])
     for texts, options, message in (
-        ("sol", {}, r"texts: expected a list of them; for a single one, \[text\]"),
+        ("sol", {}, r"texts: expected a list of texts; for a single one, \[text\]"),
         (["sol"], {"n_best": 2}, "n_best=2: expected 1 to 1"),
         (["sol"], {"beam_width": 0}, "n_best=1: expected 1 to 0"),
         (["sol"], {"max_length": 0}, "max_length=0: expected 1 or more"),

@@ -78,7 +78,7 @@ def test_a_setting_is_read_as_on_the_command_line_or_as_json():
     assert parse_setting("clip-norm=1")[0] == "clip_norm"
     for text, message in (
         ("units", "set='units': expected NAME=VALUE"),
-        ("units=many", "set='units=many': 'many' does not fit"),
+        ("units=many", "set='units=many': 'many' is not a valid value"),
         ("units=0", "units=0: expected a whole number, at least 1"),
     ):
         with pytest.raises(OptionError, match=message):

@@ -120,7 +120,7 @@ def test_each_line_or_record_of_other_formats_gives_a_pair_or_none(tsv, tmp_path
     assert lines(tsv("\n".join(rows), "rows.jsonl"), **skip) == ["a\nb", None, None, None, None, None]
     sides = tsv("Go.\n\n\nHi.\n", "c.en"), tsv("Ve.\n\nx\n\n", "c.es")
     assert lines("+".join(map(str, sides)), **skip) == ["Go.", None, None, None]
-    with pytest.raises(CorpusError, match="they must have equally many"):
+    with pytest.raises(CorpusError, match="they must have the same number"):
         lines(f"{sides[0]}+{tsv('Ve.', 'short')}", **skip)
     with tf.io.TFRecordWriter(str(tmp_path / "rows.tfrecord")) as file:
         for texts in (("Go.", "Ve."), ("", ""), ("Hi.", "Hola.")):

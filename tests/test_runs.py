@@ -152,7 +152,7 @@ def test_what_is_no_run_is_refused_by_name(config, tmp_path):
     with pytest.raises(RunError, match=r"holds no model\.keras"):
         load_run(tmp_path)
     (tmp_path / "vocabulary.json").touch()
-    with pytest.raises(RunError, match="it is an export, which only `seq2seq translate` reads"):
+    with pytest.raises(RunError, match="it is an export, which only `seq2seq translate` can read"):
         load_run(tmp_path)
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "unmounted" / "disk")
@@ -201,7 +201,7 @@ def test_what_was_held_out_of_a_corpus_that_has_changed_is_not_known(trained, co
     lines = corpus.read_text().splitlines(keepends=True)
     assert held_out(folder, model) == [line.split("\t")[0] for line in lines[20:]]
     corpus.write_text("".join(reversed(lines)))
-    changed = re.escape(f"{corpus}: no longer what that run was trained on")
+    changed = re.escape(f"{corpus}: changed since that run was trained on")
     with pytest.raises(CorpusError, match=changed):
         held_out_pairs(folder, model)
     said = []
@@ -230,9 +230,7 @@ def test_a_relative_corpus_is_found_from_another_directory_and_after_a_move_if_i
     assert find_corpus(configuration(old / "run")[1]) == str(old / "toy.tsv")
     old.rename(new)
     where = re.escape(f"(looked up from {elsewhere}, then from {old}, where it was trained)")
-    with pytest.raises(
-        CorpusError, match=rf"toy.tsv: no longer what .*; .*old/toy.tsv: No such file or folder {where}"
-    ):
+    with pytest.raises(CorpusError, match=rf"toy.tsv: changed since .*; .*old/toy.tsv: No such file or folder {where}"):
         held_out_pairs(new / "run", model)
     monkeypatch.chdir(new)
     assert held_out("run", model) == expected
@@ -248,7 +246,7 @@ def test_what_was_held_out_apart_is_measured_whole_and_found_again(config, tmp_p
     options |= {"validation": "dev.tsv", "validation_fraction": 0.0, "max_length": 5, "monitor": "val_exact_match"}
     config, said, reports = dataclasses.replace(config, **options), [], []
     model = train(config, "run", say=said.append, report=reports.append)
-    assert said == ["2 of 3 held-out pairs have a source that is trained on too"]
+    assert said == ["2 of 3 held-out pairs have a source that is also in the training set"]
     assert [report.pairs for report in reports] == [20, 3] and reports[1].dropped == {"wrong columns": 1}
     assert json.loads(Path("run/survey.json").read_text())["pairs"] == 20
     held = [("ab", "AB"), ("fghijk", "FGHIJK"), ("ab", "AB")]
@@ -266,7 +264,7 @@ def test_what_was_held_out_apart_is_measured_whole_and_found_again(config, tmp_p
     os.unlink(corpus)
     assert len(draw_run(run, model)) > 2  # of what was held out, for which nobody needs the other corpus
     (tmp_path / "old" / "dev.tsv").write_text("x\tab\tAC\n")
-    with pytest.raises(CorpusError, match=r"dev\.tsv: no longer what that run was validated on"):
+    with pytest.raises(CorpusError, match=r"dev\.tsv: changed since that run was validated on"):
         held_out_pairs(run, model)
 
 
@@ -286,7 +284,7 @@ def test_parts_of_a_corpus_are_found_by_what_they_hold(config, tmp_path, monkeyp
     record["checksums"] = {f"elsewhere/{path}": digest for path, digest in record["checksums"].items()}
     assert find_corpus(record) == found  # as where the package has been installed anew
     Path("2.tsv").write_text("one\tmore\n")
-    with pytest.raises(CorpusError, match=re.escape(f"{tmp_path}/parts/2.tsv: no longer what")):
+    with pytest.raises(CorpusError, match=re.escape(f"{tmp_path}/parts/2.tsv: changed since")):
         find_corpus(record)
 
 

@@ -29,7 +29,7 @@ def test_what_was_read_is_reported_and_unknown_tokens_are_told(tsv):
     config = Config(str(corpus), validation_fraction=0, units=4, **options)
     counted, reports, said = [], [], []
     found, (source, _) = survey(config, counted.append, reports.append, said.append)
-    assert counted == [10] and said == ["source: 50% of the tokens are not among the 5 of the vocabulary"]
+    assert counted == [10] and said == ["source: 50% of the tokens are not in the vocabulary of 5"]
     assert reports[0].dropped == {"wrong columns": 1, "too long": 1}
     assert source.tokens == list("abcde")
     assert found.pairs == 10 and found.as_dict()["target"]["tokens"] == {"x": 10, "y": 10}
@@ -41,7 +41,9 @@ def test_a_copying_model_has_a_target_token_for_what_it_does_not_know(tsv, share
     config = Config(str(corpus), validation_fraction=0, units=4, copy=True, shared_vocabulary=shared)
     _, (source, target) = survey(config, say=said.append)
     assert target.tokens[-1] == REPLACEMENT and (REPLACEMENT in source.tokens) == shared
-    assert said == [f"copying: {4 if shared else 2} source tokens can be copied, of {4 if shared else 3} target tokens"]
+    assert said == [
+        f"copying: {4 if shared else 2} source tokens can be copied; there are {4 if shared else 3} target tokens"
+    ]
     _, (source, target) = survey(dataclasses.replace(config, copy=False), say=said.append)
     assert REPLACEMENT not in source.tokens + target.tokens
 
@@ -52,8 +54,8 @@ def test_a_source_token_that_targets_know_is_copied_as_itself_however_rare_it_is
     _, (source, target) = survey(config, say=said.append)
     assert source.tokens == ["a", "b"] and target.tokens == ["a", "x", "b", REPLACEMENT]
     assert said == [
-        "source: 29% of the tokens are not among the 2 of the vocabulary",
-        "copying: 2 source tokens can be copied, of 3 target tokens",
+        "source: 29% of the tokens are not in the vocabulary of 2",
+        "copying: 2 source tokens can be copied; there are 3 target tokens",
     ]
     _, (source, _) = survey(dataclasses.replace(config, copy=False), say=said.append)
     assert source.tokens == ["a"]
@@ -72,11 +74,11 @@ def test_what_a_source_cannot_name_has_no_token_in_targets(tsv, kind):
     corpus = tsv("ab\tbx\nac\tax\n")
     config, said = Config(str(corpus), validation_fraction=0, units=4, copy=True, source_tokenizer=kind), []
     assert REPLACEMENT not in survey(config, say=said.append)[1][1].tokens
-    assert said == [f"copying: {3 if kind == 'byte' else 2} source tokens can be copied, of 3 target tokens"]
+    assert said == [f"copying: {3 if kind == 'byte' else 2} source tokens can be copied; there are 3 target tokens"]
 
 
 def test_an_empty_vocabulary_is_refused(tsv):
-    with pytest.raises(OptionError, match="min_frequency=1000: no source token comes so often"):
+    with pytest.raises(OptionError, match="min_frequency=1000: no source token is so frequent"):
         survey(Config(str(tsv("a\tb\n")), validation_fraction=0, units=4, min_frequency=1000))
 
 
@@ -86,10 +88,12 @@ def test_lines_that_the_default_length_leaves_out_are_told_and_refused_for_valid
     config = Config(str(corpus), validation_fraction=0, units=4)
     survey(config, report=lambda report: None, say=said.append)
     assert said == [
-        f"1 with a side of more than 1,000 characters left out, the first of them {corpus}, line 11: 20000 characters. "
-        "Another --max-length, or none, takes them; long texts need much memory"
+        f"pairs left out with a side of more than 1,000 characters: 1; the first is {corpus}, line 11: 20000 "
+        "characters. To use them, set a higher --max-length, or none; long texts need much memory"
     ]
-    with pytest.warns(UserWarning, match=r"line 11: 20000 characters\. Another --max-length"):  # if nobody listens
+    with pytest.warns(
+        UserWarning, match=r"line 11: 20000 characters\. To use them, set a higher --max-length"
+    ):  # if nobody listens
         survey(config)
     said.clear()
     survey(dataclasses.replace(config, max_length=5000), report=lambda report: None, say=said.append)
@@ -102,7 +106,7 @@ def test_lines_that_the_default_length_leaves_out_are_told_and_refused_for_valid
 
 
 def test_nothing_held_out_cannot_be_monitored(tsv):
-    with pytest.raises(OptionError, match="monitor='val_loss': nothing is held out"):
+    with pytest.raises(OptionError, match="monitor='val_loss': there is no held-out set"):
         survey(Config(str(tsv("a\tb\n")), validation_fraction=0, units=4, monitor="val_loss"))
 
 
@@ -111,7 +115,9 @@ def test_held_out_pairs_with_a_source_that_is_trained_on_are_counted(tsv):
     config = Config(str(corpus), split="last", validation_fraction=0.3, lowercase=True, units=4)
     said, (_, tokenizers) = [], prepare(config)
     say_leaks({}, config, tokenizers[0], said.append)
-    assert said == ["2 of 3 held-out pairs have a source that is trained on too; --split hash keeps them apart"]
+    assert said == [
+        "2 of 3 held-out pairs have a source that is also in the training set; --split hash keeps them apart"
+    ]
     say_leaks({}, dataclasses.replace(config, split="hash"), tokenizers[0], said.append)
     assert len(said) == 1
 

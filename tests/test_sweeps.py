@@ -85,12 +85,12 @@ def test_another_sweep_in_the_folder_is_refused_and_says_what_differs(home, swep
     folder, *_ = swept
     other = {**SMALL, "cell": "lstm"}
     for arguments, options, message in (
-        ({"grid": {"units": [8, 4]}}, SMALL, r"grid learning_rate \[0.001, 0.01\] and not None"),
-        ({"grid": GRID | {"units": [8, 16]}}, SMALL, r"grid units \[8, 4\] and not \[8, 16\]"),
-        ({"grid": GRID}, other, "options cell gru and not lstm"),
-        ({"grid": GRID}, SMALL | {"layers": 2}, "options layers None and not 2"),
-        ({"grid": GRID, "seeds": 1}, SMALL, "seeds 2 and not 1"),
-        ({"grid": GRID, "trials": 3}, SMALL, "trials None and not 3"),
+        ({"grid": {"units": [8, 4]}}, SMALL, r"grid learning_rate \[0.001, 0.01\], not None"),
+        ({"grid": GRID | {"units": [8, 16]}}, SMALL, r"grid units \[8, 4\], not \[8, 16\]"),
+        ({"grid": GRID}, other, "options cell gru, not lstm"),
+        ({"grid": GRID}, SMALL | {"layers": 2}, "options layers None, not 2"),
+        ({"grid": GRID, "seeds": 1}, SMALL, "seeds 2, not 1"),
+        ({"grid": GRID, "trials": 3}, SMALL, "trials None, not 3"),
     ):
         with pytest.raises(RunError, match=f"holds another sweep .*{message}"):
             sweep("pairs.tsv", folder, **{"seeds": 2, **arguments}, options=options)
@@ -102,7 +102,7 @@ def test_values_in_place_of_a_range_are_another_sweep(tmp_path):
     record = {"preset": None, "seeds": 1, "options": {}, "checksums": {}}
     was = record | {"trials": 2, "grid": {"learning_rate": {"low": 1e-4, "high": 1e-2}}}
     (tmp_path / "sweep.json").write_text(json.dumps(was))
-    with pytest.raises(RunError, match=r"holds another sweep .*grid learning_rate .* and not \[0.001\]"):
+    with pytest.raises(RunError, match=r"holds another sweep .*grid learning_rate .*, not \[0.001\]"):
         _refuse_another(tmp_path, record | {"trials": None, "grid": {"learning_rate": [0.001]}})
 
 
@@ -120,7 +120,7 @@ def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_adde
     assert done.stdout.decode().splitlines()[1].startswith("learning_rate=0.01      1  ")
     kept = (home / "failing" / "learning_rate=0.01" / "seed-0" / "model.keras").stat().st_mtime_ns
     done = seq2seq(*arguments, "learning_rate=1e38,0.01,0.02", cwd=home)
-    assert done.returncode == 1 and b"1 runs are finished already" in done.stderr
+    assert done.returncode == 1 and b"1 runs are already finished" in done.stderr
     assert (home / "failing" / "learning_rate=0.01" / "seed-0" / "model.keras").stat().st_mtime_ns == kept
     assert [line.split()[0] for line in done.stdout.decode().splitlines()[1:3]] == [
         "learning_rate=0.01",
@@ -134,15 +134,25 @@ def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_adde
     [
         ({"unit": [1, 2]}, {}, None, "option='unit': neither Config .*; did you mean 'units'?"),
         ({"layers": [1, 2]}, {"unit": 1}, None, "option='unit': neither Config .*; did you mean 'units'?"),
-        ({"units": "8,x"}, {}, None, "set='units=x': 'x' does not fit"),
+        ({"units": "8,x"}, {}, None, "set='units=x': 'x' is not a valid value"),
         ({"units": [8, 8]}, {}, None, "grid: an option has the same value twice"),
-        ({"units": [8]}, {"units": 4}, None, "grid=units: is set otherwise, for all runs"),
-        ({"units": "8..16"}, {}, None, "grid=units=8..16: only a search takes ranges; say --trials"),
-        ({"seed": [1, 2]}, {}, None, "grid=seed: is set otherwise"),
+        ({"units": [8]}, {"units": 4}, None, "grid=units: is already set, for all runs"),
+        ({"units": "8..16"}, {}, None, "grid=units=8..16: only a search takes ranges; add --trials"),
+        ({"seed": [1, 2]}, {}, None, "grid=seed: is already set"),
         ({}, {}, 3, "trials: nothing to search"),
-        ({"label_smoothing": [0, 0.1]}, {}, 3, "monitor='val_loss': with another label_smoothing"),
-        ({"gamma": [0, 2]}, {"loss": "a:B"}, 3, "monitor='val_loss': with another gamma"),
-        ({"target_tokenizer": ["char", "byte"]}, {}, 3, "monitor='val_loss': with another target_tok"),
+        (
+            {"label_smoothing": [0, 0.1]},
+            {},
+            3,
+            "monitor='val_loss': not comparable between different values of label_smoothing",
+        ),
+        ({"gamma": [0, 2]}, {"loss": "a:B"}, 3, "monitor='val_loss': not comparable between different values of gamma"),
+        (
+            {"target_tokenizer": ["char", "byte"]},
+            {},
+            3,
+            "monitor='val_loss': not comparable between different values of target_tok",
+        ),
         ({"cell": ["gru", "lstn"]}, {}, None, "cell='lstn': expected .*; did you mean 'lstm'"),
         (
             {"architecture": ["recurrent", "transformer"]},

@@ -110,12 +110,12 @@ def test_what_is_missing_unfinished_or_there_twice_is_said(copied):
     assert [row.label for row in found.rows] == LABELS[1:]
     assert [len(row.seeds) for row in found.rows] == [2, 2, 2]
     assert f"{first}: unfinished, left out" in said
-    assert f"{copied / 'twin'}: left out, as it has the options and the seed of {third}" in said
+    assert f"{copied / 'twin'}: left out, because it has the same options and seed as {third}" in said
     shutil.rmtree(third)
     shutil.rmtree(copied / "twin")
     table(copied, say=said.append)
     assert f"{copied}: 2 of the sweep's 8 runs are missing" in said
-    assert any(line.startswith("The rows have not the same seeds (") for line in said)
+    assert any(line.startswith("The rows have different seeds (") for line in said)
     with pytest.raises(RunError, match="no finished run"):
         table(first)
     with pytest.raises(RunError, match="nowhere: no such folder"):
@@ -129,7 +129,7 @@ def test_token_figures_of_runs_that_read_other_text_are_not_compared(copied, tsv
     said = []
     found = table(copied, tsv("ab\tAB\n"), ["loss", "accuracy", "chrf"], say=said.append)
     assert found.incomparable == ["loss", "accuracy"]
-    assert "accuracy: rows have another limit, and so another figure; none is the best, and no p" in said
+    assert "accuracy: not comparable, because rows differ in limit; no best row and no p" in said
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_figures_that_are_not_the_same_are_not_compared_and_it_is_said(copied, o
     said = []
     found = table(copied, say=said.append)
     assert found.incomparable == measures and not any(set(measures) & set(row.p) for row in found.rows)
-    assert [line.split(":")[0] for line in said if "another figure" in line] == measures
+    assert [line.split(":")[0] for line in said if "not comparable" in line] == measures
     assert len(found.rows) == 5 and f"{next(iter(options))}=" in found.rows[0].label
 
 
@@ -164,16 +164,16 @@ def test_damaged_runs_and_averages_are_refused(copied):
     history = (run / "history.csv").read_text()
     for damaged in ("", "epoch,val_loss\n", "abc\n1\n"):
         (run / "history.csv").write_text(damaged)
-        with pytest.raises(RunError, match=r"history\.csv: damaged, or no history of a run"):
+        with pytest.raises(RunError, match=r"history\.csv: damaged, or not the history of a run"):
             table(copied)
     (run / "history.csv").write_text(history)
     (copied / "sweep.json").write_text("{}")
-    with pytest.raises(RunError, match=r"sweep\.json: damaged, or of no sweep"):
+    with pytest.raises(RunError, match=r"sweep\.json: damaged, or not of a sweep"):
         table(copied)
     (copied / "sweep.json").unlink()
     record = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(record | {"averaged": {"run": "a", "epochs": [1, 2]}}))
-    with pytest.raises(RunError, match="an average has no figures of held-out pairs; name a test corpus"):
+    with pytest.raises(RunError, match="an averaged run has no held-out metrics; name a test corpus"):
         table(copied)
 
 
@@ -181,12 +181,12 @@ def test_damaged_runs_and_averages_are_refused(copied):
 def test_runs_that_have_held_out_other_pairs_are_refused(copied):
     run = copied / "learning_rate=0.01,units=8" / "seed-1"
     change(run, validation_fraction=0.1)
-    with pytest.raises(RunError, match="have held out different pairs; name a test corpus"):
+    with pytest.raises(RunError, match="have different held-out sets; name a test corpus"):
         table(copied)
     change(run, validation_fraction=0.2)
     record = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(record | {"checksums": {"pairs.tsv": "0" * 64}}))
-    with pytest.raises(RunError, match="have held out different pairs; name a test corpus"):
+    with pytest.raises(RunError, match="have different held-out sets; name a test corpus"):
         table(copied)
 
 
@@ -199,7 +199,7 @@ def test_unknown_measures_and_rows_are_refused(swept):
     with pytest.raises(OptionError, match="baseline=5: expected a number up to 4"):
         table(swept[0], baseline=5)
     done = seq2seq("table", swept[0], "--beam-width", "2")
-    assert done.returncode == 2 and b"is for a test corpus; name one with --test" in done.stderr
+    assert done.returncode == 2 and b"applies to a test corpus; name one with --test" in done.stderr
 
 
 @pytest.mark.slow

@@ -37,5 +37,5 @@ def test_wandb_and_mlflow_are_told_options_and_figures_where_they_are_installed(
     history = mlflow.MlflowClient().get_metric_history(found.info.run_id, "val_chrf")
     assert [figure.step for figure in history] == [0, 1] and list(kept_epochs(tmp_path / "run")) == [2]
     mlflow.set_tracking_uri("nowhere://")
-    with pytest.raises(OptionError, match="track='mlflow': cannot begin: "):
+    with pytest.raises(OptionError, match="track='mlflow': cannot start: "):
         train(config, tmp_path / "other", track=["mlflow"])

@@ -149,7 +149,7 @@ def test_an_optimizer_that_xla_refuses_is_used_uncompiled(model, batches, monkey
 
     monkeypatch.setattr("seq2seq.trainer.on_gpu", lambda: True)
     model.compile(keras.optimizers.SGD(ByNumpy()))
-    with pytest.warns(UserWarning, match="updates of weights are not compiled, as XLA refuses them: .*PyFunc"):
+    with pytest.warns(UserWarning, match="updates of weights are not compiled, because XLA refuses them: .*PyFunc"):
         model.fit(batches, verbose=0, shuffle=False)
     assert model.optimizer.iterations == 3
 

@@ -66,7 +66,7 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
     pictures = [run / "curves.png", run / "error-rates.png", run / "attention-1.png"]
     for path in (*pictures, run / "notes.png"):
         path.touch()
-    with pytest.raises(RunError, match=r"run is not empty; choose another folder .* or say --overwrite"):
+    with pytest.raises(RunError, match=r"run is not empty; choose another folder .* or use --overwrite"):
         train(config, run)
     with pytest.raises(CorpusError):
         train(dataclasses.replace(config, corpus="nowhere.tsv"), run, overwrite=True)

@@ -111,7 +111,7 @@ def test_features_are_a_set_of_another_type_and_letters_are_not():
 
 
 def test_heads_share_the_units():
-    with pytest.raises(OptionError, match="heads=3: expected a number by which half of the 8 units can be divided"):
+    with pytest.raises(OptionError, match="heads=3: expected a divisor of half of the 8 units"):
         TransformerEncoder(8, units=8, heads=3)
 
 

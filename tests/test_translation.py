@@ -58,15 +58,15 @@ def test_translate_and_score_take_what_gives_texts_in_an_order_and_refuse_the_re
     scores = shared_model.score(iter(texts), iter(texts)).numpy().tolist()
     assert scores == shared_model.score(texts, texts).numpy().tolist()
     for wrong, message in (
-        (set(texts), "a set gives them in no order"),
-        ({"sol": 1}, "a dict gives them in no order"),
+        (set(texts), "a set has no order"),
+        ({"sol": 1}, "a dict has no order"),
         *((wrong, "expected a string, or a list of strings") for wrong in (None, 3, ["sol", None], [["sol"], ["mar"]])),
     ):
         with pytest.raises(OptionError, match=f"texts: {message}"):
             shared_model.translate(wrong)
         with pytest.raises(OptionError, match=f"targets: {message}"):
             shared_model.score(texts, wrong)
-    with pytest.raises(OptionError, match="not one alone"):
+    with pytest.raises(OptionError, match="put a single string into a list"):
         shared_model.score("sol", "sol")
 
 
@@ -186,12 +186,12 @@ def test_prefixes_of_all_lengths_are_translated_by_one_trace(model):
 
 def test_prefixes_that_cannot_be_are_refused(shared_model):
     for texts, prefixes, message in (
-        (["sol", "mar"], ["S"], "prefixes: expected as many as texts, 2, and not 1"),
-        (["sol"], "S", "prefixes: expected as many as texts, 1, and not one string"),
-        ("sol", ["S"], "prefixes: expected as many as texts, one string, and not 1"),
+        (["sol", "mar"], ["S"], "prefixes: expected as many as texts, 2, not 1"),
+        (["sol"], "S", "prefixes: expected as many as texts, 1, not one string"),
+        ("sol", ["S"], "prefixes: expected as many as texts, one string, not 1"),
         (["sol", "mar"], ["S", "Mxay"], "prefixes: text 2: the prefix 'Mxay' has tokens .*: 'x', 'a', 'y'$"),
         (["sol"], [3], "prefixes: expected a string, or a list of strings"),
-        (["sol"], {"S"}, "prefixes: a set gives them in no order"),
+        (["sol"], {"S"}, "prefixes: a set has no order"),
     ):
         with pytest.raises(OptionError, match=message):
             shared_model.translate(texts, prefixes=prefixes)
@@ -300,7 +300,7 @@ def test_ids_are_scored_and_looked_at_as_they_are_with_and_without_end(shared_mo
     found = shared_model.attention(["sol", "mar"], ids)
     assert [alignment.target for alignment in found] == [["S", "O", "L", "[END]"], ["M", "A", "R"]]
     np.testing.assert_allclose(found[1].weights, shared_model.attention(["mar"], ["MAR"])[0].weights[:3], rtol=1e-5)
-    with pytest.raises(OptionError, match="targets: expected as many as sources, 1, and not 2"):
+    with pytest.raises(OptionError, match="targets: expected as many as sources, 1, not 2"):
         shared_model.attention(["sol"], ids)
 
 
@@ -316,7 +316,7 @@ def test_encode_gives_what_the_decoder_looks_at(shared_model):
     assert found.memory.shape == (2, 3, 16) and shared_model.encode("sol").memory.shape == (1, 3, 16)
     for wrong, message in (
         ([], "expected one or more"),
-        ({"sol"}, "a set gives them in no order"),
+        ({"sol"}, "a set has no order"),
         ([1], "expected a string"),
     ):
         with pytest.raises(OptionError, match=f"texts: {message}"):
@@ -390,7 +390,7 @@ def test_attention_in_batches_is_the_same_and_keeps_no_more_than_it_returns(shar
         np.testing.assert_allclose(one.weights, other.weights, atol=1e-6)
     assert [len(row.source) for row in together] == list(map(len, words))
     assert shared_model.attention([]) == [] and shared_model.attention("sol")[0].source == list("sol")
-    with pytest.raises(OptionError, match="targets: expected as many as sources, 2, and not 1"):
+    with pytest.raises(OptionError, match="targets: expected as many as sources, 2, not 1"):
         shared_model.attention(["sol", "mar"], ["SOL"])
 
 

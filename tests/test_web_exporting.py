@@ -293,15 +293,15 @@ def test_a_package_that_is_missing_or_damaged_is_said_and_leaves_nothing(model, 
     monkeypatch.setattr(web_exporting, "ONNXRUNTIME_WEB", "http://127.0.0.1:9/nobody-listens.tgz")
     with pytest.raises(RunError, match=r"nobody-listens.tgz elsewhere and name the file: --onnxruntime-web FILE"):
         model.export(tmp_path / "site", format="web")
-    with pytest.raises(RunError, match="is there already"):
+    with pytest.raises(RunError, match="already exists"):
         model.export(tmp_path, format="web")
     assert not (tmp_path / "site").exists()
 
 
 def test_options_of_one_format_are_refused_for_another(untrained, tmp_path):
     for options, message in (
-        (["--format", "web", "--beam-width", 3], b"--beam-width: is for --format savedmodel"),
-        (["--onnxruntime-web", tmp_path], b"--onnxruntime-web: is for --format web"),
+        (["--format", "web", "--beam-width", 3], b"--beam-width: applies only to --format savedmodel"),
+        (["--onnxruntime-web", tmp_path], b"--onnxruntime-web: applies only to --format web"),
     ):
         done = seq2seq("export", untrained, tmp_path / "site", *options)
         assert done.returncode == 2 and message in done.stderr and not (tmp_path / "site").exists()

@@ -18,13 +18,13 @@ from seq2seq.startup import start_tensorflow
 def inspect(
     corpus: Corpus = ["phrasebook"],  # noqa: B006 (typer copies it)
     histogram: Annotated[
-        Path | None, typer.Option(metavar="PICTURE", help="Draw the lengths into a .png, .svg or .pdf file.")
+        Path | None, typer.Option(metavar="PICTURE", help="Draw a histogram of lengths into a .png, .svg or .pdf file.")
     ] = None,
     as_json: AsJson = False,
     *,
     given: dict,
 ) -> None:
-    """Show the contents of a corpus: pairs, tokens, lengths, and the lines that cannot be used.
+    """Show statistics of a corpus: pairs, tokens, lengths, and the lines that cannot be used.
 
     Example: seq2seq inspect my-pairs.tsv --histogram lengths.png
     """
@@ -32,7 +32,7 @@ def inspect(
 
     for folder in corpus:
         if damaged := damaged_shards(folder):
-            raise CorpusError(f"{folder}: {', '.join(damaged)}: not as in manifest.json; shuffle the corpus again")
+            raise CorpusError(f"{folder}: {', '.join(damaged)}: differs from manifest.json; shuffle the corpus again")
     if histogram:
         from seq2seq.pictures import draw_lengths
 
@@ -86,9 +86,9 @@ def shuffle(
     *,
     given: dict,
 ) -> None:
-    """Shuffle a corpus that does not fit in memory, on disk, into a folder of shards to train on.
+    """Shuffle a corpus on disk, without reading it into memory, into a folder of shards to train on.
 
-    Needs disk space for the uncompressed corpus and for the shards. Prints the folder.
+    This needs disk space for the uncompressed corpus and for the shards. Prints the folder.
 
     Example: seq2seq shuffle corpus.en+corpus.es shuffled --shards 64 --max-length 200
     """

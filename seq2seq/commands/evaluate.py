@@ -57,8 +57,8 @@ def evaluate(
 
     The corpus is read with the --columns and --reverse of the run's training, unless you give others.
 
-    Several runs are measured as an ensemble; `compare` measures each. An ensemble needs a corpus by name if a run was
-    trained on the held-out set of the first one.
+    Several runs are measured as an ensemble; `compare` measures each separately. An ensemble needs a CORPUS if one of
+    its runs was trained on the held-out set of the first.
 
     Example: seq2seq evaluate runs/mine test-pairs.tsv --beam-width 5
     """
@@ -93,7 +93,7 @@ def _print_evaluation(found, worst):
         f"{'perplexity':<12}{found.perplexity:>8.2f}          per token of the references (loss {found.loss:.3f})"
     )
     if few_words:
-        typer.echo("\nBLEU counts up to four words in a row. Most references have fewer words.")
+        typer.echo("\nBLEU counts n-grams of up to four words. Most references have fewer words.")
     stopped = (f"{found.stopped.count(why) / len(found.stopped):.1%} {said}" for why, said in _STOPPED.items())
     typer.echo(f"\nTranslations: {', '.join(stopped)}")
     typer.echo(f"\n{'characters':<12}{'sources':>8}" + "".join(f"{name.split()[0]:>8}" for name in names))
@@ -115,10 +115,10 @@ _EXPLAINED = {
     "chrF": "character n-grams that are in a reference",
     "TER": "words to edit or move, in percent; lower is better",
     "CER": "characters to edit, in percent; lower is better",
-    "WER": "words (or phones, or whatever spaces separate) to edit, in percent; lower is better",
-    "exact match": "percent that equal a reference, letter for letter",
+    "WER": "words (or phones, or other tokens between spaces) to edit, in percent; lower is better",
+    "exact match": "percent identical to a reference",
 }
-_STOPPED = {"end": "ended by themselves", "limit": "were cut", "repetition": "repeated themselves"}
+_STOPPED = {"end": "complete", "limit": "cut off at the limit", "repetition": "stopped for repetition"}
 
 
 @with_config_options("limit", "columns", "reverse", "on_bad_line")
@@ -145,7 +145,8 @@ def compare(
 
     The corpus is read with the --columns and --reverse of the first run's training, unless you give others.
 
-    The test is a paired bootstrap, not corrected for the number of runs; p below 0.05 is unlikely to be chance.
+    The test is a paired bootstrap, not corrected for the number of runs. A difference with p below 0.05 is unlikely to
+    be chance.
 
     stderr says how many of the sources each run was trained on.
 
@@ -155,7 +156,7 @@ def compare(
 
     expected = "expected RUN RUN [RUN]... [CORPUS]..."
     if len(runs) < 2:
-        raise OptionError(f"compare: one argument, {runs[0]}; {expected}")
+        raise OptionError(f"compare: only one argument, {runs[0]}; {expected}")
     folders, corpus = split_runs("compare", runs, "CORPUS", least=2)
     try:
         if corpus:
@@ -184,7 +185,7 @@ def print_comparison(runs, evaluation, found):
         typer.echo("\n" + f"{'score':<12}" + "".join(f"{f'run {n + 1}':>8}" for n in columns))
         for name, row in found.items():
             typer.echo(f"{name:<12}" + "".join(f"{row[n].score:>8.1f}" for n in columns))
-        typer.echo("\n" + f"{'p, to run 1':<20}" + "".join(f"{f'run {n + 1}':>8}" for n in columns[1:]))
+        typer.echo("\n" + f"{'p, against run 1':<20}" + "".join(f"{f'run {n + 1}':>8}" for n in columns[1:]))
         for name, row in found.items():
             typer.echo(f"{name:<20}" + "".join(f"{row[n].p:>8.3f}" for n in columns[1:]))
 
@@ -199,7 +200,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
     from seq2seq.runs import held_out_pairs, may_have_learned
 
     if given and not corpus:
-        raise OptionError(f"{option_flag(next(iter(given)))} is for a corpus, and none is named")
+        raise OptionError(f"{option_flag(next(iter(given)))} applies to a corpus, but none is named")
     started = time.monotonic()
     models = [load_model([run], imports) for run in runs]
     measured = models if command == "compare" else [ensemble(models, runs)]
@@ -216,7 +217,9 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
         else:
             pairs = held_out_pairs(runs[0], models[0])
             if not list(pairs.take(1)):
-                raise RunError(f"{runs[0]}: its held-out set is empty, as its corpus has few sources; name a corpus")
+                raise RunError(
+                    f"{runs[0]}: its held-out set is empty, because its corpus has too few sources; name a corpus"
+                )
         pairs = pairs.cache()  # standard input can be read only once
         # For one run and another corpus, the whole training corpus is not read to find sources that both have.
         if len(runs) > 1 or (_was_trained_with(runs[0], corpus) if corpus else may_have_learned(runs[0])):
@@ -227,11 +230,11 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
     for run, model in zip(runs, models, strict=True):
         odd_sources = Counter(odd for _, odd in set(oddities(model.source_tokenizer, sources)))
         for odd, count in odd_sources.most_common(10):
-            say(f"{run}: in {count:,} of {len(sources):,} sources {odd}")
+            say(f"{run}: {count:,} of {len(sources):,} sources: {odd}")
         if len(odd_sources) > 10:
             say(f"{run}: {len(odd_sources) - 10:,} more messages like these")
         if model.target_tokenizer.lowercase:
-            say(f"{run}: translations are in lower case (--lowercase), and are compared with references as they are")
+            say(f"{run}: translations are in lower case (--lowercase), but references are not changed")
     return found, seconds
 
 

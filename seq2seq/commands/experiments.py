@@ -49,16 +49,17 @@ def sweep(  # longer than 60 lines: its signature declares the options
         int | None,
         typer.Option(min=1, help="Search with Optuna: try this many settings instead of all. Needs the extra `sweep`."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Trainings at a time, which share the cores or the GPUs.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs to train at a time; they share the cores or the GPUs.")] = 1,
     imports: Import = None,
     *,
     given: dict,
 ) -> None:
     """Train all settings of a grid with several seeds each, and print a table of the results.
 
-    The same command continues after an interruption. You may add seeds, values of a grid, or trials of a search.
+    After an interruption, the same command continues the sweep. You may add seeds, values of a grid, or trials of a
+    search.
 
-    A search optimizes the mean of --monitor over seeds, by default val_loss.
+    A search optimizes the mean of --monitor, by default val_loss, over seeds.
 
     Example: seq2seq sweep pairs.tsv --grid units=128,256 --grid layers=1,2 --seeds 3 --out runs/sizes
     """
@@ -85,7 +86,7 @@ def sweep(  # longer than 60 lines: its signature declares the options
             show=show if is_terminal() else None,
         )
     except (KeyboardInterrupt, SystemExit):
-        say("The same command continues")
+        say("Run the same command again to continue")
         raise
     if any(error is None for error in results.values()):
         try:
@@ -103,7 +104,7 @@ def table(
         list[str] | None,
         typer.Option(
             metavar="CORPUS",
-            help="Translate this corpus and measure the translations; repeatable. Default: figures of the held-out "
+            help="Translate this corpus and measure the translations; repeatable. Default: metrics of the held-out "
             "sets.",
         ),
     ] = None,
@@ -111,7 +112,7 @@ def table(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A figure: loss, accuracy, perplexity, bleu, chrf, exact_match, ter, cer, wer; repeatable. Default: "
+            help="A metric: loss, accuracy, perplexity, bleu, chrf, exact_match, ter, cer, wer; repeatable. Default: "
             "loss, accuracy, chrf and exact_match, if all runs have them.",
         ),
     ] = None,
@@ -120,7 +121,7 @@ def table(
     ] = "1",
     format: Annotated[Literal["text", "md", "csv", "latex"], typer.Option(help="Format of the table.")] = "text",
     picture: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw it too, into a .png, .svg or .pdf file.")
+        Path | None, typer.Option(metavar="FILE", help="Also draw the table into a .png, .svg or .pdf file.")
     ] = None,
     beam_width: BeamWidth = None,
     length_penalty: LengthPenalty = None,
@@ -128,9 +129,9 @@ def table(
     options: Settings = None,
     imports: Import = None,
 ) -> None:
-    """Print a table of runs: means and deviations over seeds, and whether rows differ from a baseline.
+    """Print a table of runs: means and standard deviations over seeds, and whether rows differ from a baseline.
 
-    Runs that differ only in their seed are one row. Unfinished runs are left out and named on stderr.
+    Runs that differ only in their seed form one row. Unfinished runs are left out and named on stderr.
 
     p is from Welch's t-test over seeds if both rows have two or more. If both have one, with --test, it is from a
     paired bootstrap over the sources.
@@ -146,7 +147,7 @@ def table(
     searching: dict[str, Any] = {"beam_width": beam_width, "length_penalty": length_penalty}
     for name, value in (searching | {"search": search, "set": options}).items():
         if value not in (None, []) and not test:
-            raise OptionError(f"{option_flag(name)} is for a test corpus; name one with --test")
+            raise OptionError(f"{option_flag(name)} applies to a test corpus; name one with --test")
     strategy = search_strategy(search, options, **searching)
     found = tabulate(folders, test, measure or (), baseline, strategy, imports=imports or (), say=say)
     if picture:

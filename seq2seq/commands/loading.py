@@ -1,4 +1,4 @@
-"""The runs that a command names: told from its other arguments, and loaded."""
+"""The runs that a command names: separated from its other arguments, and loaded."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +25,7 @@ def split_runs(command: str, arguments: list[str], other: str, least: int = 1) -
         raise OptionError(f"{command}: {arguments[count]} is not a run folder; {expected}")
     if any(are_runs[count:]):
         run, before = arguments[are_runs.index(True, count)], f"the {other.lower()} {arguments[count]}"
-        raise OptionError(f"{command}: {run} is a run folder, but stands after {before}; {expected}")
+        raise OptionError(f"{command}: {run} is a run folder, but comes after {before}; {expected}")
     return [Path(name) for name in arguments[:count]], arguments[count:]
 
 
@@ -47,7 +47,7 @@ def load_model(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
     model = load_runs(runs)
     for run in runs:
         if not finished(run):
-            say(f"{run}: its training has not ended; {command_line('train', '--resume', '--out', run)} continues it")
+            say(f"{run}: its training is unfinished; resume it with {command_line('train', '--resume', '--out', run)}")
     return model
 
 
@@ -67,7 +67,7 @@ def oddities(tokenizer: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, st
     if len(tokenizer.of_columns) == 1:
         for place, source in enumerate(sources):
             if b"\t" in source:
-                yield place, "a tab does not separate columns, as this model has only one source column"
+                yield place, "tabs do not separate columns, because this model has only one source column"
     in_order, unknown_ids = tokenizer.in_order, tokenizer.unknown_ids
     for first in range(0, len(sources), 256):  # few, as each batch is as long as its longest text
         ids = tokenizer.tokenize(sources[first : first + 256]).numpy()
@@ -78,11 +78,11 @@ def oddities(tokenizer: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, st
         unknown = np.count_nonzero(counted & np.isin(read, unknown_ids), axis=1)
         for place in np.flatnonzero((unknown > 0) & (2 * unknown >= np.count_nonzero(counted, axis=1))).tolist():
             if not is_blank(sources[first + place]):
-                yield first + place, "half of the tokens or more are not in the vocabulary"
+                yield first + place, "at least half of the tokens are not in the vocabulary"
 
 
 def say_oddities(tokenizer: Any, sources: Sequence[bytes], unit: str, done: int, said: set[str]) -> None:
-    """Says what is odd about sources that come after `done` others, unless it has been said, and adds it to `said`."""
+    """Reports oddities of sources, numbered after `done` others, each only once: `said` holds those reported."""
     for place, odd in sorted(oddities(tokenizer, sources)):
         if odd not in said:
             said.add(odd)

@@ -14,14 +14,14 @@ from seq2seq.config import Config, check_option, find_run
 from seq2seq.presets import parse_setting
 
 PRESET_HELP = (
-    "The settings to start from: default (characters, for little text and single words), subword (pieces of words, for "
-    "20000 pairs of sentences and more), grapheme-to-phoneme (letters to phones), inflection (lemma TAB form TAB "
-    "features), tutorial (those of the Keras tutorial). Without it, the corpus decides between the first two."
+    "The options to start from: default (characters, for little text and single words), subword (pieces of words, for "
+    "20000 pairs of sentences or more), grapheme-to-phoneme (letters to phones), inflection (lemma TAB form TAB "
+    "features), tutorial (those of the Keras tutorial). Default: one of the first two, depending on the corpus."
 )
 _CORPUS = (
     "a file of tab-separated text (source TAB target), JSON Lines or TFRecord, plain, .gz, .bz2 or .xz; a file in a "
-    "zip (a.zip/b.tsv); parallel files (a.en+a.es); a folder or a quoted glob of such; or a corpus by name: "
-    "phrasebook, spa-eng (a file of that name is ./phrasebook). Several are read together."
+    "zip (a.zip/b.tsv); parallel files (a.en+a.es); a folder or a quoted glob of these; or a built-in corpus: "
+    "phrasebook, spa-eng (for a file of that name: ./phrasebook). Several are read together."
 )
 CORPUS_HELP = f"What to read: {_CORPUS}"
 ENSEMBLE_HELP = (
@@ -53,7 +53,7 @@ EvaluatedCorpus = Annotated[
 Preset = Annotated[str | None, typer.Option(help=PRESET_HELP)]
 Import = Annotated[
     list[str] | None,
-    typer.Option("--import", metavar="MODULE:CLASS", help="Import this class of your own, which the run is made of."),
+    typer.Option("--import", metavar="MODULE:CLASS", help="Import this class of your own, which the run uses."),
 ]
 BeamWidth = Annotated[int | None, typer.Option(min=1, help="Use beam search with this many hypotheses.")]
 LengthPenalty = Annotated[
@@ -72,7 +72,7 @@ Settings = Annotated[
 ]
 MinLength = Annotated[int, typer.Option(min=0, help="Shortest translation, in tokens.")]
 MaxLength = Annotated[
-    int | None, typer.Option(min=1, help="Longest translation, in tokens. Default: by the length of the text.")
+    int | None, typer.Option(min=1, help="Longest translation, in tokens. Default: depends on the length of the text.")
 ]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Texts to translate together. It changes speed and memory, not the translations.")
@@ -141,7 +141,7 @@ def _given(values):
             try:
                 value = parser(value)
             except ValueError:
-                raise typer.BadParameter(f"{value!r} does not fit", param_hint=option_flag(name)) from None
+                raise typer.BadParameter(f"{value!r} is not a valid value", param_hint=option_flag(name)) from None
         check_option(name, value)
         given[name] = value
     if settings := read_settings(own, given):
@@ -178,13 +178,15 @@ def search_strategy(search: str | None, settings: list[str] | None, **options: A
         for name in given:
             flag = option_flag(name)
             raise OptionError(
-                f"--search and {flag} exclude each other; write --set NAME=VALUE for settings of {search}"
+                f"--search and {flag} cannot be combined; write --set NAME=VALUE for settings of {search}"
             )
         return make_strategy(search, read_settings(settings))
     if settings:
-        raise OptionError(f"--set {settings[0]}: is for the strategy that --search names, and there is none")
+        raise OptionError(
+            f"--set {settings[0]}: applies to the strategy that --search names, but --search is not given"
+        )
     if of_beam and of_sampling:
-        raise OptionError(f"{of_beam[0]} is for beam search, {of_sampling[0]} for sampling; they exclude each other")
+        raise OptionError(f"{of_beam[0]} is for beam search, {of_sampling[0]} for sampling; they cannot be combined")
     if of_sampling:
         given.pop("sample", None)
         return Sampling(**given)

@@ -17,7 +17,7 @@ def plot(
     run: Run,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Draw into this folder. Default: the run's, or phrasebook-pictures."),
+        typer.Option(metavar="DIR", help="Draw into this folder. Default: the run folder, or phrasebook-pictures."),
     ] = None,
     imports: Import = None,
 ) -> None:
@@ -49,13 +49,13 @@ def average(
     run: Run,
     out: Annotated[Path, typer.Option(help="The run folder to make.")],
     last: Annotated[
-        int | None, typer.Option(min=1, help="How many of the last kept epochs. Default: all that are kept.")
+        int | None, typer.Option(min=1, help="How many of the last kept epochs to average. Default: all that are kept.")
     ] = None,
     imports: Import = None,
 ) -> None:
     """Make a run whose weights are the mean over the last epochs of another run, and print its folder.
 
-    That run must have been trained with --keep-epochs, which keeps the models of its last measured epochs.
+    The other run must have been trained with --keep-epochs, which keeps the models of its last measured epochs.
 
     Example: seq2seq average runs/mine --last 5 --out runs/mean
     """
@@ -97,19 +97,19 @@ def export(
 ) -> None:
     """Write a model for programs without this library, tokenizers included: a SavedModel, ONNX, LiteRT, or a web page.
 
-    The signatures `greedy` and `beam` of a SavedModel, such as for TensorFlow Serving, take strings and return strings;
+    A SavedModel, such as for TensorFlow Serving, has the signatures `greedy` and `beam`, which take and return strings.
     --search adds a third one, `search`, with that strategy.
 
-    With --format onnx the folder holds two ONNX graphs, the vocabularies, and translator.py, which translates with
-    onnxruntime and numpy alone. `seq2seq translate DIR` translates with it too, without TensorFlow.
+    With --format onnx, the folder holds two ONNX graphs, the vocabularies, and translator.py, which translates with
+    only onnxruntime and numpy. `seq2seq translate DIR` translates with the folder too, without TensorFlow.
 
-    With --format litert it holds the same for LiteRT, which phones have: one text after another, by greedy search.
+    With --format litert, it holds the same for LiteRT, which runs on phones: greedy search, one text at a time.
 
-    With --format web it holds a page that translates as you type, in the browser, from any web server: see it with
+    With --format web, it holds a page that translates as you type, in the browser, from any web server. To see it:
     `python -m http.server --directory DIR`.
 
-    A few texts are translated by the model when it was trained, as it was saved and as it is exported; any difference
-    is an error. Prints the folder.
+    The saved and the exported model translate a few texts. If a translation differs from the one after training, the
+    export fails. Prints the folder.
 
     Example: seq2seq export runs/phrasebook exported/1
     """
@@ -124,7 +124,7 @@ def export(
     for other, values in theirs.items():
         for name, value in values.items():
             if value is not None and other != format:
-                raise OptionError(f"--{name}: is for --format {other}")
+                raise OptionError(f"--{name}: applies only to --format {other}")
     how: dict[str, Any] = {name.replace("-", "_"): value for name, value in theirs[format].items() if value is not None}
     if format == "savedmodel":
         how = {"search": search_strategy(search, options) if search or options else None}
@@ -146,8 +146,8 @@ def demo(
 ) -> None:
     """Serve a page that translates while you type, to this machine only. Prints its address.
 
-    It shows the n best translations with their log-likelihoods, and the attention. The strategy that --search names
-    can be chosen beside greedy search and beam search. Ctrl-C ends it.
+    It shows the n best translations with their log-likelihoods, and the attention. The strategy that --search names is
+    offered in addition to greedy search and beam search. Ctrl-C ends it.
 
     Example: seq2seq demo runs/phrasebook
     """

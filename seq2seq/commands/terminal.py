@@ -1,4 +1,4 @@
-"""What commands say on stderr, and checks of the files that they are to write."""
+"""Messages of commands on stderr, and checks that output files can be written."""
 
 import contextlib
 import shlex
@@ -18,7 +18,7 @@ _CLEAR = "\r\033[K"  # the terminal's line
 
 
 def is_terminal() -> bool:
-    """Whether somebody watches stderr."""
+    """Whether stderr is a terminal."""
     return sys.stderr.isatty()
 
 
@@ -70,8 +70,8 @@ def print_report(report: Any, given: Mapping[str, Any]) -> None:
 def say_speed(count: int, seconds: float, loading: float) -> None:
     """Says how long translating and loading took."""
     rate = count / seconds if seconds else 0
-    each = f", {rate:,.{0 if rate >= 10 else 1}f} a second" if seconds else ""
-    say(f"{count:,} translated in {seconds:.1f} s{each}; {loading:.1f} s to load")
+    each = f", {rate:,.{0 if rate >= 10 else 1}f} per second" if seconds else ""
+    say(f"{count:,} translated in {seconds:.1f} s{each}; loading took {loading:.1f} s")
 
 
 def command_line(*arguments: Any) -> str:
@@ -80,14 +80,14 @@ def command_line(*arguments: Any) -> str:
 
 
 def check_picture(option: str, path: Path) -> None:
-    """Checks that a picture can be written, before the long work whose result it shows."""
+    """Checks that a picture can be written, before the long computation whose result it shows."""
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise typer.BadParameter(f"{path} does not end in .png, .svg or .pdf", param_hint=f"--{option}")
     check_writable(option, path)
 
 
 def check_writable(option: str, path: Path, folder: bool = False) -> None:
-    """Checks that a file, or files in a folder, can be written, before the long work whose result they take."""
+    """Checks that a file, or files in a folder, can be written, before the long computation of their content."""
     try:
         if folder:
             path.mkdir(parents=True, exist_ok=True)

@@ -31,19 +31,19 @@ def train(  # longer than 60 lines: its signature declares the options
         bool,
         typer.Option(
             "--resume",
-            help="Resume an interrupted training with its own options. Repeating its command resumes it too.",
+            help="Resume an interrupted training with its own options. Its original command resumes it too.",
         ),
     ] = False,
     preset: Preset = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="Repeat a run: the config.json in its folder. Other options replace those in it."),
+        typer.Option(help="Repeat a run, given the config.json in its folder. Other options override those in it."),
     ] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TRACKER",
-            help="Log the figures of each epoch to tensorboard (curves and pictures, in the run folder), wandb or "
+            help="Log the metrics of each epoch to tensorboard (curves and pictures, in the run folder), wandb or "
             "mlflow; repeatable. Default: none.",
         ),
     ] = None,
@@ -58,7 +58,7 @@ def train(  # longer than 60 lines: its signature declares the options
     *,
     given: dict,
 ) -> None:
-    """Train a model on pairs of texts and keep it in a run folder, whose path is printed at the end.
+    """Train a model on pairs of texts and save it in a run folder, whose path is printed at the end.
 
     Example: seq2seq train my-pairs.tsv --out runs/mine --epochs 20
     """
@@ -69,7 +69,7 @@ def train(  # longer than 60 lines: its signature declares the options
 
     opened = open_strategy(strategy)  # before anything is computed
     if resume and (given or preset or config):
-        raise OptionError("resume continues with the options that the training began with; it takes no others")
+        raise OptionError("resume uses the options that the training began with; give no others")
     settings = _configure(corpus, preset, config, resume, given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
@@ -109,7 +109,7 @@ def _configure(corpus, preset, config, resume, given):
     options: dict[str, Any] = {}
     if config:
         if preset:
-            raise OptionError("preset and config exclude each other")
+            raise OptionError("preset and config cannot be combined")
         options, record = load_config(config)
         options = without_excluded(options, given)
         if not corpus and "checksums" in record:
@@ -125,7 +125,7 @@ def _configure(corpus, preset, config, resume, given):
         options["corpus"] = tuple(corpus)
     if given.get("warm_start"):
         if preset or config:
-            raise OptionError("from uses the options of that run; it excludes preset and config")
+            raise OptionError("from uses the options of that run; it cannot be combined with preset or config")
         options |= warm_options(load_config(find_run(given["warm_start"]) / "config.json")[0])
     elif not config and not resume:
         preset = preset or preset_for_corpus(Config(**options | given))
@@ -140,10 +140,10 @@ def preset_for_corpus(config: Config) -> str:
     preset = choose_preset(config)
     if preset == "subword":
         if importlib.util.find_spec("sentencepiece"):
-            reason = "so many sentences are cut into subwords (--preset default for characters)"
+            reason = "the corpus has enough sentences for subwords (for characters: --preset default)"
         else:
             preset = "default"
-            reason = "for so many sentences subwords would be better: pip install 'keras-seq2seq[subword]'"
+            reason = "for this many sentences, subwords would be better: pip install 'keras-seq2seq[subword]'"
         say(f"Preset {preset}: {reason}")
     return preset
 

@@ -43,8 +43,8 @@ def translate(  # longer than 60 lines: its signature declares the options
         int | None,
         typer.Option(
             min=1,
-            help="Write this many translations of each text, a line for each: samples with --sample, else the best of "
-            "a beam of 5 or more.",
+            help="Write this many translations of each text, one per line: samples with --sample, otherwise the best "
+            "of a beam of 5 or more.",
         ),
     ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Draw each token at random, by its probability.")] = False,
@@ -61,7 +61,8 @@ def translate(  # longer than 60 lines: its signature declares the options
     prefix: Annotated[
         bool,
         typer.Option(
-            "--prefix", help="Each TEXT or line has one more column, after a tab: how its translation begins, or empty."
+            "--prefix",
+            help="Each TEXT or line has one more column, after a tab: how its translation begins, or nothing.",
         ),
     ] = False,
     min_length: MinLength = 0,
@@ -71,7 +72,7 @@ def translate(  # longer than 60 lines: its signature declares the options
         bool,
         typer.Option(
             "--scores",
-            help="Before each translation write its log-likelihood, the figure that ranks it (log-likelihood over "
+            help="Before each translation, write its log-likelihood, the number that ranks it (log-likelihood over "
             "length penalty), and why it stopped: end, limit, repetition.",
         ),
     ] = False,
@@ -84,23 +85,23 @@ def translate(  # longer than 60 lines: its signature declares the options
     ] = False,
     imports: Import = None,
 ) -> None:
-    """Translate the TEXTs, or stdin line by line, to stdout. Lines are answered when no more are waiting.
+    """Translate the TEXTs, or stdin line by line, to stdout. Lines are translated as soon as no more input is waiting.
 
     If the model was trained on several source columns, each TEXT or line must have them, with tabs between them. With
-    --prefix one more follows: how the translation begins, which may be empty.
+    --prefix, one more column follows: how the translation begins, which may be empty.
 
-    Each TEXT or line gets one line, or N with --n-best N. Without --scores, --n-best and --json, a blank one gets an
-    empty line. A tab or a line break inside a translation is written as a space. Run folders come first; an argument
-    that is no run folder is a TEXT. In place of run folders, RUN may be a folder of `export --format onnx` or `litert`:
-    that answers at once, without TensorFlow.
+    Each TEXT or line gets one line of output, or N with --n-best N. Without --scores, --n-best and --json, a blank line
+    gets an empty line. A tab or a line break inside a translation is written as a space. Run folders come first; an
+    argument that is not a run folder is a TEXT. Instead of run folders, RUN may be a folder made by `export --format
+    onnx` or `litert`, which starts at once, without TensorFlow.
 
-    With --scores or --n-best the output has columns between tabs: with --n-best above 1 the number of the text; with
-    --scores the log-likelihood, the figure that ranks the translations, and why each stopped; the translation last.
+    With --scores or --n-best, the output has tab-separated columns: with --n-best above 1, the number of the text; with
+    --scores, the log-likelihood, the number that ranks the translations, and why each stopped; the translation last.
 
-    With --json each text gets one object: its "source" and "translations", the best first. Each of these has "text",
+    With --json, each text gets one object: its "source" and "translations", the best first. Each of these has "text",
     "log_likelihood", "ranked_by", "stopped", "tokens" and their "log_probabilities", in nats. --attention adds the
-    "source_tokens" and, for each translation, "attention": a row of weights of the source tokens for each token. A
-    number that is not finite is null.
+    "source_tokens" and, for each translation, "attention": for each of its tokens, a row of weights of the source
+    tokens. A number that is not finite is null.
 
     Example: seq2seq translate runs/phrasebook < questions.txt > answers.txt
     """
@@ -159,9 +160,9 @@ def _say_paths(texts):
     for text in map(os.fsencode, texts):
         what = b""
         if os.path.isfile(text):
-            what = b" is a file, but is translated as a text; < before it translates its lines"
+            what = b" is a file, but is translated as a text; to translate its lines, put < before it"
         elif os.path.isdir(os.path.dirname(text)):  # perhaps a run whose name is mistyped
-            what = b" is no run folder, so it is taken for a text"
+            what = b" is not a run folder, so it is translated as a text"
         if what:
             typer.echo(as_line(text) + what, err=True)
 
@@ -188,7 +189,7 @@ def _refuse_for_export(folder, options):
     for name, value in options.items():
         if value is not None and value is not False and value != []:  # a temperature of 0 is given too
             raise OptionError(
-                f"--{name.replace('_', '-')}: {folder} is an export, which knows no more than greedy search and beam "
+                f"--{name.replace('_', '-')}: {folder} is an export, which supports only greedy search and beam "
                 "search; name the run folder instead"
             )
 
@@ -322,15 +323,15 @@ def score(
 ) -> None:
     """Write the log-likelihood of each pair of texts, in nats: how well the target translates the source.
 
-    Standard input has source TAB target, or all source columns and then the target. A corpus by name is read with the
-    --columns and --reverse of the run's training, unless you give others.
+    Standard input has source TAB target, or all source columns and then the target. A CORPUS is read with the --columns
+    and --reverse of the run's training, unless you give others.
 
-    Each line of a CORPUS gets one line: a number, or nan if it holds no pair to score. stderr counts the latter by
-    reason: an empty line, the names of the columns, a bad line. --on-bad-line is skip by default here; with error, the
-    command ends at the first bad line.
+    Each line of a CORPUS gets one line of output: a number, or nan if it holds no pair to score. stderr counts the
+    latter by reason: an empty line, the names of the columns, a bad line. --on-bad-line is skip by default here; with
+    error, the command ends at the first bad line.
 
-    With --json the line is an object with "source", "target", "log_likelihood", "loss" (nats per token, END included),
-    "tokens" and their "log_probabilities"; or null in place of nan.
+    With --json, the line is an object with "source", "target", "log_likelihood", "loss" (nats per token, END included),
+    "tokens" and their "log_probabilities"; or null instead of nan.
 
     Example: paste source.txt target.txt | seq2seq score runs/phrasebook
     """

@@ -60,7 +60,7 @@ export class Translator {
   minLength, maxLength: of a translation in tokens. Default: at most what the source's length suggests. */
   async search(texts, options = {}) {
     const { beamWidth = null, nBest = 1, lengthPenalty = 0.6, minLength = 0, maxLength = null } = options;
-    if (typeof texts === "string") throw new RangeError("texts: expected a list of them; for a single one, [text]");
+    if (typeof texts === "string") throw new RangeError("texts: expected a list of texts; for a single one, [text]");
     if (!(nBest >= 1 && nBest <= (beamWidth ?? 1)))
       throw new RangeError(`nBest=${nBest}: expected 1 to ${beamWidth ?? 1}, the width of the beam`);
     if (maxLength !== null && maxLength < Math.max(1, minLength))
