@@ -238,14 +238,15 @@ class Pointer(keras.layers.Layer):
             copies: `[b, S, V]`, as `copies` returned it; b is B, or B / K in beam search.
             encoded: the `Encoded` source.
         """
-        # Under mixed precision Keras passes both in half precision.
+        # Under mixed precision the copies may be in half precision.
         weights, copies = tf.cast(weights, self.dtype), tf.cast(copies, self.dtype)
         found = tf.matmul(rows_by_source(weights, encoded), copies)
         return tf.reshape(found, [*tf.unstack(tf.shape(weights)[:2]), self.vocabulary_size])
 
     def call(self, logits: tf.Tensor, output: tf.Tensor, pointed: tf.Tensor) -> tf.Tensor:
         copied = (1 - self.share(output)) * pointed
-        generated = (1 - tf.reduce_sum(copied, axis=-1, keepdims=True)) * tf.nn.softmax(logits)
+        rest = 1 - tf.reduce_sum(copied, axis=-1, keepdims=True)  # rounded, it can be less than 0
+        generated = tf.maximum(rest, 0.0) * tf.nn.softmax(logits)
         return tf.math.log(copied + generated + self._LEAST)
 
     def get_config(self) -> dict:

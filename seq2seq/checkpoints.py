@@ -93,8 +93,9 @@ def locked(folder: Path) -> Iterator[None]:
             holder = os.read(file, 1000).decode()
             os.close(file)
             raise RunError(f"{folder} is in use by {holder or 'another process'}") from None
-        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), path.stat()):
+                break
         os.close(file)  # its holder has removed the file in the meantime, so it locks nothing
     try:
         os.ftruncate(file, 0)

@@ -1,6 +1,7 @@
 """The contract of encoders, decoders and strategies. Custom ones are tested against it on a tiny batch."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 from typing import Any
@@ -225,8 +226,22 @@ def check_strategy(strategy: Strategy) -> Strategy:
     with _refusing("strategy", strategy, "hash(strategy): put @dataclasses.dataclass(frozen=True) above its class"):
         hash(strategy)
     if type(strategy) not in STRATEGIES.values():
+        _refuse_unknown_settings(strategy)
         _try_strategy(strategy)
     return strategy
+
+
+def _refuse_unknown_settings(strategy):
+    """Refuses a strategy that equals another one with other settings, since graphs are kept for each strategy."""
+    kinds = type(strategy).__mro__
+    compares = next(number for number, kind in enumerate(kinds) if "__eq__" in vars(kind))
+    inherited = dataclasses.is_dataclass(kinds[compares]) and any("__init__" in vars(kind) for kind in kinds[:compares])
+    fields = dataclasses.fields(strategy) if dataclasses.is_dataclass(strategy) else ()
+    if inherited or not all(field.compare for field in fields):
+        raise OptionError(
+            f"strategy={type(strategy).__name__}: == does not compare all of its settings; put "
+            "@dataclasses.dataclass(frozen=True) above its class and make them fields"
+        )
 
 
 @functools.lru_cache

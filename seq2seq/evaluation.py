@@ -20,7 +20,16 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric, Score
 from sacrebleu.significance import PairedTest
 
-from pipelines import CorpusError, OptionError, batch_pairs, check_number, choose, group_by_source, read_pairs
+from pipelines import (
+    CorpusError,
+    OptionError,
+    batch_pairs,
+    check_number,
+    choose,
+    corpus_errors,
+    group_by_source,
+    read_pairs,
+)
 from pipelines.lines import as_line
 from seq2seq.metrics import Perplexity, of_tokens
 from seq2seq.model import Seq2Seq, teacher_forcing
@@ -96,7 +105,7 @@ class Evaluation:
     scores: dict[str, Measured]  # by name
     perplexity: float  # of the tokens of the references, END included
     accuracy: float  # the share of tokens predicted correctly, given the correct preceding ones
-    seconds: float  # for translating, without loading and compiling
+    seconds: float  # for translating, without loading and tracing; on a GPU, compiling for more sizes is included
     bleu_tokenizer: str
     source_columns: int = 1  # how many columns, between tabs, a source has
 
@@ -179,7 +188,10 @@ def evaluate(
     """
     choose("bleu_tokenizer", bleu_tokenizer, list(BLEU.TOKENIZERS))
     check_number("resamples", resamples, least=1)
-    targets = group_by_source(pairs if isinstance(pairs, tf.data.Dataset) else read_pairs(pairs))
+    if not isinstance(pairs, tf.data.Dataset):
+        pairs = read_pairs(pairs, source_columns=model.source_tokenizer.column_names)
+    with corpus_errors():
+        targets = group_by_source(pairs)
     if not targets:
         raise CorpusError("no pairs to evaluate on")
     sources, references = list(targets), [list(dict.fromkeys(_nfc(those))) for those in targets.values()]

@@ -12,15 +12,15 @@ import keras
 import tensorflow as tf
 
 import pipelines.tokenizers  # noqa: F401 (Keras loads only classes that are imported)
-from pipelines import OptionError, accepted, choose, construct
-from pipelines.tokens import PADDING, Tokenizer, one_hot
+from pipelines import OptionError, accepted, check_number, choose, construct
+from pipelines.tokens import END, PADDING, Tokenizer, one_hot
 from seq2seq.compilation import on_gpu, padded, rounded_up
 from seq2seq.contract import check_contract, check_savable, encode, start, take_tokenizers
 from seq2seq.decoding import STEPS_UNASKED, gather_rows, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoder, row_lengths, token_ids
 from seq2seq.metrics import token_losses
 from seq2seq.recurrence import parts_of_batch, side_by_side
-from seq2seq.strategies import Greedy, Hypotheses, Strategy, Wanted
+from seq2seq.strategies import Hypotheses, Strategy, Wanted
 from seq2seq.trainer import Trainer, checked_batch, rows_of_replica
 from seq2seq.translation import Translator
 
@@ -79,6 +79,9 @@ class Seq2Seq(Translator, Trainer):
             raise OptionError(f"dtype={half!r}: 16-bit weights are too coarse for training; use 'mixed_{half}'")
         self.source_tokenizer = source_tokenizer
         self.target_tokenizer = target_tokenizer
+        check_number("label_smoothing", label_smoothing, float, least=0, below=1)
+        if not callable(teacher_forcing):
+            check_number("teacher_forcing", teacher_forcing, float, least=0, most=1)
         self.label_smoothing = label_smoothing
         self.teacher_forcing = teacher_forcing
         taken = set().union(*(accepted(half) for half in (encoder, decoder) if isinstance(half, type)))
@@ -151,9 +154,7 @@ class Seq2Seq(Translator, Trainer):
         Its loss is the cross-entropy of these predictions, averaged over real tokens. A batch whose gradient is not
         finite does not change the model.
         """
-        example = teacher_forcing(*checked_batch(data))
-        self._count_lengths(example)
-        (source, inputs), labels, weights = rows_of_replica(example)
+        (source, inputs), labels, weights = rows_of_replica(teacher_forcing(*checked_batch(data)))
         if self.teacher_forcing != 1.0:
             inputs = self._with_guesses(source, inputs)
         with tf.GradientTape() as tape:
@@ -170,9 +171,9 @@ class Seq2Seq(Translator, Trainer):
         loss = self.compute_loss(inputs, labels, logits, weights, training=False)
         return self.measure(loss, labels, logits, weights)
 
-    def _count_lengths(self, example):
+    def count_lengths(self, source: tf.Tensor, target: tf.Tensor) -> None:
         """Adds a batch to the statistics of the ratio of target to source lengths; see `limits`."""
-        (source, _), labels, _ = example
+        labels = token_ids(target[:, 1:])
         targets = tf.cast(tf.math.count_nonzero(labels != PADDING, axis=1), tf.float64)
         ratios = targets / tf.cast(tf.maximum(row_lengths(source), 1), tf.float64)
         real = tf.cast(targets > 0, tf.float64)  # and not a row of padding
@@ -192,7 +193,8 @@ class Seq2Seq(Translator, Trainer):
         ids = token_ids(inputs)
         logits = self((source, inputs))
         rows, length, size = (tf.shape(logits)[axis] for axis in range(3))
-        drawn = keras.random.categorical(tf.reshape(logits, [-1, size]), 1, dtype="int32", seed=self.guesses)
+        emittable = tf.reshape(logits, [-1, size])[:, END:]  # as in decoding
+        drawn = END + keras.random.categorical(emittable, 1, dtype="int32", seed=self.guesses)
         guesses = tf.concat([ids[:, :1], tf.reshape(drawn, [rows, length])[:, :-1]], axis=1)
         chance = keras.random.uniform([rows, length], dtype="float32", seed=self.guesses)
         correct = chance < tf.cast(probability, "float32")
@@ -221,7 +223,7 @@ class Seq2Seq(Translator, Trainer):
     def decode(
         self,
         source: tf.Tensor,
-        strategy: Strategy = Greedy(),  # noqa: B008 (frozen)
+        strategy: str | Strategy = "greedy",
         min_length: int | tf.Tensor = 0,
         max_length: int | tf.Tensor = -1,
         seeds: tf.Tensor | None = None,
@@ -231,7 +233,7 @@ class Seq2Seq(Translator, Trainer):
 
         Args:
             source: the sources.
-            strategy: a `strategies.Strategy`.
+            strategy: as in `translate`.
             min_length, max_length: as in `translate`; -1 for each row's own limit.
             seeds: int64 `[B]`, for sampling.
             prefixes: target ids that each row begins with, int32 `[B, P]`, padded on the right.
@@ -239,8 +241,9 @@ class Seq2Seq(Translator, Trainer):
         Returns:
             `strategies.Hypotheses`, ids `[B, N, T]`.
         """
+        strategy = self._checked_strategy(strategy)
         with tf.device("CPU"):  # where all sizes are known
-            limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length), max_length)
+            limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length + 1), max_length)  # and END
             seeds = tf.zeros_like(limits, tf.int64) if seeds is None else tf.cast(seeds, tf.int64)
             if prefixes is not None:
                 limits = tf.maximum(limits, row_lengths(prefixes) + 1)

@@ -124,7 +124,7 @@ class Translator:
             batch = order[first : first + batch_size]
             lengths = np.array([len(sources[number]) for number in batch])
             limits = 16 + np.ceil(2 * self.limit * lengths).astype(np.int32)
-            limits = np.maximum(limits, min_length) if max_length is None else np.full_like(limits, max_length)
+            limits = np.maximum(limits, min_length + 1) if max_length is None else np.full_like(limits, max_length)
             limits = np.minimum(limits, self.steps).astype(np.int32)
             model = self._start([sources[number] for number in batch], limits.max())
             if beam_width is None:

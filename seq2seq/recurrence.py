@@ -314,7 +314,8 @@ def side_by_side(
         return run(*tensors)
     rows = tf.shape(tensors[0])[0]
     missing = tf.maximum(parts - rows, 0)  # as not every layer takes an empty batch
-    padded = [tf.concat([tensor, tf.repeat(tensor[:1], missing, axis=0)], axis=0) for tensor in tensors]
+    nothing = (tf.zeros(tf.concat([[missing], tf.shape(tensor)[1:]], axis=0), tensor.dtype) for tensor in tensors)
+    padded = [tf.concat(pair, axis=0) for pair in zip(tensors, nothing, strict=True)]
     sizes = [(rows + missing) // parts] * (parts - 1)
     sizes.append(rows + missing - sum(sizes))
     done = [run(*part) for part in zip(*(tf.split(tensor, sizes) for tensor in padded), strict=True)]

@@ -350,12 +350,16 @@ def _measure(rows, records, test, strategy, say):
         raise OptionError("test: these runs read different columns, so no test corpus fits all of them")
     (config,) = reading.values()
     found, evaluations, pairs = {}, {}, None
+    names: Sequence[str] = ()
     for row in rows:
         for run in row.runs:
             model = load_run(run)
+            columns = model.source_tokenizer.column_names
+            names = names or columns
+            if len(columns) != len(names):
+                raise OptionError(f"test: {run} has {len(columns)} source columns, but other runs have {len(names)}")
             with corpus_errors():
                 if pairs is None:
-                    names = model.source_tokenizer.column_names
                     how = {"columns": config.columns, "reverse": config.reverse}
                     if "-" in corpora:
                         how = {}  # standard input is made for the command: source and target in their order

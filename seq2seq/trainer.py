@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError
+from pipelines.tokens import END
 from seq2seq.compilation import compiled_by_xla, is_compiling, is_deterministic, on_gpu, padded, rounded_up, xla_works
 from seq2seq.distribution import several_workers, whole_batches
 from seq2seq.metrics import Perplexity, TokenCrossentropy, check_loss, of_tokens
@@ -23,7 +24,7 @@ from seq2seq.metrics import Perplexity, TokenCrossentropy, check_loss, of_tokens
 
 class Trainer(keras.Model):
     """A `keras.Model` whose `train_step` and `test_step` are made of `checked_batch`, `rows_of_replica`,
-    `update_weights` and `measure`; `Seq2Seq.train_step` shows how.
+    `update_weights` and `measure`; `Seq2Seq.train_step` shows how. Each batch also goes to `count_lengths`.
 
     A subclass has a `target_tokenizer`, a number `label_smoothing` and a scalar weight `gradient_norm`, which holds the
     norm of the last batch's gradient before clipping.
@@ -36,6 +37,7 @@ class Trainer(keras.Model):
     """
 
     train_step: Any  # a method of the subclass
+    count_lengths: Callable  # likewise
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -62,12 +64,14 @@ class Trainer(keras.Model):
 
         Raises:
             OptionError: for a loss that cannot be computed, counts padding or takes probabilities; for a metric that
-                takes probabilities.
+                takes probabilities or is called "loss".
         """
         if loss == "auto":
             loss = TokenCrossentropy(self.label_smoothing)
         default = ["accuracy", Perplexity()] if weighted_metrics == "auto" else weighted_metrics
         chosen = [of_tokens(metric) for metric in tf.nest.flatten([default, metrics]) if metric is not None]
+        if any(metric.name == "loss" for metric in chosen):
+            raise OptionError("metrics: 'loss' is the name of the loss; give the metric another one")
         metrics = list({metric.name: metric for metric in chosen}.values())  # the last one of a name
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
         self._other_test_function = None  # quiet, if `test_function` is not, and the other way round
@@ -188,8 +192,11 @@ class Trainer(keras.Model):
         if not (self.optimizer and self.trainable_weights):
             reason = "all weights are frozen; set trainable=True" if self.optimizer else "there is no optimizer"
             raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
+        batch = checked_batch(data)
+        if self.target_tokenizer.vocabulary_size == END + 1:
+            raise OptionError("fit: the tokenizers have no vocabulary; call their `adapt` before the model is made")
+        self.count_lengths(*batch[:2])
         if self._may_compile():
-            batch = checked_batch(data)
             specs = [tf.TensorSpec([None, None, *each.shape[2:]], each.dtype) for each in batch]  # for all B and T
             if compiled := self._compiled_step(step, *specs):
                 batch = self._padded_to_few_sizes(*batch)
@@ -323,7 +330,10 @@ class Trainer(keras.Model):
 
     def _get_metrics_result_or_logs(self, logs):
         # Keras (3.15) takes the last step's figures for the epoch's if that step has not returned the same ones.
-        return {**logs, **self.get_metrics_result()}
+        if not all(getattr(metric, "built", True) for metric in self.metrics):
+            return logs  # of a custom step that does not call `measure`
+        figures = {name: it for name, it in self.get_metrics_result().items() if name not in logs or not np.isnan(it)}
+        return {**logs, **figures}
 
     def build_training(self) -> None:
         """Makes the variables of optimizer and metrics before the first step does, so that a checkpoint has them from

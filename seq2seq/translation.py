@@ -96,8 +96,7 @@ class Translator(keras.Model):
             min_length: the smallest number of tokens in a translation.
             max_length: the largest number of tokens in a translation, for all texts. Default: see `limits`.
             seed: the samples of a text depend on this number and on the text's place.
-            batch_size: how many texts are decoded together, fewer if they are long. It changes speed and memory, not
-                the translations.
+            batch_size: how many texts are decoded together, fewer if they are long. It does not change translations.
             details: whether to return scores, all n-best hypotheses and why each ended.
 
         Returns:
@@ -370,7 +369,8 @@ class Translator(keras.Model):
         """The encoder's output for texts, to inspect it or to train a probe on it.
 
         Args:
-            texts: strings, N of them, at least one. They form one batch: give many texts in parts.
+            texts: strings, N of them, at least one. They form one batch: give many texts in parts. Of each, the first
+                1,024 tokens are read.
 
         Returns:
             `Encoded`: the memory `[N, S, D]`, S being the tokens of the longest text; the mask `[N, S]` of real tokens;
@@ -386,7 +386,7 @@ class Translator(keras.Model):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def _encode(self, texts):
-        return encode(self.encoder, self.source_tokenizer.tokenize(texts))
+        return encode(self.encoder, self._source_ids(texts))
 
     def export(
         self,
@@ -449,6 +449,8 @@ def _in_batches(run, lengths, batch_size, what="texts"):
 
 def _as_strings(argument, texts):
     """Texts as a string tensor `[N]`, or `[]` for a single string."""
+    if not tf.executing_eagerly():
+        raise OptionError(f"{argument}: not in a graph (tf.function, Dataset.map); call `translate_batch` there")
     if isinstance(texts, set | frozenset | dict):
         raise OptionError(f"{argument}: a {type(texts).__name__} has no order; expected a list of strings")
     if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) and not hasattr(texts, "shape"):

@@ -91,6 +91,18 @@ def test_copying_is_the_published_mixture_and_what_cannot_be_copied_is_generated
     np.testing.assert_allclose(tf.nn.softmax(found)[0, 0], copied + generated, atol=1e-6)
 
 
+def test_a_gate_that_always_copies_leaves_no_hole_in_the_probabilities():
+    pointer = Pointer(8)
+    pointer.take_tokenizers(CharTokenizer("abcd"), CharTokenizer("dcba"))
+    weights = tf.nn.softmax(10 * tf.random.stateless_normal([300, 1, 4], [1, 2]))
+    source = tf.repeat(tf.constant([[4, 6, 5, 7]]), 300, axis=0)
+    pointer.share.build([None, None, 2])
+    pointer.share.bias.assign([-20.0])
+    encoded = Encoded(tf.zeros([300, 4, 2]), source > 0, [], source)
+    pointed = pointer.pointed(weights, pointer.copies(source), encoded) * 1.0000002  # as rounding does
+    assert np.isfinite(pointer(tf.zeros([300, 1, 8]), tf.zeros([300, 1, 2]), pointed)).all()
+
+
 def test_features_are_never_copied():
     source = ColumnsTokenizer([CharTokenizer(), SeparatorTokenizer(";")])
     source.adapt(["ab\ta;V"])

@@ -88,6 +88,23 @@ def test_a_strategy_that_breaks_the_contract_is_refused(strategy, message):
     assert "\n" not in str(raised.value)
 
 
+class Banning(BeamSearch):  # its constructor has a setting that the inherited == does not know
+    def __init__(self, token):
+        super().__init__()
+        object.__setattr__(self, "token", token)
+
+
+@dataclasses.dataclass(frozen=True)
+class Secret(Greedy):
+    token: int = dataclasses.field(default=4, compare=False)
+
+
+@pytest.mark.parametrize("strategy", [Banning(4), Secret()])
+def test_a_strategy_that_equals_one_with_other_settings_is_refused(strategy):
+    with pytest.raises(OptionError, match=f"strategy={type(strategy).__name__}: == does not compare all"):
+        check_strategy(strategy)
+
+
 def test_a_strategy_is_tried_once_and_one_of_the_library_never():
     calls = []
 

@@ -9,7 +9,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from pipelines import CorpusError, OptionError, read_pairs
+from pipelines import CharTokenizer, ColumnsTokenizer, CorpusError, OptionError, SeparatorTokenizer, read_pairs
 from seq2seq import BeamSearch, Evaluation, Seq2Seq, compare, evaluate
 from seq2seq.evaluation import corpus_scores, measure
 
@@ -187,6 +187,10 @@ def test_what_cannot_be_evaluated_is_refused(model, pairs):
         evaluate(model, pairs.take(0))
     with pytest.raises(OptionError, match=r"bleu_tokenizer='13b'.*did you mean '13a'"):
         evaluate(model, pairs, bleu_tokenizer="13b")
+    words = ColumnsTokenizer([CharTokenizer(), SeparatorTokenizer(";")])
+    words.adapt(["sol\tV;PST"])
+    with pytest.raises(CorpusError, match="list, pair 1: expected 2 columns: source 1 TAB source 2, found 1"):
+        evaluate(Seq2Seq(words, model.target_tokenizer, units=8), [("sol", "SOL")])
 
 
 def test_a_model_that_was_never_compiled_is_evaluated_too_on_a_list_of_pairs(tokenizers):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import WORDS, decoded, ids_of
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer, batch_pairs
-from pipelines.tokens import PADDING
+from pipelines.tokens import END, PADDING
 from seq2seq import (
     BeamSearch,
     Decoder,
@@ -89,7 +89,7 @@ def test_lengths_seen_in_training_are_kept_and_limit_each_translation(tokenizers
     model.compile()
     source, target = tokenizers[0].tokenize(["sol", "flor"]), tokenizers[1].tokenize(["SOLSOL", "FLOR"], start_end=True)
     blank = [[0, 1], [0, 0]]  # a row that fills the batch up
-    model.train_step((tf.pad(source, blank), tf.pad(target, blank)))
+    model.train_on_batch(tf.pad(source, blank), tf.pad(target, blank))
     ratios = [7 / 3, 5 / 4]
     np.testing.assert_allclose(model.length_ratios, [2, sum(ratios), sum(r * r for r in ratios)])
     ratio = np.mean(ratios) + 4 * np.std(ratios)
@@ -149,6 +149,26 @@ def test_label_smoothing_spreads_labels_but_never_padding(tokenizers, batches):
     )
 
 
+def test_what_no_model_can_be_made_with_is_refused(tokenizers):
+    for options, message in (
+        ({"label_smoothing": 1.5}, "label_smoothing=1.5: expected a number, at least 0 and below 1"),
+        ({"teacher_forcing": 7}, "teacher_forcing=7: expected a number, at least 0 and at most 1"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            Seq2Seq(*tokenizers, units=8, **options)
+    model = Seq2Seq(CharTokenizer(), CharTokenizer(), units=8)
+    model.compile()
+    with pytest.raises(OptionError, match="the tokenizers have no vocabulary; call their `adapt`"):
+        model.fit(np.array([[4, 4]]), np.array([[2, 4, 3]]), verbose=0)
+
+
+def test_decode_takes_the_name_of_a_strategy(model, tokenizers):
+    source = tokenizers[0].tokenize(["sol"])
+    np.testing.assert_array_equal(model.decode(source, "beam").ids, model.decode(source, BeamSearch()).ids)
+    with pytest.raises(OptionError, match="did you mean 'beam'"):
+        model.decode(source, "beem")
+
+
 @pytest.mark.parametrize("encoding", ["one_hot", "ids"])
 def test_scheduled_sampling_puts_guesses_in_the_place_of_right_tokens(tokenizers, encoding):
     keras.utils.set_random_seed(0)
@@ -168,7 +188,8 @@ def test_scheduled_sampling_puts_guesses_in_the_place_of_right_tokens(tokenizers
         np.testing.assert_array_equal(ids[:, 0], right[:, 0])  # START stays,
         np.testing.assert_array_equal(ids[right == PADDING], 0)  # and padding
         changed = (ids != right)[:, 1:][right[:, 1:] != PADDING].mean()
-        by_chance = 1 / tokenizers[1].vocabulary_size  # a guess may be right
+        assert (ids[:, 1:][ids[:, 1:] != right[:, 1:]] >= END).all()  # a guess is what decoding may write
+        by_chance = 1 / (tokenizers[1].vocabulary_size - END)  # a guess may be right
         assert changed == pytest.approx(share * (1 - by_chance), abs=0.05)
 
 

@@ -103,7 +103,7 @@ def test_every_search_of_the_runtime_finds_what_the_model_finds(exported_onnx):
     model, folder = exported_onnx
     translator = Translator(folder)
     texts = [*WORDS, "", "solmar" * 4, "xyz", "gato nube"]
-    for options in ({}, {"min_length": 4}, {"max_length": 2}, {"min_length": 3, "max_length": 3}):
+    for options in ({}, {"min_length": 4}, {"min_length": 40}, {"max_length": 2}, {"min_length": 3, "max_length": 3}):
         found = [text.decode() for text in model.translate(texts, **options).numpy()]
         for batch_size in (1, 5, 64):
             assert translator.translate(texts, batch_size=batch_size, **options) == found

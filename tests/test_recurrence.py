@@ -117,7 +117,7 @@ def test_an_unknown_cell_is_refused():
         Recurrent("grü", 4, 6)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 7])
+@pytest.mark.parametrize("rows", [0, 1, 2, 5, 7])
 def test_parts_side_by_side_are_the_whole(rows):
     numbers = tf.range(rows)[:, None]
     seen = []

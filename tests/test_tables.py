@@ -11,8 +11,8 @@ from command_line import seq2seq
 from conftest import LINES
 from matplotlib.image import imread
 
-from pipelines import OptionError
-from seq2seq import compare, evaluate, load_run, table
+from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer
+from seq2seq import Seq2Seq, compare, evaluate, load_run, table
 from seq2seq.checkpoints import RunError
 from seq2seq.pictures import draw_table
 from seq2seq.tables import welch
@@ -175,6 +175,16 @@ def test_damaged_runs_and_averages_are_refused(copied):
     (run / "config.json").write_text(json.dumps(record | {"averaged": {"run": "a", "epochs": [1, 2]}}))
     with pytest.raises(RunError, match="an averaged run has no held-out metrics; name a test corpus"):
         table(copied)
+
+
+@pytest.mark.slow
+def test_runs_of_one_and_of_two_source_columns_have_no_test_corpus_in_common(copied, tsv, monkeypatch):
+    words = ColumnsTokenizer([CharTokenizer(), SeparatorTokenizer(";")])
+    words.adapt(["sol\tV;PST"])
+    runs = iter([load_run(next(copied.glob("*/seed-0"))), Seq2Seq(words, CharTokenizer("SOL"), units=8)])
+    monkeypatch.setattr("seq2seq.tables.load_run", lambda run: next(runs))
+    with pytest.raises(OptionError, match="has 2 source columns, but other runs have 1"):
+        table(copied, tsv("ab\tAB\n"))
 
 
 @pytest.mark.slow

@@ -446,6 +446,27 @@ def test_whatever_it_is_compiled_with_padding_is_not_counted(model, tmp_path, op
     assert found[0][name] == pytest.approx(accuracy)
 
 
+class OwnStep(Seq2Seq):
+    def train_step(self, data):
+        source, target = data
+        with tf.GradientTape() as tape:
+            loss = -tf.reduce_mean(self.log_likelihood(source, target))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables))
+        return {"nll": loss}
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_step_of_ones_own_needs_no_measure_and_its_pairs_are_counted(pairs, tokenizers, built):
+    model = OwnStep(*tokenizers, units=8)
+    model.compile("adam")
+    if built:  # as `train` does
+        model.build_training()
+    batches = batch_pairs(pairs, *tokenizers, batch_size=4, encoding="ids")
+    history = model.fit(batches, validation_data=batches, epochs=2, verbose=0).history
+    assert history["nll"][1] < history["nll"][0] and np.isfinite(history["val_loss"]).all()
+    assert model.length_ratios[0] == 2 * len(list(pairs))
+
+
 def test_a_loss_or_metric_whose_figure_would_be_wrong_is_refused(model):
     for options, message in (
         ({"loss": "sparse_categorical_crossentropy"}, "loss=.*takes probabilities.*from_logits=True"),
@@ -455,6 +476,7 @@ def test_a_loss_or_metric_whose_figure_would_be_wrong_is_refused(model):
         ({"loss": keras.losses.CategoricalCrossentropy(from_logits=True)}, "loss=.*must take ids"),
         ({"metrics": [keras.metrics.SparseCategoricalCrossentropy()]}, "metrics=.*takes probabilities"),
         ({"metrics": ["sparse_categorical_crossentropy"]}, "metrics=.*takes probabilities"),
+        ({"metrics": [keras.metrics.SparseTopKCategoricalAccuracy(name="loss")]}, "metrics: 'loss' is the name"),
     ):
         with pytest.raises(OptionError, match=message):
             model.compile(**options)

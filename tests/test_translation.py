@@ -334,6 +334,22 @@ def test_a_translation_is_as_long_as_it_was_told_to_be(shared_model):
         assert set(short.stopped.numpy().ravel()) <= {b"limit", b"end"}
 
 
+def test_a_translation_can_end_after_a_least_length_beyond_its_limit(model):
+    model.decoder.output_layer.bias.assign(100 * tf.one_hot(END, model.decoder.output_layer.bias.shape[0]))
+    limit = int(model.limits(model.source_tokenizer.tokenize(["sol"]))[0])
+    for strategy in ("greedy", "beam"):
+        found = model.translate(["sol"], strategy, min_length=limit, details=True)
+        assert found.stopped.numpy().tolist() == [[b"end"]] and found.ids[0, 0, limit] == END
+
+
+def test_in_a_graph_the_model_translates_a_batch_and_says_so(model):
+    texts = tf.data.Dataset.from_tensor_slices(["sol", "mar"]).batch(2)
+    with pytest.raises(Exception, match=r"texts: not in a graph .* call `translate_batch`"):
+        texts.map(model.translate)
+    (found,) = texts.map(lambda some: model.translate_batch(some, Greedy())[0])
+    np.testing.assert_array_equal(found[:, 0], model.translate(["sol", "mar"]))
+
+
 def test_n_best_and_details_say_more_of_each_text(shared_model):
     found = shared_model.translate(["sol", "mar"], BeamSearch(5, n_best=3), max_length=6)
     assert found.shape == (2, 3) and len(set(found[0].numpy())) == 3

@@ -69,7 +69,7 @@ export class Translator {
     for (const text of texts) {
       const read = this.source.lookUp(text).slice(0, this.longestSource);
       const [source, unknown] = [read.map(([id]) => id), read.map(([, token]) => token).filter(Boolean)];
-      const limit = maxLength ?? Math.max(16 + Math.ceil(2 * this.limit * source.length), minLength);
+      const limit = maxLength ?? Math.max(16 + Math.ceil(2 * this.limit * source.length), minLength + 1);
       const model = await Steps.begin(this.encoder, this.decoder, source, limit);
       const hypotheses =
         beamWidth === null
