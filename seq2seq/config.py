@@ -130,7 +130,7 @@ class Config:
     normal_form: str | None = _option(
         "NFC", TOKENS, "Unicode normal form of all text: NFC, NFD, NFKC, NFKD, none.", parser=_TEXT
     )
-    lowercase: bool = _option(False, TOKENS, "Convert source and target to lower case.")
+    lowercase: bool = _option(False, TOKENS, "Fold the case of source and target (Unicode's NFKC_Casefold).")
     min_frequency: int = _option(1, TOKENS, "Leave tokens rarer than this out of the vocabulary.", _COUNT)
     max_vocabulary: int | None = _option(None, TOKENS, "Maximum number of tokens in a vocabulary.", _COUNT, parser=_INT)
     shared_vocabulary: bool = _option(False, TOKENS, "Use one vocabulary for source and target.")

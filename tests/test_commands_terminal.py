@@ -34,4 +34,7 @@ def test_a_state_is_shown_on_a_terminal_only_and_the_next_line_replaces_it(monke
     monkeypatch.setattr(terminal, "is_terminal", lambda: True)
     count(7)
     terminal.say("done")
-    assert said == ["done", "\r\033[K7 pairs read", "\r\033[Kdone"]
+    monkeypatch.setattr(terminal, "is_terminal", lambda: False)
+    for number in range(100):  # seconds
+        count(number)
+    assert said == ["done", "\r\033[K7 pairs read", "\r\033[Kdone", "60 pairs read"]

@@ -14,6 +14,7 @@ import typer
 
 from pipelines import OptionError
 
+SECONDS_BETWEEN_LINES = 60  # of progress, if stderr is not a terminal
 _CLEAR = "\r\033[K"  # the terminal's line
 
 
@@ -34,14 +35,14 @@ def show(text: str) -> None:
 
 
 def counter(what: str) -> Callable[[int], None]:
-    """Returns a function that shows a growing number, at most four times a second."""
+    """Returns a function that shows a growing number, on a terminal four times a second, elsewhere a line a minute."""
     shown = time.monotonic()
 
     def count(number: int) -> None:
         nonlocal shown
-        if time.monotonic() > shown + 0.25:
+        if time.monotonic() > shown + (0.25 if is_terminal() else SECONDS_BETWEEN_LINES):
             shown = time.monotonic()
-            show(f"{number:,} {what}")
+            (show if is_terminal() else say)(f"{number:,} {what}")
 
     return count
 

@@ -169,7 +169,8 @@ def _imports_for(options, training=True):
 
 
 def progress_callback() -> Any:
-    """A Keras callback that shows training on stderr: a bar during each epoch, then its figures and translations."""
+    """A Keras callback that shows training on stderr: a bar during each epoch, then its figures and translations. If
+    stderr is not a terminal, it prints the step once a minute instead of the bar."""
     import keras
 
     class Progress(keras.callbacks.Callback):
@@ -177,14 +178,17 @@ def progress_callback() -> Any:
 
         def on_epoch_begin(self, epoch, logs=None):
             self.started = time.monotonic()
-            label, hidden = f"Epoch {epoch + 1}/{self.params['epochs']}", not is_terminal()
-            self.bar = typer.progressbar(length=self.params["steps"], label=label, file=sys.stderr, hidden=hidden)
+            self.label, steps = f"Epoch {epoch + 1}/{self.params['epochs']}", self.params["steps"]
+            self.bar = typer.progressbar(length=steps, label=self.label, file=sys.stderr, hidden=not is_terminal())
+            self.count = counter(f"of {steps:,} steps of {self.label.lower()}")
 
         def on_train_batch_begin(self, batch, logs=None):  # with a hook for its end, Keras would wait for the device
             self.bar.update(1)
+            if not is_terminal():
+                self.count(batch)
 
         def on_epoch_end(self, epoch, logs=None):
-            line = f"Epoch {epoch + 1}/{self.params['epochs']}  {_figures(logs)}"
+            line = f"{self.label}  {_figures(logs)}"
             if "val_loss" in logs:
                 line += f"  |  held out: {_figures(logs, 'val_')}"
             say(f"{line}  |  {time.monotonic() - self.started:.1f} s")
