@@ -31,7 +31,7 @@ def shrinking_loop(
     extend: Callable,
     running: Callable,
     now: Any,
-    state: State,
+    rows: Any,
     limits: tf.Tensor,
     history: list,
     width: int = 1,
@@ -42,13 +42,14 @@ def shrinking_loop(
     compile; on the other hand, a state may grow from step to step.
 
     Args:
-        step_for, state: as in `Strategy.search`.
+        step_for: as in `Strategy.search`.
         extend: a function (t, step, sources `[b]`, now, rows) -> (now, rows, tensors for the history, `[b, ...]`).
         running: a function of now -> bool `[b]`, which sources continue.
         now: the search state of each source, a nest of tensors `[B, ...]`.
         limits: int32 `[B]`, as in `Wanted`.
+        rows: the search state of each row, such as the decoder's, a nest of tensors `[R, ...]`.
         history: the shape of each int32 tensor that is recorded at a step, without the axis of sources.
-        width: K. `rows` are the decoder state of each of the R rows and its `Repetition`.
+        width: K.
 
     Returns:
         The search state of each source when it stopped, and the history: each recorded tensor, `[T, B, ...]` over all
@@ -81,7 +82,6 @@ def shrinking_loop(
         return t, tf.gather(sources, left), gather_rows(now, left), rows, last, arrays
 
     arrays = [tf.TensorArray(tf.int32, longest, element_shape=[None, *shape]) for shape in history]
-    rows = Repetition.none(batch * width), state
     variables = tf.constant(0), tf.range(batch), now, rows, now, arrays
     steps, *_, last, arrays = _while_sizes_change(some_are_left, decode_until_half_have_stopped, variables)
     return last, [array.gather(tf.range(steps)) for array in arrays]
@@ -105,7 +105,7 @@ def masking_loop(blocks: int | tf.Tensor) -> Loop:
         A function like `shrinking_loop`, whose history always has blocks x STEPS_UNASKED steps.
     """
 
-    def loop(step_for, extend, running, now, state, limits, history, width=1):
+    def loop(step_for, extend, running, now, rows, limits, history, width=1):
         batch = tf.shape(limits)[0]
         sources, steps = tf.range(batch), blocks * STEPS_UNASKED
         step = step_for(sources)
@@ -124,7 +124,6 @@ def masking_loop(blocks: int | tf.Tensor) -> Loop:
         arrays = [
             tf.TensorArray(tf.int32, steps).unstack(tf.zeros([steps, batch, *shape], tf.int32)) for shape in history
         ]
-        rows = Repetition.none(batch * width), state
         _, last, _, arrays = tf.while_loop(some_run, extend_unasked, (0, now, rows, arrays))
         return last, [array.stack() for array in arrays]
 

@@ -23,6 +23,7 @@ from seq2seq.decoding import (
     PHRASE,
     RUNNING,
     Loop,
+    Repetition,
     State,
     StepFor,
     gather_rows,
@@ -161,7 +162,7 @@ class BeamSearch(Strategy):
             return tf.reduce_any(scores > NEVER, axis=1)
 
         def extend(t, step, sources, now, rows):
-            (tokens, scores, finished), (repetition, (memory, state)) = now, rows
+            (tokens, scores, finished), (repetition, memory, state) = now, rows
             logits, state = step(tf.reshape(tokens, [-1]), state)
             count, limits = tf.size(sources), tf.gather(wanted.limits, sources)[:, None]
             forced = _forced(t, sources, wanted, width)
@@ -192,7 +193,7 @@ class BeamSearch(Strategy):
             reach = tf.reduce_max(alive, axis=1) / self._penalty(limits[:, 0])
             to_beat = tf.where(finished.stopped == ENDED, self._ranked_by(finished), NEVER)[:, -1]
             scores = tf.where((reach <= to_beat)[:, None], NEVER, alive)  # drops those of a source that is done
-            return (tokens, scores, finished), (repetition, (memory, state)), [tokens, parents]
+            return (tokens, scores, finished), (repetition, memory, state), [tokens, parents]
 
         empty, zeros = tf.fill([batch, kept], NEVER), tf.zeros([batch, kept], tf.int32)
         finished = _Finished(empty, zeros, zeros, zeros, zeros + LIMITED, empty if self._adjusts else ())
@@ -200,9 +201,10 @@ class BeamSearch(Strategy):
         scores = tf.where(tf.range(width) + places == 0, 0.0, NEVER)  # one partial hypothesis, in place 1
         now = places + START, scores, finished
         state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
-        state = self.remember(tf.fill([batch * width], START)), state
+        memory = self.remember(tf.fill([batch * width], START))
+        rows = Repetition.none(batch * width), memory, state
         (_, _, finished), history = (loop or shrinking_loop)(
-            step_for, extend, running, now, state, wanted.limits, [[width]] * 2, width
+            step_for, extend, running, now, rows, wanted.limits, [[width]] * 2, width
         )
         ids = tf.ensure_shape(_back_track(finished, *history), [None, kept, None])
         scores = finished.scores if self._adjusts else finished.ranks
@@ -386,8 +388,9 @@ def extend_each(
     batch = tf.shape(wanted.limits)[0]
     now = tf.fill([batch, width], START), tf.fill([batch, width], RUNNING)
     state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
+    rows = Repetition.none(batch * width), state
     run = loop or shrinking_loop
-    (_, stopped), (ids,) = run(step_for, extend, running, now, state, wanted.limits, [[width]], width)
+    (_, stopped), (ids,) = run(step_for, extend, running, now, rows, wanted.limits, [[width]], width)
     return Hypotheses(tf.transpose(ids, [1, 2, 0]), None, None, stopped)
 
 
