@@ -12,7 +12,7 @@ from seq2seq import token_losses
 
 
 class FocalLoss(keras.losses.Loss):
-    """-(1 - P)^gamma log P of each right token (Lin et al. 2017, arxiv.org/abs/1708.02002). With gamma=0 it is the
+    """-(1 - P)^gamma log P of each correct token (Lin et al. 2017, arxiv.org/abs/1708.02002). With gamma=0 it is the
     crossentropy."""
 
     def __init__(self, gamma=2.0):
@@ -28,7 +28,7 @@ class FocalLoss(keras.losses.Loss):
 
 
 class Confidence(keras.metrics.Mean):
-    """A metric of your own: the mean probability of the right token."""
+    """A metric of your own: the mean probability of the correct token."""
 
     def __init__(self, name="confidence", **kwargs):
         super().__init__(name=name, **kwargs)

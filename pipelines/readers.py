@@ -209,7 +209,7 @@ class Reader:
             return ENCODING, f"the {side} is not valid UTF-8 ({error.reason} at byte {error.start})"
         first = source.partition("\t")[0] if several else source
         if not first.lstrip(INVISIBLE):
-            hint = "; a column that may be empty must not be the first in --columns" if several else ""
+            hint = "; put a column that may be empty after the first" if several else ""
             return EMPTY, f"the {self.sources[0]} is empty{hint}"
         if not target.lstrip(INVISIBLE):
             return EMPTY, "the target is empty"

@@ -75,7 +75,7 @@ class SubwordTokenizer(Tokenizer):
             for part in filter(None, re.split(marks, word)):
                 words[part] += counts[word]
         if not words:
-            raise OptionError(f"min_frequency={min_frequency}: no word is so frequent, so there is nothing to train on")
+            raise OptionError(f"min_frequency={min_frequency}: no word occurs that often; nothing to train on")
         characters = len(set(b"".join(words).decode()) | {"▁"})
         if max_size is not None and max_size < characters:
             raise OptionError(f"max_size={max_size}: expected {characters} or more, the number of characters")

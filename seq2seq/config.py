@@ -114,7 +114,7 @@ class Config:
         None,
         CORPUS,
         "A CORPUS to use as the held-out set, such as the development set of a task; it is read with the same columns. "
-        "All of the first CORPUS is then trained on. Repeatable.",
+        "The whole training CORPUS is then trained on. Repeatable.",
         several=True,
         metavar="CORPUS",
     )
@@ -229,7 +229,7 @@ class Config:
         "measured epochs).",
     )
     warmup: int = _option(
-        0, TRAINING, "Number of first steps, in which the learning rate rises from zero.", {"least": 0}
+        0, TRAINING, "Number of initial steps during which the learning rate rises from zero.", {"least": 0}
     )
     clip_norm: float | None = _option(
         1.0, TRAINING, "Clip the gradient to this norm; none for no limit.", {"above": 0}, parser=_FLOAT
@@ -265,7 +265,9 @@ class Config:
     patience: int | None = _option(
         None, TRAINING, "Stop when --monitor has not improved for this many measured epochs.", _COUNT, parser=_INT
     )
-    average: int = _option(1, TRAINING, "Number of last epochs whose weights are averaged.", _COUNT)
+    average: int = _option(
+        1, TRAINING, "Measure and keep the average of the weights after this many last epochs.", _COUNT
+    )
     keep_epochs: int = _option(
         0, TRAINING, "Keep the models of this many last measured epochs, for `seq2seq average`.", {"least": 0}
     )

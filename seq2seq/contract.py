@@ -227,19 +227,21 @@ def check_strategy(strategy: Strategy) -> Strategy:
         hash(strategy)
     if type(strategy) not in STRATEGIES.values():
         _refuse_unknown_settings(strategy)
-        _try_strategy(strategy)
+        with tf.init_scope():  # also if a graph is being made
+            _try_strategy(strategy)
     return strategy
 
 
 def _refuse_unknown_settings(strategy):
     """Refuses a strategy that equals another one with other settings, since graphs are kept for each strategy."""
-    kinds = type(strategy).__mro__
-    compares = next(number for number, kind in enumerate(kinds) if "__eq__" in vars(kind))
-    inherited = dataclasses.is_dataclass(kinds[compares]) and any("__init__" in vars(kind) for kind in kinds[:compares])
-    fields = dataclasses.fields(strategy) if dataclasses.is_dataclass(strategy) else ()
-    if inherited or not all(field.compare for field in fields):
+    kind = type(strategy)
+    if "__dataclass_fields__" not in vars(next(each for each in kind.__mro__ if "__eq__" in vars(each))):
+        return  # == is the class's own, or that of `object`
+    fields = dataclasses.fields(strategy)
+    settings = {name for name in vars(strategy) if not isinstance(getattr(kind, name, None), functools.cached_property)}
+    if {field.name for field in fields} | settings > {field.name for field in fields if field.compare}:
         raise OptionError(
-            f"strategy={type(strategy).__name__}: == does not compare all of its settings; put "
+            f"strategy={kind.__name__}: == does not compare all of its settings; put "
             "@dataclasses.dataclass(frozen=True) above its class and make them fields"
         )
 

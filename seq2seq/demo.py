@@ -44,7 +44,7 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = (), search: Strategy | N
     Args:
         model: the model that translates.
         examples: sources to click on.
-        search: a strategy offered beside greedy search and beam search, under the name of its class.
+        search: a strategy offered next to greedy search and beam search, under the name of its class.
     """
     names = model.source_tokenizer.column_names
     widest = min(10, model.target_tokenizer.vocabulary_size - START - 1)  # no wider than the vocabulary

@@ -219,9 +219,9 @@ def evaluate(
 
 
 def _translate(model, sources, strategy, progress, lengths):
-    """The first translation of each source, why it stopped, and the seconds that all took without compiling."""
+    """The first translation of each source, why it stopped, and the seconds for all of them, without tracing."""
     shortest = sorted(sources, key=len)[:MANY_TEXTS]  # enough to use all cores, as in the timed calls
-    model.translate(shortest, strategy, details=True, **lengths)  # compiles it
+    model.translate(shortest, strategy, details=True, **lengths)  # traces it
     translations, stopped, seconds = [], [], 0.0
     for start in range(0, len(sources), 2048):
         started = time.perf_counter()

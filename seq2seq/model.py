@@ -152,7 +152,7 @@ class Seq2Seq(Translator, Trainer):
 
         The decoder reads the correct tokens so far and predicts the next one, at all positions of the target at once.
         Its loss is the cross-entropy of these predictions, averaged over real tokens. A batch whose gradient is not
-        finite does not change the model.
+        finite does not change the model. A loop of your own that calls this should call `count_lengths` too.
         """
         (source, inputs), labels, weights = rows_of_replica(teacher_forcing(*checked_batch(data)))
         if self.teacher_forcing != 1.0:

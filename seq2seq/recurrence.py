@@ -314,12 +314,17 @@ def side_by_side(
         return run(*tensors)
     rows = tf.shape(tensors[0])[0]
     missing = tf.maximum(parts - rows, 0)  # as not every layer takes an empty batch
-    nothing = (tf.zeros(tf.concat([[missing], tf.shape(tensor)[1:]], axis=0), tensor.dtype) for tensor in tensors)
-    padded = [tf.concat(pair, axis=0) for pair in zip(tensors, nothing, strict=True)]
+    padded = [tf.concat([tensor, tf.repeat(_first_row(tensor), missing, axis=0)], axis=0) for tensor in tensors]
     sizes = [(rows + missing) // parts] * (parts - 1)
     sizes.append(rows + missing - sum(sizes))
     done = [run(*part) for part in zip(*(tf.split(tensor, sizes) for tensor in padded), strict=True)]
     return tf.nest.map_structure(lambda *parts: join(*parts)[:rows], *done)
+
+
+def _first_row(tensor):
+    """The first row `[1, ...]`, or zeros if there is none."""
+    nothing = tf.zeros(tf.concat([[1], tf.shape(tensor)[1:]], axis=0), tensor.dtype)
+    return tf.concat([tensor[:1], nothing], axis=0)[:1]
 
 
 def look_up(matrix: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:

@@ -183,7 +183,7 @@ def find_corpus(record: dict, name: str = "corpus") -> str | tuple[str, ...]:
         if list(held.values()) == expected:
             return place[0] if isinstance(corpus, str) else tuple(place)
         changed = [path for path, digest in held.items() if digest not in expected] or place
-        failures.append(f"{', '.join(changed)}: changed since that run was {what_for} it (sha256)")
+        failures.append(f"{', '.join(changed)}: changed since that run was {what_for} this corpus (sha256)")
     where = f" (looked up from {here}" + (f", then from {then}, where it was trained)" if len(places) > 1 else ")")
     raise CorpusError("; ".join(failures) + (where if relative else ""))
 

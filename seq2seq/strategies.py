@@ -57,7 +57,7 @@ class Strategy:
     ```python
     @dataclasses.dataclass(frozen=True)
     class SecondBest(Strategy):
-        '''Takes the second likeliest token at every step.'''
+        '''Takes the second most likely token at every step.'''
 
         def search(self, step_for, state, wanted, loop=None):
             def choose(logits, t, sources):
@@ -294,7 +294,7 @@ class Sampling(Strategy):
 
     Args:
         temperature: the divisor of the logits: below 1, likely tokens become more frequent; above 1, unlikely ones.
-        top_k: draw from the k likeliest tokens only (Fan et al. 2018, arxiv.org/abs/1805.04833); None for all.
+        top_k: draw from the k most likely tokens only (Fan et al. 2018, arxiv.org/abs/1805.04833); None for all.
         top_p: draw from the nucleus only, the fewest tokens that together have at least this probability, after `top_k`
             (Holtzman et al. 2020, arxiv.org/abs/1904.09751); None for all.
         n_best: the number of samples to draw for each source; duplicates are kept.

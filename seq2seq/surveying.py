@@ -35,7 +35,7 @@ def survey_corpus(
     # The limit of length is a default that the user may not know of.
     if config.max_length == Config.max_length and (count := cleaning.dropped[LENGTH]):
         (say if report else warnings.warn)(
-            f"pairs left out with a side of more than {config.max_length:,} characters: {count:,}; the first is "
+            f"{count:,} left out, with a side of more than {config.max_length:,} characters; the first is "
             f"{cleaning.first[LENGTH][0]}. To use them, set a higher --max-length, or none; long texts need much memory"
         )
     if found.pairs == 0:
@@ -101,7 +101,7 @@ def take_vocabularies(
         take = tokenizer.extend_vocabulary if config.warm_start else tokenizer.take_vocabulary
         take(counts, config.min_frequency, config.max_vocabulary)
         if tokenizer.vocabulary_size <= len(RESERVED_TOKENS):
-            raise OptionError(f"min_frequency={config.min_frequency}: no {side} token is so frequent")
+            raise OptionError(f"min_frequency={config.min_frequency}: no {side} token occurs that often")
     if config.copy:
         _take_copied(config, tokenizers[0], tokenizers[1], counted[0])
     for side, tokenizer, size, counts, own in zip(

@@ -294,7 +294,7 @@ def _check(configs, names, imports):
 
 
 def _train(config, folder, imports):
-    """Trains a run. Its output, TensorFlow's included, goes to a log file beside its folder."""
+    """Trains a run. Its output, TensorFlow's included, goes to a log file next to its folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.log").open("a", encoding="utf-8", errors="backslashreplace") as log:
         for number in (1, 2):

@@ -1,7 +1,7 @@
 """`Trainer`: how Keras runs the steps of a model of token sequences, so that `train_step` contains only the method.
 
 It averages over real tokens and not over padding, skips steps whose gradient is not finite, divides batches among
-several devices, compiles steps with XLA on request, and avoids that a GPU waits for metrics that are not read.
+several devices, compiles steps with XLA on request, and keeps a GPU from waiting for metrics that nobody reads.
 """
 
 import contextlib
@@ -45,7 +45,8 @@ class Trainer(keras.Model):
         self.rows_compiled = 16
         self.tokens_compiled: int | None = None
         self.on_compile: Callable[[str], None] | None = None
-        self._quiet = self._quiet_function = self._quiet_test = False  # see `_steps`
+        self._quiet = False  # whether `train_function` and `test_function` return no figures, see `_steps`
+        self._other_functions: tuple = None, None  # those that do, or the other way round
 
     def compile(
         self,
@@ -74,7 +75,7 @@ class Trainer(keras.Model):
             raise OptionError("metrics: 'loss' is the name of the loss; give the metric another one")
         metrics = list({metric.name: metric for metric in chosen}.values())  # the last one of a name
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
-        self._other_test_function = None  # quiet, if `test_function` is not, and the other way round
+        self._other_functions = None, None
         self._compiled_update = functools.lru_cache(maxsize=1)(self._compile_update)
         self._compiled_step = functools.lru_cache(maxsize=8)(self._compile_step)
         self._sizes_compiled: set[tuple[int, int]] = set()
@@ -158,22 +159,23 @@ class Trainer(keras.Model):
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; for data see `fit`."""
         refuse_texts("evaluate", x)
-        if self._quiet != self._quiet_test:
-            self._quiet_test = self._quiet
-            self.test_function, self._other_test_function = self._other_test_function, self.test_function
         with without_end_warning(kwargs.get("steps")):
             return super().evaluate(whole_batches(self.distribute_strategy, x), *args, **kwargs)
 
     @contextlib.contextmanager
     def _steps(self, quiet):
         """Inside, Keras's training function returns figures after each step or, if `quiet`, none."""
-        if quiet != self._quiet_function:
-            self._quiet_function, self.train_function = quiet, None
-        self._quiet = quiet
+        before = self._quiet
+        self._exchange_functions(quiet)
         try:
             yield
         finally:
-            self._quiet = False
+            self._exchange_functions(before)
+
+    def _exchange_functions(self, quiet):
+        if quiet != self._quiet:
+            used, self._quiet = (self.train_function, self.test_function), quiet
+            (self.train_function, self.test_function), self._other_functions = self._other_functions, used
 
     def make_train_function(self, force: bool = False) -> Callable | None:
         """As in `keras.Model`, of `train_step` as `_run_step` runs it."""
@@ -188,7 +190,8 @@ class Trainer(keras.Model):
             del self.train_step
 
     def _run_step(self, step, data):
-        """Runs a `train_step`, compiled by XLA if `compiles_training` says so and it would do the same."""
+        """Checks a batch, counts its lengths and runs a `train_step` with it, compiled by XLA if `compiles_training` is
+        set and the result is the same."""
         if not (self.optimizer and self.trainable_weights):
             reason = "all weights are frozen; set trainable=True" if self.optimizer else "there is no optimizer"
             raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
@@ -206,9 +209,11 @@ class Trainer(keras.Model):
         return step(data)
 
     def _may_compile(self):
-        """Whether a compiled step would do the same: not with several replicas, and not with a custom loss, which may
-        count padding. Steps that run eagerly are there to be looked at."""
+        """Whether a compiled step would do the same: not with several replicas, not with a custom loss, which may count
+        padding, and not with a custom step, which may return figures of its own. Steps that run eagerly are there to be
+        looked at."""
         plain = not tf.distribute.has_strategy() and not self.run_eagerly
+        plain &= type(self).train_step.__module__.startswith("seq2seq.")
         return self.compiles_training and plain and isinstance(self.loss, TokenCrossentropy)
 
     def _compile_step(self, step, *specs):

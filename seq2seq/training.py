@@ -96,7 +96,7 @@ def train(
         MemoryError: if a batch does not fit into memory. Saved files stay.
         CorpusError: if a corpus cannot be read, holds nothing to train on, or has changed since the training to resume
             was begun.
-        OptionError: if options contradict each other, a name in them is unknown, or a tracker cannot begin.
+        OptionError: if options contradict each other, a name in them is unknown, or a tracker cannot start.
         ModuleNotFoundError: if a tracker is not installed.
         WorkerLostError: if another worker has stopped.
     """

@@ -91,10 +91,9 @@ class Translator(keras.Model):
                 strings; or a single string. Of each, the first 1,024 tokens are read.
             strategy: "greedy", "beam" or "sampling"; or one of these with settings, as in
                 `BeamSearch(width=10, n_best=3)`; or an object of a custom class, see `strategies.Strategy`.
-            prefixes: how each translation begins: one string for each text, "" for no prefix. A translation contains
-                its prefix and has at least one more token.
+            prefixes: how each translation begins: one string for each text, "" for none. At least one token follows it.
             min_length: the smallest number of tokens in a translation.
-            max_length: the largest number of tokens in a translation, for all texts. Default: see `limits`.
+            max_length: the largest number of tokens in a translation. Default: by the text's length, see `limits`.
             seed: the samples of a text depend on this number and on the text's place.
             batch_size: how many texts are decoded together, fewer if they are long. It does not change translations.
             details: whether to return scores, all n-best hypotheses and why each ended.
@@ -369,15 +368,14 @@ class Translator(keras.Model):
         """The encoder's output for texts, to inspect it or to train a probe on it.
 
         Args:
-            texts: strings, N of them, at least one. They form one batch: give many texts in parts. Of each, the first
-                1,024 tokens are read.
+            texts: strings, at least one, of each the first 1,024 tokens. They form one batch: divide many texts.
 
         Returns:
             `Encoded`: the memory `[N, S, D]`, S being the tokens of the longest text; the mask `[N, S]` of real tokens;
             the state that the decoder starts from; the source ids `[N, S]`.
 
         Raises:
-            OptionError: if there is no text, or something else than texts.
+            OptionError: if there are no texts, or for anything other than texts.
         """
         texts = tf.reshape(_as_strings("texts", texts), [-1])
         if not len(texts):

@@ -91,7 +91,7 @@ def test_a_run_that_held_out_nothing_is_told_from_one_that_has(tmp_path, tsv):
         and b"run: its held-out set is empty, because its corpus has too few sources; name a corpus" in done.stderr
     )
     done = seq2seq("evaluate", tmp_path / "run", "-", stdin=b"Go.\tVe.\n")
-    assert done.returncode == 0 and b"translations are in lower case (--lowercase)" in done.stderr
+    assert done.returncode == 0 and b"translations are case-folded (--lowercase)" in done.stderr
 
 
 def test_a_run_whose_training_has_not_ended_is_used_and_said(folder, tmp_path):

@@ -99,7 +99,22 @@ class Secret(Greedy):
     token: int = dataclasses.field(default=4, compare=False)
 
 
-@pytest.mark.parametrize("strategy", [Banning(4), Secret()])
+@dataclasses.dataclass(frozen=True)
+class Hidden(Banning):
+    def __init__(self, token):
+        super().__init__(token)
+
+
+class Narrow(BeamSearch):  # its constructor adds no setting
+    def __init__(self):
+        super().__init__(width=2)
+
+
+def test_a_strategy_is_tried_in_a_graph_too():
+    assert tf.function(lambda: check_strategy(Narrow()).width)() == 2
+
+
+@pytest.mark.parametrize("strategy", [Banning(4), Hidden(4), Secret()])
 def test_a_strategy_that_equals_one_with_other_settings_is_refused(strategy):
     with pytest.raises(OptionError, match=f"strategy={type(strategy).__name__}: == does not compare all"):
         check_strategy(strategy)

@@ -78,7 +78,7 @@ def test_what_a_source_cannot_name_has_no_token_in_targets(tsv, kind):
 
 
 def test_an_empty_vocabulary_is_refused(tsv):
-    with pytest.raises(OptionError, match="min_frequency=1000: no source token is so frequent"):
+    with pytest.raises(OptionError, match="min_frequency=1000: no source token occurs that often"):
         survey(Config(str(tsv("a\tb\n")), validation_fraction=0, units=4, min_frequency=1000))
 
 
@@ -88,7 +88,7 @@ def test_lines_that_the_default_length_leaves_out_are_told_and_refused_for_valid
     config = Config(str(corpus), validation_fraction=0, units=4)
     survey(config, report=lambda report: None, say=said.append)
     assert said == [
-        f"pairs left out with a side of more than 1,000 characters: 1; the first is {corpus}, line 11: 20000 "
+        f"1 left out, with a side of more than 1,000 characters; the first is {corpus}, line 11: 20000 "
         "characters. To use them, set a higher --max-length, or none; long texts need much memory"
     ]
     with pytest.warns(

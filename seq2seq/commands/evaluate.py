@@ -234,7 +234,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
         if len(odd_sources) > 10:
             say(f"{run}: {len(odd_sources) - 10:,} more messages like these")
         if model.target_tokenizer.lowercase:
-            say(f"{run}: translations are in lower case (--lowercase), but references are not changed")
+            say(f"{run}: translations are case-folded (--lowercase), but references are not changed")
     return found, seconds
 
 

@@ -35,7 +35,8 @@ def show(text: str) -> None:
 
 
 def counter(what: str) -> Callable[[int], None]:
-    """Returns a function that shows a growing number, on a terminal four times a second, elsewhere a line a minute."""
+    """Returns a function that shows a growing number: on a terminal at most four times a second, elsewhere in a line
+    at most once a minute."""
     shown = time.monotonic()
 
     def count(number: int) -> None:

@@ -1,6 +1,6 @@
 /* Translates with an exported ONNX model in a browser. It needs onnxruntime-web, and nothing of the library.
 
-`seq2seq export RUN DIR --format web` puts this file into DIR, beside what it needs:
+`seq2seq export RUN DIR --format web` puts this file into DIR, next to the files that it needs:
 
     import { Translator } from "./translator.js";
     const translator = await Translator.load(new URL("./", import.meta.url));
@@ -10,7 +10,7 @@
 
 It is the same program as translator.py, `seq2seq/onnx_runtime.py`, function by function, for one text at a time.
 
-Shapes: K hypotheses side by side, 1 in greedy search; S source tokens; V vocabulary size. Scores are 32-bit floats. */
+Shapes: K hypotheses in parallel, 1 in greedy search; S source tokens; V vocabulary size. Scores are 32-bit floats. */
 
 import * as ort from "./onnxruntime-web.js";
 
@@ -157,7 +157,7 @@ function int32(values, dims) {
   return new ort.Tensor("int32", Int32Array.from(values), dims);
 }
 
-/* Takes the likeliest token at every step. Gives a list of one [NaN, NaN, stopped, ids]. */
+/* Takes the most likely token at every step. Gives a list of one [NaN, NaN, stopped, ids]. */
 async function greedy(model, limit, minLength) {
   const ids = [];
   const repetition = new Repetition(1);
@@ -392,7 +392,7 @@ export class Tokenizer {
     }[this.kind](text);
   }
 
-  /* The likeliest pieces by a unigram model (Kudo 2018), as SentencePiece finds them: Viterbi's algorithm. */
+  /* The likeliest pieces by a unigram model (Kudo 2018), as SentencePiece finds them: the Viterbi algorithm. */
   splitSubwords(text) {
     const words = text.split(new RegExp(`[${WHITESPACE}▁]+`)).filter(Boolean);
     const characters = [...words.map((word) => `▁${word}`).join("")];

@@ -1,4 +1,4 @@
-/* Translates for page.js beside it, which so never waits for a computation. */
+/* Translates for page.js next to it, which so never waits for a computation. */
 
 import { Translator, loadFile } from "./translator.js";
 
