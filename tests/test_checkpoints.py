@@ -139,7 +139,7 @@ def config(tmp_path):
         average=2,
         monitor="val_loss",
         schedule="plateau",
-        learning_rate=0.2,
+        learning_rate=0.8,
         patience=4,
         checkpoint_minutes=0.0,
     )
