@@ -38,6 +38,8 @@ class Trainer(keras.Model):
 
     train_step: Any  # a method of the subclass
     count_lengths: Callable  # likewise
+    train_function: Any  # Keras's
+    test_function: Any  # Keras's
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
