@@ -420,6 +420,7 @@ def test_nothing_is_copied_from_beyond_what_is_read_of_a_source():
 
 
 def test_attention_of_a_translation_is_that_of_its_ids(tokenizers):
+    keras.utils.set_random_seed(0)
     model, texts = Seq2Seq(*tokenizers, units=4, attention="dot"), ["sol", "gatonube"]
     found = model.translate(texts, details=True)
     assert set(found.stopped.numpy().ravel()) != {b"end"}  # else the text's tokens would do
