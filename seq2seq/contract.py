@@ -238,8 +238,9 @@ def _refuse_unknown_settings(strategy):
     if "__dataclass_fields__" not in vars(next(each for each in kind.__mro__ if "__eq__" in vars(each))):
         return  # == is the class's own, or that of `object`
     fields = dataclasses.fields(strategy)
-    settings = {name for name in vars(strategy) if not isinstance(getattr(kind, name, None), functools.cached_property)}
-    if {field.name for field in fields} | settings > {field.name for field in fields if field.compare}:
+    settings = {field.name for field in fields} | vars(strategy).keys()
+    settings -= {name for name in settings if isinstance(getattr(kind, name, None), functools.cached_property)}
+    if settings - {field.name for field in fields if field.compare}:
         raise OptionError(
             f"strategy={kind.__name__}: == does not compare all of its settings; put "
             "@dataclasses.dataclass(frozen=True) above its class and make them fields"

@@ -24,7 +24,7 @@ from seq2seq.metrics import Perplexity, TokenCrossentropy, check_loss, of_tokens
 
 class Trainer(keras.Model):
     """A `keras.Model` whose `train_step` and `test_step` are made of `checked_batch`, `rows_of_replica`,
-    `update_weights` and `measure`; `Seq2Seq.train_step` shows how. Each batch also goes to `count_lengths`.
+    `update_weights` and `measure`; `Seq2Seq.train_step` shows how. Each batch is also passed to `count_lengths`.
 
     A subclass has a `target_tokenizer`, a number `label_smoothing` and a scalar weight `gradient_norm`, which holds the
     norm of the last batch's gradient before clipping.
@@ -38,8 +38,8 @@ class Trainer(keras.Model):
 
     train_step: Any  # a method of the subclass
     count_lengths: Callable  # likewise
-    train_function: Any  # Keras's
-    test_function: Any  # Keras's
+    train_function: Any  # Keras makes it of `train_step`
+    test_function: Any  # and this of `test_step`
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -47,8 +47,8 @@ class Trainer(keras.Model):
         self.rows_compiled = 16
         self.tokens_compiled: int | None = None
         self.on_compile: Callable[[str], None] | None = None
-        self._quiet = False  # whether `train_function` and `test_function` return no figures, see `_steps`
-        self._other_functions: tuple = None, None  # those that do, or the other way round
+        self._quiet = False  # whether `train_function` and `test_function` return no metrics, see `_steps`
+        self._other_functions: tuple = None, None  # the same two, but with metrics if `_quiet`, else without
 
     def compile(
         self,
@@ -166,7 +166,7 @@ class Trainer(keras.Model):
 
     @contextlib.contextmanager
     def _steps(self, quiet):
-        """Inside, Keras's training function returns figures after each step or, if `quiet`, none."""
+        """Inside, Keras's functions return metrics after each step or, if `quiet`, none."""
         before = self._quiet
         self._exchange_functions(quiet)
         try:
@@ -212,8 +212,8 @@ class Trainer(keras.Model):
 
     def _may_compile(self):
         """Whether a compiled step would do the same: not with several replicas, not with a custom loss, which may count
-        padding, and not with a custom step, which may return figures of its own. Steps that run eagerly are there to be
-        looked at."""
+        padding, and not with a custom step, which may return metrics of its own. Steps that run eagerly are there to be
+        inspected."""
         plain = not tf.distribute.has_strategy() and not self.run_eagerly
         plain &= type(self).train_step.__module__.startswith("seq2seq.")
         return self.compiles_training and plain and isinstance(self.loss, TokenCrossentropy)

@@ -368,7 +368,7 @@ class Translator(keras.Model):
         """The encoder's output for texts, to inspect it or to train a probe on it.
 
         Args:
-            texts: strings, at least one, of each the first 1,024 tokens. They form one batch: divide many texts.
+            texts: strings, at least one, of each the first 1,024 tokens. They form one batch, so split many texts.
 
         Returns:
             `Encoded`: the memory `[N, S, D]`, S being the tokens of the longest text; the mask `[N, S]` of real tokens;

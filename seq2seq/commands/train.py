@@ -169,7 +169,7 @@ def _imports_for(options, training=True):
 
 
 def progress_callback() -> Any:
-    """A Keras callback that shows training on stderr: a bar during each epoch, then its figures and translations. If
+    """A Keras callback that shows training on stderr: a bar during each epoch, then its metrics and translations. If
     stderr is not a terminal, it prints the step once a minute instead of the bar."""
     import keras
 
