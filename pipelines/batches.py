@@ -67,6 +67,7 @@ def batch_pairs(
     if not batch_tokens:
         window = _round_up(window, batch_size)  # so that only an epoch's last batch is smaller
 
+    @tf.autograph.experimental.do_not_convert
     def group_by_length(number, pairs, seed):
         sources, targets = pairs
         lengths = [source_tokenizer.lengths(sources), target_tokenizer.lengths(targets)]
@@ -90,6 +91,7 @@ def batch_pairs(
         batches = tf.data.Dataset.from_tensor_slices(bounds)
         return batches.map(lambda bound: (sources[bound[0] : bound[1]], targets[bound[0] : bound[1]]))
 
+    @tf.autograph.experimental.do_not_convert
     def encode(sources, targets):
         source = source_tokenizer.tokenize(sources)
         target = target_ids(target_tokenizer, targets, source_tokenizer, sources)

@@ -139,6 +139,7 @@ def split_by_hash(
     """
 
     def side(held_out):
+        @tf.autograph.experimental.do_not_convert
         def select(sources, targets):
             keys = _source_keys(sources, source_tokenizer)
             # Fingerprint64 of FarmHash, which TensorFlow promises never to change.
@@ -187,6 +188,7 @@ def sources_in(pairs: tf.data.Dataset, training: tf.data.Dataset, source_tokeniz
     """
 
     def fingerprints(pairs):
+        @tf.autograph.experimental.do_not_convert
         def fingerprint(sources, _):
             return tf.strings.to_hash_bucket_fast(_source_keys(sources, source_tokenizer), tf.int64.max)
 
@@ -249,6 +251,7 @@ def survey(
         A `Survey`, each of its tuples for (source, target). Its tokens are what `take_vocabulary` takes.
     """
 
+    @tf.autograph.experimental.do_not_convert
     def count(sources, targets):
         longer = tf.maximum(*(tf.strings.length(side, "UTF8_CHAR") for side in (sources, targets)))
         return (source_tokenizer.count(sources), target_tokenizer.count(targets)), tf.reduce_sum(longer)

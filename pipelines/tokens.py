@@ -35,8 +35,10 @@ class Tokenizer(tf.Module):
             return tf.strings.reduce_join(tokens, axis=1, separator=",")
     ```
 
-    Every method runs eagerly, inside `tf.data.Dataset.map` and inside a `tf.function`. Keras saves a tokenizer by its
-    `get_config`. `tf.saved_model` exports its tables, since it is a `tf.Module`.
+    Every method runs eagerly, inside `tf.data.Dataset.map` and inside a `tf.function`. This library converts none of
+    them with AutoGraph, which would take longer than tracing them: a method that uses Python's `if` or `for` on tensors
+    needs `@tf.function`. Keras saves a tokenizer by its `get_config`. `tf.saved_model` exports its tables, since it is
+    a `tf.Module`.
 
     Args:
         vocabulary: the tokens, in the order of their ids after the reserved ones; none before `adapt`.
@@ -125,7 +127,8 @@ class Tokenizer(tf.Module):
             texts = tf.data.Dataset.from_tensor_slices(texts)
         self._start_over()
         counts = collections.Counter[bytes]()
-        for tokens, numbers, _ in texts.batch(4096).map(self.count).as_numpy_iterator():
+        count = tf.autograph.experimental.do_not_convert(self.count)
+        for tokens, numbers, _ in texts.batch(4096).map(count).as_numpy_iterator():
             counts.update(dict(zip(tokens.tolist(), numbers.tolist(), strict=True)))
         self.take_vocabulary(counts, min_frequency, max_size)
 

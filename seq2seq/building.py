@@ -132,7 +132,7 @@ def _column_tokenizer(config, side, name):
         importlib.import_module("sentencepiece")  # which is needed only after the survey, and may be missing
     tokenizer = construct(side, kind, options=config.own or {}, **options)
     try:
-        tokenizer.count(tf.constant(["a text"]))
+        tf.function(tokenizer.count, autograph=False)(tf.constant(["a text"]))  # in a graph, as in training
     except Exception as error:
         raise OptionError(f"{side}={name!r}: cannot split a text: {one_line(error)}") from error
     return tokenizer

@@ -239,7 +239,7 @@ def _token_figures(model, batches):
     """Perplexity and accuracy of all tokens, with metrics that do not depend on how the model is compiled."""
     metrics = Perplexity(), of_tokens("accuracy")
 
-    @functools.partial(tf.function, input_signature=batches.element_spec)
+    @functools.partial(tf.function, input_signature=batches.element_spec, autograph=False)
     def measure(source, target):
         inputs, labels, weights = teacher_forcing(source, target)
         logits = model(inputs)

@@ -179,7 +179,7 @@ class Translator(keras.Model):
 
             return side_by_side(translate, row_parts, texts, seeds, *prefixes)
 
-        return tf.function(run, input_signature=[texts, seeds, length, length, *prefixes])
+        return tf.function(run, input_signature=[texts, seeds, length, length, *prefixes], autograph=False)
 
     def translate_batch(
         self,
@@ -305,7 +305,7 @@ class Translator(keras.Model):
         nothing = kept(tf.zeros([0, 1]), tf.zeros([0, 1], tf.int32))
         return tf.gather(tf.concat([nothing, *scores], axis=0), order)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)], autograph=False)
     def _score(self, sources, target):
         source = self._source_ids(sources)
         return side_by_side(functools.partial(self.log_likelihood, per_token=True), parts_of_batch(), source, target)
@@ -382,7 +382,7 @@ class Translator(keras.Model):
             raise OptionError("texts: expected one or more")
         return self._encode(texts)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def _encode(self, texts):
         return encode(self.encoder, self._source_ids(texts))
 

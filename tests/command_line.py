@@ -41,8 +41,19 @@ def _command(arguments, files, cwd):
         os.dup2(file, number)
         os.close(file)
     sys.stdin = os.fdopen(0)  # which multiprocessing has closed
-    sys.argv = ["seq2seq", *arguments]
     os.chdir(cwd or ".")
+    run_command(arguments)
+
+
+def run_command(arguments, pictures=False):
+    """Runs a command in this process, which it ends. A training is quick: it has one core, and draws no pictures unless
+    they are asked for."""
+    if arguments[0] == "train":
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})  # a part of each model is traced for every core
+        if not pictures:
+            sys.modules["matplotlib"] = None  # as where the extra `plots` is not installed
+    sys.argv = ["seq2seq", *arguments]
     cli.main()
 
 

@@ -17,7 +17,7 @@ import sys
 import threading
 from pathlib import Path
 
-from command_line import server
+from command_line import run_command, server
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -166,13 +166,6 @@ def _command(pid, cwd, arguments, pictures):
         os.close(file)
     # multiprocessing has closed the first, and the others know the files that the server had there.
     sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w")
-    sys.argv = ["seq2seq", *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(cwd)
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[pid % len(cores)]})  # a part of each model is traced for every core
-    if arguments[0] == "train" and not pictures:
-        sys.modules["matplotlib"] = None  # as where the extra `plots` is not installed
-    from seq2seq.cli import main
-
-    main()
+    run_command(arguments, pictures)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from command_line import seq2seq
-from conftest import LINES, WORDS, read_history, small_config
+from conftest import LINES, WORDS, decoded, read_history, small_config
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, Tokenizer, batch_pairs, load_class
 from seq2seq import BeamSearch, Config, Decoder, Encoder, Sampling, Seq2Seq
@@ -314,6 +314,31 @@ def test_a_tokenizer_that_forgets_an_argument_is_refused(forgotten):
         Seq2Seq(CharTokenizer("abc"), pieces, units=8)
     with pytest.raises(OptionError, match=r"^source_tokenizer=Pieces: different tokens after from_config\(get_config"):
         Seq2Seq(ColumnsTokenizer([CharTokenizer("abc"), pieces]), CharTokenizer("abc"), units=8)
+
+
+@pytest.mark.parametrize("method", ["split", "join"])
+def test_a_tokenizer_with_an_if_on_tensors_needs_a_function_of_its_own(method):
+    class Letters(Tokenizer):
+        def split(self, texts):
+            return tf.strings.unicode_split(texts, "UTF-8")
+
+    def choosy(self, given):
+        if tf.shape(given)[0] > 0:  # AutoGraph makes an operation of this
+            return getattr(Letters, method)(self, given)
+        return getattr(Letters, method)(self, given[:1])
+
+    plain, wrapped = (
+        keras.saving.register_keras_serializable("choosy")(type(name, (Letters,), {method: run}))()
+        for name, run in (("Plain", choosy), ("Wrapped", tf.function(choosy)))
+    )
+    for tokenizer in (plain, wrapped):
+        tokenizer.take_vocabulary({letter.encode(): 1 for letter in "".join(WORDS)})
+    with pytest.raises(OptionError, match="^source_tokenizer=Plain: fails on a text in a graph: .*@tf.function"):
+        Seq2Seq(plain, CharTokenizer("abc"), units=8)
+    pairs = tf.data.Dataset.from_tensor_slices((WORDS, WORDS))
+    ((source, _),) = batch_pairs(pairs, wrapped, wrapped, encoding="ids")
+    assert sorted(decoded(wrapped.detokenize(source))) == sorted(WORDS)
+    assert Seq2Seq(wrapped, wrapped, units=8).translate(WORDS).shape == [len(WORDS)]
 
 
 @pytest.mark.slow

@@ -307,7 +307,7 @@ def test_frozen_weights_stay_as_they_are_and_frozen_when_loaded(model, tmp_path)
     "options",
     [
         {"attention": "monotonic", "copy": True, "embedding": 4},
-        {"encoder": TransformerEncoder, "decoder": TransformerDecoder, "tied": True, "copy": True, "heads": 2},
+        {"encoder": TransformerEncoder, "decoder": TransformerDecoder, "layers": 1, "heads": 2, "tied": True, "copy": True},
     ],
     ids=["monotonic", "transformer"],
 )
