@@ -65,6 +65,7 @@ class TransformerEncoder(Half):
         self.blocks = [Block(units, heads, feed_forward, dropout, dtype=dtype) for _ in range(layers)]
         self.norm = keras.layers.LayerNormalization(dtype=dtype)
         self.types: keras.layers.Layer | None = None
+        self.in_order: Any = None  # bool [V]
 
     def build(self, source_shape: tuple) -> None:
         """Makes the weights that do not come with the layers."""
@@ -73,21 +74,16 @@ class TransformerEncoder(Half):
     def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
         """Finds out the source column of each token, and which columns are sets. `Seq2Seq` calls this when it is made
         and when it is loaded."""
-        self.columns = source_tokenizer.columns  # int32 [V]
-        self.ordered = source_tokenizer.in_order
+        self.columns, self.in_order = source_tokenizer.columns, source_tokenizer.in_order
         columns = len(source_tokenizer.column_names)
         if columns > 1 and self.types is None:
             self.types = keras.layers.Embedding(columns, self.options["units"], dtype=self.dtype_policy)
 
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
-        mask = source_mask(source)
-        places = tf.cumsum(tf.cast(mask, tf.int32), axis=1)  # from 1
+        mask, ids = source_mask(source), token_ids(source)
+        places = _source_places(mask, ids, self.in_order)
         x = self.vectors(source, training=training)
         if self.types:
-            # Features have no order: all of them have place 0, and a type of their own.
-            ids = token_ids(source)
-            ordered = tf.cast(tf.gather(self.ordered, ids), tf.int32)
-            places = ordered * tf.cumsum(ordered, axis=1)
             x += self.types(tf.gather(self.columns, ids))
         for block in self.blocks:
             x, *_ = block(x, places, mask[:, None], training=training)
@@ -141,7 +137,13 @@ class TransformerDecoder(BaseDecoder):
         self.vectors = TokenVectors(vocabulary_size, units, dropout, dtype=dtype)
         self.blocks = [Block(units, heads, feed_forward, dropout, True, dtype=dtype) for _ in range(layers)]
         self.norm = keras.layers.LayerNormalization(dtype=dtype)
+        self.in_order: Any = None  # bool [V]
         self.make_output()
+
+    def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
+        """As in `BaseDecoder`; also finds out which source tokens belong to sets."""
+        super().take_tokenizers(source_tokenizer, target_tokenizer)
+        self.in_order = source_tokenizer.in_order
 
     def start(self, encoded: Encoded, steps: int | tf.Tensor) -> tuple[Encoded, tuple]:
         """Returns what every call for these sources needs, and the first state.
@@ -154,7 +156,7 @@ class TransformerDecoder(BaseDecoder):
             `encoded` with the source's keys and values of each layer, and the state: the number of tokens before,
             int32 `[B]`, and of each layer the keys and values of target positions, `[B, H, L, D / H]` each.
         """
-        places = tf.cumsum(tf.cast(encoded.mask, tf.int32), axis=1)  # from 1, as START has place 0
+        places = _source_places(encoded.mask, encoded.source, self.in_order)
         memories = [block.source_attention.project(encoded.memory, places) for block in self.blocks]
         copies = self.pointer.copies(encoded.source) if self.pointer else None
         rows = tf.shape(encoded.memory)[0]
@@ -269,6 +271,15 @@ class MultiHeadAttention(keras.layers.Layer):
 
     def _split(self, x):
         return tf.transpose(tf.reshape(x, [*tf.unstack(tf.shape(x)[:2]), self.heads, self.size]), [0, 2, 1, 3])
+
+
+def _source_places(mask, ids, in_order):
+    """The places of source tokens, int32 `[B, S]`: from 1, as START has place 0. All tokens of sets have place 0.
+
+    `in_order` says of each of the ids `[B, S]` whether it has a place; None if all have.
+    """
+    placed = tf.cast(mask if in_order is None else tf.gather(in_order, ids), tf.int32)
+    return placed * tf.cumsum(placed, axis=1)
 
 
 def _rotate(vectors, places):

@@ -110,6 +110,20 @@ def test_features_are_a_set_of_another_type_and_letters_are_not():
     assert np.abs(first - encoder(tokenizer.tokenize(["ab\tV;PST"])).memory[0]).max() > 1e-3
 
 
+@pytest.mark.parametrize("order", [("lemma", "features"), ("features", "lemma")], ids=["last", "first"])
+def test_the_order_of_features_changes_nothing_that_is_written(order):
+    keras.utils.set_random_seed(0)
+    parts = {"lemma": CharTokenizer(), "features": SeparatorTokenizer(";")}
+    tokenizer = ColumnsTokenizer([parts[name] for name in order], order)
+    texts = [{"lemma": lemma, "features": of} for lemma, of in [("aba", "V;PST"), ("aba", "PST;V"), ("aab", "PST;V")]]
+    sources = ["\t".join(text[name] for name in order) for text in texts]
+    tokenizer.adapt(sources)
+    options = {"units": 16, "layers": 1, "heads": 2, "copy": True}
+    model = Seq2Seq(tokenizer, CharTokenizer("ab"), encoder=TransformerEncoder, decoder=TransformerDecoder, **options)
+    one, other, of_letters = model.score(sources, ["abab"] * 3).numpy()
+    assert one == pytest.approx(other) and one != pytest.approx(of_letters)
+
+
 def test_heads_share_the_units():
     with pytest.raises(OptionError, match="heads=3: expected a divisor of half of the 8 units"):
         TransformerEncoder(8, units=8, heads=3)
