@@ -108,7 +108,7 @@ def xla_works(probe: Callable = tf.exp) -> bool:
 
 def rounded_up(size: tf.Tensor, least: int | tf.Tensor = 16) -> tf.Tensor:
     """The smallest of `least` times 1, 2, 4, ... that is at least `size`, so that XLA compiles few shapes."""
-    return tf.bitwise.left_shift(least, tf.reduce_sum(tf.cast(size > least * 2 ** tf.range(20), tf.int32)))
+    return tf.bitwise.left_shift(least, tf.reduce_sum(tf.cast(-(-size // least) > 2 ** tf.range(20), tf.int32)))
 
 
 def padded(tokens: tf.Tensor, rows: tf.Tensor, length: tf.Tensor) -> tf.Tensor:

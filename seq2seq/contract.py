@@ -66,7 +66,7 @@ def check_contract(
         OptionError: if the contract is broken. The message names the argument (encoder or decoder), the class and the
             fault.
     """
-    source = tf.constant([[UNKNOWN, START, END], [END, START, PADDING]])
+    source = tf.constant([[UNKNOWN, source_tokenizer.vocabulary_size - 1, END], [END, START, PADDING]])
     target = tf.constant([[START, UNKNOWN, END], [START, END, UNKNOWN]])
     with _refusing("encoder", encoder, "source ids [B, S]") as refuse:
         encoded = encoder(source)

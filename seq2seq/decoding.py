@@ -179,11 +179,14 @@ class Repetition(NamedTuple):
         return Repetition(tf.concat([tokens, self.recent[:, :-1]], axis=1), tf.where(again, self.runs + 1, 0))
 
 
-def why_stopped(tokens: tf.Tensor, length: tf.Tensor, limits: tf.Tensor, runs: tf.Tensor) -> tf.Tensor:
+def why_stopped(
+    tokens: tf.Tensor, length: tf.Tensor, limits: tf.Tensor, runs: tf.Tensor, min_length: int | tf.Tensor = 0
+) -> tf.Tensor:
     """Why hypotheses of this length stop after their newest tokens, as indices in STOPPED; RUNNING if they do not.
 
     `tokens` have any shape, `limits` one that broadcasts to it, and `runs`, those of `Repetition`, one more axis.
     """
     repeated = tf.reduce_max(runs, axis=-1) >= tf.maximum(limits // 2, LEAST_REPETITION)
+    repeated &= length >= min_length
     cut = tf.where(repeated, REPEATED, tf.where(length >= limits, LIMITED, RUNNING))
     return tf.where(tokens == END, ENDED, cut)

@@ -221,12 +221,14 @@ def evaluate(
 def _translate(model, sources, strategy, progress, lengths):
     """The first translation of each source, why it stopped, and the seconds for all of them, without tracing."""
     shortest = sorted(sources, key=len)[:MANY_TEXTS]  # enough to use all cores, as in the timed calls
-    model.translate(shortest, strategy, details=True, **lengths)  # traces it
+    lengths = {"details": True, "scores": False, "seed": 0, **lengths}
+    seed = lengths["seed"]
+    model.translate(shortest, strategy, **lengths)  # traces it
     translations, stopped, seconds = [], [], 0.0
     for start in range(0, len(sources), 2048):
         started = time.perf_counter()
-        seed = lengths.get("seed", 0) + start  # a sample depends on the place of its source
-        found = model.translate(sources[start : start + 2048], strategy, details=True, **lengths | {"seed": seed})
+        lengths["seed"] = seed, start  # a sample depends on the place of its source
+        found = model.translate(sources[start : start + 2048], strategy, **lengths)
         seconds += time.perf_counter() - started
         translations += _nfc(row[0].decode() for row in found.texts.numpy())
         stopped += [row[0].decode() for row in found.stopped.numpy()]

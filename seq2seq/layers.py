@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from pipelines import OptionError, choose
+from pipelines import OptionError, check_number, choose
 from pipelines.tokens import PADDING, Tokenizer, one_hot
 from seq2seq.attention import (
     HARD_ATTENTIONS,
@@ -107,7 +107,7 @@ class Encoder(Half):
         `Encoded`; its state is the one after each row's last token.
 
     Raises:
-        OptionError: for an unknown cell, or an odd number of units in two directions.
+        OptionError: for an unknown cell, no layers, or an odd number of units in two directions.
     """
 
     def __init__(
@@ -343,8 +343,9 @@ def row_lengths(tokens: tf.Tensor) -> tf.Tensor:
 
 
 def token_ids(tokens: tf.Tensor) -> tf.Tensor:
-    """Ids `[B, T]`, from ids or from their one-hot form `[B, T, V]`, in which a row of padding is all zeros."""
-    return tokens if tokens.dtype.is_integer else tf.argmax(tokens, axis=-1, output_type=tf.int32)
+    """Ids int32 `[B, T]`, from ids or from their one-hot form `[B, T, V]`, in which a row of padding is all zeros."""
+    is_ids = tokens.dtype.is_integer
+    return tf.cast(tokens, tf.int32) if is_ids else tf.argmax(tokens, axis=-1, output_type=tf.int32)
 
 
 def source_mask(source: tf.Tensor) -> tf.Tensor:
@@ -381,7 +382,7 @@ class TokenVectors(keras.layers.Layer):
     def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
         if not self.embedding:
             is_ids = tokens.dtype.is_integer
-            return one_hot(tokens, self.vocabulary_size, self.compute_dtype) if is_ids else tokens
+            return one_hot(token_ids(tokens), self.vocabulary_size, self.compute_dtype) if is_ids else tokens
         # Rows of length 1, times the square root of E (Vaswani et al. 2017, section 3.4): large as a cell's input,
         # small as weights of the tied output, and quick to learn.
         matrix, scale = tf.cast(self.matrix, self.compute_dtype), self.embedding**0.5
@@ -431,5 +432,6 @@ class TiedOutput(keras.layers.Layer):
 
 def _recurrent_layers(cell, layers, size, units, bidirectional, dtype):
     """Stacked recurrent layers, the first one for inputs `[B, T, size]`."""
+    check_number("layers", layers, least=1)
     sizes = [size, *[units] * (layers - 1)]
     return [Recurrent(cell, size, units, bidirectional, dtype=dtype) for size in sizes]

@@ -82,6 +82,7 @@ class Seq2Seq(Translator, Trainer):
         check_number("label_smoothing", label_smoothing, float, least=0, below=1)
         if not callable(teacher_forcing):
             check_number("teacher_forcing", teacher_forcing, float, least=0, most=1)
+        self.vocabulary_sizes = source_tokenizer.vocabulary_size, target_tokenizer.vocabulary_size
         self.label_smoothing = label_smoothing
         self.teacher_forcing = teacher_forcing
         taken = set().union(*(accepted(half) for half in (encoder, decoder) if isinstance(half, type)))
@@ -215,6 +216,7 @@ class Seq2Seq(Translator, Trainer):
         Returns:
             float32 `[B]`, in nats: the sum over the tokens after START. With `per_token` `[B, T]`, 0 for padding.
         """
+        source, target = tf.convert_to_tensor(source), tf.convert_to_tensor(target)
         logits = self._logits(source, target[:, :-1], training)
         each = tf.where(target[:, 1:] == PADDING, 0.0, -token_losses(target[:, 1:], logits))
         return each if per_token else tf.reduce_sum(each, axis=1)
@@ -241,7 +243,7 @@ class Seq2Seq(Translator, Trainer):
         Returns:
             `strategies.Hypotheses`, ids `[B, N, T]`.
         """
-        strategy = self._checked_strategy(strategy)
+        strategy, source = self._checked_strategy(strategy), tf.convert_to_tensor(source)
         with tf.device("CPU"):  # where all sizes are known
             limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length + 1), max_length)  # and END
             seeds = tf.zeros_like(limits, tf.int64) if seeds is None else tf.cast(seeds, tf.int64)

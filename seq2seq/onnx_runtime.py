@@ -236,7 +236,7 @@ def greedy(model: Steps, limits: np.ndarray, min_length: int) -> list[list[tuple
         running = why[sources] == RUNNING
         for source, token in zip(sources[running], tokens[running].tolist(), strict=True):
             ids[source].append(token)
-        now = why_stopped(tokens, t + 1, limits[sources], repetition.runs)
+        now = why_stopped(tokens, t + 1, limits[sources], repetition.runs, min_length)
         why[sources[running]] = now[running]
         left = np.flatnonzero(why[sources] == RUNNING)
         if not len(left):
@@ -275,7 +275,7 @@ def beam(
         repetition.add(tokens.reshape(-1))
         history.append((sources, tokens, parents))
 
-        stopped = why_stopped(tokens, t + 1, limit, repetition.runs.reshape(count, width, PHRASE))
+        stopped = why_stopped(tokens, t + 1, limit, repetition.runs.reshape(count, width, PHRASE), min_length)
         alive = np.where(stopped == RUNNING, scores, NEVER)
         ranks = np.where(stopped == RUNNING, NEVER, scores)
         stopped = np.where((stopped == RUNNING) | (scores == NEVER), LIMITED, stopped)
@@ -386,9 +386,9 @@ class Repetition:
         self.recent, self.runs = self.recent[rows], self.runs[rows]
 
 
-def why_stopped(tokens: np.ndarray, length: int, limits: np.ndarray, runs: np.ndarray) -> np.ndarray:
+def why_stopped(tokens: np.ndarray, length: int, limits: np.ndarray, runs: np.ndarray, min_length: int) -> np.ndarray:
     """Why hypotheses of this length stop after their newest tokens, as indices in STOPPED; RUNNING if they do not."""
-    repeated = runs.max(axis=-1) >= np.maximum(limits // 2, LEAST_REPETITION)
+    repeated = (runs.max(axis=-1) >= np.maximum(limits // 2, LEAST_REPETITION)) & (length >= min_length)
     cut = np.where(repeated, REPEATED, np.where(length >= limits, LIMITED, RUNNING))
     return np.where(tokens == END, ENDED, cut)
 

@@ -177,7 +177,8 @@ class BeamSearch(Strategy):
             newest = tf.reshape(tokens, [-1])
             memory, repetition = self.remember(newest, memory), repetition.after(newest, forced)
 
-            stopped = why_stopped(tokens, t + 1, limits, tf.reshape(repetition.runs, [count, width, PHRASE]))
+            runs = tf.reshape(repetition.runs, [count, width, PHRASE])
+            stopped = why_stopped(tokens, t + 1, limits, runs, wanted.min_length)
             alive = tf.where(stopped == RUNNING, scores, NEVER)
             new = _Finished(
                 ranks=tf.where(stopped == RUNNING, NEVER, ranks),
@@ -382,7 +383,8 @@ def extend_each(
         tokens = tf.where(stopped == RUNNING, tf.reshape(chosen, [-1, width]), PADDING)
         repetition = repetition.after(tf.reshape(tokens, [-1]), forced)
         runs = tf.reshape(repetition.runs, [-1, width, PHRASE])
-        why = why_stopped(tokens, t + 1, tf.gather(wanted.limits, sources)[:, None], runs)
+        limits = tf.gather(wanted.limits, sources)[:, None]
+        why = why_stopped(tokens, t + 1, limits, runs, wanted.min_length)
         return (tokens, tf.where(stopped == RUNNING, why, stopped)), (repetition, state), [tokens]
 
     batch = tf.shape(wanted.limits)[0]

@@ -26,8 +26,8 @@ class Trainer(keras.Model):
     """A `keras.Model` whose `train_step` and `test_step` are made of `checked_batch`, `rows_of_replica`,
     `update_weights` and `measure`; `Seq2Seq.train_step` shows how. Each batch is also passed to `count_lengths`.
 
-    A subclass has a `target_tokenizer`, a number `label_smoothing` and a scalar weight `gradient_norm`, which holds the
-    norm of the last batch's gradient before clipping.
+    A subclass has both tokenizers and the `vocabulary_sizes` for which it was made, a number `label_smoothing`, and a
+    scalar weight `gradient_norm`, which holds the norm of the last batch's gradient before clipping.
 
     Attributes:
         compiles_training: whether XLA compiles training steps, see `fit`. Set it before the first `fit`.
@@ -59,7 +59,8 @@ class Trainer(keras.Model):
         weighted_metrics: Any = "auto",
         **kwargs: Any,
     ) -> None:
-        """As `keras.Model.compile`; by default with cross-entropy, accuracy and perplexity of real tokens.
+        """As `keras.Model.compile`; by default with cross-entropy, accuracy and perplexity of real tokens, and without
+        `jit_compile`.
 
         A custom loss or metric is given ids `[B, T]` as labels, logits `[B, T, V]` and weights `[B, T]`, 0 for padding.
         `metrics` are weighted as `weighted_metrics` are, so that padding does not count. Functions and metrics of Keras
@@ -67,15 +68,22 @@ class Trainer(keras.Model):
 
         Raises:
             OptionError: for a loss that cannot be computed, counts padding or takes probabilities; for a metric that
-                takes probabilities or is called "loss".
+                takes probabilities, or has the name "loss" or that of another one.
         """
         if loss == "auto":
             loss = TokenCrossentropy(self.label_smoothing)
-        default = ["accuracy", Perplexity()] if weighted_metrics == "auto" else weighted_metrics
-        chosen = [of_tokens(metric) for metric in tf.nest.flatten([default, metrics]) if metric is not None]
-        if any(metric.name == "loss" for metric in chosen):
-            raise OptionError("metrics: 'loss' is the name of the loss; give the metric another one")
-        metrics = list({metric.name: metric for metric in chosen}.values())  # the last one of a name
+        default = ["accuracy", Perplexity()] if weighted_metrics == "auto" else []
+        own = [metrics, [] if default else weighted_metrics]
+        default, own = (
+            [of_tokens(each) for each in tf.nest.flatten(some) if each is not None] for some in (default, own)
+        )
+        names = [metric.name for metric in own]
+        if taken := [name for place, name in enumerate(names) if name in ("loss", *names[:place])]:
+            raise OptionError(
+                f"metrics: {taken[0]!r} is the name of another one or of the loss; give each its own name"
+            )
+        metrics = [metric for metric in default if metric.name not in names] + own
+        kwargs.setdefault("jit_compile", False)  # on a GPU, Keras would compile each shape of batch, see `fit`
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
         self._other_functions = None, None
         self._compiled_update = functools.lru_cache(maxsize=1)(self._compile_update)
@@ -198,8 +206,12 @@ class Trainer(keras.Model):
             reason = "all weights are frozen; set trainable=True" if self.optimizer else "there is no optimizer"
             raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
         batch = checked_batch(data)
-        if self.target_tokenizer.vocabulary_size == END + 1:
-            raise OptionError("fit: the tokenizers have no vocabulary; call their `adapt` before the model is made")
+        sizes = self.source_tokenizer.vocabulary_size, self.target_tokenizer.vocabulary_size
+        if END + 1 in sizes or sizes != self.vocabulary_sizes:
+            raise OptionError(
+                f"fit: vocabularies of {sizes[0]} and {sizes[1]} ids, of which {END + 1} are reserved, in a model made "
+                "for {} and {}; call `adapt` of both tokenizers before the model is made".format(*self.vocabulary_sizes)
+            )
         self.count_lengths(*batch[:2])
         if self._may_compile():
             specs = [tf.TensorSpec([None, None, *each.shape[2:]], each.dtype) for each in batch]  # for all B and T
@@ -216,6 +228,7 @@ class Trainer(keras.Model):
         inspected."""
         plain = not tf.distribute.has_strategy() and not self.run_eagerly
         plain &= type(self).train_step.__module__.startswith("seq2seq.")
+        plain &= type(self).compute_loss is keras.Model.compute_loss
         return self.compiles_training and plain and isinstance(self.loss, TokenCrossentropy)
 
     def _compile_step(self, step, *specs):
@@ -381,7 +394,7 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
 
 def refuse_texts(method: str, x: Any) -> None:
     """Refuses texts instead of batches, for which Keras has no helpful message."""
-    first, *_ = tf.nest.flatten(getattr(x, "element_spec", x))
+    first, *_ = tf.nest.flatten(getattr(x, "element_spec", x)) or [""]
     kind = getattr(first, "dtype", None)
     if isinstance(first, str | bytes) or kind == tf.string or getattr(kind, "kind", "") in ("U", "S", "O"):
         instead = "`translate` takes texts" if method == "predict" else "batch_pairs makes them of pairs of texts"

@@ -80,9 +80,10 @@ class Translator(keras.Model):
         prefixes: str | Texts | None = None,
         min_length: int = 0,
         max_length: int | None = None,
-        seed: int = 0,
+        seed: int | tuple[int, int] = 0,
         batch_size: int = 256,
         details: bool = False,
+        scores: bool = True,
     ) -> Any:  # tf.Tensor, or Translations with details
         """Translates texts.
 
@@ -94,9 +95,12 @@ class Translator(keras.Model):
             prefixes: how each translation begins: one string for each text, "" for none. At least one token follows it.
             min_length: the smallest number of tokens in a translation.
             max_length: the largest number of tokens in a translation. Default: by the text's length, see `limits`.
-            seed: the samples of a text depend on this number and on the text's place.
+            seed: the samples of a text depend on this number and on the text's place. A pair (seed, n) samples as if
+                n texts came before these.
             batch_size: how many texts are decoded together, fewer if they are long. It does not change translations.
             details: whether to return scores, all n-best hypotheses and why each ended.
+            scores: whether `details` have the scores of strategies that compute none themselves, which are greedy
+                search and sampling. This takes about as long as translating; without it, they are NaN.
 
         Returns:
             A string tensor `[N]` in the order of `texts`; `[N, n]` if the strategy gives n > 1 hypotheses; without the
@@ -111,7 +115,9 @@ class Translator(keras.Model):
         strategy = self._checked_strategy(strategy)
         check_number("min_length", min_length, least=0, most=LONGEST_TRANSLATION)
         check_number("max_length", max_length, least=max(1, min_length), most=LONGEST_TRANSLATION, optional=True)
-        check_number("seed", seed, least=0, below=2**62)  # to which the texts' places are added
+        seed, before = seed if isinstance(seed, tuple) else (seed, 0)
+        check_number("seed", seed, least=0, below=2**31)
+        check_number("seed", before, least=0, below=2**31)
         check_number("batch_size", batch_size, least=1)
         texts = _as_strings("texts", texts)
         begun = [] if prefixes is None else [self._prefix_ids(_as_strings("prefixes", prefixes), texts.shape)]
@@ -124,9 +130,12 @@ class Translator(keras.Model):
         longest = -1 if max_length is None else max_length
 
         def run(batch):
-            translate = self._translate_with(strategy, details, self._parts, bool(begun), self.compiles_decoding)
+            translate = self._translate_with(
+                strategy, details, scores, self._parts, bool(begun), self.compiles_decoding
+            )
             some = [tf.gather(ids, batch) for ids in begun]
-            return translate(tf.gather(texts, batch), seed + batch, min_length, longest, *some)
+            seeds = (seed << 32) + before + batch  # which differ for all seeds and places
+            return translate(tf.gather(texts, batch), seeds, min_length, longest, *some)
 
         try:
             done, order = _in_batches(run, lengths, batch_size)
@@ -163,7 +172,7 @@ class Translator(keras.Model):
         prefixes = tf.reshape(prefixes, [-1]) if tf.size(prefixes) else tf.constant([""])
         return prefix_ids(self.target_tokenizer, prefixes, "prefixes: text")
 
-    def _compile_translate(self, strategy, details, parts, with_prefixes, compiles_decoding):
+    def _compile_translate(self, strategy, details, scores, parts, with_prefixes, compiles_decoding):
         """Makes a graph of `translate_batch`, which reads `compiles_decoding` itself."""
         texts, seeds = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)
         length = tf.TensorSpec([], tf.int32)
@@ -174,7 +183,7 @@ class Translator(keras.Model):
 
         def run(texts, seeds, min_length, max_length, *prefixes):
             def translate(texts, seeds, prefixes=None):
-                options = min_length, max_length, details, prefixes, string_parts
+                options = min_length, max_length, details, prefixes, string_parts, scores
                 return self.translate_batch(texts, strategy, seeds, *options)
 
             return side_by_side(translate, row_parts, texts, seeds, *prefixes)
@@ -191,11 +200,12 @@ class Translator(keras.Model):
         details: bool = False,
         prefixes: tf.Tensor | None = None,
         parts: int = 1,
+        scores: bool = True,
     ) -> tuple[tf.Tensor, ...]:
         """Translates texts `[B]`, at least one, all together. `translate` makes a graph of this.
 
         Args:
-            texts, strategy, details: as in `translate`.
+            texts, strategy, details, scores: as in `translate`.
             seeds, min_length, max_length, prefixes: as in `decode`.
             parts: the number of parallel parts in which texts become ids and ids become texts.
 
@@ -204,8 +214,10 @@ class Translator(keras.Model):
         """
         with tf.device("CPU"):  # where strings are; its small operations would each wait for a GPU
             source = self._source_ids(texts, parts)
-        ids, scores, ranked_by, stopped = self.decode(source, strategy, min_length, max_length, seeds, prefixes)
-        if details and scores is None:
+        ids, likelihoods, ranked_by, stopped = self.decode(source, strategy, min_length, max_length, seeds, prefixes)
+        if likelihoods is None and not scores:
+            likelihoods = ranked_by = tf.fill(tf.shape(ids)[:2], np.float32(np.nan))
+        if details and likelihoods is None:
             target = tf.pad(ids, [[0, 0], [0, 0], [1, 0]], constant_values=START)
             # One hypothesis after another, so that memory does not grow with their number.
             each = tf.map_fn(
@@ -213,7 +225,7 @@ class Translator(keras.Model):
                 tf.transpose(target, [1, 0, 2]),
                 fn_output_signature=tf.float32,
             )
-            scores = ranked_by = tf.ensure_shape(tf.transpose(each), ids.shape[:2])
+            likelihoods = ranked_by = tf.ensure_shape(tf.transpose(each), ids.shape[:2])
         with tf.device("CPU"):
             rows, count, length = (tf.shape(ids)[axis] for axis in range(3))
             written = [tf.reshape(ids, [rows * count, length])]
@@ -222,7 +234,7 @@ class Translator(keras.Model):
                 written.append(tf.repeat(unknown, count, axis=0))
             translations = side_by_side(self.target_tokenizer.detokenize, parts, *written)
             translations = tf.ensure_shape(tf.reshape(translations, [rows, count]), ids.shape[:2])
-            found = [translations, scores, ranked_by, tf.gather(tf.constant(STOPPED), stopped), ids]
+            found = [translations, likelihoods, ranked_by, tf.gather(tf.constant(STOPPED), stopped), ids]
             found = found if details else found[:1]
             if ids.shape[1] > strategy.n_best:
                 found = _first_different(strategy.n_best, *found)
@@ -305,7 +317,9 @@ class Translator(keras.Model):
         nothing = kept(tf.zeros([0, 1]), tf.zeros([0, 1], tf.int32))
         return tf.gather(tf.concat([nothing, *scores], axis=0), order)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)], autograph=False)
+    @tf.function(
+        input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)], autograph=False
+    )
     def _score(self, sources, target):
         source = self._source_ids(sources)
         return side_by_side(functools.partial(self.log_likelihood, per_token=True), parts_of_batch(), source, target)
@@ -343,7 +357,7 @@ class Translator(keras.Model):
         if not self.has_attention:
             raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
         sources = tf.reshape(_as_strings("sources", sources), [-1])
-        targets = self.translate(sources, details=True).ids[:, 0] if targets is None else targets
+        targets = self.translate(sources, details=True, scores=False).ids[:, 0] if targets is None else targets
         targets = _as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
 
         def run(batch):

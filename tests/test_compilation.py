@@ -20,6 +20,9 @@ def test_a_compiled_function_knows_that_it_is_and_another_is_said_and_refused():
         assert compiled_by_xla("texts", tf.strings.as_string, specs) is None
 
 
-@pytest.mark.parametrize(("size", "expected"), [(0, 16), (16, 16), (17, 32), (100, 128)])
-def test_sizes_are_rounded_up_to_few(size, expected):
-    assert rounded_up(tf.constant(size)) == expected
+@pytest.mark.parametrize(
+    ("size", "least", "expected"),
+    [(0, 16, 16), (16, 16, 16), (17, 16, 32), (100, 16, 128), (100, 8192, 8192), (90_000, 8192, 131_072)],
+)
+def test_sizes_are_rounded_up_to_few(size, least, expected):
+    assert rounded_up(tf.constant(size), least) == rounded_up(tf.constant(size), tf.constant(least)) == expected

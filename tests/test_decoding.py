@@ -148,6 +148,13 @@ def test_a_phrase_said_over_and_over_is_cut(strategy, phrase, limit, length):
     assert texts(hypotheses)[0][0] == TOKENIZER.tokenize([phrase * 300])[0, :length].numpy().tolist()
 
 
+@BOTH_LOOPS
+@KINDS
+def test_repetition_cuts_none_shorter_than_it_has_to_be(strategy):
+    hypotheses = search(strategy, *spelling(["a" * 300]), limits=[60], min_length=45)
+    assert reasons(hypotheses) == [["repetition"]] and len(texts(hypotheses)[0][0]) == 45
+
+
 @KINDS
 def test_repetition_that_ends_or_is_of_long_phrases_is_left_alone(strategy):
     words = ["a" * 40, "abcdefghi" * 9, "abcabcabcd" * 5, "x" * 14]

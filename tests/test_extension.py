@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from command_line import seq2seq
-from conftest import LINES, WORDS, decoded, read_history, small_config
+from conftest import LINES, WORDS, read_history, small_config
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, Tokenizer, batch_pairs, load_class
 from seq2seq import BeamSearch, Config, Decoder, Encoder, Sampling, Seq2Seq
@@ -333,7 +333,7 @@ def test_a_tokenizer_with_an_if_on_tensors_needs_a_function_of_its_own(method):
     )
     for tokenizer in (plain, wrapped):
         tokenizer.take_vocabulary({letter.encode(): 1 for letter in "".join(WORDS)})
-    with pytest.raises(OptionError, match="^source_tokenizer=Plain: fails on a text in a graph: .*@tf.function"):
+    with pytest.raises(OptionError, match=r"^source_tokenizer=Plain: fails on a text in a graph: .*@tf\.function"):
         Seq2Seq(plain, CharTokenizer("abc"), units=8)
     pairs = tf.data.Dataset.from_tensor_slices((WORDS, WORDS))
     ((source, _),) = batch_pairs(pairs, wrapped, wrapped, encoding="ids")

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from conftest import WORDS, ids_of
 
-from pipelines import OptionError, batch_pairs
+from pipelines import CharTokenizer, OptionError, batch_pairs
 from pipelines.tokens import PADDING
 from seq2seq import Encoder, Seq2Seq
 
@@ -284,12 +284,19 @@ def test_an_encoder_that_xla_refuses_is_trained_uncompiled_and_nothing_is_lost(p
 SPARSE = keras.losses.SparseCategoricalCrossentropy
 
 
-@pytest.mark.parametrize("how", ["own loss", "eager", "several replicas"])
+class OwnLoss(Seq2Seq):
+    def compute_loss(self, *given, **options):
+        return super().compute_loss(*given, **options)
+
+
+@pytest.mark.parametrize("how", ["own loss", "own computation", "eager", "several replicas"])
 def test_what_would_not_be_the_same_compiled_is_not(model, how):
     model.compiles_training = True
     assert model._may_compile()
     if how == "own loss":
         model.compile(loss=SPARSE(from_logits=True, reduction="mean_with_sample_weight"))
+    if how == "own computation":  # which may look at padding, of which a compiled batch has more
+        model.__class__ = OwnLoss
     if how == "eager":
         model.compile(run_eagerly=True)
     with tf.distribute.MirroredStrategy(["CPU:0"]).scope() if how == "several replicas" else contextlib.nullcontext():
@@ -382,10 +389,44 @@ def test_a_metric_with_the_name_of_a_default_one_takes_its_place(model, batches)
     assert found["accuracy"] == 1 and sorted(found) == ["accuracy", "loss", "perplexity"]
 
 
+def test_keras_compiles_no_step_by_itself(model):
+    model.compile()
+    assert model.get_compile_config()["jit_compile"] is False  # "auto" would compile each shape on a GPU
+    model.compile(jit_compile=True)
+    model.compile_from_config(model.get_compile_config())
+    assert model.jit_compile is True
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8"])
+def test_ids_may_be_integers_of_any_size(tokenizers, dtype):
+    model = Seq2Seq(*tokenizers, units=8, embedding=4, teacher_forcing=0.5)
+    model.compile()
+    source, target = (ids.astype(dtype) for ids in ids_of(model))
+    assert np.isfinite(model.fit(source, target, verbose=0).history["loss"]).all()
+    (ids,), (found,) = model.decode(source[:1]).ids, model.predict(source[:1], verbose=0)
+    assert model.target_tokenizer.detokenize(ids) == found
+    np.testing.assert_array_equal(model.log_likelihood(source, target), model.log_likelihood(*ids_of(model)))
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_vocabulary_that_the_model_was_not_made_for_is_refused(tokenizers, side):
+    sides = list(tokenizers)
+    sides[side] = CharTokenizer()
+    model = Seq2Seq(*sides, units=4)
+    model.compile()
+    batch = [np.ones([1, 3], int)] * 2
+    with pytest.raises(OptionError, match=r"fit: vocabularies of .*, of which 4 are reserved"):
+        model.fit(*batch, verbose=0)
+    sides[side].adapt(["sol"])
+    with pytest.raises(OptionError, match="call `adapt` of both tokenizers before the model is made"):
+        model.fit(*batch, verbose=0)
+
+
 def test_fit_and_evaluate_say_what_they_are_to_be_given(model, pairs):
     source, target = ids_of(model)
     for run, message in (
         (lambda: model.fit(pairs), "fit: expected batches of ids .* not texts; batch_pairs"),
+        (lambda: model.fit([]), "fit: expected batches of ids"),
         (lambda: model.fit(np.array(["sol"]), np.array(["SOL"])), "fit: expected batches of ids .* not texts"),
         (lambda: model.evaluate(pairs.batch(2)), "evaluate: expected batches of ids .* not texts"),
         (lambda: model.predict(["sol"]), "predict: .*`translate` takes texts"),
@@ -478,6 +519,10 @@ def test_a_loss_or_metric_whose_figure_would_be_wrong_is_refused(model):
         ({"metrics": [keras.metrics.SparseCategoricalCrossentropy()]}, "metrics=.*takes probabilities"),
         ({"metrics": ["sparse_categorical_crossentropy"]}, "metrics=.*takes probabilities"),
         ({"metrics": [keras.metrics.SparseTopKCategoricalAccuracy(name="loss")]}, "metrics: 'loss' is the name"),
+        (
+            {"metrics": [keras.metrics.SparseTopKCategoricalAccuracy(k) for k in (3, 5)]},
+            "metrics: 'sparse_top_k.* its own",
+        ),
     ):
         with pytest.raises(OptionError, match=message):
             model.compile(**options)

@@ -27,7 +27,7 @@ def test_a_translation_depends_on_neither_its_batch_nor_its_place(upper_case, st
     together = decoded(model.translate(texts, strategy, seed=5))
     assert together == decoded(model.translate(texts, strategy, seed=5, batch_size=3))
     # What sampling draws for a text follows from the seed and the text's place.
-    assert together == [decoded(model.translate([text], strategy, seed=5 + n))[0] for n, text in enumerate(texts)]
+    assert together == [decoded(model.translate([text], strategy, seed=(5, n)))[0] for n, text in enumerate(texts)]
     if strategy != "sampling":
         assert together[::-1] == decoded(model.translate(texts[::-1], strategy))
 
@@ -76,8 +76,8 @@ def test_translate_is_traced_once_for_each_strategy_whatever_the_shapes(model):
             for lengths in ({"max_length": 4}, {"min_length": 2}):
                 model.translate(texts, strategy, batch_size=3, seed=len(texts), **lengths)
     assert model._translate_with.cache_info().currsize == 3
-    assert model._translate_with(Greedy(), False, 1, False, False).experimental_get_tracing_count() == 1
-    assert model._translate_with(BeamSearch(), False, 1, False, False).experimental_get_tracing_count() == 1
+    assert model._translate_with(Greedy(), False, True, 1, False, False).experimental_get_tracing_count() == 1
+    assert model._translate_with(BeamSearch(), False, True, 1, False, False).experimental_get_tracing_count() == 1
     assert model._score.experimental_get_tracing_count() == 0
 
 
@@ -225,6 +225,20 @@ def test_of_more_hypotheses_than_wanted_the_first_different_texts_are_taken(mode
     assert model.translate(words, Several(), seed=5, max_length=9).numpy().tolist() == found.texts.numpy().tolist()
     one = model.translate(words, Several(n_best=1), seed=5, max_length=9)
     np.testing.assert_array_equal(one, found.texts[:, 0])
+
+
+def test_no_sample_of_a_seed_is_one_of_another_seed(shared_model):
+    drawn = [text for seed in range(3) for text in decoded(shared_model.translate(["sol"] * 50, "sampling", seed=seed))]
+    assert len(set(drawn)) > 140
+
+
+def test_details_without_scores_are_the_same_otherwise(shared_model):
+    for strategy, scored in (("greedy", False), ("sampling", False), ("beam", True)):
+        whole, quick = (shared_model.translate(["sol", "mar"], strategy, details=True, scores=s) for s in (True, False))
+        assert np.isfinite(whole.scores).all() and np.isfinite(quick.scores).all() == scored
+        assert np.isnan(quick.ranked_by).all() != scored
+        for name in ("texts", "stopped", "ids"):
+            np.testing.assert_array_equal(getattr(whole, name), getattr(quick, name))
 
 
 def test_samples_are_many_more_than_tokens_if_wanted_and_the_first_is_that_drawn_alone(shared_model):

@@ -166,7 +166,7 @@ async function greedy(model, limit, minLength) {
     token = END + argmax(logits);
     ids.push(token);
     repetition.add([token]);
-    why = whyStopped(token, ids.length, limit, repetition.runs[0]);
+    why = whyStopped(token, ids.length, limit, repetition.runs[0], minLength);
     if (why !== RUNNING) return [[NaN, NaN, why, ids]];
   }
 }
@@ -195,7 +195,7 @@ async function beam(model, limit, minLength, width, nBest, lengthPenalty) {
     history.push({ tokens, parents });
 
     const places = filled.map(({ score, token, parent }, place) => {
-      const stopped = whyStopped(token, t + 1, limit, repetition.runs[place]);
+      const stopped = whyStopped(token, t + 1, limit, repetition.runs[place], minLength);
       return { rank: score, length: t + 1, token, parent, stopped };
     });
     scores = places.map(({ rank, stopped }) => (stopped === RUNNING ? rank : NEVER));
@@ -298,9 +298,10 @@ class Repetition {
 }
 
 /* Why a hypothesis of this length stops after its newest token, as an index in STOPPED; RUNNING if it does not. */
-function whyStopped(token, length, limit, runs) {
+function whyStopped(token, length, limit, runs, minLength) {
   if (token === END) return ENDED;
-  if (Math.max(...runs) >= Math.max(Math.floor(limit / 2), LEAST_REPETITION)) return REPEATED;
+  const repeated = Math.max(...runs) >= Math.max(Math.floor(limit / 2), LEAST_REPETITION);
+  if (repeated && length >= minLength) return REPEATED;
   return length >= limit ? LIMITED : RUNNING;
 }
 
