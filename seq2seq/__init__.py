@@ -71,12 +71,13 @@ if (_found := _backend()) != "tensorflow":
 if not _IS_COMMAND:
     from seq2seq.attention import Attention, Encoded, rows_by_source
     from seq2seq.config import Config
+    from seq2seq.decoding import Hypotheses, Wanted
     from seq2seq.ensembles import ensemble
     from seq2seq.layers import Decoder, Encoder, TokenVectors, source_mask
     from seq2seq.metrics import Perplexity, token_losses
     from seq2seq.model import Seq2Seq, teacher_forcing
     from seq2seq.optimizers import InverseSqrt
-    from seq2seq.strategies import BeamSearch, Greedy, Hypotheses, Sampling, Strategy, Wanted, emittable, extend_each
+    from seq2seq.strategies import BeamSearch, Greedy, Sampling, Strategy, emittable, extend_each
     from seq2seq.transformer import TransformerDecoder, TransformerEncoder
     from seq2seq.translation import Alignment, Translations
 
@@ -98,7 +99,7 @@ def __getattr__(name: str) -> Any:
     imports from here."""
     if name == "__version__":
         return importlib.metadata.version("keras-seq2seq")
-    modules = "attention config ensembles layers metrics model optimizers strategies transformer translation"
+    modules = "attention config decoding ensembles layers metrics model optimizers strategies transformer translation"
     for module in [_LATER[name]] if name in _LATER else modules.split() if name in __all__ else []:
         if hasattr(importlib.import_module(f"seq2seq.{module}"), name):
             return getattr(importlib.import_module(f"seq2seq.{module}"), name)

@@ -15,9 +15,9 @@ from pipelines.columns import ColumnsTokenizer
 from pipelines.options import one_line
 from pipelines.tokens import END, PADDING, START, UNKNOWN, Tokenizer
 from seq2seq.attention import Encoded
-from seq2seq.decoding import masking_loop, shrinking_loop
+from seq2seq.decoding import Hypotheses, Wanted, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoder, token_ids
-from seq2seq.strategies import STRATEGIES, Hypotheses, Strategy, Wanted
+from seq2seq.strategies import STRATEGIES, Strategy
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 

@@ -1,4 +1,4 @@
-"""Decode loops on the device: step by step, until every hypothesis has stopped.
+"""Decode loops on the device, step by step until every hypothesis has stopped: what they are given and what they find.
 
 Shapes: B sources, b of them still being decoded, K hypotheses of each in parallel, R = b x K rows in a step, T steps.
 """
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import tensorflow as tf
 
 from pipelines.tokens import END, PADDING
+from seq2seq.compilation import padded, rounded_up
 
 # Why a hypothesis stopped: it emitted END, reached its limit, or repeated one phrase over and over.
 STOPPED = ("end", "limit", "repetition")
@@ -24,6 +25,24 @@ State: TypeAlias = Any  # a nest of tensors
 Step: TypeAlias = Callable[[tf.Tensor, State], tuple[tf.Tensor, State]]
 StepFor: TypeAlias = Callable[[tf.Tensor], Step]
 Loop: TypeAlias = Callable[..., tuple[Any, list[tf.Tensor]]]
+
+
+class Wanted(NamedTuple):
+    """The requirements of a search for B sources."""
+
+    limits: tf.Tensor  # int32 [B], at least 1: the maximum length of hypotheses in tokens, END included
+    min_length: int | tf.Tensor  # the minimum length, a scalar, END not included
+    seeds: tf.Tensor  # int32 or int64 [B]: the randomness of a source's hypotheses depends on nothing else
+    prefixes: tf.Tensor | None = None  # int32 [B, P], padded: the tokens that hypotheses begin with, below the limit
+
+
+class Hypotheses(NamedTuple):
+    """The result of a search for each source, the best hypothesis first."""
+
+    ids: tf.Tensor  # int32 [B, N, T] tokens up to and with END, then padding
+    scores: tf.Tensor | None  # float32 [B, N] log-likelihoods in nats, END included; if None, `translate` computes them
+    ranked_by: tf.Tensor | None  # float32 [B, N] what they are ordered by, see `BeamSearch`; None if scores are None
+    stopped: tf.Tensor  # int32 [B, N] indices in STOPPED
 
 
 def shrinking_loop(
@@ -128,6 +147,34 @@ def masking_loop(blocks: int | tf.Tensor) -> Loop:
         return last, [array.stack() for array in arrays]
 
     return loop
+
+
+def padded_to_few_shapes(source: tf.Tensor, wanted: Wanted) -> tuple[tf.Tensor, Wanted, tf.Tensor]:
+    """Pads a batch to one of few shapes, for a search that XLA compiles.
+
+    Returns:
+        The sources, what is wanted of them, and a tensor whose size is the largest limit, rounded up; XLA must know it
+        when it compiles.
+    """
+    with tf.device("CPU"):  # where all sizes are known
+        rows, length = tf.unstack(tf.shape(source)[:2])
+        all_rows = rounded_up(rows)
+        source = padded(source, all_rows, rounded_up(length))
+        # Rows that only fill the batch up are done after one step.
+        limits, seeds = (tf.pad(x, [[0, all_rows - rows]], constant_values=1) for x in (wanted.limits, wanted.seeds))
+        prefixes = wanted.prefixes
+        if prefixes is not None:
+            prefixes = padded(prefixes, all_rows, rounded_up(tf.shape(prefixes)[1]))
+        steps = tf.zeros([rounded_up(tf.reduce_max(limits))])
+    return source, wanted._replace(limits=limits, seeds=seeds, prefixes=prefixes), steps
+
+
+def first_rows(found: Hypotheses, rows: tf.Tensor) -> Hypotheses:
+    """The hypotheses of the first sources, as long as the longest of all."""
+    with tf.device("CPU"):
+        longest = tf.reduce_max(tf.math.count_nonzero(found.ids, axis=2, dtype=tf.int32))
+        found = found._replace(ids=found.ids[:, :, :longest])
+        return Hypotheses(*(part if part is None else part[:rows] for part in found))
 
 
 def _write(arrays, t, tensors):

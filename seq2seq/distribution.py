@@ -170,3 +170,40 @@ def lost_workers(strategy: tf.distribute.Strategy | None) -> Iterator[None]:
         lost = re.search(r"task:(\d+) *\n*The tasks have crashed", error.message)
         which = f"worker {lost[1]}" if lost else "another worker"
         raise WorkerLostError(f"{which} has stopped or cannot be reached; start all workers again to resume") from None
+
+
+def rows_of_replica(batch: Any) -> Any:
+    """The rows that this replica learns of a batch that all replicas are given: every n-th of each tensor, n being the
+    number of replicas.
+
+    All replicas have equally many. If there are not enough rows, some are zeros, which is padding.
+    """
+    context = tf.distribute.get_replica_context()
+    count = context.num_replicas_in_sync
+    if count == 1:
+        return batch
+
+    def part(tensor):
+        missing = [[0, -tf.shape(tensor)[0] % count], *[[0, 0]] * (tensor.shape.rank - 1)]
+        return tf.pad(tensor, missing)[context.replica_id_in_sync_group :: count]
+
+    return tf.nest.map_structure(part, batch)
+
+
+def mean_over_replicas(gradients: list[tf.Tensor | None], tokens: tf.Tensor) -> list[tf.Tensor | None]:
+    """The gradients of the mean loss over all replicas' tokens, of which this replica has so many; None stays None.
+
+    The gradient of a table of which rows were looked up is a list of rows, in which one may stand many times. Here it
+    becomes a gradient of the whole table: only that has the norm by which gradients are clipped, and it is less to
+    send.
+    """
+    gradients = [gradient if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
+    context = tf.distribute.get_replica_context()
+    replicas = context.num_replicas_in_sync
+    if replicas == 1:
+        return gradients
+    # Keras divides the mean loss of each replica by their number, as if all had the same number of tokens.
+    weighted = [g * tf.cast(replicas * tokens, g.dtype) for g in gradients if g is not None]
+    *sums, all_tokens = context.all_reduce("SUM", [*weighted, tokens])
+    means = iter(tf.math.divide_no_nan(total, tf.cast(all_tokens, total.dtype)) for total in sums)
+    return [None if gradient is None else next(means) for gradient in gradients]

@@ -14,14 +14,24 @@ import tensorflow as tf
 import pipelines.tokenizers  # noqa: F401 (Keras loads only classes that are imported)
 from pipelines import OptionError, accepted, check_number, choose, construct
 from pipelines.tokens import END, PADDING, Tokenizer, one_hot
-from seq2seq.compilation import on_gpu, padded, rounded_up
+from seq2seq.compilation import on_gpu
 from seq2seq.contract import check_contract, check_savable, encode, start, take_tokenizers
-from seq2seq.decoding import STEPS_UNASKED, gather_rows, masking_loop, shrinking_loop
+from seq2seq.decoding import (
+    STEPS_UNASKED,
+    Hypotheses,
+    Wanted,
+    first_rows,
+    gather_rows,
+    masking_loop,
+    padded_to_few_shapes,
+    shrinking_loop,
+)
+from seq2seq.distribution import rows_of_replica
 from seq2seq.layers import Decoder, Encoder, row_lengths, token_ids
 from seq2seq.metrics import token_losses
 from seq2seq.recurrence import parts_of_batch, side_by_side
-from seq2seq.strategies import Hypotheses, Strategy, Wanted
-from seq2seq.trainer import Trainer, checked_batch, rows_of_replica
+from seq2seq.strategies import Strategy
+from seq2seq.trainer import Trainer, checked_batch
 from seq2seq.translation import Translator
 
 
@@ -241,7 +251,7 @@ class Seq2Seq(Translator, Trainer):
             prefixes: target ids that each row begins with, int32 `[B, P]`, padded on the right.
 
         Returns:
-            `strategies.Hypotheses`, ids `[B, N, T]`.
+            `Hypotheses`, ids `[B, N, T]`.
         """
         strategy, source = self._checked_strategy(strategy), tf.convert_to_tensor(source)
         with tf.device("CPU"):  # where all sizes are known
@@ -249,31 +259,13 @@ class Seq2Seq(Translator, Trainer):
             seeds = tf.zeros_like(limits, tf.int64) if seeds is None else tf.cast(seeds, tf.int64)
             if prefixes is not None:
                 limits = tf.maximum(limits, row_lengths(prefixes) + 1)
-        if self.compiles_decoding:
-            return self._decode_compiled(source, strategy, Wanted(limits, min_length, seeds, prefixes))
-        wanted, steps = Wanted(limits, min_length, seeds, prefixes), tf.maximum(1, tf.reduce_max(limits))
-        return self._search(encode(self.encoder, source), wanted, steps, strategy, shrinking_loop)
-
-    def _decode_compiled(self, source, strategy, wanted):
-        """Pads a batch to one of few shapes and decodes it with a compiled graph."""
-        with tf.device("CPU"):
-            rows, length = tf.unstack(tf.shape(source)[:2])
-            all_rows = rounded_up(rows)
-            source = padded(source, all_rows, rounded_up(length))
-            # Rows that only fill the batch up are done after one step.
-            limits, seeds = (
-                tf.pad(x, [[0, all_rows - rows]], constant_values=1) for x in (wanted.limits, wanted.seeds)
-            )
-            prefixes = wanted.prefixes
-            if prefixes is not None:
-                prefixes = padded(prefixes, all_rows, rounded_up(tf.shape(prefixes)[1]))
-            steps = tf.zeros([rounded_up(tf.reduce_max(limits))])  # by its size: XLA must know it when it compiles
-        wanted = wanted._replace(limits=limits, seeds=seeds, prefixes=prefixes)
-        found = self._search_with(strategy)(encode(self.encoder, source), wanted, steps)
-        with tf.device("CPU"):
-            longest = tf.reduce_max(tf.math.count_nonzero(found.ids, axis=2, dtype=tf.int32))
-            found = found._replace(ids=found.ids[:, :, :longest])
-            return Hypotheses(*(part if part is None else part[:rows] for part in found))
+        wanted = Wanted(limits, min_length, seeds, prefixes)
+        if not self.compiles_decoding:
+            steps = tf.maximum(1, tf.reduce_max(limits))
+            return self._search(encode(self.encoder, source), wanted, steps, strategy, shrinking_loop)
+        rows = tf.shape(source)[0]
+        source, wanted, steps = padded_to_few_shapes(source, wanted)
+        return first_rows(self._search_with(strategy)(encode(self.encoder, source), wanted, steps), rows)
 
     def _search(self, encoded, wanted, steps, strategy, loop):
         _, state = start(self.decoder, encoded, steps)

@@ -22,33 +22,17 @@ from seq2seq.decoding import (
     NEVER,
     PHRASE,
     RUNNING,
+    Hypotheses,
     Loop,
     Repetition,
     State,
     StepFor,
+    Wanted,
     gather_rows,
     row_numbers,
     shrinking_loop,
     why_stopped,
 )
-
-
-class Wanted(NamedTuple):
-    """The requirements of a search for B sources."""
-
-    limits: tf.Tensor  # int32 [B], at least 1: the maximum length of hypotheses in tokens, END included
-    min_length: int | tf.Tensor  # the minimum length, a scalar, END not included
-    seeds: tf.Tensor  # int32 or int64 [B]: the randomness of a source's hypotheses depends on nothing else
-    prefixes: tf.Tensor | None = None  # int32 [B, P], padded: the tokens that hypotheses begin with, below the limit
-
-
-class Hypotheses(NamedTuple):
-    """The result of a search for each source, the best hypothesis first."""
-
-    ids: tf.Tensor  # int32 [B, N, T] tokens up to and with END, then padding
-    scores: tf.Tensor | None  # float32 [B, N] log-likelihoods in nats, END included; if None, `translate` computes them
-    ranked_by: tf.Tensor | None  # float32 [B, N] what they are ordered by, see `BeamSearch`; None if scores are None
-    stopped: tf.Tensor  # int32 [B, N] indices in STOPPED
 
 
 class Strategy:

@@ -18,7 +18,7 @@ import tensorflow as tf
 from pipelines import OptionError
 from pipelines.tokens import END
 from seq2seq.compilation import compiled_by_xla, is_compiling, is_deterministic, on_gpu, padded, rounded_up, xla_works
-from seq2seq.distribution import several_workers, whole_batches
+from seq2seq.distribution import mean_over_replicas, several_workers, whole_batches
 from seq2seq.metrics import Perplexity, TokenCrossentropy, check_loss, of_tokens
 
 
@@ -285,7 +285,7 @@ class Trainer(keras.Model):
         Returns:
             A scalar bool: whether the gradient was finite.
         """
-        gradients = _mean_over_replicas(gradients, tf.reduce_sum(weights))
+        gradients = mean_over_replicas(gradients, tf.reduce_sum(weights))
         plain = is_compiling() or is_deterministic() or self.run_eagerly or tf.distribute.has_strategy()
         plain |= any(gradient is None for gradient in gradients)
         if not plain and on_gpu() and xla_works() and (compiled := self._compiled_update()):
@@ -422,43 +422,6 @@ def _follows_steps(callback):
     # A `LambdaCallback` has functions instead of methods.
     found = [(hook, getattr(getattr(callback, hook), "__func__", None)) for hook in hooks]
     return any(function is not getattr(keras.callbacks.Callback, hook) for hook, function in found)
-
-
-def rows_of_replica(batch: Any) -> Any:
-    """The rows that this replica learns of a batch that all replicas are given: every n-th of each tensor, n being the
-    number of replicas.
-
-    All replicas have equally many. If there are not enough rows, some are zeros, which is padding.
-    """
-    context = tf.distribute.get_replica_context()
-    count = context.num_replicas_in_sync
-    if count == 1:
-        return batch
-
-    def part(tensor):
-        missing = [[0, -tf.shape(tensor)[0] % count], *[[0, 0]] * (tensor.shape.rank - 1)]
-        return tf.pad(tensor, missing)[context.replica_id_in_sync_group :: count]
-
-    return tf.nest.map_structure(part, batch)
-
-
-def _mean_over_replicas(gradients, tokens):
-    """The gradients of the mean loss over all replicas' tokens, of which this replica has so many; None stays None.
-
-    The gradient of a table of which rows were looked up is a list of rows, in which one may stand many times. Here it
-    becomes a gradient of the whole table: only that has the norm by which gradients are clipped, and it is less to
-    send.
-    """
-    gradients = [gradient if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
-    context = tf.distribute.get_replica_context()
-    replicas = context.num_replicas_in_sync
-    if replicas == 1:
-        return gradients
-    # Keras divides the mean loss of each replica by their number, as if all had the same number of tokens.
-    weighted = [g * tf.cast(replicas * tokens, g.dtype) for g in gradients if g is not None]
-    *sums, all_tokens = context.all_reduce("SUM", [*weighted, tokens])
-    means = iter(tf.math.divide_no_nan(total, tf.cast(all_tokens, total.dtype)) for total in sums)
-    return [None if gradient is None else next(means) for gradient in gradients]
 
 
 def _apply_if(

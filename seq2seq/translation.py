@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +24,12 @@ from seq2seq.litert_exporting import export_litert
 from seq2seq.onnx_exporting import export_onnx
 from seq2seq.recurrence import parts_of_batch, side_by_side
 from seq2seq.strategies import STRATEGIES, BeamSearch, Greedy, Strategy
+from seq2seq.texts import as_strings, as_targets, bytes_or_tokens, in_batches
 from seq2seq.trainer import refuse_texts, without_end_warning
 from seq2seq.web_exporting import export_web
 
 LONGEST_TRANSLATION = 100_000  # tokens
 MANY_TEXTS = 64  # from this number on, the cores translate parts of a batch in parallel
-_BATCH_LENGTH = 256  # from this length on, a batch holds fewer texts, so that memory does not grow with it
 # What XLA raises if it cannot compile; the last two if it lacks parts of CUDA.
 _XLA_ERRORS = (
     tf.errors.InvalidArgumentError,
@@ -119,14 +119,14 @@ class Translator(keras.Model):
         check_number("seed", seed, least=0, below=2**31)
         check_number("seed", before, least=0, below=2**31)
         check_number("batch_size", batch_size, least=1)
-        texts = _as_strings("texts", texts)
-        begun = [] if prefixes is None else [self._prefix_ids(_as_strings("prefixes", prefixes), texts.shape)]
+        texts = as_strings("texts", texts)
+        begun = [] if prefixes is None else [self._prefix_ids(as_strings("prefixes", prefixes), texts.shape)]
         shape, texts = texts.shape, tf.reshape(texts, [-1])
         count = len(texts)
         texts = texts if count else tf.constant([""])  # not every layer takes an empty batch
         if count >= MANY_TEXTS:
             self._parts = threads() if on_gpu() else parts_of_batch()
-        lengths = np.minimum(_bytes_or_tokens(texts), LONGEST_SOURCE)
+        lengths = np.minimum(bytes_or_tokens(texts), LONGEST_SOURCE)
         longest = -1 if max_length is None else max_length
 
         def run(batch):
@@ -138,7 +138,7 @@ class Translator(keras.Model):
             return translate(tf.gather(texts, batch), seeds, min_length, longest, *some)
 
         try:
-            done, order = _in_batches(run, lengths, batch_size)
+            done, order = in_batches(run, lengths, batch_size)
         except (ValueError, *_XLA_ERRORS) as error:
             if not self.compiles_decoding:
                 raise
@@ -146,7 +146,7 @@ class Translator(keras.Model):
                 f"decoding continues uncompiled and slower, because of an XLA error: {one_line(error)}", stacklevel=2
             )
             self.compiles_decoding = False
-            done, order = _in_batches(run, lengths, batch_size)
+            done, order = in_batches(run, lengths, batch_size)
         found = [tf.concat(parts, axis=0) for parts in zip(*done, strict=True)]
         found = [each.to_tensor(PADDING) if isinstance(each, tf.RaggedTensor) else each for each in found]
         found = [tf.gather(each, order[:count]) for each in found]
@@ -299,10 +299,10 @@ class Translator(keras.Model):
             OptionError: if there are not as many targets as sources, or they are not texts.
             MemoryError: if a batch does not fit into memory.
         """
-        sources = _as_strings("sources", sources)
+        sources = as_strings("sources", sources)
         if not sources.shape.rank:
             raise OptionError("sources and targets: expected lists of strings; put a single string into a list")
-        targets = _as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
+        targets = as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
 
         def run(batch):
             source = tf.gather(sources, batch)
@@ -312,8 +312,8 @@ class Translator(keras.Model):
         def kept(each, ids):
             return tf.RaggedTensor.from_tensor(each, row_lengths(ids)) if per_token else tf.reduce_sum(each, axis=1)
 
-        lengths = np.maximum(_bytes_or_tokens(sources), _bytes_or_tokens(targets))
-        scores, order = _in_batches(run, lengths, batch_size, "pairs")
+        lengths = np.maximum(bytes_or_tokens(sources), bytes_or_tokens(targets))
+        scores, order = in_batches(run, lengths, batch_size, "pairs")
         nothing = kept(tf.zeros([0, 1]), tf.zeros([0, 1], tf.int32))
         return tf.gather(tf.concat([nothing, *scores], axis=0), order)
 
@@ -356,15 +356,15 @@ class Translator(keras.Model):
         """
         if not self.has_attention:
             raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
-        sources = tf.reshape(_as_strings("sources", sources), [-1])
+        sources = tf.reshape(as_strings("sources", sources), [-1])
         targets = self.translate(sources, details=True, scores=False).ids[:, 0] if targets is None else targets
-        targets = _as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
+        targets = as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
 
         def run(batch):
             return self._attention(tf.gather(sources, batch), tf.gather(targets, batch))
 
-        lengths = np.maximum(_bytes_or_tokens(sources), _bytes_or_tokens(targets))
-        found, order = _in_batches(run, lengths, batch_size)
+        lengths = np.maximum(bytes_or_tokens(sources), bytes_or_tokens(targets))
+        found, order = in_batches(run, lengths, batch_size)
         alignments = [alignment for batch in found for alignment in batch]
         return [alignments[place] for place in order]
 
@@ -391,7 +391,7 @@ class Translator(keras.Model):
         Raises:
             OptionError: if there are no texts, or for anything other than texts.
         """
-        texts = tf.reshape(_as_strings("texts", texts), [-1])
+        texts = tf.reshape(as_strings("texts", texts), [-1])
         if not len(texts):
             raise OptionError("texts: expected one or more")
         return self._encode(texts)
@@ -436,67 +436,6 @@ def _join_ids(*parts):
     """All rows of ids `[b, S]`, whose S differ."""
     longest = tf.reduce_max([tf.shape(ids)[1] for ids in parts])
     return tf.concat([padded(ids, tf.shape(ids)[0], longest) for ids in parts], axis=0)
-
-
-def _in_batches(run, lengths, batch_size, what="texts"):
-    """Calls a function with the places of texts of similar length, so that short ones do not wait for long ones.
-
-    Returns the result for each batch, and the order that restores the original order of the texts.
-    """
-    order = np.argsort(lengths, kind="stable")
-    sizes = np.maximum(np.asarray(lengths)[order], _BATCH_LENGTH)
-    done, first = [], 0
-    while first < len(order):
-        rows = sizes[first : first + batch_size]
-        fit = np.arange(1, len(rows) + 1) * rows <= batch_size * _BATCH_LENGTH
-        batch = order[first : first + max(1, int(np.count_nonzero(fit)))]
-        try:
-            done.append(run(batch))
-        except tf.errors.ResourceExhaustedError as error:
-            said = f"{len(batch)} {what} of up to {max(lengths[batch]):,} bytes"
-            raise MemoryError(f"out of memory for {said} together; lower batch_size={batch_size}") from error
-        first += len(batch)
-    return done, np.argsort(order)
-
-
-def _as_strings(argument, texts):
-    """Texts as a string tensor `[N]`, or `[]` for a single string."""
-    if not tf.executing_eagerly():
-        raise OptionError(f"{argument}: not in a graph (tf.function, Dataset.map); call `translate_batch` there")
-    if isinstance(texts, set | frozenset | dict):
-        raise OptionError(f"{argument}: a {type(texts).__name__} has no order; expected a list of strings")
-    if isinstance(texts, Iterable) and not isinstance(texts, str | bytes) and not hasattr(texts, "shape"):
-        texts = list(texts)  # such as a generator or a dataset
-    try:
-        found = tf.convert_to_tensor(texts, tf.string)
-    except (TypeError, ValueError, tf.errors.OpError) as error:
-        raise OptionError(f"{argument}: expected a string, or a list of strings ({one_line(error)})") from None
-    if found.shape.rank > 1:
-        raise OptionError(f"{argument}: expected a string, or a list of strings, not an array of shape {found.shape}")
-    return found
-
-
-def _as_targets(targets, sources, vocabulary_size):
-    """Targets of sources `[N]`: N strings, or ids `[N, T]` as they are."""
-    axes = getattr(targets, "ndim", 0)
-    if axes < 2:
-        found = tf.reshape(_as_strings("targets", targets), [-1])
-    else:
-        ids = np.asarray(targets)
-        padding = ids == PADDING
-        if axes > 2 or ids.dtype.kind not in "iu" or np.any((ids < 0) | (ids >= vocabulary_size)):
-            raise OptionError(f"targets: expected strings, or ids [N, T] below {vocabulary_size}, as found.ids[:, 0]")
-        if np.any(padding[:, :-1] & ~padding[:, 1:]):
-            raise OptionError("targets: expected ids that are padded on the right only")
-        found = tf.cast(ids, tf.int32)
-    if len(found) != len(sources):
-        raise OptionError(f"targets: expected as many as sources, {len(sources)}, not {len(found)}")
-    return found
-
-
-def _bytes_or_tokens(texts):
-    """The length of each of texts `[N]` in bytes, or of each row of ids `[N, T]` in tokens: an array `[N]`."""
-    return (tf.strings.length(texts) if texts.dtype == tf.string else row_lengths(texts)).numpy()
 
 
 def _first_different(count, texts, *known):

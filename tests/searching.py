@@ -12,8 +12,7 @@ import tensorflow as tf
 from pipelines.tokenizers import CharTokenizer
 from pipelines.tokens import END, START
 from seq2seq import BeamSearch, Greedy, Sampling, Strategy, extend_each
-from seq2seq.decoding import STEPS_UNASKED, STOPPED, masking_loop
-from seq2seq.strategies import Wanted
+from seq2seq.decoding import STEPS_UNASKED, STOPPED, Wanted, masking_loop
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz")
 

@@ -21,8 +21,7 @@ from searching import (
 
 from pipelines.tokens import END
 from seq2seq import BeamSearch
-from seq2seq.decoding import masking_loop
-from seq2seq.strategies import Wanted
+from seq2seq.decoding import Wanted, masking_loop
 
 
 @BOTH_LOOPS

@@ -151,8 +151,7 @@ def _rows(path, pairs):
     import tensorflow as tf
 
     from pipelines import CharTokenizer, batch_pairs, read_pairs
-    from seq2seq.distribution import distribute
-    from seq2seq.trainer import rows_of_replica
+    from seq2seq.distribution import distribute, rows_of_replica
 
     corpus, tokenizer = read_pairs(path), CharTokenizer()
     tokenizer.adapt(corpus.map(lambda source, _: source))
