@@ -73,16 +73,14 @@ class Trainer(keras.Model):
         if loss == "auto":
             loss = TokenCrossentropy(self.label_smoothing)
         default = ["accuracy", Perplexity()] if weighted_metrics == "auto" else []
-        own = [metrics, [] if default else weighted_metrics]
-        default, own = (
-            [of_tokens(each) for each in tf.nest.flatten(some) if each is not None] for some in (default, own)
-        )
+        given = tf.nest.flatten([metrics, [] if default else weighted_metrics])
+        own = [of_tokens(metric) for metric in given if metric is not None]
         names = [metric.name for metric in own]
         if taken := [name for place, name in enumerate(names) if name in ("loss", *names[:place])]:
             raise OptionError(
                 f"metrics: {taken[0]!r} is the name of another one or of the loss; give each its own name"
             )
-        metrics = [metric for metric in default if metric.name not in names] + own
+        metrics = [metric for metric in map(of_tokens, default) if metric.name not in names] + own
         kwargs.setdefault("jit_compile", False)  # on a GPU, Keras would compile each shape of batch, see `fit`
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
         self._other_functions = None, None

@@ -130,12 +130,7 @@ def translate(  # longer than 60 lines: its signature declares the options
     said = set[str]()
 
     def write(lines, done):
-        how: dict[str, Any] = {
-            "seed": (seed, done),
-            "min_length": min_length,
-            "max_length": max_length,
-            "batch_size": batch_size,
-        }
+        how: dict = {"seed": (seed, done), "min_length": min_length, "max_length": max_length, "batch_size": batch_size}
         sources = lines
         if prefix:
             sources, how["prefixes"] = zip(*(line.rpartition(b"\t")[::2] for line in lines), strict=True)
