@@ -66,6 +66,9 @@ def _file_shard(path):
 
 def _parallel_shard(paths):
     shards = [_file_shard(path) for path in paths]
+    for shard in shards:
+        if shard.rows.func is not _tab_rows:
+            raise CorpusError(f"{shard.name}: parallel files must be text; a file of records has both sides in it")
     name = "+".join(shard.name for shard in shards)
     files = paths if all(shard.files for shard in shards) else ()
     return Shard(name, functools.partial(_parallel_rows, paths), files=files, width=len(paths))

@@ -52,11 +52,15 @@ class _SweepCommand(_Command):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
-        of_train = {option_flag(name): name for name in Config.__dataclass_fields__}
+        of_train = {
+            field.metadata.get("flag") or option_flag(name): name for name, field in Config.__dataclass_fields__.items()
+        }
         for flag in (arg.partition("=")[0] for arg in args):
             if flag in of_train and flag not in own:
                 name = of_train[flag]
                 hint = f"an option of `train`; write --set {name}=VALUE, or --grid {name}=VALUES to vary it"
+                if name == "seed":
+                    hint = "an option of `train`; a sweep has the seeds 0, 1 and so on: --seeds NUMBER"
                 raise typer.BadParameter(hint, ctx, param_hint=flag)
         return super().parse_args(ctx, args)
 

@@ -87,7 +87,9 @@ class Config:
         metavar="W,W,...",
     )
     on_bad_line: str = _option(
-        "error", CORPUS, "What to do with a line with too few columns, an empty side or invalid UTF-8: error, skip."
+        "error",
+        CORPUS,
+        "What to do with a line with too few or too many columns, an empty side or invalid UTF-8: error, skip.",
     )
     # A batch is padded to its longest pair: of 64 with one of 2,000 characters it took 7.5 GB (2026-11-27, a CPU).
     max_length: int | None = _option(

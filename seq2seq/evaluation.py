@@ -31,6 +31,8 @@ from pipelines import (
     read_pairs,
 )
 from pipelines.lines import as_line
+from pipelines.options import one_line
+from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.metrics import Perplexity, of_tokens
 from seq2seq.model import Seq2Seq, teacher_forcing
 from seq2seq.strategies import Strategy
@@ -184,10 +186,14 @@ def evaluate(
 
     Raises:
         CorpusError: if there are no pairs.
-        OptionError: for an unknown BLEU tokenizer, or no resamples.
+        OptionError: for a BLEU tokenizer that is unknown or not installed, or no resamples.
     """
     choose("bleu_tokenizer", bleu_tokenizer, list(BLEU.TOKENIZERS))
     check_number("resamples", resamples, least=1)
+    try:
+        metrics(bleu_tokenizer)
+    except (ImportError, RuntimeError) as error:  # of what this tokenizer needs
+        raise OptionError(f"bleu_tokenizer={bleu_tokenizer!r}: {one_line(error)}") from None
     if not isinstance(pairs, tf.data.Dataset):
         pairs = read_pairs(pairs, source_columns=model.source_tokenizer.column_names)
     with corpus_errors():
@@ -200,7 +206,7 @@ def evaluate(
     # Not `pairs` again: standard input is read only once.
     pairs = [(source, target) for source, those in targets.items() for target in those]
     again = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs, strict=True))))
-    batches = batch_pairs(again, *tokenizers, batch_size=64, encoding="ids", shuffle=False, seed=0)
+    batches = batch_pairs(again, *tokenizers, batch_tokens=1 << 14, encoding="ids", shuffle=False, seed=0)
     perplexity, accuracy = _token_figures(model, batches)
 
     translations, stopped, seconds = _translate(model, sources, strategy, progress, lengths)
@@ -243,7 +249,7 @@ def _token_figures(model, batches):
 
     @functools.partial(tf.function, input_signature=batches.element_spec, autograph=False)
     def measure(source, target):
-        inputs, labels, weights = teacher_forcing(source, target)
+        inputs, labels, weights = teacher_forcing(source[:, :LONGEST_SOURCE], target)
         logits = model(inputs)
         for metric in metrics:
             metric.update_state(labels, logits, weights)

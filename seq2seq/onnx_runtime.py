@@ -490,7 +490,7 @@ class Tokenizer:
 def main() -> None:
     """Translates the arguments, or standard input line by line, with the model in the folder of this file."""
     translator = Translator(Path(__file__).parent)
-    texts: list = sys.argv[1:] or [line.removesuffix(b"\n") for line in sys.stdin.buffer]
+    texts: list = sys.argv[1:] or [line.rstrip(b"\r\n") for line in sys.stdin.buffer]
     for text in translator.translate(texts):
         print(text)
 

@@ -65,6 +65,8 @@ SUBWORD_PAIRS = 20_000  # from this number of pairs of sentences on, `choose_pre
 _EXCLUDES = {
     "epochs": ("updates",),
     "updates": ("epochs",),
+    "usual_updates": ("epochs", "updates"),
+    "batch_size": ("batch_tokens",),
     "validation": ("validation_fraction", "split"),
     "validation_fraction": ("validation",),
     "split": ("validation",),
@@ -81,8 +83,8 @@ def choose_preset(config: Config) -> str:
     if (config.source_tokenizer, config.target_tokenizer) != (Config.source_tokenizer, Config.target_tokenizer):
         return "default"
     reader = open_corpora(config.corpus, **reading_options(config))
-    if len(reader.sources) > 1:
-        return "default"
+    if len(reader.sources) > 1 or not all(shard.files for shard in reader.shards):
+        return "default"  # what can be read only once is not trained on
     pairs = itertools.islice(reader.pairs(), min(SUBWORD_PAIRS, config.limit or SUBWORD_PAIRS))
     words = [len(source.split()) for source, _ in pairs]
     return "subword" if len(words) == SUBWORD_PAIRS and sum(words) >= 3 * len(words) else "default"
@@ -102,20 +104,24 @@ def usual_options(preset: str, given: dict) -> dict:
 def without_excluded(options: dict, given: dict) -> dict:
     """The options of a preset or a run, without those that a given one excludes."""
     excluded = {other for name, value in given.items() if value is not None for other in _EXCLUDES.get(name, ())}
+    if "validation" in excluded and options.get("validation"):
+        excluded.add("validation_fraction")  # of 0
     return {name: value for name, value in options.items() if name not in excluded}
 
 
 def warm_options(options: dict) -> dict:
     """The options that a run on another corpus takes from the run whose weights it starts from."""
     names = [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") != CORPUS]
+    names += "columns", "reverse"  # which belong to the task
     return {name: options[name] for name in names if name in options and name not in ("corpus", "epochs", "updates")}
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
+def parse_setting(text: str, of_config: bool = True) -> tuple[str, Any]:
     """Reads an option written `name=value`, as `--set` takes it.
 
-    The value of an option of `Config` is read as on the command line. Any other, for a custom class, is JSON (`0.5`,
-    `true`, `[3, 5]`), or else text. None, true and false may be written as in Python or as in JSON.
+    The value of an option of `Config`, unless not `of_config`, is read as on the command line. Any other, for a custom
+    class, is JSON (`0.5`, `true`, `[3, 5]`), or else text. None, true and false may be written as in Python or as in
+    JSON.
 
     Returns:
         The name, with underscores, and the value.
@@ -127,7 +133,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     name, value = name.strip().lstrip("-").replace("-", "_"), value.strip()
     if not (equals and name.isidentifier()):
         raise OptionError(f"set={text!r}: expected NAME=VALUE, such as units=128")
-    field = Config.__dataclass_fields__.get(name)
+    field = Config.__dataclass_fields__.get(name) if of_config else None
     try:
         if not field or not field.metadata:
             return name, _read_json(value)

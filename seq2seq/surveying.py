@@ -104,13 +104,11 @@ def take_vocabularies(
             raise OptionError(f"min_frequency={config.min_frequency}: no {side} token occurs that often")
     if config.copy:
         _take_copied(config, tokenizers[0], tokenizers[1], counted[0])
-    for side, tokenizer, size, counts, own in zip(
-        ("source", "target"), tokenizers, before, counted, found.tokens, strict=True
-    ):
+    for side, tokenizer, size, own in zip(("source", "target"), tokenizers, before, found.tokens, strict=True):
         tokens = [token if isinstance(token, bytes) else token.encode() for token in tokenizer.tokens]
         known = set(tokens) - {REPLACEMENT.encode()}
         if tokenizer.counts_tokens:
-            unknown = 1 - sum(counts[token] for token in known) / counts.total()
+            unknown = 1 - sum(own[token] for token in known) / own.total()
             if unknown > 0.05:
                 say(f"{side}: {unknown:.0%} of the tokens are not in the vocabulary of {len(known):,}")
         if config.warm_start:

@@ -236,7 +236,10 @@ def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held
     names: tuple[str, ...] = TOKEN_OPTIONS if name in TOKEN_FIGURES else ()
     if name == "loss" and held_out:  # which is computed by a custom loss, with its options, or with label smoothing
         names += "loss", "label_smoothing"
-        names += tuple({custom for of in options if of.get("loss") for custom in of if custom not in vars(Config())})
+    for of in options:
+        own = [custom for custom in of if custom not in vars(Config())]
+        if (of.get("loss") and "loss" in names) or (names and ":" in str(of.get("target_tokenizer"))):
+            names += tuple(custom for custom in own if custom not in names)
     return names
 
 
@@ -290,7 +293,9 @@ def _group_by_setting(records, grid, say):
         setting = {name: options[runs[0]].get(name) for name in names}
         runs = sorted(runs, key=lambda run: options[run]["seed"])
         seeds = [options[run]["seed"] for run in runs]
-        rows.append(Row(setting, runs, seeds, setting_text(setting) or str(runs[0].parent)))
+        rows.append(
+            Row(setting, runs, seeds, setting_text(setting) or str(runs[0].parent if len(runs) > 1 else runs[0]))
+        )
     if names is grid:
         rows.sort(key=lambda row: [_order(value) for value in row.setting.values()])
     if len({tuple(row.seeds) for row in rows}) > 1:

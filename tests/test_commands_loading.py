@@ -1,8 +1,12 @@
+import json
+from pathlib import Path
+
 import pytest
 from command_line import in_process as seq2seq
 
-from pipelines import OptionError
-from seq2seq.commands.loading import split_runs
+from pipelines import OptionError, checksums
+from seq2seq.commands.evaluate import _was_trained_with
+from seq2seq.commands.loading import reading_as_trained, split_runs
 
 
 @pytest.fixture
@@ -36,3 +40,23 @@ def test_compare_says_what_it_expected():
     for arguments, message in ((["one"], "compare: only one argument, one"), (["one", "two", "thre"], missing)):
         done = seq2seq("compare", *arguments)
         assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"seq2seq: {message}{expected}")
+
+
+@pytest.mark.usefixtures("folders")
+def test_standard_input_is_not_read_by_a_runs_columns_and_this_is_said(capfd):
+    Path("one", "config.json").write_text(json.dumps({"options": {"columns": [1, 3, 2], "reverse": True}}))
+    assert reading_as_trained(Path("one"), ["test.tsv"], {})["columns"] == [1, 3, 2]
+    assert reading_as_trained(Path("one"), ["-"], {"columns": (1, 2, 3)}) == {"columns": (1, 2, 3)}
+    assert capfd.readouterr().err == ""
+    assert reading_as_trained(Path("one"), ["-"], {}) == {}
+    said = "standard input has source and target in their order; one was trained with --columns and --reverse"
+    assert said in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_run_was_trained_with_what_those_were_that_its_weights_come_from():
+    Path("pairs.tsv").write_text("a\tb\n")
+    record = {"options": {}, "checksums": {}, "from": {"from": {"checksums": checksums("pairs.tsv")}}}
+    for name, known in (("one", record), ("two", {"options": {}, "checksums": {}})):
+        Path(name, "config.json").write_text(json.dumps(known))
+    assert _was_trained_with(Path("one"), "pairs.tsv") and not _was_trained_with(Path("two"), "pairs.tsv")

@@ -9,6 +9,7 @@ import pytest
 from command_line import SEQ2SEQ, SMALL_MODEL
 from command_line import in_process as seq2seq
 
+from seq2seq import Config
 from seq2seq.runs import configuration
 
 
@@ -98,6 +99,7 @@ def test_bad_input_exits_2_with_one_line(toy_run, tmp_path):
         (["train", tmp_path / "none.tsv"], "No such file"),
         (["train", folder.parent.parent / "toy.tsv", "--out", folder], "use --overwrite"),
         (["train", "--resume", "--units", 3], "resume uses the options that the training began with"),
+        (["train", bad, "--resume", "--out", folder], f"resume continues the training in {folder} with the corpus"),
     ):
         done = seq2seq(*arguments, cwd=tmp_path)
         assert done.returncode == 2 and done.stdout == b""
@@ -136,6 +138,13 @@ def test_bad_options_exit_2(tsv, tmp_path):
     ):
         done = seq2seq("train", path, *options, "--out", tmp_path / "run")
         assert done.returncode == 2 and message in done.stderr.decode(), done.stderr
+
+
+def test_whoever_names_a_tokenizer_gets_no_subwords(tsv, tmp_path, training_calls):
+    path = tsv("I saw him there.\tLo vi ahí.\n" * 20_000)
+    seq2seq("train", path, "--target-tokenizer", "char", cwd=tmp_path)
+    ((config, *_),) = training_calls
+    assert (config.source_tokenizer, config.units) == ("char", Config.units)
 
 
 @pytest.mark.slow

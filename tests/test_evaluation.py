@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from pipelines import CharTokenizer, ColumnsTokenizer, CorpusError, OptionError, SeparatorTokenizer, read_pairs
 from seq2seq import BeamSearch, Evaluation, Seq2Seq, compare, evaluate
+from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.evaluation import corpus_scores, measure
 
 TRANSLATIONS = [
@@ -182,11 +183,21 @@ def test_a_model_is_evaluated_on_each_source_once_by_all_its_references(model, t
     ]
 
 
-def test_what_cannot_be_evaluated_is_refused(model, pairs):
+def test_of_a_long_source_as_much_is_read_as_score_reads(shared_model):
+    pairs = [(2 * LONGEST_SOURCE * "o" + "sol", "SOL"), ("mar", "MAR")]
+    found = evaluate(shared_model, pairs, max_length=3)
+    assert found.loss == pytest.approx(-shared_model.score(*zip(*pairs, strict=True)).numpy().sum() / 8, rel=1e-5)
+
+
+def test_what_cannot_be_evaluated_is_refused(model, pairs, monkeypatch):
     with pytest.raises(CorpusError, match="no pairs to evaluate on"):
         evaluate(model, pairs.take(0))
     with pytest.raises(OptionError, match=r"bleu_tokenizer='13b'.*did you mean '13a'"):
         evaluate(model, pairs, bleu_tokenizer="13b")
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "MeCab", None)
+        with pytest.raises(OptionError, match=r"bleu_tokenizer='ja-mecab': .*pip install"):
+            evaluate(model, pairs, bleu_tokenizer="ja-mecab")
     words = ColumnsTokenizer([CharTokenizer(), SeparatorTokenizer(";")])
     words.adapt(["sol\tV;PST"])
     with pytest.raises(CorpusError, match="list, pair 1: expected 2 columns: source 1 TAB source 2, found 1"):

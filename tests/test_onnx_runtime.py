@@ -143,11 +143,10 @@ def test_the_exported_folder_translates_in_a_program_without_tensorflow_and_this
     command = [sys.executable, "-I", "-c", ALONE.format(folder=str(folder)), *WORDS]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"{right}\n"), done.stderr
-    lines = "".join(f"{word}\n" for word in WORDS)
-    for arguments, stdin in ((WORDS, ""), ([], lines)):
+    for arguments, stdin in ((WORDS, ""), ([], "\n".join([*WORDS, ""])), ([], "\r\n".join([*WORDS, ""]))):
         command = [sys.executable, "-I", folder / "translator.py", *arguments]
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True)
-        assert (done.returncode, done.stdout.splitlines()) == (0, right), done.stderr
+        done = subprocess.run(command, input=stdin.encode(), capture_output=True)
+        assert (done.returncode, done.stdout.decode().splitlines()) == (0, right), done.stderr
 
 
 @pytest.mark.slow

@@ -1,9 +1,19 @@
+import dataclasses
+
 import pytest
 
 from pipelines import OptionError
 from seq2seq.commands.options import PRESET_HELP
 from seq2seq.config import Config
-from seq2seq.presets import PRESETS, SUBWORD_PAIRS, choose_preset, parse_setting, usual_options, without_excluded
+from seq2seq.presets import (
+    PRESETS,
+    SUBWORD_PAIRS,
+    choose_preset,
+    parse_setting,
+    usual_options,
+    warm_options,
+    without_excluded,
+)
 
 
 def test_an_architecture_that_is_given_overrules_the_presets_and_decides_on_what_is_usual():
@@ -53,6 +63,18 @@ def test_an_option_that_is_given_replaces_those_that_it_excludes():
     assert without_excluded({"split": "last", "validation_fraction": 0.2}, {"validation": ("dev.tsv",)}) == {}
     assert without_excluded({"epochs": 40, "units": 8}, {"updates": 100}) == {"units": 8}
     assert without_excluded({"epochs": 40}, {"updates": None}) == {"epochs": 40}
+    assert without_excluded({"epochs": 40, "units": 8}, {"usual_updates": 100}) == {"units": 8}
+    assert without_excluded({"batch_tokens": 4000}, {"batch_size": 8}) == {}
+    apart = {"validation": ("dev.tsv",), "validation_fraction": 0.0}
+    assert without_excluded(apart, {"split": "last"}) == {}
+    assert without_excluded({"validation_fraction": 0.0}, {"split": "last"}) == {"validation_fraction": 0.0}
+
+
+def test_a_warm_start_keeps_to_the_columns_and_the_direction_but_not_to_the_corpus():
+    options = dataclasses.asdict(Config("pairs.tsv", columns=(1, 3), reverse=True, units=8, limit=9, epochs=3))
+    kept = warm_options(options)
+    assert (kept["columns"], kept["reverse"], kept["units"]) == ((1, 3), True, 8)
+    assert not {"corpus", "limit", "epochs"} & kept.keys()
 
 
 def test_the_help_of_the_command_line_tells_the_presets_as_they_are():
@@ -76,6 +98,8 @@ def test_a_setting_is_read_as_on_the_command_line_or_as_json():
     }
     assert [parse_setting(text)[1] for text in texts] == list(texts.values())
     assert parse_setting("clip-norm=1")[0] == "clip_norm"
+    assert parse_setting("weights=0.5") == ("weights", (0.5,))
+    assert parse_setting("weights=0.5", of_config=False) == ("weights", 0.5)  # of a strategy
     for text, message in (
         ("units", "set='units': expected NAME=VALUE"),
         ("units=many", "set='units=many': 'many' is not a valid value"),

@@ -129,3 +129,10 @@ def test_what_a_warm_start_was_trained_on_is_told_or_that_nobody_can_tell(traine
     config = dataclasses.replace(trained.config, corpus=str(corpus), **options)
     say_leaks(record, config, trained.model.source_tokenizer, said.append)
     assert said[0].startswith("old: cannot tell whether it was trained on the held-out pairs: ")
+
+
+def test_rare_tokens_of_one_side_are_not_counted_on_the_other(tsv):
+    corpus, said = tsv("".join(f"ab\t{chr(0x4E00 + n)}\n" for n in range(50)) + "aabb\tab\n"), []
+    options = {"validation_fraction": 0, "units": 4, "shared_vocabulary": True, "min_frequency": 2}
+    survey(Config(str(corpus), **options), say=said.append)
+    assert said == ["target: 96% of the tokens are not in the vocabulary of 2"]

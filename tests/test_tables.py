@@ -15,7 +15,7 @@ from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTok
 from seq2seq import Seq2Seq, compare, evaluate, load_run, table
 from seq2seq.checkpoints import RunError
 from seq2seq.pictures import draw_table
-from seq2seq.tables import welch
+from seq2seq.tables import options_that_change, welch
 
 LABELS = [f"units={units},learning_rate={rate}" for units in (4, 8) for rate in (0.001, 0.01)]
 MEASURES = ["loss", "accuracy", "chrf", "exact_match"]
@@ -288,3 +288,10 @@ def test_welch(first, second, p):
 def test_welch_says_nothing_of_samples_that_do_not_vary():
     assert math.isnan(welch([1, 1], [2, 2]))
     assert welch([1, 1], [1, 1.5]) == pytest.approx(0.5)  # t = 1 with one degree of freedom, of Cauchy's distribution
+
+
+def test_token_figures_depend_on_the_settings_of_a_tokenizer_of_ones_own():
+    own = {"target_tokenizer": "mine:Pieces", "size": 3}
+    assert "size" in options_that_change("accuracy", [own]) and "size" not in options_that_change("BLEU", [own])
+    assert "size" not in options_that_change("accuracy", [own | {"target_tokenizer": "char"}])
+    assert "size" in options_that_change("loss", [{"loss": "mine:Loss", "size": 3}])

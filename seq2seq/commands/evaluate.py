@@ -55,7 +55,8 @@ def evaluate(
 ) -> None:
     """Translate a corpus and measure the translations against all references of each source.
 
-    The corpus is read with the --columns and --reverse of the run's training, unless you give others.
+    The corpus is read with the --columns and --reverse of the run's training, unless you give others. Standard input
+    has all source columns and then the target.
 
     Several runs are measured as an ensemble; `compare` measures each separately. An ensemble needs a CORPUS if one of
     its runs was trained on the held-out set of the first.
@@ -143,7 +144,8 @@ def compare(
 ) -> None:
     """Translate a corpus with several runs and test whether each differs from the first.
 
-    The corpus is read with the --columns and --reverse of the first run's training, unless you give others.
+    The corpus is read with the --columns and --reverse of the first run's training, unless you give others. Standard
+    input has all source columns and then the target.
 
     The test is a paired bootstrap, not corrected for the number of runs. A difference with p below 0.05 is unlikely to
     be chance.
@@ -239,15 +241,19 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
 
 
 def _was_trained_with(run, corpus):
-    """Whether a run was trained on one of the files of a corpus."""
+    """Whether a run, or one that its weights come from, was trained on one of the files of a corpus."""
     if not (run / "config.json").is_file():
         return False
     try:
         found = checksums(corpus)
     except CorpusError:  # what can be read only once
         return False
-    _, record = load_config(run / "config.json")
-    return not set(found.values()).isdisjoint(record.get("checksums", {}).values())
+    record: dict | None = load_config(run / "config.json")[1]
+    trained = set[str]()
+    while record:
+        trained |= set(record.get("checksums", {}).values())
+        record = record.get("from")
+    return not trained.isdisjoint(found.values())
 
 
 def _say_trained_on(command, runs, models, pairs, named):

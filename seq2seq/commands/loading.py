@@ -8,6 +8,7 @@ from typing import Any
 from pipelines import OptionError
 from pipelines.options import load_classes
 from pipelines.readers import INVISIBLE
+from seq2seq.commands.options import option_flag
 from seq2seq.commands.terminal import command_line, say
 from seq2seq.config import find_run, load_config
 
@@ -97,9 +98,15 @@ def is_blank(text: bytes) -> bool:
 def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:
     """How to read a corpus for a run: with the run's own --columns and --reverse, unless others are given.
 
-    Standard input, which is made for the command, has source and target in their order.
+    Standard input, which is made for the command, has source and target in their order; this is said if the run was
+    trained in another one.
     """
-    if "columns" in given or "-" in corpus or not (run / "config.json").is_file():
+    if "columns" in given or not (run / "config.json").is_file():
         return given
     options, _ = load_config(run / "config.json")
-    return {name: options[name] for name in ("columns", "reverse") if options.get(name)} | given
+    own = {name: options[name] for name in ("columns", "reverse") if options.get(name) and name not in given}
+    if own and "-" in corpus:
+        flags = " and ".join(map(option_flag, own))
+        say(f"standard input has source and target in their order; {run} was trained with {flags}, which do not apply")
+        return given
+    return own | given

@@ -152,8 +152,9 @@ def _given(values):
 def read_settings(texts: Iterable[str] | None, given: dict[str, Any] | None = None) -> dict[str, Any]:
     """Reads the options that `--set` names: {name: value}; those of `Config` go into `given`, if it is there."""
     found: dict[str, Any] = {}
-    for name, value in map(parse_setting, texts or ()):
-        if name == "corpus":
+    for text in texts or ():
+        name, value = parse_setting(text, of_config=given is not None)
+        if name == "corpus" and given is not None:
             raise OptionError(f"set=corpus={value}: name the corpus as an argument, CORPUS")
         options = found if given is None or name not in Config.__dataclass_fields__ else given
         if options.setdefault(name, value) != value:

@@ -70,6 +70,8 @@ def train(  # longer than 60 lines: its signature declares the options
     opened = open_strategy(strategy)  # before anything is computed
     if resume and (given or preset or config):
         raise OptionError("resume uses the options that the training began with; give no others")
+    if resume and out and corpus:
+        raise OptionError(f"resume continues the training in {out} with the corpus that it began with; name no other")
     settings = _configure(corpus, preset, config, resume, given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
@@ -95,7 +97,9 @@ def train(  # longer than 60 lines: its signature declares the options
     except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
         if any((unfinished := folder / "unfinished").glob("*.npz")):
             options, _ = load_config(unfinished / "config.json")
-            resuming = command_line("train", "--resume", "--out", folder, *_imports_for(options))
+            where = [*(part for name in track or () for part in ("--track", name)), *_imports_for(options)]
+            where += ["--strategy", strategy] * (strategy != "none")
+            resuming = command_line("train", "--resume", "--out", folder, *where)
             say(f"Resume with:  {resuming}")
         raise
     if is_chief(opened):
@@ -128,7 +132,8 @@ def _configure(corpus, preset, config, resume, given):
             raise OptionError("from uses the options of that run; it cannot be combined with preset or config")
         options |= warm_options(load_config(find_run(given["warm_start"]) / "config.json")[0])
     elif not config and not resume:
-        preset = preset or preset_for_corpus(Config(**options | given))
+        of_tokens = {"source_tokenizer", "target_tokenizer"} & given.keys()
+        preset = preset or ("default" if of_tokens else preset_for_corpus(Config(**options | given)))
         options |= usual_options(preset, given)
     if given.get("own"):
         given["own"] = {**(options.get("own") or {}), **given["own"]}

@@ -91,9 +91,9 @@ def translate(  # longer than 60 lines: its signature declares the options
     --prefix, one more column follows: how the translation begins, which may be empty.
 
     Each TEXT or line gets one line of output, or N with --n-best N. Without --scores, --n-best and --json, a blank line
-    gets an empty line. A tab or a line break inside a translation is written as a space. Run folders come first; an
-    argument that is not a run folder is a TEXT. Instead of run folders, RUN may be a folder made by `export --format
-    onnx` or `litert`, which starts at once, without TensorFlow.
+    gets an empty line, unless lines have several columns or prefixes. A tab or a line break inside a translation is
+    written as a space. Run folders come first; an argument that is not a run folder is a TEXT. Instead of run folders,
+    RUN may be a folder made by `export --format onnx` or `litert`, which starts at once, without TensorFlow.
 
     With --scores or --n-best, the output has tab-separated columns: with --n-best above 1, the number of the text; with
     --scores, the log-likelihood, the number that ranks the translations, and why each stopped; the translation last.
@@ -342,7 +342,7 @@ def score(
         columns = model.source_tokenizer.column_names
         reading = {"on_bad_line": "skip", "source_columns": columns, **reading_as_trained(runs[0], corpus, given)}
         lines = open_corpora(corpus, **reading).lines(report)
-        unit = "standard input, line" if corpus == ["-"] else "pair"  # of all corpora together
+        unit = "standard input, line" if corpus == ["-"] else "line"  # of all corpora together
         done, said = 0, set[str]()
         for block in _blocks(lines):
             pairs = [pair for pair in block if pair]
