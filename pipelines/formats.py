@@ -20,19 +20,18 @@ Corpus: TypeAlias = "str | os.PathLike[str] | Sequence[tuple[str | bytes, str | 
 Corpora: TypeAlias = "Corpus | Sequence[Corpus]"
 
 EMPTY_LINE, HEADER = "the line is empty", "the names of the columns"
-UNREAD = "a column that is not read"  # its number takes the place of the source; the line itself follows
 
 
 class Shard(NamedTuple):
     """One file, a set of parallel files, or another source of pairs.
 
-    `rows` takes the columns to read, or None, and the names of the source's columns. It yields (line number, source,
-    target, problem) for each line. The problem is "" if the line has the right form; nothing else is checked yet.
-    Tabs separate the columns of a source.
+    `rows` takes the columns to read, or None, the names of the source's columns, and a `Report`, in which it notes a
+    column that is not read. It yields (line number, source, target, problem) for each line. The problem is "" if the
+    line has the right form; nothing else is checked yet. Tabs separate the columns of a source.
     """
 
     name: str
-    rows: Callable[[tuple | None, tuple[str, ...]], Iterator[tuple[int, bytes | None, bytes | None, str]]]
+    rows: Callable[[tuple | None, tuple[str, ...], Any], Iterator[tuple[int, bytes | None, bytes | None, str]]]
     unit: str = "line"
     files: tuple[Path, ...] = ()  # empty if it can be read only once
     width: int | None = None  # how many columns it has, with the target; None if options decide
@@ -95,7 +94,7 @@ def is_list_of_pairs(corpus: Any) -> bool:
     return isinstance(first, list | tuple) and not any(isinstance(side, list | tuple) for side in first)
 
 
-def _tab_rows(path, columns, sources):
+def _tab_rows(path, columns, sources, report):
     lines = read_lines(path)
     places, most, wanted = list(range(len(sources) + 1)), sys.maxsize, f"columns {', '.join(map(str, columns or ()))}"
     if columns is None:
@@ -115,7 +114,7 @@ def _tab_rows(path, columns, sources):
     else:
         places = [number - 1 for number in columns]
     first, *more, last = places
-    least, all_said = max(places) + 1, bool(columns) and isinstance(columns[0], str)  # an unread column is said once
+    least, named = max(places) + 1, bool(columns) and isinstance(columns[0], str)
     for number, line in lines:
         found = line.split(b"\t")
         if not line:
@@ -126,14 +125,21 @@ def _tab_rows(path, columns, sources):
                 problem += " (CSV is not supported; use tabs, without quotes)"
             yield number, None, None, problem
         else:
-            if not all_said and any(found[least:]):
-                yield number, next(place for place in range(least, len(found)) if found[place]) + 1, None, UNREAD
-                all_said = True
+            if not (named or report.unread) and any(found[least:]):
+                other = next(place for place in range(least, len(found)) if found[place]) + 1
+                report.unread = f"{path or 'standard input'}, line {number}: {_unread(other, columns, sources)}"
             source = b"\t".join([found[first], *(found[place] for place in more)]) if more else found[first]
             yield number, source, found[last], ""
 
 
-def _json_rows(path, columns, _):
+def _unread(other, columns, sources):
+    """The message that a column is not read, and how to read it."""
+    *before, target = map(str, columns or range(1, len(sources) + 2))
+    added, silent = (f"--columns {','.join(those)}" for those in ([*before, str(other), target], [*before, target]))
+    return f"column {other} is not read; {added} adds it to the source, {silent} hides this message"
+
+
+def _json_rows(path, columns, *_):
     keys = _keys(columns)
     for number, line in read_lines(path):
         if not line:
@@ -196,7 +202,7 @@ def _parallel_rows(paths, *_):
         yield rows[0][0], b"\t".join(before), target, "" if target or any(before) else EMPTY_LINE
 
 
-def _tfrecord_rows(path, columns, _):
+def _tfrecord_rows(path, columns, *_):
     import tensorflow as tf
 
     keys = _keys(columns)

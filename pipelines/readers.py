@@ -14,7 +14,6 @@ from pipelines.files import CorpusError, archive_of, sha256
 from pipelines.formats import (
     EMPTY_LINE,
     HEADER,
-    UNREAD,
     Corpora,
     Shard,
     check_columns,
@@ -163,10 +162,7 @@ class Reader:
     def _clean(self, shard, report, every_line=False):
         """Yields the pairs of a shard that pass every check and, with `every_line`, None for each other line."""
         recent, older = set[int](), set[int]()
-        for number, source, target, problem in shard.rows(self.columns, self.sources):
-            if problem == UNREAD:
-                report.unread = report.unread or f"{shard.name}, {shard.unit} {number}: {self._unread(source)}"
-                continue
+        for number, source, target, problem in shard.rows(self.columns, self.sources, report):
             if self.reverse:
                 source, target = target, source
             reason, problem = self._fault(source, target, problem)
@@ -189,14 +185,6 @@ class Reader:
                 report.drop(reason, message)
             if every_line:
                 yield None
-
-    def _unread(self, other):
-        """The message that a column is not read, and how to read it."""
-        *sources, target = map(str, self.columns or range(1, len(self.sources) + 2))
-        added, silent = (
-            f"--columns {','.join(columns)}" for columns in ([*sources, str(other), target], [*sources, target])
-        )
-        return f"column {other} is not read; {added} adds it to the source, {silent} hides this message"
 
     def _fault(self, source, target, problem):
         """Why a pair is left out: a reason and a description of the fault, both empty if there is none."""
