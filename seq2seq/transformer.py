@@ -81,7 +81,7 @@ class TransformerEncoder(Half):
 
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
         mask, ids = source_mask(source), token_ids(source)
-        places = _source_places(mask, ids, self.in_order)
+        places = _source_places(mask, ids, self.in_order, of_sets=0)
         x = self.vectors(source, training=training)
         if self.types:
             x += self.types(tf.gather(self.columns, ids))
@@ -273,13 +273,15 @@ class MultiHeadAttention(keras.layers.Layer):
         return tf.transpose(tf.reshape(x, [*tf.unstack(tf.shape(x)[:2]), self.heads, self.size]), [0, 2, 1, 3])
 
 
-def _source_places(mask, ids, in_order):
-    """The places of source tokens, int32 `[B, S]`: from 1, as START has place 0. All tokens of sets have place 0.
+def _source_places(mask, ids, in_order, of_sets=None):
+    """The places of source tokens, int32 `[B, S]`: from 1, as START has place 0.
 
-    `in_order` says of each of the ids `[B, S]` whether it has a place; None if all have.
+    All tokens of sets, of which `in_order` is False, have the same place: `of_sets`, or by default the one after all
+    others. The decoder needs the latter: with place 0 for features, 13% of Turkish forms were wrong instead of 10%.
     """
-    placed = tf.cast(mask if in_order is None else tf.gather(in_order, ids), tf.int32)
-    return placed * tf.cumsum(placed, axis=1)
+    placed = mask if in_order is None else mask & tf.gather(in_order, ids)
+    places = tf.cumsum(tf.cast(placed, tf.int32), axis=1)
+    return tf.where(placed, places, places[:, -1:] + 1 if of_sets is None else of_sets)
 
 
 def _rotate(vectors, places):
