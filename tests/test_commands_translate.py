@@ -89,7 +89,9 @@ def test_several_samples_of_each_text(folder):
     rows = [line.split("\t") for line in done.stdout.decode().splitlines()]
     assert [row[0] for row in rows] == ["1", "1", "1", "2", "2", "2"] and all(float(row[1]) < 0 for row in rows)
     again = seq2seq("score", folder, stdin="".join(f"ab\t{row[4]}\n" for row in rows[:3]).encode()).stdout.split()
-    ended = [(float(row[1]), float(score)) for row, score in zip(rows, again, strict=False) if row[3] == "end"]
+    ended = [
+        (float(row[1]), float(score)) for row, score in zip(rows, again, strict=False) if row[3] == "end" and row[4]
+    ]
     assert all(one == pytest.approx(other, abs=1e-3) for one, other in ended)
     alone, other = (seq2seq("translate", folder, "ab", "cd", "--sample", "--seed", seed).stdout for seed in (4, 5))
     assert alone.decode().splitlines() == [rows[0][4], rows[3][4]] and alone != other
