@@ -95,11 +95,6 @@ class Reader:
         if self.columns is not None:
             check_columns(self.columns, self.source_columns)
         wanted = len(self.sources) + 1
-        in_order = [shard for shard in self.shards if shard.width or shard.unit == "pair"]
-        if tuple(self.columns or ()) == (2, 1) and in_order == self.shards:
-            raise CorpusError(
-                f"columns=(2, 1): {in_order[0].name} is read in its order; reverse=True exchanges the sides"
-            )
         for shard in self.shards:
             width = shard.width or (wanted if self.columns or self.source_columns else 2)
             if width != wanted:

@@ -1,4 +1,4 @@
-"""Decode loops on the device, step by step until every hypothesis has stopped: what they are given and what they find.
+"""Decode loops on the device, step by step until every hypothesis has stopped; their inputs and their results.
 
 Shapes: B sources, b of them still being decoded, K hypotheses of each in parallel, R = b x K rows in a step, T steps.
 """
@@ -32,7 +32,7 @@ class Wanted(NamedTuple):
 
     limits: tf.Tensor  # int32 [B], at least 1: the maximum length of hypotheses in tokens, END included
     min_length: int | tf.Tensor  # the minimum length, a scalar, END not included
-    seeds: tf.Tensor  # int32 or int64 [B]: the randomness of a source's hypotheses depends on nothing else
+    seeds: tf.Tensor  # int32 or int64 [B], all bits of which count: randomness of a source depends on nothing else
     prefixes: tf.Tensor | None = None  # int32 [B, P], padded: the tokens that hypotheses begin with, below the limit
 
 
@@ -153,7 +153,7 @@ def padded_to_few_shapes(source: tf.Tensor, wanted: Wanted) -> tuple[tf.Tensor, 
     """Pads a batch to one of few shapes, for a search that XLA compiles.
 
     Returns:
-        The sources, what is wanted of them, and a tensor whose size is the largest limit, rounded up; XLA must know it
+        The sources, their requirements, and a tensor whose size is the largest limit, rounded up; XLA must know it
         when it compiles.
     """
     with tf.device("CPU"):  # where all sizes are known

@@ -192,7 +192,7 @@ def evaluate(
     check_number("resamples", resamples, least=1)
     try:
         metrics(bleu_tokenizer)
-    except (ImportError, RuntimeError) as error:  # of what this tokenizer needs
+    except (ImportError, RuntimeError) as error:  # a package that this tokenizer needs is missing
         raise OptionError(f"bleu_tokenizer={bleu_tokenizer!r}: {one_line(error)}") from None
     if not isinstance(pairs, tf.data.Dataset):
         pairs = read_pairs(pairs, source_columns=model.source_tokenizer.column_names)
@@ -206,7 +206,8 @@ def evaluate(
     # Not `pairs` again: standard input is read only once.
     pairs = [(source, target) for source, those in targets.items() for target in those]
     again = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs, strict=True))))
-    batches = batch_pairs(again, *tokenizers, batch_tokens=1 << 14, encoding="ids", shuffle=False, seed=0)
+    tokens = max(1024, (1 << 24) // max(1024, tokenizers[1].vocabulary_size))  # whose logits take 64 MB, or 1024 tokens
+    batches = batch_pairs(again, *tokenizers, batch_tokens=tokens, encoding="ids", shuffle=False, seed=0)
     perplexity, accuracy = _token_figures(model, batches)
 
     translations, stopped, seconds = _translate(model, sources, strategy, progress, lengths)
@@ -227,13 +228,13 @@ def evaluate(
 def _translate(model, sources, strategy, progress, lengths):
     """The first translation of each source, why it stopped, and the seconds for all of them, without tracing."""
     shortest = sorted(sources, key=len)[:MANY_TEXTS]  # enough to use all cores, as in the timed calls
-    lengths = {"details": True, "scores": False, "seed": 0, **lengths}
-    seed = lengths["seed"]
+    lengths = {"seed": 0, **lengths, "details": True, "scores": False}
+    seed, before = lengths["seed"] if isinstance(lengths["seed"], tuple) else (lengths["seed"], 0)
     model.translate(shortest, strategy, **lengths)  # traces it
     translations, stopped, seconds = [], [], 0.0
     for start in range(0, len(sources), 2048):
         started = time.perf_counter()
-        lengths["seed"] = seed, start  # a sample depends on the place of its source
+        lengths["seed"] = seed, before + start  # a sample depends on the place of its source
         found = model.translate(sources[start : start + 2048], strategy, **lengths)
         seconds += time.perf_counter() - started
         translations += _nfc(row[0].decode() for row in found.texts.numpy())

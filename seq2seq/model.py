@@ -231,7 +231,7 @@ class Seq2Seq(Translator, Trainer):
         each = tf.where(target[:, 1:] == PADDING, 0.0, -token_losses(target[:, 1:], logits))
         return each if per_token else tf.reduce_sum(each, axis=1)
 
-    @tf.autograph.experimental.do_not_convert  # only tokenizers may use Python's `if` on tensors
+    @tf.autograph.experimental.do_not_convert
     def decode(
         self,
         source: tf.Tensor,
@@ -258,6 +258,7 @@ class Seq2Seq(Translator, Trainer):
             limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length + 1), max_length)  # and END
             seeds = tf.zeros_like(limits, tf.int64) if seeds is None else tf.cast(seeds, tf.int64)
             if prefixes is not None:
+                prefixes = token_ids(tf.convert_to_tensor(prefixes))
                 limits = tf.maximum(limits, row_lengths(prefixes) + 1)
         wanted = Wanted(limits, min_length, seeds, prefixes)
         if not self.compiles_decoding:

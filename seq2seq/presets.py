@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from collections.abc import Collection
 from typing import Any
 
 from pipelines import OptionError, choose, open_corpora
@@ -67,19 +68,22 @@ _EXCLUDES = {
     "updates": ("epochs",),
     "usual_updates": ("epochs", "updates"),
     "batch_size": ("batch_tokens",),
+    "columns": ("reverse",),
     "validation": ("validation_fraction", "split"),
     "validation_fraction": ("validation",),
     "split": ("validation",),
 }
 
 
-def choose_preset(config: Config) -> str:
+def choose_preset(config: Config, given: Collection[str] = ()) -> str:
     """The preset for a corpus: "subword" if it holds 20,000 pairs of sentences or more, else "default".
 
     Sentences are texts of three words or more, on average: for single words, or words that are written without spaces,
-    characters are better. With other tokenizers or several source columns, it is also "default". Reads only the first
-    20,000 pairs.
+    characters are better. With other tokenizers or several source columns, or if a tokenizer is among the options that
+    were `given`, it is also "default". Reads only the first 20,000 pairs.
     """
+    if {"source_tokenizer", "target_tokenizer"}.intersection(given):
+        return "default"
     if (config.source_tokenizer, config.target_tokenizer) != (Config.source_tokenizer, Config.target_tokenizer):
         return "default"
     reader = open_corpora(config.corpus, **reading_options(config))
@@ -105,14 +109,14 @@ def without_excluded(options: dict, given: dict) -> dict:
     """The options of a preset or a run, without those that a given one excludes."""
     excluded = {other for name, value in given.items() if value is not None for other in _EXCLUDES.get(name, ())}
     if "validation" in excluded and options.get("validation"):
-        excluded.add("validation_fraction")  # of 0
+        excluded.add("validation_fraction")  # the 0 that `validation` implies
     return {name: value for name, value in options.items() if name not in excluded}
 
 
 def warm_options(options: dict) -> dict:
     """The options that a run on another corpus takes from the run whose weights it starts from."""
     names = [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") != CORPUS]
-    names += "columns", "reverse"  # which belong to the task
+    names += "columns", "reverse"  # part of the task, not of the corpus
     return {name: options[name] for name in names if name in options and name not in ("corpus", "epochs", "updates")}
 
 

@@ -67,7 +67,7 @@ def sweep(
     seeds: int = 1,
     *,
     options: Mapping[str, Any] | None = None,
-    preset: str | Callable[[Config], str] = "default",
+    preset: str | Callable[[Config, Mapping[str, Any]], str] = "default",
     trials: int | None = None,
     jobs: int = 1,
     imports: Iterable[str] = (),
@@ -86,7 +86,8 @@ def sweep(
         grid: the values of each option, or a text that `read_grid` takes after "=".
         seeds: number of runs of each setting, with the seeds 0, 1, ...
         options: other options of all runs.
-        preset: the settings to start from, or a function that chooses them, such as `config.choose_preset`.
+        preset: the settings to start from, or a function that chooses them for a `Config` and the options that were
+            given, such as `presets.choose_preset`.
         trials: number of settings to try in a search (Optuna, extra `sweep`) by the Tree-structured Parzen Estimator
             (Bergstra et al. 2011, papers.nips.cc/paper/4443). Its objective is the mean over seeds of the option
             `monitor`, by default "val_loss". Without it, each combination of the values is trained.
@@ -109,7 +110,7 @@ def sweep(
     settings = _combinations(values)
     given = {"corpus": corpus, **(options or {})}
     if not isinstance(preset, str):
-        preset = preset(Config(**_as_fields(given | settings[0])))
+        preset = preset(Config(**_as_fields(given | settings[0])), given | settings[0])
     runs = _Runs(Path(out), given, preset, seeds, (trials or len(settings)) * seeds, jobs, tuple(imports), say, show)
     with locked(runs.out):
         _start(runs, settings, values, trials)

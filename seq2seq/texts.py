@@ -1,4 +1,4 @@
-"""What users give as texts, as tensors: checked, and in batches of similar length."""
+"""Checks texts, turns them into tensors and groups them into batches of similar length."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

@@ -76,10 +76,10 @@ class Trainer(keras.Model):
         given = tf.nest.flatten([metrics, [] if default else weighted_metrics])
         own = [of_tokens(metric) for metric in given if metric is not None]
         names = [metric.name for metric in own]
-        if taken := [name for place, name in enumerate(names) if name in ("loss", *names[:place])]:
-            raise OptionError(
-                f"metrics: {taken[0]!r} is the name of another one or of the loss; give each its own name"
-            )
+        if "loss" in names:
+            raise OptionError("metrics: 'loss' is the name of the loss; give the metric another one")
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise OptionError(f"metrics: two are called {twice[0]!r}; give one of them another name")
         metrics = [metric for metric in map(of_tokens, default) if metric.name not in names] + own
         kwargs.setdefault("jit_compile", False)  # on a GPU, Keras would compile each shape of batch, see `fit`
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
@@ -204,12 +204,12 @@ class Trainer(keras.Model):
             reason = "all weights are frozen; set trainable=True" if self.optimizer else "there is no optimizer"
             raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
         batch = checked_batch(data)
-        sizes = self.source_tokenizer.vocabulary_size, self.target_tokenizer.vocabulary_size
-        if END + 1 in sizes or sizes != self.vocabulary_sizes:
-            raise OptionError(
-                f"fit: vocabularies of {sizes[0]} and {sizes[1]} ids, of which {END + 1} are reserved, in a model made "
-                "for {} and {}; call `adapt` of both tokenizers before the model is made".format(*self.vocabulary_sizes)
-            )
+        for side, made_for in zip(("source", "target"), self.vocabulary_sizes, strict=True):
+            size = getattr(self, f"{side}_tokenizer").vocabulary_size
+            if size != made_for:
+                raise OptionError(f"fit: the {side} vocabulary had {made_for} ids when the model was made, now {size}")
+            if size == END + 1:
+                raise OptionError(f"fit: the {side} vocabulary is empty; call `adapt` before the model is made")
         self.count_lengths(*batch[:2])
         if self._may_compile():
             specs = [tf.TensorSpec([None, None, *each.shape[2:]], each.dtype) for each in batch]  # for all B and T

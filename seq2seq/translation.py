@@ -95,8 +95,8 @@ class Translator(keras.Model):
             prefixes: how each translation begins: one string for each text, "" for none. At least one token follows it.
             min_length: the smallest number of tokens in a translation.
             max_length: the largest number of tokens in a translation. Default: by the text's length, see `limits`.
-            seed: the samples of a text depend on this number and on the text's place. A pair (seed, n) samples as if
-                n texts came before these.
+            seed: the samples of a text depend on this number and on the text's position in `texts`. A pair (seed, n)
+                samples as if n texts came before these.
             batch_size: how many texts are decoded together, fewer if they are long. It does not change translations.
             details: whether to return scores, all n-best hypotheses and why each ended.
             scores: whether `details` have the scores of strategies that compute none themselves, which are greedy
@@ -115,9 +115,9 @@ class Translator(keras.Model):
         strategy = self._checked_strategy(strategy)
         check_number("min_length", min_length, least=0, most=LONGEST_TRANSLATION)
         check_number("max_length", max_length, least=max(1, min_length), most=LONGEST_TRANSLATION, optional=True)
-        seed, before = seed if isinstance(seed, tuple) else (seed, 0)
-        check_number("seed", seed, least=0, below=2**31)
-        check_number("seed", before, least=0, below=2**31)
+        seed, before = seed if isinstance(seed, tuple) and len(seed) == 2 else (seed, 0)
+        for number in (seed, before):
+            check_number("seed", number, least=0, below=2**31)
         check_number("batch_size", batch_size, least=1)
         texts = as_strings("texts", texts)
         begun = [] if prefixes is None else [self._prefix_ids(as_strings("prefixes", prefixes), texts.shape)]
@@ -134,7 +134,7 @@ class Translator(keras.Model):
                 strategy, details, scores, self._parts, bool(begun), self.compiles_decoding
             )
             some = [tf.gather(ids, batch) for ids in begun]
-            seeds = (seed << 32) + before + batch  # which differ for all seeds and places
+            seeds = (int(seed) << 32) + int(before) + batch  # which differ for all seeds and places
             return translate(tf.gather(texts, batch), seeds, min_length, longest, *some)
 
         try:

@@ -46,7 +46,7 @@ def _command(arguments, files, cwd):
 
 
 def run_command(arguments, pictures=False):
-    """Runs a command in this process, which it ends. A training is quick: it has one core, and draws no pictures unless
+    """Runs a command in this process, and ends it. A training is quick: it has one core, and draws no pictures unless
     they are asked for."""
     if arguments[0] == "train":
         cores = sorted(os.sched_getaffinity(0))

@@ -49,12 +49,12 @@ def test_standard_input_is_not_read_by_a_runs_columns_and_this_is_said(capfd):
     assert reading_as_trained(Path("one"), ["-"], {"columns": (1, 2, 3)}) == {"columns": (1, 2, 3)}
     assert capfd.readouterr().err == ""
     assert reading_as_trained(Path("one"), ["-"], {}) == {}
-    said = "standard input has source and target in their order; one was trained with --columns and --reverse"
+    said = "standard input is read as source TAB target; --columns and --reverse of one is not applied"
     assert said in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("folders")
-def test_a_run_was_trained_with_what_those_were_that_its_weights_come_from():
+def test_corpora_of_warm_starts_count_as_trained_on():
     Path("pairs.tsv").write_text("a\tb\n")
     record = {"options": {}, "checksums": {}, "from": {"from": {"checksums": checksums("pairs.tsv")}}}
     for name, known in (("one", record), ("two", {"options": {}, "checksums": {}})):

@@ -149,7 +149,7 @@ def test_a_phrase_said_over_and_over_is_cut(strategy, phrase, limit, length):
 
 @BOTH_LOOPS
 @KINDS
-def test_repetition_cuts_none_shorter_than_it_has_to_be(strategy):
+def test_repetition_respects_min_length(strategy):
     hypotheses = search(strategy, *spelling(["a" * 300]), limits=[60], min_length=45)
     assert reasons(hypotheses) == [["repetition"]] and len(texts(hypotheses)[0][0]) == 45
 

@@ -183,7 +183,7 @@ def test_a_model_is_evaluated_on_each_source_once_by_all_its_references(model, t
     ]
 
 
-def test_of_a_long_source_as_much_is_read_as_score_reads(shared_model):
+def test_evaluate_cuts_long_sources_like_score(shared_model):
     pairs = [(2 * LONGEST_SOURCE * "o" + "sol", "SOL"), ("mar", "MAR")]
     found = evaluate(shared_model, pairs, max_length=3)
     assert found.loss == pytest.approx(-shared_model.score(*zip(*pairs, strict=True)).numpy().sum() / 8, rel=1e-5)

@@ -172,7 +172,7 @@ def test_thousands_of_calls_of_any_shape_trace_once_and_take_no_more_memory(fold
     before = _resident()
     call(2500)
     assert _resident() - before < 10
-    assert model._translate_with(Greedy(), False, 1, False, False).experimental_get_tracing_count() == 1
+    assert model._translate_with(Greedy(), False, True, 1, False, False).experimental_get_tracing_count() == 1
 
 
 @pytest.mark.slow

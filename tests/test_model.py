@@ -358,7 +358,7 @@ def operations(graph):
 
 def loops(model, strategy, chosen):
     """What is inside the loops that decode, the outer one first: those with the operation by which they choose."""
-    graph = model._translate_with(strategy, False, 1, False, False).get_concrete_function().graph.as_graph_def()
+    graph = model._translate_with(strategy, False, True, 1, False, False).get_concrete_function().graph.as_graph_def()
     found = [inside for node, inside in operations(graph) if node.op in ("While", "StatelessWhile")]
     return [inside for inside in found if chosen in {node.op for node in inside}]
 

@@ -57,6 +57,7 @@ def test_a_preset_is_chosen_by_what_is_read(tsv):
     assert choose_preset(Config(str(path), columns=(2, 3), limit=SUBWORD_PAIRS - 1)) == "default"
     assert choose_preset(Config(str(path), columns=(2, 3), target_tokenizer="whitespace")) == "default"
     assert choose_preset(Config(str(path), columns=(2, 1, 3))) == "default"
+    assert choose_preset(Config(str(path), columns=(2, 3)), {"source_tokenizer": "char"}) == "default"
 
 
 def test_an_option_that_is_given_replaces_those_that_it_excludes():
@@ -65,6 +66,7 @@ def test_an_option_that_is_given_replaces_those_that_it_excludes():
     assert without_excluded({"epochs": 40}, {"updates": None}) == {"epochs": 40}
     assert without_excluded({"epochs": 40, "units": 8}, {"usual_updates": 100}) == {"units": 8}
     assert without_excluded({"batch_tokens": 4000}, {"batch_size": 8}) == {}
+    assert without_excluded({"columns": (1, 2), "reverse": True}, {"columns": (2, 1)}) == {"columns": (1, 2)}
     apart = {"validation": ("dev.tsv",), "validation_fraction": 0.0}
     assert without_excluded(apart, {"split": "last"}) == {}
     assert without_excluded({"validation_fraction": 0.0}, {"split": "last"}) == {"validation_fraction": 0.0}

@@ -415,10 +415,12 @@ def test_a_vocabulary_that_the_model_was_not_made_for_is_refused(tokenizers, sid
     model = Seq2Seq(*sides, units=4)
     model.compile()
     batch = [np.ones([1, 3], int)] * 2
-    with pytest.raises(OptionError, match=r"fit: vocabularies of .*, of which 4 are reserved"):
+    with pytest.raises(OptionError, match=r"fit: the (source|target) vocabulary is empty; call `adapt` before"):
         model.fit(*batch, verbose=0)
     sides[side].adapt(["sol"])
-    with pytest.raises(OptionError, match="call `adapt` of both tokenizers before the model is made"):
+    with pytest.raises(
+        OptionError, match=r"fit: the (source|target) vocabulary had 4 ids when the model was made, now 7"
+    ):
         model.fit(*batch, verbose=0)
 
 
@@ -521,7 +523,7 @@ def test_a_loss_or_metric_whose_figure_would_be_wrong_is_refused(model):
         ({"metrics": [keras.metrics.SparseTopKCategoricalAccuracy(name="loss")]}, "metrics: 'loss' is the name"),
         (
             {"metrics": [keras.metrics.SparseTopKCategoricalAccuracy(k) for k in (3, 5)]},
-            "metrics: 'sparse_top_k.* its own",
+            "metrics: two are called 'sparse_top_k",
         ),
     ):
         with pytest.raises(OptionError, match=message):

@@ -127,8 +127,9 @@ class Pieces(Tokenizer):
 
 @keras.saving.register_keras_serializable("tests")
 class Branching(Tokenizer):
-    """Splits into letters, by a branch on a tensor, as AutoGraph allows in `Dataset.map`."""
+    """Splits into letters, by a branch on a tensor, for which AutoGraph is needed."""
 
+    @tf.function
     def split(self, texts):
         if tf.size(texts) > 1:
             texts = tf.strings.lower(texts)
@@ -181,7 +182,7 @@ def test_prefixes_of_all_lengths_are_translated_by_one_trace(model):
         model.translate(["sol"] * len(prefixes), prefixes=prefixes, max_length=3)
     assert model.translate("sol", prefixes="SO", max_length=3).shape == ()
     assert model._translate_with.cache_info().currsize == 1
-    assert model._translate_with(Greedy(), False, 1, True, False).experimental_get_tracing_count() == 1
+    assert model._translate_with(Greedy(), False, True, 1, True, False).experimental_get_tracing_count() == 1
 
 
 def test_prefixes_that_cannot_be_are_refused(shared_model):
@@ -216,15 +217,23 @@ class Several(Strategy):
 @pytest.mark.parametrize("compiles", [False, True])
 def test_of_more_hypotheses_than_wanted_the_first_different_texts_are_taken(model, compiles):
     model.compiles_decoding = compiles
-    words = ["sol", "mar"]
-    every = model.translate(words, Several(n_best=8), details=True, seed=5, max_length=9)
+    words, how = ["sol", "mar"], {"seed": 5, "min_length": 4, "max_length": 9}
+    every = model.translate(words, Several(n_best=8), details=True, **how)
     assert every.texts.shape == (2, 8) and (every.texts[:, 0] == every.texts[:, 1]).numpy().all()  # equal ones too
-    found = model.translate(words, Several(), details=True, seed=5, max_length=9)
+    found = model.translate(words, Several(), details=True, **how)
     np.testing.assert_array_equal(found.texts, every.texts[:, :6:2])
     np.testing.assert_allclose(found.scores, every.scores[:, :6:2], rtol=1e-5)
-    assert model.translate(words, Several(), seed=5, max_length=9).numpy().tolist() == found.texts.numpy().tolist()
-    one = model.translate(words, Several(n_best=1), seed=5, max_length=9)
+    assert model.translate(words, Several(), **how).numpy().tolist() == found.texts.numpy().tolist()
+    one = model.translate(words, Several(n_best=1), **how)
     np.testing.assert_array_equal(one, found.texts[:, 0])
+
+
+def test_a_seed_of_numpy_is_the_number_that_it_is(shared_model):
+    plain, small, large = (
+        shared_model.translate(["sol"] * 5, "sampling", seed=(of(7), of(3))) for of in (int, np.int32, np.uint64)
+    )
+    np.testing.assert_array_equal(plain, small)
+    np.testing.assert_array_equal(plain, large)
 
 
 def test_no_sample_of_a_seed_is_one_of_another_seed(shared_model):
@@ -382,6 +391,7 @@ def test_what_cannot_be_asked_of_translate_is_refused_by_name(shared_model):
         ({"min_length": -1}, "min_length=-1: expected a whole number, at least 0"),
         ({"batch_size": 0}, "batch_size=0: expected a whole number, at least 1"),
         ({"seed": -1}, "seed=-1: expected a whole number, at least 0"),
+        ({"seed": (5, 0, 1)}, r"seed=\(5, 0, 1\): expected a whole number"),
         ({"seed": 10**20}, "seed=100000000000000000000: expected a whole number"),
     ):
         with pytest.raises(OptionError, match=message):

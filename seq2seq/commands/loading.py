@@ -98,8 +98,8 @@ def is_blank(text: bytes) -> bool:
 def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:
     """How to read a corpus for a run: with the run's own --columns and --reverse, unless others are given.
 
-    Standard input, which is made for the command, has source and target in their order; this is said if the run was
-    trained in another one.
+    Standard input, which is made for the command, has source and target in their order. If the run was trained with
+    columns or reversed, a message says that this is not applied.
     """
     if "columns" in given or not (run / "config.json").is_file():
         return given
@@ -107,6 +107,6 @@ def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:
     own = {name: options[name] for name in ("columns", "reverse") if options.get(name) and name not in given}
     if own and "-" in corpus:
         flags = " and ".join(map(option_flag, own))
-        say(f"standard input has source and target in their order; {run} was trained with {flags}, which do not apply")
+        say(f"standard input is read as source TAB target; {flags} of {run} is not applied")
         return given
     return own | given

@@ -5,7 +5,7 @@ import importlib.util
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,11 +70,15 @@ def train(  # longer than 60 lines: its signature declares the options
     opened = open_strategy(strategy)  # before anything is computed
     if resume and (given or preset or config):
         raise OptionError("resume uses the options that the training began with; give no others")
-    if resume and out and corpus:
-        raise OptionError(f"resume continues the training in {out} with the corpus that it began with; name no other")
     settings = _configure(corpus, preset, config, resume, given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
+    begun = folder / "unfinished" / "config.json"
+    if resume and corpus and begun.is_file():
+        began_with = load_config(begun)[0]["corpus"]
+        began_with = [began_with] if isinstance(began_with, str) else began_with
+        if [Path(name).name for name in began_with] != [Path(name).name for name in corpus]:
+            raise OptionError(f"resume continues with the corpus {' '.join(began_with)}; name no other")
     load_classes("import", imports)
     check_taken(settings, given)
     try:
@@ -130,19 +134,19 @@ def _configure(corpus, preset, config, resume, given):
     if given.get("warm_start"):
         if preset or config:
             raise OptionError("from uses the options of that run; it cannot be combined with preset or config")
-        options |= warm_options(load_config(find_run(given["warm_start"]) / "config.json")[0])
+        of_run, _ = load_config(find_run(given["warm_start"]) / "config.json")
+        options |= without_excluded(warm_options(of_run), given)
     elif not config and not resume:
-        of_tokens = {"source_tokenizer", "target_tokenizer"} & given.keys()
-        preset = preset or ("default" if of_tokens else preset_for_corpus(Config(**options | given)))
+        preset = preset or preset_for_corpus(Config(**options | given), given)
         options |= usual_options(preset, given)
     if given.get("own"):
         given["own"] = {**(options.get("own") or {}), **given["own"]}
     return Config(**options | given)
 
 
-def preset_for_corpus(config: Config) -> str:
+def preset_for_corpus(config: Config, given: Collection[str]) -> str:
     """Chooses the preset that suits a corpus and can be used here, and says so unless it is the usual one."""
-    preset = choose_preset(config)
+    preset = choose_preset(config, given)
     if preset == "subword":
         if importlib.util.find_spec("sentencepiece"):
             reason = "the corpus has enough sentences for subwords (for characters: --preset default)"

@@ -91,7 +91,7 @@ def translate(  # longer than 60 lines: its signature declares the options
     --prefix, one more column follows: how the translation begins, which may be empty.
 
     Each TEXT or line gets one line of output, or N with --n-best N. Without --scores, --n-best and --json, a blank line
-    gets an empty line, unless lines have several columns or prefixes. A tab or a line break inside a translation is
+    gets an empty line; with several columns or --prefix, it is refused. A tab or a line break inside a translation is
     written as a space. Run folders come first; an argument that is not a run folder is a TEXT. Instead of run folders,
     RUN may be a folder made by `export --format onnx` or `litert`, which starts at once, without TensorFlow.
 
