@@ -26,7 +26,9 @@ def test_a_third_column_that_is_not_read_is_said_once_unless_it_is_empty(tsv):
     assert done.stderr.decode() == said and json.loads(done.stdout)["pairs"] == 3
     assert seq2seq("inspect", path, "--columns", "1,2").stderr == b""
     five = tsv("see\tsaw\tV;PST\t\tx\n", "five.tsv")  # with a preset that names three columns
-    done = seq2seq("train", five, "--preset", "inflection", "--updates", 1, "--units", 8, cwd=path.parent)
+    done = seq2seq(
+        "train", five, "--preset", "inflection", "--updates", 1, "--units", 8, "--layers", 1, cwd=path.parent
+    )
     assert f"{five}, line 1: column 5 is not read; --columns 1,3,5,2 adds it".encode() in done.stderr
 
 
