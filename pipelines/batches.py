@@ -19,6 +19,7 @@ def batch_pairs(
     batch_tokens: int | None = None,
     encoding: str = "one_hot",
     pad_to_multiple: int | None = None,
+    longest_source: int | None = None,
     window: int = 1 << 17,
     shuffle: bool = True,
     seed: int | None = None,
@@ -40,6 +41,7 @@ def batch_pairs(
         encoding: "one_hot", float32 rows, or "ids", which are V times smaller. A model learns the same from both.
         pad_to_multiple: makes S and T multiples of this number and fills batches up with rows of padding, so that few
             shapes occur; for `jit_compile=True`, which compiles each shape separately.
+        longest_source: how many tokens of each source are read; None for all.
         window: how many pairs are shuffled and sorted together. All of them are in memory at once: some tens of
             megabytes if the texts are sentences.
         shuffle: whether pairs and batches come in a new random order each epoch.
@@ -61,6 +63,7 @@ def batch_pairs(
     check_number("batch_size", batch_size, least=1)
     check_number("batch_tokens", batch_tokens, least=1, optional=True)
     check_number("pad_to_multiple", pad_to_multiple, least=1, optional=True)
+    check_number("longest_source", longest_source, least=1, optional=True)
     check_number("window", window, least=1)
     multiple = pad_to_multiple or 1
     skip = tf.cast(skip, tf.int64)
@@ -93,8 +96,8 @@ def batch_pairs(
 
     @tf.autograph.experimental.do_not_convert
     def encode(sources, targets):
-        source = source_tokenizer.tokenize(sources)
-        target = target_ids(target_tokenizer, targets, source_tokenizer, sources)
+        source = source_tokenizer.tokenize(sources)[:, :longest_source]
+        target = target_ids(target_tokenizer, targets, source_tokenizer, sources, longest_source)
         if pad_to_multiple:
             lengths = [_round_up(tf.shape(source)[1], multiple), _round_up(tf.shape(target)[1] - 1, multiple)]
             rows = batch_tokens // tf.reduce_max(lengths) if batch_tokens else batch_size

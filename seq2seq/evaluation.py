@@ -207,7 +207,8 @@ def evaluate(
     pairs = [(source, target) for source, those in targets.items() for target in those]
     again = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs, strict=True))))
     tokens = max(1024, (1 << 24) // max(1024, tokenizers[1].vocabulary_size))  # whose logits take 64 MB, or 1024 tokens
-    batches = batch_pairs(again, *tokenizers, batch_tokens=tokens, encoding="ids", shuffle=False, seed=0)
+    options = {"batch_tokens": tokens, "encoding": "ids", "longest_source": LONGEST_SOURCE, "shuffle": False, "seed": 0}
+    batches = batch_pairs(again, *tokenizers, **options)
     perplexity, accuracy = _token_figures(model, batches)
 
     translations, stopped, seconds = _translate(model, sources, strategy, progress, lengths)
@@ -250,7 +251,7 @@ def _token_figures(model, batches):
 
     @functools.partial(tf.function, input_signature=batches.element_spec, autograph=False)
     def measure(source, target):
-        inputs, labels, weights = teacher_forcing(source[:, :LONGEST_SOURCE], target)
+        inputs, labels, weights = teacher_forcing(source, target)
         logits = model(inputs)
         for metric in metrics:
             metric.update_state(labels, logits, weights)

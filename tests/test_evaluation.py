@@ -187,6 +187,11 @@ def test_evaluate_cuts_long_sources_like_score(shared_model):
     pairs = [(2 * LONGEST_SOURCE * "o" + "sol", "SOL"), ("mar", "MAR")]
     found = evaluate(shared_model, pairs, max_length=3)
     assert found.loss == pytest.approx(-shared_model.score(*zip(*pairs, strict=True)).numpy().sum() / 8, rel=1e-5)
+    tokenizers = CharTokenizer("o"), CharTokenizer("o")
+    tokenizers[1].add_unknown_token()
+    copying, beyond = Seq2Seq(*tokenizers, units=4, attention="dot", copy=True), LONGEST_SOURCE * "o" + "Q"
+    found = evaluate(copying, [(beyond, "Q")], max_length=3)  # which can be copied only from what is read
+    assert found.loss == pytest.approx(-copying.score([beyond], ["Q"]).numpy()[0] / 2, rel=1e-5)
 
 
 def test_what_cannot_be_evaluated_is_refused(model, pairs, monkeypatch):
