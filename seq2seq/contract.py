@@ -66,7 +66,8 @@ def check_contract(
         OptionError: if the contract is broken. The message names the argument (encoder or decoder), the class and the
             fault.
     """
-    source = tf.constant([[UNKNOWN, source_tokenizer.vocabulary_size - 1, END], [END, START, PADDING]])
+    last = source_tokenizer.vocabulary_size - 1  # which an encoder made for fewer tokens does not know
+    source = tf.constant([[UNKNOWN, last, END], [END, START, PADDING]])
     target = tf.constant([[START, UNKNOWN, END], [START, END, UNKNOWN]])
     with _refusing("encoder", encoder, "source ids [B, S]") as refuse:
         encoded = encoder(source)

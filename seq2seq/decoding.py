@@ -32,7 +32,7 @@ class Wanted(NamedTuple):
 
     limits: tf.Tensor  # int32 [B], at least 1: the maximum length of hypotheses in tokens, END included
     min_length: int | tf.Tensor  # the minimum length, a scalar, END not included
-    seeds: tf.Tensor  # int32 or int64 [B], all bits of which count: randomness of a source depends on nothing else
+    seeds: tf.Tensor  # int32 or int64 [B]; use all bits, as a source's randomness depends on nothing else
     prefixes: tf.Tensor | None = None  # int32 [B, P], padded: the tokens that hypotheses begin with, below the limit
 
 
@@ -227,7 +227,7 @@ class Repetition(NamedTuple):
 
 
 def why_stopped(
-    tokens: tf.Tensor, length: tf.Tensor, limits: tf.Tensor, runs: tf.Tensor, min_length: int | tf.Tensor = 0
+    tokens: tf.Tensor, length: tf.Tensor, limits: tf.Tensor, runs: tf.Tensor, min_length: int | tf.Tensor
 ) -> tf.Tensor:
     """Why hypotheses of this length stop after their newest tokens, as indices in STOPPED; RUNNING if they do not.
 

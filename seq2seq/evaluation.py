@@ -206,7 +206,7 @@ def evaluate(
     # Not `pairs` again: standard input is read only once.
     pairs = [(source, target) for source, those in targets.items() for target in those]
     again = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs, strict=True))))
-    tokens = max(1024, (1 << 24) // max(1024, tokenizers[1].vocabulary_size))  # whose logits take 64 MB, or 1024 tokens
+    tokens = max(1024, (1 << 24) // max(1024, tokenizers[1].vocabulary_size))  # logits of 64 MB
     options = {"batch_tokens": tokens, "encoding": "ids", "longest_source": LONGEST_SOURCE, "shuffle": False, "seed": 0}
     batches = batch_pairs(again, *tokenizers, **options)
     perplexity, accuracy = _token_figures(model, batches)

@@ -231,7 +231,7 @@ class Seq2Seq(Translator, Trainer):
         each = tf.where(target[:, 1:] == PADDING, 0.0, -token_losses(target[:, 1:], logits))
         return each if per_token else tf.reduce_sum(each, axis=1)
 
-    @tf.autograph.experimental.do_not_convert
+    @tf.autograph.experimental.do_not_convert  # as `_logits`
     def decode(
         self,
         source: tf.Tensor,

@@ -123,9 +123,8 @@ def warm_options(options: dict) -> dict:
 def parse_setting(text: str, of_config: bool = True) -> tuple[str, Any]:
     """Reads an option written `name=value`, as `--set` takes it.
 
-    The value of an option of `Config`, unless not `of_config`, is read as on the command line. Any other, for a custom
-    class, is JSON (`0.5`, `true`, `[3, 5]`), or else text. None, true and false may be written as in Python or as in
-    JSON.
+    With `of_config`, the value of an option of `Config` is read as on the command line. Any other, for a custom class,
+    is JSON (`0.5`, `true`, `[3, 5]`), or else text. None, true and false may be written as in Python or as in JSON.
 
     Returns:
         The name, with underscores, and the value.

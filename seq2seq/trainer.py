@@ -392,7 +392,10 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
 
 def refuse_texts(method: str, x: Any) -> None:
     """Refuses texts instead of batches, for which Keras has no helpful message."""
-    first, *_ = tf.nest.flatten(getattr(x, "element_spec", x)) or [""]
+    found = tf.nest.flatten(getattr(x, "element_spec", x))
+    if not found:
+        raise OptionError(f"{method}: expected batches of ids or one-hot rows, not {x!r}")
+    first = found[0]
     kind = getattr(first, "dtype", None)
     if isinstance(first, str | bytes) or kind == tf.string or getattr(kind, "kind", "") in ("U", "S", "O"):
         instead = "`translate` takes texts" if method == "predict" else "batch_pairs makes them of pairs of texts"

@@ -134,7 +134,7 @@ def short(arguments: list[str]) -> list[str]:
             arguments += ["--epochs", "3" if "--keep-epochs" in arguments else "1"]
         if not {"--units", "--from", "--config"} & set(arguments):
             arguments += ["--units", "8"]
-        if "transformer" in arguments or "inflection" in arguments:  # which has four layers by default
+        if "transformer" in arguments or "inflection" in arguments:  # which has two layers by default
             arguments += ["--layers", "1"]
         if not {*ARCHITECTURE, "--from", "--config"} & set(arguments):
             arguments += ["--cell", "gru", "--no-bidirectional"]
