@@ -23,7 +23,8 @@ from seq2seq.config import (
 )
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.model import Seq2Seq
-from seq2seq.runs import compile_model, configuration, load_run
+from seq2seq.records import read_record
+from seq2seq.runs import compile_model, load_run
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 ENCODERS = {"recurrent": Encoder, "transformer": TransformerEncoder}
@@ -141,7 +142,7 @@ def _column_tokenizer(config, side, name):
 def _warm_start(config, columns):
     """The model of the run to start from, which must have the same tokens, weights and number of source columns."""
     start = f"{config.warm_start}, the run to start from, has"
-    old = configuration(config.warm_start)[0]
+    old = read_record(config.warm_start).config
     for name in shaping_options():
         if (value := getattr(config, name)) != (was := getattr(old, name)):
             raise OptionError(f"{name}={value!r}: {start} {was!r}")

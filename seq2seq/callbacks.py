@@ -277,7 +277,7 @@ class SaveRun(keras.callbacks.Callback):
     def _write_record(self):
         """Writes the other files of the run folder."""
         run, folder = self.run, self.run.folder
-        write_json(folder / "config.json", run.record | {"training": self._resources()})
+        write_json(folder / "config.json", run.record.content | {"training": self._resources()})
         with whole_file(folder / "history.csv") as path, path.open("w", newline="") as file:
             # Not only the first row's names: a package for metrics may have been installed since then.
             writer = csv.DictWriter(file, dict.fromkeys(itertools.chain(*run.history)))

@@ -5,13 +5,11 @@ is recorded in `config.json`.
 """
 
 import dataclasses
-import json
 import os
 import re
 import types
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 
 from pipelines import OptionError, check_number, choose
 from pipelines.files import NAMED_CORPORA
@@ -469,28 +467,3 @@ def own_classes(config: Config, training: bool = True) -> dict[str, str]:
         for name in names
         if name and (option in own or (":" in name and not separates(name)))
     }
-
-
-SHIPPED = {"phrasebook": Path(__file__).parent / "phrasebook"}  # runs that come with the library
-
-
-def find_run(name: Path | str) -> Path:
-    """The folder of a run. If no such folder exists, the name `phrasebook` means the run that comes with the
-    library."""
-    return Path(name) if os.path.exists(name) else SHIPPED.get(str(name), Path(name))
-
-
-def load_config(path: Path | str) -> tuple[dict, dict]:
-    """Reads the `config.json` of a run: its options, as arguments of `Config`, and its whole content.
-
-    Raises:
-        OptionError: if it cannot be read or has an unknown option.
-    """
-    try:
-        found = json.loads(Path(path).read_bytes())
-        options = dict(found["options"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise OptionError(f"{path}: not the configuration of a run ({type(error).__name__}: {error})") from None
-    for name in options:
-        choose(f"{path}: option", name, Config.__dataclass_fields__)
-    return options, found

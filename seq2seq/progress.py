@@ -11,6 +11,7 @@ import tensorflow as tf
 from seq2seq.checkpoints import Checkpoints
 from seq2seq.config import MONITORS, Config
 from seq2seq.model import Seq2Seq
+from seq2seq.records import Record
 
 # At most this many epochs are measured and saved, besides the first and the last. With 800 words of letters to phones,
 # 52 measured epochs of 104 took about a third of the processor time of a training run.
@@ -23,7 +24,7 @@ class TrainingRun:
 
     folder: Path
     config: Config
-    record: dict  # the content of `config.json`
+    record: Record
     model: Seq2Seq
     checkpoints: Checkpoints
     pairs: int  # in an epoch

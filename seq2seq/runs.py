@@ -1,10 +1,8 @@
 """A finished run folder: its model, its training and held-out sets, its pictures, averages and exports."""
 
-import csv
 import dataclasses
 import importlib.util
 import json
-import os
 import random
 import shlex
 import shutil
@@ -23,21 +21,20 @@ from pipelines import (
     CorpusError,
     OptionError,
     Tokenizer,
-    as_seen_from,
     check_number,
-    checksums,
     group_by_source,
     sources_in,
 )
 from pipelines.options import one_line
 from seq2seq.checkpoints import RunError, locked, whole_file, write_json
-from seq2seq.config import Config, find_run, load_config, own_classes
+from seq2seq.config import Config, own_classes
 from seq2seq.ensembles import ensemble
 from seq2seq.epochs import both_sides, validation_pairs
 from seq2seq.metrics import make_loss, make_metrics
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import make_optimizer
 from seq2seq.progress import best_epoch
+from seq2seq.records import Record, find_run, read_history, read_record
 
 
 def load_run(folder: Path | str) -> Seq2Seq:
@@ -70,7 +67,7 @@ def load_run(folder: Path | str) -> Seq2Seq:
         raise RunError(f"{folder}: not a run folder, it holds no model.keras{why}")
     model = load_model(folder, "model.keras")
     if (folder / "config.json").is_file():
-        config = dataclasses.replace(configuration(folder)[0], schedule="constant", warmup=0)
+        config = dataclasses.replace(read_record(folder).config, schedule="constant", warmup=0)
         if all(map(_imported, own_classes(config))):
             compile_model(model, config, steps=1)
     return model
@@ -88,7 +85,7 @@ def load_model(folder: Path, name: str) -> Seq2Seq:
         RunError: if the file is damaged, is not a `Seq2Seq`, or names a class that has not been imported.
     """
     path = folder / name
-    own = own_classes(configuration(folder)[0], training=False) if (folder / "config.json").is_file() else []
+    own = own_classes(read_record(folder).config, training=False) if (folder / "config.json").is_file() else []
     for one in own:
         if not _imported(one):
             raise RunError(f"{folder}: uses {one}, which is not part of this library; add --import {one}")
@@ -138,54 +135,9 @@ def _saved_classes(config):
     return found
 
 
-def configuration(folder: Path | str) -> tuple[Config, dict]:
-    """The `Config` of a run, and the whole content of its `config.json`."""
-    options, record = load_config(find_run(folder) / "config.json")
-    return Config(**options), record
-
-
 def finished(folder: Path | str) -> bool:
     """Whether the training of a run has ended: it holds a model and no checkpoint to resume from."""
     return (Path(folder) / "model.keras").is_file() and not any(Path(folder).glob("unfinished/*.npz"))
-
-
-def find_corpus(record: dict, name: str = "corpus") -> str | tuple[str, ...]:
-    """Finds the corpus of a run again, by the checksums of its files.
-
-    A relative path is looked up in the current directory, then in the one in which the run was trained.
-
-    Args:
-        record: the content of the run's `config.json`.
-        name: "corpus", or "validation" for the corpus that was held out.
-
-    Returns:
-        The corpus as `read_pairs` takes it.
-
-    Raises:
-        CorpusError: if it does not exist, or its files have changed.
-    """
-    corpus = record["options"][name]
-    names = [corpus] if isinstance(corpus, str) else corpus
-    here, then = os.getcwd(), record.get("directory", os.getcwd())
-    relative = [as_seen_from(here, name) for name in names] != list(names)
-    places = [list(names)]
-    if relative and then != here:
-        places.append([as_seen_from(then, name) for name in names])
-    kept, what_for = ("checksums", "trained on") if name == "corpus" else ("validation_checksums", "validated on")
-    expected, failures = list(record.get(kept, {}).values()), []
-    for place in places:
-        try:
-            held = checksums(place)
-        except (CorpusError, OSError) as error:
-            failures.append(str(error))
-            continue
-        # Paths do not count: the files may have moved, and those of a named corpus differ between machines.
-        if list(held.values()) == expected:
-            return place[0] if isinstance(corpus, str) else tuple(place)
-        changed = [path for path, digest in held.items() if digest not in expected] or place
-        failures.append(f"{', '.join(changed)}: changed since that run was {what_for} this corpus (sha256)")
-    where = f" (looked up from {here}" + (f", then from {then}, where it was trained)" if len(places) > 1 else ")")
-    raise CorpusError("; ".join(failures) + (where if relative else ""))
 
 
 def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
@@ -201,11 +153,12 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
     """
     if not (find_run(folder) / "config.json").is_file():
         raise RunError(f"{folder}: has no config.json, so the held-out set is unknown; name a corpus")
-    config, record = configuration(folder)
+    record = read_record(folder)
+    config = record.config
     if not config.validation and not config.validation_fraction:
         raise RunError(f"{folder}: nothing was held out; name a corpus")
     try:
-        corpus = find_corpus(record, "validation" if config.validation else "corpus")
+        corpus = record.find_corpus("validation" if config.validation else "corpus")
     except CorpusError as error:
         raise CorpusError(f"{folder}: its held-out set cannot be read again: {error}") from None
     if config.validation:
@@ -213,17 +166,11 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
     return both_sides(dataclasses.replace(config, corpus=corpus), model.source_tokenizer)[1]
 
 
-def may_have_learned(folder: Path | str) -> bool:
-    """Whether a run may have been trained on sources of its held-out set. Only a split by hash rules that out."""
-    config, record = configuration(folder)
-    return config.split != "hash" or bool(config.validation) or "from" in record
-
-
-def trained_on(record: dict, pairs: tf.data.Dataset, source_tokenizer: Tokenizer) -> np.ndarray:
+def trained_on(record: Record, pairs: tf.data.Dataset, source_tokenizer: Tokenizer) -> np.ndarray:
     """Finds the pairs whose source a run, or a run that it started from, was trained on, with any target.
 
     Args:
-        record: the content of the run's `config.json`.
+        record: of the run.
         pairs: a `tf.data.Dataset` of N (source, target) scalar strings.
         source_tokenizer: the run's.
 
@@ -233,9 +180,11 @@ def trained_on(record: dict, pairs: tf.data.Dataset, source_tokenizer: Tokenizer
     Raises:
         CorpusError: if its corpus cannot be found or has changed.
     """
-    config = Config(**record["options"] | {"corpus": find_corpus(record), "validation": None})
-    found = sources_in(pairs, both_sides(config, source_tokenizer)[0], source_tokenizer)
-    return found | trained_on(record["from"], pairs, source_tokenizer) if "from" in record else found
+    trainings = [
+        dataclasses.replace(each.config, corpus=each.find_corpus(), validation=None) for each in record.lineage()
+    ]
+    learned = [sources_in(pairs, both_sides(one, source_tokenizer)[0], source_tokenizer) for one in trainings]
+    return np.any(learned, axis=0)
 
 
 def sample(pairs: tf.data.Dataset, seed: int = 0, count: int = 500) -> dict[str, list[str]]:
@@ -272,18 +221,18 @@ def draw_run(
 
     Raises:
         OptionError: if the folder has no `config.json`.
+        RunError: if its `history.csv` is missing or damaged.
     """
     from seq2seq.evaluation import scores_by_length
     from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates
 
     folder = find_run(folder)
-    config, record = configuration(folder)
-    with (folder / "history.csv").open(newline="") as file:
-        history = list(csv.DictReader(file))
+    record, history = read_record(folder), read_history(folder)
+    config = record.config
     out = Path(out or folder)
     out.mkdir(parents=True, exist_ok=True)
     drawn = [out / "curves.png"]
-    marked = config.monitor and "averaged" not in record
+    marked = config.monitor and "averaged" not in record.content
     draw_curves(history, drawn[0], best=best_epoch(history, config.monitor) if marked else None)
     held_out: dict[str, list[str]] = {}
     if config.validation or config.validation_fraction:
@@ -336,7 +285,7 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
     check_number("last", last, least=1, optional=True)
     if not (folder / "config.json").is_file():
         raise RunError(f"{folder}: not a run folder")
-    _, record = configuration(folder)
+    record = read_record(folder).content
     kept = kept_epochs(folder)
     if len(kept) < (last or 1):
         raise OptionError(

@@ -12,6 +12,7 @@ from seq2seq.attention import copied_ids
 from seq2seq.config import Config
 from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.epochs import both_sides, training_pairs, validation_pairs
+from seq2seq.records import Record
 from seq2seq.runs import trained_on
 
 
@@ -60,7 +61,7 @@ def survey_corpus(
     return found
 
 
-def say_leaks(record: dict, config: Config, source_tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
+def say_leaks(record: Record, config: Config, source_tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
     """Says how many of the held-out pairs have a source that is, or was before a warm start, trained on too."""
 
     def tell(learned, by_whom):
@@ -74,7 +75,7 @@ def say_leaks(record: dict, config: Config, source_tokenizer: Tokenizer, say: Ca
     if config.warm_start:
         _, validation = both_sides(config, source_tokenizer)
         try:
-            learned = trained_on(record["from"], validation, source_tokenizer)
+            learned = trained_on(Record(record.content["from"]), validation, source_tokenizer)
         except CorpusError as error:
             say(f"{config.warm_start}: cannot tell whether it was trained on the held-out pairs: {error}")
         else:

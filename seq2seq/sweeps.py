@@ -23,7 +23,8 @@ from seq2seq.checkpoints import RunError, locked, write_json
 from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config
 from seq2seq.presets import parse_setting, usual_options
 from seq2seq.processes import in_processes
-from seq2seq.runs import configuration, finished
+from seq2seq.records import read_record
+from seq2seq.runs import finished
 from seq2seq.tables import MEASURES, held_out_figures, options_that_change, read_sweep, setting_text
 from seq2seq.training import train
 
@@ -280,7 +281,7 @@ def finished_as(folder: Path, config: Config) -> bool:
     """
     for place in (folder, folder / "unfinished"):
         if (place / "config.json").is_file():
-            old = vars(configuration(place)[0])
+            old = vars(read_record(place).config)
             if other := [f"{name}={old[name]!r}" for name, value in vars(config).items() if old[name] != value]:
                 raise RunError(f"{folder} has {', '.join(other)}; choose another --out, or delete that run")
     return finished(folder)

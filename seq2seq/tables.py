@@ -18,7 +18,8 @@ from pipelines.options import load_classes, one_line
 from seq2seq.checkpoints import RunError
 from seq2seq.config import MONITORS, Config
 from seq2seq.progress import best_epoch
-from seq2seq.runs import configuration, finished, load_run, trained_on
+from seq2seq.records import read_history, read_record
+from seq2seq.runs import finished, load_run, trained_on
 from seq2seq.strategies import Strategy
 
 MEASURES = ("loss", "accuracy", "chrf", "exact_match")  # of a table, unless others are asked for
@@ -172,7 +173,7 @@ def table(
     rows = _group_by_setting(records, grid, say)
     first = _baseline_row(rows, baseline)
     if test is None:
-        if len({_held_out(*records[row.runs[0]]) for row in rows}) > 1:
+        if len({_held_out(records[row.runs[0]]) for row in rows}) > 1:
             raise RunError("these runs have different held-out sets; name a test corpus (--test)")
         found = {run: held_out_figures(run) for row in rows for run in row.runs}
         note, evaluations = "Held-out pairs, the kept epoch of each run.", {}
@@ -186,7 +187,7 @@ def table(
         raise RunError("there is no held-out metric that all runs have; name a test corpus (--test)")
     for row in rows:
         row.figures = {name: np.array([found[run][name] for run in row.runs]) for name in wanted}
-        row.parameters = records[row.runs[0]][1].get("training", {}).get("parameters")
+        row.parameters = records[row.runs[0]].content.get("training", {}).get("parameters")
     incomparable = _incomparable(rows, records, wanted, test is None, say)
     tested = _test(rows, first, [name for name in wanted if name not in incomparable], evaluations)
     note = f"Mean ± standard deviation (n - 1) over seeds. {note} {tested}"
@@ -203,18 +204,12 @@ def _baseline_row(rows, baseline):
 
 def held_out_figures(folder: Path | str) -> dict[str, float]:
     """The held-out figures of the kept epoch of a run: {figure, without "val_": number}."""
-    path = Path(folder) / "history.csv"
-    config, record = configuration(folder)
-    if "averaged" in record:
+    record = read_record(folder)
+    if "averaged" in record.content:
         raise RunError(f"{folder}: an averaged run has no held-out metrics; name a test corpus (--test)")
-    try:
-        with path.open(newline="") as file:
-            history = list(csv.DictReader(file))
-        kept = best_epoch(history, config.monitor)
-        (row,) = [row for row in history if int(row["epoch"]) == kept]
-        return {name.removeprefix("val_"): float(row[name]) for name in MONITORS if row.get(name)}
-    except (OSError, ValueError, LookupError) as error:
-        raise RunError(f"{path}: damaged, or not the history of a run ({one_line(error)})") from None
+    history = read_history(folder)
+    kept = history[best_epoch(history, record.config.monitor) - 1]
+    return {name.removeprefix("val_"): kept[name] for name in MONITORS if name in kept}
 
 
 def read_sweep(path: Path) -> dict:
@@ -244,7 +239,7 @@ def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held
 
 
 def _load_records(folders, say):
-    """{finished run: its configuration and record}, and the options of the grid if all are of one sweep."""
+    """{finished run: its `Record`}, and the options of the grid if all are of one sweep."""
     records, grids, seen = {}, [], set()
     for folder in map(Path, folders):
         if not folder.is_dir():
@@ -263,7 +258,7 @@ def _load_records(folders, say):
                 continue
             seen.add(run.resolve())
             if finished(run):
-                records[run] = configuration(run)
+                records[run] = read_record(run)
             else:
                 say(f"{run}: unfinished, left out")
     if not records:
@@ -274,7 +269,7 @@ def _load_records(folders, say):
 
 def _group_by_setting(records, grid, say):
     """The rows, without figures."""
-    options = {run: _options(config, record) for run, (config, record) in records.items()}
+    options = {run: _options(record) for run, record in records.items()}
     groups: dict[str, list[Path]] = {}
     for run, of in options.items():
         same = groups.setdefault(json.dumps({**of, "seed": None}, sort_keys=True, default=str), [])
@@ -309,32 +304,31 @@ def _order(value):
     return (0, value, "") if isinstance(value, (int, float)) else (1, 0, value_text(value))
 
 
-def _options(config, record):
+def _options(record):
     """All options of a run by name, those of custom classes too, and checksums with the names of corpora."""
-    options = dict(vars(config))
-    for name, kept in (("corpus", "checksums"), ("validation", "validation_checksums")):
-        if digests := record.get(kept):
-            first = config.corpus if name == "corpus" else config.validation
-            first = first if isinstance(first, str) else first[0]
-            options[name] = " ".join([Path(first).name, *(digest[:8] for digest in digests.values())])
-    if "averaged" in record:
-        options["averaged"] = tuple(record["averaged"]["epochs"])
+    options = dict(vars(record.config))
+    for name in ("corpus", "validation"):
+        if digests := record.checksums(name):
+            first = options[name] if isinstance(options[name], str) else options[name][0]
+            options[name] = " ".join([Path(first).name, *(digest[:8] for digest in digests)])
+    if "averaged" in record.content:
+        options["averaged"] = tuple(record.content["averaged"]["epochs"])
     return options | (options.pop("own", None) or {})
 
 
-def _held_out(config, record):
+def _held_out(record):
     """The values on which the held-out pairs of a run depend."""
-    names = ["columns", "reverse", "on_bad_line"]
+    config, names = record.config, ["columns", "reverse", "on_bad_line"]
     if not config.validation:
         names += ["limit", "max_length", "max_ratio", "drop_duplicates", "split", "validation_fraction"]
         names += ["normal_form", "lowercase"] if config.split == "hash" else []
-    kept = "validation_checksums" if config.validation else "checksums"
-    return tuple(record.get(kept, {}).values()), *(getattr(config, name) for name in names)
+    digests = record.checksums("validation" if config.validation else "corpus")
+    return *digests, *(getattr(config, name) for name in names)
 
 
 def _incomparable(rows, records, measures, held_out, say):
     """The measures that must not be compared between these rows; says why."""
-    firsts = [_options(*records[row.runs[0]]) for row in rows]
+    firsts = [_options(records[row.runs[0]]) for row in rows]
     found = []
     for measure in measures:
         names = options_that_change(measure, firsts, held_out)
@@ -350,7 +344,7 @@ def _measure(rows, records, test, strategy, say):
     from seq2seq.evaluation import evaluate
 
     corpora = [str(corpus) for corpus in ([test] if isinstance(test, str | Path) else test)]
-    reading = {repr((config.columns, config.reverse)): config for config, _ in records.values()}
+    reading = {repr((record.config.columns, record.config.reverse)): record.config for record in records.values()}
     if len(reading) > 1:
         raise OptionError("test: these runs read different columns, so no test corpus fits all of them")
     (config,) = reading.values()
@@ -375,7 +369,7 @@ def _measure(rows, records, test, strategy, say):
             if run == row.runs[0]:
                 evaluations[run] = evaluation
                 try:
-                    learned = trained_on(records[run][1], pairs, model.source_tokenizer)
+                    learned = trained_on(records[run], pairs, model.source_tokenizer)
                     if learned.any():
                         say(f"{row.label}: trained on the sources of {learned.sum():,} of {len(learned):,} test pairs")
                 except (CorpusError, OptionError) as error:

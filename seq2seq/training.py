@@ -24,11 +24,10 @@ from seq2seq.epochs import both_sides, epoch_count, make_batches, steps_per_epoc
 from seq2seq.model import Seq2Seq
 from seq2seq.process import be_reproducible, clocks, deferred_signal, restored_determinism
 from seq2seq.progress import TrainingRun
+from seq2seq.records import Record, read_record
 from seq2seq.runs import (
     can_measure,
     compile_model,
-    configuration,
-    find_corpus,
     load_model,
     load_run,
     sample,
@@ -134,7 +133,7 @@ def _is_resumed(config, folder, overwrite, resume):
     if overwrite and resume:
         raise OptionError("overwrite and resume cannot be combined")
     if begun and not overwrite:
-        old = configuration(unfinished)[0]
+        old = read_record(unfinished).config
         if config is None or config == old:
             return True
         pairs = zip(dataclasses.asdict(old).items(), dataclasses.asdict(config).values(), strict=True)
@@ -158,7 +157,7 @@ def _check_device(config, strategy):
 def _begin(config, folder, progress, report, say, command):
     """Surveys the corpus and builds the model of a new `TrainingRun`; writes to the folder what resuming it needs."""
     be_reproducible(config)
-    record = {
+    content = {
         "options": dataclasses.asdict(config),
         "command": command,
         "versions": {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES},
@@ -166,10 +165,11 @@ def _begin(config, folder, progress, report, say, command):
         "checksums": checksums(config.corpus),
     }
     if config.validation:
-        record["validation_checksums"] = checksums(config.validation)
+        content["validation_checksums"] = checksums(config.validation)
     old, tokenizers = prepare(config)
     if old:
-        record["from"] = configuration(config.warm_start)[1]
+        content["from"] = read_record(config.warm_start).content
+    record = Record(content)
     found = survey_corpus(config, tokenizers, progress, report, say)
     say_leaks(record, config, tokenizers[0], say)
     sizes = take_vocabularies(config, tokenizers, found, say)
@@ -186,7 +186,7 @@ def _begin(config, folder, progress, report, say, command):
     model.save(unfinished / "begun.keras")
     write_json(unfinished / "survey.json", found.as_dict(), indent=1)
     write_json(unfinished / "run.json", {"pairs": run.pairs, "steps": steps, "epochs": epochs})
-    write_json(unfinished / "config.json", record)  # the last: a folder with this file can be resumed
+    write_json(unfinished / "config.json", content)  # the last: a folder with this file can be resumed
     return run
 
 
@@ -196,9 +196,9 @@ def _resume(folder, given, say, strategy):
     `given` is the same configuration or None. A file of the same name in another directory is another corpus.
     """
     checkpoints = Checkpoints(folder / "unfinished")
-    config, record = configuration(checkpoints.folder)
-    corpus = find_corpus(record)
-    validation = find_corpus(record, "validation") if config.validation else None
+    record = read_record(checkpoints.folder)
+    config, corpus = record.config, record.find_corpus()
+    validation = record.find_corpus("validation") if config.validation else None
     for name, found in (("corpus", corpus), ("validation", validation)):
         if given and (other := getattr(given, name)) != found:
             raise CorpusError(f"{other}: this training was begun with {found}; --resume continues with that")

@@ -10,7 +10,7 @@ from command_line import SEQ2SEQ, SMALL_MODEL
 from command_line import in_process as seq2seq
 
 from seq2seq import Config
-from seq2seq.runs import configuration
+from seq2seq.records import read_record
 
 
 @pytest.mark.slow
@@ -39,7 +39,7 @@ def test_options_reach_the_training_and_a_configuration_repeats_them(toy_run, tm
     assert how["command"] == f"seq2seq train {toy} {options} --out first"
     repeat = ["train", "--config", toy_run[0] / "config.json", "--out", "again"]
     assert seq2seq(*repeat, cwd=toy.parent).returncode == 0
-    assert training_calls[1][0] == configuration(toy_run[0])[0]
+    assert training_calls[1][0] == read_record(toy_run[0]).config
     assert seq2seq(*repeat, "--dropout", 0.7, cwd=toy.parent).returncode == 0
     assert (training_calls[2][0].dropout, training_calls[2][0].units) == (0.7, 8)
 

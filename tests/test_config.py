@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines import CorpusError, OptionError, open_corpora
-from seq2seq.config import Config, check_option, load_config, own_classes, tokenizer_names
+from seq2seq.config import Config, check_option, own_classes, tokenizer_names
 
 
 def test_train_and_load_run_come_from_the_package():
@@ -15,14 +15,6 @@ def test_train_and_load_run_come_from_the_package():
     from seq2seq import load_run, train
 
     assert (load_run, train) == (seq2seq.runs.load_run, seq2seq.training.train)
-
-
-def test_options_stand_in_json_and_come_back(tmp_path):
-    config = Config(("a", "b"), columns=(1, 3), weights=(1.0, 2.0), teacher_forcing=(1.0, 0.5), attention=None)
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({"options": dataclasses.asdict(config), "command": "seq2seq train"}))
-    options, found = load_config(path)
-    assert Config(**options) == config and found["command"] == "seq2seq train"
 
 
 def test_a_configuration_is_equal_to_what_json_makes_of_it(tmp_path):
@@ -40,16 +32,6 @@ def test_a_configuration_is_equal_to_what_json_makes_of_it(tmp_path):
     assert config.corpus == (str(tmp_path / "a"), "b") and config.columns == (1, 3) and config.weights == (1, 2.5)
     assert Config(corpus=["a"]) == Config(corpus="a")
     assert Config(teacher_forcing=0.5) == Config(teacher_forcing=(0.5,))
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"options": 3}', '{"options": {"unit": 3}}'])
-def test_what_is_no_configuration_is_refused_by_name(tmp_path, content):
-    path = tmp_path / "config.json"
-    path.write_text(content)
-    with pytest.raises(OptionError, match=r"config\.json"):
-        load_config(path)
-    with pytest.raises(OptionError, match="none"):
-        load_config(tmp_path / "none")
 
 
 def test_choices_are_checked_and_the_nearest_is_suggested():
@@ -158,9 +140,3 @@ def test_a_path_is_a_file_even_if_it_is_called_like_a_corpus(tmp_path, monkeypat
     config = Config(Path("phrasebook"), validation=[Path("-"), Path("dev.tsv")])
     assert (config.corpus, config.validation) == ("./phrasebook", ("./-", "dev.tsv"))
     assert list(open_corpora(config.corpus).pairs()) == [(b"a", b"b")]
-
-
-def test_a_configuration_nested_too_deep_is_no_configuration(tmp_path):
-    (tmp_path / "config.json").write_text("[" * 100_000)
-    with pytest.raises(OptionError, match=r"config\.json: not the configuration of a run \(RecursionError"):
-        load_config(tmp_path / "config.json")

@@ -19,8 +19,8 @@ from conftest import LINES, WORDS, read_history, small_config
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, Tokenizer, batch_pairs, load_class
 from seq2seq import BeamSearch, Config, Decoder, Encoder, Sampling, Seq2Seq
 from seq2seq.building import build_model, copy_weights, prepare
-from seq2seq.config import load_config
-from seq2seq.runs import configuration, load_run
+from seq2seq.records import read_record
+from seq2seq.runs import load_run
 from seq2seq.training import train
 
 ROOT = Path(__file__).parent.parent
@@ -382,12 +382,12 @@ def covered(tmp_path_factory):
 
 def test_an_option_of_a_custom_class_reaches_it_and_is_recorded_and_repeated(modules, covered):
     assert load_run(covered).decoder.options == {"vocabulary_size": 9, "units": 8, "kernel": 5}
-    options, _ = load_config(covered / "config.json")
-    assert options["own"] == {"kernel": 5} and configuration(covered)[0].own == {"kernel": 5}
+    record = read_record(covered)
+    assert record.options["own"] == {"kernel": 5} and record.config.own == {"kernel": 5}
 
 
 def test_a_warm_start_takes_only_vocabularies_that_have_grown(modules, covered):
-    config = dataclasses.replace(configuration(covered)[0], warm_start=str(covered))
+    config = dataclasses.replace(read_record(covered).config, warm_start=str(covered))
     old, tokenizers = prepare(config)
     model = build_model(config, tokenizers, steps=1)
     copy_weights(model, old, "run", set())
@@ -507,5 +507,5 @@ def test_a_configuration_keeps_the_options_of_custom_classes_that_are_not_given_
         shutil.copy(ROOT / "examples" / f"{name}.py", modules)
     done = seq2seq("train", "--config", "config.json", "--set", "gamma=2", "--out", "again", cwd=modules)
     assert done.returncode == 0, done.stderr.decode()
-    assert load_config(modules / "again" / "config.json")[0]["own"] == {"kernel": 5, "gamma": 2}
+    assert read_record(modules / "again").options["own"] == {"kernel": 5, "gamma": 2}
     assert "--import coverage:CoverageDecoder" in done.stderr.decode() and "focal" not in done.stderr.decode()

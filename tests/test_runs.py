@@ -12,27 +12,25 @@ import numpy as np
 import pytest
 from conftest import read_history
 
-from pipelines import CharTokenizer, CorpusError, OptionError, batch_pairs, checksums, read_pairs
+from pipelines import CharTokenizer, CorpusError, OptionError, batch_pairs, read_pairs
 from pipelines.tokenizers import TOKENIZERS
 from pipelines.tokens import NORMAL_FORMS
 from seq2seq import BeamSearch, pictures
 from seq2seq.checkpoints import RunError
-from seq2seq.config import _CHOICES, Config
+from seq2seq.config import _CHOICES
 from seq2seq.evaluation import evaluate
 from seq2seq.layers import ATTENTIONS
 from seq2seq.optimizers import make_optimizer, optimizers
 from seq2seq.progress import best_epoch
+from seq2seq.records import Record, read_record
 from seq2seq.recurrence import CELLS
 from seq2seq.runs import (
     average,
-    configuration,
     draw_run,
     export_runs,
-    find_corpus,
     held_out_pairs,
     kept_epochs,
     load_run,
-    may_have_learned,
     probe,
     trained_on,
 )
@@ -49,7 +47,7 @@ def test_a_run_is_loaded_and_tells_what_it_is(trained):
 def test_a_loaded_run_is_trained_on_by_fit_alone_and_at_another_rate(copied):
     folder, change = copied
     change(optimizer="sgd", clip_norm=0.5)
-    config, _ = configuration(folder)
+    config = read_record(folder).config
     model = load_run(folder)
     assert type(model.optimizer).__name__ == "SGD" and model.optimizer.global_clipnorm == 0.5
     assert float(model.optimizer.learning_rate) == np.float32(config.learning_rate)
@@ -124,8 +122,8 @@ def test_the_mean_of_a_runs_last_epochs_is_a_run(config, tmp_path, monkeypatch):
     weights = zip(model.get_weights(), each[1].get_weights(), strict=True)
     assert any(np.abs(one - other).max() > 1e-3 for one, other in weights)
     np.testing.assert_array_equal(model.length_ratios, each[1].length_ratios)
-    record = configuration(out)[1]
-    assert record.pop("averaged") == {"run": str(run), "epochs": [3, 4]} and record == configuration(run)[1]
+    record = read_record(out).content
+    assert record.pop("averaged") == {"run": str(run), "epochs": [3, 4]} and record == read_record(run).content
     assert list(held_out_pairs(out, model).as_numpy_iterator()) == list(held_out_pairs(run, model).as_numpy_iterator())
     export_runs([out], tmp_path / "exported", beam=BeamSearch())  # for which probe.json must be the mean's own
     with monkeypatch.context() as patched:
@@ -136,7 +134,7 @@ def test_the_mean_of_a_runs_last_epochs_is_a_run(config, tmp_path, monkeypatch):
         assert marked == [4, None]  # no epoch of a mean's history is the one that was kept
     assert draw_run(out, model)[0].is_file()
     assert list(average(run, tmp_path / "all").source_tokenizer.tokens) == list(model.source_tokenizer.tokens)
-    assert configuration(tmp_path / "all")[1]["averaged"]["epochs"] == [2, 3, 4]
+    assert read_record(tmp_path / "all").content["averaged"]["epochs"] == [2, 3, 4]
     with pytest.raises(OptionError, match=r"last=4: .*run has kept the models of 3 epochs; train with --keep-epochs 4"):
         average(run, tmp_path / "other", last=4)
     with pytest.raises(OptionError, match="has kept the models of 0 epochs; train with --keep-epochs 5"):
@@ -227,7 +225,7 @@ def test_a_relative_corpus_is_found_from_another_directory_and_after_a_move_if_i
     (elsewhere / "toy.tsv").write_text("a\tb\n")
     monkeypatch.chdir(elsewhere)
     assert held_out(old / "run", model) == expected
-    assert find_corpus(configuration(old / "run")[1]) == str(old / "toy.tsv")
+    assert read_record(old / "run").find_corpus() == str(old / "toy.tsv")
     old.rename(new)
     where = re.escape(f"(looked up from {elsewhere}, then from {old}, where it was trained)")
     with pytest.raises(CorpusError, match=rf"toy.tsv: changed since .*; .*old/toy.tsv: No such file or folder {where}"):
@@ -253,13 +251,13 @@ def test_what_was_held_out_apart_is_measured_whole_and_found_again(config, tmp_p
     monkeypatch.chdir(tmp_path)
     run = tmp_path / "old" / "run"
     pairs = [tuple(side.decode() for side in pair) for pair in held_out_pairs(run, model).as_numpy_iterator()]
-    assert pairs == held and may_have_learned(run)
+    record = read_record(run)
+    assert pairs == held and record.may_have_learned
     assert set(probe(run)) == {"ab", "fghijk"}
     rows = read_history(run)
     kept = rows[best_epoch(rows, "val_exact_match") - 1]
     found = evaluate(load_run(run), held_out_pairs(run, model))
     assert float(kept["val_perplexity"]) == pytest.approx(found.perplexity, rel=1e-4)
-    record = configuration(run)[1]
     assert trained_on(record, held_out_pairs(run, model), model.source_tokenizer).tolist() == [True, False, True]
     os.unlink(corpus)
     assert len(draw_run(run, model)) > 2  # of what was held out, for which nobody needs the other corpus
@@ -268,38 +266,18 @@ def test_what_was_held_out_apart_is_measured_whole_and_found_again(config, tmp_p
         held_out_pairs(run, model)
 
 
-def test_parts_of_a_corpus_are_found_by_what_they_hold(config, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("parts").mkdir()
-    for side in (0, 1):
-        texts = [line.split("\t")[side] for line in Path(config.corpus).read_text().splitlines()]
-        Path(f"toy.{'ab'[side]}").write_text("".join(f"{text}\n" for text in texts))
-    shutil.copy(config.corpus, "parts/1.tsv")
-    corpus = ("toy.a+toy.b", "parts", "phrasebook", config.corpus)
-    record = {"options": {"corpus": corpus}, "checksums": checksums(corpus), "directory": str(tmp_path)}
-    assert find_corpus(record) == corpus
-    monkeypatch.chdir("parts")
-    found = (f"{tmp_path}/toy.a+{tmp_path}/toy.b", f"{tmp_path}/parts", "phrasebook", config.corpus)
-    assert find_corpus(record) == found
-    record["checksums"] = {f"elsewhere/{path}": digest for path, digest in record["checksums"].items()}
-    assert find_corpus(record) == found  # as where the package has been installed anew
-    Path("2.tsv").write_text("one\tmore\n")
-    with pytest.raises(CorpusError, match=re.escape(f"{tmp_path}/parts/2.tsv: changed since")):
-        find_corpus(record)
-
-
 def test_what_a_run_and_those_it_started_from_were_trained_on_is_known(copied, tsv):
     folder, change = copied
     change(validation_fraction=0.0)
-    old, said = configuration(folder)[0], []
+    old, said = read_record(folder).config, []
     options = {"split": "last", "validation_fraction": 0.5, "warm_start": str(folder), "epochs": 1}
     config = dataclasses.replace(old, corpus=str(tsv("eb\tEB\nee\tEE\nab\tAB\n", "new.tsv")), **options)
     # In the place of the run that it starts from, whose record it keeps.
     train(config, folder, overwrite=True, say=said.append)
-    record = configuration(folder)[1]
-    assert Config(**record["from"]["options"]) == old and may_have_learned(folder)
+    record = read_record(folder)
+    assert [each.config for each in record.lineage()] == [record.config, old] and record.may_have_learned
     tokenizer, asked = CharTokenizer(lowercase=True), read_pairs(tsv("AB\tx\nzz\tx\nEB\tx\n", "asked.tsv"))
-    alone = {name: value for name, value in record.items() if name != "from"}
+    alone = Record({name: value for name, value in record.content.items() if name != "from"})
     assert trained_on(alone, asked, tokenizer).tolist() == [False, False, True]
     assert trained_on(record, asked, tokenizer).tolist() == [True, False, True]
     assert said[0] == f"1 of 1 held-out pairs have a source that {folder} was trained on"

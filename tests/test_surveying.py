@@ -6,6 +6,7 @@ from pipelines import CorpusError, OptionError
 from pipelines.tokens import REPLACEMENT
 from seq2seq.building import prepare
 from seq2seq.config import Config
+from seq2seq.records import Record
 from seq2seq.surveying import say_leaks, survey_corpus, take_vocabularies
 
 
@@ -114,16 +115,16 @@ def test_held_out_pairs_with_a_source_that_is_trained_on_are_counted(tsv):
     corpus = tsv("".join(f"{c}\tx\n" for c in "abcdefgh") + "A\ty\nB\ty\n")
     config = Config(str(corpus), split="last", validation_fraction=0.3, lowercase=True, units=4)
     said, (_, tokenizers) = [], prepare(config)
-    say_leaks({}, config, tokenizers[0], said.append)
+    say_leaks(Record({}), config, tokenizers[0], said.append)
     assert said == [
         "2 of 3 held-out pairs have a source that is also in the training set; --split hash keeps them apart"
     ]
-    say_leaks({}, dataclasses.replace(config, split="hash"), tokenizers[0], said.append)
+    say_leaks(Record({}), dataclasses.replace(config, split="hash"), tokenizers[0], said.append)
     assert len(said) == 1
 
 
 def test_what_a_warm_start_was_trained_on_is_told_or_that_nobody_can_tell(trained, tsv):
-    record = {"from": {"options": dataclasses.asdict(trained.config), "checksums": {}}}
+    record = Record({"from": {"options": dataclasses.asdict(trained.config), "checksums": {}}})
     said, corpus = [], tsv("zz\tZZ\nab\tAB\n")
     options = {"split": "last", "validation_fraction": 0.5, "warm_start": "old"}
     config = dataclasses.replace(trained.config, corpus=str(corpus), **options)

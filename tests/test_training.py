@@ -18,10 +18,11 @@ from conftest import epochs_seen, read_history, spy_on_steps
 from pipelines import CorpusError, OptionError
 from seq2seq.checkpoints import RunError
 from seq2seq.commands.train import progress_callback
-from seq2seq.config import Config, load_config
+from seq2seq.config import Config
 from seq2seq.evaluation import evaluate
 from seq2seq.progress import best_epoch
-from seq2seq.runs import configuration, draw_run, held_out_pairs, kept_epochs, load_run
+from seq2seq.records import read_record
+from seq2seq.runs import draw_run, held_out_pairs, kept_epochs, load_run
 from seq2seq.training import train
 
 
@@ -35,8 +36,9 @@ def test_a_run_folder_holds_the_model_its_configuration_and_its_history(trained)
         "survey.json",
         "tensorboard",
     ]
-    options, saved = load_config(folder / "config.json")
-    assert Config(**options) == config
+    record = read_record(folder)
+    saved = record.content
+    assert record.config == config
     assert saved["versions"]["keras"] == keras.__version__
     assert saved["checksums"] == {config.corpus: hashlib.sha256(Path(config.corpus).read_bytes()).hexdigest()}
     rows = read_history(folder)
@@ -59,7 +61,7 @@ def test_a_corpus_too_small_to_hold_anything_out_is_trained_on_whole(tsv, tmp_pa
 
 def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_epochs(copied):
     run, _ = copied
-    config, _ = configuration(run)
+    config = read_record(run).config
     model = (run / "model.keras").read_bytes()
     (run / "epochs").mkdir()
     (run / "epochs" / "epoch-0007.keras").touch()
@@ -179,12 +181,12 @@ def test_an_interrupted_training_resumes_and_what_it_took_adds_up(config, tmp_pa
     config, said = dataclasses.replace(config, checkpoint_minutes=0.0, **options), []
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run", callbacks=[Stop()])
-    before = configuration(tmp_path / "run")[1]["training"]
+    before = read_record(tmp_path / "run").content["training"]
     started = time.monotonic()
     model = train(config, tmp_path / "run", say=said.append)
     alone = time.monotonic() - started
     assert said[0].startswith(f"Resuming {tmp_path / 'run'} in epoch ") and len(read_history(tmp_path / "run")) == 2
-    found = configuration(tmp_path / "run")[1]["training"]
+    found = read_record(tmp_path / "run").content["training"]
     pairs = json.loads((tmp_path / "run" / "survey.json").read_text())["pairs"]
     assert (before["updates"], before["epochs"], before["pairs"]) == (3, 1, pairs)
     assert (found["updates"], found["epochs"], found["pairs"]) == (6, 2, 2 * pairs)

@@ -29,7 +29,7 @@ from seq2seq.commands.options import (
     with_config_options,
 )
 from seq2seq.commands.terminal import check_writable, command_line, counter, reporting, say, say_speed
-from seq2seq.config import load_config
+from seq2seq.records import read_record
 
 
 @with_config_options("limit", "columns", "reverse", "on_bad_line")
@@ -199,7 +199,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
     from seq2seq.checkpoints import RunError
     from seq2seq.ensembles import ensemble
     from seq2seq.evaluation import evaluate as measure
-    from seq2seq.runs import held_out_pairs, may_have_learned
+    from seq2seq.runs import held_out_pairs
 
     if given and not corpus:
         raise OptionError(f"{option_flag(next(iter(given)))} applies to a corpus, but none is named")
@@ -224,7 +224,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
                 )
         pairs = pairs.cache()  # standard input can be read only once
         # For one run and another corpus, the whole training corpus is not read to find sources that both have.
-        if len(runs) > 1 or (_was_trained_with(runs[0], corpus) if corpus else may_have_learned(runs[0])):
+        if len(runs) > 1 or (_was_trained_with(runs[0], corpus) if corpus else read_record(runs[0]).may_have_learned):
             _say_trained_on(command, runs, models, pairs, corpus)
         progress = counter("translated")
         found = [measure(model, pairs, strategy, progress=progress, **settings) for model in measured]
@@ -248,11 +248,7 @@ def _was_trained_with(run, corpus):
         found = checksums(corpus)
     except CorpusError:  # what can be read only once
         return False
-    record: dict | None = load_config(run / "config.json")[1]
-    trained = set[str]()
-    while record:
-        trained |= set(record.get("checksums", {}).values())
-        record = record.get("from")
+    trained = {digest for record in read_record(run).lineage() for digest in record.checksums()}
     return not trained.isdisjoint(found.values())
 
 
@@ -267,7 +263,7 @@ def _say_trained_on(command, runs, models, pairs, named):
 
     from pipelines import group_by_source
     from seq2seq.checkpoints import RunError
-    from seq2seq.runs import configuration, trained_on
+    from seq2seq.runs import trained_on
 
     sources = list(group_by_source(pairs))
     if not sources:
@@ -276,7 +272,7 @@ def _say_trained_on(command, runs, models, pairs, named):
     learned = []
     for run, model in zip(runs, models, strict=True):
         try:
-            learned.append(trained_on(configuration(run)[1], dataset, model.source_tokenizer))
+            learned.append(trained_on(read_record(run), dataset, model.source_tokenizer))
         except (CorpusError, OptionError) as error:
             unknown = f"{run}: cannot tell which of the sources it was trained on: {error}"
             if learned and not named:

@@ -10,7 +10,7 @@ from pipelines.options import load_classes
 from pipelines.readers import INVISIBLE
 from seq2seq.commands.options import option_flag
 from seq2seq.commands.terminal import command_line, say
-from seq2seq.config import find_run, load_config
+from seq2seq.records import find_run, read_record
 
 
 def split_runs(command: str, arguments: list[str], other: str, least: int = 1) -> tuple[list[Path], list[str]]:
@@ -103,7 +103,7 @@ def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:
     """
     if "columns" in given or not (run / "config.json").is_file():
         return given
-    options, _ = load_config(run / "config.json")
+    options = read_record(run).options
     own = {name: options[name] for name in ("columns", "reverse") if options.get(name) and name not in given}
     if own and "-" in corpus:
         flags = " and ".join(map(option_flag, own))

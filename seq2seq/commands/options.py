@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import OptionError
-from seq2seq.config import Config, check_option, find_run
+from seq2seq.config import Config, check_option
 from seq2seq.presets import parse_setting
+from seq2seq.records import find_run
 
 PRESET_HELP = (
     "The options to start from: default (characters, for little text and single words), subword (pieces of words, for "

@@ -10,7 +10,7 @@ from pipelines.options import load_classes
 from seq2seq.commands.loading import load_model
 from seq2seq.commands.options import ENSEMBLE_HELP, Import, LengthPenalty, Run, Search, Settings, search_strategy
 from seq2seq.commands.terminal import say
-from seq2seq.config import SHIPPED, find_run
+from seq2seq.records import SHIPPED, find_run
 
 
 def plot(

@@ -18,8 +18,9 @@ from pipelines.options import load_classes
 from seq2seq.commands.options import CORPUS_HELP, Import, Preset, with_config_options
 from seq2seq.commands.runs import draw
 from seq2seq.commands.terminal import command_line, counter, is_terminal, print_report, say
-from seq2seq.config import Config, find_run, load_config, own_classes
+from seq2seq.config import Config, own_classes
 from seq2seq.presets import choose_preset, usual_options, warm_options, without_excluded
+from seq2seq.records import read_record
 
 
 @with_config_options()
@@ -75,7 +76,7 @@ def train(  # longer than 60 lines: its signature declares the options
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
     begun = folder / "unfinished" / "config.json"
     if resume and corpus and begun.is_file():
-        began_with = load_config(begun)[0]["corpus"]
+        began_with = read_record(begun).options["corpus"]
         began_with = [began_with] if isinstance(began_with, str) else began_with
         if [Path(name).name for name in began_with] != [Path(name).name for name in corpus]:
             raise OptionError(f"resume continues with the corpus {' '.join(began_with)}; name no other")
@@ -100,8 +101,8 @@ def train(  # longer than 60 lines: its signature declares the options
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
         if any((unfinished := folder / "unfinished").glob("*.npz")):
-            options, _ = load_config(unfinished / "config.json")
-            where = [*(part for name in track or () for part in ("--track", name)), *_imports_for(options)]
+            config_of_run = read_record(unfinished).config
+            where = [*(part for name in track or () for part in ("--track", name)), *_imports_for(config_of_run)]
             where += ["--strategy", strategy] * (strategy != "none")
             resuming = command_line("train", "--resume", "--out", folder, *where)
             say(f"Resume with:  {resuming}")
@@ -112,18 +113,16 @@ def train(  # longer than 60 lines: its signature declares the options
 
 def _configure(corpus, preset, config, resume, given):
     """The `Config` of a training, from its arguments and the options that were given."""
-    from seq2seq.runs import find_corpus
-
     options: dict[str, Any] = {}
     if config:
         if preset:
             raise OptionError("preset and config cannot be combined")
-        options, record = load_config(config)
-        options = without_excluded(options, given)
-        if not corpus and "checksums" in record:
-            options["corpus"] = find_corpus(record)
+        record = read_record(config)
+        options = without_excluded(record.options, given)
+        if not corpus and record.checksums():
+            options["corpus"] = record.find_corpus()
         if options.get("validation") and "validation" not in given:
-            options["validation"] = find_corpus(record, "validation")
+            options["validation"] = record.find_corpus("validation")
     else:
         corpus = corpus or ["phrasebook"]
     for name in corpus or ():
@@ -134,8 +133,7 @@ def _configure(corpus, preset, config, resume, given):
     if given.get("warm_start"):
         if preset or config:
             raise OptionError("from uses the options of that run; it cannot be combined with preset or config")
-        of_run, _ = load_config(find_run(given["warm_start"]) / "config.json")
-        options |= without_excluded(warm_options(of_run), given)
+        options |= without_excluded(warm_options(read_record(given["warm_start"]).options), given)
     elif not config and not resume:
         preset = preset or preset_for_corpus(Config(**options | given), given)
         options |= usual_options(preset, given)
@@ -163,18 +161,18 @@ def _finish(folder, model):
 
     if can_measure() and importlib.util.find_spec("matplotlib"):
         draw(folder, model)
-    options, record = load_config(folder / "config.json")
+    record = read_record(folder)
     took = "{updates:,} updates of {parameters:,} parameters in {seconds:,.1f} s on {device}; {peak_memory_mb:,} MB"
-    say(took.format(**record["training"]))
+    say(took.format(**record.content["training"]))
     names = model.source_tokenizer.column_names
     text = '"TEXT"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"  # as shells write a tab
-    say(f"Translate with:  {command_line('translate', folder, *_imports_for(options, training=False))} {text}")
+    say(f"Translate with:  {command_line('translate', folder, *_imports_for(record.config, training=False))} {text}")
     typer.echo(folder)
 
 
-def _imports_for(options, training=True):
-    """The arguments that import the classes of your own that a run with these options is made of."""
-    return [part for name in own_classes(Config(**options), training) for part in ("--import", name)]
+def _imports_for(config, training=True):
+    """The arguments that import the classes of your own that a run of this configuration is made of."""
+    return [part for name in own_classes(config, training) for part in ("--import", name)]
 
 
 def progress_callback() -> Any:

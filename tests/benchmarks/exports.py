@@ -29,7 +29,7 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from seq2seq.config import find_run
+from seq2seq.records import find_run
 from seq2seq.startup import start_tensorflow
 
 SAVED_MODEL = """

@@ -36,9 +36,9 @@ import tensorflow as tf
 
 from pipelines import CharTokenizer, group_by_source, read_pairs, split_by_hash
 from seq2seq import BeamSearch, Greedy
-from seq2seq.config import load_config
 from seq2seq.evaluation import measure as measure_texts
 from seq2seq.presets import PRESETS
+from seq2seq.records import read_record
 from seq2seq.runs import load_run
 from seq2seq.startup import start_tensorflow
 
@@ -68,7 +68,7 @@ def training_times(log):
 
 def check_run(folder, corpus):
     """Sees that a run was trained on these pairs: on others it may have seen what it is measured on."""
-    options, _ = load_config(folder / "config.json")
+    options = read_record(folder).options
     for name, value in (PAIRS | {"corpus": corpus}).items():
         if options[name] != value:
             raise SystemExit(f"{folder}: trained with {name}={options[name]}, and not {value}")

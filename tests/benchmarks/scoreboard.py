@@ -39,7 +39,8 @@ from seq2seq.evaluation import corpus_scores
 from seq2seq.pictures import COLORS
 from seq2seq.presets import PRESETS, parse_setting, usual_options
 from seq2seq.processes import in_processes
-from seq2seq.runs import configuration, load_runs
+from seq2seq.records import read_record
+from seq2seq.runs import load_runs
 from seq2seq.sweeps import finished_as
 from seq2seq.training import train
 
@@ -98,7 +99,7 @@ def measure(members, path, strategy):
     references = group_by_source(validation_pairs(dataclasses.replace(members[0][1], validation=path)))
     texts = [text.decode() for text in model.translate(list(references), strategy).numpy()]
     accuracy = corpus_scores(texts, list(references.values()))["exact match"]
-    taken = [configuration(folder)[1]["training"] for folder, _ in members]
+    taken = [read_record(folder).content["training"] for folder, _ in members]
     updates, seconds = (sum(of[name] for of in taken) for name in ("updates", "processor_seconds"))
     found = (round(accuracy, 2), round(100 - accuracy, 2), model.count_params(), updates, round(seconds, 1))
     return dict(zip(FIGURES, found, strict=True))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from seq2seq import Config, load_run
-from seq2seq.config import SHIPPED
+from seq2seq.records import SHIPPED
 from seq2seq.startup import start_tensorflow
 from seq2seq.training import train
 

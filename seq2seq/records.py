@@ -1,0 +1,137 @@
+"""What a run folder tells without its model: `config.json` as a `Record`, and `history.csv`. Imports no TensorFlow."""
+
+import csv
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipelines import CorpusError, as_seen_from, checksums, choose
+from pipelines.options import OptionError, one_line
+from seq2seq.checkpoints import RunError
+from seq2seq.config import Config
+
+SHIPPED = {"phrasebook": Path(__file__).parent / "phrasebook"}  # runs that come with the library
+
+
+def find_run(name: Path | str) -> Path:
+    """The folder of a run. If no such folder exists, the name `phrasebook` means the run that comes with the
+    library."""
+    return Path(name) if os.path.exists(name) else SHIPPED.get(str(name), Path(name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What the `config.json` of a run says: how it was trained, on what, and from which run's weights it started.
+
+    Attributes:
+        content: the whole file. Besides "options" there may be "command", "versions", "directory", "checksums" and
+            "validation_checksums" of the corpora, "from", "averaged" and "training", the resources used.
+    """
+
+    content: dict
+
+    @property
+    def options(self) -> dict:
+        """The options, as arguments of `Config`."""
+        return self.content["options"]
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """The `Config` of the run."""
+        return Config(**self.options)
+
+    def lineage(self) -> Iterator["Record"]:
+        """Yields this record, that of the run from whose weights it started, and so on."""
+        content: dict | None = self.content
+        while content:
+            yield Record(content)
+            content = content.get("from")
+
+    @property
+    def may_have_learned(self) -> bool:
+        """Whether the run may have been trained on sources of its held-out set. Only a split by hash rules that
+        out."""
+        return self.config.split != "hash" or bool(self.config.validation) or "from" in self.content
+
+    def checksums(self, name: str = "corpus") -> list[str]:
+        """The checksums of the files of the corpus, or of the "validation" side; empty if they are unknown."""
+        return list(self.content.get("checksums" if name == "corpus" else "validation_checksums", {}).values())
+
+    def find_corpus(self, name: str = "corpus") -> str | tuple[str, ...]:
+        """Finds the corpus again, by the checksums of its files.
+
+        A relative path is looked up in the current directory, then in the one in which the run was trained.
+
+        Args:
+            name: "corpus", or "validation" for the corpus that was held out.
+
+        Returns:
+            The corpus as `read_pairs` takes it.
+
+        Raises:
+            CorpusError: if it does not exist, or its files have changed.
+        """
+        corpus = self.options[name]
+        names = [corpus] if isinstance(corpus, str) else corpus
+        here, then = os.getcwd(), self.content.get("directory", os.getcwd())
+        relative = [as_seen_from(here, name) for name in names] != list(names)
+        places = [list(names)]
+        if relative and then != here:
+            places.append([as_seen_from(then, name) for name in names])
+        what_for = "trained on" if name == "corpus" else "validated on"
+        expected, failures = self.checksums(name), []
+        for place in places:
+            try:
+                held = checksums(place)
+            except (CorpusError, OSError) as error:
+                failures.append(str(error))
+                continue
+            # Paths do not count: the files may have moved, and those of a named corpus differ between machines.
+            if list(held.values()) == expected:
+                return place[0] if isinstance(corpus, str) else tuple(place)
+            changed = [path for path, digest in held.items() if digest not in expected] or place
+            failures.append(f"{', '.join(changed)}: changed since that run was {what_for} this corpus (sha256)")
+        where = f" (looked up from {here}" + (f", then from {then}, where it was trained)" if len(places) > 1 else ")")
+        raise CorpusError("; ".join(failures) + (where if relative else ""))
+
+
+def read_record(run: Path | str) -> Record:
+    """Reads the `config.json` of a run.
+
+    Args:
+        run: the run folder, or the file itself.
+
+    Raises:
+        OptionError: if the file cannot be read or has an unknown option.
+    """
+    path = find_run(run)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        content = json.loads(path.read_bytes())
+        options = dict(content["options"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OptionError(f"{path}: not the configuration of a run ({type(error).__name__}: {error})") from None
+    for name in options:
+        choose(f"{path}: option", name, Config.__dataclass_fields__)
+    return Record(content)
+
+
+def read_history(folder: Path | str) -> list[dict[str, float]]:
+    """Reads the figures of each epoch of a run, {name: number}, from its `history.csv`. Epochs that were not measured
+    lack those of the held-out pairs.
+
+    Raises:
+        RunError: if the file is missing, damaged or has no epochs.
+    """
+    path = find_run(folder) / "history.csv"
+    try:
+        with path.open(newline="") as file:
+            rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]
+        if [row["epoch"] for row in rows] != list(range(1, len(rows) + 1)) or not rows:
+            raise ValueError("its epochs are not 1, 2 and so on")
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+        raise RunError(f"{path}: damaged, or not the history of a run ({one_line(error)})") from None
+    return rows
