@@ -13,9 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-
-class RunError(ValueError):
-    """A run folder that cannot be read or may not be written. The message names it and says what to do."""
+from seq2seq.records import RunError
 
 
 @contextlib.contextmanager

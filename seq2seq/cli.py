@@ -161,8 +161,6 @@ def _exit_codes(tensorflow: bool = True, trains: bool = False) -> Iterator[None]
         typer.echo(f"seq2seq: {str(error) or 'out of memory'}", err=True)
         raise typer.Exit(1) from None
     except ValueError as error:
-        from seq2seq.checkpoints import RunError
-
         if not isinstance(error, CorpusError | OptionError | RunError):
             raise
         typer.echo(f"seq2seq: {error}", err=True)

@@ -4,6 +4,7 @@ The command line is generated from these declarations: an option that is added h
 is recorded in `config.json`.
 """
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -28,29 +29,6 @@ _COUNT = {"least": 1}
 _FRACTION = {"least": 0, "below": 1}
 
 
-def _or_none(convert):
-    """A parser for a value that may also be "none", or JSON's "null"."""
-
-    def parse(text):
-        return None if str(text).lower() in ("none", "null") else convert(text)
-
-    parse.__name__ = convert.__name__
-    return parse
-
-
-_INT, _FLOAT, _TEXT = _or_none(int), _or_none(float), _or_none(str)
-
-
-def _columns(text):
-    """Columns: names, or numbers if all are."""
-    columns = tuple(text.split(","))
-    return tuple(map(int, columns)) if all(column.isdigit() for column in columns) else columns
-
-
-def _numbers(text):
-    return tuple(float(number) for number in text.split(","))
-
-
 # Defaults of an architecture for small corpora, if they differ from those of `Config`; they override a preset.
 ARCHITECTURES: dict[str, dict] = {
     "recurrent": {},
@@ -64,15 +42,12 @@ class Config:
 
     corpus: str | tuple[str, ...] = "phrasebook"  # as `read_pairs` takes it; the argument of the command line
 
-    limit: int | None = _option(
-        None, CORPUS, "Use only this many pairs, from the start of the corpus.", _COUNT, parser=_INT
-    )
+    limit: int | None = _option(None, CORPUS, "Use only this many pairs, from the start of the corpus.", _COUNT)
     columns: tuple | None = _option(
         None,
         CORPUS,
         "The columns or JSON keys to read: names (which tab-separated text has in its first line) or numbers from 1. "
         "The last is the target, the others are the source. Default: 1,2, or source,target.",
-        parser=_columns,
         metavar="SOURCE,...,TARGET",
     )
     reverse: bool = _option(False, CORPUS, "Swap source and target.")
@@ -81,7 +56,6 @@ class Config:
         CORPUS,
         "How often to draw from each CORPUS, relative to the others. Held-out pairs are read once each.",
         {"above": 0},
-        parser=_numbers,
         metavar="W,W,...",
     )
     on_bad_line: str = _option(
@@ -95,7 +69,6 @@ class Config:
         CORPUS,
         "Leave out pairs with a side of more characters than this; none for no limit.",
         _COUNT,
-        parser=_INT,
     )
     max_ratio: float | None = _option(
         None,
@@ -103,7 +76,6 @@ class Config:
         "Leave out pairs with one side more than this many times longer than the other; of several source columns, "
         "only the first counts.",
         {"least": 1},
-        parser=_FLOAT,
     )
     drop_duplicates: bool = _option(False, CORPUS, "Leave out pairs that already came shortly before.")
     split: str = _option("hash", CORPUS, "Which pairs are held out: hash (by a hash of the source), last.")
@@ -127,12 +99,10 @@ class Config:
         "features. For several source columns, one name for each ('char,;') or one for all.",
     )
     target_tokenizer: str = _option("char", TOKENS, "How to split target texts into tokens: one of the same names.")
-    normal_form: str | None = _option(
-        "NFC", TOKENS, "Unicode normal form of all text: NFC, NFD, NFKC, NFKD, none.", parser=_TEXT
-    )
+    normal_form: str | None = _option("NFC", TOKENS, "Unicode normal form of all text: NFC, NFD, NFKC, NFKD, none.")
     lowercase: bool = _option(False, TOKENS, "Fold the case of source and target (Unicode's NFKC_Casefold).")
     min_frequency: int = _option(1, TOKENS, "Leave tokens rarer than this out of the vocabulary.", _COUNT)
-    max_vocabulary: int | None = _option(None, TOKENS, "Maximum number of tokens in a vocabulary.", _COUNT, parser=_INT)
+    max_vocabulary: int | None = _option(None, TOKENS, "Maximum number of tokens in a vocabulary.", _COUNT)
     shared_vocabulary: bool = _option(False, TOKENS, "Use one vocabulary for source and target.")
 
     architecture: str = _option(
@@ -147,18 +117,15 @@ class Config:
     layers: int = _option(1, MODEL, "Layers on each side.", _COUNT)
     heads: int = _option(4, MODEL, "Attention heads of a Transformer.", _COUNT)
     feed_forward: int | None = _option(
-        None, MODEL, "Units of a Transformer's feed-forward layers. Default: 4 times --units.", _COUNT, parser=_INT
+        None, MODEL, "Units of a Transformer's feed-forward layers. Default: 4 times --units.", _COUNT
     )
     bidirectional: bool = _option(True, MODEL, "Let half of the encoder's units read the source backwards.")
-    embedding: int | None = _option(
-        64, MODEL, "Size of the token embeddings; none for one-hot vectors.", _COUNT, parser=_INT
-    )
+    embedding: int | None = _option(64, MODEL, "Size of the token embeddings; none for one-hot vectors.", _COUNT)
     attention: str | None = _option(
         "general",
         MODEL,
         "Attention of a recurrent decoder: dot, general, additive, none; for short texts of letters hard, or monotonic "
         "if source and target are in the same order.",
-        parser=_TEXT,
     )
     input_feeding: bool = _option(
         False, MODEL, "Feed the attention result of each decoder step into the next step. Several times slower."
@@ -175,9 +142,7 @@ class Config:
         None, MODEL, "Decoder, if not that of --architecture: recurrent, transformer, or module:Class.", metavar="KIND"
     )
 
-    model: str | None = _option(
-        None, MODEL, "Your own model, module:Class, a subclass of Seq2Seq.", parser=_TEXT, metavar="CLASS"
-    )
+    model: str | None = _option(None, MODEL, "Your own model, module:Class, a subclass of Seq2Seq.", metavar="CLASS")
     own: Mapping | None = _option(
         None,
         MODEL,
@@ -196,21 +161,21 @@ class Config:
     )
     batch_size: int = _option(64, TRAINING, "Pairs in a batch.", _COUNT)
     batch_tokens: int | None = _option(
-        None, TRAINING, "Tokens in a batch, padding included, instead of --batch-size.", _COUNT, parser=_INT
+        None, TRAINING, "Tokens in a batch, padding included, instead of --batch-size.", _COUNT
     )
     encoding: str = _option(
         "ids", TRAINING, "Encoding of batches: ids or one_hot. The results are the same; ids are a little faster."
     )
-    epochs: int | None = _option(None, TRAINING, "Number of epochs. Default: see --usual-updates.", _COUNT, parser=_INT)
+    epochs: int | None = _option(None, TRAINING, "Number of epochs. Default: see --usual-updates.", _COUNT)
     updates: int | None = _option(
-        None, TRAINING, "Number of updates, rounded to whole epochs, instead of --epochs.", _COUNT, parser=_INT
+        None, TRAINING, "Number of updates, rounded to whole epochs, instead of --epochs.", _COUNT
     )
     usual_updates: int = _option(
         2000, TRAINING, "Without --epochs and --updates: about this many updates, in 8 to 100 whole epochs.", _COUNT
     )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
     beta_2: float | None = _option(
-        None, TRAINING, "The beta_2 of adam and similar optimizers. Default: the optimizer's.", _FRACTION, parser=_FLOAT
+        None, TRAINING, "The beta_2 of adam and similar optimizers. Default: the optimizer's.", _FRACTION
     )
     weight_decay: float | None = _option(
         None,
@@ -218,7 +183,6 @@ class Config:
         "Decoupled weight decay: each step shrinks weights by this times the learning rate, except biases, "
         "normalization scales and embeddings. Default: the optimizer's, usually none.",
         {"least": 0},
-        parser=_FLOAT,
     )
     learning_rate: float = _option(3e-3, TRAINING, "Initial learning rate, after --warmup.", {"least": 0})
     schedule: str = _option(
@@ -231,11 +195,9 @@ class Config:
     warmup: int = _option(
         0, TRAINING, "Number of initial steps during which the learning rate rises from zero.", {"least": 0}
     )
-    clip_norm: float | None = _option(
-        1.0, TRAINING, "Clip the gradient to this norm; none for no limit.", {"above": 0}, parser=_FLOAT
-    )
+    clip_norm: float | None = _option(1.0, TRAINING, "Clip the gradient to this norm; none for no limit.", {"above": 0})
     loss: str | None = _option(
-        None, TRAINING, "Your own loss, module:Class; none for the crossentropy.", parser=_TEXT, metavar="CLASS"
+        None, TRAINING, "Your own loss, module:Class; none for the crossentropy.", metavar="CLASS"
     )
     metrics: tuple[str, ...] | None = _option(
         None,
@@ -252,7 +214,6 @@ class Config:
         "Probability that the decoder is given the correct token instead of its own prediction; or two numbers, to "
         "change from the first to the second during training.",
         {"least": 0, "most": 1},
-        parser=_numbers,
         metavar="P[,P]",
     )
     monitor: str | None = _option(
@@ -260,10 +221,9 @@ class Config:
         TRAINING,
         "Keep the best epoch by this held-out metric: val_loss, val_accuracy, val_perplexity, or, measured on "
         "translations, val_bleu, val_chrf, val_exact_match, val_ter, val_cer, val_wer. Default: keep the last.",
-        parser=_TEXT,
     )
     patience: int | None = _option(
-        None, TRAINING, "Stop when --monitor has not improved for this many measured epochs.", _COUNT, parser=_INT
+        None, TRAINING, "Stop when --monitor has not improved for this many measured epochs.", _COUNT
     )
     average: int = _option(
         1, TRAINING, "Measure and keep the average of the weights after this many last epochs.", _COUNT
@@ -382,7 +342,7 @@ def check_option(name: str, value: typing.Any) -> None:
         OptionError: if it is not allowed.
     """
     field = Config.__dataclass_fields__[name]
-    kinds = _kinds(field.type)
+    kinds = kinds_of(name)
     optional = types.NoneType in kinds
     if optional and value is None:
         return
@@ -404,8 +364,35 @@ def check_option(name: str, value: typing.Any) -> None:
         choose(name, value, _CHOICES[name])
 
 
+def read_option(name: str, text: str) -> typing.Any:
+    """Reads the value of an option from text, as on the command line: `none` if it may be None, `1,0.5` for numbers.
+
+    Raises:
+        OptionError: if it is not allowed.
+    """
+    kinds = kinds_of(name)
+    number = next((kind for kind in (int, float) if kind in kinds), None)
+    value: typing.Any = text
+    with contextlib.suppress(ValueError):  # of text where a number is expected, as `check_option` says then
+        if types.NoneType in kinds and text.lower() in ("none", "null"):
+            value = None
+        elif bool in kinds:
+            value = {"true": True, "false": False}.get(text.lower(), text)
+        elif name == "columns":
+            names = tuple(text.split(","))
+            value = tuple(map(int, names)) if all(map(str.isdigit, names)) else names
+        elif number:
+            value = tuple(map(number, text.split(","))) if Ellipsis in kinds else number(text)
+    check_option(name, value)
+    return value
+
+
+def kinds_of(name: str) -> set:
+    """The types in the annotation of an option: in `tuple[float, ...] | None` these are float, Ellipsis, NoneType."""
+    return _kinds(Config.__dataclass_fields__[name].type)
+
+
 def _kinds(annotation):
-    """The types in an annotation: in `tuple[float, ...] | None` these are float, Ellipsis, NoneType."""
     parts = typing.get_args(annotation)
     return set().union(*map(_kinds, parts)) if parts else {annotation}
 

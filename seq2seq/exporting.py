@@ -8,9 +8,9 @@ import tensorflow as tf
 
 from pipelines.options import one_line
 from pipelines.tokens import END
-from seq2seq.checkpoints import RunError
 from seq2seq.compilation import compiling
 from seq2seq.contract import check_strategy
+from seq2seq.records import RunError
 from seq2seq.strategies import BeamSearch, Greedy, Strategy
 
 

@@ -29,11 +29,11 @@ from pipelines.tokenizers import (
 )
 from pipelines.tokens import END, START, Tokenizer
 from seq2seq import onnx_runtime
-from seq2seq.checkpoints import RunError
 from seq2seq.compilation import converting
 from seq2seq.contract import encode, start
 from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.exporting import cannot_export, check_same
+from seq2seq.records import RunError
 from seq2seq.startup import without_stderr
 from seq2seq.strategies import BeamSearch
 

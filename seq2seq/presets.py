@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pipelines import OptionError, choose, open_corpora
-from seq2seq.config import ARCHITECTURES, CORPUS, Config, as_saved, check_option, reading_options
+from seq2seq.config import ARCHITECTURES, CORPUS, Config, as_saved, read_option, reading_options
 
 PRESETS = {
     # Characters: for all tasks, and best for little text.
@@ -136,17 +136,8 @@ def parse_setting(text: str, of_config: bool = True) -> tuple[str, Any]:
     name, value = name.strip().lstrip("-").replace("-", "_"), value.strip()
     if not (equals and name.isidentifier()):
         raise OptionError(f"set={text!r}: expected NAME=VALUE, such as units=128")
-    field = Config.__dataclass_fields__.get(name) if of_config else None
-    try:
-        if not field or not field.metadata:
-            return name, _read_json(value)
-        kind = field.type if field.type in (int, float) else str
-        read = _read_json if field.type is bool or "bool" in str(field.type) else field.metadata.get("parser", kind)
-        found = read(value)
-    except ValueError:
-        raise OptionError(f"set={text!r}: {value!r} is not a valid value") from None
-    check_option(name, found)
-    return name, found
+    of_config = of_config and name in Config.__dataclass_fields__
+    return name, read_option(name, value) if of_config else _read_json(value)
 
 
 def _read_json(text):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pipelines import CorpusError, as_seen_from, checksums, choose
 from pipelines.options import OptionError, one_line
-from seq2seq.checkpoints import RunError
 from seq2seq.config import Config
 
 SHIPPED = {"phrasebook": Path(__file__).parent / "phrasebook"}  # runs that come with the library
@@ -20,6 +19,10 @@ def find_run(name: Path | str) -> Path:
     """The folder of a run. If no such folder exists, the name `phrasebook` means the run that comes with the
     library."""
     return Path(name) if os.path.exists(name) else SHIPPED.get(str(name), Path(name))
+
+
+class RunError(ValueError):
+    """A run folder that cannot be read or may not be written. The message names it and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pipelines import (
     sources_in,
 )
 from pipelines.options import one_line
-from seq2seq.checkpoints import RunError, locked, whole_file, write_json
+from seq2seq.checkpoints import locked, whole_file, write_json
 from seq2seq.config import Config, own_classes
 from seq2seq.ensembles import ensemble
 from seq2seq.epochs import both_sides, validation_pairs
@@ -34,7 +34,7 @@ from seq2seq.metrics import make_loss, make_metrics
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import make_optimizer
 from seq2seq.progress import best_epoch
-from seq2seq.records import Record, find_run, read_history, read_record
+from seq2seq.records import Record, RunError, find_run, read_history, read_record
 
 
 def load_run(folder: Path | str) -> Seq2Seq:

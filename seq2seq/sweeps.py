@@ -19,11 +19,11 @@ import numpy as np
 from pipelines import OptionError, check_number, checksums
 from pipelines.options import load_classes
 from seq2seq.building import check_taken, prepare
-from seq2seq.checkpoints import RunError, locked, write_json
+from seq2seq.checkpoints import locked, write_json
 from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config
 from seq2seq.presets import parse_setting, usual_options
 from seq2seq.processes import in_processes
-from seq2seq.records import read_record
+from seq2seq.records import RunError, read_record
 from seq2seq.runs import finished
 from seq2seq.tables import MEASURES, held_out_figures, options_that_change, read_sweep, setting_text
 from seq2seq.training import train

@@ -15,10 +15,9 @@ import tensorflow as tf
 
 from pipelines import CorpusError, OptionError, choose, corpus_errors, read_pairs
 from pipelines.options import load_classes, one_line
-from seq2seq.checkpoints import RunError
 from seq2seq.config import MONITORS, Config
 from seq2seq.progress import best_epoch
-from seq2seq.records import read_history, read_record
+from seq2seq.records import RunError, read_history, read_record
 from seq2seq.runs import finished, load_run, trained_on
 from seq2seq.strategies import Strategy
 

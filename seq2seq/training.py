@@ -17,14 +17,14 @@ import tensorflow as tf
 from pipelines import CorpusError, OptionError, Report, checksums, corpus_errors, load_class
 from seq2seq.building import build_model, copy_weights, prepare
 from seq2seq.callbacks import AverageWeights, SaveRun, ScoreTranslations, WatchSteps
-from seq2seq.checkpoints import Checkpoints, RunError, locked, write_json
+from seq2seq.checkpoints import Checkpoints, locked, write_json
 from seq2seq.config import Config, own_classes
 from seq2seq.distribution import distribute, is_chief, lost_workers, sums_of_workers
 from seq2seq.epochs import both_sides, epoch_count, make_batches, steps_per_epoch, training_batches, training_pairs
 from seq2seq.model import Seq2Seq
 from seq2seq.process import be_reproducible, clocks, deferred_signal, restored_determinism
 from seq2seq.progress import TrainingRun
-from seq2seq.records import Record, read_record
+from seq2seq.records import Record, RunError, read_record
 from seq2seq.runs import (
     can_measure,
     compile_model,

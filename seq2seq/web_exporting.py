@@ -10,8 +10,8 @@ from pathlib import Path
 import keras
 
 from pipelines.options import one_line
-from seq2seq.checkpoints import RunError
 from seq2seq.onnx_exporting import export_onnx
+from seq2seq.records import RunError
 
 PAGE = Path(__file__).with_name("web")
 ONNXRUNTIME_WEB = "https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz"

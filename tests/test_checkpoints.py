@@ -12,8 +12,9 @@ import tensorflow as tf
 from command_line import server
 
 from pipelines import CorpusError, OptionError
-from seq2seq.checkpoints import Checkpoints, RunError, locked, whole_file, whole_folder
+from seq2seq.checkpoints import Checkpoints, locked, whole_file, whole_folder
 from seq2seq.config import Config
+from seq2seq.records import RunError
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):

@@ -112,9 +112,9 @@ def test_bad_options_exit_2(tsv, tmp_path):
     path = tsv("a\tb\n")
     for options, message in (
         (["--weights", "1,2"], "expected 1 positive numbers"),
-        (["--weights", "one"], "'one' is not a valid value"),
-        (["--limit", "few"], "'few' is not a valid value"),
-        (["--epochs", "many"], "'many' is not a valid value"),
+        (["--weights", "one"], "weights='one': expected a number, above 0, or None"),
+        (["--limit", "few"], "limit='few': expected a whole number, at least 1, or None"),
+        (["--epochs", "many"], "epochs='many': expected a whole number, at least 1, or None"),
         (["--units", "0"], "units=0: expected a whole number, at least 1"),
         (["--learning-rate", "nan"], "learning_rate=nan: expected a number, at least 0"),
         (["--seed", "-1"], "seed=-1: expected a whole number, at least 0 and below 4,294,967,296"),

@@ -10,7 +10,7 @@ from command_line import SEQ2SEQ, seq2seq
 
 from pipelines import CharTokenizer, read_pairs
 from seq2seq import BeamSearch, Config, Seq2Seq
-from seq2seq.checkpoints import RunError
+from seq2seq.records import RunError
 from seq2seq.runs import load_run
 from seq2seq.training import train
 

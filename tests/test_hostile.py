@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from pipelines import ByteTokenizer, CharTokenizer, WhitespaceTokenizer
 from seq2seq import BeamSearch, Greedy, Sampling, Seq2Seq
-from seq2seq.checkpoints import RunError
 from seq2seq.config import Config
+from seq2seq.records import RunError
 from seq2seq.runs import load_run
 from seq2seq.training import train
 from seq2seq.translation import LONGEST_SOURCE

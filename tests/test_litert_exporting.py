@@ -10,8 +10,8 @@ from conftest import WORDS
 from test_onnx_exporting import TRANSFORMER, HashingDecoder, untrained
 
 from pipelines import OptionError
-from seq2seq.checkpoints import RunError
 from seq2seq.onnx_runtime import Translator
+from seq2seq.records import RunError
 
 # The folder's own program, where neither this library nor TensorFlow can be imported.
 ALONE = """

@@ -13,8 +13,8 @@ from pipelines import CharTokenizer, OptionError
 from pipelines.columns import ColumnsTokenizer
 from pipelines.tokenizers import LetterTokenizer, SeparatorTokenizer
 from seq2seq import BeamSearch, Decoder, Seq2Seq, TransformerDecoder, TransformerEncoder, ensemble
-from seq2seq.checkpoints import RunError
 from seq2seq.onnx_runtime import Translator
+from seq2seq.records import RunError
 
 UPPER = [word.upper() for word in WORDS]
 TRANSFORMER = {"encoder": TransformerEncoder, "decoder": TransformerDecoder, "layers": 1, "heads": 2, "copy": True}

@@ -104,7 +104,7 @@ def test_a_setting_is_read_as_on_the_command_line_or_as_json():
     assert parse_setting("weights=0.5", of_config=False) == ("weights", 0.5)  # of a strategy
     for text, message in (
         ("units", "set='units': expected NAME=VALUE"),
-        ("units=many", "set='units=many': 'many' is not a valid value"),
+        ("units=many", "units='many': expected a whole number, at least 1"),
         ("units=0", "units=0: expected a whole number, at least 1"),
     ):
         with pytest.raises(OptionError, match=message):

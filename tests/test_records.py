@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import CorpusError, OptionError, checksums
-from seq2seq.checkpoints import RunError
 from seq2seq.config import Config
-from seq2seq.records import Record, read_history, read_record
+from seq2seq.records import Record, RunError, read_history, read_record
 
 
 def test_options_stand_in_json_and_come_back(tmp_path):

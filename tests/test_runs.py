@@ -16,13 +16,12 @@ from pipelines import CharTokenizer, CorpusError, OptionError, batch_pairs, read
 from pipelines.tokenizers import TOKENIZERS
 from pipelines.tokens import NORMAL_FORMS
 from seq2seq import BeamSearch, pictures
-from seq2seq.checkpoints import RunError
 from seq2seq.config import _CHOICES
 from seq2seq.evaluation import evaluate
 from seq2seq.layers import ATTENTIONS
 from seq2seq.optimizers import make_optimizer, optimizers
 from seq2seq.progress import best_epoch
-from seq2seq.records import Record, read_record
+from seq2seq.records import Record, RunError, read_record
 from seq2seq.recurrence import CELLS
 from seq2seq.runs import (
     average,

@@ -7,8 +7,7 @@ import pytest
 from command_line import in_process as seq2seq
 
 from seq2seq import load_run
-from seq2seq.checkpoints import RunError
-from seq2seq.records import SHIPPED, find_run
+from seq2seq.records import SHIPPED, RunError, find_run
 
 SENTENCES = ["Good morning.", "Where is the station?", "My brother lives here."]
 RIGHT = ["Buenos días.", "¿Dónde está la estación?", "Mi hermano vive aquí."]

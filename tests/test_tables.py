@@ -13,8 +13,8 @@ from matplotlib.image import imread
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer
 from seq2seq import Seq2Seq, compare, evaluate, load_run, table
-from seq2seq.checkpoints import RunError
 from seq2seq.pictures import draw_table
+from seq2seq.records import RunError
 from seq2seq.tables import options_that_change, welch
 
 LABELS = [f"units={units},learning_rate={rate}" for units in (4, 8) for rate in (0.001, 0.01)]

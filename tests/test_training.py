@@ -16,12 +16,11 @@ import tensorflow as tf
 from conftest import epochs_seen, read_history, spy_on_steps
 
 from pipelines import CorpusError, OptionError
-from seq2seq.checkpoints import RunError
 from seq2seq.commands.train import progress_callback
 from seq2seq.config import Config
 from seq2seq.evaluation import evaluate
 from seq2seq.progress import best_epoch
-from seq2seq.records import read_record
+from seq2seq.records import RunError, read_record
 from seq2seq.runs import draw_run, held_out_pairs, kept_epochs, load_run
 from seq2seq.training import train
 

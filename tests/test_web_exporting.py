@@ -16,9 +16,9 @@ from test_onnx_runtime import SAMPLE, TOKENIZERS
 from pipelines.columns import ColumnsTokenizer
 from pipelines.tokenizers import LetterTokenizer, WhitespaceTokenizer
 from seq2seq import web_exporting
-from seq2seq.checkpoints import RunError
 from seq2seq.onnx_exporting import describe_tokenizer
 from seq2seq.onnx_runtime import Tokenizer, Translator
+from seq2seq.records import RunError
 from seq2seq.web_exporting import PAGE, read_onnxruntime_web
 
 pytestmark = pytest.mark.slow

@@ -196,9 +196,9 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
     """The `Evaluation` of each run on one corpus, for `compare`, or of their ensemble, for `evaluate`; and how many
     seconds it took to load them."""
     from pipelines import corpus_errors, read_pairs
-    from seq2seq.checkpoints import RunError
     from seq2seq.ensembles import ensemble
     from seq2seq.evaluation import evaluate as measure
+    from seq2seq.records import RunError
     from seq2seq.runs import held_out_pairs
 
     if given and not corpus:
@@ -262,7 +262,7 @@ def _say_trained_on(command, runs, models, pairs, named):
     import tensorflow as tf
 
     from pipelines import group_by_source
-    from seq2seq.checkpoints import RunError
+    from seq2seq.records import RunError
     from seq2seq.runs import trained_on
 
     sources = list(group_by_source(pairs))

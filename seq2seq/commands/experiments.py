@@ -63,7 +63,7 @@ def sweep(  # longer than 60 lines: its signature declares the options
 
     Example: seq2seq sweep pairs.tsv --grid units=128,256 --grid layers=1,2 --seeds 3 --out runs/sizes
     """
-    from seq2seq.checkpoints import RunError
+    from seq2seq.records import RunError
     from seq2seq.sweeps import read_grid
     from seq2seq.sweeps import sweep as train_all
     from seq2seq.tables import table as tabulate

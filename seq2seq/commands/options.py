@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import OptionError
-from seq2seq.config import Config, check_option
+from seq2seq.config import Config, as_saved, check_option, kinds_of, read_option
 from seq2seq.presets import parse_setting
 from seq2seq.records import find_run
 
@@ -111,17 +111,17 @@ def _parameter(field, panel):
         del declared["rich_help_panel"]
     elif field.default not in (None, False):
         declared["help"] += f" Default: {_default_text(field.default)}."
-    parser = field.metadata.get("parser")
-    if parser:
-        declared.setdefault("metavar", f"<{parser.__name__}>")
-    # None stands for an option that is not given, so that a preset decides; "none" is text until it is parsed.
-    kind = str if parser else list[str] if "several" in field.metadata else field.type
+    kinds = kinds_of(field.name)
+    if kinds & {int, float}:
+        declared.setdefault("metavar", "<int>" if int in kinds else "<float>")  # as Typer writes them
+    # All are text here, for `read_option`. None stands for one that is not given, so that a preset decides.
+    kind = list[str] if "several" in field.metadata else bool if bool in kinds else str
     flags = [field.metadata["flag"]] if "flag" in field.metadata else []
     annotation = Annotated[kind | None, typer.Option(*flags, **declared)]  # type: ignore[valid-type]  # known only here
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-_NOT_FOR_TYPER = ("parser", "flag", "several", "range")
+_NOT_FOR_TYPER = ("flag", "several", "range")
 
 
 def _default_text(value):
@@ -131,20 +131,15 @@ def _default_text(value):
 
 
 def _given(values):
-    """The options that were given, of all as Typer returns them: parsed and checked."""
+    """The options that were given, of all as Typer returns them, and their values."""
     own = values.pop("own", None)
     given: dict[str, Any] = {}
     for name, value in values.items():
-        value = tuple(value) if isinstance(value, list) else value
-        if value in (None, ()):
-            continue
-        if parser := Config.__dataclass_fields__[name].metadata.get("parser"):
-            try:
-                value = parser(value)
-            except ValueError:
-                raise typer.BadParameter(f"{value!r} is not a valid value", param_hint=option_flag(name)) from None
-        check_option(name, value)
-        given[name] = value
+        if isinstance(value, str):
+            given[name] = read_option(name, value)
+        elif value not in (None, []):
+            given[name] = as_saved(value)
+            check_option(name, given[name])
     if settings := read_settings(own, given):
         given["own"] = settings
     return given

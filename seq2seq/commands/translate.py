@@ -196,8 +196,8 @@ def _refuse_for_export(folder, options):
 
 def _translate_with_export(folder, texts, beam, lengths, scores):
     """Translates with a folder of `export --format onnx` or `litert`, without TensorFlow."""
-    from seq2seq.checkpoints import RunError
     from seq2seq.onnx_runtime import Translator
+    from seq2seq.records import RunError
 
     how: dict[str, Any] = lengths | {name: value for name, value in beam.items() if value is not None}
     if how.keys() & beam.keys():
