@@ -25,6 +25,7 @@ from seq2seq.commands.runs import average, demo, export, plot
 from seq2seq.commands.train import train
 from seq2seq.commands.translate import score, translate
 from seq2seq.config import Config
+from seq2seq.records import RunError
 from seq2seq.startup import start_tensorflow
 
 
