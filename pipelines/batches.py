@@ -37,7 +37,7 @@ def batch_pairs(
         source_tokenizer, target_tokenizer: adapted tokenizers.
         batch_size: pairs in a batch, B; the last of the corpus may hold fewer.
         batch_tokens: instead of `batch_size`, the maximum size of a batch: its pairs times the longer side of its
-            longest pair, in tokens, with START, END and padding. A longer pair is a batch of its own.
+            longest pair, in tokens, with padding and, of the target, END. A longer pair is a batch of its own.
         encoding: "one_hot", float32 rows, or "ids", which are V times smaller. A model learns the same from both.
         pad_to_multiple: makes S and T multiples of this number and fills batches up with rows of padding, so that few
             shapes occur; for `jit_compile=True`, which compiles each shape separately.

@@ -137,18 +137,22 @@ def split_by_hash(
         fraction: the approximate fraction of sources to hold out, between 0 and 1.
         source_tokenizer: the `Tokenizer` of the sources, which needs no vocabulary yet.
     """
+    return tuple(side_by_hash(pairs, fraction, source_tokenizer, held_out) for held_out in (False, True))
 
-    def side(held_out):
-        @tf.autograph.experimental.do_not_convert
-        def select(sources, targets):
-            keys = _source_keys(sources, source_tokenizer)
-            # Fingerprint64 of FarmHash, which TensorFlow promises never to change.
-            chosen = (tf.strings.to_hash_bucket_fast(keys, 1_000_000) < round(fraction * 1_000_000)) == held_out
-            return tf.boolean_mask(sources, chosen), tf.boolean_mask(targets, chosen)
 
-        return pairs.batch(_CHUNK).map(select, num_parallel_calls=2).unbatch()
+def side_by_hash(
+    pairs: tf.data.Dataset, fraction: float, source_tokenizer: Tokenizer, held_out: bool
+) -> tf.data.Dataset:
+    """One side of `split_by_hash`."""
 
-    return side(False), side(True)
+    @tf.autograph.experimental.do_not_convert
+    def select(sources, targets):
+        keys = _source_keys(sources, source_tokenizer)
+        # Fingerprint64 of FarmHash, which TensorFlow promises never to change.
+        chosen = (tf.strings.to_hash_bucket_fast(keys, 1_000_000) < round(fraction * 1_000_000)) == held_out
+        return tf.boolean_mask(sources, chosen), tf.boolean_mask(targets, chosen)
+
+    return pairs.batch(_CHUNK).map(select, num_parallel_calls=2).unbatch()
 
 
 def _source_keys(sources, tokenizer):
@@ -177,7 +181,7 @@ def split_last(pairs: tf.data.Dataset, fraction: float) -> tuple[tf.data.Dataset
 def sources_in(pairs: tf.data.Dataset, training: tf.data.Dataset, source_tokenizer: Tokenizer) -> np.ndarray:
     """Finds the pairs whose source is also that of a training pair, with any target.
 
-    Sources are compared as in `split_by_hash`, by fingerprints of 64 bits. Memory is 8 bytes for each of `pairs`.
+    Sources are compared as in `split_by_hash`, by fingerprints of 64 bits. Memory is about 70 bytes a pair of `pairs`.
 
     Args:
         pairs, training: two `tf.data.Dataset`s of (source, target) scalar strings; N pairs in the first.

@@ -109,8 +109,12 @@ def read_manifest(folder: Path | str) -> dict:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise CorpusError(f"{path}: cannot be read ({error})") from None
-    ours = isinstance(found, dict) and isinstance(found.get("shards"), dict) and "lengths" in found
-    return found if ours else {}
+    if not (isinstance(found, dict) and isinstance(found.get("shards"), dict) and "lengths" in found):
+        return {}  # of something else
+    for name, shard in found["shards"].items():
+        if not (isinstance(shard, dict) and isinstance(shard.get("sha256"), str)):
+            raise CorpusError(f"{path}: damaged: {name} has no sha256")
+    return found
 
 
 def sha256(path: Path) -> str:

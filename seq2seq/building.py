@@ -42,6 +42,8 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
         CorpusError: if there is no such corpus.
     """
     columns = open_corpora(config.corpus, **reading_options(config)).sources
+    if config.shared_vocabulary and len(columns) > 1:
+        raise OptionError(f"shared_vocabulary=True: the source has several columns ({', '.join(columns)})")
     old = _warm_start(config, columns) if config.warm_start else None
     if old:
         tokenizers = [old.source_tokenizer, old.target_tokenizer]

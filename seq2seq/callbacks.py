@@ -255,10 +255,10 @@ class SaveRun(keras.callbacks.Callback):
     def _write_models(self, best):
         """Writes the model of the epoch, if it is the best so far, and those of the last epochs."""
         folder, epoch, count = self.run.folder, len(self.run.history), self.run.config.keep_epochs
-        if epoch == 1:  # existing pictures are from a run that is being replaced
-            for name in ("curves", "error-rates", "attention-*"):
-                for picture in folder.glob(f"{name}.png"):
-                    picture.unlink()
+        if epoch == 1:  # what exists is of a run that is being replaced, and does not describe this model
+            for name in ("config.json", "history.csv", "curves.png", "error-rates.png", "attention-*.png"):
+                for old in folder.glob(name):
+                    old.unlink()
         names = ["model.keras"] * best + [f"epochs/epoch-{epoch:04}.keras"] * (count > 0)
         for path in (folder / name for name in names):
             path.parent.mkdir(exist_ok=True)

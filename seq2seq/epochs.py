@@ -5,35 +5,44 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipelines import Report, Tokenizer, batch_pairs, read_pairs, split_by_hash, split_last
-from pipelines.corpora import WITHOUT_AUTOTUNE
+from pipelines import Tokenizer, batch_pairs, read_pairs, split_last
+from pipelines.corpora import WITHOUT_AUTOTUNE, side_by_hash
 from seq2seq.config import Config, reading_options
 from seq2seq.progress import TrainingRun
 
 
-def both_sides(config: Config, source_tokenizer: Tokenizer, **options: Any) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """The training pairs and the held-out pairs; the tokenizer needs no vocabulary yet."""
+def training_pairs(
+    config: Config, source_tokenizer: Tokenizer, epoch: int | tf.Tensor | None = None, **options: Any
+) -> tf.data.Dataset:
+    """The pairs to train on. The tokenizer needs no vocabulary yet.
+
+    Args:
+        config: the configuration of the run.
+        source_tokenizer: the run's.
+        epoch: the epoch in whose order they are, counted from 0. Default: each pair once, in the order of the corpus.
+        options: other arguments of `read_pairs`.
+    """
+    if epoch is not None and _reorders(config):
+        options |= {"shuffle_files": True, "weights": config.weights, "seed": config.seed, "epoch": epoch}
+    return _side(config, source_tokenizer, False, **options)
+
+
+def validation_pairs(config: Config, source_tokenizer: Tokenizer, **options: Any) -> tf.data.Dataset:
+    """The held-out pairs: one side of the corpus, or all of `config.validation`, to which the options that clean the
+    corpus do not apply."""
+    if not config.validation:
+        return _side(config, source_tokenizer, True, **options)
+    options |= {name: getattr(config, name) for name in ("columns", "reverse", "on_bad_line")}
+    return read_pairs(config.validation, **options)
+
+
+def _side(config, source_tokenizer, held_out, **options):
     pairs = read_pairs(config.corpus, config.limit, **options, **reading_options(config))
     if config.validation:
-        return pairs, validation_pairs(config)
+        return pairs
     if config.split == "last":
-        return split_last(pairs, config.validation_fraction)
-    return split_by_hash(pairs, config.validation_fraction, source_tokenizer)
-
-
-def validation_pairs(config: Config, report: Report | None = None, **options: Any) -> tf.data.Dataset:
-    """All pairs of `config.validation`. The options that clean the corpus do not apply to it."""
-    options |= {name: getattr(config, name) for name in ("columns", "reverse", "on_bad_line")}
-    return read_pairs(config.validation, report=report, **options)
-
-
-def training_pairs(
-    config: Config, source_tokenizer: Tokenizer, epoch: int | tf.Tensor = 0, **options: Any
-) -> tf.data.Dataset:
-    """The pairs to train on, in the order of an epoch, counted from 0."""
-    if _reorders(config):
-        options |= {"shuffle_files": True, "weights": config.weights, "seed": config.seed, "epoch": epoch}
-    return both_sides(config, source_tokenizer, **options)[0]
+        return split_last(pairs, config.validation_fraction)[held_out]
+    return side_by_hash(pairs, config.validation_fraction, source_tokenizer, held_out)
 
 
 def _reorders(config):
@@ -46,7 +55,7 @@ def training_batches(run: TrainingRun, seen: int) -> tf.data.Dataset:
     config, source_tokenizer = run.config, run.model.source_tokenizer
     # With batch_tokens the number of batches in an epoch depends on its order, so epochs are counted in pairs.
     begun, skip = divmod(seen, run.pairs)
-    always = None if _reorders(config) else both_sides(config, source_tokenizer)[0]
+    always = None if _reorders(config) else training_pairs(config, source_tokenizer)
 
     @tf.autograph.experimental.do_not_convert
     def one_epoch(number):
@@ -70,7 +79,7 @@ def steps_per_epoch(config: Config, tokenizers: list[Tokenizer], found: Any) -> 
     if not config.batch_tokens:
         return math.ceil(found.pairs / config.batch_size)
     # The number depends on the order, so this is an estimate. Batches continue across epochs.
-    longer = found.longer * _tokens_per_character(both_sides(config, tokenizers[0])[0], tokenizers)
+    longer = found.longer * _tokens_per_character(training_pairs(config, tokenizers[0]), tokenizers)
     return math.ceil((longer + found.pairs) / config.batch_tokens)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 from rapidfuzz.distance import Levenshtein
@@ -33,7 +34,7 @@ from pipelines import (
 from pipelines.lines import as_line
 from pipelines.options import one_line
 from seq2seq.decoding import LONGEST_SOURCE
-from seq2seq.metrics import Perplexity, of_tokens
+from seq2seq.metrics import of_tokens, token_losses
 from seq2seq.model import Seq2Seq, teacher_forcing
 from seq2seq.strategies import Strategy
 from seq2seq.translation import MANY_TEXTS
@@ -105,16 +106,16 @@ class Evaluation:
     translations: list[str]  # N texts
     stopped: list[str]  # why each stopped: "end", "limit" or "repetition"
     scores: dict[str, Measured]  # by name
-    perplexity: float  # of the tokens of the references, END included
+    loss: float  # crossentropy of the tokens of the references, END included, in nats per token
     accuracy: float  # the share of tokens predicted correctly, given the correct preceding ones
     seconds: float  # for translating, without loading and tracing; on a GPU, compiling for more sizes is included
     bleu_tokenizer: str
     source_columns: int = 1  # how many columns, between tabs, a source has
 
     @property
-    def loss(self) -> float:
-        """The crossentropy of the references in nats per token."""
-        return math.log(self.perplexity)
+    def perplexity(self) -> float:
+        """The exponential of the loss: the effective number of tokens that the model chooses between."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def as_dict(self, worst: int = 5) -> dict:
         """A summary for JSON: everything except the texts, with scores by length and the worst texts."""
@@ -209,7 +210,7 @@ def evaluate(
     tokens = max(1024, (1 << 24) // max(1024, tokenizers[1].vocabulary_size))  # logits of 64 MB
     options = {"batch_tokens": tokens, "encoding": "ids", "longest_source": LONGEST_SOURCE, "shuffle": False, "seed": 0}
     batches = batch_pairs(again, *tokenizers, **options)
-    perplexity, accuracy = _token_figures(model, batches)
+    loss, accuracy = _token_figures(model, batches)
 
     translations, stopped, seconds = _translate(model, sources, strategy, progress, lengths)
     return Evaluation(
@@ -218,7 +219,7 @@ def evaluate(
         translations,
         stopped,
         measure(translations, references, bleu_tokenizer, resamples),
-        perplexity,
+        loss,
         accuracy,
         seconds,
         bleu_tokenizer,
@@ -246,19 +247,19 @@ def _translate(model, sources, strategy, progress, lengths):
 
 
 def _token_figures(model, batches):
-    """Perplexity and accuracy of all tokens, with metrics that do not depend on how the model is compiled."""
-    metrics = Perplexity(), of_tokens("accuracy")
+    """Crossentropy and accuracy of all tokens, with metrics that do not depend on how the model is compiled."""
+    loss, accuracy = keras.metrics.Mean(), of_tokens("accuracy")
 
     @functools.partial(tf.function, input_signature=batches.element_spec, autograph=False)
     def measure(source, target):
         inputs, labels, weights = teacher_forcing(source, target)
         logits = model(inputs)
-        for metric in metrics:
-            metric.update_state(labels, logits, weights)
+        loss.update_state(token_losses(labels, logits), weights)
+        accuracy.update_state(labels, logits, weights)
 
     for batch in batches:
         measure(*batch)
-    return [float(metric.result()) for metric in metrics]
+    return float(loss.result()), float(accuracy.result())
 
 
 def corpus_scores(

@@ -160,7 +160,7 @@ class Decoder(BaseDecoder):
     Args:
         vocabulary_size: number of target ids, Vt.
         units, cell, layers, embedding, dropout: as in `Encoder`; units, cell and layers must have the same values as
-        there, because the decoder starts from the encoder's state.
+            there, because the decoder starts from the encoder's state.
         attention: how each step attends to the source: the `kind` of `Attention` or `HardAttention`; None if the
             decoder gets only the encoder's last state.
         input_feeding: whether the attention's result is part of the next step's input (Luong et al. 2015, section 3.3).

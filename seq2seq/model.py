@@ -247,7 +247,7 @@ class Seq2Seq(Translator, Trainer):
             source: the sources.
             strategy: as in `translate`.
             min_length, max_length: as in `translate`; -1 for each row's own limit.
-            seeds: int64 `[B]`, for sampling.
+            seeds: int64 `[B]`, for sampling. Default: 0, 1, ..., B - 1.
             prefixes: target ids that each row begins with, int32 `[B, P]`, padded on the right.
 
         Returns:
@@ -256,7 +256,7 @@ class Seq2Seq(Translator, Trainer):
         strategy, source = self._checked_strategy(strategy), tf.convert_to_tensor(source)
         with tf.device("CPU"):  # where all sizes are known
             limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length + 1), max_length)  # and END
-            seeds = tf.zeros_like(limits, tf.int64) if seeds is None else tf.cast(seeds, tf.int64)
+            seeds = tf.range(tf.size(limits, tf.int64)) if seeds is None else tf.cast(seeds, tf.int64)
             if prefixes is not None:
                 prefixes = token_ids(tf.convert_to_tensor(prefixes))
                 limits = tf.maximum(limits, row_lengths(prefixes) + 1)

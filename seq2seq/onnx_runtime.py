@@ -120,8 +120,9 @@ class Translator:
         unknown = [[token for _, token in each if token] for each in read]
         found: list[list[Hypothesis]] = [[]] * len(sources)
         order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
+        while order:
+            rows = max(1, min(batch_size, 65_536 // max(1, len(sources[order[-1]]))))  # few of long texts, for memory
+            batch, order = order[-rows:], order[:-rows]
             lengths = np.array([len(sources[number]) for number in batch])
             limits = 16 + np.ceil(2 * self.limit * lengths).astype(np.int32)
             limits = np.maximum(limits, min_length + 1) if max_length is None else np.full_like(limits, max_length)

@@ -29,7 +29,7 @@ def in_processes(
         tasks: {key: arguments}.
         jobs: number of processes at a time. With several GPUs each has one.
         begun, ended: functions to call with a key when its process starts, and with the key and the result when it
-        ends.
+            ends.
         watch: a function to call twice a second with the keys of running processes.
 
     Returns:

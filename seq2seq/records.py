@@ -108,18 +108,41 @@ def read_record(run: Path | str) -> Record:
         run: the run folder, or the file itself.
 
     Raises:
-        OptionError: if the file cannot be read or has an unknown option.
+        OptionError: if the file cannot be read, or an option in it is unknown or not allowed.
     """
     path = find_run(run)
     path = path / "config.json" if path.is_dir() else path
     try:
-        content = json.loads(path.read_bytes())
-        options = dict(content["options"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        record = Record(json.loads(path.read_bytes()))
+        for each in record.lineage():
+            for name, kind in _KINDS.items():
+                if not isinstance(each.content.get(name, kind()), kind):
+                    raise TypeError(f"{name!r} is not a {kind.__name__}")
+        names = list(record.options)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise OptionError(f"{path}: not the configuration of a run ({type(error).__name__}: {error})") from None
-    for name in options:
+    for name in names:
         choose(f"{path}: option", name, Config.__dataclass_fields__)
-    return Record(content)
+    try:
+        record.config  # noqa: B018  (checks the options)
+    except OptionError as error:
+        raise OptionError(f"{path}: {error}") from None
+    return record
+
+
+_KINDS: dict[str, type] = {"directory": str}
+_KINDS |= dict.fromkeys(("options", "checksums", "validation_checksums", "from", "averaged", "training"), dict)
+
+
+def resumable(folder: Path | str) -> bool:
+    """Whether a folder holds a training to resume: how it began, and a checkpoint."""
+    unfinished = Path(folder, "unfinished")
+    return (unfinished / "config.json").is_file() and any(unfinished.glob("*.npz"))
+
+
+def finished(folder: Path | str) -> bool:
+    """Whether the training of a run has ended: the folder holds a model, and nothing to resume."""
+    return Path(folder, "model.keras").is_file() and not resumable(folder)
 
 
 def read_history(folder: Path | str) -> list[dict[str, float]]:

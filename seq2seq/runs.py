@@ -29,7 +29,7 @@ from pipelines.options import one_line
 from seq2seq.checkpoints import locked, whole_file, write_json
 from seq2seq.config import Config, own_classes
 from seq2seq.ensembles import ensemble
-from seq2seq.epochs import both_sides, validation_pairs
+from seq2seq.epochs import training_pairs, validation_pairs
 from seq2seq.metrics import make_loss, make_metrics
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import make_optimizer
@@ -51,6 +51,7 @@ def load_run(folder: Path | str) -> Seq2Seq:
 
     Raises:
         RunError: if the folder does not exist or is not a run, its model file is damaged, or such a class is missing.
+        OptionError: if its `config.json` is damaged.
     """
     folder = find_run(folder)
     if folder.is_file():
@@ -135,11 +136,6 @@ def _saved_classes(config):
     return found
 
 
-def finished(folder: Path | str) -> bool:
-    """Whether the training of a run has ended: it holds a model and no checkpoint to resume from."""
-    return (Path(folder) / "model.keras").is_file() and not any(Path(folder).glob("unfinished/*.npz"))
-
-
 def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
     """The pairs that a run has held out: a `tf.data.Dataset` of (source, target) strings.
 
@@ -157,13 +153,12 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
     config = record.config
     if not config.validation and not config.validation_fraction:
         raise RunError(f"{folder}: nothing was held out; name a corpus")
+    name = "validation" if config.validation else "corpus"
     try:
-        corpus = record.find_corpus("validation" if config.validation else "corpus")
+        found: dict[str, Any] = {name: record.find_corpus(name)}
     except CorpusError as error:
         raise CorpusError(f"{folder}: its held-out set cannot be read again: {error}") from None
-    if config.validation:
-        return validation_pairs(dataclasses.replace(config, validation=corpus))
-    return both_sides(dataclasses.replace(config, corpus=corpus), model.source_tokenizer)[1]
+    return validation_pairs(dataclasses.replace(config, **found), model.source_tokenizer)
 
 
 def trained_on(record: Record, pairs: tf.data.Dataset, source_tokenizer: Tokenizer) -> np.ndarray:
@@ -180,11 +175,9 @@ def trained_on(record: Record, pairs: tf.data.Dataset, source_tokenizer: Tokeniz
     Raises:
         CorpusError: if its corpus cannot be found or has changed.
     """
-    trainings = [
-        dataclasses.replace(each.config, corpus=each.find_corpus(), validation=None) for each in record.lineage()
-    ]
-    learned = [sources_in(pairs, both_sides(one, source_tokenizer)[0], source_tokenizer) for one in trainings]
-    return np.any(learned, axis=0)
+    configs = [dataclasses.replace(each.config, corpus=each.find_corpus()) for each in record.lineage()]
+    trainings = [training_pairs(config, source_tokenizer) for config in configs]
+    return np.any([sources_in(pairs, training, source_tokenizer) for training in trainings], axis=0)
 
 
 def sample(pairs: tf.data.Dataset, seed: int = 0, count: int = 500) -> dict[str, list[str]]:
@@ -323,7 +316,7 @@ def export_runs(folders: Sequence[Path | str], out: Path | str, format: str = "t
         RunError: if one of them does not, or there is no such run.
         OptionError: as `ensemble`.
     """
-    models = []
+    models, kept = [], {}
     for folder in folders:
         model, kept = load_run(folder), probe(folder)
         for source, translation in zip(kept, translations_of(model, list(kept)), strict=True):

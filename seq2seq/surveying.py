@@ -11,7 +11,7 @@ from pipelines.tokens import END, PADDING, REPLACEMENT, RESERVED_TOKENS
 from seq2seq.attention import copied_ids
 from seq2seq.config import Config
 from seq2seq.decoding import LONGEST_SOURCE
-from seq2seq.epochs import both_sides, training_pairs, validation_pairs
+from seq2seq.epochs import training_pairs, validation_pairs
 from seq2seq.records import Record
 from seq2seq.runs import trained_on
 
@@ -30,7 +30,7 @@ def survey_corpus(
         OptionError: if nothing is held out for `config.monitor`.
     """
     cleaning = Report()
-    found = survey(training_pairs(config, tokenizers[0], report=cleaning), *tokenizers, progress)
+    found = survey(training_pairs(config, tokenizers[0], epoch=0, report=cleaning), *tokenizers, progress)
     if report:
         report(cleaning)
     # The limit of length is a default that the user may not know of.
@@ -44,7 +44,7 @@ def survey_corpus(
     if config.validation:
         cleaning = Report()
         longest = config.max_length and max(config.max_length, Config.max_length or 0)
-        count = count_pairs(validation_pairs(config, cleaning, max_length=longest))
+        count = count_pairs(validation_pairs(config, tokenizers[0], report=cleaning, max_length=longest))
         if cleaning.dropped[LENGTH]:
             raise CorpusError(f"{cleaning.first[LENGTH][0]}, too long to validate on; remove it, or raise --max-length")
         if not count:
@@ -54,7 +54,7 @@ def survey_corpus(
     most = LONGEST_SOURCE
     if count := sum(count for length, count in found.lengths[0].items() if length > most):
         say(f"{count:,} sources have more than {most:,} tokens; translation reads only the first {most:,} of each")
-    if (config.monitor or config.validation_fraction) and not list(both_sides(config, tokenizers[0])[1].take(1)):
+    if (config.monitor or config.validation_fraction) and not list(validation_pairs(config, tokenizers[0]).take(1)):
         if config.monitor:
             raise OptionError(f"monitor={config.monitor!r}: there is no held-out set to measure it on")
         say("The held-out set is empty, because there are too few sources; name one with --validation")
@@ -69,11 +69,11 @@ def say_leaks(record: Record, config: Config, source_tokenizer: Tokenizer, say: 
             say(f"{learned.sum():,} of {len(learned):,} held-out pairs have a source that {by_whom}")
 
     if config.validation or config.split == "last":
-        training, validation = both_sides(config, source_tokenizer)
+        training, validation = training_pairs(config, source_tokenizer), validation_pairs(config, source_tokenizer)
         hint = "" if config.validation else "; --split hash keeps them apart"
         tell(sources_in(validation, training, source_tokenizer), f"is also in the training set{hint}")
     if config.warm_start:
-        _, validation = both_sides(config, source_tokenizer)
+        validation = validation_pairs(config, source_tokenizer)
         try:
             learned = trained_on(Record(record.content["from"]), validation, source_tokenizer)
         except CorpusError as error:

@@ -23,9 +23,15 @@ from seq2seq.checkpoints import locked, write_json
 from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config
 from seq2seq.presets import parse_setting, usual_options
 from seq2seq.processes import in_processes
-from seq2seq.records import RunError, read_record
-from seq2seq.runs import finished
-from seq2seq.tables import MEASURES, held_out_figures, options_that_change, read_sweep, setting_text
+from seq2seq.records import RunError, finished, read_record
+from seq2seq.tables import (
+    MEASURES,
+    held_out_figures,
+    options_of_held_out,
+    options_that_change,
+    read_sweep,
+    setting_text,
+)
 from seq2seq.training import train
 
 
@@ -180,6 +186,8 @@ class _Runs:
 def _start(runs, settings, values, trials):
     """Checks all settings and that the folder is of this sweep, and writes `sweep.json`."""
     configs = [runs.config(setting, 0) for setting in settings]
+    if trials and (name := next(filter(values.get, options_of_held_out(configs[0])), None)):
+        raise OptionError(f"trials: {name} changes the held-out set, on which the settings are compared")
     record = _record(configs[0], runs, values, trials)
     _refuse_another(runs.out, record)
     # In another process, or this one would occupy a GPU.

@@ -14,11 +14,11 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import CorpusError, OptionError, choose, corpus_errors, read_pairs
-from pipelines.options import load_classes, one_line
+from pipelines.options import one_line
 from seq2seq.config import MONITORS, Config
 from seq2seq.progress import best_epoch
-from seq2seq.records import RunError, read_history, read_record
-from seq2seq.runs import finished, load_run, trained_on
+from seq2seq.records import RunError, finished, read_history, read_record
+from seq2seq.runs import load_run, trained_on
 from seq2seq.strategies import Strategy
 
 MEASURES = ("loss", "accuracy", "chrf", "exact_match")  # of a table, unless others are asked for
@@ -140,7 +140,6 @@ def table(
     baseline: str | int = 1,
     strategy: str | Strategy = "greedy",
     *,
-    imports: Iterable[str] = (),
     say: Callable[[str], None] | None = None,
 ) -> Table:
     """Compares runs: means and standard deviations over seeds, and whether rows differ from a baseline.
@@ -155,7 +154,6 @@ def table(
             exact_match, those that all runs have.
         baseline: the row to compare the others with, by its number from 1 or its label.
         strategy: how to translate the test corpus, as in `Seq2Seq.translate`.
-        imports: custom classes to load first, "module:Class".
         say: a function to call with warnings about the table, as text.
 
     Raises:
@@ -164,7 +162,6 @@ def table(
         CorpusError: if the test corpus cannot be read.
     """
     say = say or (lambda text: None)
-    load_classes("import", imports)
     wanted = [name.removeprefix("val_") for name in measures]
     for name in wanted:
         choose("measure", f"val_{name}", MONITORS)
@@ -174,6 +171,10 @@ def table(
     if test is None:
         if len({_held_out(records[row.runs[0]]) for row in rows}) > 1:
             raise RunError("these runs have different held-out sets; name a test corpus (--test)")
+        firsts = [records[row.runs[0]].config for row in rows]
+        if len(named := {config.source_tokenizer for config in firsts if not config.validation}) > 1:
+            for name in sorted(name for name in named if ":" in name):
+                say(f"The held-out sets differ if {name} normalizes texts in its own way; --test makes sure")
         found = {run: held_out_figures(run) for row in rows for run in row.runs}
         note, evaluations = "Held-out pairs, the kept epoch of each run.", {}
     else:
@@ -219,6 +220,8 @@ def read_sweep(path: Path) -> dict:
     """
     try:
         found = json.loads(path.read_bytes())
+        if not all(isinstance(found[name], dict) for name in ("options", "grid", "checksums")):
+            raise ValueError("options, grid and checksums must be objects")
         return {name: found[name] for name in ("preset", "seeds", "trials", "options", "grid", "checksums")}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise RunError(f"{path}: damaged, or not of a sweep ({one_line(error)})") from None
@@ -315,14 +318,20 @@ def _options(record):
     return options | (options.pop("own", None) or {})
 
 
-def _held_out(record):
-    """The values on which the held-out pairs of a run depend."""
-    config, names = record.config, ["columns", "reverse", "on_bad_line"]
+def options_of_held_out(config: Config) -> list[str]:
+    """The options that determine which pairs of its corpora a run holds out. Custom tokenizers may do that too."""
+    names = ["validation", "columns", "reverse", "on_bad_line"]
     if not config.validation:
         names += ["limit", "max_length", "max_ratio", "drop_duplicates", "split", "validation_fraction"]
         names += ["normal_form", "lowercase"] if config.split == "hash" else []
+    return names
+
+
+def _held_out(record):
+    """The values on which the held-out pairs of a run depend."""
+    config = record.config
     digests = record.checksums("validation" if config.validation else "corpus")
-    return *digests, *(getattr(config, name) for name in names)
+    return *digests, *(getattr(config, name) for name in options_of_held_out(config) if name != "validation")
 
 
 def _incomparable(rows, records, measures, held_out, say):

@@ -116,8 +116,8 @@ class Trainer(keras.Model):
 
         `x` holds batches (source, target) as `batch_pairs` makes them. Or it is an array of sources, ids or one-hot,
         and `y` an array of targets. Weights, of pairs `[B]` or of labels `[B, T]`, are a third part of each batch or,
-        with arrays, `sample_weight`. They multiply what a pair counts for in loss, accuracy and perplexity. Only arrays
-        are shuffled, unless `shuffle=False`.
+        with arrays, `sample_weight`. They multiply what a pair counts for in loss, accuracy and perplexity. Arrays and a
+        `PyDataset` are shuffled, unless `shuffle=False`.
 
         If `compiles_training` is True before the first `fit`, XLA compiles the whole step, with `recurrence.recur`
         instead of cuDNN. This may save time when small models are trained for long on a GPU, where launching the
@@ -344,7 +344,10 @@ class Trainer(keras.Model):
         """The metrics so far. They are NaN if no batch has counted, not Keras's 0, which is the best possible loss."""
         (counted,) = (metric.count for metric in self.metrics if metric.name == "loss")
         nothing = counted <= 0
-        return {name: keras.ops.where(nothing, np.nan, it) for name, it in super().get_metrics_result().items()}
+        figures = super().get_metrics_result()
+        if several := [name for name, it in figures.items() if keras.ops.shape(it)]:
+            raise OptionError(f"metrics: the result of {several[0]!r} is not a single number")
+        return {name: keras.ops.where(nothing, np.nan, it) for name, it in figures.items()}
 
     def _get_metrics_result_or_logs(self, logs):
         # Keras (3.15) takes the last step's figures for the epoch's if that step has not returned the same ones.

@@ -20,11 +20,18 @@ from seq2seq.callbacks import AverageWeights, SaveRun, ScoreTranslations, WatchS
 from seq2seq.checkpoints import Checkpoints, locked, write_json
 from seq2seq.config import Config, own_classes
 from seq2seq.distribution import distribute, is_chief, lost_workers, sums_of_workers
-from seq2seq.epochs import both_sides, epoch_count, make_batches, steps_per_epoch, training_batches, training_pairs
+from seq2seq.epochs import (
+    epoch_count,
+    make_batches,
+    steps_per_epoch,
+    training_batches,
+    training_pairs,
+    validation_pairs,
+)
 from seq2seq.model import Seq2Seq
 from seq2seq.process import be_reproducible, clocks, deferred_signal, restored_determinism
 from seq2seq.progress import TrainingRun
-from seq2seq.records import Record, RunError, read_record
+from seq2seq.records import Record, RunError, read_record, resumable
 from seq2seq.runs import (
     can_measure,
     compile_model,
@@ -63,7 +70,7 @@ def train(
 
     After a measured epoch the held-out pairs are scored, up to 500 of their sources are translated greedily and
     measured as in `evaluation`, if its packages are installed, and the run folder is written. The first and the last
-    epoch are measured, and in between every epoch in trainings of up to 40 epochs, else every k-th, 20 to 40 in all:
+    epoch are measured, and in between every epoch in trainings of up to 40 epochs, else every k-th, 20 to 40 of them:
     measuring would take longer than such short epochs. The others have only training figures in `history.csv`.
 
     Args:
@@ -128,12 +135,10 @@ def train(
 
 def _is_resumed(config, folder, overwrite, resume):
     """Whether the folder holds a training to resume; if not, checks that one may be begun there."""
-    unfinished = folder / "unfinished"
-    begun = (unfinished / "config.json").is_file() and any(unfinished.glob("*.npz"))
     if overwrite and resume:
         raise OptionError("overwrite and resume cannot be combined")
-    if begun and not overwrite:
-        old = read_record(unfinished).config
+    if resumable(folder) and not overwrite:
+        old = read_record(folder / "unfinished").config
         if config is None or config == old:
             return True
         pairs = zip(dataclasses.asdict(old).items(), dataclasses.asdict(config).values(), strict=True)
@@ -224,7 +229,7 @@ def _resume(folder, given, say, strategy):
 def _fit(run, callbacks, say, track):
     """Trains a run from where it is to its end."""
     config, model = run.config, run.model
-    validation = both_sides(config, model.source_tokenizer)[1]
+    validation = validation_pairs(config, model.source_tokenizer)
     held_out = sample(validation, config.seed)
     for callback in callbacks:
         if hasattr(callback, "held_out"):

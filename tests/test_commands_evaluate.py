@@ -137,7 +137,7 @@ def test_compare_tests_any_number_of_runs_on_a_corpus(home, capsys):
     # The table of nine runs.
     tested = {name: [evaluation.Tested(**one) for one in row] * 3 for name, row in found["scores"].items()}
     references = [["DD", "Dd"], ["XY"], ["IJ"]]
-    sources = evaluation.Evaluation(["dd", "xy", "ij"], references, [], [], {}, 1.0, 1.0, 0.0, "13a")
+    sources = evaluation.Evaluation(["dd", "xy", "ij"], references, [], [], {}, 0.0, 1.0, 0.0, "13a")
     print_comparison(runs * 3, sources, tested)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "3 sources, 4 references" and lines[3] == "run 2  runs/larger"

@@ -34,7 +34,7 @@ def evaluation(translations, references, sources=None):
     sources = sources or [f"source {n}" for n in range(len(translations))]
     stopped = ["end"] * len(sources)
     scores = measure(translations, references)
-    return Evaluation(sources, references, translations, stopped, scores, math.e, 0.5, 1.0, "13a")
+    return Evaluation(sources, references, translations, stopped, scores, 1.0, 0.5, 1.0, "13a")
 
 
 def tool(name, *arguments):

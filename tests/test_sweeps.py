@@ -11,8 +11,8 @@ from conftest import GRID, SMALL
 
 from pipelines import OptionError
 from seq2seq import sweep, table
-from seq2seq.records import RunError
-from seq2seq.runs import finished, load_run
+from seq2seq.records import RunError, finished
+from seq2seq.runs import load_run
 from seq2seq.sweeps import Range, _refuse_another, read_grid
 
 AS_ARGUMENTS = [part for name, value in SMALL.items() for part in ("--set", f"{name}={str(value).lower()}")]

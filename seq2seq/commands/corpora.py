@@ -1,6 +1,5 @@
 """Commands for corpora: `seq2seq inspect`, `shuffle`."""
 
-import json
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -10,7 +9,7 @@ import typer
 
 from pipelines import CorpusError, open_corpora
 from seq2seq.commands.options import AsJson, Corpus, with_config_options
-from seq2seq.commands.terminal import check_picture, counter, reporting, say
+from seq2seq.commands.terminal import check_picture, counter, json_line, reporting, say
 from seq2seq.startup import start_tensorflow
 
 
@@ -48,7 +47,7 @@ def inspect(
     if histogram:
         draw_lengths(found, histogram)
     if as_json:
-        typer.echo(json.dumps(found.as_dict() | {"dropped": report.dropped}, ensure_ascii=False))
+        typer.echo(json_line(found.as_dict() | {"dropped": report.dropped}))
         return
     sources = columns.by_column(found.tokens[0]) if len(names) > 1 else [found.tokens[0]]
     _print_survey(found, dict(zip((*names, "target"), (*sources, found.tokens[1]), strict=True)))

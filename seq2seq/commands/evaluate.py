@@ -1,6 +1,5 @@
 """`seq2seq evaluate` and `compare`: how well runs translate a corpus."""
 
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines import CorpusError, OptionError, checksums, open_corpora
+from pipelines import CorpusError, OptionError, checksums
 from pipelines.lines import as_line
 from seq2seq.commands.loading import load_model, oddities, reading_as_trained, split_runs
 from seq2seq.commands.options import (
@@ -28,7 +27,7 @@ from seq2seq.commands.options import (
     search_strategy,
     with_config_options,
 )
-from seq2seq.commands.terminal import check_writable, command_line, counter, reporting, say, say_speed
+from seq2seq.commands.terminal import check_writable, command_line, counter, json_line, reporting, say, say_speed
 from seq2seq.records import read_record
 
 
@@ -74,7 +73,7 @@ def evaluate(
     if write:
         found.write(write)
     if as_json:
-        typer.echo(json.dumps(found.as_dict(worst) | {"loading_seconds": seconds}, ensure_ascii=False))
+        typer.echo(json_line(found.as_dict(worst) | {"loading_seconds": seconds}))
     else:
         _print_evaluation(found, worst)
     say_speed(len(found.sources), found.seconds, seconds)
@@ -156,15 +155,9 @@ def compare(
     """
     from seq2seq.evaluation import compare as test
 
-    expected = "expected RUN RUN [RUN]... [CORPUS]..."
     if len(runs) < 2:
-        raise OptionError(f"compare: only one argument, {runs[0]}; {expected}")
+        raise OptionError(f"compare: only one argument, {runs[0]}; expected RUN RUN [RUN]... [CORPUS]...")
     folders, corpus = split_runs("compare", runs, "CORPUS", least=2)
-    try:
-        if corpus:
-            open_corpora(corpus)
-    except CorpusError as error:  # perhaps a run whose name is mistyped
-        raise OptionError(f"compare: {error}; {expected}") from None
     strategy = search_strategy(search, options, beam_width=beam_width, length_penalty=length_penalty)
     settings = {"bleu_tokenizer": bleu_tokenizer}
     evaluations, _ = _evaluations("compare", folders, corpus, strategy, imports, given, settings)
@@ -172,7 +165,7 @@ def compare(
     if as_json:
         scores = {name: [tested._asdict() for tested in row] for name, row in found.items()}
         counts = {"sources": len(evaluations[0].sources), "runs": [str(run) for run in folders]}
-        typer.echo(json.dumps(counts | {"scores": scores}, ensure_ascii=False))
+        typer.echo(json_line(counts | {"scores": scores}))
     else:
         print_comparison(folders, evaluations[0], found)
 

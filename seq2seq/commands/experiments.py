@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipelines import OptionError
+from pipelines.options import load_classes
 from seq2seq.commands.options import (
     BeamWidth,
     Corpus,
@@ -140,16 +141,17 @@ def table(
     """
     from seq2seq.tables import table as tabulate
 
+    load_classes("import", imports)
     if picture:
         from seq2seq.pictures import draw_table
 
         check_picture("picture", picture)
     searching: dict[str, Any] = {"beam_width": beam_width, "length_penalty": length_penalty}
     for name, value in (searching | {"search": search, "set": options}).items():
-        if value not in (None, []) and not test:
+        if value is not None and not test:
             raise OptionError(f"{option_flag(name)} applies to a test corpus; name one with --test")
     strategy = search_strategy(search, options, **searching)
-    found = tabulate(folders, test, measure or (), baseline, strategy, imports=imports or (), say=say)
+    found = tabulate(folders, test, measure or (), baseline, strategy, say=say)
     if picture:
         draw_table(found, picture)
     typer.echo(found.text(format))

@@ -10,7 +10,7 @@ from pipelines.options import load_classes
 from pipelines.readers import INVISIBLE
 from seq2seq.commands.options import option_flag
 from seq2seq.commands.terminal import command_line, say
-from seq2seq.records import find_run, read_record
+from seq2seq.records import find_run, finished, read_record
 
 
 def split_runs(command: str, arguments: list[str], other: str, least: int = 1) -> tuple[list[Path], list[str]]:
@@ -42,7 +42,7 @@ def load_model(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
 
     Names on stderr each run whose training has not ended.
     """
-    from seq2seq.runs import finished, load_runs
+    from seq2seq.runs import load_runs
 
     load_classes("import", imports)
     model = load_runs(runs)

@@ -1,6 +1,8 @@
 """Messages of commands on stderr, and checks that output files can be written."""
 
 import contextlib
+import json
+import math
 import shlex
 import shutil
 import sys
@@ -46,6 +48,19 @@ def counter(what: str) -> Callable[[int], None]:
             (show if is_terminal() else say)(f"{number:,} {what}")
 
     return count
+
+
+def json_line(content: Any) -> str:
+    """JSON on one line. Numbers are rounded to six digits; one that is not finite is null."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {name: plain(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(part) for part in value]
+        return (round(value, 6) if math.isfinite(value) else None) if isinstance(value, float) else value
+
+    return json.dumps(plain(content), ensure_ascii=False, allow_nan=False)
 
 
 @contextlib.contextmanager

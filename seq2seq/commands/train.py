@@ -20,7 +20,7 @@ from seq2seq.commands.runs import draw
 from seq2seq.commands.terminal import command_line, counter, is_terminal, print_report, say
 from seq2seq.config import Config, own_classes
 from seq2seq.presets import choose_preset, usual_options, warm_options, without_excluded
-from seq2seq.records import read_record
+from seq2seq.records import read_record, resumable
 
 
 @with_config_options()
@@ -100,8 +100,8 @@ def train(  # longer than 60 lines: its signature declares the options
         say(f"seq2seq: {error}")
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
-        if any((unfinished := folder / "unfinished").glob("*.npz")):
-            config_of_run = read_record(unfinished).config
+        if resumable(folder):
+            config_of_run = read_record(folder / "unfinished").config
             where = [*(part for name in track or () for part in ("--track", name)), *_imports_for(config_of_run)]
             where += ["--strategy", strategy] * (strategy != "none")
             resuming = command_line("train", "--resume", "--out", folder, *where)
@@ -121,8 +121,10 @@ def _configure(corpus, preset, config, resume, given):
         options = without_excluded(record.options, given)
         if not corpus and record.checksums():
             options["corpus"] = record.find_corpus()
-        if options.get("validation") and "validation" not in given:
+        if options.get("validation") and record.checksums("validation") and "validation" not in given:
             options["validation"] = record.find_corpus("validation")
+        if (start := options.get("warm_start")) and read_record(start).content != record.content.get("from"):
+            raise OptionError(f"{start} is not, or no longer, the run from whose weights that of {config} started")
     else:
         corpus = corpus or ["phrasebook"]
     for name in corpus or ():

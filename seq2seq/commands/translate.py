@@ -1,6 +1,5 @@
 """`seq2seq translate` and `score`: text, line for line."""
 
-import json
 import os
 import sys
 import time
@@ -25,10 +24,11 @@ from seq2seq.commands.options import (
     ScoredCorpus,
     Search,
     Settings,
+    option_flag,
     search_strategy,
     with_config_options,
 )
-from seq2seq.commands.terminal import reporting, say_speed, show
+from seq2seq.commands.terminal import json_line, reporting, say_speed, show
 from seq2seq.startup import start_tensorflow, without_stderr
 
 
@@ -187,9 +187,9 @@ def _answer(texts, unit, names, write, loading):
 
 def _refuse_for_export(folder, options):
     for name, value in options.items():
-        if value is not None and value is not False and value != []:  # a temperature of 0 is given too
+        if value is not None and value is not False:  # a temperature of 0 is given too
             raise OptionError(
-                f"--{name.replace('_', '-')}: {folder} is an export, which supports only greedy search and beam "
+                f"{option_flag(name)}: {folder} is an export, which supports only greedy search and beam "
                 "search; name the run folder instead"
             )
 
@@ -280,13 +280,13 @@ def _objects(model, texts, found, attention):
     for number, text, score, rank, stopped, (tokens, nats), alignment in zip(
         real // count, *columns, _scored_tokens(model, sources, ids), alignments, strict=True
     ):
-        known = {"text": text.decode(), "log_likelihood": _numbers(score), "ranked_by": _numbers(rank)}
-        known |= {"stopped": stopped.decode(), "tokens": tokens, "log_probabilities": _numbers(nats)}
+        known = {"text": text.decode(), "log_likelihood": float(score), "ranked_by": float(rank)}
+        known |= {"stopped": stopped.decode(), "tokens": tokens, "log_probabilities": nats}
         if alignment:
-            known["attention"] = _numbers(alignment.weights)
+            known["attention"] = alignment.weights.tolist()
             objects[number]["source_tokens"] = alignment.source
         objects[number]["translations"].append(known)
-    return (_json(known).encode() for known in objects)
+    return (json_line(known).encode() for known in objects)
 
 
 def _scored_tokens(model, sources, ids):
@@ -295,19 +295,6 @@ def _scored_tokens(model, sources, ids):
 
     scores = model.score(sources, ids, per_token=True).to_list()
     return zip(spelled(model.target_tokenizer, ids), scores, strict=True)
-
-
-def _numbers(array):
-    """Numbers of any shape for JSON, in which None stands for a number that is not finite."""
-    import numpy as np
-
-    array = np.asarray(array, np.float64)
-    found: Any = np.where(np.isfinite(array), array.round(6), None)
-    return found.tolist()
-
-
-def _json(content):
-    return json.dumps(content, ensure_ascii=False, allow_nan=False)
 
 
 @with_config_options("columns", "reverse", "on_bad_line")
@@ -364,6 +351,6 @@ def _score_objects(model, pairs):
     sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
     ids = model.target_ids(targets, sources)[:, 1:]
     for source, target, (tokens, nats) in zip(sources, targets, _scored_tokens(model, sources, ids), strict=True):
-        figures = {"log_likelihood": _numbers(sum(nats)), "loss": _numbers(-sum(nats) / len(nats))}
-        figures |= {"tokens": tokens, "log_probabilities": _numbers(nats)}
-        yield _json({"source": source.decode(), "target": target.decode(), **figures})
+        figures = {"log_likelihood": sum(nats), "loss": -sum(nats) / len(nats)}
+        figures |= {"tokens": tokens, "log_probabilities": nats}
+        yield json_line({"source": source.decode(), "target": target.decode(), **figures})
