@@ -116,8 +116,8 @@ class Trainer(keras.Model):
 
         `x` holds batches (source, target) as `batch_pairs` makes them. Or it is an array of sources, ids or one-hot,
         and `y` an array of targets. Weights, of pairs `[B]` or of labels `[B, T]`, are a third part of each batch or,
-        with arrays, `sample_weight`. They multiply what a pair counts for in loss, accuracy and perplexity. Arrays and a
-        `PyDataset` are shuffled, unless `shuffle=False`.
+        with arrays, `sample_weight`. They multiply what a pair counts for in loss, accuracy and perplexity. Arrays and
+        a `PyDataset` are shuffled, unless `shuffle=False`.
 
         If `compiles_training` is True before the first `fit`, XLA compiles the whole step, with `recurrence.recur`
         instead of cuDNN. This may save time when small models are trained for long on a GPU, where launching the

@@ -46,13 +46,13 @@ def _command(arguments, files, cwd):
 
 
 def run_command(arguments, pictures=False):
-    """Runs a command in this process, and ends it. A training is quick: it has one core, and draws no pictures unless
-    they are asked for."""
-    if arguments[0] == "train":
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})  # a part of each model is traced for every core
-        if not pictures:
-            sys.modules["matplotlib"] = None  # as where the extra `plots` is not installed
+    """Runs a command in this process, and ends it. It has one core, as a part of each model is traced for every core,
+    and a training draws no pictures unless they are asked for."""
+    cores = sorted(os.sched_getaffinity(0))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    os.sched_setaffinity(0, {cores[worker % len(cores)]})  # another one than other workers' commands have
+    if arguments[0] == "train" and not pictures:
+        sys.modules["matplotlib"] = None  # as where the extra `plots` is not installed
     sys.argv = ["seq2seq", *arguments]
     cli.main()
 

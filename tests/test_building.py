@@ -122,3 +122,9 @@ def test_a_run_of_several_source_columns_and_one_that_starts_from_it(tsv, tmp_pa
         OptionError, match="source_tokenizer='char,;': 2 names, but the columns are source; expected one"
     ):
         prepare(Config(str(more), **options | {"columns": (1, 2)}))
+
+
+def test_one_vocabulary_cannot_be_of_several_source_columns(tsv):
+    config = Config(str(tsv("gehen\tV;PST\tging\n")), columns=(1, 2, 3), shared_vocabulary=True)
+    with pytest.raises(OptionError, match="shared_vocabulary=True: the source has several columns"):
+        prepare(config)

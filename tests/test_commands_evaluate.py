@@ -97,7 +97,8 @@ def test_a_run_that_held_out_nothing_is_told_from_one_that_has(tmp_path, tsv):
 def test_a_run_whose_training_has_not_ended_is_used_and_said(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "run")
     (tmp_path / "run" / "unfinished").mkdir()
-    (tmp_path / "run" / "unfinished" / "000000000001.npz").touch()
+    for name in ("000000000001.npz", "config.json"):
+        (tmp_path / "run" / "unfinished" / name).touch()
     done = seq2seq("translate", tmp_path / "run", "ab")
     assert done.returncode == 0 and done.stdout == seq2seq("translate", folder, "ab").stdout
     wanted = f"{tmp_path}/run: its training is unfinished; resume it with seq2seq train --resume --out {tmp_path}/run\n"
@@ -128,7 +129,8 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(folder, tmp_path):
 
 def test_compare_tests_any_number_of_runs_on_a_corpus(home, capsys):
     runs = ["runs/toy", "runs/larger", "runs/toy"]
-    done = seq2seq("compare", *runs, "-", "--json", cwd=home, stdin=b"dd\tDD\nxy\tXY\nij\tIJ\ndd\tDd\n")
+    (home / "test.tsv").write_text("x\tdd\tDD\nx\txy\tXY\nx\tij\tIJ\nx\tdd\tDd\n")
+    done = seq2seq("compare", *runs, "test.tsv", "--json", "--columns", "2,3", cwd=home)
     found = json.loads(done.stdout)
     assert (found["sources"], found["runs"]) == (3, runs)
     assert all(len(row) == 3 and row[0] == row[2] and row[0]["p"] == 1 for row in found["scores"].values())

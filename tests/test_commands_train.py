@@ -54,6 +54,22 @@ def test_a_configuration_is_not_repeated_on_a_corpus_that_has_changed(toy_run, t
     assert done.returncode == 2 and b"changed since that run was trained on" in done.stderr, done.stderr
 
 
+def test_a_configuration_is_not_repeated_from_the_weights_of_another_run(toy_run, tmp_path):
+    options = {"corpus": str(toy_run[0].parent.parent / "toy.tsv"), "warm_start": str(toy_run[0])}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"options": options, "from": {"options": {}, "command": "another"}}))
+    done = seq2seq("train", "--config", config, cwd=tmp_path)
+    assert done.returncode == 2 and b"is not, or no longer, the run from whose weights that of" in done.stderr
+
+
+def test_a_configuration_may_be_written_by_hand(tsv, tmp_path, training_calls):
+    options = {"corpus": str(tsv("a\tA\n")), "validation": str(tsv("b\tB\n", "dev.tsv")), "units": 8}
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"options": options}))
+    done = seq2seq("train", "--config", config, cwd=tmp_path)
+    assert done.returncode == 0 and training_calls[0][0] == Config(**options), done.stderr
+
+
 def started(arguments):
     return subprocess.Popen([SEQ2SEQ, *arguments], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
 

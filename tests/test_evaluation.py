@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import pytest
 import tensorflow as tf
+from conftest import WORDS
 
 from pipelines import CharTokenizer, ColumnsTokenizer, CorpusError, OptionError, SeparatorTokenizer, read_pairs
 from seq2seq import BeamSearch, Evaluation, Seq2Seq, compare, evaluate
@@ -238,3 +239,12 @@ def test_what_a_model_was_compiled_with_changes_none_of_its_figures(model, pairs
         found = evaluate(model, pairs, max_length=3)
         assert (found.perplexity, found.accuracy) == pytest.approx((right.perplexity, right.accuracy))
         assert model.metrics == metrics
+
+
+def test_a_loss_is_finite_even_if_its_exponential_is_not(model, pairs):
+    for weight in model.trainable_variables:
+        weight.assign(weight * 1e4)
+    found = evaluate(model, pairs)
+    scores = model.score(WORDS, [word.upper() for word in WORDS])
+    loss = -float(tf.reduce_sum(scores)) / sum(len(word) + 1 for word in WORDS)
+    assert found.loss == pytest.approx(loss, rel=1e-4) and loss > 1000 and math.isinf(found.perplexity)

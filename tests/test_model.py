@@ -423,3 +423,9 @@ def test_a_feature_in_a_second_column_decides_what_is_written(tmp_path):
     model.save(tmp_path / "model.keras")
     assert keras.models.load_model(tmp_path / "model.keras").translate(texts).numpy().tolist() == right
     model.export(tmp_path / "saved", beam=BeamSearch(2, n_best=2), probe=texts)  # which compares
+
+
+def test_samples_of_equal_sources_differ(model):
+    source = model.source_tokenizer.tokenize(["sol"] * 8)
+    found = model.decode(source, Sampling(2.0), max_length=5)
+    assert len({tuple(row) for row in found.ids[:, 0].numpy().tolist()}) > 1

@@ -259,3 +259,17 @@ def test_a_missing_extra_is_named(exported_onnx, trained, tmp_path, monkeypatch)
         wanted = f"seq2seq: this needs {name}: pip install 'keras-seq2seq[onnx]'\n"
         assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", wanted)
     assert not list(tmp_path.iterdir())
+
+
+def test_long_texts_are_translated_a_few_at_a_time(exported_onnx, monkeypatch):
+    translator, sizes, begin = Translator(exported_onnx[1]), [], Translator._start
+
+    def start(translator, sources, steps):
+        sizes.append(sum(map(len, sources)))
+        return begin(translator, sources, steps)
+
+    monkeypatch.setattr(Translator, "_start", start)
+    texts = ["sol" * 300] * 100 + ["sol"] * 300
+    found = translator.translate(texts, max_length=1, batch_size=400)
+    assert len(found) == 400 and found[100:] == ["S"] * 300
+    assert sum(sizes) == 90_900 and max(sizes) <= 2**16 and len(sizes) <= 4

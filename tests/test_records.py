@@ -9,7 +9,7 @@ import pytest
 
 from pipelines import CorpusError, OptionError, checksums
 from seq2seq.config import Config
-from seq2seq.records import Record, RunError, read_history, read_record
+from seq2seq.records import Record, RunError, finished, read_history, read_record, resumable
 
 
 def test_options_stand_in_json_and_come_back(tmp_path):
@@ -75,3 +75,36 @@ def test_the_figures_of_each_epoch_are_numbers(trained, tmp_path):
             read_history(tmp_path)
     with pytest.raises(RunError, match=r"history\.csv: .*No such file"):
         read_history(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"checksums": []},
+        {"directory": 5},
+        {"from": 5},
+        {"from": {"checksums": None}},
+        {"training": []},
+        {"options": []},
+    ],
+)
+def test_a_record_with_parts_of_another_kind_is_refused_by_name(tmp_path, content):
+    (tmp_path / "config.json").write_text(json.dumps({"options": {}, **content}))
+    with pytest.raises(OptionError, match=r"config\.json: not the configuration of a run \(TypeError: '\w+' is not a"):
+        read_record(tmp_path)
+
+
+def test_an_option_that_is_not_allowed_is_told_with_its_file(tmp_path):
+    (tmp_path / "config.json").write_text('{"options": {"units": "x"}}')
+    with pytest.raises(OptionError, match=r"config\.json: units='x': expected a whole number"):
+        read_record(tmp_path)
+
+
+def test_a_run_is_finished_if_it_has_a_model_and_nothing_to_resume(tmp_path):
+    assert not finished(tmp_path) and not resumable(tmp_path)
+    (tmp_path / "model.keras").touch()
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "1.npz").touch()  # as a process that was killed while it removed the folder leaves it
+    assert finished(tmp_path) and not resumable(tmp_path)
+    (tmp_path / "unfinished" / "config.json").touch()
+    assert resumable(tmp_path) and not finished(tmp_path)

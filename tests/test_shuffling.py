@@ -101,3 +101,12 @@ def test_columns_of_a_source_stay_columns(tsv, tmp_path, format):
         for corpus, columns in ((tmp_path / "out", (1, 2, 3)), (path, (1, 3, 2)))
     )
     assert found == right and len(found) == 30
+
+
+def test_a_manifest_without_checksums_is_refused_by_name(tsv, tmp_path):
+    shuffle_corpus(tsv("a\tb\nc\td\n"), tmp_path / "shards", shards=1)
+    path = tmp_path / "shards" / "manifest.json"
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"shards": dict.fromkeys(found["shards"], 5)}))
+    with pytest.raises(CorpusError, match=r"manifest\.json: damaged: shard-.* has no sha256"):
+        damaged_shards(tmp_path / "shards")

@@ -167,9 +167,11 @@ def test_damaged_runs_and_averages_are_refused(copied):
         with pytest.raises(RunError, match=r"history\.csv: damaged, or not the history of a run"):
             table(copied)
     (run / "history.csv").write_text(history)
-    (copied / "sweep.json").write_text("{}")
-    with pytest.raises(RunError, match=r"sweep\.json: damaged, or not of a sweep"):
-        table(copied)
+    sweep = json.loads((copied / "sweep.json").read_text())
+    for damaged in ({}, sweep | {"grid": 5}):
+        (copied / "sweep.json").write_text(json.dumps(damaged))
+        with pytest.raises(RunError, match=r"sweep\.json: damaged, or not of a sweep"):
+            table(copied)
     (copied / "sweep.json").unlink()
     record = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(record | {"averaged": {"run": "a", "epochs": [1, 2]}}))
@@ -198,6 +200,14 @@ def test_runs_that_have_held_out_other_pairs_are_refused(copied):
     (run / "config.json").write_text(json.dumps(record | {"checksums": {"pairs.tsv": "0" * 64}}))
     with pytest.raises(RunError, match="have different held-out sets; name a test corpus"):
         table(copied)
+
+
+@pytest.mark.slow
+def test_a_tokenizer_of_ones_own_may_hold_out_other_pairs_as_is_said(copied):
+    change(copied / "learning_rate=0.01,units=8" / "seed-0", source_tokenizer="mine:Letters")
+    said = []
+    table(copied, say=said.append)
+    assert any(text.startswith("The held-out sets differ if mine:Letters normalizes") for text in said)
 
 
 @pytest.mark.slow

@@ -528,3 +528,16 @@ def test_a_loss_or_metric_whose_figure_would_be_wrong_is_refused(model):
     ):
         with pytest.raises(OptionError, match=message):
             model.compile(**options)
+
+
+def test_a_metric_of_several_numbers_is_refused(model, batches):
+    class Several(keras.metrics.Metric):
+        def update_state(self, labels, logits, sample_weight=None):
+            pass
+
+        def result(self):
+            return tf.zeros([2])
+
+    model.compile(metrics=[Several(name="several")])
+    with pytest.raises(OptionError, match="metrics: the result of 'several' is not a single number"):
+        model.fit(batches, verbose=0)

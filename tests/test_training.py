@@ -16,6 +16,7 @@ import tensorflow as tf
 from conftest import epochs_seen, read_history, spy_on_steps
 
 from pipelines import CorpusError, OptionError
+from seq2seq import Seq2Seq
 from seq2seq.commands.train import progress_callback
 from seq2seq.config import Config
 from seq2seq.evaluation import evaluate
@@ -58,7 +59,7 @@ def test_a_corpus_too_small_to_hold_anything_out_is_trained_on_whole(tsv, tmp_pa
     assert "val_loss" not in (tmp_path / "run" / "history.csv").read_text()
 
 
-def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_epochs(copied):
+def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_epochs(copied, monkeypatch):
     run, _ = copied
     config = read_record(run).config
     model = (run / "model.keras").read_bytes()
@@ -72,7 +73,16 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
     with pytest.raises(CorpusError):
         train(dataclasses.replace(config, corpus="nowhere.tsv"), run, overwrite=True)
     assert (run / "model.keras").read_bytes() == model and all(path.exists() for path in pictures)
+    beside, save = [], Seq2Seq.save
+
+    def saving(model, path, **options):
+        if path.parent == run:
+            beside.extend(path.name for path in run.glob("*.json"))
+        save(model, path, **options)
+
+    monkeypatch.setattr(Seq2Seq, "save", saving)
     train(dataclasses.replace(config, epochs=1, validation_fraction=0), run, overwrite=True)
+    assert beside == ["probe.json", "survey.json"]  # what a killed process left would not be taken for the new model's
     assert (run / "model.keras").read_bytes() != model and not (run / "epochs").exists()
     assert (run / "notes.png").exists() and not any(path.exists() for path in pictures)
 
