@@ -38,7 +38,7 @@ def train(  # longer than 60 lines: its signature declares the options
     preset: Preset = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="Repeat a run, given the config.json in its folder. Other options override those in it."),
+        typer.Option(help="Repeat a run, given its folder or the config.json in it. Other options override its own."),
     ] = None,
     track: Annotated[
         list[str] | None,
