@@ -115,7 +115,7 @@ class Evaluation:
     @property
     def perplexity(self) -> float:
         """The exponential of the loss: the effective number of tokens that the model chooses between."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return math.inf if self.loss > 700 else math.exp(self.loss)
 
     def as_dict(self, worst: int = 5) -> dict:
         """A summary for JSON: everything except the texts, with scores by length and the worst texts."""
@@ -254,7 +254,7 @@ def _token_figures(model, batches):
     def measure(source, target):
         inputs, labels, weights = teacher_forcing(source, target)
         logits = model(inputs)
-        loss.update_state(token_losses(labels, logits), weights)
+        loss.update_state(*(tf.reshape(each, [-1]) for each in (token_losses(labels, logits), weights)))
         accuracy.update_state(labels, logits, weights)
 
     for batch in batches:

@@ -50,7 +50,7 @@ def draw_curves(history: Sequence[dict], path: Path | str, best: int | None = No
     """Draws loss, accuracy and, if they were measured, scores of translations, epoch by epoch.
 
     Args:
-        history: a dict for each epoch, as `csv.DictReader` reads a run's `history.csv`.
+        history: a dict for each epoch, as `read_history` of `seq2seq.records` reads it.
         path: as in `draw_lengths`.
         best: the epoch whose weights were kept.
     """

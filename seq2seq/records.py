@@ -49,7 +49,7 @@ class Record:
     def lineage(self) -> Iterator["Record"]:
         """Yields this record, that of the run from whose weights it started, and so on."""
         content: dict | None = self.content
-        while content:
+        while content is not None:
             yield Record(content)
             content = content.get("from")
 
@@ -118,15 +118,13 @@ def read_record(run: Path | str) -> Record:
             for name, kind in _KINDS.items():
                 if not isinstance(each.content.get(name, kind()), kind):
                     raise TypeError(f"{name!r} is not a {kind.__name__}")
-        names = list(record.options)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise OptionError(f"{path}: not the configuration of a run ({type(error).__name__}: {error})") from None
-    for name in names:
-        choose(f"{path}: option", name, Config.__dataclass_fields__)
-    try:
-        record.config  # noqa: B018  (checks the options)
+            for name in each.options:
+                choose("option", name, Config.__dataclass_fields__)
+            each.config  # noqa: B018  (checks the options)
     except OptionError as error:
         raise OptionError(f"{path}: {error}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise OptionError(f"{path}: not the configuration of a run ({type(error).__name__}: {error})") from None
     return record
 
 

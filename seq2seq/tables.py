@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from pipelines import CorpusError, OptionError, choose, corpus_errors, read_pairs
 from pipelines.options import one_line
-from seq2seq.config import MONITORS, Config
+from seq2seq.config import MONITORS, Config, own_classes
 from seq2seq.progress import best_epoch
 from seq2seq.records import RunError, finished, read_history, read_record
 from seq2seq.runs import load_run, trained_on
@@ -171,10 +171,11 @@ def table(
     if test is None:
         if len({_held_out(records[row.runs[0]]) for row in rows}) > 1:
             raise RunError("these runs have different held-out sets; name a test corpus (--test)")
-        firsts = [records[row.runs[0]].config for row in rows]
-        if len(named := {config.source_tokenizer for config in firsts if not config.validation}) > 1:
-            for name in sorted(name for name in named if ":" in name):
-                say(f"The held-out sets differ if {name} normalizes texts in its own way; --test makes sure")
+        configs = [records[row.runs[0]].config for row in rows]
+        hashed = [config for config in configs if config.split == "hash" and not config.validation]
+        if len({config.source_tokenizer for config in hashed}) > 1:
+            for name in sorted({name for of in hashed for name in own_classes(of) if name in of.source_tokenizer}):
+                say(f"The held-out sets differ if {name} normalizes texts in its own way; --test names a common one")
         found = {run: held_out_figures(run) for row in rows for run in row.runs}
         note, evaluations = "Held-out pairs, the kept epoch of each run.", {}
     else:

@@ -276,5 +276,5 @@ def _compile(run, say):
 
 
 def _first_sources(run):
-    pairs = training_pairs(run.config, run.model.source_tokenizer)
+    pairs = training_pairs(run.config, run.model.source_tokenizer, epoch=0)
     return [source.decode() for source, _ in pairs.take(50).as_numpy_iterator()]

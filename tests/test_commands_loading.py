@@ -36,9 +36,10 @@ def test_runs_are_told_from_what_follows_them():
 @pytest.mark.usefixtures("folders")
 def test_compare_says_what_it_expected():
     expected = "; expected RUN RUN [RUN]... [CORPUS]...\n"
-    done = seq2seq("compare", "one")
-    message = f"seq2seq: compare: only one argument, one{expected}"
-    assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", message)
+    missing = "compare: thre: No such file or folder; the built-in corpora are phrasebook, spa-eng"
+    for arguments, message in ((["one"], "compare: only one argument, one"), (["one", "two", "thre"], missing)):
+        done = seq2seq("compare", *arguments)
+        assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", f"seq2seq: {message}{expected}")
 
 
 @pytest.mark.usefixtures("folders")
@@ -55,7 +56,8 @@ def test_standard_input_is_not_read_by_a_runs_columns_and_this_is_said(capfd):
 @pytest.mark.usefixtures("folders")
 def test_corpora_of_warm_starts_count_as_trained_on():
     Path("pairs.tsv").write_text("a\tb\n")
-    record = {"options": {}, "checksums": {}, "from": {"from": {"checksums": checksums("pairs.tsv")}}}
+    first = {"options": {}, "checksums": checksums("pairs.tsv")}
+    record = {"options": {}, "checksums": {}, "from": {"options": {}, "from": first}}
     for name, known in (("one", record), ("two", {"options": {}, "checksums": {}})):
         Path(name, "config.json").write_text(json.dumps(known))
     assert _was_trained_with(Path("one"), "pairs.tsv") and not _was_trained_with(Path("two"), "pairs.tsv")

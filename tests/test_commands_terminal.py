@@ -40,7 +40,7 @@ def test_a_state_is_shown_on_a_terminal_only_and_the_next_line_replaces_it(monke
     assert said == ["done", "\r\033[K7 pairs read", "\r\033[Kdone", "60 pairs read"]
 
 
-def test_json_has_null_for_a_number_that_is_not_finite_and_six_digits_of_others():
+def test_json_has_null_for_a_number_that_is_not_finite_and_six_decimals_of_others():
     content = {"é": [float("nan"), 1 / 3, 2, True], "part": {"loss": float("inf"), "text": "a\n"}}
     line = terminal.json_line(content)
     assert line == '{"é": [null, 0.333333, 2, true], "part": {"loss": null, "text": "a\\n"}}'

@@ -241,6 +241,14 @@ def test_what_a_model_was_compiled_with_changes_none_of_its_figures(model, pairs
         assert model.metrics == metrics
 
 
+def test_every_token_counts_the_same_in_whichever_batch(model):
+    words = [letter * length for letter, length in zip("solmarzt" * 100, range(1, 801), strict=True)]
+    found = evaluate(model, pairs := [(word, word.upper()) for word in words[::25]])
+    scores = model.score(*map(list, zip(*pairs, strict=True)))
+    loss = -float(tf.reduce_sum(scores)) / sum(len(target) + 1 for _, target in pairs)
+    assert found.loss == pytest.approx(loss, rel=1e-4)
+
+
 def test_a_loss_is_finite_even_if_its_exponential_is_not(model, pairs):
     for weight in model.trainable_variables:
         weight.assign(weight * 1e4)

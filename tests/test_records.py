@@ -95,9 +95,10 @@ def test_a_record_with_parts_of_another_kind_is_refused_by_name(tmp_path, conten
 
 
 def test_an_option_that_is_not_allowed_is_told_with_its_file(tmp_path):
-    (tmp_path / "config.json").write_text('{"options": {"units": "x"}}')
-    with pytest.raises(OptionError, match=r"config\.json: units='x': expected a whole number"):
-        read_record(tmp_path)
+    for content in ({"options": {"units": "x"}}, {"options": {}, "from": {"options": {"units": "x"}}}):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(OptionError, match=r"config\.json: units='x': expected a whole number"):
+            read_record(tmp_path)
 
 
 def test_a_run_is_finished_if_it_has_a_model_and_nothing_to_resume(tmp_path):

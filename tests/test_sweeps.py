@@ -135,7 +135,7 @@ def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_adde
         ({"unit": [1, 2]}, {}, None, "option='unit': neither Config .*; did you mean 'units'?"),
         ({"layers": [1, 2]}, {"unit": 1}, None, "option='unit': neither Config .*; did you mean 'units'?"),
         ({"units": "8,x"}, {}, None, "units='x': expected a whole number, at least 1"),
-        ({"limit": [9, 20]}, {"monitor": "val_chrf"}, 2, "trials: limit changes the held-out set"),
+        ({"limit": [9, 20]}, {"monitor": "val_chrf"}, 2, "trials: limit changes the held-out set; set it for all runs"),
         ({"units": [8, 8]}, {}, None, "grid: an option has the same value twice"),
         ({"units": [8]}, {"units": 4}, None, "grid=units: is already set, for all runs"),
         ({"units": "8..16"}, {}, None, "grid=units=8..16: only a search takes ranges; add --trials"),

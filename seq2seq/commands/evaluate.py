@@ -155,9 +155,15 @@ def compare(
     """
     from seq2seq.evaluation import compare as test
 
+    expected = "expected RUN RUN [RUN]... [CORPUS]..."
     if len(runs) < 2:
-        raise OptionError(f"compare: only one argument, {runs[0]}; expected RUN RUN [RUN]... [CORPUS]...")
+        raise OptionError(f"compare: only one argument, {runs[0]}; {expected}")
     folders, corpus = split_runs("compare", runs, "CORPUS", least=2)
+    try:
+        if "-" not in corpus:
+            checksums(corpus)
+    except CorpusError as error:  # perhaps a run whose name is mistyped
+        raise OptionError(f"compare: {error}; {expected}") from None
     strategy = search_strategy(search, options, beam_width=beam_width, length_penalty=length_penalty)
     settings = {"bleu_tokenizer": bleu_tokenizer}
     evaluations, _ = _evaluations("compare", folders, corpus, strategy, imports, given, settings)

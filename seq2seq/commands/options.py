@@ -114,7 +114,7 @@ def _parameter(field, panel):
     kinds = kinds_of(field.name)
     if kinds & {int, float}:
         declared.setdefault("metavar", "<int>" if int in kinds else "<float>")  # as Typer writes them
-    # All are text here, for `read_option`. None stands for one that is not given, so that a preset decides.
+    # Others than booleans are text here, for `read_option`. None stands for what is not given: a preset decides.
     kind = list[str] if "several" in field.metadata else bool if bool in kinds else str
     flags = [field.metadata["flag"]] if "flag" in field.metadata else []
     annotation = Annotated[kind | None, typer.Option(*flags, **declared)]  # type: ignore[valid-type]  # known only here

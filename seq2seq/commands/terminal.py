@@ -51,7 +51,7 @@ def counter(what: str) -> Callable[[int], None]:
 
 
 def json_line(content: Any) -> str:
-    """JSON on one line. Numbers are rounded to six digits; one that is not finite is null."""
+    """JSON on one line. Numbers are rounded to six decimals; one that is not finite is null."""
 
     def plain(value):
         if isinstance(value, dict):

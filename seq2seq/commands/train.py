@@ -123,7 +123,8 @@ def _configure(corpus, preset, config, resume, given):
             options["corpus"] = record.find_corpus()
         if options.get("validation") and record.checksums("validation") and "validation" not in given:
             options["validation"] = record.find_corpus("validation")
-        if (start := options.get("warm_start")) and read_record(start).content != record.content.get("from"):
+        start, began_with = options.get("warm_start"), record.content.get("from")
+        if start and began_with and "warm_start" not in given and read_record(start).content != began_with:
             raise OptionError(f"{start} is not, or no longer, the run from whose weights that of {config} started")
     else:
         corpus = corpus or ["phrasebook"]

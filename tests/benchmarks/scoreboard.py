@@ -95,7 +95,9 @@ def measure(members, path, strategy):
         if not finished_as(folder, config):
             train(config, folder)
     model = load_runs([folder for folder, _ in members])
-    references = group_by_source(validation_pairs(dataclasses.replace(members[0][1], validation=path)))
+    references = group_by_source(
+        validation_pairs(dataclasses.replace(members[0][1], validation=path), model.source_tokenizer)
+    )
     texts = [text.decode() for text in model.translate(list(references), strategy).numpy()]
     accuracy = corpus_scores(texts, list(references.values()))["exact match"]
     taken = [read_record(folder).content["training"] for folder, _ in members]
