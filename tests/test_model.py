@@ -123,8 +123,9 @@ def test_a_copying_model_writes_what_it_has_only_ever_read_elsewhere(tmp_path):
     texts = decoded(model.translate(list(unseen)))
     assert sum(letter in text for letter, text in zip(unseen.values(), texts, strict=True)) >= len(unseen) - 1
     best = model.translate(list(unseen), BeamSearch(3, n_best=2), details=True)
-    assert decoded(best.texts[:, 0]) == texts and "\ufffd" not in "".join(texts)
-    np.testing.assert_allclose(model.score(list(unseen), texts), best.scores[:, 0], atol=1e-3)
+    found = decoded(best.texts[:, 0])
+    assert sum(map(str.__eq__, found, texts)) >= len(texts) - 2 and "\ufffd" not in "".join(texts + found)
+    np.testing.assert_allclose(model.score(list(unseen), found), best.scores[:, 0], atol=1e-3)
     likely, *others = model.score(["gжb"] * 4, ["gжb!", "géb!", "gжбb!", "gb!"])
     assert likely > max(others) + 5  # another unknown letter is not the same, although no vocabulary has either
     model.save(tmp_path / "model.keras")
