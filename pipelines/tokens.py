@@ -162,10 +162,16 @@ class Tokenizer(tf.Module):
             counts: a mapping of tokens, as UTF-8, to their counts.
             min_frequency: leave out rarer tokens.
             max_size: the maximum number of tokens, without the reserved ones; None for all.
+
+        Raises:
+            OptionError: if a token is not valid UTF-8, or a number is out of range.
         """
         wanted = frequent_tokens(counts, min_frequency, max_size)
         wanted.sort(key=lambda token: (-counts[token], token))
-        self._set_tokens([token.decode() for token in wanted[:max_size]])
+        try:
+            self._set_tokens([token.decode() for token in wanted[:max_size]])
+        except UnicodeDecodeError as error:
+            raise OptionError(f"{type(self).__name__}: the token {error.object!r} is not valid UTF-8") from None
 
     def extend_vocabulary(
         self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None
@@ -176,8 +182,8 @@ class Tokenizer(tf.Module):
             counts, min_frequency, max_size: as in `take_vocabulary`; `max_size` counts all tokens.
         """
         known = list(self.tokens)
-        own = set(known)
-        self.take_vocabulary({token: n for token, n in counts.items() if token.decode() not in own}, min_frequency)
+        own = {token.encode() for token in known}
+        self.take_vocabulary({token: n for token, n in counts.items() if token not in own}, min_frequency)
         self._set_tokens((known + list(self.tokens))[: max(len(known), max_size or sys.maxsize)])
 
     def add_unknown_token(self) -> None:

@@ -99,7 +99,7 @@ def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2
         label_smoothing=config.label_smoothing,
         teacher_forcing=keras.optimizers.schedules.PolynomialDecay(first, steps, *last) if last else first,
         dtype="float32" if config.precision == "float32" else f"mixed_{config.precision}",
-        **{name: options[name] for name in (accepted(encoder) | accepted(decoder)) & set(options)},
+        **{name: options[name] for name in options if name in accepted(encoder) | accepted(decoder)},
     )
 
 

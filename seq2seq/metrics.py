@@ -136,7 +136,8 @@ def of_tokens(metric: str | Callable | keras.metrics.Metric) -> keras.metrics.Me
     _refuse_probabilities("metrics", metric, found)
     if not isinstance(found, keras.metrics.Metric):
         found = keras.metrics.MeanMetricWrapper(found, name=metric if isinstance(metric, str) else found.__name__)
-    return OfTokens(found) if type(found).__module__.startswith("keras.") else found
+    updates = next(kind for kind in type(found).__mro__ if "update_state" in vars(kind))
+    return OfTokens(found) if updates.__module__.startswith("keras.") else found
 
 
 def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:

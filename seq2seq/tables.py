@@ -232,11 +232,13 @@ def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held
     """The options that a figure depends on by definition: runs with other values must not be compared by it."""
     name = measure.removeprefix("val_")
     names: tuple[str, ...] = TOKEN_OPTIONS if name in TOKEN_FIGURES else ()
-    if name == "loss" and held_out:  # which is computed by a custom loss, with its options, or with label smoothing
-        names += "loss", "label_smoothing"
+    if name == "loss" and held_out:  # which is computed by a custom loss or model, with its options, or with smoothing
+        names += "loss", "model", "label_smoothing"
     for of in options:
         own = [custom for custom in of if custom not in vars(Config())]
-        if (of.get("loss") and "loss" in names) or (names and ":" in str(of.get("target_tokenizer"))):
+        if ((of.get("loss") or of.get("model")) and "loss" in names) or (
+            names and ":" in str(of.get("target_tokenizer"))
+        ):
             names += tuple(custom for custom in own if custom not in names)
     return names
 

@@ -81,8 +81,9 @@ def train(
             for.
         overwrite: whether an existing run may be replaced; it is not changed until the first epoch has ended.
         resume: whether there must be an unfinished training to resume.
-        callbacks: more Keras callbacks. Before training, the attribute `held_out` of each that has one is set to up to
-            three (source, target) pairs of the validation side.
+        callbacks: more Keras callbacks. One that sets `stop_training` ends the training; the run folder has the model
+            that `config.monitor` chooses, whatever weights a callback may restore. Before training, the attribute
+            `held_out` of each that has one is set to up to three (source, target) pairs of the validation side.
         progress: a function to call now and then with the number of pairs read, while the corpus is surveyed.
         report: a function to call after that with the `Report` of what was read and left out; with another one of
             `config.validation`, if that is given.
@@ -257,6 +258,9 @@ def _fit(run, callbacks, say, track):
                 )
             except tf.errors.ResourceExhaustedError as error:
                 raise MemoryError(watch.out_of_memory()) from error
+            if model.stop_training and not save.ended:
+                say(f"A callback has stopped the training in epoch {len(run.history)}")
+                break
 
 
 def _compile(run, say):

@@ -539,3 +539,12 @@ def test_a_vocabulary_of_an_impossible_size_is_refused(kind, options):
     (name,) = options
     with pytest.raises(OptionError, match=f"{name}=.*: expected a whole number, at least 1"):
         kind().adapt(["a b", "b c"], **options)
+
+
+def test_a_token_that_is_no_text_is_refused_by_name():
+    class Bytes(Tokenizer):
+        def split(self, texts):
+            return tf.strings.bytes_split(texts)
+
+    with pytest.raises(OptionError, match=r"^Bytes: the token b.*xa9.* is not valid UTF-8"):
+        Bytes().adapt(["é"])

@@ -541,3 +541,14 @@ def test_a_metric_of_several_numbers_is_refused(model, batches):
     model.compile(metrics=[Several(name="several")])
     with pytest.raises(OptionError, match="metrics: the result of 'several' is not a single number"):
         model.fit(batches, verbose=0)
+
+
+def test_padding_does_not_count_in_a_subclass_of_a_metric_of_keras(model, pairs):
+    class Top(keras.metrics.SparseTopKCategoricalAccuracy):
+        pass
+
+    model.compile(metrics=[Top(name="top")])
+    tokenizers = model.source_tokenizer, model.target_tokenizer
+    sizes = [batch_pairs(pairs, *tokenizers, batch_size=size, shuffle=False) for size in (1, 5, 12)]
+    one, *others = (model.evaluate(batches, verbose=0, return_dict=True)["top"] for batches in sizes)
+    assert others == pytest.approx([one, one], rel=1e-5)

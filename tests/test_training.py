@@ -213,3 +213,12 @@ def test_a_token_budget_and_one_hot_rows_train_too_and_a_copying_model_without_c
     losses = [float(row["loss"]) for row in read_history(tmp_path / "run")]
     assert losses[1] < losses[0] and np.isfinite(model.score(["a"], ["b"])).all()
     assert 2 * 2 <= int(live.model.optimizer.iterations) <= 2 * 3  # 3 tokens a pair, about 20 pairs, batches of 30
+
+
+def test_a_callback_may_end_a_training(config, tmp_path):
+    said = []
+    stop = keras.callbacks.EarlyStopping(monitor="val_loss", patience=1, mode="max")  # the loss falls
+    train(dataclasses.replace(config, epochs=6), tmp_path / "run", callbacks=[stop], say=said.append)
+    assert len(read_history(tmp_path / "run")) == 2 and said == ["A callback has stopped the training in epoch 2"]
+    assert read_record(tmp_path / "run").content["training"]["epochs"] == 2
+    assert not (tmp_path / "run" / "unfinished").exists()
