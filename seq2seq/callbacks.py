@@ -205,7 +205,6 @@ class SaveRun(keras.callbacks.Callback):
         self.chief = is_chief(run.strategy)  # the only process that writes
         self.signal: list[int] = []  # the number of a received signal
         self.saved = time.monotonic()
-        self.ended = False  # whether this has ended the last call of `fit`, and not a callback of the user
 
     def on_train_begin(self, logs: Any = None) -> None:
         if not self.run.history and not self.run.step:
@@ -237,7 +236,7 @@ class SaveRun(keras.callbacks.Callback):
         run.history.append({"epoch": epoch + 1, **logs, "learning_rate": rate})
         run.step = 0
         # After the rest of an epoch that was started before resuming, `fit` is called again, for whole epochs.
-        self.ended = self.model.stop_training = run.stopped() or self.params["steps"] < run.steps
+        self.model.stop_training = run.stopped() or self.params["steps"] < run.steps
         if not run.measures(epoch + 1):
             return
         best = run.kept()

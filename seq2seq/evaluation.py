@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 from rapidfuzz.distance import Levenshtein
@@ -34,7 +33,7 @@ from pipelines import (
 from pipelines.lines import as_line
 from pipelines.options import one_line
 from seq2seq.decoding import LONGEST_SOURCE
-from seq2seq.metrics import of_tokens, token_losses
+from seq2seq.metrics import MeanTokenLoss, of_tokens
 from seq2seq.model import Seq2Seq, teacher_forcing
 from seq2seq.strategies import Strategy
 from seq2seq.translation import MANY_TEXTS
@@ -248,18 +247,18 @@ def _translate(model, sources, strategy, progress, lengths):
 
 def _token_figures(model, batches):
     """Crossentropy and accuracy of all tokens, with metrics that do not depend on how the model is compiled."""
-    loss, accuracy = keras.metrics.Mean(), of_tokens("accuracy")
+    metrics = MeanTokenLoss(), of_tokens("accuracy")
 
     @functools.partial(tf.function, input_signature=batches.element_spec, autograph=False)
     def measure(source, target):
         inputs, labels, weights = teacher_forcing(source, target)
         logits = model(inputs)
-        loss.update_state(*(tf.reshape(each, [-1]) for each in (token_losses(labels, logits), weights)))
-        accuracy.update_state(labels, logits, weights)
+        for metric in metrics:
+            metric.update_state(labels, logits, weights)
 
     for batch in batches:
         measure(*batch)
-    return float(loss.result()), float(accuracy.result())
+    return [float(metric.result()) for metric in metrics]
 
 
 def corpus_scores(

@@ -74,19 +74,20 @@ class TokenCrossentropy(keras.losses.Loss):
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
 
 
-@keras.saving.register_keras_serializable("seq2seq")
-class Perplexity(keras.metrics.Mean):
-    """The exponential of the crossentropy per token: the effective number of tokens that the model chooses between.
-
-    Exact over an epoch: every token counts the same.
-    """
-
-    def __init__(self, name: str = "perplexity", **kwargs: Any) -> None:
-        super().__init__(name=name, **kwargs)
+class MeanTokenLoss(keras.metrics.Mean):
+    """The crossentropy per token in nats. Exact over an epoch: every token counts the same."""
 
     def update_state(self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
         nats = token_losses(labels, logits)  # TensorFlow computes it once for this and for the loss
         super().update_state(_flat(nats), _flat(sample_weight))
+
+
+@keras.saving.register_keras_serializable("seq2seq")
+class Perplexity(MeanTokenLoss):
+    """The exponential of the crossentropy per token: the effective number of tokens that the model chooses between."""
+
+    def __init__(self, name: str = "perplexity", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
 
     def result(self) -> tf.Tensor:
         return tf.exp(super().result())
@@ -136,6 +137,7 @@ def of_tokens(metric: str | Callable | keras.metrics.Metric) -> keras.metrics.Me
     _refuse_probabilities("metrics", metric, found)
     if not isinstance(found, keras.metrics.Metric):
         found = keras.metrics.MeanMetricWrapper(found, name=metric if isinstance(metric, str) else found.__name__)
+    # Of the class or, if it has none of its own, of the class that it is derived from.
     updates = next(kind for kind in type(found).__mro__ if "update_state" in vars(kind))
     return OfTokens(found) if updates.__module__.startswith("keras.") else found
 

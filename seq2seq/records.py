@@ -48,10 +48,9 @@ class Record:
 
     def lineage(self) -> Iterator["Record"]:
         """Yields this record, that of the run from whose weights it started, and so on."""
-        content: dict | None = self.content
-        while content is not None:
-            yield Record(content)
-            content = content.get("from")
+        yield self
+        if "from" in self.content:
+            yield from Record(self.content["from"]).lineage()
 
     @property
     def may_have_learned(self) -> bool:

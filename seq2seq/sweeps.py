@@ -186,8 +186,9 @@ class _Runs:
 def _start(runs, settings, values, trials):
     """Checks all settings and that the folder is of this sweep, and writes `sweep.json`."""
     configs = [runs.config(setting, 0) for setting in settings]
-    if trials and (name := next(filter(values.get, options_of_held_out(configs[0])), None)):
-        raise OptionError(f"trials: {name} changes the held-out set; set it for all runs, not in the grid")
+    for name in ("validation", *options_of_held_out(configs[0])) if trials else ():
+        if name in values:
+            raise OptionError(f"trials: {name} changes the held-out set; set it for all runs, not in the grid")
     record = _record(configs[0], runs, values, trials)
     _refuse_another(runs.out, record)
     # In another process, or this one would occupy a GPU.

@@ -175,7 +175,7 @@ def table(
         hashed = [config for config in configs if config.split == "hash" and not config.validation]
         if len({config.source_tokenizer for config in hashed}) > 1:
             for name in sorted({name for of in hashed for name in own_classes(of) if name in of.source_tokenizer}):
-                say(f"The held-out sets differ if {name} normalizes texts in its own way; --test names a common one")
+                say(f"The held-out sets differ if {name} normalizes texts in its own way; --test CORPUS avoids that")
         found = {run: held_out_figures(run) for row in rows for run in row.runs}
         note, evaluations = "Held-out pairs, the kept epoch of each run.", {}
     else:
@@ -236,9 +236,8 @@ def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held
         names += "loss", "model", "label_smoothing"
     for of in options:
         own = [custom for custom in of if custom not in vars(Config())]
-        if ((of.get("loss") or of.get("model")) and "loss" in names) or (
-            names and ":" in str(of.get("target_tokenizer"))
-        ):
+        own_loss, own_tokens = of.get("loss") or of.get("model"), ":" in str(of.get("target_tokenizer"))
+        if (own_loss and "loss" in names) or (own_tokens and names):
             names += tuple(custom for custom in own if custom not in names)
     return names
 
@@ -323,7 +322,7 @@ def _options(record):
 
 def options_of_held_out(config: Config) -> list[str]:
     """The options that determine which pairs of its corpora a run holds out. Custom tokenizers may do that too."""
-    names = ["validation", "columns", "reverse", "on_bad_line"]
+    names = ["columns", "reverse", "on_bad_line"]
     if not config.validation:
         names += ["limit", "max_length", "max_ratio", "drop_duplicates", "split", "validation_fraction"]
         names += ["normal_form", "lowercase"] if config.split == "hash" else []
@@ -334,7 +333,7 @@ def _held_out(record):
     """The values on which the held-out pairs of a run depend."""
     config = record.config
     digests = record.checksums("validation" if config.validation else "corpus")
-    return *digests, *(getattr(config, name) for name in options_of_held_out(config) if name != "validation")
+    return *digests, *(getattr(config, name) for name in options_of_held_out(config))
 
 
 def _incomparable(rows, records, measures, held_out, say):

@@ -63,8 +63,8 @@ class Trainer(keras.Model):
         `jit_compile`.
 
         A custom loss or metric is given ids `[B, T]` as labels, logits `[B, T, V]` and weights `[B, T]`, 0 for padding.
-        `metrics` are weighted as `weighted_metrics` are, so that padding does not count. Functions and metrics of Keras
-        see one token after another: labels `[N]`, logits `[N, V]`.
+        `metrics` are weighted as `weighted_metrics` are, so that padding does not count. Functions, Keras's metrics and
+        those that inherit `update_state` from them see one token after another: labels `[N]`, logits `[N, V]`.
 
         Raises:
             OptionError: for a loss that cannot be computed, counts padding or takes probabilities; for a metric that

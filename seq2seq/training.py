@@ -258,7 +258,7 @@ def _fit(run, callbacks, say, track):
                 )
             except tf.errors.ResourceExhaustedError as error:
                 raise MemoryError(watch.out_of_memory()) from error
-            if model.stop_training and not save.ended:
+            if model.stop_training and not step and not run.stopped():  # after the rest of an epoch, `SaveRun` stops it
                 say(f"A callback has stopped the training in epoch {len(run.history)}")
                 break
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipelines import CorpusError, OptionError, checksums
+from pipelines.formats import find_shards
 from pipelines.lines import as_line
 from seq2seq.commands.loading import load_model, oddities, reading_as_trained, split_runs
 from seq2seq.commands.options import (
@@ -160,8 +161,8 @@ def compare(
         raise OptionError(f"compare: only one argument, {runs[0]}; {expected}")
     folders, corpus = split_runs("compare", runs, "CORPUS", least=2)
     try:
-        if "-" not in corpus:
-            checksums(corpus)
+        for name in corpus:
+            find_shards(name)
     except CorpusError as error:  # perhaps a run whose name is mistyped
         raise OptionError(f"compare: {error}; {expected}") from None
     strategy = search_strategy(search, options, beam_width=beam_width, length_penalty=length_penalty)
