@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines.corpora import WITHOUT_AUTOTUNE
+from pipelines.formats import holds_pairs
 from pipelines.options import OptionError, check_number, choose
 from pipelines.tokens import Tokenizer, target_ids
 
@@ -59,6 +60,8 @@ def batch_pairs(
     """
     if not isinstance(pairs, tf.data.Dataset):
         raise OptionError(f"pairs: expected a tf.data.Dataset, not a {type(pairs).__name__}; read_pairs makes one")
+    if not holds_pairs(pairs):
+        raise OptionError(f"pairs: a dataset of {pairs.element_spec}; expected (source, target) scalar strings")
     choose("encoding", encoding, ("one_hot", "ids"))
     check_number("batch_size", batch_size, least=1)
     check_number("batch_tokens", batch_tokens, least=1, optional=True)

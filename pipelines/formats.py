@@ -75,10 +75,8 @@ def _parallel_shard(paths):
 
 def _memory_shard(corpus):
     if hasattr(corpus, "element_spec"):
-        spec = corpus.element_spec
-        sides: tuple[Any, ...] = spec if isinstance(spec, tuple) and len(spec) == 2 else (None,)
-        if not all(hasattr(side, "dtype") and side.dtype == "string" and not side.shape.rank for side in sides):
-            raise CorpusError(f"corpus: a dataset of {spec}; expected one of (source, target) scalar strings")
+        if not holds_pairs(corpus):
+            raise CorpusError(f"corpus: a dataset of {corpus.element_spec}; expected (source, target) scalar strings")
         return Shard("dataset", functools.partial(_dataset_rows, corpus), "pair")
     if is_list_of_pairs(corpus):
         return Shard("list", functools.partial(_list_rows, corpus), "pair")
@@ -86,6 +84,13 @@ def _memory_shard(corpus):
         f"corpus: {type(corpus).__name__} cannot be read; expected a path, the name of a corpus, a list of (source, "
         "target) texts, as list(zip(sources, targets)) makes, or a tf.data.Dataset of them, as its from_generator does"
     )
+
+
+def holds_pairs(dataset: Any) -> bool:
+    """Whether the elements of a `tf.data.Dataset` are (source, target) scalar strings."""
+    spec = dataset.element_spec
+    sides: tuple[Any, ...] = spec if isinstance(spec, tuple) and len(spec) == 2 else (None,)
+    return all(hasattr(side, "dtype") and side.dtype == "string" and not side.shape.rank for side in sides)
 
 
 def is_list_of_pairs(corpus: Any) -> bool:

@@ -132,7 +132,7 @@ def construct(
         raise
     except (TypeError, ValueError) as error:
         said = ", ".join(f"{option}={value!r}" for option, value in own.items())
-        given = f"{len(arguments)} arguments and " * bool(arguments) + ", ".join([*always, said or "no options"])
+        given = ", ".join([*(type(argument).__name__ for argument in arguments), *always, said or "no options"])
         raise OptionError(f"{name}: cannot be constructed with {given}: {error}") from error
     for option, value in own.items():
         if saved and option not in found:

@@ -1,4 +1,5 @@
-"""The target of a graph: a CPU, a GPU, XLA or a converter to another format; and compilation by XLA."""
+"""The target of a graph: a CPU, a GPU, XLA or a converter to another format; parallel parts of a batch; compilation by
+XLA."""
 
 import contextlib
 import contextvars
@@ -7,6 +8,7 @@ import os
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.framework import config as determinism  # no public function says whether it is on
@@ -61,6 +63,42 @@ def is_deterministic() -> bool:
 def threads() -> int:
     """How many operations can run in parallel, at most 16."""
     return min(16, tf.config.threading.get_inter_op_parallelism_threads() or len(os.sched_getaffinity(0)))
+
+
+def parts_of_batch() -> int:
+    """The number of parts of a batch that are computed in parallel, each by its own core or cores.
+
+    If the program has set threads (`tf.config.threading`), it is the number of inter-op threads divided by the number
+    of intra-op threads: the operations of a recurrent step are too small to be divided further. The command line sets
+    them for 2 parts (1 on a single core, 3 on three cores). Otherwise, and on a GPU or under XLA, it is 1.
+    """
+    if is_compiling() or on_gpu():
+        return 1
+    threads = tf.config.threading.get_inter_op_parallelism_threads()
+    each = tf.config.threading.get_intra_op_parallelism_threads()
+    return max(1, threads // each) if each else 1
+
+
+def side_by_side(
+    run: Callable, parts: int, *tensors: tf.Tensor, join: Callable = lambda *parts: tf.concat(parts, axis=0)
+) -> Any:
+    """Calls a function with parts of the rows of tensors, and joins its results, nests of tensors. `join` makes one
+    tensor of those of all parts; by default it concatenates them."""
+    if parts == 1:
+        return run(*tensors)
+    rows = tf.shape(tensors[0])[0]
+    missing = tf.maximum(parts - rows, 0)  # as not every layer takes an empty batch
+    padded = [tf.concat([tensor, tf.repeat(_first_row(tensor), missing, axis=0)], axis=0) for tensor in tensors]
+    sizes = [(rows + missing) // parts] * (parts - 1)
+    sizes.append(rows + missing - sum(sizes))
+    done = [run(*part) for part in zip(*(tf.split(tensor, sizes) for tensor in padded), strict=True)]
+    return tf.nest.map_structure(lambda *parts: join(*parts)[:rows], *done)
+
+
+def _first_row(tensor):
+    """The first row `[1, ...]`, or zeros if there is none."""
+    nothing = tf.zeros(tf.concat([[1], tf.shape(tensor)[1:]], axis=0), tensor.dtype)
+    return tf.concat([tensor[:1], nothing], axis=0)[:1]
 
 
 def compiled_by_xla(

@@ -14,7 +14,7 @@ import tensorflow as tf
 import pipelines.tokenizers  # noqa: F401 (Keras loads only classes that are imported)
 from pipelines import OptionError, accepted, check_number, choose, construct
 from pipelines.tokens import END, PADDING, Tokenizer, one_hot
-from seq2seq.compilation import on_gpu
+from seq2seq.compilation import on_gpu, parts_of_batch, side_by_side
 from seq2seq.contract import check_contract, check_savable, encode, start, take_tokenizers
 from seq2seq.decoding import (
     STEPS_UNASKED,
@@ -29,7 +29,6 @@ from seq2seq.decoding import (
 from seq2seq.distribution import rows_of_replica
 from seq2seq.layers import Decoder, Encoder, row_lengths, token_ids
 from seq2seq.metrics import token_losses
-from seq2seq.recurrence import parts_of_batch, side_by_side
 from seq2seq.strategies import Strategy
 from seq2seq.trainer import Trainer, checked_batch
 from seq2seq.translation import Translator

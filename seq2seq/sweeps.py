@@ -162,7 +162,7 @@ class _Runs:
                 if not finished_as(folder, config):
                     todo[folder] = config, folder, self.imports
         if already := len(settings) * self.seeds - len(todo):
-            say(f"{already} runs are already finished")
+            say(f"Runs that are already finished: {already}")
         started: dict[Path, float] = {}
         waiting = set(todo)
 

@@ -15,7 +15,7 @@ from pipelines.options import one_line
 from pipelines.tokens import PADDING, START, UNKNOWN, Texts, prefix_ids, spelled, target_ids
 from seq2seq.attention import Encoded
 from seq2seq.checkpoints import whole_folder
-from seq2seq.compilation import on_gpu, padded, threads
+from seq2seq.compilation import on_gpu, padded, parts_of_batch, side_by_side, threads
 from seq2seq.contract import check_strategy, encode, has_attention, start
 from seq2seq.decoding import LIMITED, LONGEST_SOURCE, NEVER, STOPPED
 from seq2seq.exporting import export
@@ -23,7 +23,6 @@ from seq2seq.layers import row_lengths
 from seq2seq.litert_exporting import export_litert
 from seq2seq.onnx_exporting import export_onnx
 from seq2seq.records import RunError
-from seq2seq.recurrence import parts_of_batch, side_by_side
 from seq2seq.strategies import STRATEGIES, BeamSearch, Greedy, Strategy
 from seq2seq.texts import as_strings, as_targets, bytes_or_tokens, in_batches
 from seq2seq.trainer import refuse_texts, without_end_warning

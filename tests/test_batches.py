@@ -54,6 +54,13 @@ def test_a_list_of_pairs_is_refused_with_a_hint(tokenizers):
         batch_pairs(zip(["sol"], ["SOL"], strict=True), *tokenizers)
 
 
+def test_datasets_of_anything_but_pairs_of_strings_are_refused(pairs, tokenizers):
+    weighted = pairs.map(lambda source, target: (source, target, 1.0))
+    for wrong in (pairs.batch(2), weighted, pairs.map(lambda source, target: (target, 1))):
+        with pytest.raises(OptionError, match=r"pairs: a dataset of .*; expected .source, target. scalar strings"):
+            batch_pairs(wrong, *tokenizers)
+
+
 def test_the_order_is_new_each_epoch_and_the_same_for_a_seed(tokenizers):
     def two_epochs(seed):
         batches = batch_pairs(in_memory(LINES[:12]), *tokenizers, batch_size=3, encoding="ids", seed=seed)

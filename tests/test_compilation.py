@@ -1,7 +1,10 @@
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from seq2seq.compilation import compiled_by_xla, is_compiling, rounded_up, xla_works
+from seq2seq import BeamSearch, Seq2Seq
+from seq2seq.compilation import compiled_by_xla, is_compiling, rounded_up, side_by_side, xla_works
 
 
 def test_where_xla_does_not_work_it_is_said_once_and_done_without():
@@ -26,3 +29,34 @@ def test_a_compiled_function_knows_that_it_is_and_another_is_said_and_refused():
 )
 def test_sizes_are_rounded_up_to_few(size, least, expected):
     assert rounded_up(tf.constant(size), least) == rounded_up(tf.constant(size), tf.constant(least)) == expected
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 5, 7])
+def test_parts_side_by_side_are_the_whole(rows):
+    numbers = tf.range(rows)[:, None]
+    seen = []
+
+    def run(one, other):
+        seen.append(one.shape[0])
+        return one + other, [one * 10]
+
+    total, [tens] = side_by_side(run, 3, numbers, numbers)
+    np.testing.assert_array_equal(total, 2 * numbers)
+    np.testing.assert_array_equal(tens, 10 * numbers)
+    assert len(seen) == 3 and min(seen) >= 1 and max(seen) - min(seen) <= 2
+
+
+def test_a_model_in_parts_learns_the_same(tokenizers, batches, monkeypatch):
+    weights, texts, batch = [], [], next(iter(batches))
+    for parts in (1, 2):
+        monkeypatch.setattr("seq2seq.model.parts_of_batch", lambda parts=parts: parts)
+        keras.utils.set_random_seed(0)
+        model = Seq2Seq(*tokenizers, units=8, attention="dot", bidirectional=True)
+        model.compile(keras.optimizers.SGD(0.1))
+        model.train_step(batch)
+        weights.append([np.array(weight) for weight in model.trainable_weights])
+        texts.append(model.translate(["sol", "mar", "nube"] * 30, BeamSearch(2), max_length=9, details=True))
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    np.testing.assert_array_equal(texts[0].texts, texts[1].texts)
+    np.testing.assert_allclose(texts[0].scores, texts[1].scores, atol=1e-5)

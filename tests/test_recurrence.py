@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from pipelines import OptionError
 from seq2seq.compilation import compiling
-from seq2seq.recurrence import Recurrent, Rows, side_by_side
+from seq2seq.recurrence import Recurrent, Rows
 
 LENGTHS = tf.constant([5, 1, 3])
 
@@ -115,37 +115,3 @@ def test_what_stands_after_a_row_has_no_say_in_it(layer):
 def test_an_unknown_cell_is_refused():
     with pytest.raises(OptionError, match="did you mean 'gru'"):
         Recurrent("grü", 4, 6)
-
-
-@pytest.mark.parametrize("rows", [0, 1, 2, 5, 7])
-def test_parts_side_by_side_are_the_whole(rows):
-    numbers = tf.range(rows)[:, None]
-    seen = []
-
-    def run(one, other):
-        seen.append(one.shape[0])
-        return one + other, [one * 10]
-
-    total, [tens] = side_by_side(run, 3, numbers, numbers)
-    np.testing.assert_array_equal(total, 2 * numbers)
-    np.testing.assert_array_equal(tens, 10 * numbers)
-    assert len(seen) == 3 and min(seen) >= 1 and max(seen) - min(seen) <= 2
-
-
-def test_a_model_in_parts_learns_the_same(tokenizers, batches, monkeypatch):
-    import seq2seq.model
-    from seq2seq import BeamSearch, Seq2Seq
-
-    weights, texts, batch = [], [], next(iter(batches))
-    for parts in (1, 2):
-        monkeypatch.setattr(seq2seq.model, "parts_of_batch", lambda parts=parts: parts)
-        keras.utils.set_random_seed(0)
-        model = Seq2Seq(*tokenizers, units=8, attention="dot", bidirectional=True)
-        model.compile(keras.optimizers.SGD(0.1))
-        model.train_step(batch)
-        weights.append([np.array(weight) for weight in model.trainable_weights])
-        texts.append(model.translate(["sol", "mar", "nube"] * 30, BeamSearch(2), max_length=9, details=True))
-    for one, other in zip(*weights, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
-    np.testing.assert_array_equal(texts[0].texts, texts[1].texts)
-    np.testing.assert_allclose(texts[0].scores, texts[1].scores, atol=1e-5)

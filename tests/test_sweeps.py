@@ -120,7 +120,7 @@ def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_adde
     assert done.stdout.decode().splitlines()[1].startswith("learning_rate=0.01      1  ")
     kept = (home / "failing" / "learning_rate=0.01" / "seed-0" / "model.keras").stat().st_mtime_ns
     done = seq2seq(*arguments, "learning_rate=1e38,0.01,0.02", cwd=home)
-    assert done.returncode == 1 and b"1 runs are already finished" in done.stderr
+    assert done.returncode == 1 and b"Runs that are already finished: 1\n" in done.stderr
     assert (home / "failing" / "learning_rate=0.01" / "seed-0" / "model.keras").stat().st_mtime_ns == kept
     assert [line.split()[0] for line in done.stdout.decode().splitlines()[1:3]] == [
         "learning_rate=0.01",
