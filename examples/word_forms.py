@@ -13,7 +13,7 @@ from pathlib import Path
 from seq2seq import Config, train
 
 CASES = {"NOM": "", "ACC": "(y)I", "DAT": "(y)A", "LOC": "DA", "ABL": "DAn"}
-REAL = ["kedi", "kapı", "okul", "gözlük", "masa", "köpek", "kuş", "deniz", "balık", "ev", "çanta", "telefon"]
+REAL = ["kedi", "kapı", "okul", "göz", "masa", "kalem", "kuş", "deniz", "araba", "ev", "çanta", "telefon"]
 
 
 def attach(stem, ending):

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -67,8 +68,8 @@ def shuffle_corpus(
         raise CorpusError(f"{folder} is the current directory, which cannot be replaced; choose another folder")
     reader = open_corpora(corpus, **options)
     rng = random.Random(seed)
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    # Another process may be making the same folder, so each has a name of its own. The second to end fails.
+    aside = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
     aside.mkdir(parents=True)
     try:
         lengths = collections.Counter[int](), collections.Counter[int]()
@@ -77,6 +78,8 @@ def shuffle_corpus(
         for count, pair in enumerate(reader.pairs(seed, report or Report()), start=1):
             for counter, text in zip(lengths, pair, strict=True):
                 counter[len(text.decode())] += 1
+            if format == "gzip":
+                _refuse_separators(_columns(*pair, len(reader.sources)))
             buckets[rng.randrange(_BUCKETS)].add(pair)
             if progress and count % 4096 == 0:
                 progress(count)
@@ -131,7 +134,20 @@ def _shuffled(buckets, rng, sources):
         pairs = bucket.empty()
         rng.shuffle(pairs)
         for source, target in pairs:
-            yield [*source.split(b"\t", sources - 1), target]
+            yield _columns(source, target, sources)
+
+
+def _columns(source, target, sources):
+    return [*source.split(b"\t", sources - 1), target]
+
+
+def _refuse_separators(columns):
+    for text in columns:
+        if b"\t" in text or b"\n" in text or b"\r" in text:
+            raise CorpusError(
+                f"{text.decode()!r} has a tab or a line break, which tab-separated text cannot have; "
+                "write the shards as tfrecord"
+            )
 
 
 def _write_shards(rows, count, folder, shards, format):
@@ -150,12 +166,6 @@ def _write_gzip(path, rows):
     # Without a name and a time in the header, the same pairs make the same file.
     with path.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
         for number, row in enumerate(rows):
-            for text in row:
-                if any(mark in text for mark in (b"\t", b"\n", b"\r")):
-                    raise CorpusError(
-                        f"{text.decode()!r} has a tab or a line break, which tab-separated text cannot have; "
-                        "write the shards as tfrecord"
-                    )
             if number == 0 and row[0].startswith(b"\xef\xbb\xbf"):
                 file.write(b"\xef\xbb\xbf")  # a reader removes one
             file.write(b"\t".join(row) + b"\n")
@@ -164,12 +174,15 @@ def _write_gzip(path, rows):
 def _write_tfrecord(path, rows):
     import tensorflow as tf
 
-    with tf.io.TFRecordWriter(str(path)) as file:
-        for row in rows:
-            names = ("source", "target") if len(row) == 2 else map(str, range(1, len(row) + 1))
-            texts = {name: tf.train.BytesList(value=[text]) for name, text in zip(names, row, strict=True)}
-            features = {name: tf.train.Feature(bytes_list=text) for name, text in texts.items()}
-            file.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    try:
+        with tf.io.TFRecordWriter(str(path)) as file:
+            for row in rows:
+                names = ("source", "target") if len(row) == 2 else map(str, range(1, len(row) + 1))
+                texts = {name: tf.train.BytesList(value=[text]) for name, text in zip(names, row, strict=True)}
+                features = {name: tf.train.Feature(bytes_list=text) for name, text in texts.items()}
+                file.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    except tf.errors.OpError as error:
+        raise OSError(error.message) from None
 
 
 _FORMATS = {"gzip": ("tsv.gz", _write_gzip), "tfrecord": ("tfrecord", _write_tfrecord)}

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import socket
 import zipfile
@@ -41,8 +42,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists():
         raise RunError(f"{folder} already exists; choose another folder")
-    aside = folder.with_name(f"aside-{folder.name}")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+    # Another process may be making the same folder, so each has a name of its own. The second to end fails.
+    aside = folder.with_name(f"aside-{secrets.token_hex(4)}-{folder.name}")
     try:
         yield aside
         os.replace(aside, folder)

@@ -59,11 +59,11 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = (), search: Strategy | N
         strategies = {"greedy": Greedy(), "beam": BeamSearch(width, n_best=width), **more}
         found = model.translate([text], strategies[kind], details=True)
         best = found.texts.numpy()[0, 0].decode()
-        return best, _table(found), (text, best)
+        return best, _table(found), (text, best, found.ids.numpy()[:1, 0])
 
-    def draw(pair):
-        small = pair and max(map(len, pair)) <= _LONGEST_PICTURE
-        return _picture(model, *pair) if model.has_attention and small else ""
+    def draw(known):
+        small = known and max(map(len, known[:2])) <= _LONGEST_PICTURE
+        return _picture(model, *known) if model.has_attention and small else ""
 
     for kind in kinds:  # the first call of each strategy takes seconds, for tracing
         draw(translate(kind, min(5, widest), *["."] * len(names))[-1])
@@ -84,13 +84,13 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = (), search: Strategy | N
                 translation = gr.Textbox(label="Translation", lines=3, interactive=False)
                 hypotheses = gr.HTML(apply_default_css=False, padding=True)
         picture = gr.HTML(apply_default_css=False, padding=True, elem_classes="attention", visible=model.has_attention)
-        pair = gr.State()  # to draw
+        known = gr.State()  # what to draw: a text, its translation, and the ids of that
         # While one text is translated, only the last text typed waits. A picture takes longer, so it is drawn
         # separately, and translations do not wait for it.
         typing: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
         changes = [*(text.change for text in texts), chosen.change, width.change]
-        typed = gr.on(changes, translate, [chosen, width, *texts], [translation, hypotheses, pair], **typing)
-        typed.then(draw, pair, picture, **typing)
+        typed = gr.on(changes, translate, [chosen, width, *texts], [translation, hypotheses, known], **typing)
+        typed.then(draw, known, picture, **typing)
         chosen.change(lambda kind: gr.Slider(visible=kind == "beam"), chosen, width, **typing)
     return page
 
@@ -106,9 +106,9 @@ def _table(found):
     return f'<table class="hypotheses">{head}{"".join(cells)}</table>'
 
 
-def _picture(model, text, translation):
-    """The attention of a translation, drawn as SVG in HTML."""
-    (alignment,) = model.attention([text], [translation])
+def _picture(model, text, translation, ids):
+    """The attention of a translation, of which the ids `[1, T]` are known, drawn as SVG in HTML."""
+    (alignment,) = model.attention([text], ids)
     svg = base64.b64encode(attention_svg(alignment).encode()).decode()
     image = f'<img alt="{escape(f"attention: {text} → {translation}")}" src="data:image/svg+xml;base64,{svg}">'
     return f"<figure><figcaption>{_CAPTION}</figcaption>{image}</figure>"

@@ -55,6 +55,8 @@ def export(
             _write(model, folder, strategies)
     except (OSError, MemoryError):
         raise
+    except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError) as error:  # of the disk
+        raise OSError(error.message) from None
     except Exception as error:  # TensorFlow raises whatever it stumbles over
         raise cannot_export(model, error) from error
     finally:

@@ -16,9 +16,10 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError
-from pipelines.tokens import END
+from pipelines.tokens import END, START
 from seq2seq.compilation import compiled_by_xla, is_compiling, is_deterministic, on_gpu, padded, rounded_up, xla_works
 from seq2seq.distribution import mean_over_replicas, several_workers, whole_batches
+from seq2seq.layers import holds_token, token_ids
 from seq2seq.metrics import Perplexity, TokenCrossentropy, check_loss, of_tokens
 
 
@@ -131,10 +132,13 @@ class Trainer(keras.Model):
         `distribution.distribute` returns; with several workers, the latter.
 
         Raises:
-            OptionError: for data of another form, for a `class_weight`, and if there is nothing to train.
+            OptionError: for data of another form, for arrays with padding before a token or targets without START, for
+                a `class_weight`, and if there is nothing to train.
         """
         refuse_texts("fit", x)
         _refuse_class_weight(class_weight)
+        if y is not None:
+            _check_arrays(x, y)
         steps = self.optimizer.iterations.numpy() if self.compiled and self.optimizer else 0
         if steps and not tf.convert_to_tensor(self.optimizer.learning_rate).numpy():
             warnings.warn(
@@ -386,11 +390,26 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
             "fit, evaluate: expected (source, target), ids [B, S] and [B, T + 1] or their one-hot rows, as batch_pairs "
             "makes them; the decoder's input and labels are made from the target"
         )
+    for side in sides:
+        if side is not None and side.shape.rank == 2 and not side.dtype.is_integer:
+            raise OptionError(f"fit, evaluate: expected ids of an integer type, such as int32, not {side.dtype.name}")
     if weights is None:
         return sides
     rows, length = tf.unstack(tf.shape(sides[1])[:2])
     each = tf.reshape(tf.cast(weights, tf.float32), [rows, -1])  # of pairs `[B, 1]`, or of labels
     return *sides, tf.broadcast_to(each, [rows, length - 1])
+
+
+def _check_arrays(source, target):
+    """Refuses arrays from which a model would learn something else than what it is used for."""
+    with tf.device("CPU"):
+        sides = checked_batch((source, target))
+        for name, side in zip(("source", "target"), sides, strict=True):
+            real = holds_token(side)
+            if tf.reduce_any(real[:, 1:] & ~real[:, :-1]):
+                raise OptionError(f"fit: a {name} has padding before a token; expected it after the last one")
+        if tf.reduce_any(holds_token(sides[1])[:, 0] & (token_ids(sides[1])[:, 0] != START)):
+            raise OptionError("fit: a target does not begin with START; `tokenize` adds it with start_end=True")
 
 
 def refuse_texts(method: str, x: Any) -> None:

@@ -36,10 +36,11 @@ def test_a_folder_is_whole_or_not_there(tmp_path):
         aside.mkdir()
         raise ZeroDivisionError
     assert not os.listdir(tmp_path)
-    (tmp_path / "aside-new" / "left").mkdir(parents=True)  # by a process that was killed
-    with whole_folder(folder) as aside:
-        aside.mkdir()
-        (aside / "text").write_text("whole")
+    with pytest.raises(OSError, match="not empty"), whole_folder(folder) as late:
+        late.mkdir()
+        with whole_folder(folder) as aside:  # of another process
+            aside.mkdir()
+            (aside / "text").write_text("whole")
     assert os.listdir(tmp_path) == ["new"] and os.listdir(folder) == ["text"]
     with pytest.raises(RunError, match="new already exists; choose another folder"), whole_folder(folder):
         pass

@@ -54,7 +54,6 @@ def test_a_missing_or_changed_shard_is_noticed(tsv, tmp_path):
 
 def test_nothing_is_overwritten_and_nothing_half_made_is_left(tsv, tmp_path):
     path = tsv("a\tb\nno tab\n")
-    (tmp_path / "s.partial" / "bucket-0").mkdir(parents=True)  # of a process that was killed
     with pytest.raises(CorpusError, match="already exists"):
         shuffle_corpus(path, tmp_path)
     with pytest.raises(CorpusError, match="line 2"):
@@ -66,6 +65,20 @@ def test_nothing_is_overwritten_and_nothing_half_made_is_left(tsv, tmp_path):
     with pytest.raises(OptionError, match="expected 'gzip', 'tfrecord'"):
         shuffle_corpus(path, tmp_path / "s", format="zip")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty.tsv", "pairs.tsv"]
+
+
+def test_two_that_make_the_same_folder_do_not_disturb_each_other(tsv, tmp_path):
+    path, folder, inside = tsv("\n".join(LINES * 3)), tmp_path / "s", []
+
+    def start_another(count):
+        if not inside:
+            inside.append(shuffle_corpus(path, tmp_path / "s", shards=2, seed=1))
+
+    (tmp_path / "s.partial").mkdir()  # somebody's own
+    with pytest.raises(OSError, match="not empty"):
+        shuffle_corpus(path, folder, shards=2, progress=start_another)
+    assert sorted(strings(folder)) == sorted(LINES * 3) and damaged_shards(folder) == []
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["pairs.tsv", "s", "s.partial"]
 
 
 def test_an_empty_folder_is_filled_unless_it_is_the_current_one(tsv, tmp_path, monkeypatch):
@@ -81,8 +94,9 @@ def test_an_empty_folder_is_filled_unless_it_is_the_current_one(tsv, tmp_path, m
 
 def test_texts_that_tab_separation_cannot_hold_are_refused_and_kept_as_tfrecord(tsv, tmp_path):
     path = tsv('{"source": "one\\ttwo", "target": "\\ufeffx"}', "tab.jsonl")
+    later = tsv("not read", "later.jsonl")  # the text is refused when it is read
     with pytest.raises(CorpusError, match=r"'one\\ttwo' has a tab .* as tfrecord"):
-        shuffle_corpus(path, tmp_path / "s")
+        shuffle_corpus([path, later], tmp_path / "s")
     shuffle_corpus(path, tmp_path / "s", shards=1, format="tfrecord")
     assert strings(tmp_path / "s") == ["one\ttwo\t\ufeffx"]
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from conftest import WORDS, ids_of
 
 from pipelines import CharTokenizer, OptionError, batch_pairs
-from pipelines.tokens import PADDING
+from pipelines.tokens import PADDING, START
 from seq2seq import Encoder, Seq2Seq
 
 
@@ -414,7 +414,7 @@ def test_a_vocabulary_that_the_model_was_not_made_for_is_refused(tokenizers, sid
     sides[side] = CharTokenizer()
     model = Seq2Seq(*sides, units=4)
     model.compile()
-    batch = [np.ones([1, 3], int)] * 2
+    batch = [np.full([1, 3], START)] * 2
     with pytest.raises(OptionError, match=r"fit: the (source|target) vocabulary is empty; call `adapt` before"):
         model.fit(*batch, verbose=0)
     sides[side].adapt(["sol"])
@@ -552,3 +552,18 @@ def test_padding_does_not_count_in_a_subclass_of_a_metric_of_keras(model, pairs)
     sizes = [batch_pairs(pairs, *tokenizers, batch_size=size, shuffle=False) for size in (1, 5, 12)]
     one, *others = (model.evaluate(batches, verbose=0, return_dict=True)["top"] for batches in sizes)
     assert others == pytest.approx([one, one], rel=1e-5)
+
+
+def test_arrays_that_would_teach_something_else_are_refused(model):
+    source, target = ids_of(model)
+    for x, y, message in (
+        (source, target[:, 1:], "a target does not begin with START; `tokenize` adds it with start_end=True"),
+        (source[:, ::-1], target, "a source has padding before a token; expected it after the last one"),
+        (source, np.roll(target, 1, axis=1), "a target has padding before a token"),
+        (source.astype(float), target, "expected ids of an integer type, such as int32, not float"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            model.fit(x, y, verbose=0)
+    one_hot = model.source_tokenizer.one_hot(source), model.target_tokenizer.one_hot(target)
+    for x, y in ((source, target), one_hot):
+        assert np.isfinite(model.fit(x, y, verbose=0).history["loss"])
