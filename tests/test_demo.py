@@ -134,5 +134,8 @@ def test_a_source_of_several_columns_has_a_box_for_each():
     boxes = [block.label for block in made.blocks.values() if isinstance(block, gradio.Textbox)]
     assert boxes == ["lemma", "features", "Translation"]
     (translate,) = (made_of.fn for made_of in made.fns.values() if made_of.name == "translate")
-    assert translate("greedy", 1, " ab ", "V;PST")[2] == ("ab\tV;PST", model.translate("ab\tV;PST").numpy().decode())
+    *known, ids = translate("greedy", 1, " ab ", "V;PST")[2]
+    found = model.translate(["ab\tV;PST"], details=True)
+    assert known == ["ab\tV;PST", found.texts.numpy()[0, 0].decode()]
+    assert ids.tolist() == found.ids[:, 0].numpy().tolist()  # also where the translation has no END
     assert translate("greedy", 1, " ", "V")[2] is None
