@@ -38,7 +38,7 @@ class Attention(keras.layers.Layer):
         units: size of queries, D.
         kind: how a query q and the memory m at a position are compared. "dot": q . m, "general": q . W m (both Luong et
             al. 2015, arxiv.org/abs/1508.04025, equation 8), "additive": v . tanh(U q + W m) (Bahdanau et al. 2014,
-            arxiv.org/abs/1409.0473), which takes `[B, T, S, D]` of memory.
+            arxiv.org/abs/1409.0473), which computes a tensor `[B, T, S, D]`.
 
     Call arguments:
         query: `[B, T, D]`, the decoder's output at each step.

@@ -162,7 +162,8 @@ class Seq2Seq(Translator, Trainer):
 
         The decoder reads the correct tokens so far and predicts the next one, at all positions of the target at once.
         Its loss is the cross-entropy of these predictions, averaged over real tokens. A batch whose gradient is not
-        finite does not change the model. A loop of your own that calls this should call `count_lengths` too.
+        finite does not change the model. A loop of your own must call `count_lengths` with each batch:
+        `translate` learns from it how long translations may become.
         """
         (source, inputs), labels, weights = rows_of_replica(teacher_forcing(*checked_batch(data)))
         if self.teacher_forcing != 1.0:
