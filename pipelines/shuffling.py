@@ -58,6 +58,7 @@ def shuffle_corpus(
         CorpusError: if the corpus cannot be read, is empty or has text that tab-separated text cannot hold, or if the
             folder exists and is not empty.
         OptionError: for another format, or fewer than 1 shards.
+        OSError: if the disk is full, or if another process has made the folder in the meantime.
     """
     folder = Path(folder)
     choose("format", format, list(_FORMATS))
@@ -75,19 +76,20 @@ def shuffle_corpus(
         lengths = collections.Counter[int](), collections.Counter[int]()
         count = 0
         buckets = [_Bucket(aside / f"bucket-{number}") for number in range(_BUCKETS)]
-        for count, pair in enumerate(reader.pairs(seed, report or Report()), start=1):
-            for counter, text in zip(lengths, pair, strict=True):
+        for count, (source, target) in enumerate(reader.pairs(seed, report or Report()), start=1):
+            for counter, text in zip(lengths, (source, target), strict=True):
                 counter[len(text.decode())] += 1
+            row = [*source.split(b"\t", len(reader.sources) - 1), target]
             if format == "gzip":
-                _refuse_separators(_columns(*pair, len(reader.sources)))
-            buckets[rng.randrange(_BUCKETS)].add(pair)
+                _refuse_separators(row)
+            buckets[rng.randrange(_BUCKETS)].add(row)
             if progress and count % 4096 == 0:
                 progress(count)
         if count == 0:
             raise CorpusError(f"{corpus}: no pairs to shuffle")
         manifest = {
             "pairs": count,
-            "shards": _write_shards(_shuffled(buckets, rng, len(reader.sources)), count, aside, shards, format),
+            "shards": _write_shards(_shuffled(buckets, rng), count, aside, shards, format),
             "lengths": {
                 side: {str(length): counter[length] for length in sorted(counter)}
                 for side, counter in zip(("source", "target"), lengths, strict=True)
@@ -101,14 +103,14 @@ def shuffle_corpus(
 
 
 class _Bucket:
-    """Pairs on disk, in the order they were added."""
+    """Pairs on disk, in the order they were added, each a list of the source's columns and the target."""
 
     def __init__(self, path):
         self.path, self.buffer, self.size = path, [], 0
 
-    def add(self, pair):
-        self.buffer.append(pair)
-        self.size += len(pair[0]) + len(pair[1]) + _OVERHEAD
+    def add(self, row):
+        self.buffer.append(row)
+        self.size += sum(map(len, row)) + _OVERHEAD
         if self.size >= _BUFFER:
             self.flush()
 
@@ -128,21 +130,16 @@ class _Bucket:
         return pairs
 
 
-def _shuffled(buckets, rng, sources):
-    """Yields all pairs in random order, each a list of the source's columns and the target."""
+def _shuffled(buckets, rng):
+    """Yields all pairs in random order."""
     for bucket in buckets:
-        pairs = bucket.empty()
-        rng.shuffle(pairs)
-        for source, target in pairs:
-            yield _columns(source, target, sources)
+        rows = bucket.empty()
+        rng.shuffle(rows)
+        yield from rows
 
 
-def _columns(source, target, sources):
-    return [*source.split(b"\t", sources - 1), target]
-
-
-def _refuse_separators(columns):
-    for text in columns:
+def _refuse_separators(row):
+    for text in row:
         if b"\t" in text or b"\n" in text or b"\r" in text:
             raise CorpusError(
                 f"{text.decode()!r} has a tab or a line break, which tab-separated text cannot have; "

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError
-from pipelines.tokens import END, START
+from pipelines.tokens import END, PADDING, START
 from seq2seq.compilation import compiled_by_xla, is_compiling, is_deterministic, on_gpu, padded, rounded_up, xla_works
 from seq2seq.distribution import mean_over_replicas, several_workers, whole_batches
 from seq2seq.layers import holds_token, token_ids
@@ -408,7 +408,8 @@ def _check_arrays(source, target):
             real = holds_token(side)
             if tf.reduce_any(real[:, 1:] & ~real[:, :-1]):
                 raise OptionError(f"fit: a {name} has padding before a token; expected it after the last one")
-        if tf.reduce_any(holds_token(sides[1])[:, 0] & (token_ids(sides[1])[:, 0] != START)):
+        first = token_ids(sides[1])[:, 0]
+        if tf.reduce_any((first != START) & (first != PADDING)):
             raise OptionError("fit: a target does not begin with START; `tokenize` adds it with start_end=True")
 
 
