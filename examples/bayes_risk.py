@@ -2,7 +2,6 @@
 
     seq2seq train pairs.tsv --out runs/pairs --epochs 2 --units 16
     seq2seq translate runs/pairs --search bayes_risk:BayesRisk --set samples=8 ab ba
-    seq2seq export runs/pairs exported/1 --search bayes_risk:BayesRisk
 
 Of the samples of a text, it takes the one with the highest mean utility. The utility of one sample against another is
 the F1 score of their tokens, in any order.

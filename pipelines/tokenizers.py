@@ -9,7 +9,7 @@ import tensorflow_text as tf_text
 
 from pipelines.options import OptionError
 from pipelines.subwords import SubwordTokenizer
-from pipelines.tokens import REPLACEMENT, RESERVED_TOKENS, WHITESPACE, Texts, Tokenizer
+from pipelines.tokens import REPLACEMENT, RESERVED_TOKENS, WHITESPACE, Texts, Tokenizer, without_empty
 
 
 @keras.saving.register_keras_serializable("pipelines")
@@ -199,8 +199,7 @@ class SeparatorTokenizer(Tokenizer):
         self.separator = separator
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        tokens = tf.strings.split(texts, self.normalize([self.separator])[0])
-        return tf.ragged.boolean_mask(tokens, tokens != "")
+        return without_empty(tf.strings.split(texts, self.normalize([self.separator])[0]))
 
     def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         return tf.strings.reduce_join(tokens, axis=1, separator=self.separator)

@@ -152,8 +152,7 @@ class Tokenizer(tf.Module):
 
         Columns that are sets are left out. `longest`: how many tokens of each text are read; None for all.
         """
-        tokens = self._only_unknown(texts)[:, :longest]
-        return tf.ragged.boolean_mask(tokens, tokens != "")
+        return without_empty(self._only_unknown(texts)[:, :longest])
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
         """Takes the vocabulary from counted tokens: the most frequent first, equally frequent ones in code point order.
@@ -300,6 +299,15 @@ class Tokenizer(tf.Module):
     def _join(self, written):
         """Joins tokens `[B, T]`, in which "" may occur anywhere, to texts `[B]`."""
         return self.join(tf.ragged.boolean_mask(written, written != ""))
+
+
+def without_empty(tokens: tf.RaggedTensor) -> tf.RaggedTensor:
+    """Leaves the empty ones out of ragged strings `[B, (S)]`."""
+    # As `tf.ragged.boolean_mask`, with a third of its operations: a pipeline of columns has many of these.
+    kept = tokens.flat_values != ""
+    kept_before = tf.cumsum(tf.pad(tf.cast(kept, tokens.row_splits.dtype), [[1, 0]]))
+    row_splits = tf.gather(kept_before, tokens.row_splits)
+    return tf.RaggedTensor.from_row_splits(tf.boolean_mask(tokens.flat_values, kept), row_splits, validate=False)
 
 
 def one_hot(ids: tf.Tensor, vocabulary_size: int, dtype: str = "float32") -> tf.Tensor:

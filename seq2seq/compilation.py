@@ -20,14 +20,14 @@ _converting = contextvars.ContextVar("converting", default=False)
 
 
 def compiling() -> contextlib.AbstractContextManager[None]:
-    """A context in which graphs are made for XLA, or for any device: without cuDNN, without parallel parts, and without
-    `tf.cond`, whose condition would make a GPU wait."""
+    """A context in which graphs are made for XLA: without cuDNN, without parallel parts, and without `tf.cond`, whose
+    condition would make a GPU wait."""
     return _within(_compiling)
 
 
 def converting() -> contextlib.AbstractContextManager[None]:
-    """A context in which graphs are made to be converted, for example to ONNX: only with operations and loops that
-    converters support, and without gradients."""
+    """A context in which graphs are made to be exported, also to ONNX, and to run on any device: only with operations
+    and loops that converters support, without cuDNN, parallel parts and gradients."""
     return _within(_converting)
 
 
@@ -70,9 +70,9 @@ def parts_of_batch() -> int:
 
     If the program has set threads (`tf.config.threading`), it is the number of inter-op threads divided by the number
     of intra-op threads: the operations of a recurrent step are too small to be divided further. The command line sets
-    them for 2 parts (1 on a single core, 3 on three cores). Otherwise, and on a GPU or under XLA, it is 1.
+    them for 2 parts (1 on a single core, 3 on three cores). Otherwise, on a GPU, under XLA and in exports it is 1.
     """
-    if is_compiling() or on_gpu():
+    if is_compiling() or is_converting() or on_gpu():
         return 1
     threads = tf.config.threading.get_inter_op_parallelism_threads()
     each = tf.config.threading.get_intra_op_parallelism_threads()

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from pipelines.options import one_line
 from pipelines.tokens import END
-from seq2seq.compilation import compiling
+from seq2seq.compilation import converting
 from seq2seq.contract import check_strategy
 from seq2seq.records import RunError
 from seq2seq.strategies import BeamSearch, Greedy, Strategy
@@ -51,7 +51,7 @@ def export(
     compiles = model.compiles_decoding
     try:
         model.compiles_decoding = False  # an exported model runs on any device, also without cuDNN
-        with compiling():
+        with converting():
             _write(model, folder, strategies)
     except (OSError, MemoryError):
         raise
@@ -82,13 +82,12 @@ def check_same(probe: Sequence[str], same: Sequence[bool]) -> None:
 
 def _write(model, folder, strategies):
     archive = keras.export.ExportArchive()
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)  # nobody trains what was exported
     for part in (model, model.source_tokenizer, model.target_tokenizer):
         archive.track(part)
     for name, strategy in strategies.items():
         texts = tf.TensorSpec([None], tf.string, "texts")
         archive.add_endpoint(name, _endpoint(model, *strategy), input_signature=[texts])
-    archive.write_out(str(folder), options, verbose=False)
+    archive.write_out(str(folder), verbose=False)
 
 
 def _endpoint(model, strategy, details):

@@ -14,6 +14,11 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# Each process of pytest-xdist, and what it starts, has one core: threads that wait for others would take it from them.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 # A script's background ignores interrupts, and so would the commands that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,6 +50,7 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(f"{name}-{which}"))
 
 
+QUICK = {"cell": "gru", "bidirectional": False}  # of a model whose graphs are made in less time
 WORDS = ["sol", "mar", "luz", "pan", "rey", "flor", "tren", "gato", "nube", "año", "niño", "árbol"]
 
 
@@ -93,7 +99,7 @@ def tokenizers(pairs):
 
 @pytest.fixture
 def model(tokenizers):
-    model = Seq2Seq(*tokenizers, units=16, attention="general")
+    model = Seq2Seq(*tokenizers, units=16, **QUICK, attention="general")
     model.compile()
     return model
 
@@ -186,7 +192,7 @@ LINES = "".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "a
 
 
 def small_config(corpus):
-    small = {"units": 8, "cell": "gru", "bidirectional": False, "embedding": None, "attention": "dot"}
+    small = {**QUICK, "units": 8, "embedding": None, "attention": "dot"}
     small |= {"dropout": 0.0, "label_smoothing": 0.0, "epochs": 2, "batch_size": 8}
     small |= {"deterministic": True if on_gpu() else None}  # tests compare trainings; on a CPU it is the default
     return Config(corpus=str(corpus), validation_fraction=0.2, **small)
@@ -253,8 +259,7 @@ def epochs_seen(model, run):
     return model.length_ratios.numpy()[0] / json.loads((run / "survey.json").read_text())["pairs"]
 
 
-# Of a model that is compiled fast.
-SMALL = {"cell": "gru", "bidirectional": False, "embedding": None, "attention": None, "dropout": 0.0}
+SMALL = {**QUICK, "embedding": None, "attention": None, "dropout": 0.0}
 SMALL |= {"label_smoothing": 0.0, "epochs": 2, "batch_size": 8, "validation_fraction": 0.2}
 GRID = {"units": [8, 4], "learning_rate": "1e-3,1e-2"}
 

@@ -136,7 +136,7 @@ def test_two_devices_learn_what_one_does(config, tmp_path):
 
 def test_a_batch_without_a_finite_gradient_changes_nothing_on_any_device(config, tmp_path):
     wild = {"learning_rate": 1e38, "clip_norm": None, "schedule": "constant", "on_divergence": "skip"}
-    config = dataclasses.replace(config, average=1, monitor=None, **wild)
+    config = dataclasses.replace(config, average=1, monitor=None, epochs=1, **wild)
     processes = Process(config, tmp_path / "run", "mirrored"), Process(config, tmp_path / "whole")
     found, skipped = [process.weights() for process in processes]
     iterations = [[int(x) for x in weights if x.dtype == np.int64 and x.ndim == 0] for weights in (found, skipped)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 from command_line import SEQ2SEQ, seq2seq
+from conftest import QUICK
 
 from pipelines import CharTokenizer, read_pairs
 from seq2seq import BeamSearch, Config, Seq2Seq
@@ -16,7 +17,7 @@ from seq2seq.training import train
 
 PRESETS = {
     "characters": {"normal_form": None},
-    "subwords": {"source_tokenizer": "subword", "target_tokenizer": "subword", "embedding": 8, "precision": "bfloat16"},
+    "subwords": {"source_tokenizer": "subword", "target_tokenizer": "subword", "embedding": 8, "precision": "bfloat16", **QUICK},
 }
 
 
@@ -62,11 +63,11 @@ def test_what_is_exported_where_there_is_a_gpu_runs_without_one(upper_case, tmp_
 @pytest.mark.slow
 def test_in_a_program_without_this_library_it_translates_the_same(exported):
     name, folder = exported
-    texts = [source.decode() for source, _ in read_pairs("phrasebook").take(500).as_numpy_iterator()]
+    texts = [source.decode() for source, _ in read_pairs("phrasebook").take(200).as_numpy_iterator()]
     script = ALONE.format(text=name != "characters", folder=str(folder / "saved"))
     command = [sys.executable, "-I", "-c", script]
     done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "gradient" not in done.stderr, done.stderr
     greedy, beam, scores = json.loads(done.stdout)
     model = load_run(folder / "run")
     right = model.translate(texts, BeamSearch(3, n_best=3), details=True)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import WORDS, decoded, ids_of
+from conftest import QUICK, WORDS, decoded, ids_of
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer, batch_pairs
 from pipelines.tokens import END, PADDING
@@ -86,7 +86,7 @@ def test_a_decoder_is_started_from_what_the_encoder_returned(tokenizers):
 
 
 def test_lengths_seen_in_training_are_kept_and_limit_each_translation(tokenizers, tmp_path):
-    model = Seq2Seq(*tokenizers, units=8)
+    model = Seq2Seq(*tokenizers, units=8, **QUICK)
     model.compile()
     source, target = tokenizers[0].tokenize(["sol", "flor"]), tokenizers[1].tokenize(["SOLSOL", "FLOR"], start_end=True)
     blank = [[0, 1], [0, 0]]  # a row that fills the batch up
@@ -136,7 +136,7 @@ def test_a_copying_model_writes_what_it_has_only_ever_read_elsewhere(tmp_path):
 
 
 def test_label_smoothing_spreads_labels_but_never_padding(tokenizers, batches):
-    model = Seq2Seq(*tokenizers, units=8, label_smoothing=0.1)
+    model = Seq2Seq(*tokenizers, units=8, **QUICK, label_smoothing=0.1)
     model.compile()
     source, target = next(iter(batches))
     logs = model.test_step((source, target))
@@ -195,7 +195,7 @@ def test_scheduled_sampling_puts_guesses_in_the_place_of_right_tokens(tokenizers
 
 def test_teacher_forcing_may_follow_a_schedule(tokenizers, batches, tmp_path):
     schedule = keras.optimizers.schedules.PolynomialDecay(1.0, 10, 0.25)
-    model = Seq2Seq(*tokenizers, units=8, teacher_forcing=schedule)
+    model = Seq2Seq(*tokenizers, units=8, **QUICK, teacher_forcing=schedule)
     model.compile()
     model.fit(batches, verbose=0, shuffle=False)
     model.save(tmp_path / "x.keras")
@@ -252,7 +252,7 @@ class HalfDecoder(Decoder):
 def test_mixed_precision_trains_saves_and_translates(tokenizers, batches, tmp_path):
     source, target = next(iter(batches))
     models = [
-        Seq2Seq(*tokenizers, units=8, attention="dot", decoder=HalfDecoder, dtype=dtype)
+        Seq2Seq(*tokenizers, units=8, **QUICK, attention="dot", decoder=HalfDecoder, dtype=dtype)
         for dtype in ("mixed_float16", "float32")
     ]
     model, whole = models
@@ -306,7 +306,7 @@ def test_frozen_weights_stay_as_they_are_and_frozen_when_loaded(model, tmp_path)
 @pytest.mark.parametrize(
     "options",
     [
-        {"attention": "monotonic", "copy": True, "embedding": 4},
+        {**QUICK, "attention": "monotonic", "copy": True, "embedding": 4},
         {
             "encoder": TransformerEncoder,
             "decoder": TransformerDecoder,

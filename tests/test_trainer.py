@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import WORDS, ids_of
+from conftest import QUICK, WORDS, ids_of
 
 from pipelines import CharTokenizer, OptionError, batch_pairs
 from pipelines.tokens import PADDING, START
@@ -50,7 +50,7 @@ def test_ids_train_the_same_model_as_one_hot_rows(pairs, tokenizers, embedding, 
     losses, models = [], []
     for encoding in ("one_hot", "ids"):
         keras.utils.set_random_seed(1)
-        model = Seq2Seq(*tokenizers, units=16, embedding=embedding)
+        model = Seq2Seq(*tokenizers, units=16, **QUICK, embedding=embedding)
         model.compile(optimizer=optimizer)
         batches = batch_pairs(pairs, *tokenizers, batch_size=5, encoding=encoding, seed=1)
         losses.append(model.fit(batches, epochs=3, shuffle=False, verbose=0).history["loss"])
@@ -63,7 +63,7 @@ def test_ids_train_the_same_model_as_one_hot_rows(pairs, tokenizers, embedding, 
 @pytest.mark.parametrize("embedding", [None, 4])
 def test_a_clipped_step_is_as_long_as_it_may_be_though_tokens_are_repeated(tokenizers, embedding):
     """The gradient of a row that was looked up twice is the sum of two, and that is what has a length."""
-    model = Seq2Seq(*tokenizers, units=16, embedding=embedding)
+    model = Seq2Seq(*tokenizers, units=16, **QUICK, embedding=embedding)
     model.compile(keras.optimizers.SGD(1.0, global_clipnorm=0.01))
     before = [weight.numpy() for weight in model.trainable_weights]
     source, target = (of.tokenize(["lasallana", "sososo"], start_end=True) for of in tokenizers)
@@ -131,7 +131,7 @@ def test_updates_as_on_a_gpu_are_the_same(tokenizers, batches, monkeypatch, work
     for gpu in (False, True):
         monkeypatch.setattr("seq2seq.trainer.on_gpu", lambda gpu=gpu: gpu)
         keras.utils.set_random_seed(1)
-        model = Seq2Seq(*tokenizers, units=8, embedding=4)
+        model = Seq2Seq(*tokenizers, units=8, **QUICK, embedding=4)
         model.compile(keras.optimizers.AdamW(0.05, weight_decay=0.1, clipnorm=0.1))
         model.fit(batches, epochs=2, verbose=0, shuffle=False)  # Keras finds the end of each epoch by one step more
         assert model.optimizer.iterations == 2 * 3
@@ -166,7 +166,7 @@ def test_the_scale_of_a_loss_changes_neither_the_gradients_length_nor_the_step(t
     batch = tf.data.Dataset.from_tensors(next(iter(batches)))
     for optimizer in (keras.optimizers.SGD(0.1, global_clipnorm=0.5), scaling()):
         keras.utils.set_random_seed(1)
-        model = Seq2Seq(*tokenizers, units=8)
+        model = Seq2Seq(*tokenizers, units=8, **QUICK)
         model.compile(optimizer)
         model.fit(batch, verbose=0, shuffle=False)
         norms.append(model.gradient_norm.numpy())
@@ -213,9 +213,9 @@ SCALED = keras.optimizers.LossScaleOptimizer
 @pytest.mark.parametrize(
     ("options", "encoding", "wrap"),
     [
-        ({"attention": "general"}, "one_hot", SCALED),
+        ({**QUICK, "attention": "general"}, "one_hot", SCALED),
         ({"cell": "gru", "bidirectional": True, "embedding": 4, "tied": True}, "ids", lambda sgd: sgd),
-        ({"attention": "monotonic"}, "ids", lambda sgd: sgd),
+        ({**QUICK, "attention": "monotonic"}, "ids", lambda sgd: sgd),
     ],
     ids=["one-hot, loss scaled", "ids, embedding", "monotonic"],
 )
@@ -307,7 +307,7 @@ def test_what_would_not_be_the_same_compiled_is_not(model, how):
 @pytest.mark.parametrize("how", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}])
 def test_fit_and_evaluate_work_however_keras_runs_the_step(tokenizers, batches, how):
     keras.utils.set_random_seed(0)
-    model = Seq2Seq(*tokenizers, units=8)
+    model = Seq2Seq(*tokenizers, units=8, **QUICK)
     model.compile(keras.optimizers.SGD(0.5, clipnorm=1.0), **how)
     before = model.evaluate(batches, verbose=0, return_dict=True)
     model.fit(batches.repeat(4), steps_per_epoch=12, epochs=1, verbose=0, shuffle=False)
@@ -322,7 +322,7 @@ def test_a_weight_multiplies_what_a_pair_counts_for(tokenizers, how):
     learned = []
     for words, weights in ((("sol", "mar", "mar", "mar"), None), (("sol", "mar", "gatonube"), [1.0, 3.0, 0.0])):
         keras.utils.set_random_seed(1)
-        model = Seq2Seq(*tokenizers, units=8, attention="dot")
+        model = Seq2Seq(*tokenizers, units=8, **QUICK, attention="dot")
         model.compile(keras.optimizers.SGD(0.5))
         model.compiles_training = how == "compiled"
         source, target = ids_of(model, words)
@@ -399,7 +399,7 @@ def test_keras_compiles_no_step_by_itself(model):
 
 @pytest.mark.parametrize("dtype", ["int64", "uint8"])
 def test_ids_may_be_integers_of_any_size(tokenizers, dtype):
-    model = Seq2Seq(*tokenizers, units=8, embedding=4, teacher_forcing=0.5)
+    model = Seq2Seq(*tokenizers, units=8, **QUICK, embedding=4, teacher_forcing=0.5)
     model.compile()
     source, target = (ids.astype(dtype) for ids in ids_of(model))
     assert np.isfinite(model.fit(source, target, verbose=0).history["loss"]).all()
