@@ -1,5 +1,6 @@
 """A SavedModel of a trained model: strings in, strings out, for programs without this library."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -122,4 +123,5 @@ def _scores(texts, scores):
 
 def _alike(one, other):
     """Whether they are the same, in any order, because the last digit of a score breaks ties."""
-    return one.keys() == other.keys() and all(abs(score - other[text]) < 1e-3 for text, score in one.items())
+    # What fills up the n best of a beam that has found fewer texts has the score -inf.
+    return one.keys() == other.keys() and all(math.isclose(one[text], other[text], abs_tol=1e-3) for text in one)

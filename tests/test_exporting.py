@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,13 +12,19 @@ from conftest import QUICK
 
 from pipelines import CharTokenizer, read_pairs
 from seq2seq import BeamSearch, Config, Seq2Seq
+from seq2seq.exporting import _alike
 from seq2seq.records import RunError
 from seq2seq.runs import load_run
 from seq2seq.training import train
 
 PRESETS = {
     "characters": {"normal_form": None},
-    "subwords": {"source_tokenizer": "subword", "target_tokenizer": "subword", "embedding": 8, "precision": "bfloat16", **QUICK},
+    "subwords": {
+        **QUICK,
+        "embedding": 8,
+        "precision": "bfloat16",
+        **dict.fromkeys(("source_tokenizer", "target_tokenizer"), "subword"),
+    },
 }
 
 
@@ -99,6 +106,12 @@ def test_a_beam_is_no_wider_than_a_small_vocabulary(tmp_path):
     model.export(tmp_path / "saved")
     beam = tf.saved_model.load(str(tmp_path / "saved")).signatures["beam"](texts=tf.constant(["ab", "c"]))
     assert beam["texts"].shape == (2, 3)  # END is a token too
+
+
+def test_what_fills_up_the_n_best_of_a_beam_is_no_difference():
+    found = {"ab": -1.25, "": -math.inf}
+    assert _alike(found, {"": -math.inf, "ab": -1.2504})
+    assert not _alike(found, {"ab": -1.26, "": -math.inf}) and not _alike(found, {"ab": -1.25, "": -9.0})
 
 
 def test_it_is_exported_as_every_model_of_keras_is(model, tmp_path, capsys):

@@ -15,7 +15,7 @@ from conftest import read_history
 from pipelines import CharTokenizer, CorpusError, OptionError, batch_pairs, read_pairs
 from pipelines.tokenizers import TOKENIZERS
 from pipelines.tokens import NORMAL_FORMS
-from seq2seq import BeamSearch, pictures
+from seq2seq import pictures
 from seq2seq.building import build_model, prepare
 from seq2seq.config import _CHOICES
 from seq2seq.evaluation import evaluate
@@ -27,7 +27,6 @@ from seq2seq.recurrence import CELLS
 from seq2seq.runs import (
     average,
     draw_run,
-    export_runs,
     held_out_pairs,
     kept_epochs,
     load_run,
