@@ -91,7 +91,7 @@ class Seq2Seq(Translator, Trainer):
         check_number("label_smoothing", label_smoothing, float, least=0, below=1)
         if not callable(teacher_forcing):
             check_number("teacher_forcing", teacher_forcing, float, least=0, most=1)
-        self.vocabulary_sizes = source_tokenizer.vocabulary_size, target_tokenizer.vocabulary_size
+        self._vocabularies = self._hashed_vocabularies()
         self.label_smoothing = label_smoothing
         self.teacher_forcing = teacher_forcing
         taken = set().union(*(accepted(half) for half in (encoder, decoder) if isinstance(half, type)))
@@ -181,6 +181,23 @@ class Seq2Seq(Translator, Trainer):
         logits = self(inputs, training=False)
         loss = self.compute_loss(inputs, labels, logits, weights, training=False)
         return self.measure(loss, labels, logits, weights)
+
+    def check_vocabularies(self) -> None:
+        """Refuses tokenizers that have been adapted again since the model was made: ids would mean other tokens.
+
+        Raises:
+            OptionError: if a vocabulary has changed.
+        """
+        pairs = zip(self._vocabularies, self._hashed_vocabularies(), strict=True)
+        for side, (made_for, now) in zip(("source", "target"), pairs, strict=True):
+            if now != made_for:
+                raise OptionError(
+                    f"the {side} vocabulary has changed since the model was made, so its ids mean other tokens; "
+                    "adapt tokenizers first, then make the model"
+                )
+
+    def _hashed_vocabularies(self):
+        return tuple(hash(tuple(side.vocabulary)) for side in (self.source_tokenizer, self.target_tokenizer))
 
     def count_lengths(self, source: tf.Tensor, target: tf.Tensor) -> None:
         """Adds a batch to the statistics of the ratio of target to source lengths; see `limits`."""
@@ -310,8 +327,9 @@ class Seq2Seq(Translator, Trainer):
         """As `keras.Model.save`.
 
         Raises:
-            OptionError: for an HDF5 file.
+            OptionError: for an HDF5 file, and if a vocabulary has changed since the model was made.
         """
+        self.check_vocabularies()
         if Path(filepath).suffix in (".h5", ".hdf5"):
             raise OptionError(f"{filepath}: HDF5 files cannot hold models of custom classes; save a .keras file")
         super().save(filepath, *args, **kwargs)

@@ -27,8 +27,8 @@ class Trainer(keras.Model):
     """A `keras.Model` whose `train_step` and `test_step` are made of `checked_batch`, `rows_of_replica`,
     `update_weights` and `measure`; `Seq2Seq.train_step` shows how. Each batch is also passed to `count_lengths`.
 
-    A subclass has both tokenizers and the `vocabulary_sizes` for which it was made, a number `label_smoothing`, and a
-    scalar weight `gradient_norm`, which holds the norm of the last batch's gradient before clipping.
+    A subclass has both tokenizers, a method `check_vocabularies`, a number `label_smoothing`, and a scalar weight
+    `gradient_norm`, which holds the norm of the last batch's gradient before clipping.
 
     Attributes:
         compiles_training: whether XLA compiles training steps, see `fit`. Set it before the first `fit`.
@@ -39,6 +39,7 @@ class Trainer(keras.Model):
 
     train_step: Any  # a method of the subclass
     count_lengths: Callable  # likewise
+    check_vocabularies: Callable  # likewise
     train_function: Any  # Keras makes it of `train_step`
     test_function: Any  # and this of `test_step`
 
@@ -133,8 +134,9 @@ class Trainer(keras.Model):
 
         Raises:
             OptionError: for data of another form, for arrays with padding before a token or targets without START, for
-                a `class_weight`, and if there is nothing to train.
+                a `class_weight`, for a vocabulary that has changed, and if there is nothing to train.
         """
+        self.check_vocabularies()
         refuse_texts("fit", x)
         _refuse_class_weight(class_weight)
         if y is not None:
@@ -164,12 +166,14 @@ class Trainer(keras.Model):
         Raises:
             OptionError: as `fit`.
         """
+        self.check_vocabularies()
         _refuse_class_weight(class_weight)
         with self._steps(quiet=False):
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; for data see `fit`."""
+        self.check_vocabularies()
         refuse_texts("evaluate", x)
         with without_end_warning(kwargs.get("steps")):
             return super().evaluate(whole_batches(self.distribute_strategy, x), *args, **kwargs)
@@ -208,11 +212,8 @@ class Trainer(keras.Model):
             reason = "all weights are frozen; set trainable=True" if self.optimizer else "there is no optimizer"
             raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
         batch = checked_batch(data)
-        for side, made_for in zip(("source", "target"), self.vocabulary_sizes, strict=True):
-            size = getattr(self, f"{side}_tokenizer").vocabulary_size
-            if size != made_for:
-                raise OptionError(f"fit: the {side} vocabulary had {made_for} ids when the model was made, now {size}")
-            if size == END + 1:
+        for side in ("source", "target"):
+            if getattr(self, f"{side}_tokenizer").vocabulary_size == END + 1:
                 raise OptionError(f"fit: the {side} vocabulary is empty; call `adapt` before the model is made")
         self.count_lengths(*batch[:2])
         if self._may_compile():

@@ -66,6 +66,7 @@ class Translator(keras.Model):
     """
 
     compiles_decoding: bool
+    check_vocabularies: Callable
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -109,9 +110,11 @@ class Translator(keras.Model):
         Raises:
             OptionError: for an unknown strategy or one that breaks the contract, a beam wider than the vocabulary,
                 impossible lengths, texts that are not strings or have no order, a wrong number of prefixes, or a prefix
-                with an unknown token.
+                with an unknown token. As all methods, it also refuses a vocabulary that has changed since the model was
+                made.
             MemoryError: if a batch does not fit into memory.
         """
+        self.check_vocabularies()
         strategy = self._checked_strategy(strategy)
         check_number("min_length", min_length, least=0, most=LONGEST_TRANSLATION)
         check_number("max_length", max_length, least=max(1, min_length), most=LONGEST_TRANSLATION, optional=True)
@@ -257,6 +260,7 @@ class Translator(keras.Model):
         Raises:
             OptionError: for texts.
         """
+        self.check_vocabularies()
         refuse_texts("predict", x)
         with without_end_warning(kwargs.get("steps")):
             return super().predict(x, batch_size, *args, **kwargs)
@@ -299,6 +303,7 @@ class Translator(keras.Model):
             OptionError: if there are not as many targets as sources, or they are not texts.
             MemoryError: if a batch does not fit into memory.
         """
+        self.check_vocabularies()
         sources = as_strings("sources", sources)
         if not sources.shape.rank:
             raise OptionError("sources and targets: expected lists of strings; put a single string into a list")
@@ -356,6 +361,7 @@ class Translator(keras.Model):
         """
         if not self.has_attention:
             raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
+        self.check_vocabularies()
         sources = tf.reshape(as_strings("sources", sources), [-1])
         targets = self.translate(sources, details=True, scores=False).ids[:, 0] if targets is None else targets
         targets = as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
@@ -391,6 +397,7 @@ class Translator(keras.Model):
         Raises:
             OptionError: if there are no texts, or for anything other than texts.
         """
+        self.check_vocabularies()
         texts = tf.reshape(as_strings("texts", texts), [-1])
         if not len(texts):
             raise OptionError("texts: expected one or more")
@@ -419,6 +426,7 @@ class Translator(keras.Model):
         if input_signature is not None:
             raise OptionError("input_signature: an exported model always takes strings [N], for any N")
         write = choose("format", format, EXPORTERS)
+        self.check_vocabularies()
         with whole_folder(Path(filepath)) as aside:
             try:
                 write(self, aside, **options)

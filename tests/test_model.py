@@ -100,6 +100,29 @@ def test_lengths_seen_in_training_are_kept_and_limit_each_translation(tokenizers
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "x.keras").length_ratios, model.length_ratios)
 
 
+def test_a_vocabulary_that_has_changed_since_the_model_was_made_is_refused(model, tmp_path):
+    ids, tokenizer = ids_of(model), model.target_tokenizer
+    counts = {token.encode(): 100 - number for number, token in enumerate(tokenizer.tokens)}
+    tokenizer.take_vocabulary(dict.fromkeys(counts, 1))  # as many tokens, in another order
+    for use in (
+        lambda: model.fit(*ids),
+        lambda: model.train_on_batch(*ids),
+        lambda: model.evaluate(*ids),
+        lambda: model.predict(ids[0]),
+        lambda: model.translate(["sol"]),
+        lambda: model.score(["sol"], ["SOL"]),
+        lambda: model.attention(["sol"], ["SOL"]),
+        lambda: model.encode(["sol"]),
+        lambda: model.save(tmp_path / "x.keras"),
+        lambda: model.export(tmp_path / "x"),
+    ):
+        with pytest.raises(OptionError, match="the target vocabulary has changed since the model was made"):
+            use()
+    assert not list(tmp_path.glob("x*"))
+    tokenizer.take_vocabulary(counts)
+    model.save(tmp_path / "x.keras")
+
+
 @pytest.mark.slow
 def test_a_copying_model_writes_what_it_has_only_ever_read_elsewhere(tmp_path):
     """Letters that no pair of training holds are copied into the target, known (xyz) or not (the others)."""

@@ -418,9 +418,7 @@ def test_a_vocabulary_that_the_model_was_not_made_for_is_refused(tokenizers, sid
     with pytest.raises(OptionError, match=r"fit: the (source|target) vocabulary is empty; call `adapt` before"):
         model.fit(*batch, verbose=0)
     sides[side].adapt(["sol"])
-    with pytest.raises(
-        OptionError, match=r"fit: the (source|target) vocabulary had 4 ids when the model was made, now 7"
-    ):
+    with pytest.raises(OptionError, match=r"the (source|target) vocabulary has changed since the model was made"):
         model.fit(*batch, verbose=0)
 
 
