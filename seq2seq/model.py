@@ -162,8 +162,8 @@ class Seq2Seq(Translator, Trainer):
 
         The decoder reads the correct tokens so far and predicts the next one, at all positions of the target at once.
         Its loss is the cross-entropy of these predictions, averaged over real tokens. A batch whose gradient is not
-        finite does not change the model. A loop of your own must call `count_lengths` with each batch:
-        `translate` learns from it how long translations may become.
+        finite does not change the model. A loop of your own should call `count_lengths` with each batch:
+        `translate` learns from it how long translations may become, see `limits`.
         """
         (source, inputs), labels, weights = rows_of_replica(teacher_forcing(*checked_batch(data)))
         if self.teacher_forcing != 1.0:
@@ -310,18 +310,19 @@ class Seq2Seq(Translator, Trainer):
         """The maximum length of the translation of each source, in tokens: int32 `[B]`.
 
         It is 16 plus twice the length that nearly all targets of such sources had in training, which is the source's
-        length times the mean ratio of lengths plus four standard deviations.
+        length times the mean ratio of lengths plus four standard deviations. If no lengths were counted, it is 16 plus
+        8 tokens for each token of the source.
         """
         ratio = self.longest_ratio()
         return 16 + tf.cast(tf.math.ceil(2 * ratio * tf.cast(row_lengths(source), ratio.dtype)), tf.int32)
 
     def longest_ratio(self) -> tf.Tensor:
         """The ratio of a target's length to its source's that nearly no pair exceeded in training: float64, a scalar.
-        It is the mean plus four standard deviations, and 1 before training."""
+        It is the mean plus four standard deviations, and 4 if no lengths were counted."""
         count, total, squares = tf.unstack(tf.convert_to_tensor(self.length_ratios))
         mean = tf.math.divide_no_nan(total, count)
         deviation = tf.sqrt(tf.maximum(tf.math.divide_no_nan(squares, count) - mean**2, 0))
-        return tf.where(count > 0, mean + 4 * deviation, 1)
+        return tf.where(count > 0, mean + 4 * deviation, 4)
 
     def save(self, filepath: Path | str, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.save`.

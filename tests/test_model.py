@@ -89,6 +89,7 @@ def test_lengths_seen_in_training_are_kept_and_limit_each_translation(tokenizers
     model = Seq2Seq(*tokenizers, units=8, **QUICK)
     model.compile()
     source, target = tokenizers[0].tokenize(["sol", "flor"]), tokenizers[1].tokenize(["SOLSOL", "FLOR"], start_end=True)
+    assert model.limits(source).numpy().tolist() == [16 + 8 * 3, 16 + 8 * 4]  # generous, as nothing was counted
     blank = [[0, 1], [0, 0]]  # a row that fills the batch up
     model.train_on_batch(tf.pad(source, blank), tf.pad(target, blank))
     ratios = [7 / 3, 5 / 4]

@@ -148,9 +148,9 @@ def test_the_n_best_are_different_texts(tokenizers):
     pieces = Pieces(["a", "b", "aa", "ab", "ba", "bb"])
     model = Seq2Seq(tokenizers[0], pieces, units=8)
     strategy, words = BeamSearch(6, n_best=6), ["sol", "mar", "niño"]
-    every = model.decode(model.source_tokenizer.tokenize(words), strategy)
+    every = model.decode(model.source_tokenizer.tokenize(words), strategy, max_length=22)
     every = [pieces.detokenize(ids).numpy().tolist() for ids in every.ids]
-    found = model.translate(words, strategy, details=True)
+    found = model.translate(words, strategy, max_length=22, details=True)
     for row, texts in enumerate(found.texts.numpy().tolist()):
         different = [text for text in dict.fromkeys(every[row])][:6]
         assert len(different) < 12 and len(set(every[row])) < len(every[row])
