@@ -75,3 +75,15 @@ def as_targets(targets: Any, sources: tf.Tensor, vocabulary_size: int) -> tf.Ten
 def bytes_or_tokens(texts: tf.Tensor) -> np.ndarray:
     """The length of each of texts `[N]` in bytes, or of each row of ids `[N, T]` in tokens: an array `[N]`."""
     return (tf.strings.length(texts) if texts.dtype == tf.string else row_lengths(texts)).numpy()
+
+
+def refuse_texts(method: str, x: Any) -> None:
+    """Refuses texts instead of batches, for which Keras has no helpful message."""
+    found = tf.nest.flatten(getattr(x, "element_spec", x))
+    if not found:
+        raise OptionError(f"{method}: expected batches of ids or one-hot rows, not {x!r}")
+    first = found[0]
+    kind = getattr(first, "dtype", None)
+    if isinstance(first, str | bytes) or kind == tf.string or getattr(kind, "kind", "") in ("U", "S", "O"):
+        instead = "`translate` takes texts" if method == "predict" else "batch_pairs makes them of pairs of texts"
+        raise OptionError(f"{method}: expected batches of ids or one-hot rows, not texts; {instead}")

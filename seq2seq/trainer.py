@@ -21,6 +21,7 @@ from seq2seq.compilation import compiled_by_xla, is_compiling, is_deterministic,
 from seq2seq.distribution import mean_over_replicas, several_workers, whole_batches
 from seq2seq.layers import holds_token, token_ids
 from seq2seq.metrics import Perplexity, TokenCrossentropy, check_loss, of_tokens
+from seq2seq.texts import refuse_texts
 
 
 class Trainer(keras.Model):
@@ -133,14 +134,15 @@ class Trainer(keras.Model):
         `distribution.distribute` returns; with several workers, the latter.
 
         Raises:
-            OptionError: for data of another form, for arrays with padding before a token or targets without START, for
-                a `class_weight`, for a vocabulary that has changed, and if there is nothing to train.
+            OptionError: for data of another form, arrays with padding before a token or targets without START, a
+                `class_weight` or a vocabulary that has changed, and if there is nothing to train.
         """
         self.check_vocabularies()
         refuse_texts("fit", x)
         _refuse_class_weight(class_weight)
-        if y is not None:
-            _check_arrays(x, y)
+        _check_arrays("fit", x, y)
+        if isinstance(validation_data, tuple | list):
+            _check_arrays("validation_data", *validation_data)
         steps = self.optimizer.iterations.numpy() if self.compiled and self.optimizer else 0
         if steps and not tf.convert_to_tensor(self.optimizer.learning_rate).numpy():
             warnings.warn(
@@ -171,12 +173,13 @@ class Trainer(keras.Model):
         with self._steps(quiet=False):
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
-    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; for data see `fit`."""
         self.check_vocabularies()
         refuse_texts("evaluate", x)
+        _check_arrays("evaluate", x, y)
         with without_end_warning(kwargs.get("steps")):
-            return super().evaluate(whole_batches(self.distribute_strategy, x), *args, **kwargs)
+            return super().evaluate(whole_batches(self.distribute_strategy, x), y, *args, **kwargs)
 
     @contextlib.contextmanager
     def _steps(self, quiet):
@@ -401,29 +404,19 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
     return *sides, tf.broadcast_to(each, [rows, length - 1])
 
 
-def _check_arrays(source, target):
-    """Refuses arrays from which a model would learn something else than what it is used for."""
+def _check_arrays(place, source, target=None, *_):
+    """Refuses arrays that would teach or measure something else than what a model is used for. Others are no arrays."""
+    if target is None:
+        return
     with tf.device("CPU"):
         sides = checked_batch((source, target))
         for name, side in zip(("source", "target"), sides, strict=True):
             real = holds_token(side)
             if tf.reduce_any(real[:, 1:] & ~real[:, :-1]):
-                raise OptionError(f"fit: a {name} has padding before a token; expected it after the last one")
+                raise OptionError(f"{place}: a {name} has padding before a token; expected it after the last one")
         first = token_ids(sides[1])[:, 0]
         if tf.reduce_any((first != START) & (first != PADDING)):
-            raise OptionError("fit: a target does not begin with START; `tokenize` adds it with start_end=True")
-
-
-def refuse_texts(method: str, x: Any) -> None:
-    """Refuses texts instead of batches, for which Keras has no helpful message."""
-    found = tf.nest.flatten(getattr(x, "element_spec", x))
-    if not found:
-        raise OptionError(f"{method}: expected batches of ids or one-hot rows, not {x!r}")
-    first = found[0]
-    kind = getattr(first, "dtype", None)
-    if isinstance(first, str | bytes) or kind == tf.string or getattr(kind, "kind", "") in ("U", "S", "O"):
-        instead = "`translate` takes texts" if method == "predict" else "batch_pairs makes them of pairs of texts"
-        raise OptionError(f"{method}: expected batches of ids or one-hot rows, not texts; {instead}")
+            raise OptionError(f"{place}: a target does not begin with START; `tokenize` adds it with start_end=True")
 
 
 def _refuse_class_weight(class_weight):

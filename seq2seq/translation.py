@@ -24,8 +24,8 @@ from seq2seq.litert_exporting import export_litert
 from seq2seq.onnx_exporting import export_onnx
 from seq2seq.records import RunError
 from seq2seq.strategies import STRATEGIES, BeamSearch, Greedy, Strategy
-from seq2seq.texts import as_strings, as_targets, bytes_or_tokens, in_batches
-from seq2seq.trainer import refuse_texts, without_end_warning
+from seq2seq.texts import as_strings, as_targets, bytes_or_tokens, in_batches, refuse_texts
+from seq2seq.trainer import without_end_warning
 from seq2seq.web_exporting import export_web
 
 LONGEST_TRANSLATION = 100_000  # tokens

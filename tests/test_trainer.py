@@ -558,10 +558,17 @@ def test_arrays_that_would_teach_something_else_are_refused(model):
         (source, target[:, 1:], "a target does not begin with START; `tokenize` adds it with start_end=True"),
         (source[:, ::-1], target, "a source has padding before a token; expected it after the last one"),
         (source, np.roll(target, 1, axis=1), "a target has padding before a token"),
-        (source.astype(float), target, "expected ids of an integer type, such as int32, not float"),
     ):
-        with pytest.raises(OptionError, match=message):
-            model.fit(x, y, verbose=0)
+        for use, place in (
+            (lambda x=x, y=y: model.fit(x, y), "fit"),
+            (lambda x=x, y=y: model.fit(source, target, validation_data=(x, y)), "validation_data"),
+            (lambda x=x, y=y: model.evaluate(x, y), "evaluate"),
+        ):
+            with pytest.raises(OptionError, match=f"{place}: {message}"):
+                use()
+    assert model.optimizer.iterations == 0
+    with pytest.raises(OptionError, match="fit, evaluate: expected ids of an integer type, such as int32, not float"):
+        model.fit(source.astype(float), target)
     one_hot = model.source_tokenizer.one_hot(source), model.target_tokenizer.one_hot(target)
     for x, y in ((source, target), one_hot):
         assert np.isfinite(model.fit(x, y, verbose=0).history["loss"])
