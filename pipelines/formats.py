@@ -1,5 +1,6 @@
 """Formats: how the lines and records of each format, and data in memory, become pairs."""
 
+import contextlib
 import functools
 import itertools
 import json
@@ -214,13 +215,30 @@ def _tfrecord_rows(path, columns, *_):
     features = {key: tf.io.FixedLenFeature([], tf.string) for key in keys}
     compression = "GZIP" if path.suffix.lower() == ".gz" else ""
     records = tf.data.TFRecordDataset(str(path), compression_type=compression)
-    number = 0
+    number, problem = 0, f"expected one text under each of the keys {', '.join(map(repr, keys))}"
+
+    def texts_of(batch):
+        """The texts of each record, or None for a record that does not have them, which is found by halving."""
+        try:
+            found = tf.io.parse_example(batch, features)
+            return list(zip(*(found[key].numpy() for key in keys), strict=True))
+        except tf.errors.InvalidArgumentError:
+            half = len(batch) // 2
+            return texts_of(batch[:half]) + texts_of(batch[half:]) if half else [None]
+
     try:
-        for batch in records.batch(4096).map(lambda r: tf.io.parse_example(r, features)).as_numpy_iterator():
-            for *before, target in zip(*(batch[key] for key in keys), strict=True):
+        for batch in records.batch(4096):
+            for texts in texts_of(batch):
                 number += 1
-                yield number, b"\t".join(before), target, ""
+                if texts is None:
+                    yield number, None, None, problem
+                else:
+                    *before, target = texts
+                    yield number, b"\t".join(before), target, ""
     except tf.errors.OpError as error:
+        with contextlib.suppress(tf.errors.OpError):  # of its batch, the records before it can be read
+            for _ in records.skip(number):
+                number += 1
         raise CorpusError(f"{path}: cannot be read after record {number:,} ({error.message.splitlines()[0]})") from None
 
 

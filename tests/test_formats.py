@@ -53,11 +53,7 @@ def test_all_columns_but_the_last_are_the_source(read, tsv, tmp_path):
     assert read(together) == read([together, path], columns=(1, 3, 2))[:3] == INFLECTED
     with tf.io.TFRecordWriter(str(tmp_path / "rows.tfrecord")) as file:
         for row in rows:
-            features = {
-                key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[text.encode()]))
-                for key, text in zip(names, row, strict=True)
-            }
-            file.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+            file.write(example(**dict(zip(names, row, strict=True))))
     assert read(tmp_path / "rows.tfrecord", columns=names) == INFLECTED
     joined = tsv("".join(f"{source}\t{target}\n" for source, target in INFLECTED), "joined.tsv")
     assert read(joined, source_columns=("lemma", "features")) == INFLECTED
@@ -166,13 +162,12 @@ def test_parallel_files_are_read_side_by_side(read, tsv):
         read(f"{source}+{source.parent}/*.es")
 
 
-def test_tfrecord_is_read_by_its_features(read, tmp_path):
-    def example(**texts):
-        features = {
-            key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[t.encode()])) for key, t in texts.items()
-        }
-        return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+def example(**texts):
+    features = {key: tf.train.Feature(bytes_list=tf.train.BytesList(value=[t.encode()])) for key, t in texts.items()}
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
 
+
+def test_tfrecord_is_read_by_its_features(read, tmp_path):
     for name, options in (("a.tfrecord", None), ("b.tfrecord.gz", "GZIP")):
         with tf.io.TFRecordWriter(str(tmp_path / name), options) as file:
             for source, target in PAIRS:
@@ -180,10 +175,24 @@ def test_tfrecord_is_read_by_its_features(read, tmp_path):
         assert read(tmp_path / name) == read(tmp_path / name, columns=("source", "es")) == PAIRS
     data = (tmp_path / "a.tfrecord").read_bytes()
     (tmp_path / "cut.tfrecord").write_bytes(data[:-5])
-    with pytest.raises(CorpusError, match=r"cut\.tfrecord: cannot be read after record"):
+    with pytest.raises(CorpusError, match=r"cut\.tfrecord: cannot be read after record 2 "):
         read(tmp_path / "cut.tfrecord")
-    with pytest.raises(CorpusError, match=r"a\.tfrecord: cannot be read after record 0 .*nothing"):
+    expected = "expected one text under each of the keys 'source', 'nothing'"
+    with pytest.raises(CorpusError, match=rf"a\.tfrecord, record 1: {expected} \(on_bad_line="):
         read(tmp_path / "a.tfrecord", columns=("source", "nothing"))
+
+
+def test_records_that_lack_a_text_are_named_and_can_be_skipped(read, tmp_path):
+    path, report = tmp_path / "a.tfrecord", Report()
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for record in (example(source="a", target="b"), example(source="a"), b"\0", example(source="c", target="d")):
+            file.write(record)
+    with pytest.raises(CorpusError, match=r"a\.tfrecord, record 2: expected one text .* keys 'source', 'target'"):
+        read(path)
+    assert read(path, report, on_bad_line="skip") == [("a", "b"), ("c", "d")]
+    assert [message.partition(":")[0] for message in report.first["wrong columns"]] == [
+        f"{path}, record {number}" for number in (2, 3)
+    ]
 
 
 @pytest.mark.parametrize("ending", [".tsv.zst", ".tar.gz", ".tar", ".tgz", ".7z", ".rar", ".TAR.XZ"])
