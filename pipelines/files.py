@@ -1,4 +1,4 @@
-"""Files: which ones a corpus consists of, how they are compressed, and their checksums."""
+"""Files: which ones a corpus consists of, how they are compressed, and their checksums; folders that appear whole."""
 
 import bz2
 import contextlib
@@ -8,9 +8,11 @@ import hashlib
 import json
 import lzma
 import os
+import secrets
+import shutil
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Endings of the files read from a folder, in any case. Not `.json`, which may be a manifest.
@@ -115,6 +117,30 @@ def read_manifest(folder: Path | str) -> dict:
         if not (isinstance(shard, dict) and isinstance(shard.get("sha256"), str)):
             raise CorpusError(f"{path}: damaged: {name} has no sha256")
     return found
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
+    """Yields a temporary path for a folder that becomes `folder` once it is complete. After an error, neither exists.
+
+    Args:
+        folder: the folder to make. It may exist if it is empty.
+        refused: the exception to raise if it is not empty, or cannot be replaced.
+
+    Raises:
+        OSError: at the end, if another process has made the folder in the meantime.
+    """
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise refused(f"{folder} already exists; choose another folder")
+    if folder.resolve() == Path.cwd():
+        raise refused(f"{folder} is the current directory, which cannot be replaced; choose another folder")
+    # Another process may be making the same folder, so each has a name of its own. The second to end fails.
+    aside = folder.with_name(f"aside-{secrets.token_hex(4)}-{folder.name}")
+    try:
+        yield aside
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

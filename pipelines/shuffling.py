@@ -4,16 +4,13 @@ import collections
 import gzip
 import itertools
 import json
-import os
 import pickle
 import random
-import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipelines.files import CorpusError, read_manifest, sha256
+from pipelines.files import CorpusError, read_manifest, sha256, whole_folder
 from pipelines.formats import Corpora
 from pipelines.options import check_number, choose
 from pipelines.readers import Report, open_corpora
@@ -63,16 +60,10 @@ def shuffle_corpus(
     folder = Path(folder)
     choose("format", format, list(_FORMATS))
     check_number("shards", shards, least=1)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise CorpusError(f"{folder} already exists; choose another folder")
-    if folder.resolve() == Path.cwd():
-        raise CorpusError(f"{folder} is the current directory, which cannot be replaced; choose another folder")
-    reader = open_corpora(corpus, **options)
-    rng = random.Random(seed)
-    # Another process may be making the same folder, so each has a name of its own. The second to end fails.
-    aside = folder.with_name(f"{folder.name}.partial-{secrets.token_hex(4)}")
-    aside.mkdir(parents=True)
-    try:
+    with whole_folder(folder, CorpusError) as aside:
+        reader = open_corpora(corpus, **options)
+        rng = random.Random(seed)
+        aside.mkdir(parents=True)
         lengths = collections.Counter[int](), collections.Counter[int]()
         count = 0
         buckets = [_Bucket(aside / f"bucket-{number}") for number in range(_BUCKETS)]
@@ -96,9 +87,6 @@ def shuffle_corpus(
             },
         }
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
-        os.replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return manifest
 
 

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import socket
 import zipfile
@@ -31,24 +30,6 @@ def whole_file(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yields a temporary path for a folder that becomes `folder` once it is complete. After an error, neither exists.
-
-    Raises:
-        RunError: if `folder` exists.
-    """
-    if folder.exists():
-        raise RunError(f"{folder} already exists; choose another folder")
-    # Another process may be making the same folder, so each has a name of its own. The second to end fails.
-    aside = folder.with_name(f"aside-{secrets.token_hex(4)}-{folder.name}")
-    try:
-        yield aside
-        os.replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_json(path: Path, content: object, indent: int = 2) -> None:

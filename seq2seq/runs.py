@@ -25,8 +25,9 @@ from pipelines import (
     group_by_source,
     sources_in,
 )
+from pipelines.files import whole_folder
 from pipelines.options import one_line
-from seq2seq.checkpoints import locked, whole_file, write_json
+from seq2seq.checkpoints import write_json
 from seq2seq.config import Config, own_classes
 from seq2seq.ensembles import ensemble
 from seq2seq.epochs import training_pairs, validation_pairs
@@ -285,9 +286,8 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
             f"last={last}: {folder} has kept the models of {len(kept)} epochs; train with --keep-epochs {last or 5}"
         )
     epochs = list(kept)[-(last or len(kept)) :]
-    with locked(out):
-        if any(path.name != "lock" for path in out.iterdir()):
-            raise RunError(f"{out} is not empty; choose another folder")
+    with whole_folder(out, RunError) as aside:
+        aside.mkdir(parents=True)
         totals: list[Any] = []
         for epoch in epochs:
             model = load_model(folder, f"epochs/{kept[epoch].name}")
@@ -297,13 +297,12 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
         for weight, total in zip(model.trainable_variables, totals, strict=True):
             weight.assign(total / len(epochs))
         for name in ("history.csv", "survey.json"):
-            shutil.copy(folder / name, out)
+            shutil.copy(folder / name, aside)
         sources = list(probe(folder))
-        write_json(out / "probe.json", dict(zip(sources, translations_of(model, sources), strict=True)))
-        write_json(out / "config.json", record | {"averaged": {"run": str(folder.resolve()), "epochs": epochs}})
-        with whole_file(out / "model.keras") as aside:
-            model.save(aside)
-        return load_run(out)
+        write_json(aside / "probe.json", dict(zip(sources, translations_of(model, sources), strict=True)))
+        write_json(aside / "config.json", record | {"averaged": {"run": str(folder.resolve()), "epochs": epochs}})
+        model.save(aside / "model.keras")
+    return load_run(out)
 
 
 def export_runs(folders: Sequence[Path | str], out: Path | str, format: str = "tf_saved_model", **options: Any) -> None:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from command_line import server
 
 from pipelines import CorpusError, OptionError
-from seq2seq.checkpoints import Checkpoints, locked, whole_file, whole_folder
+from seq2seq.checkpoints import Checkpoints, locked, whole_file
 from seq2seq.config import Config
 from seq2seq.records import RunError
 
@@ -28,23 +28,6 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
         aside.write_text("after")
         assert path.read_text() == "before"
     assert path.read_text() == "after" and os.listdir(tmp_path) == ["text"]
-
-
-def test_a_folder_is_whole_or_not_there(tmp_path):
-    folder = tmp_path / "new"
-    with pytest.raises(ZeroDivisionError), whole_folder(folder) as aside:
-        aside.mkdir()
-        raise ZeroDivisionError
-    assert not os.listdir(tmp_path)
-    with pytest.raises(OSError, match="not empty"), whole_folder(folder) as late:
-        late.mkdir()
-        with whole_folder(folder) as aside:  # of another process
-            aside.mkdir()
-            (aside / "text").write_text("whole")
-    assert os.listdir(tmp_path) == ["new"] and os.listdir(folder) == ["text"]
-    with pytest.raises(RunError, match="new already exists; choose another folder"), whole_folder(folder):
-        pass
-    assert os.listdir(folder) == ["text"]
 
 
 def test_a_folder_is_one_processes_own_until_it_ends(tmp_path):

@@ -1,6 +1,7 @@
 import functools
 import gzip
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from conftest import PAIRS, TSV
 
 from pipelines import CorpusError, as_seen_from, damaged_shards
+from pipelines.files import whole_folder
 
 
 def test_a_zip_of_several_files_asks_which(read, tmp_path):
@@ -128,3 +130,31 @@ def test_a_download_that_fails_says_what_to_do(read, tmp_path, monkeypatch, capf
         read("spa-eng")
     assert str(tmp_path / "datasets") in str(raised.value)
     assert capfd.readouterr().out == ""
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
+    folder, empty = tmp_path / "new", tmp_path / "empty"
+    with pytest.raises(ZeroDivisionError), whole_folder(folder, CorpusError) as aside:
+        aside.mkdir()
+        raise ZeroDivisionError
+    assert not os.listdir(tmp_path)
+    with pytest.raises(OSError, match="not empty"), whole_folder(folder, CorpusError) as late:
+        late.mkdir()
+        with whole_folder(folder, CorpusError) as aside:  # of another process
+            aside.mkdir()
+            (aside / "text").write_text("whole")
+    assert os.listdir(tmp_path) == ["new"] and os.listdir(folder) == ["text"]
+    empty.mkdir()
+    with whole_folder(empty, CorpusError) as aside:
+        aside.mkdir()
+    monkeypatch.chdir(empty)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path, message in (
+        (folder, "new already exists; choose another folder"),
+        (folder / "text", "text already exists"),
+        (tmp_path / "link", "link already exists"),
+        (empty, "empty is the current directory, which cannot be replaced"),
+    ):
+        with pytest.raises(CorpusError, match=message), whole_folder(path, CorpusError):
+            pass
+    assert os.listdir(folder) == ["text"]

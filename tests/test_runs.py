@@ -15,7 +15,7 @@ from conftest import read_history
 from pipelines import CharTokenizer, CorpusError, OptionError, batch_pairs, read_pairs
 from pipelines.tokenizers import TOKENIZERS
 from pipelines.tokens import NORMAL_FORMS
-from seq2seq import pictures
+from seq2seq import Seq2Seq, pictures
 from seq2seq.building import build_model, prepare
 from seq2seq.config import _CHOICES
 from seq2seq.evaluation import evaluate
@@ -155,9 +155,16 @@ def test_the_mean_of_a_runs_last_epochs_is_a_run(config, tmp_path, monkeypatch):
         average(run, tmp_path / "other", last=4)
     with pytest.raises(OptionError, match="has kept the models of 0 epochs; train with --keep-epochs 5"):
         average(out, tmp_path / "other")
-    with pytest.raises(RunError, match="mean is not empty"):
+    with pytest.raises(RunError, match="mean already exists; choose another folder"):
         average(run, out)
-    assert not (tmp_path / "other").exists()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Seq2Seq, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        average(run, tmp_path / "other")
+    assert sorted(os.listdir(tmp_path)) == ["all", "exported", "mean", "pairs.tsv", "run"]
 
 
 def test_what_is_no_run_is_refused_by_name(config, tmp_path):
