@@ -32,8 +32,8 @@ _DUPLICATE_WINDOW = 1 << 17  # pairs remembered at least; at most twice as many
 INVISIBLE = r"[\s\0-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\u034f\u2800\u3164]"
 INVISIBLE = "".join(re.findall(INVISIBLE, "".join(map(chr, (*range(0x3165), 0xFEFF)))))
 
-# Why a pair is left out. The first three are faults of the text: they are errors unless `on_bad_line` is "skip".
-COLUMNS, ENCODING, EMPTY = "wrong columns", "invalid UTF-8", "empty side"
+# Why a pair is left out. The first four are faults of the text: they are errors unless `on_bad_line` is "skip".
+FAULTS = COLUMNS, ENCODING, EMPTY, BREAK = "wrong columns", "invalid UTF-8", "empty side", "tab or line break"
 LENGTH, RATIO, DUPLICATE = "too long", "length ratio", "duplicate"
 NO_PAIR = "no pair"  # no fault; counted only by `Reader.lines`
 
@@ -44,7 +44,7 @@ class Report:
 
     pairs: int = 0
     dropped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # pairs by reason
-    first: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # messages about the first three, by reason
+    first: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # the first three messages, by reason
     unread: str = ""  # a message about the first line with a column after those that are read
 
     def drop(self, reason: str, message: str) -> None:
@@ -76,6 +76,7 @@ class Reader:
     shuffle_files: bool = False
     num_shards: int = 1
     index: int = 0
+    tab_separated: bool = False  # whether the pairs will be written as such text, which cannot hold every text
 
     def __post_init__(self):
         if self.on_bad_line not in ("error", "skip"):
@@ -174,7 +175,7 @@ class Reader:
                 yield source, target
                 continue
             message = f"{shard.name}, {shard.unit} {number}: {problem}"
-            if reason in (COLUMNS, ENCODING, EMPTY) and self.on_bad_line == "error":
+            if reason in FAULTS and self.on_bad_line == "error":
                 raise CorpusError(f'{message} (on_bad_line="skip" leaves out such lines)')
             if reason != NO_PAIR or every_line:
                 report.drop(reason, message)
@@ -201,6 +202,10 @@ class Reader:
             return EMPTY, f"the {self.sources[0]} is empty{hint}"
         if not target.lstrip(INVISIBLE):
             return EMPTY, "the target is empty"
+        if self.tab_separated:
+            for side, text in (("source", source.replace("\t", "") if several else source), ("target", target)):
+                if any(mark in text for mark in "\t\n\r"):
+                    return BREAK, f"the {side} has a tab or a line break; write the shards as tfrecord to keep it"
         if self.max_length and (longest := max(len(source), len(target))) > self.max_length:
             return LENGTH, f"{longest} characters"
         if self.max_ratio and max(lengths := (len(first), len(target))) / min(lengths) > self.max_ratio:

@@ -83,10 +83,17 @@ def test_two_that_make_the_same_folder_do_not_disturb_each_other(tsv, tmp_path):
 def test_texts_that_tab_separation_cannot_hold_are_refused_and_kept_as_tfrecord(tsv, tmp_path):
     path = tsv('{"source": "one\\ttwo", "target": "\\ufeffx"}', "tab.jsonl")
     later = tsv("not read", "later.jsonl")  # the text is refused when it is read
-    with pytest.raises(CorpusError, match=r"'one\\ttwo' has a tab .* as tfrecord"):
+    with pytest.raises(CorpusError, match=r"tab\.jsonl, line 1: the source has a tab .* as tfrecord .*on_bad_line="):
         shuffle_corpus([path, later], tmp_path / "s")
     shuffle_corpus(path, tmp_path / "s", shards=1, format="tfrecord")
     assert strings(tmp_path / "s") == ["one\ttwo\t\ufeffx"]
+    pairs = [("a", "b"), ("a\nb", "c"), ("a", "b\tc"), ("a", "b\r"), ("d", "e")]
+    report = Report()
+    shuffle_corpus(pairs, tmp_path / "lines", shards=1, on_bad_line="skip", report=report)
+    assert sorted(strings(tmp_path / "lines")) == ["a\tb", "d\te"] and report.dropped == {"tab or line break": 3}
+    columns = [("a\tV", "b"), ("a\tV\n", "b")]
+    with pytest.raises(CorpusError, match="list, pair 2: the source has a tab or a line break"):
+        shuffle_corpus(columns, tmp_path / "columns", shards=1, source_columns=("lemma", "features"))
 
 
 def test_a_first_text_that_begins_with_a_byte_order_mark_keeps_it(tsv, tmp_path):
