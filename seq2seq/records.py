@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipelines import CorpusError, as_seen_from, checksums, choose
@@ -84,20 +84,33 @@ class Record:
         if relative and then != here:
             places.append([as_seen_from(then, name) for name in names])
         what_for = "trained on" if name == "corpus" else "validated on"
-        expected, failures = self.checksums(name), []
+        failures = []
         for place in places:
             try:
-                held = checksums(place)
+                changed = self.changed_files(place, name)
             except (CorpusError, OSError) as error:
                 failures.append(str(error))
                 continue
-            # Paths do not count: the files may have moved, and those of a named corpus differ between machines.
-            if list(held.values()) == expected:
+            if not changed:
                 return place[0] if isinstance(corpus, str) else tuple(place)
-            changed = [path for path, digest in held.items() if digest not in expected] or place
             failures.append(f"{', '.join(changed)}: changed since that run was {what_for} this corpus (sha256)")
         where = f" (looked up from {here}" + (f", then from {then}, where it was trained)" if len(places) > 1 else ")")
         raise CorpusError("; ".join(failures) + (where if relative else ""))
+
+    def changed_files(self, corpus: str | Sequence[str], name: str = "corpus") -> list[str]:
+        """The files of a corpus that are not those of the run; the corpus itself if only their number or order differs.
+
+        Paths do not count: the files may have moved, and those of a named corpus differ between machines.
+
+        Args:
+            corpus: as `read_pairs` takes it.
+            name: as in `find_corpus`.
+        """
+        held, expected = checksums(corpus), self.checksums(name)
+        if list(held.values()) == expected:
+            return []
+        changed = [path for path, digest in held.items() if digest not in expected]
+        return changed or ([corpus] if isinstance(corpus, str) else list(corpus))
 
 
 def read_record(run: Path | str) -> Record:

@@ -54,9 +54,14 @@ def test_without_a_monitor_the_last_epoch_is_kept_and_returned(trained):
     assert again.translate("ab", max_length=9) == trained.model.translate("ab", max_length=9)
 
 
-def test_a_corpus_too_small_to_hold_anything_out_is_trained_on_whole(tsv, tmp_path):
-    train(Config(str(tsv("Go.\tVe.\n")), units=4, epochs=1), tmp_path / "run")
-    assert "val_loss" not in (tmp_path / "run" / "history.csv").read_text()
+def test_a_corpus_too_small_to_hold_anything_out_is_trained_on_whole_and_its_change_is_noticed(tsv, tmp_path):
+    path, run, said = tsv("Go.\tVe.\n"), tmp_path / "run", []
+    change = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: path.write_text("Go.\tVete.\n"))
+    train(Config(str(path), units=4, epochs=2), run, say=said.append, callbacks=[change])
+    assert "val_loss" not in (run / "history.csv").read_text()
+    (text,) = (text for text in said if "changed" in text)
+    assert text.startswith(f"{path}: changed during training, so the model may have seen two versions;")
+    assert read_record(run).content["training"]["changed"] == [str(path)]
 
 
 def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_epochs(copied, monkeypatch):
