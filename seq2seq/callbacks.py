@@ -14,7 +14,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines import CorpusError
 from pipelines.lines import as_line
 from seq2seq.checkpoints import whole_file, write_json
 from seq2seq.compilation import on_gpu
@@ -205,7 +204,6 @@ class SaveRun(keras.callbacks.Callback):
         self.run, self.average, self.watch, self.probe, self.say = run, average, watch, probe, say
         self.chief = is_chief(run.strategy)  # the only process that writes
         self.signal: list[int] = []  # the number of a received signal
-        self.changed: list[str] = []  # files of the corpora that have changed since training began
         self.saved = time.monotonic()
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -279,9 +277,7 @@ class SaveRun(keras.callbacks.Callback):
     def _write_record(self):
         """Writes the other files of the run folder."""
         run, folder = self.run, self.run.folder
-        self._note_changes()
-        taken = self._resources() | ({"changed": self.changed} if self.changed else {})
-        write_json(folder / "config.json", run.record.content | {"training": taken})
+        write_json(folder / "config.json", run.record.content | {"training": self._resources()})
         with whole_file(folder / "history.csv") as path, path.open("w", newline="") as file:
             # Not only the first row's names: a package for metrics may have been installed since then.
             writer = csv.DictWriter(file, dict.fromkeys(itertools.chain(*run.history)))
@@ -290,24 +286,6 @@ class SaveRun(keras.callbacks.Callback):
         found = run.checkpoints.folder / "survey.json"
         if found.is_file():
             os.replace(found, folder / found.name)
-
-    def _note_changes(self):
-        """Says which files of the corpora are no longer those that training began with."""
-        config = self.run.config
-        for name, corpus in (("corpus", config.corpus), ("validation", config.validation)):
-            if not corpus:
-                continue
-            try:
-                found = self.run.record.changed_files(corpus, name)
-            except (CorpusError, OSError):  # it is no longer there
-                found = [corpus] if isinstance(corpus, str) else list(corpus)
-            for path in found:
-                if path not in self.changed:
-                    self.changed.append(path)
-                    self.say(
-                        f"{path}: changed during training, so the model may have seen two versions; config.json has "
-                        "the checksum of the first. Train again for a run that can be repeated"
-                    )
 
     def _resources(self):
         """The resources that the training has used so far, including those before it was resumed."""

@@ -129,6 +129,7 @@ def train(
         _fit(run, callbacks, say, track if chief else ())
         sums_of_workers(strategy, [])
         if chief:
+            _note_changes(run, say)
             run.checkpoints.clear()
             run.checkpoints.folder.rmdir()
         return load_run(folder)
@@ -261,6 +262,26 @@ def _fit(run, callbacks, say, track):
             if model.stop_training and not step and not run.stopped():  # after the rest of an epoch, `SaveRun` stops it
                 say(f"A callback has stopped the training in epoch {len(run.history)}")
                 break
+
+
+def _note_changes(run, say):
+    """Says which files of the corpora are no longer those that training began with, and records them."""
+    changed = []
+    for name in ("corpus", "validation"):
+        if corpus := getattr(run.config, name):
+            try:
+                changed += run.record.changed_files(corpus, name)
+            except (CorpusError, OSError):  # it is no longer there
+                changed += [corpus] if isinstance(corpus, str) else corpus
+    for path in changed:
+        say(
+            f"{path}: changed during training, so the model may have seen two versions; config.json has the checksum "
+            "of the first. Train again for a run that can be repeated"
+        )
+    if changed:
+        content = read_record(run.folder).content
+        content["training"]["changed"] = changed
+        write_json(run.folder / "config.json", content)
 
 
 def _compile(run, say):
