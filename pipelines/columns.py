@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines.options import OptionError
-from pipelines.tokens import PADDING, RESERVED_TOKENS, UNKNOWN, Texts, Tokenizer
+from pipelines.tokens import PADDING, RESERVED_TOKENS, UNKNOWN, Texts, Tokenizer, strings
 
 
 @keras.saving.register_keras_serializable("pipelines")
@@ -173,8 +173,7 @@ class ColumnsTokenizer(Tokenizer):
 
     def _columns_of(self, texts):
         """Splits texts `[B]` into columns: a list of (tokenizer, strings `[B]`)."""
-        texts = tf.ensure_shape(tf.convert_to_tensor(texts, tf.string), [None])
-        columns = tf.strings.split(texts, "\t").to_tensor("", shape=[None, len(self.tokenizers)])
+        columns = tf.strings.split(strings(texts), "\t").to_tensor("", shape=[None, len(self.tokenizers)])
         return list(zip(self.tokenizers, tf.unstack(columns, axis=1), strict=True))
 
     def _look_up(self, texts):

@@ -9,7 +9,7 @@ import tensorflow_text as tf_text
 
 from pipelines.options import OptionError
 from pipelines.subwords import SubwordTokenizer
-from pipelines.tokens import REPLACEMENT, RESERVED_TOKENS, WHITESPACE, Texts, Tokenizer, without_empty
+from pipelines.tokens import REPLACEMENT, RESERVED_TOKENS, WHITESPACE, Texts, Tokenizer, strings, without_empty
 
 
 @keras.saving.register_keras_serializable("pipelines")
@@ -40,6 +40,9 @@ class CharTokenizer(Tokenizer):
 
     def _set_tokens(self, tokens):
         self.tokens = list(tokens)
+        for token in self.tokens:
+            if not isinstance(token, str) or len(token) != 1:
+                raise OptionError(f"vocabulary: expected single characters, not {token!r}")
         # Tables of the code point of each id, and of the id of each code point and of those beyond. Looking up strings
         # takes twice the time, and so does joining them.
         code_points = [ord(character) for character in self.tokens]
@@ -112,7 +115,7 @@ class ByteTokenizer(Tokenizer):
 
     def normalize(self, texts: Texts) -> tf.Tensor:
         """Converts texts `[B]` to the normal form; if there is one, or case is folded, invalid UTF-8 becomes U+FFFD."""
-        return super().normalize(texts) if self.normal_form or self.lowercase else tf.convert_to_tensor(texts)
+        return super().normalize(texts) if self.normal_form or self.lowercase else strings(texts)
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return tf.strings.bytes_split(texts)

@@ -1,6 +1,7 @@
 """Tokens and ids: what all tokenizers share. All operations run in a graph, on a whole batch of strings at once."""
 
 import collections
+import reprlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
@@ -73,8 +74,7 @@ class Tokenizer(tf.Module):
 
     def normalize(self, texts: Texts) -> tf.Tensor:
         """Converts texts `[B]` to the normal form; invalid UTF-8 becomes U+FFFD."""
-        texts = tf.ensure_shape(tf.convert_to_tensor(texts, tf.string), [None])
-        texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8")
+        texts = tf.strings.unicode_transcode(strings(texts), "UTF-8", "UTF-8")
         if self.lowercase:  # tf.strings.lower would depend on the locale, and end a text at NUL
             texts = tf_text.case_fold_utf8(texts)
         return tf_text.normalize_utf8(texts, self.normal_form) if self.normal_form else texts
@@ -120,11 +120,16 @@ class Tokenizer(tf.Module):
         """Takes the vocabulary from text: every token in it, the most frequent first.
 
         Args:
-            texts: a `tf.data.Dataset` of scalar strings, or anything that `from_tensor_slices` accepts.
+            texts: a `tf.data.Dataset` of scalar strings, or strings `[B]`.
             min_frequency, max_size: as in `take_vocabulary`.
+
+        Raises:
+            OptionError: for other texts, and as `take_vocabulary`.
         """
         if not isinstance(texts, tf.data.Dataset):
-            texts = tf.data.Dataset.from_tensor_slices(texts)
+            texts = tf.data.Dataset.from_tensor_slices(strings(texts))
+        elif not tf.TensorSpec([], tf.string).is_compatible_with(texts.element_spec):
+            raise OptionError(f"texts: expected a dataset of scalar strings, not of {texts.element_spec}")
         self._start_over()
         counts = collections.Counter[bytes]()
         count = tf.autograph.experimental.do_not_convert(self.count)
@@ -206,6 +211,7 @@ class Tokenizer(tf.Module):
             recurrent layer needs a step: a batch of empty texts is one column of padding.
 
         Raises:
+            OptionError: for other texts.
             ValueError: if `split` does not return ragged strings, or a SubwordTokenizer is not trained yet.
         """
         ids = self._look_up(texts)
@@ -235,8 +241,13 @@ class Tokenizer(tf.Module):
             unknown: the unknown tokens of each source, strings `[B, U]`, ragged or padded with "". The n-th of them
                 replaces the n-th U+FFFD that is a token, see `add_unknown_token`. If there are more U+FFFD, the rest
                 stay.
+
+        Raises:
+            OptionError: if the ids are not whole numbers `[B, T]`.
         """
         ids = tf.convert_to_tensor(ids)
+        if ids.shape.rank not in (2, None) or not ids.dtype.is_integer:
+            raise OptionError(f"ids: expected whole numbers [B, T], not {ids.dtype.name} {ids.shape}")
         ended = tf.cumsum(tf.cast(ids == END, tf.int32), axis=1) > 0
         ids = tf.where(ended, PADDING, ids)
         if unknown is None or self.unknown_ids[0] == UNKNOWN:
@@ -299,6 +310,19 @@ class Tokenizer(tf.Module):
     def _join(self, written):
         """Joins tokens `[B, T]`, in which "" may occur anywhere, to texts `[B]`."""
         return self.join(tf.ragged.boolean_mask(written, written != ""))
+
+
+def strings(texts: Texts) -> tf.Tensor:
+    """Converts texts to a tensor of strings `[B]`.
+
+    Raises:
+        OptionError: if they are a single text, pairs, an iterator or anything else.
+    """
+    try:
+        return tf.ensure_shape(tf.convert_to_tensor(texts, tf.string), [None])
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError):
+        found = reprlib.repr(texts)
+        raise OptionError(f"texts={found}: expected a list, an array or a tensor of strings, [B]") from None
 
 
 def without_empty(tokens: tf.RaggedTensor) -> tf.RaggedTensor:

@@ -548,3 +548,30 @@ def test_a_token_that_is_no_text_is_refused_by_name():
 
     with pytest.raises(OptionError, match=r"^Bytes: the token b.*xa9.* is not valid UTF-8"):
         Bytes().adapt(["é"])
+
+
+PAIRS = [("a", "b"), ("b", "a")]
+ONLY_STRINGS = "texts=.*: expected a list, an array or a tensor of strings, [B]"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ByteTokenizer(None).tokenize("abc"), ONLY_STRINGS),
+        (lambda: TOKENIZER.tokenize([1]), ONLY_STRINGS),
+        (lambda: CharTokenizer().adapt("abc"), ONLY_STRINGS),
+        (lambda: CharTokenizer().adapt(PAIRS), ONLY_STRINGS),
+        (lambda: CharTokenizer().adapt(iter("abc")), ONLY_STRINGS),
+        (lambda: columns().adapt(PAIRS), ONLY_STRINGS),
+        (
+            lambda: CharTokenizer().adapt(tf.data.Dataset.from_tensor_slices(PAIRS).map(tf.unstack)),
+            "texts: expected a dataset of scalar strings, not of (",
+        ),
+        (lambda: TOKENIZER.detokenize([4, 5]), "ids: expected whole numbers [B, T], not int32 (2,)"),
+        (lambda: TOKENIZER.detokenize([[4.0]]), "ids: expected whole numbers [B, T], not float32 (1, 1)"),
+        (lambda: CharTokenizer(["ab"]), "vocabulary: expected single characters, not 'ab'"),
+    ],
+)
+def test_anything_but_a_batch_is_an_error_that_names_the_argument(call, message):
+    with pytest.raises(OptionError, match=f"^{re.escape(message).replace(re.escape('.*'), '.*')}"):
+        call()
