@@ -72,8 +72,16 @@ class BaseDecoder(Half):
 
 
 def arguments(scope: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a constructor by name, from its `locals()`, as `get_config` returns them."""
-    return {name: value for name, value in scope.items() if name not in ("self", "kwargs", "__class__")}
+    """The arguments of a constructor by name, from its `locals()`, as `get_config` returns them.
+
+    Raises:
+        OptionError: if one is a size, but not a whole number, at least 1.
+    """
+    found = {name: value for name, value in scope.items() if name not in ("self", "kwargs", "__class__")}
+    for name, value in found.items():
+        if name in ("vocabulary_size", "units", "layers", "heads", "embedding", "feed_forward"):
+            check_number(name, value, least=1, optional=name in ("embedding", "feed_forward"))
+    return found
 
 
 class Prepared(NamedTuple):
@@ -107,7 +115,7 @@ class Encoder(Half):
         `Encoded`; its state is the one after each row's last token.
 
     Raises:
-        OptionError: for an unknown cell, no layers, or an odd number of units in two directions.
+        OptionError: for an unknown cell, a size below 1, or an odd number of units in two directions.
     """
 
     def __init__(
@@ -122,9 +130,9 @@ class Encoder(Half):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.options = arguments(locals())
         if bidirectional and units % 2:
             raise OptionError(f"units={units}: two directions need an even number of units")
-        self.options = arguments(locals())
         dtype = self.dtype_policy
         self.vectors = TokenVectors(vocabulary_size, embedding, dropout, dtype=dtype)
         self.recurrent = _recurrent_layers(cell, layers, self.vectors.size, units, bidirectional, dtype)
@@ -182,8 +190,8 @@ class Decoder(BaseDecoder):
         ignores them. In beam search B is K times the number of sources (see `rows_by_source`).
 
     Raises:
-        OptionError: for an unknown cell or attention, input feeding without soft attention, copying without attention,
-            or tying without embedding.
+        OptionError: for an unknown cell or attention, a size below 1, input feeding without soft attention, copying
+            without attention, or tying without embedding; from `start`, if the encoder has other units, cell or layers.
     """
 
     def __init__(
@@ -201,6 +209,7 @@ class Decoder(BaseDecoder):
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)  # log-probabilities in the state stay float32
+        self.options = arguments(locals())
         choose("attention", attention, ATTENTIONS)
         if input_feeding and attention not in SOFT_ATTENTIONS:
             raise OptionError(f"input_feeding=True: there is nothing to feed with attention={attention!r}")
@@ -208,7 +217,6 @@ class Decoder(BaseDecoder):
             raise OptionError("copy=True: without attention, nothing points at the source")
         if tied and not embedding:
             raise OptionError("tied=True: there is nothing to tie the output to without an embedding")
-        self.options = arguments(locals())
         dtype = self.dtype_policy
         self.vectors = TokenVectors(vocabulary_size, embedding, dropout, dtype=dtype)
         self.units, self.input_feeding, self.hard = units, input_feeding, attention in HARD_ATTENTIONS
@@ -229,6 +237,13 @@ class Decoder(BaseDecoder):
         Args:
             encoded: the encoder's result.
         """
+        expected = [[self.units] * layer.cell.states for layer in self.recurrent]
+        found = [[part.shape[-1] or self.units for part in tf.nest.flatten(layer)] for layer in encoded.state]
+        if found != expected:
+            raise OptionError(
+                f"units, cell, layers: the encoder's state has the sizes {found}, and this decoder needs {expected}; "
+                "give both the same options"
+            )
         few = self.vectors.few and not self.input_feeding
         prepared = Prepared(
             keys=self.attention.project(encoded.memory) if self.attention else None,
@@ -432,6 +447,5 @@ class TiedOutput(keras.layers.Layer):
 
 def _recurrent_layers(cell, layers, size, units, bidirectional, dtype):
     """Stacked recurrent layers, the first one for inputs `[B, T, size]`."""
-    check_number("layers", layers, least=1)
     sizes = [size, *[units] * (layers - 1)]
     return [Recurrent(cell, size, units, bidirectional, dtype=dtype) for size in sizes]

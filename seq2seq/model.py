@@ -86,6 +86,9 @@ class Seq2Seq(Translator, Trainer):
         if self.dtype_policy.variable_dtype not in ("float32", "float64"):
             half = self.dtype_policy.name
             raise OptionError(f"dtype={half!r}: 16-bit weights are too coarse for training; use 'mixed_{half}'")
+        for side, tokenizer in (("source_tokenizer", source_tokenizer), ("target_tokenizer", target_tokenizer)):
+            if not isinstance(tokenizer, Tokenizer):
+                raise OptionError(f"{side}={tokenizer!r}: expected a tokenizer, such as CharTokenizer()")
         self.source_tokenizer = source_tokenizer
         self.target_tokenizer = target_tokenizer
         check_number("label_smoothing", label_smoothing, float, least=0, below=1)
@@ -113,6 +116,8 @@ class Seq2Seq(Translator, Trainer):
 
     def _half(self, name, half, tokenizer, options):
         """A layer of a class, with the options that its constructor names; a layer is returned unchanged."""
+        if not isinstance(half, type | keras.layers.Layer):
+            raise OptionError(f"{name}={half!r}: expected a layer or a class, such as Transformer{name.capitalize()}")
         if not isinstance(half, type):
             return half
         dtype = self.dtype_policy.name  # as a name, since Keras writes a `get_config` for classes without one

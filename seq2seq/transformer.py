@@ -42,7 +42,7 @@ class TransformerEncoder(Half):
         `Encoded`.
 
     Raises:
-        OptionError: if the units cannot be divided among the heads.
+        OptionError: for a size below 1, or if the units cannot be divided among the heads.
     """
 
     for_decoder = ("cell",)  # options that have no effect unless the decoder has them too
@@ -115,7 +115,7 @@ class TransformerDecoder(BaseDecoder):
         As `Decoder`. The attention weights are the mean of the last layer's heads.
 
     Raises:
-        OptionError: if the units cannot be divided among the heads.
+        OptionError: for a size below 1, or if the units cannot be divided among the heads.
     """
 
     def __init__(

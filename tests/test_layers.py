@@ -1,4 +1,5 @@
 import importlib
+import inspect
 import itertools
 
 import keras
@@ -14,6 +15,7 @@ from seq2seq.layers import (
     Encoder,
     TokenVectors,
 )
+from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 SOURCE = tf.constant([[4, 5, 6], [7, 4, 0]])
 TARGET = tf.constant([[2, 5, 6, 7], [2, 4, 0, 0]])
@@ -184,6 +186,15 @@ def test_options_that_do_not_go_together_are_refused_by_name():
             Decoder(8, 6, **options)
     with pytest.raises(OptionError, match="units=5"):
         Encoder(8, 5, bidirectional=True)
+
+
+@pytest.mark.parametrize("name", ["vocabulary_size", "units", "layers", "heads", "feed_forward", "embedding"])
+@pytest.mark.parametrize("size", [0, "64"])
+def test_a_size_that_is_none_is_refused_by_name(name, size):
+    for kind in (Encoder, Decoder, TransformerEncoder, TransformerDecoder):
+        if name in inspect.signature(kind).parameters:
+            with pytest.raises(OptionError, match=f"{name}={size!r}: expected a whole number, at least 1"):
+                kind(**{"vocabulary_size": 8, name: size})
 
 
 @pytest.mark.parametrize(("cell", "bidirectional"), [*itertools.product(["lstm", "gru"], [False, True])])

@@ -181,9 +181,19 @@ def test_what_no_model_can_be_made_with_is_refused(tokenizers):
         ({"teacher_forcing": 7}, "teacher_forcing=7: expected a number, at least 0 and at most 1"),
         ({"layers": 0}, "layers=0: expected a whole number, at least 1"),
         ({"encoder": Encoder(5, units=8)}, r"encoder=Encoder: fails on source ids .* is not in \[0, 5\)"),
+        ({"encoder": "transformer"}, "encoder='transformer': expected a layer or a class, such as TransformerEncoder"),
+        ({"encoder": TransformerEncoder}, "units, cell, layers: the encoder's state has the sizes .* give both the"),
     ):
         with pytest.raises(OptionError, match=message):
-            Seq2Seq(*tokenizers, units=8, **options)
+            Seq2Seq(*tokenizers, **{"units": 8, **options})
+    with pytest.raises(OptionError, match="source_tokenizer='char': expected a tokenizer, such as CharTokenizer"):
+        Seq2Seq("char", "char")
+
+
+@pytest.mark.parametrize("options", [{"units": 4}, {"cell": "gru"}, {"layers": 2}], ids=str)
+def test_a_decoder_needs_an_encoder_with_the_same_state(options):
+    with pytest.raises(OptionError, match=r"the encoder's state has the sizes .*, and this decoder needs \[\[8, 8\]\]"):
+        Decoder(9, 8).start(Encoder(9, **{"units": 8, **options})(tf.constant([[4]])))
 
 
 def test_decode_takes_the_name_of_a_strategy(model, tokenizers):
