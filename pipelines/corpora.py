@@ -213,10 +213,10 @@ class Survey:
     pairs: int = 0
     longer: int = 0  # sum over all pairs of the length of their longer side, in characters
     tokens: tuple[collections.Counter[bytes], collections.Counter[bytes]] = dataclasses.field(
-        default_factory=lambda: (collections.Counter(), collections.Counter())
+        default_factory=lambda: (collections.Counter(), collections.Counter()), repr=False
     )
     lengths: tuple[collections.Counter[int], collections.Counter[int]] = dataclasses.field(
-        default_factory=lambda: (collections.Counter(), collections.Counter())
+        default_factory=lambda: (collections.Counter(), collections.Counter()), repr=False
     )
 
     def length(self, side: int, quantile: float) -> int:

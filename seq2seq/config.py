@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -357,7 +358,7 @@ def check_option(name: str, value: typing.Any) -> None:
     elif Mapping in kinds and not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
         raise OptionError(f"{name}={value!r}: expected a dict of options by their names, or None")
     elif str in kinds and not all(isinstance(text, str) and text for text in values):
-        raise OptionError(f"{name}={value!r}: expected text{', or None' * optional}")
+        raise OptionError(f"{name}={reprlib.repr(value)}: expected text{', or None' * optional}")
     if name == "columns":
         check_columns(value)
     if name in _CHOICES:

@@ -100,10 +100,10 @@ class Measured:
 class Evaluation:
     """The result of `evaluate`: N translations and their scores."""
 
-    sources: list[str]  # N texts
-    references: list[list[str]]  # of each, one text or more
-    translations: list[str]  # N texts
-    stopped: list[str]  # why each stopped: "end", "limit" or "repetition"
+    sources: list[str] = dataclasses.field(repr=False)  # N texts
+    references: list[list[str]] = dataclasses.field(repr=False)  # of each, one text or more
+    translations: list[str] = dataclasses.field(repr=False)  # N texts
+    stopped: list[str] = dataclasses.field(repr=False)  # why each stopped: "end", "limit" or "repetition"
     scores: dict[str, Measured]  # by name
     loss: float  # crossentropy of the tokens of the references, END included, in nats per token
     accuracy: float  # the share of tokens predicted correctly, given the correct preceding ones

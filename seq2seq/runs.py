@@ -56,7 +56,9 @@ def load_run(folder: Path | str) -> Seq2Seq:
     """
     folder = find_run(folder)
     if folder.is_file():
-        raise RunError(f"{folder} is a file, but a run is a folder, such as {folder.parent}")
+        of_run = (folder.parent / "config.json").is_file()
+        hint = f"name {folder.parent}" if of_run else "name the run first, then a corpus"
+        raise RunError(f"{folder} is a file, but a run is a folder; {hint}")
     if not folder.is_dir():
         makes = f"`seq2seq train --out {shlex.quote(str(folder))}` makes one"
         raise RunError(f"{folder}: no such run folder; {makes}, and the run `phrasebook` comes with the library")

@@ -59,7 +59,8 @@ def test_lines_through_a_pipe_are_answered_when_no_more_are_waiting(folder, comm
 
 def test_what_is_no_run_folder_is_named(folder, tmp_path):
     for run, message in (
-        (folder / "model.keras", f"{folder / 'model.keras'} is a file, but a run is a folder, such as {folder}\n"),
+        (folder / "model.keras", f"{folder / 'model.keras'} is a file, but a run is a folder; name {folder}\n"),
+        (__file__, f"{__file__} is a file, but a run is a folder; name the run first, then a corpus\n"),
         (tmp_path, "not a run folder"),
         ("no run", "`seq2seq train --out 'no run'` makes one"),
     ):

@@ -104,6 +104,11 @@ def test_one_interval_belongs_to_each_figure():
     assert exact.score == 50 and exact.margin == pytest.approx(9.8, abs=1.5)
 
 
+def test_what_is_shown_of_an_evaluation_holds_no_texts():
+    shown = repr(evaluation(TRANSLATIONS, REFERENCES))
+    assert "scores=" in shown and not any(text in shown for text in (TRANSLATIONS[0], REFERENCES[0][0], "source 1"))
+
+
 def test_by_length_and_worst_tell_where_the_errors_are():
     sources = [letter * length for length in (1, 5, 20) for letter in "abcd"]
     translations = [text.upper() if len(text) < 20 else "X" * 20 for text in sources]
