@@ -223,13 +223,16 @@ class Decoder(BaseDecoder):
         size = self.vectors.size + (units if input_feeding else 0)
         self.recurrent = _recurrent_layers(cell, layers, size, units, False, dtype)
         self.drop = keras.layers.Dropout(dropout, dtype=dtype)
-        kind = HardAttention if self.hard else Attention
-        self.attention: Any = kind(units, attention, dtype=dtype) if attention else None
+        self.attention: Any = self.make_attention(attention) if attention else None
         # Its result is the input of the output layer: h~ of Luong et al., equation 5.
         self.combine: Any = keras.layers.Dense(units, "tanh", use_bias=False, dtype=dtype) if attention else None
         if self.combine:
             self.combine.build((None, None, 2 * units))
         self.make_output()
+
+    def make_attention(self, kind: str) -> Attention:
+        """Makes the attention of this kind. A derived class may override it to return one of a class of its own."""
+        return (HardAttention if self.hard else Attention)(self.units, kind, dtype=self.dtype_policy)
 
     def start(self, encoded: Encoded) -> tuple[Encoded, list]:
         """Returns what every call for these sources needs, and the first state: `encoded` with `Prepared` as `extra`.

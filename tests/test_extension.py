@@ -287,6 +287,19 @@ def test_a_decoder_that_hands_its_options_on_is_given_those_of_the_class_it_is_d
         Seq2Seq(tokenizer, tokenizer, decoder=Plain, unit=8)
 
 
+def test_a_decoder_may_make_its_own_attention():
+    scope = {}
+    exec(re.search(r"# scaled\.py\n.*?```", PAGE.read_text(), re.DOTALL)[0].strip("`"), scope)
+    tokenizer = CharTokenizer("abc")
+    keras.utils.set_random_seed(0)
+    model = Seq2Seq(tokenizer, tokenizer, decoder=scope["ScaledDecoder"], units=8, attention="dot")
+    keras.utils.set_random_seed(0)
+    usual = Seq2Seq(tokenizer, tokenizer, units=8, attention="dot")
+    ids = tf.constant([[4, 5, 6]])
+    assert isinstance(model.decoder.attention, scope["ScaledAttention"])
+    assert not np.allclose(model((ids, ids)), usual((ids, ids)))
+
+
 @pytest.mark.parametrize("forgotten", ["vocabulary", "normal_form", "lowercase", "size", "separator"])
 def test_a_tokenizer_that_forgets_an_argument_is_refused(forgotten):
     @keras.saving.register_keras_serializable("broken")
