@@ -65,12 +65,12 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
     Raises:
         OptionError: if an option has no effect, or the class of a model is not a `Seq2Seq`.
     """
-    halves = encoder, decoder = _halves(config)
-    taken = {"architecture", "encoder", "decoder", "model", "own"}.union(*map(accepted, halves))
+    parts = encoder, decoder = _parts(config)
+    taken = {"architecture", "encoder", "decoder", "model", "own"}.union(*map(accepted, parts))
     taken -= set(getattr(encoder, "for_decoder", ())) - accepted(decoder)
     for name in names:
         if name in model_options() and name not in taken:
-            raise OptionError(f"{name}: neither {' nor '.join(half.__name__ for half in halves)} has this option")
+            raise OptionError(f"{name}: neither {' nor '.join(part.__name__ for part in parts)} has this option")
     own = [(option, load_class(option, name)) for name, option in own_classes(config).items()]
     for option, kind in own:
         if option == "model" and not issubclass(kind, Seq2Seq):
@@ -86,7 +86,7 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
 
 def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2Seq:
     """The `Seq2Seq` of a configuration, or a custom class derived from it, to be trained for this many steps."""
-    encoder, decoder = _halves(config)
+    encoder, decoder = _parts(config)
     options = {name: getattr(config, name) for name in model_options()} | dict(config.own or {})
     first, *last = config.teacher_forcing
     return construct(
@@ -103,7 +103,7 @@ def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2
     )
 
 
-def _halves(config):
+def _parts(config):
     """The classes of the encoder and of the decoder."""
     found = []
     for name, kinds in (("encoder", ENCODERS), ("decoder", DECODERS)):

@@ -21,10 +21,10 @@ from seq2seq.strategies import STRATEGIES, Strategy
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 
-def take_tokenizers(half: keras.layers.Layer, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
+def take_tokenizers(part: keras.layers.Layer, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
     """Gives an encoder or a decoder both tokenizers, if it has a method `take_tokenizers` to take them."""
-    if hasattr(half, "take_tokenizers"):
-        half.take_tokenizers(source_tokenizer, target_tokenizer)
+    if hasattr(part, "take_tokenizers"):
+        part.take_tokenizers(source_tokenizer, target_tokenizer)
 
 
 def encode(encoder: keras.layers.Layer, source: tf.Tensor, training: bool = False) -> Encoded:

@@ -46,7 +46,7 @@ def ensemble(models: Sequence[Seq2Seq], names: Sequence[Any] = ()) -> Seq2Seq:
             if difference := _difference(one, other, names[0], name):
                 raise OptionError(f"{name}: its {side} differs from that of {names[0]}: {difference}")
     encoders, decoders = [model.encoder for model in models], [model.decoder for model in models]
-    if len({id(half) for half in encoders + decoders}) < 2 * len(models):
+    if len({id(part) for part in encoders + decoders}) < 2 * len(models):
         raise OptionError("models: two of them share an encoder or decoder; load each model from a file")
     if len(models) == 1:
         return models[0]

@@ -1,4 +1,4 @@
-"""The two halves of the recurrent model: `Encoder` reads the source, `Decoder` predicts the target.
+"""The recurrent layers: `Encoder` reads the source, `Decoder` predicts the target.
 
 Shapes: B rows in a batch, S source length, T target length, V vocabulary size, D units, E size of an embedding.
 """
@@ -25,8 +25,8 @@ ATTENTIONS = (None, *SOFT_ATTENTIONS, *HARD_ATTENTIONS)
 _FEW_TOKENS = 500  # up to this size of a vocabulary, a batch usually has more positions than there are tokens
 
 
-class Half(keras.layers.Layer):
-    """The base class of encoders; of decoders it is `BaseDecoder`."""
+class BaseLayer(keras.layers.Layer):
+    """The base class of encoders and, as `BaseDecoder`, of decoders."""
 
     options: dict[str, Any]  # the arguments of the constructor, of `arguments(locals())`
 
@@ -40,7 +40,7 @@ class Half(keras.layers.Layer):
         return {**super().get_config(), **self.options}
 
 
-class BaseDecoder(Half):
+class BaseDecoder(BaseLayer):
     """The common parts of decoders: the output layer, tied to the embedding or not, and the pointer for copying."""
 
     vectors: "TokenVectors"
@@ -94,7 +94,7 @@ class Prepared(NamedTuple):
 
 
 @keras.saving.register_keras_serializable("seq2seq")
-class Encoder(Half):
+class Encoder(BaseLayer):
     """Reads the source with a recurrent network.
 
     Args:

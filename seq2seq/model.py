@@ -97,11 +97,11 @@ class Seq2Seq(Translator, Trainer):
         self._vocabularies = self._hashed_vocabularies()
         self.label_smoothing = label_smoothing
         self.teacher_forcing = teacher_forcing
-        taken = set().union(*(accepted(half) for half in (encoder, decoder) if isinstance(half, type)))
+        taken = set().union(*(accepted(part) for part in (encoder, decoder) if isinstance(part, type)))
         for option in options:
             choose("option", option, sorted(taken))
-        self.encoder = self._half("encoder", encoder, source_tokenizer, options)
-        self.decoder = self._half("decoder", decoder, target_tokenizer, options)
+        self.encoder = self._part("encoder", encoder, source_tokenizer, options)
+        self.decoder = self._part("decoder", decoder, target_tokenizer, options)
         # The ratio of a target's length to its source's: number of pairs seen in training, sum and sum of squares.
         self.length_ratios = self.add_weight(
             shape=(3,), dtype="float64", initializer="zeros", trainable=False, autocast=False, name="length_ratios"
@@ -114,29 +114,29 @@ class Seq2Seq(Translator, Trainer):
         self._search_with = functools.lru_cache(maxsize=32)(self._compile_search)  # a graph for each strategy
         self.build()
 
-    def _half(self, name, half, tokenizer, options):
+    def _part(self, name, part, tokenizer, options):
         """A layer of a class, with the options that its constructor names; a layer is returned unchanged."""
-        if not isinstance(half, type | keras.layers.Layer):
-            raise OptionError(f"{name}={half!r}: expected a layer or a class, such as Transformer{name.capitalize()}")
-        if not isinstance(half, type):
-            return half
+        if not isinstance(part, type | keras.layers.Layer):
+            raise OptionError(f"{name}={part!r}: expected a layer or a class, such as Transformer{name.capitalize()}")
+        if not isinstance(part, type):
+            return part
         dtype = self.dtype_policy.name  # as a name, since Keras writes a `get_config` for classes without one
-        return construct(name, half, tokenizer.vocabulary_size, options=options, name=name, dtype=dtype)
+        return construct(name, part, tokenizer.vocabulary_size, options=options, name=name, dtype=dtype)
 
     def build(self, *_: Any) -> None:
         """Makes the weights with a tiny batch, which also checks the contract of encoder and decoder."""
         for part in ("source_tokenizer", "target_tokenizer", "encoder", "decoder"):
             check_savable(part, getattr(self, part))
         tokenizers = self.source_tokenizer, self.target_tokenizer
-        for half in (self.encoder, self.decoder):
-            take_tokenizers(half, *tokenizers)
+        for part in (self.encoder, self.decoder):
+            take_tokenizers(part, *tokenizers)
         keeps_sizes = check_contract(self.encoder, self.decoder, *tokenizers)
         # An H100 is then 8 times as fast for 256 rows of 30 steps, because the uncompiled loop waits for the device
         # several times in each step. On a CPU, `shrinking_loop` drops finished rows, which saves more, and no shape has
         # to be compiled first, which takes seconds.
         self.compiles_decoding = keeps_sizes and on_gpu()
-        for half in (self.encoder, self.decoder):
-            for weight in half.weights if not half.trainable else ():
+        for part in (self.encoder, self.decoder):
+            for weight in part.weights if not part.trainable else ():
                 weight.trainable = False  # Keras made these weights after the layer was frozen
         self.built = True
 
@@ -346,16 +346,16 @@ class Seq2Seq(Translator, Trainer):
 
     def __repr__(self):
         sides = f"{self.source_tokenizer!r}, {self.target_tokenizer!r}"
-        halves = f"{type(self.encoder).__name__}, {type(self.decoder).__name__}"
-        return f"Seq2Seq({sides}, {halves}, {self.count_params():,} parameters)"
+        layers = f"{type(self.encoder).__name__}, {type(self.decoder).__name__}"
+        return f"Seq2Seq({sides}, {layers}, {self.count_params():,} parameters)"
 
     def get_config(self) -> dict:
         parts = {
             name: keras.saving.serialize_keras_object(getattr(self, name))
             for name in ("source_tokenizer", "target_tokenizer", "encoder", "decoder", "teacher_forcing")
         }
-        for half in ("encoder", "decoder"):
-            parts[half].pop("build_config", None)  # the model builds them
+        for name in ("encoder", "decoder"):
+            parts[name].pop("build_config", None)  # the model builds them
         return {**super().get_config(), **parts, "label_smoothing": self.label_smoothing}
 
     @classmethod

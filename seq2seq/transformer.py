@@ -1,4 +1,4 @@
-"""The two halves of the model without recurrence: `TransformerEncoder` and `TransformerDecoder`.
+"""The layers without recurrence: `TransformerEncoder` and `TransformerDecoder`.
 
 A small Transformer (Vaswani et al. 2017, arxiv.org/abs/1706.03762), normalised before each sublayer (Xiong et al. 2020,
 arxiv.org/abs/2002.04745), with rotary positions (Su et al. 2021, arxiv.org/abs/2104.09864). Attention to the source
@@ -15,11 +15,11 @@ import tensorflow as tf
 from pipelines import OptionError
 from pipelines.tokens import Tokenizer
 from seq2seq.attention import Encoded, masked_softmax, rows_by_source
-from seq2seq.layers import BaseDecoder, Half, TokenVectors, arguments, source_mask, token_ids
+from seq2seq.layers import BaseDecoder, BaseLayer, TokenVectors, arguments, source_mask, token_ids
 
 
 @keras.saving.register_keras_serializable("seq2seq")
-class TransformerEncoder(Half):
+class TransformerEncoder(BaseLayer):
     """Reads the source with self-attention: every position attends to every other.
 
     If the source has several columns, a vector for each column is added to its tokens, and the tokens of a set, such as
