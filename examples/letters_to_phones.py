@@ -16,8 +16,8 @@ from seq2seq import Config, train
 # The first rule that fits at a place of the word applies; a letter without a rule is its own phone.
 RULES = {
     "ch": "tʃ", "ll|y(?=.)": "ʝ", "rr|^r": "r", "r": "ɾ", "qu(?=[eéií])|c(?=[^eéií]|$)": "k", "c|z": "s", "h": "",
-    "gu(?=[eéií])": "ɡ", "gü": "ɡ w", "g(?=[eéií])|j": "x", "g": "ɡ", "v": "b", "ñ": "ɲ", "x": "k s", "y": "i",
-    "á": "a", "é": "e", "í": "i", "ó": "o", "ú|ü": "u",
+    "gu(?=[eéií])": "ɡ", "gü": "ɡ w", "g(?=[eéií])|j|(?<=m[eé])x(?=ic)": "x", "g": "ɡ", "v": "b", "ñ": "ɲ",
+    "x": "k s", "y": "i", "á": "a", "é": "e", "í": "i", "ó": "o", "ú|ü": "u",
 }  # fmt: skip
 
 

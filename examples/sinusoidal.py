@@ -1,4 +1,6 @@
-"""A Transformer as it was first published: sinusoidal positions, normalization after each block.
+"""A Transformer with the sinusoidal positions of the first one, and as there a normalization after each sublayer.
+
+It has dropout of token vectors and of attention weights; the first one had it for the result of each sublayer.
 
 seq2seq train pairs.tsv --encoder sinusoidal:SinusoidalEncoder --decoder sinusoidal:SinusoidalDecoder \
     --set heads=2 --set units=32 --set period=1000 --epochs 5 --out runs/sinusoidal
@@ -12,7 +14,7 @@ from seq2seq import Encoded, TokenVectors, rows_by_source, source_mask
 from seq2seq.layers import token_ids
 
 
-class _Half(keras.layers.Layer):
+class _Sinusoidal(keras.layers.Layer):
     """What encoder and decoder share (Vaswani et al. 2017, arxiv.org/abs/1706.03762)."""
 
     def __init__(self, vocabulary_size, units=64, heads=4, layers=2, dropout=0.1, period=10_000, **kwargs):
@@ -40,7 +42,7 @@ class _Half(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("sinusoidal")
-class SinusoidalEncoder(_Half):
+class SinusoidalEncoder(_Sinusoidal):
     def call(self, source, training=False):
         mask, x = source_mask(source), self.place(token_ids(source), training)
         for n, attention in enumerate(self.attention):
@@ -50,7 +52,7 @@ class SinusoidalEncoder(_Half):
 
 
 @keras.saving.register_keras_serializable("sinusoidal")
-class SinusoidalDecoder(_Half):
+class SinusoidalDecoder(_Sinusoidal):
     def build(self, shape):
         self.output_layer = keras.layers.Dense(self.options["vocabulary_size"])
 

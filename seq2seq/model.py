@@ -309,7 +309,8 @@ class Seq2Seq(Translator, Trainer):
             count = tf.size(steps)
             return self._search(encoded, wanted, count, strategy, masking_loop(count // STEPS_UNASKED))
 
-        return tf.function(search, jit_compile=True, autograph=False, reduce_retracing=True)
+        # A `partial` for the same reason as in `_compile_translate`.
+        return tf.function(functools.partial(search), jit_compile=True, autograph=False, reduce_retracing=True)
 
     def limits(self, source: tf.Tensor) -> tf.Tensor:
         """The maximum length of the translation of each source, in tokens: int32 `[B]`.

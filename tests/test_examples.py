@@ -2,6 +2,7 @@
 
 import ast
 import collections
+import importlib
 import re
 import shlex
 import shutil
@@ -125,3 +126,9 @@ def test_the_exported_search_gives_what_translate_gives(example, model, tmp_path
             assert set(exported) == {"texts", "scores", "ranked_by"}
             np.testing.assert_array_equal(exported["texts"], right.texts)
             np.testing.assert_allclose(exported["scores"], right.scores, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("word", "phones"), [("méxico", "m e x i k o"), ("taxi", "t a k s i"), ("queso", "k e s o")])
+def test_letters_have_the_phones_of_their_places(word, phones, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES[0].parent)
+    assert importlib.import_module("letters_to_phones").phones(word) == phones

@@ -460,3 +460,12 @@ def test_ids_that_are_no_targets_are_refused(shared_model):
             shared_model.score(["sol", "mar"], np.array(bad))
     with pytest.raises(OptionError, match=r"as found.ids\[:, 0\]"):
         shared_model.score(["sol", "mar"], np.ones([2, 1, 3], int))
+
+
+def test_many_strategies_bring_no_warning_of_many_traces(model, monkeypatch):
+    said = []
+    monkeypatch.setattr(tf.get_logger(), "warning", lambda *arguments: said.append(arguments))
+    monkeypatch.setattr(model, "translate_batch", lambda texts, *_: (texts[:, None],))
+    for number in range(1, 9):
+        model.translate(["a"], Sampling(temperature=number))
+    assert not said
