@@ -34,13 +34,13 @@ def draw_lengths(survey: "Survey", path: Path | str) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     longest = max(survey.length(side, 0.999) for side in (0, 1))
-    for side, name in enumerate(("source", "target")):
+    for side, (name, alpha) in enumerate({"source": 0.4, "target": 1.0}.items()):  # an area, and a line above it
         lengths = [survey.lengths[side].get(length, 0) for length in range(longest + 1)]
-        axes.stairs(lengths, [length - 0.5 for length in range(longest + 2)], fill=True, alpha=0.5, label=name)
+        ends = [length - 0.5 for length in range(longest + 2)]
+        axes.stairs(lengths, ends, fill=side == 0, color=COLORS[side], alpha=alpha, label=name)
     beyond = sum(count for side in survey.lengths for length, count in side.items() if length > longest)
-    axes.set(xlabel="length in tokens", ylabel="texts", title=f"{survey.pairs:,} pairs")
-    if beyond:
-        axes.annotate(f"{beyond:,} texts are longer", (0.99, 0.02), xycoords="axes fraction", ha="right", va="bottom")
+    title = f"{survey.pairs:,} pairs" + (f"; {beyond:,} texts are longer" if beyond else "")
+    axes.set(xlabel="length in tokens", ylabel="texts", title=title)
     axes.margins(x=0)
     axes.legend()
     return _save(figure, path)
@@ -122,7 +122,8 @@ def _attention_figure(alignment):
     for label in axes.get_xticklabels():
         label.set_rotation(90 if len(label.get_text()) > 1 else 0)
     bar = min(height, 2.0)
-    figure.colorbar(image, label="attention", ticks=[0, 0.5, 1], shrink=bar / height, aspect=bar / 0.12, anchor=(0, 1))
+    place: dict[str, Any] = {"shrink": bar / height, "aspect": bar / 0.12, "anchor": (0, 1), "pad": 0.2 / width}
+    figure.colorbar(image, label="attention", ticks=[0, 0.5, 1], **place)
     return figure
 
 
@@ -142,6 +143,8 @@ def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:
     axes.set(xlabel="length of the source in characters", ylabel="error rate")
     axes.set_ylim(0, max(1, axes.get_ylim()[1]))
     axes.yaxis.set_major_formatter("{x:g}%")
+    axes.tick_params(axis="x", pad=14)  # the label of a line that ends at 0 is beside the axis and above those
+    axes.margins(x=0.01)
     return _save(figure, path)
 
 

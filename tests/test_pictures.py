@@ -1,11 +1,14 @@
+import collections
 import itertools
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
-from seq2seq.pictures import attention_svg, draw_attention, draw_curves, draw_error_rates
+from pipelines import Survey
+from seq2seq.pictures import COLORS, attention_svg, draw_attention, draw_curves, draw_error_rates, draw_lengths
 from seq2seq.translation import Alignment
 
 HISTORY = [  # as csv.DictReader reads it
@@ -96,7 +99,8 @@ def test_attention_takes_any_script_and_no_text_for_a_formula(tmp_path, text):
 @pytest.mark.parametrize(("source", "target"), [(0, 1), (3, 4), (60, 40), (2, 400)])
 def test_attention_pictures_grow_with_their_tokens_and_labels_do_not_overlap(tmp_path, source, target):
     figure = draw_attention(alignment("W" * source, "m" * target), tmp_path / "attention.png")
-    axes = figure.axes[0]
+    axes, bar = figure.axes
+    assert 0 < bar.get_window_extent().x0 - axes.get_window_extent().x1 < 0.5 * figure.dpi
     for ticks, start, end in ((axes.get_xticklabels(), "x0", "x1"), (axes.get_yticklabels()[::-1], "y0", "y1")):
         boxes = [label.get_window_extent() for label in ticks]
         assert all(getattr(box, end) < getattr(after, start) for box, after in itertools.pairwise(boxes))
@@ -123,3 +127,14 @@ def test_error_rates_by_length(tmp_path):
 def test_error_rates_of_one_part_without_errors(tmp_path):
     (axes,) = draw_error_rates([PARTS[0] | {"CER": 0.0, "WER": 0.0}], tmp_path / "rates.png").axes
     assert axes.get_ylim() == (0, 1)
+    ends, ticks = ([text.get_window_extent() for text in each] for each in (axes.texts, axes.get_xticklabels()))
+    assert len(ends) == 2 and not any(end.overlaps(tick) for end in ends for tick in ticks)
+
+
+def test_lengths_of_both_sides_are_told_apart(tmp_path):
+    lengths = collections.Counter(dict.fromkeys(range(1, 9), 500)) + collections.Counter([300])
+    (axes,) = draw_lengths(Survey(4001, lengths=(lengths, lengths)), tmp_path / "lengths.png").axes
+    source, target = axes.patches
+    assert (source.get_fill(), target.get_fill()) == (True, False)
+    assert [to_hex(color).upper() for color in (source.get_facecolor(), target.get_edgecolor())] == COLORS[:2]
+    assert (axes.get_title(), len(axes.texts)) == ("4,001 pairs; 2 texts are longer", 0)
