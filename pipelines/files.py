@@ -1,4 +1,4 @@
-"""Files: which ones a corpus consists of, how they are compressed, and their checksums; folders that appear whole."""
+"""Files: which ones a corpus consists of, how they are compressed, and their checksums; atomic folders."""
 
 import bz2
 import contextlib
@@ -121,7 +121,8 @@ def read_manifest(folder: Path | str) -> dict:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
-    """Yields a temporary path for a folder that becomes `folder` once it is complete. After an error, neither exists.
+    """Writes a folder atomically: yields a temporary path that becomes `folder` at the end. After an error, neither
+    exists.
 
     Args:
         folder: the folder to make. It may exist if it is empty.
@@ -132,8 +133,10 @@ def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
     """
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise refused(f"{folder} already exists; choose another folder")
-    if folder.resolve() == Path.cwd():
-        raise refused(f"{folder} is the current directory, which cannot be replaced; choose another folder")
+    fixed = {"a symbolic link": folder.is_symlink(), "a mount point": os.path.ismount(folder)}
+    fixed["the current directory"] = folder.resolve() == Path.cwd()
+    for kind in (kind for kind, is_one in fixed.items() if is_one):
+        raise refused(f"{folder} is {kind}, which cannot be replaced; choose another folder")
     # Another process may be making the same folder, so each has a name of its own. The second to end fails.
     aside = folder.with_name(f"aside-{secrets.token_hex(4)}-{folder.name}")
     try:

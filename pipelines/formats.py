@@ -212,31 +212,34 @@ def _tfrecord_rows(path, columns, *_):
     import tensorflow as tf
 
     keys = _keys(columns)
-    features = {key: tf.io.FixedLenFeature([], tf.string) for key in keys}
+    features = {key: tf.io.RaggedFeature(tf.string) for key in keys}
     compression = "GZIP" if path.suffix.lower() == ".gz" else ""
     records = tf.data.TFRecordDataset(str(path), compression_type=compression)
     number, problem = 0, f"expected one text under each of the keys {', '.join(map(repr, keys))}"
 
     def texts_of(batch):
-        """The texts of each record, or None for a record that does not have them, which is found by halving."""
+        """Yields a list of texts under each key of a record. There are none in a damaged record, found by halving."""
         try:
             found = tf.io.parse_example(batch, features)
-            return list(zip(*(found[key].numpy() for key in keys), strict=True))
+            yield from zip(*(found[key].to_list() for key in keys), strict=True)
         except tf.errors.InvalidArgumentError:
-            half = len(batch) // 2
-            return texts_of(batch[:half]) + texts_of(batch[half:]) if half else [None]
+            if half := len(batch) // 2:
+                yield from texts_of(batch[:half])
+                yield from texts_of(batch[half:])
+            else:
+                yield [[]] * len(keys)
 
     try:
         for batch in records.batch(4096):
             for texts in texts_of(batch):
                 number += 1
-                if texts is None:
-                    yield number, None, None, problem
-                else:
-                    *before, target = texts
+                if all(len(of_key) == 1 for of_key in texts):
+                    *before, target = (text for (text,) in texts)
                     yield number, b"\t".join(before), target, ""
+                else:
+                    yield number, None, None, problem
     except tf.errors.OpError as error:
-        with contextlib.suppress(tf.errors.OpError):  # of its batch, the records before it can be read
+        with contextlib.suppress(tf.errors.OpError):  # counts the readable records of the batch that failed
             for _ in records.skip(number):
                 number += 1
         raise CorpusError(f"{path}: cannot be read after record {number:,} ({error.message.splitlines()[0]})") from None

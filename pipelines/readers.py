@@ -202,14 +202,14 @@ class Reader:
             return EMPTY, f"the {self.sources[0]} is empty{hint}"
         if not target.lstrip(INVISIBLE):
             return EMPTY, "the target is empty"
-        if self.tab_separated:
-            for side, text in (("source", source.replace("\t", "") if several else source), ("target", target)):
-                if any(mark in text for mark in "\t\n\r"):
-                    return BREAK, f"the {side} has a tab or a line break; write the shards as tfrecord to keep it"
         if self.max_length and (longest := max(len(source), len(target))) > self.max_length:
             return LENGTH, f"{longest} characters"
         if self.max_ratio and max(lengths := (len(first), len(target))) / min(lengths) > self.max_ratio:
             return RATIO, f"{lengths[0]} to {lengths[1]} characters"
+        if self.tab_separated:
+            for side, text in (("source", source.replace("\t", "") if several else source), ("target", target)):
+                if any(mark in text for mark in "\t\n\r"):
+                    return BREAK, f"the {side} has a tab or a line break; write the shards as tfrecord to keep it"
         return "", ""
 
 

@@ -39,10 +39,11 @@ class CharTokenizer(Tokenizer):
         return tf.strings.length(texts, "UTF8_CHAR")
 
     def _set_tokens(self, tokens):
-        self.tokens = list(tokens)
-        for token in self.tokens:
+        tokens = list(tokens)
+        for token in tokens:
             if not isinstance(token, str) or len(token) != 1:
                 raise OptionError(f"vocabulary: expected single characters, not {token!r}")
+        self.tokens = tokens
         # Tables of the code point of each id, and of the id of each code point and of those beyond. Looking up strings
         # takes twice the time, and so does joining them.
         code_points = [ord(character) for character in self.tokens]

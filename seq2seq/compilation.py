@@ -16,6 +16,7 @@ from tensorflow.python.framework import config as determinism  # no public funct
 from pipelines.options import one_line
 
 _compiling = contextvars.ContextVar("compiling", default=False)
+_exporting = contextvars.ContextVar("exporting", default=False)
 _converting = contextvars.ContextVar("converting", default=False)
 
 
@@ -25,9 +26,15 @@ def compiling() -> contextlib.AbstractContextManager[None]:
     return _within(_compiling)
 
 
+def exporting() -> contextlib.AbstractContextManager[None]:
+    """A context in which graphs are made to be exported and to run on any device: without cuDNN, without parallel
+    parts, and without gradients."""
+    return _within(_exporting)
+
+
 def converting() -> contextlib.AbstractContextManager[None]:
-    """A context in which graphs are made to be exported, also to ONNX, and to run on any device: only with operations
-    and loops that converters support, without cuDNN, parallel parts and gradients."""
+    """A context within `exporting` for other formats than TensorFlow's: only with operations that converters support,
+    which may be slower."""
     return _within(_converting)
 
 
@@ -43,6 +50,11 @@ def _within(flag):
 def is_compiling() -> bool:
     """Whether this is within `compiling`."""
     return _compiling.get()
+
+
+def is_exporting() -> bool:
+    """Whether this is within `exporting`."""
+    return _exporting.get()
 
 
 def is_converting() -> bool:
@@ -72,7 +84,7 @@ def parts_of_batch() -> int:
     of intra-op threads: the operations of a recurrent step are too small to be divided further. The command line sets
     them for 2 parts (1 on a single core, 3 on three cores). Otherwise, on a GPU, under XLA and in exports it is 1.
     """
-    if is_compiling() or is_converting() or on_gpu():
+    if is_compiling() or is_exporting() or on_gpu():
         return 1
     threads = tf.config.threading.get_inter_op_parallelism_threads()
     each = tf.config.threading.get_intra_op_parallelism_threads()

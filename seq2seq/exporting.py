@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from pipelines.options import one_line
 from pipelines.tokens import END
-from seq2seq.compilation import converting
+from seq2seq.compilation import exporting
 from seq2seq.contract import check_strategy
 from seq2seq.records import RunError
 from seq2seq.strategies import BeamSearch, Greedy, Strategy
@@ -52,7 +52,7 @@ def export(
     compiles = model.compiles_decoding
     try:
         model.compiles_decoding = False  # an exported model runs on any device, also without cuDNN
-        with converting():
+        with exporting():
             _write(model, folder, strategies)
     except (OSError, MemoryError):
         raise

@@ -72,16 +72,20 @@ class BaseDecoder(BaseLayer):
 
 
 def arguments(scope: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a constructor by name, from its `locals()`, as `get_config` returns them.
+    """The arguments of a constructor by name, from its `locals()`, as `get_config` returns them."""
+    return {name: value for name, value in scope.items() if name not in ("self", "kwargs", "__class__")}
+
+
+def with_checked_sizes(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a constructor.
 
     Raises:
-        OptionError: if one is a size, but not a whole number, at least 1.
+        OptionError: for a size that is not a whole number of at least 1.
     """
-    found = {name: value for name, value in scope.items() if name not in ("self", "kwargs", "__class__")}
-    for name, value in found.items():
-        if name in ("vocabulary_size", "units", "layers", "heads", "embedding", "feed_forward"):
-            check_number(name, value, least=1, optional=name in ("embedding", "feed_forward"))
-    return found
+    for name in ("vocabulary_size", "units", "layers", "heads", "embedding", "feed_forward"):
+        if name in options:
+            check_number(name, options[name], least=1, optional=name in ("embedding", "feed_forward"))
+    return options
 
 
 class Prepared(NamedTuple):
@@ -130,7 +134,7 @@ class Encoder(BaseLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.options = arguments(locals())
+        self.options = with_checked_sizes(arguments(locals()))
         if bidirectional and units % 2:
             raise OptionError(f"units={units}: two directions need an even number of units")
         dtype = self.dtype_policy
@@ -209,7 +213,7 @@ class Decoder(BaseDecoder):
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)  # log-probabilities in the state stay float32
-        self.options = arguments(locals())
+        self.options = with_checked_sizes(arguments(locals()))
         choose("attention", attention, ATTENTIONS)
         if input_feeding and attention not in SOFT_ATTENTIONS:
             raise OptionError(f"input_feeding=True: there is nothing to feed with attention={attention!r}")
@@ -241,7 +245,8 @@ class Decoder(BaseDecoder):
             encoded: the encoder's result.
         """
         expected = [[self.units] * layer.cell.states for layer in self.recurrent]
-        found = [[part.shape[-1] or self.units for part in tf.nest.flatten(layer)] for layer in encoded.state]
+        sizes = [[(*part.shape[-1:], 0)[0] for part in tf.nest.flatten(layer)] for layer in encoded.state]
+        found = [[self.units if size is None else size for size in of_layer] for of_layer in sizes]
         if found != expected:
             raise OptionError(
                 f"units, cell, layers: the encoder's state has the sizes {found}, and this decoder needs {expected}; "

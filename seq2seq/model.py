@@ -6,6 +6,7 @@ of training, `Translator` takes strings and returns strings.
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -94,7 +95,7 @@ class Seq2Seq(Translator, Trainer):
         check_number("label_smoothing", label_smoothing, float, least=0, below=1)
         if not callable(teacher_forcing):
             check_number("teacher_forcing", teacher_forcing, float, least=0, most=1)
-        self._vocabularies = self._hashed_vocabularies()
+        self._made_for = SimpleNamespace(tokens=self._tokens())  # of a list itself, Keras would keep a copy
         self.label_smoothing = label_smoothing
         self.teacher_forcing = teacher_forcing
         taken = set().union(*(accepted(part) for part in (encoder, decoder) if isinstance(part, type)))
@@ -193,16 +194,16 @@ class Seq2Seq(Translator, Trainer):
         Raises:
             OptionError: if a vocabulary has changed.
         """
-        pairs = zip(self._vocabularies, self._hashed_vocabularies(), strict=True)
-        for side, (made_for, now) in zip(("source", "target"), pairs, strict=True):
-            if now != made_for:
+        for side, made_for, now in zip(("source", "target"), self._made_for.tokens, self._tokens(), strict=True):
+            if any(one is not other and list(one) != list(other) for one, other in zip(made_for, now, strict=True)):
                 raise OptionError(
                     f"the {side} vocabulary has changed since the model was made, so its ids mean other tokens; "
                     "adapt tokenizers first, then make the model"
                 )
 
-    def _hashed_vocabularies(self):
-        return tuple(hash(tuple(side.vocabulary)) for side in (self.source_tokenizer, self.target_tokenizer))
+    def _tokens(self):
+        """Of both sides, the list of tokens of each column."""
+        return [[part.tokens for part in side.of_columns] for side in (self.source_tokenizer, self.target_tokenizer)]
 
     def count_lengths(self, source: tf.Tensor, target: tf.Tensor) -> None:
         """Adds a batch to the statistics of the ratio of target to source lengths; see `limits`."""

@@ -143,7 +143,7 @@ def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:
     axes.set(xlabel="length of the source in characters", ylabel="error rate")
     axes.set_ylim(0, max(1, axes.get_ylim()[1]))
     axes.yaxis.set_major_formatter("{x:g}%")
-    axes.tick_params(axis="x", pad=14)  # the label of a line that ends at 0 is beside the axis and above those
+    axes.tick_params(axis="x", pad=14)  # room for the label of a line that ends at 0
     axes.margins(x=0.01)
     return _save(figure, path)
 

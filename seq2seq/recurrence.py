@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from pipelines import choose
-from seq2seq.compilation import is_compiling, is_converting, on_gpu
+from seq2seq.compilation import is_compiling, is_exporting, on_gpu
 
 State = list[tf.Tensor]  # [h, c] of an LSTM, [h] of a GRU, [B, D] each
 
@@ -60,7 +60,7 @@ class Recurrent(keras.layers.Layer):
     def call(
         self, x: tf.Tensor | Rows, lengths: tf.Tensor | None = None, state: State | None = None
     ) -> tuple[tf.Tensor, State]:
-        if _steps(x) != 1 and on_gpu() and not (is_compiling() or is_converting()):
+        if _steps(x) != 1 and on_gpu() and not (is_compiling() or is_exporting()):
             return self._run_fused(x, lengths, state)
         output, last = self._run(self.directions[0], x, lengths, state)
         for backwards in self.directions[1:]:
@@ -244,7 +244,7 @@ def recur(
     def write(arrays, t, values):
         return [array.write(t, value) for array, value in zip(arrays, values, strict=True)]
 
-    if is_converting():  # in ONNX, what a loop writes in its t-th step has the place t
+    if is_exporting():  # without a gradient; in ONNX, what a loop writes in its t-th step has the place t
         length = given.shape[0] or length  # in LiteRT, all sizes are known
 
         def step(t, state, states):

@@ -405,7 +405,8 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
 
 
 def _check_arrays(place, source, target=None, *_):
-    """Refuses arrays that would teach or measure something else than what a model is used for. Others are no arrays."""
+    """Refuses arrays that would teach or measure something else than what a model is used for. Without a target, the
+    source is a dataset, which is not checked."""
     if target is None:
         return
     with tf.device("CPU"):

@@ -273,12 +273,11 @@ def _note_changes(run, say):
                 changed += run.record.changed_files(corpus, name)
             except (CorpusError, OSError):  # it is no longer there
                 changed += [corpus] if isinstance(corpus, str) else corpus
-    for path in changed:
-        say(
-            f"{path}: changed during training, so the model may have seen two versions; config.json has the checksum "
-            "of the first. Train again for a run that can be repeated"
-        )
     if changed:
+        say(
+            f"{', '.join(changed)}: changed during training, so the model may have seen two versions; config.json has "
+            "the checksums of the first. Train again for a run that can be repeated"
+        )
         content = read_record(run.folder).content
         content["training"]["changed"] = changed
         write_json(run.folder / "config.json", content)

@@ -15,7 +15,7 @@ import tensorflow as tf
 from pipelines import OptionError
 from pipelines.tokens import Tokenizer
 from seq2seq.attention import Encoded, masked_softmax, rows_by_source
-from seq2seq.layers import BaseDecoder, BaseLayer, TokenVectors, arguments, source_mask, token_ids
+from seq2seq.layers import BaseDecoder, BaseLayer, TokenVectors, arguments, source_mask, token_ids, with_checked_sizes
 
 
 @keras.saving.register_keras_serializable("seq2seq")
@@ -59,7 +59,7 @@ class TransformerEncoder(BaseLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.options = arguments(locals())
+        self.options = with_checked_sizes(arguments(locals()))
         dtype = self.dtype_policy
         self.vectors = TokenVectors(vocabulary_size, units, dropout, dtype=dtype)
         self.blocks = [Block(units, heads, feed_forward, dropout, dtype=dtype) for _ in range(layers)]
@@ -131,7 +131,7 @@ class TransformerDecoder(BaseDecoder):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.options = arguments(locals())
+        self.options = with_checked_sizes(arguments(locals()))
         self.units, self.heads = units, heads
         dtype = self.dtype_policy
         self.vectors = TokenVectors(vocabulary_size, units, dropout, dtype=dtype)

@@ -110,8 +110,8 @@ class Translator(keras.Model):
         Raises:
             OptionError: for an unknown strategy or one that breaks the contract, a beam wider than the vocabulary,
                 impossible lengths, texts that are not strings or have no order, a wrong number of prefixes, or a prefix
-                with an unknown token. As all methods, it also refuses a vocabulary that has changed since the model was
-                made.
+                with an unknown token. Like all methods that take texts, it refuses a vocabulary that has changed since
+                the model was made.
             MemoryError: if a batch does not fit into memory.
         """
         self.check_vocabularies()
@@ -423,7 +423,7 @@ class Translator(keras.Model):
 
         Raises:
             OptionError: for another format, or signatures other than that of texts.
-            RunError: if the folder exists, or as those functions.
+            RunError: if the folder exists and is not empty, or as those functions.
         """
         if input_signature is not None:
             raise OptionError("input_signature: an exported model always takes strings [N], for any N")

@@ -14,7 +14,8 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-# Each process of pytest-xdist, and what it starts, has one core: threads that wait for others would take it from them.
+# Each process of pytest-xdist, with those that it starts, has a core of its own: TensorFlow's threads wait actively,
+# and would take the other cores from the other processes.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})

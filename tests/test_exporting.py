@@ -5,13 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from command_line import SEQ2SEQ, seq2seq
 from conftest import QUICK
 
 from pipelines import CharTokenizer, read_pairs
-from seq2seq import BeamSearch, Config, Seq2Seq
+from seq2seq import BeamSearch, Config, Sampling, Seq2Seq, TransformerDecoder, TransformerEncoder
 from seq2seq.exporting import _alike
 from seq2seq.records import RunError
 from seq2seq.runs import load_run
@@ -106,6 +107,23 @@ def test_a_beam_is_no_wider_than_a_small_vocabulary(tmp_path):
     model.export(tmp_path / "saved")
     beam = tf.saved_model.load(str(tmp_path / "saved")).signatures["beam"](texts=tf.constant(["ab", "c"]))
     assert beam["texts"].shape == (2, 3)  # END is a token too
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {**QUICK, "attention": "monotonic", "copy": True},
+        {"encoder": TransformerEncoder, "decoder": TransformerDecoder, "layers": 1, "heads": 2},
+    ],
+    ids=["monotonic", "transformer"],
+)
+def test_every_attention_is_exported(tokenizers, tmp_path, options):
+    texts = ["sol", "", "niño" * 20]
+    model = Seq2Seq(*tokenizers, units=8, **options)
+    model.export(tmp_path / "saved", probe=texts, search=Sampling())  # which compares
+    found = tf.saved_model.load(tmp_path / "saved").signatures["search"](texts=tf.constant(texts))
+    np.testing.assert_array_equal(found["texts"], model.translate(texts, Sampling()))
 
 
 def test_what_fills_up_the_n_best_of_a_beam_is_no_difference():

@@ -149,7 +149,10 @@ def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
         aside.mkdir()
     monkeypatch.chdir(empty)
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "linked").symlink_to(tmp_path / "other")
     for path, message in (
+        (tmp_path / "linked", "linked is a symbolic link, which cannot be replaced; choose another folder"),
         (folder, "new already exists; choose another folder"),
         (folder / "text", "text already exists"),
         (tmp_path / "link", "link already exists"),

@@ -190,7 +190,7 @@ def test_options_that_do_not_go_together_are_refused_by_name():
 
 @pytest.mark.parametrize("name", ["vocabulary_size", "units", "layers", "heads", "feed_forward", "embedding"])
 @pytest.mark.parametrize("size", [0, "64"])
-def test_a_size_that_is_none_is_refused_by_name(name, size):
+def test_a_size_below_1_or_of_another_type_is_refused_by_name(name, size):
     for kind in (Encoder, Decoder, TransformerEncoder, TransformerDecoder):
         if name in inspect.signature(kind).parameters:
             with pytest.raises(OptionError, match=f"{name}={size!r}: expected a whole number, at least 1"):

@@ -19,6 +19,7 @@ from seq2seq import (
     Seq2Seq,
     TransformerDecoder,
     TransformerEncoder,
+    ensemble,
     teacher_forcing,
 )
 
@@ -103,6 +104,7 @@ def test_lengths_seen_in_training_are_kept_and_limit_each_translation(tokenizers
 
 def test_a_vocabulary_that_has_changed_since_the_model_was_made_is_refused(model, tmp_path):
     ids, tokenizer = ids_of(model), model.target_tokenizer
+    other = Seq2Seq(model.source_tokenizer, tokenizer, units=4, **QUICK)
     counts = {token.encode(): 100 - number for number, token in enumerate(tokenizer.tokens)}
     tokenizer.take_vocabulary(dict.fromkeys(counts, 1))  # as many tokens, in another order
     for use in (
@@ -116,12 +118,16 @@ def test_a_vocabulary_that_has_changed_since_the_model_was_made_is_refused(model
         lambda: model.encode(["sol"]),
         lambda: model.save(tmp_path / "x.keras"),
         lambda: model.export(tmp_path / "x"),
+        lambda: ensemble([model, other]),
     ):
         with pytest.raises(OptionError, match="the target vocabulary has changed since the model was made"):
             use()
     assert not list(tmp_path.glob("x*"))
     tokenizer.take_vocabulary(counts)
     model.save(tmp_path / "x.keras")
+    model.source_tokenizer.adapt(["a"])
+    with pytest.raises(OptionError, match="the source vocabulary has changed"):
+        model.translate(["a"])
 
 
 @pytest.mark.slow

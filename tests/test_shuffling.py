@@ -91,6 +91,8 @@ def test_texts_that_tab_separation_cannot_hold_are_refused_and_kept_as_tfrecord(
     report = Report()
     shuffle_corpus(pairs, tmp_path / "lines", shards=1, on_bad_line="skip", report=report)
     assert sorted(strings(tmp_path / "lines")) == ["a\tb", "d\te"] and report.dropped == {"tab or line break": 3}
+    shuffle_corpus([*pairs[:1], ("a\n" * 9, "b")], tmp_path / "short", shards=1, max_length=9)  # which leaves it out
+    assert strings(tmp_path / "short") == ["a\tb"]
     columns = [("a\tV", "b"), ("a\tV\n", "b")]
     with pytest.raises(CorpusError, match="list, pair 2: the source has a tab or a line break"):
         shuffle_corpus(columns, tmp_path / "columns", shards=1, source_columns=("lemma", "features"))
