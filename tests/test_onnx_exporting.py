@@ -60,7 +60,7 @@ def test_every_kind_of_model_translates_the_same(name, tmp_path):
     for hypotheses, (text,), (score,) in zip(
         translator.search(texts, beam_width=3), beam.texts.numpy(), beam.scores.numpy(), strict=True
     ):
-        assert hypotheses[0].text == text.decode() and hypotheses[0].score == pytest.approx(score, abs=1e-3)
+        assert hypotheses[0].text == text.decode() and hypotheses[0].score == pytest.approx(score, rel=1e-3)
     assert len(set(beam.scores.numpy().round(2).flat)) > 6  # what a mix-up of sources would show in
     for graph in ("encoder.onnx", "decoder.onnx"):
         onnx.checker.check_model(tmp_path / "onnx" / graph, full_check=True)
