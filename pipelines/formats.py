@@ -218,26 +218,32 @@ def _tfrecord_rows(path, columns, *_):
     number, problem = 0, f"expected one text under each of the keys {', '.join(map(repr, keys))}"
 
     def texts_of(batch):
-        """Yields a list of texts under each key of a record. There are none in a damaged record, found by halving."""
+        """Yields the texts of each record, or None for one that lacks some. A damaged record is found by halving."""
         try:
-            found = tf.io.parse_example(batch, features)
-            yield from zip(*(found[key].to_list() for key in keys), strict=True)
+            parsed = tf.io.parse_example(batch, features)
         except tf.errors.InvalidArgumentError:
             if half := len(batch) // 2:
                 yield from texts_of(batch[:half])
                 yield from texts_of(batch[half:])
             else:
-                yield [[]] * len(keys)
+                yield None
+            return
+        found = [parsed[key] for key in keys]
+        if all(tf.reduce_all(part.row_lengths() == 1) for part in found):  # else `to_list` takes the most time
+            yield from zip(*(part.flat_values.numpy() for part in found), strict=True)
+        else:
+            for row in zip(*(part.to_list() for part in found), strict=True):
+                yield [text for (text,) in row] if all(len(texts) == 1 for texts in row) else None
 
     try:
         for batch in records.batch(4096):
             for texts in texts_of(batch):
                 number += 1
-                if all(len(of_key) == 1 for of_key in texts):
-                    *before, target = (text for (text,) in texts)
-                    yield number, b"\t".join(before), target, ""
-                else:
+                if texts is None:
                     yield number, None, None, problem
+                else:
+                    *before, target = texts
+                    yield number, b"\t".join(before), target, ""
     except tf.errors.OpError as error:
         with contextlib.suppress(tf.errors.OpError):  # counts the readable records of the batch that failed
             for _ in records.skip(number):
