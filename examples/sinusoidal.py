@@ -1,6 +1,6 @@
 """A Transformer with sinusoidal positions and normalization after each sublayer, as in Vaswani et al. 2017.
 
-Unlike there, dropout applies to attention weights, and not to the result of each sublayer.
+Unlike in the paper, dropout applies to the attention weights, and not to the result of each sublayer.
 
 seq2seq train pairs.tsv --encoder sinusoidal:SinusoidalEncoder --decoder sinusoidal:SinusoidalDecoder \
     --set heads=2 --set units=32 --set period=1000 --epochs 5 --out runs/sinusoidal

@@ -98,6 +98,7 @@ def run(block, place, shell, folder, scope):
         served = [line for line in lines if line.startswith("seq2seq demo")]
         done = shell.run("".join(line for line in lines if line not in served), folder)
         assert done.returncode == 0, (place, done.stderr)
+        scope["said"] = scope.get("said", "") + done.stderr
         for line in served:
             serve(line, folder)
     elif block.language == "python":
@@ -167,6 +168,8 @@ def check_decoding(folder, scope):
 
 
 def check_extending(folder, scope):
+    for own in ("ngrams:NGramDecoder", "convolution:ConvolutionalEncoder", "bigrams:BigramTokenizer"):
+        assert f"--import {own}" in scope["said"]
     assert (folder / "exported" / "1" / "saved_model.pb").is_file()
 
 
