@@ -41,7 +41,10 @@ def ensemble(models: Sequence[Seq2Seq], names: Sequence[Any] = ()) -> Seq2Seq:
     for name, model in zip(names, models, strict=True):
         if not isinstance(model, Seq2Seq):
             raise OptionError(f"{name}={model!r}: expected a Seq2Seq")
-        model.check_vocabularies()
+        try:
+            model.check_vocabularies()
+        except OptionError as error:
+            raise OptionError(f"{name}: {error}") from None
         for side in ("source_tokenizer", "target_tokenizer"):
             one, other = getattr(models[0], side), getattr(model, side)
             if difference := _difference(one, other, names[0], name):

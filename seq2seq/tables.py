@@ -309,8 +309,10 @@ def _order(value):
 
 
 def _options(record):
-    """All options of a run by name, those of custom classes too, and checksums with the names of corpora."""
+    """The options of a run that change its model, those of custom classes too; checksums with the names of corpora."""
     options = dict(vars(record.config))
+    for name in ("checkpoint_minutes", "keep_epochs"):
+        del options[name]
     for name in ("corpus", "validation"):
         if digests := record.checksums(name):
             first = options[name] if isinstance(options[name], str) else options[name][0]

@@ -28,8 +28,9 @@ class Trainer(keras.Model):
     """A `keras.Model` whose `train_step` and `test_step` are made of `checked_batch`, `rows_of_replica`,
     `update_weights` and `measure`; `Seq2Seq.train_step` shows how. Each batch is also passed to `count_lengths`.
 
-    A subclass has both tokenizers, a method `check_vocabularies`, a number `label_smoothing`, and a scalar weight
-    `gradient_norm`, which holds the norm of the last batch's gradient before clipping.
+    A subclass has both tokenizers, a method `check_vocabularies`, a number `label_smoothing`, and two weights:
+    `gradient_norm`, a scalar, the norm of the last batch's gradient before clipping; and `length_ratios`, which
+    `count_lengths` updates.
 
     Attributes:
         compiles_training: whether XLA compiles training steps, see `fit`. Set it before the first `fit`.
@@ -156,9 +157,13 @@ class Trainer(keras.Model):
         quiet = verbose == 0 and not any(map(_follows_steps, tf.nest.flatten(callbacks or [])))
         ends = kwargs.get("steps_per_epoch") or kwargs.get("validation_steps")
         with self._steps(quiet), without_end_warning(ends):
-            return super().fit(
+            before = self.length_ratios.numpy()[0]
+            history = super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, validation_data=validation_data, shuffle=shuffle, **kwargs
             )
+        if history.epoch and self.length_ratios.numpy()[0] == before:
+            raise OptionError("fit: the data holds no pairs")
+        return history
 
     def train_on_batch(
         self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: None = None, return_dict: bool = False

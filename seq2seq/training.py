@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import CorpusError, OptionError, Report, checksums, corpus_errors, load_class
+from pipelines.options import one_line
 from seq2seq.building import build_model, copy_weights, prepare
 from seq2seq.callbacks import AverageWeights, SaveRun, ScoreTranslations, WatchSteps
 from seq2seq.checkpoints import Checkpoints, locked, write_json
@@ -82,7 +83,8 @@ def train(
         overwrite: whether an existing run may be replaced; it is not changed until the first epoch has ended.
         resume: whether there must be an unfinished training to resume.
         callbacks: more Keras callbacks. One that sets `stop_training` ends the training; the run folder has the model
-            that `config.monitor` chooses, whatever weights a callback may restore. Before training, the attribute
+            that `config.monitor` chooses, whatever weights a callback may restore. One that sets the learning rate
+            needs a `config.schedule` of "constant" or "plateau", without warm-up. Before training, the attribute
             `held_out` of each that has one is set to up to three (source, target) pairs of the validation side.
         progress: a function to call now and then with the number of pairs read, while the corpus is surveyed.
         report: a function to call after that with the `Report` of what was read and left out; with another one of
@@ -212,7 +214,10 @@ def _resume(folder, given, say, strategy):
     config = dataclasses.replace(config, corpus=corpus, validation=validation)
     _check_device(config, strategy)
     be_reproducible(config)
-    facts = json.loads((checkpoints.folder / "run.json").read_bytes())
+    try:
+        facts = json.loads((checkpoints.folder / "run.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{checkpoints.folder / 'run.json'}: damaged ({one_line(error)}); use --overwrite") from None
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = load_model(checkpoints.folder, "begun.keras")
     run = TrainingRun(folder, config, record, model, checkpoints, **facts, strategy=strategy)

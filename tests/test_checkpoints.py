@@ -240,6 +240,12 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path, options)
     if config.compile:
         with pytest.raises(OptionError, match="compile=True: steps are compiled on one device only"):
             train(None, tmp_path / "run", resume=True, strategy=tf.distribute.MirroredStrategy(["CPU:0"]))
+    facts = tmp_path / "run" / "unfinished" / "run.json"
+    content = facts.read_bytes()
+    facts.write_bytes(content[:9])
+    with pytest.raises(RunError, match=r"unfinished/run\.json: damaged \(.*\); use --overwrite"):
+        train(None, tmp_path / "run", resume=True)
+    facts.write_bytes(content)
     other = dataclasses.replace(config, units=4)
     with pytest.raises(RunError, match=r"unfinished training with other options \(units 8, not 4\)"):
         train(other, tmp_path / "run")

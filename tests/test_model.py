@@ -122,6 +122,8 @@ def test_a_vocabulary_that_has_changed_since_the_model_was_made_is_refused(model
     ):
         with pytest.raises(OptionError, match="the target vocabulary has changed since the model was made"):
             use()
+    with pytest.raises(OptionError, match=r"models\[0\]: the target vocabulary has changed"):
+        ensemble([model, other])
     assert not list(tmp_path.glob("x*"))
     tokenizer.take_vocabulary(counts)
     model.save(tmp_path / "x.keras")

@@ -16,7 +16,7 @@ from seq2seq.runs import load_run
 from seq2seq.sweeps import Range, _refuse_another, read_grid
 
 AS_ARGUMENTS = [part for name, value in SMALL.items() for part in ("--set", f"{name}={str(value).lower()}")]
-COMMAND = ["sweep", "pairs.tsv", "--grid", "units=8,4", "--grid", "learning-rate=1e-3,1e-2", "--jobs", "2"]
+COMMAND = ["sweep", "pairs.tsv", "--grid", "units=8,4", "--grid", "average=1,2", "--jobs", "2"]
 COMMAND += AS_ARGUMENTS
 
 
@@ -42,16 +42,14 @@ def home(swept, monkeypatch):
 @pytest.mark.slow
 def test_a_sweep_trains_each_setting_with_each_seed_and_says_how_each_went(swept):
     folder, results, said = swept
-    names = [
-        f"learning_rate={rate},units={units}/seed-{n}" for units in (8, 4) for rate in (0.001, 0.01) for n in (0, 1)
-    ]
+    names = [f"units={units}/seed-{n}" for units in (8, 4) for n in (0, 1)]
     assert [str(run.relative_to(folder)) for run in results] == names
     assert set(results.values()) == {None} and sorted(runs_in(folder)) == sorted(names)
     config = json.loads((folder / names[-1] / "config.json").read_text())["options"]
-    assert (config["units"], config["learning_rate"], config["seed"], config["cell"]) == (4, 0.01, 1, "gru")
+    assert (config["units"], config["seed"], config["cell"]) == (4, 1, "gru")
     assert [line for line in said if line.endswith("  starts")] == [f"{name}  starts" for name in names]
-    ends = [re.fullmatch(r"(\d) of 8: (\S+)  val_loss \d.*val_accuracy \d.*  [\d.]+ s", line) for line in said]
-    assert [int(end[1]) for end in ends if end] == list(range(1, 9))
+    ends = [re.fullmatch(r"(\d) of 4: (\S+)  val_loss \d.*val_accuracy \d.*  [\d.]+ s", line) for line in said]
+    assert [int(end[1]) for end in ends if end] == [1, 2, 3, 4]
     assert sorted(end[2] for end in ends if end) == sorted(names)
 
 
@@ -73,9 +71,10 @@ def test_a_sweep_that_was_told_to_end_and_one_that_was_killed_come_to_the_same_w
     assert done.returncode == 0, done.stderr.decode()
     assert {run: (run / "model.keras").stat().st_mtime_ns for run in kept} == kept  # they were not trained again
     assert len(runs_in(out)) == 4
-    for name, run in runs_in(out).items():
-        for one, other in zip(load_run(run).get_weights(), load_run(swept[0] / name).get_weights(), strict=True):
-            np.testing.assert_array_equal(one, other, name)
+    for units in ("units=8", "units=4"):
+        runs = swept[0] / units / "seed-0", out / f"average=1,{units}" / "seed-0"
+        for one, other in zip(*(load_run(run).get_weights() for run in runs), strict=True):
+            np.testing.assert_array_equal(one, other, units)
     assert done.stdout.decode() == table(out).text() + "\n"
     assert done.stderr.decode().splitlines()[-1] == str(out) and "starts" in done.stderr.decode()
 
@@ -85,7 +84,7 @@ def test_another_sweep_in_the_folder_is_refused_and_says_what_differs(home, swep
     folder, *_ = swept
     other = {**SMALL, "cell": "lstm"}
     for arguments, options, message in (
-        ({"grid": {"units": [8, 4]}}, SMALL, r"grid learning_rate \[0.001, 0.01\], not None"),
+        ({"grid": GRID | {"layers": [1, 2]}}, SMALL, r"grid layers None, not \[1, 2\]"),
         ({"grid": GRID | {"units": [8, 16]}}, SMALL, r"grid units \[8, 4\], not \[8, 16\]"),
         ({"grid": GRID}, other, "options cell gru, not lstm"),
         ({"grid": GRID}, SMALL | {"layers": 2}, "options layers None, not 2"),
@@ -94,8 +93,8 @@ def test_another_sweep_in_the_folder_is_refused_and_says_what_differs(home, swep
     ):
         with pytest.raises(RunError, match=f"holds another sweep .*{message}"):
             sweep("pairs.tsv", folder, **{"seeds": 2, **arguments}, options=options)
-    with pytest.raises(RunError, match=r"swept/learning_rate=0\.01,units=4 is not empty and holds no sweep"):
-        sweep("pairs.tsv", folder / "learning_rate=0.01,units=4", GRID, options=SMALL)
+    with pytest.raises(RunError, match=r"swept/units=4 is not empty and holds no sweep"):
+        sweep("pairs.tsv", folder / "units=4", GRID, options=SMALL)
 
 
 def test_values_in_place_of_a_range_are_another_sweep(tmp_path):

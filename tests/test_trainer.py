@@ -422,11 +422,12 @@ def test_a_vocabulary_that_the_model_was_not_made_for_is_refused(tokenizers, sid
         model.fit(*batch, verbose=0)
 
 
-def test_fit_and_evaluate_say_what_they_are_to_be_given(model, pairs):
+def test_fit_and_evaluate_say_what_they_are_to_be_given(model, pairs, batches):
     source, target = ids_of(model)
     for run, message in (
         (lambda: model.fit(pairs), "fit: expected batches of ids .* not texts; batch_pairs"),
         (lambda: model.fit([]), "fit: expected batches of ids"),
+        (lambda: model.fit(batches.take(0), verbose=0), "fit: the data holds no pairs"),
         (lambda: model.fit(np.array(["sol"]), np.array(["SOL"])), "fit: expected batches of ids .* not texts"),
         (lambda: model.evaluate(pairs.batch(2)), "evaluate: expected batches of ids .* not texts"),
         (lambda: model.predict(["sol"]), "predict: .*`translate` takes texts"),

@@ -70,14 +70,16 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
     model = (run / "model.keras").read_bytes()
     (run / "epochs").mkdir()
     (run / "epochs" / "epoch-0007.keras").touch()
-    pictures = [run / "curves.png", run / "error-rates.png", run / "attention-1.png"]
-    for path in (*pictures, run / "notes.png"):
+    old = [run / name for name in ("curves.png", "error-rates.png", "attention-1.png", "diverged.tsv")]
+    for path in (*old, run / "notes.png"):
         path.touch()
+    old += (run / "tensorboard").rglob("events.*")
+    assert len(old) == 6  # of training and validation
     with pytest.raises(RunError, match=r"run is not empty; choose another folder .* or use --overwrite"):
         train(config, run)
     with pytest.raises(CorpusError):
         train(dataclasses.replace(config, corpus="nowhere.tsv"), run, overwrite=True)
-    assert (run / "model.keras").read_bytes() == model and all(path.exists() for path in pictures)
+    assert (run / "model.keras").read_bytes() == model and all(path.exists() for path in old)
     beside, save = [], Seq2Seq.save
 
     def saving(model, path, **options):
@@ -89,7 +91,7 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
     train(dataclasses.replace(config, epochs=1, validation_fraction=0), run, overwrite=True)
     assert not {"config.json", "history.csv"} & set(beside)  # of the old model, which would be taken for the new one's
     assert (run / "model.keras").read_bytes() != model and not (run / "epochs").exists()
-    assert (run / "notes.png").exists() and not any(path.exists() for path in pictures)
+    assert (run / "notes.png").exists() and not any(path.exists() for path in old)
 
 
 def test_no_step_returns_figures_that_the_device_must_be_waited_for(config, trained, tmp_path, monkeypatch):
