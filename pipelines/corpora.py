@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from pipelines.files import CorpusError
 from pipelines.formats import Corpora
+from pipelines.options import OptionError, check_number
 from pipelines.readers import Report, open_corpora
 from pipelines.tokens import WHITESPACE, Tokenizer
 
@@ -83,13 +84,13 @@ def read_pairs(
         A `tf.data.Dataset` of (source, target) scalar strings.
 
     Raises:
-        CorpusError: immediately, if there is no such corpus or an option is invalid; during iteration of the dataset,
-            for text that cannot be read. TensorFlow wraps the latter in its own error; `corpus_errors` unwraps it.
+        OptionError: if an option is invalid.
+        CorpusError: immediately, if there is no such corpus; during iteration of the dataset, for text that cannot be
+            read. TensorFlow wraps the latter in its own error; `corpus_errors` unwraps it.
     """
-    if limit is not None and limit < 0:
-        raise CorpusError(f"limit={limit}: expected 0 or more, or None")
+    check_number("limit", limit, least=0, optional=True)
     if limit is not None and options.get("num_shards", 1) > 1:
-        raise CorpusError("limit and num_shards cannot be combined")
+        raise OptionError("limit and num_shards cannot be combined")
     reader = open_corpora(corpus, **options)
     column = tf.TensorSpec([None], tf.string)
 
@@ -134,8 +135,11 @@ def split_by_hash(
 
     Args:
         pairs: a `tf.data.Dataset` of (source, target) scalar strings.
-        fraction: the approximate fraction of sources to hold out, between 0 and 1.
+        fraction: the approximate fraction of sources to hold out, 0 or more, below 1.
         source_tokenizer: the `Tokenizer` of the sources, which needs no vocabulary yet.
+
+    Raises:
+        OptionError: for another fraction.
     """
     return tuple(side_by_hash(pairs, fraction, source_tokenizer, held_out) for held_out in (False, True))
 
@@ -144,6 +148,7 @@ def side_by_hash(
     pairs: tf.data.Dataset, fraction: float, source_tokenizer: Tokenizer, held_out: bool
 ) -> tf.data.Dataset:
     """One side of `split_by_hash`."""
+    check_number("fraction", fraction, float, least=0, below=1)
 
     @tf.autograph.experimental.do_not_convert
     def select(sources, targets):
@@ -172,7 +177,11 @@ def split_last(pairs: tf.data.Dataset, fraction: float) -> tuple[tf.data.Dataset
 
     It first counts the pairs, which reads them all. Translations of one source may end up in both splits; `sources_in`
     finds them.
+
+    Raises:
+        OptionError: for a fraction below 0, or 1 and more.
     """
+    check_number("fraction", fraction, float, least=0, below=1)
     count = count_pairs(pairs)
     training = count - int(count * fraction)
     return pairs.take(training), pairs.skip(training)

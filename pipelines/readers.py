@@ -21,7 +21,7 @@ from pipelines.formats import (
     is_list_of_pairs,
     wrong_columns,
 )
-from pipelines.options import check_number
+from pipelines.options import OptionError, check_number, choose
 
 _OPEN_FILES = 16  # read in turns if files are shuffled
 _TURN = 256  # pairs read from a file before it is the next one's turn
@@ -79,16 +79,13 @@ class Reader:
     tab_separated: bool = False  # whether the pairs will be written as such text, which cannot hold every text
 
     def __post_init__(self):
-        if self.on_bad_line not in ("error", "skip"):
-            raise CorpusError(f"on_bad_line={self.on_bad_line!r}: expected 'error' or 'skip'")
-        if not 0 <= self.index < self.num_shards:
-            raise CorpusError(
-                f"index={self.index}: expected 0 to {self.num_shards - 1}, because num_shards={self.num_shards}"
-            )
+        choose("on_bad_line", self.on_bad_line, ("error", "skip"))
+        check_number("num_shards", self.num_shards, least=1)
+        check_number("index", self.index, least=0, below=self.num_shards)
         if self.weights and not (
             len(self.weights) == len(self.corpora) and all(0 < w < math.inf for w in self.weights)
         ):
-            raise CorpusError(
+            raise OptionError(
                 f"weights={self.weights}: expected {len(self.corpora)} positive numbers, one for each corpus"
             )
         check_number("max_length", self.max_length, least=1, optional=True)
@@ -102,7 +99,7 @@ class Reader:
                 unit = "parallel files" if shard.width else "columns"
                 raise CorpusError(f"{shard.name}: {width} {unit}, expected {wanted}, the last of them the target")
         if self.reverse and wanted > 2:
-            raise CorpusError(f"reverse=True: a source of {wanted - 1} columns cannot be the target")
+            raise OptionError(f"reverse=True: a source of {wanted - 1} columns cannot be the target")
 
     @property
     def shards(self) -> list[Shard]:

@@ -1,7 +1,9 @@
 """Builds the tokenizers and the model of a `Config`, new or from another run. Refuses options that cannot work."""
 
+import dataclasses
+import functools
 import importlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import keras
 import numpy as np
@@ -50,7 +52,7 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
     else:
         sides = {"source_tokenizer": columns, "target_tokenizer": ("target",)}
         tokenizers = [_build_tokenizer(config, side, names) for side, names in sides.items()]
-    check_taken(config, ())
+    check_taken(config, changed_options(config))
     compile_model(build_model(config, tokenizers, steps=1), config, steps=1)
     if config.monitor in TRANSLATION_FIGURES:
         importlib.import_module("seq2seq.evaluation")  # whose packages may be missing
@@ -60,17 +62,13 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
 def check_taken(config: Config, names: Iterable[str]) -> None:
     """Checks that this encoder or decoder takes the options with these names, and some class those of `config.own`.
 
-    A `Config` has all options, and a preset may set some that only one architecture takes; a user may not.
-
     Raises:
         OptionError: if an option has no effect, or the class of a model is not a `Seq2Seq`.
     """
-    parts = encoder, decoder = _parts(config)
-    taken = {"architecture", "encoder", "decoder", "model", "own"}.union(*map(accepted, parts))
-    taken -= set(getattr(encoder, "for_decoder", ())) - accepted(decoder)
     for name in names:
-        if name in model_options() and name not in taken:
-            raise OptionError(f"{name}: neither {' nor '.join(part.__name__ for part in parts)} has this option")
+        if name in model_options() and name not in _taken(config):
+            kinds = " nor ".join(part.__name__ for part in _parts(config))
+            raise OptionError(f"{name}: neither {kinds} has this option")
     own = [(option, load_class(option, name)) for name, option in own_classes(config).items()]
     for option, kind in own:
         if option == "model" and not issubclass(kind, Seq2Seq):
@@ -82,6 +80,27 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
     for name in (config.own or {}).keys() - possible:
         hint = nearest(name, possible | set(vars(config)))
         raise OptionError(f"option={name!r}: neither Config nor a class that is named here has this option{hint}")
+
+
+def changed_options(config: Config) -> list[str]:
+    """The options of encoder and decoder that do not have their defaults, except for those that are switched off."""
+    return [name for name in model_options() if getattr(config, name) not in (getattr(Config, name), None, False)]
+
+
+def applicable(config: Config, given: Collection[str]) -> Config:
+    """A configuration in which the options of a preset that its encoder and decoder do not have are the defaults.
+
+    Options that were `given` are not changed, so that `check_taken` finds them.
+    """
+    without_effect = set(changed_options(config)) - _taken(config) - set(given)
+    return dataclasses.replace(config, **{name: getattr(Config, name) for name in without_effect})
+
+
+def _taken(config):
+    """The names of the options that the encoder and the decoder of a configuration have."""
+    encoder, decoder = _parts(config)
+    unused = set(getattr(encoder, "for_decoder", ())) - accepted(decoder)
+    return {"architecture", "encoder", "decoder", "model", "own"} | (accepted(encoder) | accepted(decoder)) - unused
 
 
 def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2Seq:
@@ -135,7 +154,8 @@ def _column_tokenizer(config, side, name):
         importlib.import_module("sentencepiece")  # which is needed only after the survey, and may be missing
     tokenizer = construct(side, kind, options=config.own or {}, **options)
     try:
-        tf.function(tokenizer.count, autograph=False)(tf.constant(["a text"]))  # in a graph, as in training
+        # In a graph, as in training. TensorFlow warns of traces, which it counts for each function: a `partial` is new.
+        tf.function(functools.partial(tokenizer.count), autograph=False)(tf.constant(["a text"]))
     except Exception as error:
         raise OptionError(f"{side}={name!r}: cannot split a text: {one_line(error)}") from error
     return tokenizer

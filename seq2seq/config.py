@@ -39,7 +39,13 @@ ARCHITECTURES: dict[str, dict] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One training run. The meaning of each option is its `help`, which the command line shows."""
+    """One training run. The meaning of each option is its `help`, which the command line shows.
+
+    The defaults are those of the preset `default`; `from_preset` uses another one, or other defaults for a Transformer.
+
+    Raises:
+        OptionError: if a value is not allowed, or two options contradict each other.
+    """
 
     corpus: str | tuple[str, ...] = "phrasebook"  # as `read_pairs` takes it; the argument of the command line
 
@@ -311,6 +317,26 @@ class Config:
             raise OptionError(
                 "compile=True: XLA does not guarantee bit-identical results, which deterministic=True requires"
             )
+
+    @classmethod
+    def from_preset(cls, preset: str, **options: typing.Any) -> "Config":
+        """The configuration of `seq2seq train --preset`.
+
+        ```python
+        Config.from_preset("inflection", corpus="words.tsv", seed=1)
+        ```
+
+        Args:
+            preset: "default", "subword", "grapheme-to-phoneme", "inflection" or "tutorial".
+            **options: these replace options of the preset. "transformer" as `architecture` has other defaults.
+
+        Raises:
+            OptionError: for an unknown preset, and as `Config`.
+        """
+        from seq2seq.building import applicable  # it imports TensorFlow, and both import this module
+        from seq2seq.presets import usual_options
+
+        return applicable(cls(**usual_options(preset, options) | options), options)
 
 
 def as_saved(value: typing.Any) -> typing.Any:

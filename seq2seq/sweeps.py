@@ -21,7 +21,7 @@ from pipelines.options import load_classes
 from seq2seq.building import check_taken, prepare
 from seq2seq.checkpoints import locked, write_json
 from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config
-from seq2seq.presets import parse_setting, usual_options
+from seq2seq.presets import parse_setting
 from seq2seq.processes import in_processes
 from seq2seq.records import RunError, finished, read_record
 from seq2seq.tables import (
@@ -145,7 +145,7 @@ class _Runs:
 
     def config(self, setting: dict[str, Any], seed: int) -> Config:
         chosen = _as_fields(self.given | setting)
-        return Config(**usual_options(self.preset, chosen) | chosen | {"seed": seed})
+        return Config.from_preset(self.preset, **chosen | {"seed": seed})
 
     def folders(self, setting: dict[str, Any]) -> list[Path]:
         """The run folder of each seed."""

@@ -237,7 +237,7 @@ def _fit(run, callbacks, say, track):
     """Trains a run from where it is to its end."""
     config, model = run.config, run.model
     validation = validation_pairs(config, model.source_tokenizer)
-    held_out = sample(validation, config.seed)
+    held_out = sample(validation)
     for callback in callbacks:
         if hasattr(callback, "held_out"):
             callback.held_out = [(source, targets[0]) for source, targets in itertools.islice(held_out.items(), 3)]

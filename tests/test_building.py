@@ -47,7 +47,7 @@ def halves(model):
     ("options", "kinds"),
     [
         (
-            {"architecture": "transformer", "attention": None, "warmup": 9},
+            {"architecture": "transformer", "cell": "lstm", "attention": None, "warmup": 9},
             ["TransformerEncoder", "TransformerDecoder"],
         ),
         (

@@ -8,6 +8,7 @@ import tensorflow as tf
 from pipelines import (
     CharTokenizer,
     CorpusError,
+    OptionError,
     Report,
     SubwordTokenizer,
     WhitespaceTokenizer,
@@ -120,7 +121,7 @@ def test_several_corpora_and_datasets_are_read_one_after_the_other(tsv):
     report = Report()
     assert strings(read_pairs(dataset, max_length=5, report=report)) == [("x", "y")]
     assert report.first == {"too long": ["dataset, pair 2: 6 characters"]}
-    with pytest.raises(CorpusError, match="cannot be combined"):
+    with pytest.raises(OptionError, match="cannot be combined"):
         read_pairs(path, limit=1, num_shards=2)
 
 
@@ -154,8 +155,17 @@ def test_a_pass_up_to_the_limit_is_whole(tsv):
     assert strings(read_pairs(path, 2, report=report, on_bad_line="skip")) == [("a", "b"), ("c", "d")]
     assert (report.pairs, report.dropped) == (2, {"wrong columns": 1})
     assert strings(read_pairs(path, 0)) == []
-    with pytest.raises(CorpusError, match="limit=-1: expected 0 or more"):
-        read_pairs(path, -1)
+    for limit in (-1, 2.5):
+        with pytest.raises(OptionError, match=f"limit={limit}: expected a whole number, at least 0"):
+            read_pairs(path, limit)
+
+
+@pytest.mark.parametrize("fraction", [20, 1.0, -0.1])
+def test_a_split_needs_a_fraction(tsv, fraction):
+    pairs = read_pairs(tsv("a\tb\n"))
+    for split in (lambda: split_last(pairs, fraction), lambda: split_by_hash(pairs, fraction, CharTokenizer())):
+        with pytest.raises(OptionError, match=f"fraction={fraction}: expected"):
+            split()
 
 
 def test_a_survey_counts_pairs_tokens_and_lengths():

@@ -414,9 +414,15 @@ def test_a_warm_start_takes_only_vocabularies_that_have_grown(modules, covered):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"own": {"kernle": 5}, "decoder": "coverage:CoverageDecoder"}, "option='kernle'.*did you mean 'kernel'"),
+        (
+            {"own": {"kernle": 5}, "decoder": "coverage:CoverageDecoder", "attention": None},
+            "option='kernle'.*did you mean 'kernel'",
+        ),
         ({"own": {"kernel": 5}}, "option='kernel': neither Config nor a class that is named here has this option$"),
-        ({"own": {"kernel": "five"}, "decoder": "coverage:CoverageDecoder"}, "decoder=CoverageDecoder: "),
+        (
+            {"own": {"kernel": "five"}, "decoder": "coverage:CoverageDecoder", "attention": None},
+            "decoder=CoverageDecoder: ",
+        ),
         ({"model": "coverage:CoverageDecoder"}, "model='coverage:CoverageDecoder': .* derived from seq2seq.Seq2Seq"),
         ({"loss": "coverage:CoverageDecoder"}, "loss='coverage:CoverageDecoder': .* derived from Keras's Loss"),
         ({"metrics": "focal:FocalLoss"}, "metrics='focal:FocalLoss': .* derived from Keras's Metric"),

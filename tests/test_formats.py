@@ -8,7 +8,7 @@ from conftest import PAIRS, TSV
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import CorpusError, Report, open_corpora
+from pipelines import CorpusError, OptionError, Report, open_corpora
 from pipelines.formats import find_shards
 
 
@@ -72,7 +72,7 @@ def test_a_source_of_other_columns_is_refused_by_its_line(read, tsv, tmp_path):
         read(path, source_columns=("source",), columns=(1, 2, 3))
     with pytest.raises(CorpusError, match=r"line 2: expected columns .*, found 2 columns"):
         read(path, columns=(1, 2, 3))
-    with pytest.raises(CorpusError, match="reverse=True: a source of 2 columns cannot be the target"):
+    with pytest.raises(OptionError, match="reverse=True: a source of 2 columns cannot be the target"):
         read(path, columns=(1, 2, 3), reverse=True)
     rows = tsv('{"lemma": "go\\tx", "features": "V", "form": "went"}', "rows.jsonl")
     with pytest.raises(CorpusError, match=r"pairs\.csv, line 1: .*found no tab \(CSV is not supported"):

@@ -1,8 +1,10 @@
 import dataclasses
 
 import pytest
+from command_line import in_process
 
 from pipelines import OptionError
+from seq2seq.building import prepare
 from seq2seq.commands.options import PRESET_HELP
 from seq2seq.config import Config
 from seq2seq.presets import (
@@ -14,6 +16,7 @@ from seq2seq.presets import (
     warm_options,
     without_excluded,
 )
+from seq2seq.training import train
 
 
 def test_an_architecture_that_is_given_overrules_the_presets_and_decides_on_what_is_usual():
@@ -26,6 +29,33 @@ def test_an_architecture_that_is_given_overrules_the_presets_and_decides_on_what
     assert "updates" not in usual_options("inflection", {"epochs": 3})
     with pytest.raises(OptionError, match=r"architecture='transfomer'.*did you mean 'transformer'"):
         usual_options("default", {"architecture": "transfomer"})
+
+
+def test_a_configuration_of_a_preset_is_that_of_the_command_line(tmp_path, training_calls):
+    path = tmp_path / "words.tsv"
+    path.write_text("a\tb\n")
+    for preset in PRESETS:
+        for architecture in ("recurrent", "transformer")[: 1 if preset == "tutorial" else 2]:  # RMSprop has no beta_2
+            given = {"units": 8, "architecture": architecture}
+            options = [part for name, value in given.items() for part in (f"--{name}", value)]
+            options += ["--columns", "1,2"] * (preset == "inflection")
+            in_process("train", path, "--preset", preset, *options, "--out", tmp_path / "run")
+            given |= {"columns": (1, 2)} if preset == "inflection" else {}
+            config = Config.from_preset(preset, corpus=path, **given)
+            assert training_calls.pop()[0] == config
+            if preset != "inflection":  # which reads two columns of the source
+                prepare(config)
+    assert Config.from_preset("grapheme-to-phoneme").attention == "monotonic"
+    assert Config.from_preset("grapheme-to-phoneme", architecture="transformer").attention is Config.attention
+
+
+def test_an_option_that_has_no_effect_is_refused(tsv, tmp_path):
+    for options, name in (
+        ({"heads": 8}, "heads: neither Encoder nor Decoder"),
+        ({"architecture": "transformer", "attention": "additive"}, "attention: neither TransformerEncoder nor"),
+    ):
+        with pytest.raises(OptionError, match=f"{name}.* has this option"):
+            train(Config(str(tsv("a\tb\n")), **options), tmp_path / "run")
 
 
 def test_the_tutorial_preset_is_the_tutorial():

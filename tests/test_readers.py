@@ -8,7 +8,7 @@ from conftest import PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import CorpusError, Report
+from pipelines import CorpusError, OptionError, Report
 from pipelines.formats import find_shards
 from pipelines.readers import Reader
 
@@ -79,7 +79,7 @@ def test_cleaning_leaves_out_and_reports_by_reason(read, tsv):
     assert f"    {path}, line 7: 1 to 9 characters" in str(report).splitlines()
     with pytest.raises(CorpusError, match=r"line 2: .*no tab"):
         read(path, max_length=20)
-    with pytest.raises(CorpusError, match="expected 'error' or 'skip'"):
+    with pytest.raises(OptionError, match="on_bad_line='ignore': expected 'error', 'skip'"):
         read(path, on_bad_line="ignore")
 
 
@@ -157,7 +157,7 @@ def test_workers_share_a_corpus_without_loss_or_repetition(read, tsv, tmp_path, 
     together = list(itertools.chain(*shares))
     assert sorted(together) == sorted(read(tmp_path, drop_duplicates=True))
     assert len(together) == 60 * files and all(shares)
-    with pytest.raises(CorpusError, match="index=3: expected 0 to 2"):
+    with pytest.raises(OptionError, match="index=3: expected a whole number, at least 0 and below 3"):
         read(tmp_path, num_shards=3, index=3)
 
 
@@ -180,7 +180,7 @@ def test_weights_mix_corpora_evenly_until_each_has_been_read(read, tsv):
     assert {target for source, target in mixed if source == "small"} == {str(n) for n in range(40)}
     assert report.pairs == 340, "each is counted once"
     for weights in ((1,), (1, 0)):
-        with pytest.raises(CorpusError, match="expected 2 positive numbers"):
+        with pytest.raises(OptionError, match="expected 2 positive numbers"):
             read([large, small], weights=weights)
     with pytest.raises(CorpusError, match="corpus 2 of the weighted ones has no pairs"):
         read([large, tsv("", "none.tsv")], weights=(1, 1))

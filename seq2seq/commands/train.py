@@ -63,7 +63,7 @@ def train(  # longer than 60 lines: its signature declares the options
 
     Example: seq2seq train my-pairs.tsv --out runs/mine --epochs 20
     """
-    from seq2seq.building import check_taken
+    from seq2seq.building import applicable, check_taken
     from seq2seq.callbacks import DivergedError
     from seq2seq.distribution import WorkerLostError, is_chief, open_strategy
     from seq2seq.training import train as train_run
@@ -82,6 +82,7 @@ def train(  # longer than 60 lines: its signature declares the options
             raise OptionError(f"resume continues with the corpus {' '.join(began_with)}; name no other")
     load_classes("import", imports)
     check_taken(settings, given)
+    settings = applicable(settings, given)
     try:
         model = train_run(
             None if resume else settings,

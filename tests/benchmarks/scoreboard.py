@@ -36,7 +36,7 @@ from seq2seq.config import ARCHITECTURES
 from seq2seq.epochs import validation_pairs
 from seq2seq.evaluation import corpus_scores
 from seq2seq.pictures import COLORS
-from seq2seq.presets import PRESETS, parse_setting, usual_options
+from seq2seq.presets import PRESETS, parse_setting
 from seq2seq.processes import in_processes
 from seq2seq.records import RunError, read_record
 from seq2seq.runs import load_runs
@@ -86,7 +86,7 @@ def configure(folder, preset, architecture, given, seed):
     usual = INFLECTION if has_features(folder) else {}
     sides = {"corpus": folder / "train.tsv", "validation": folder / "dev.tsv"}
     given = usual | sides | {"architecture": architecture, "seed": seed} | given
-    return Config(**usual_options(preset, given) | given)
+    return Config.from_preset(preset, **given)
 
 
 def measure(members, path, strategy):

@@ -169,7 +169,7 @@ def torch_training(batch, compiled=False, **options):
 @functools.cache
 def plain_training(batch, random=False, **sizes):
     import torch
-    from torch_baseline import trainer
+    from torch_baseline import lengths, trainer
 
     torch.manual_seed(0)
     model, *indices = torch_model(**sizes, random=random)
@@ -177,10 +177,11 @@ def plain_training(batch, random=False, **sizes):
     batches = []
     for start in range(0, len(ordered), batch):
         sources, targets = zip(*ordered[start : start + batch], strict=True)
-        batches.append((torch_ids(sources, indices[0]), torch_ids(targets, indices[1], marks=True)))
+        source, target = torch_ids(sources, indices[0]), torch_ids(targets, indices[1], marks=True)
+        batches.append((source, target, lengths(source), lengths(target[:, :-1])))
     Random(0).shuffle(batches)
     step = trainer(model)
-    return characters(random) / best_of(lambda: [step(*each) for each in batches], seconds=8)
+    return characters(random) / best_of(lambda: float(sum(step(*each) for each in batches)), seconds=8)
 
 
 def torch_decoding(rows, length, width=1):
