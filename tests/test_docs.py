@@ -17,7 +17,7 @@ from pages import PAGES, ROOT, Shell, blocks, name
 RUN = [
     page for page in PAGES if any(block.language in ("bash", "python") and not block.reason for block in blocks(page))
 ]
-NOT_RUN = {"readme": 2, "contributing": 1, "index": 1, "tutorial": 5}
+NOT_RUN = {"readme": 3, "contributing": 1, "index": 1, "tutorial": 5}
 NOT_RUN |= {
     "guides-corpora": 1,
     "guides-options": 1,
@@ -205,7 +205,7 @@ def test_ci_finds_its_two_commands_in_the_readme():
 
 
 def test_the_readme_is_short():
-    assert 150 <= len((ROOT / "README.md").read_text().splitlines()) <= 200
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 125
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
