@@ -15,15 +15,8 @@ from tensorflow.python.framework import config as determinism  # no public funct
 
 from pipelines.options import one_line
 
-_compiling = contextvars.ContextVar("compiling", default=False)
 _exporting = contextvars.ContextVar("exporting", default=False)
 _converting = contextvars.ContextVar("converting", default=False)
-
-
-def compiling() -> contextlib.AbstractContextManager[None]:
-    """A context in which graphs are made for XLA: without cuDNN, without parallel parts, and without `tf.cond`, whose
-    condition would make a GPU wait."""
-    return _within(_compiling)
 
 
 def exporting() -> contextlib.AbstractContextManager[None]:
@@ -45,11 +38,6 @@ def _within(flag):
         yield
     finally:
         flag.reset(token)
-
-
-def is_compiling() -> bool:
-    """Whether this is within `compiling`."""
-    return _compiling.get()
 
 
 def is_exporting() -> bool:
@@ -82,9 +70,9 @@ def parts_of_batch() -> int:
 
     If the program has set threads (`tf.config.threading`), it is the number of inter-op threads divided by the number
     of intra-op threads: the operations of a recurrent step are too small to be divided further. The command line sets
-    them for 2 parts (1 on a single core, 3 on three cores). Otherwise, on a GPU, under XLA and in exports it is 1.
+    them for 2 parts (1 on a single core, 3 on three cores). Otherwise, on a GPU and in exports it is 1.
     """
-    if is_compiling() or is_exporting() or on_gpu():
+    if is_exporting() or on_gpu():
         return 1
     threads = tf.config.threading.get_inter_op_parallelism_threads()
     each = tf.config.threading.get_intra_op_parallelism_threads()
@@ -113,30 +101,22 @@ def _first_row(tensor):
     return tf.concat([tensor[:1], nothing], axis=0)[:1]
 
 
-def compiled_by_xla(
-    what: str, run: Callable, specs: Sequence[tf.TensorSpec], smallest: Callable | None = None
-) -> Callable | None:
-    """A function compiled by XLA, once for each new shape of its arguments.
+def compiled_by_xla(what: str, run: Callable, specs: Sequence[tf.TensorSpec]) -> Callable | None:
+    """A function compiled by XLA, for arguments of constant shapes.
 
     Args:
         what: a description of the function, for the warning.
         run: the function, of tensors of these `specs`.
-        smallest: a function that makes arguments for a trial compilation; nothing is run. Default: zeros.
 
     Returns:
         The function; None, with a warning, if XLA refuses some operation in it.
     """
-
-    def within(*arguments):
-        with compiling():
-            return run(*arguments)
-
-    compiled = tf.function(within, list(specs), jit_compile=True, autograph=False)
+    compiled = tf.function(run, list(specs), jit_compile=True, autograph=False)
     try:
         compiled.get_concrete_function()
         with tf.init_scope():  # out of the graph that is being made
-            arguments = smallest() if smallest else [tf.zeros(spec.shape, spec.dtype) for spec in specs]
-            compiled.experimental_get_compiler_ir(*arguments)(stage="hlo")
+            arguments = [tf.zeros(spec.shape, spec.dtype) for spec in specs]
+            compiled.experimental_get_compiler_ir(*arguments)(stage="hlo")  # compiles, but runs nothing
     except Exception as error:
         said = textwrap.shorten(one_line(error), 300)
         warnings.warn(f"{what} are not compiled, because XLA refuses them: {said}", stacklevel=2)
@@ -156,9 +136,9 @@ def xla_works(probe: Callable = tf.exp) -> bool:
     return True
 
 
-def rounded_up(size: tf.Tensor, least: int | tf.Tensor = 16) -> tf.Tensor:
-    """The smallest of `least` times 1, 2, 4, ... that is at least `size`, so that XLA compiles few shapes."""
-    return tf.bitwise.left_shift(least, tf.reduce_sum(tf.cast(-(-size // least) > 2 ** tf.range(20), tf.int32)))
+def rounded_up(size: tf.Tensor) -> tf.Tensor:
+    """The smallest of 16, 32, 64, ... that is at least `size`, so that XLA compiles few shapes."""
+    return tf.bitwise.left_shift(16, tf.math.count_nonzero(size > 16 * 2 ** tf.range(20), dtype=tf.int32))
 
 
 def padded(tokens: tf.Tensor, rows: tf.Tensor, length: tf.Tensor) -> tf.Tensor:

@@ -244,12 +244,6 @@ class Config:
     checkpoint_minutes: float = _option(
         1.0, TRAINING, "Minutes between checkpoints, which are also saved within an epoch.", {"least": 0}
     )
-    compile: bool = _option(
-        False,
-        TRAINING,
-        "Compile training steps with XLA, for a GPU. This may save time when small models are trained for long. Each "
-        "batch shape is compiled once, which takes a while.",
-    )
     precision: str = _option(
         "float32",
         TRAINING,
@@ -261,7 +255,7 @@ class Config:
         None,
         TRAINING,
         "Use deterministic operations, so that the same seed gives bit-identical weights. Default: yes on a CPU; no on "
-        "a GPU, where they are slower, and no with --compile.",
+        "a GPU, where they are slower.",
     )
     seed: int = _option(
         0, TRAINING, "Seed of initial weights, order, dropout and sampling.", {"least": 0, "below": 2**32}
@@ -313,10 +307,6 @@ class Config:
             raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} cannot be combined")
         if len(self.teacher_forcing) > 2:
             raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one number or two")
-        if self.compile and self.deterministic:
-            raise OptionError(
-                "compile=True: XLA does not guarantee bit-identical results, which deterministic=True requires"
-            )
 
     @classmethod
     def from_preset(cls, preset: str, **options: typing.Any) -> "Config":

@@ -19,7 +19,7 @@ from seq2seq.attention import (
     Pointer,
     rows_by_source,
 )
-from seq2seq.recurrence import Recurrent, Rows, look_up
+from seq2seq.recurrence import Recurrent, Rows
 
 ATTENTIONS = (None, *SOFT_ATTENTIONS, *HARD_ATTENTIONS)
 _FEW_TOKENS = 500  # up to this size of a vocabulary, a batch usually has more positions than there are tokens
@@ -412,7 +412,7 @@ class TokenVectors(keras.layers.Layer):
         if training:
             # Its gradient is dense. With a sparse one, Keras's Adam squares the contributions of a token one by one,
             # which makes steps too large for frequent tokens.
-            vectors = look_up(matrix * scale, token_ids(tokens))
+            vectors = tf.gather(matrix * scale, token_ids(tokens))
         else:
             vectors = tf.gather(matrix, token_ids(tokens)) * scale
         return self.drop(vectors, training=training)

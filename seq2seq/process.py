@@ -23,8 +23,7 @@ from seq2seq.config import Config
 def be_reproducible(config: Config) -> None:
     """Sets the seed, and whether operations are deterministic, for the whole process."""
     keras.utils.set_random_seed(config.seed)
-    by_default = not config.compile and not on_gpu()
-    if by_default if config.deterministic is None else config.deterministic:
+    if not on_gpu() if config.deterministic is None else config.deterministic:
         determinism.enable_op_determinism()
     else:
         determinism.disable_op_determinism()

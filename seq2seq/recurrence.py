@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from pipelines import choose
-from seq2seq.compilation import is_compiling, is_exporting, on_gpu
+from seq2seq.compilation import is_exporting, on_gpu
 
 State = list[tf.Tensor]  # [h, c] of an LSTM, [h] of a GRU, [B, D] each
 
@@ -29,8 +29,8 @@ class Rows(NamedTuple):
 class Recurrent(keras.layers.Layer):
     """A recurrent layer, in one direction or two.
 
-    On a GPU, one call of cuDNN runs all steps. On a CPU, under XLA and in exports, `recur` computes the same, one step
-    after another. A single step needs neither.
+    On a GPU, one call of cuDNN runs all steps. On a CPU and in exports, `recur` computes the same, one step after
+    another. A single step needs neither.
 
     Args:
         cell: "lstm" (Hochreiter & Schmidhuber 1997) or "gru" (Cho et al. 2014, arxiv.org/abs/1406.1078).
@@ -60,7 +60,7 @@ class Recurrent(keras.layers.Layer):
     def call(
         self, x: tf.Tensor | Rows, lengths: tf.Tensor | None = None, state: State | None = None
     ) -> tuple[tf.Tensor, State]:
-        if _steps(x) != 1 and on_gpu() and not (is_compiling() or is_exporting()):
+        if _steps(x) != 1 and on_gpu() and not is_exporting():
             return self._run_fused(x, lengths, state)
         output, last = self._run(self.directions[0], x, lengths, state)
         for backwards in self.directions[1:]:
@@ -291,26 +291,6 @@ def recur(
     return run(given, kernel, *biases, *first)
 
 
-def look_up(matrix: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
-    """Rows `[..., E]` of a matrix `[V, E]`, by their ids `[...]`.
-
-    The gradient sums over all uses of a row. On a GPU, XLA would sum in a different order each time; so under XLA the
-    gradient is a product with one-hot rows, which is deterministic.
-    """
-    if not is_compiling():
-        return tf.gather(matrix, ids)
-
-    @tf.custom_gradient
-    def rows(matrix):
-        def gradient(upstream):
-            chosen = tf.one_hot(tf.reshape(ids, [-1]), matrix.shape[0], dtype=upstream.dtype)
-            return tf.matmul(chosen, tf.reshape(upstream, [-1, matrix.shape[1]]), transpose_a=True)
-
-        return tf.gather(matrix, ids), gradient
-
-    return rows(matrix)
-
-
 def _steps(x):
     """T of `[B, T, E]` or `Rows`, if it is known when the graph is made."""
     return (x.ids if isinstance(x, Rows) else x).shape[1]
@@ -320,7 +300,7 @@ def _times(x, matrix, bias):
     """`[T, B, E]` times `[E, G]`, plus `[G]`."""
     if not isinstance(x, Rows):
         return tf.tensordot(x, matrix, 1) + bias
-    return look_up(_product(x.matrix, matrix, bias) if x.product is None else x.product, x.ids)
+    return tf.gather(_product(x.matrix, matrix, bias) if x.product is None else x.product, x.ids)
 
 
 def _product(rows, matrix, bias):

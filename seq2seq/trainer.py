@@ -1,12 +1,11 @@
 """`Trainer`: how Keras runs the steps of a model of token sequences, so that `train_step` contains only the method.
 
 It averages over real tokens and not over padding, skips steps whose gradient is not finite, divides batches among
-several devices, compiles steps with XLA on request, and keeps a GPU from waiting for metrics that nobody reads.
+several devices, and keeps a GPU from waiting for metrics that nobody reads.
 """
 
 import contextlib
 import functools
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -17,7 +16,7 @@ import tensorflow as tf
 
 from pipelines import OptionError
 from pipelines.tokens import END, PADDING, START
-from seq2seq.compilation import compiled_by_xla, is_compiling, is_deterministic, on_gpu, padded, rounded_up, xla_works
+from seq2seq.compilation import compiled_by_xla, is_deterministic, on_gpu, xla_works
 from seq2seq.distribution import mean_over_replicas, several_workers, whole_batches
 from seq2seq.layers import holds_token, token_ids
 from seq2seq.metrics import Perplexity, TokenCrossentropy, check_loss, of_tokens
@@ -31,12 +30,6 @@ class Trainer(keras.Model):
     A subclass has both tokenizers, a method `check_vocabularies`, a number `label_smoothing`, and two weights:
     `gradient_norm`, a scalar, the norm of the last batch's gradient before clipping; and `length_ratios`, which
     `count_lengths` updates.
-
-    Attributes:
-        compiles_training: whether XLA compiles training steps, see `fit`. Set it before the first `fit`.
-        rows_compiled: compiled batches have this many rows, or twice as many, and so on. Default: 16.
-        tokens_compiled: the `batch_tokens` of the batches, if they hold a number of tokens and not of rows.
-        on_compile: a function that is called with a text before and after each size of batch is compiled.
     """
 
     train_step: Any  # a method of the subclass
@@ -47,10 +40,6 @@ class Trainer(keras.Model):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.compiles_training = False
-        self.rows_compiled = 16
-        self.tokens_compiled: int | None = None
-        self.on_compile: Callable[[str], None] | None = None
         self._quiet = False  # whether `train_function` and `test_function` return no metrics, see `_steps`
         self._other_functions: tuple = None, None  # the same two, but with metrics if `_quiet`, else without
 
@@ -85,12 +74,10 @@ class Trainer(keras.Model):
         if twice := [name for name in names if names.count(name) > 1]:
             raise OptionError(f"metrics: two are called {twice[0]!r}; give one of them another name")
         metrics = [metric for metric in map(of_tokens, default) if metric.name not in names] + own
-        kwargs.setdefault("jit_compile", False)  # on a GPU, Keras would compile each shape of batch, see `fit`
+        kwargs.setdefault("jit_compile", False)  # on a GPU, Keras would compile each shape of batch
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
         self._other_functions = None, None
         self._compiled_update = functools.lru_cache(maxsize=1)(self._compile_update)
-        self._compiled_step = functools.lru_cache(maxsize=8)(self._compile_step)
-        self._sizes_compiled: set[tuple[int, int]] = set()
         if loss is not None and type(loss) is not TokenCrossentropy:
             self.compiled = False
             check_loss(loss, self.compute_loss, self.target_tokenizer.vocabulary_size)
@@ -123,12 +110,7 @@ class Trainer(keras.Model):
         with arrays, `sample_weight`. They multiply what a pair counts for in loss, accuracy and perplexity. Arrays and
         a `PyDataset` are shuffled, unless `shuffle=False`.
 
-        If `compiles_training` is True before the first `fit`, XLA compiles the whole step, with `recurrence.recur`
-        instead of cuDNN. This may save time when small models are trained for long on a GPU, where launching the
-        operations of a step takes longer than computing them. But each batch shape is compiled once, which takes 5 to
-        20 s, and batches are padded to few shapes: lengths become 16, 24, 32, 48 and so on. With 256 units and batches
-        of 64 it was 3% faster on one H200. Set `rows_compiled` to the size of the batches, or `tokens_compiled` to
-        their `batch_tokens`. No step waits for the device if `verbose=0` and no callback has an `on_train_batch_end` or
+        On a GPU, no step waits for the device if `verbose=0` and no callback has an `on_train_batch_end` or
         `on_test_batch_end`.
 
         With several replicas, `x` and `validation_data` must each be a `tf.data.Dataset` of whole batches or what
@@ -214,8 +196,7 @@ class Trainer(keras.Model):
             del self.train_step
 
     def _run_step(self, step, data):
-        """Checks a batch, counts its lengths and runs a `train_step` with it, compiled by XLA if `compiles_training` is
-        set and the result is the same."""
+        """Checks a batch, counts its lengths and runs a `train_step` with it."""
         if not (self.optimizer and self.trainable_weights):
             reason = "all weights are frozen; set trainable=True" if self.optimizer else "there is no optimizer"
             raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
@@ -224,67 +205,7 @@ class Trainer(keras.Model):
             if getattr(self, f"{side}_tokenizer").vocabulary_size == END + 1:
                 raise OptionError(f"fit: the {side} vocabulary is empty; call `adapt` before the model is made")
         self.count_lengths(*batch[:2])
-        if self._may_compile():
-            specs = [tf.TensorSpec([None, None, *each.shape[2:]], each.dtype) for each in batch]  # for all B and T
-            if compiled := self._compiled_step(step, *specs):
-                batch = self._padded_to_few_sizes(*batch)
-                with tf.control_dependencies(self._said_size(batch[0])):
-                    compiled(*batch)
-                return self._figures()
         return step(data)
-
-    def _may_compile(self):
-        """Whether a compiled step would do the same: not with several replicas, not with a custom loss, which may count
-        padding, and not with a custom step, which may return metrics of its own. Steps that run eagerly are there to be
-        inspected."""
-        plain = not tf.distribute.has_strategy() and not self.run_eagerly
-        plain &= type(self).train_step.__module__.startswith("seq2seq.")
-        plain &= type(self).compute_loss is keras.Model.compute_loss
-        return self.compiles_training and plain and isinstance(self.loss, TokenCrossentropy)
-
-    def _compile_step(self, step, *specs):
-        """A `train_step` compiled by XLA, for tensors of these specs; None, with a warning, if XLA refuses it."""
-
-        def learn(*batch):
-            step(batch)
-
-        def smallest():
-            return self._padded_to_few_sizes(*(tf.zeros([1, 2, *spec.shape[2:]], spec.dtype) for spec in specs))
-
-        return compiled_by_xla("training steps", learn, specs, smallest)
-
-    def _padded_to_few_sizes(self, source, target, *weights):
-        """A batch padded to one of few sizes, since each takes a while to compile. Both sides get the same length."""
-        with tf.device("CPU"):  # where batches are, and where all sizes are known
-            length = tf.maximum(tf.shape(source)[1], tf.shape(target)[1] - 1)
-            length = tf.minimum(rounded_up(length), rounded_up(length, 24))  # 16, 24, 32, 48, 64 and so on
-            # A batch of so many tokens has rows more than half as long as this, unless this is the least length.
-            many = self.tokens_compiled
-            rows = rounded_up(tf.shape(source)[0], tf.maximum(2 * many // length, 1) if many else self.rows_compiled)
-            return (
-                padded(source, rows, length),
-                padded(target, rows, length + 1),
-                *(padded(w, rows, length) for w in weights),
-            )
-
-    def _said_size(self, source):
-        """Tells `on_compile` of a size of batch that comes for the first time and, at the next batch, what it took:
-        an operation, or none."""
-        if not (say := self.on_compile):
-            return []
-        started: list[float] = []
-
-        def see(size):
-            if started:
-                say(f"Compiled in {time.monotonic() - started.pop():.1f} s")
-            if (size := tuple(size.tolist())) not in self._sizes_compiled:
-                self._sizes_compiled.add(size)
-                say("Compiling for batches of {} x {}: size {}".format(*size, len(self._sizes_compiled)))
-                started.append(time.monotonic())
-            return np.int32(0)
-
-        with tf.device("CPU"):
-            return [tf.numpy_function(see, [tf.shape(source)[:2]], tf.int32)]
 
     def update_weights(self, gradients: list, weights: tf.Tensor) -> tf.Tensor:
         """Takes a step of the optimizer, if the gradient of the whole batch is finite.
@@ -297,7 +218,7 @@ class Trainer(keras.Model):
             A scalar bool: whether the gradient was finite.
         """
         gradients = mean_over_replicas(gradients, tf.reduce_sum(weights))
-        plain = is_compiling() or is_deterministic() or self.run_eagerly or tf.distribute.has_strategy()
+        plain = is_deterministic() or self.run_eagerly or tf.distribute.has_strategy()
         plain |= any(gradient is None for gradient in gradients)
         if not plain and on_gpu() and xla_works() and (compiled := self._compiled_update()):
             for gradient, weight in zip(gradients, self.trainable_weights, strict=True):
@@ -484,11 +405,11 @@ def _apply_if(
 def _run_if(condition: tf.Tensor, run: Callable[[], Any], changed: Iterable[keras.Variable]) -> None:
     """Runs a function that changes variables, if a condition holds.
 
-    A GPU has to be waited for to know which branch to take. There and under XLA the function runs in any case, and the
-    variables get their values back if the condition does not hold. Under a strategy this would copy all variables from
-    one device to the others, so there the branch is taken.
+    A GPU has to be waited for to know which branch to take. So there the function runs in any case, and the variables
+    get their values back if the condition does not hold. Under a strategy this would copy all variables from one device
+    to the others, so there the branch is taken.
     """
-    if tf.distribute.has_strategy() or not (is_compiling() or on_gpu()):
+    if tf.distribute.has_strategy() or not on_gpu():
         tf.cond(condition, run, lambda: None)
         return
     before = [(variable, tf.convert_to_tensor(variable)) for variable in changed]

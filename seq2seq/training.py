@@ -114,7 +114,6 @@ def train(
     folder, started, track = Path(folder), clocks(), [track] if isinstance(track, str) else track
     say = say or (lambda text: None)
     check_trackers(track)
-    _check_device(config, strategy)
     chief = is_chief(strategy)
     lock = locked(folder) if chief else contextlib.nullcontext()
     # The validation side has not been counted.
@@ -156,11 +155,6 @@ def _is_resumed(config, folder, overwrite, resume):
     if not overwrite and any(path.name not in ("lock", "unfinished") for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty; choose another folder (--out) or use --overwrite")
     return False
-
-
-def _check_device(config, strategy):
-    if config and config.compile and strategy:
-        raise OptionError("compile=True: steps are compiled on one device only, without a strategy")
 
 
 def _begin(config, folder, progress, report, say, command):
@@ -212,7 +206,6 @@ def _resume(folder, given, say, strategy):
         if given and (other := getattr(given, name)) != found:
             raise CorpusError(f"{other}: this training was begun with {found}; --resume continues with that")
     config = dataclasses.replace(config, corpus=corpus, validation=validation)
-    _check_device(config, strategy)
     be_reproducible(config)
     try:
         facts = json.loads((checkpoints.folder / "run.json").read_bytes())
@@ -241,7 +234,7 @@ def _fit(run, callbacks, say, track):
     for callback in callbacks:
         if hasattr(callback, "held_out"):
             callback.held_out = [(source, targets[0]) for source, targets in itertools.islice(held_out.items(), 3)]
-    _compile(run, say)
+    _compile(run)
     average, watch = AverageWeights(config.average), WatchSteps(run, say)
     save = SaveRun(run, average, watch, list(held_out)[:50] or _first_sources(run), say)
     own = [average] * (config.average > 1) + [ScoreTranslations(held_out, run)] * bool(held_out and can_measure())
@@ -288,20 +281,12 @@ def _note_changes(run, say):
         write_json(run.folder / "config.json", content)
 
 
-def _compile(run, say):
-    """Compiles the model of a run for training, with XLA if the configuration says so."""
+def _compile(run):
+    """Compiles the model of a run for training."""
     config, model = run.config, run.model
     with model.distribute_strategy.scope():
         compile_model(model, config, run.steps * run.epochs)
     model.build_training()
-    model.compiles_training = config.compile
-    model.rows_compiled, model.tokens_compiled, model.on_compile = config.batch_size, config.batch_tokens, say
-    if config.compile:
-        say(
-            "XLA compiles training steps, once for each batch shape, which takes seconds to minutes. Lengths are "
-            "rounded up to 16, 24, 32, 48, 64 and so on: up to 256 tokens that is at most 9 sizes"
-            + (", and 3 more of short texts" if config.batch_tokens else "")
-        )
 
 
 def _first_sources(run):
