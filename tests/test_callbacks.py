@@ -103,19 +103,6 @@ def test_batches_without_a_finite_gradient_are_left_out_and_named_however_seldom
 
 
 @pytest.mark.slow
-def test_a_compiled_training_leaves_out_batches_without_a_finite_gradient_too(config, tmp_path):
-    said, live = [], keras.callbacks.Callback()
-    options = {"compile": True, "on_divergence": "skip", "validation_fraction": 0, **WILD}
-    model = train(dataclasses.replace(config, **options), tmp_path / "run", say=said.append, callbacks=[live])
-    assert said.pop(0).startswith("XLA compiles training steps")
-    assert said.pop(0) == "Compiling for batches of 8 x 16: size 1"
-    assert re.fullmatch(r"Compiled in [\d.]+ s", said.pop(0))
-    assert said and all(text.endswith("it was skipped") for text in said)
-    assert int(live.model.optimizer.iterations) == 2 * 4 - len(said)
-    assert all(np.isfinite(weight).all() for weight in model.trainable_weights)
-
-
-@pytest.mark.slow
 def test_a_scale_too_large_for_float16_is_no_divergence_but_weights_that_are_no_numbers_are(config, tmp_path):
     scales = []
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from command_line import server
 
-from pipelines import CorpusError, OptionError
+from pipelines import CorpusError
 from seq2seq.checkpoints import Checkpoints, locked, whole_file
 from seq2seq.config import Config
 from seq2seq.records import RunError
@@ -214,7 +213,7 @@ class _StopHere(Exception):
     [
         {"batch_tokens": 40, "encoding": "one_hot", "split": "last"},
         pytest.param(
-            {"limit": 60, "optimizer": "rmsprop", "schedule": "cosine", "average": 1, "compile": True},
+            {"limit": 60, "optimizer": "rmsprop", "schedule": "cosine", "average": 1},
             marks=pytest.mark.slow,
         ),
     ],
@@ -237,9 +236,6 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path, options)
     said = []
     with pytest.raises(_StopHere):
         train(config, tmp_path / "run", callbacks=[Stop()])
-    if config.compile:
-        with pytest.raises(OptionError, match="compile=True: steps are compiled on one device only"):
-            train(None, tmp_path / "run", resume=True, strategy=tf.distribute.MirroredStrategy(["CPU:0"]))
     facts = tmp_path / "run" / "unfinished" / "run.json"
     content = facts.read_bytes()
     facts.write_bytes(content[:9])

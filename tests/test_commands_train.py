@@ -146,7 +146,6 @@ def test_bad_options_exit_2(tsv, tmp_path):
         ),
         (["--architecture", "transformer", "--cell", "gru"], "cell: neither TransformerEncoder nor Transf"),
         (["--track", "wandbb"], "track='wandbb': expected 'tensorboard', 'wandb', 'mlflow'"),
-        (["--compile", "--deterministic"], "compile=True: XLA does not guarantee bit-identical results"),
         (["--decoder", "nowhere:Decoder"], "decoder='nowhere:Decoder': there is no module 'nowhere'"),
         (["--target-tokenizer", "pipelines:Nope"], "target_tokenizer='pipelines:Nope': pipelines has no class 'Nope'"),
         (["--min-frequency", "2", "--source-tokenizer", "byte"], "min_frequency=2"),

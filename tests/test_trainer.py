@@ -1,4 +1,3 @@
-import contextlib
 import warnings
 
 import keras
@@ -9,7 +8,7 @@ from conftest import QUICK, WORDS, ids_of
 
 from pipelines import CharTokenizer, OptionError, batch_pairs
 from pipelines.tokens import PADDING, START
-from seq2seq import Encoder, Seq2Seq
+from seq2seq import Seq2Seq
 
 
 def test_loss_and_perplexity_of_an_epoch_agree(model, pairs, tokenizers):
@@ -106,12 +105,10 @@ def test_a_scaled_loss_that_is_too_large_for_float16_lowers_its_scale_and_is_the
         (lambda sgd: sgd, "as on a GPU"),
         (keras.optimizers.LossScaleOptimizer, None),
         pytest.param(keras.optimizers.LossScaleOptimizer, "as on a GPU", marks=pytest.mark.slow),
-        pytest.param(keras.optimizers.LossScaleOptimizer, "compiled", marks=pytest.mark.slow),
     ],
 )
 def test_an_epoch_that_nothing_was_learned_in_has_no_figures(model, batches, wrap, how, monkeypatch):
     model.compile(wrap(keras.optimizers.SGD(0.1)))
-    model.compiles_training = how == "compiled"
     monkeypatch.setattr("seq2seq.trainer.on_gpu", lambda: how == "as on a GPU")
     kernel = model.decoder.output_layer.kernel
     kernel.assign(kernel * np.nan)
@@ -206,108 +203,11 @@ def test_padding_costs_nothing_in_a_test_step(model, batches):
         np.testing.assert_allclose(again[name], value, rtol=1e-5)
 
 
-SCALED = keras.optimizers.LossScaleOptimizer
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "encoding", "wrap"),
-    [
-        ({**QUICK, "attention": "general"}, "one_hot", SCALED),
-        ({"cell": "gru", "bidirectional": True, "embedding": 4, "tied": True}, "ids", lambda sgd: sgd),
-        ({**QUICK, "attention": "monotonic"}, "ids", lambda sgd: sgd),
-    ],
-    ids=["one-hot, loss scaled", "ids, embedding", "monotonic"],
-)
-def test_a_compiled_step_learns_and_measures_the_same(pairs, tokenizers, options, encoding, wrap):
-    found = []
-    for compiled in (False, True):
-        keras.utils.set_random_seed(1)
-        model = Seq2Seq(*tokenizers, units=8, label_smoothing=0.1, **options)
-        model.compile(wrap(keras.optimizers.SGD(0.5, momentum=0.9, global_clipnorm=1.0)))
-        model.compiles_training = compiled
-        batches = batch_pairs(pairs, *tokenizers, batch_size=5, encoding=encoding, seed=1)  # of 5, 5 and 2
-        figures = model.fit(batches, verbose=0, shuffle=False).history
-        state = [*model.weights, *model.optimizer.variables]
-        found.append(([np.array(tf.convert_to_tensor(variable)) for variable in state], figures, model))
-    (one, figures, _), (other, again, model) = found
-    for value, compiled in zip(one, other, strict=True):
-        np.testing.assert_allclose(value, compiled, atol=1e-5)
-    for name, values in figures.items():
-        np.testing.assert_allclose(values, again[name], rtol=1e-5)
-    assert model._compiled_step.cache_info().currsize == 1
-    assert (model.optimizer.iterations, model.length_ratios[0]) == (3, 12)
-
-
-def test_batches_of_many_shapes_are_compiled_for_few(model):
-    shapes = {(1, 1, 5): (16, 16), (70, 16, 17): (128, 16), (64, 9, 18): (64, 24), (3, 300, 2): (16, 384)}
-    for (rows, source, target), (filled, length) in shapes.items():
-        batch = model._padded_to_few_sizes(tf.ones([rows, source], tf.int32), tf.ones([rows, target, 7]))
-        assert [tuple(side.shape) for side in batch] == [(filled, length), (filled, length + 1, 7)]
-        assert [int(tf.reduce_sum(tf.cast(side, tf.int32))) for side in batch] == [rows * source, rows * target * 7]
-    model.tokens_compiled = 4000  # whatever lengths up to 64 and rows of so many tokens: one size for each length
-    of_64 = [tf.ones([4000 // length, length], tf.int32) for length in (49, 56, 64)]
-    assert {tuple(model._padded_to_few_sizes(side, side)[0].shape) for side in of_64} == {(125, 64)}
-    model.tokens_compiled, model.rows_compiled = None, 70
-    batch = [tf.ones([rows, 4], tf.int32) for rows in (3, 70, 71)]
-    assert [model._padded_to_few_sizes(side, side)[0].shape[0] for side in batch] == [70, 70, 140]
-
-
-@keras.saving.register_keras_serializable("tests")
-class HostEncoder(Encoder):
-    """Reads by way of NumPy, which XLA cannot compile."""
-
-    def call(self, source, training=False):
-        read = tf.numpy_function(np.array, [source], source.dtype, stateful=False)
-        return super().call(tf.ensure_shape(read, source.shape), training=training)
-
-
-@pytest.mark.slow
-def test_an_encoder_that_xla_refuses_is_trained_uncompiled_and_nothing_is_lost(pairs, tokenizers):
-    weights = []
-    for compiled in (False, True):
-        keras.utils.set_random_seed(1)
-        model = Seq2Seq(*tokenizers, units=8, encoder=HostEncoder)
-        model.compile(keras.optimizers.SGD(0.5))
-        model.compiles_training = compiled
-        with warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always")
-            model.fit(batch_pairs(pairs, *tokenizers, batch_size=5, seed=1), epochs=2, verbose=0, shuffle=False)
-        said = [str(warning.message) for warning in warned if "training steps are not compiled" in str(warning.message)]
-        assert len(said) == compiled and all("HostEncoder" in text or "PyFunc" in text for text in said), said
-        weights.append(model.get_weights())
-        assert model.optimizer.iterations == 6
-    for one, other in zip(*weights, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
-
-
-SPARSE = keras.losses.SparseCategoricalCrossentropy
-
-
-class OwnLoss(Seq2Seq):
-    def compute_loss(self, *given, **options):
-        return super().compute_loss(*given, **options)
-
-
-@pytest.mark.parametrize("how", ["own loss", "own computation", "eager", "several replicas"])
-def test_what_would_not_be_the_same_compiled_is_not(model, how):
-    model.compiles_training = True
-    assert model._may_compile()
-    if how == "own loss":
-        model.compile(loss=SPARSE(from_logits=True, reduction="mean_with_sample_weight"))
-    if how == "own computation":  # which may look at padding, of which a compiled batch has more
-        model.__class__ = OwnLoss
-    if how == "eager":
-        model.compile(run_eagerly=True)
-    with tf.distribute.MirroredStrategy(["CPU:0"]).scope() if how == "several replicas" else contextlib.nullcontext():
-        assert not model._may_compile()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}])
 def test_fit_and_evaluate_work_however_keras_runs_the_step(tokenizers, batches, how):
     keras.utils.set_random_seed(0)
-    model = Seq2Seq(*tokenizers, units=8, **QUICK)
+    model = Seq2Seq(*tokenizers, units=8, **QUICK, attention="monotonic")  # which has a loop of its own
     model.compile(keras.optimizers.SGD(0.5, clipnorm=1.0), **how)
     before = model.evaluate(batches, verbose=0, return_dict=True)
     model.fit(batches.repeat(4), steps_per_epoch=12, epochs=1, verbose=0, shuffle=False)
@@ -315,16 +215,13 @@ def test_fit_and_evaluate_work_however_keras_runs_the_step(tokenizers, batches, 
     assert set(after) == {"loss", "accuracy", "perplexity"} and after["loss"] < before["loss"]
 
 
-@pytest.mark.parametrize(
-    "how", ["train_on_batch", "fit", "dataset", "labels", pytest.param("compiled", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("how", ["train_on_batch", "fit", "dataset", "labels"])
 def test_a_weight_multiplies_what_a_pair_counts_for(tokenizers, how):
     learned = []
     for words, weights in ((("sol", "mar", "mar", "mar"), None), (("sol", "mar", "gatonube"), [1.0, 3.0, 0.0])):
         keras.utils.set_random_seed(1)
         model = Seq2Seq(*tokenizers, units=8, **QUICK, attention="dot")
         model.compile(keras.optimizers.SGD(0.5))
-        model.compiles_training = how == "compiled"
         source, target = ids_of(model, words)
         if weights and how == "labels":
             weights = np.repeat(np.array(weights)[:, None], target.shape[1] - 1, axis=1)
@@ -457,6 +354,9 @@ def test_keras_warns_of_nothing_that_is_meant_so(model, batches):
         model.fit(batches, steps_per_epoch=9, verbose=0)
 
 
+SPARSE = keras.losses.SparseCategoricalCrossentropy
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -497,10 +397,9 @@ class OwnStep(Seq2Seq):
         return {"nll": loss}
 
 
-@pytest.mark.parametrize(("built", "compiles"), [(False, False), (True, False), (False, True)])
-def test_a_step_of_ones_own_needs_no_measure_and_its_pairs_are_counted(pairs, tokenizers, built, compiles):
+@pytest.mark.parametrize("built", [False, True])
+def test_a_step_of_ones_own_needs_no_measure_and_its_pairs_are_counted(pairs, tokenizers, built):
     model = OwnStep(*tokenizers, units=8)
-    model.compiles_training = compiles
     model.compile("adam")
     if built:  # as `train` does
         model.build_training()

@@ -5,8 +5,8 @@
     python tests/benchmarks/speed.py figures --only training --rounds 1
     python tests/benchmarks/speed.py figures --only decoding --cases "greedy, 256 short" "beam 5, 256 short"
 
-All run on a GPU if there is one. There, training has cases of 24,000 random pairs of `spa-eng`, which are longer, one
-of them with steps that XLA compiles (`--compile`); and 2,048 sentences are decoded in one batch.
+All run on a GPU if there is one. There, training has cases of 24,000 random pairs of `spa-eng`, which are longer,
+and 2,048 sentences are decoded in one batch.
 Each case of a subject is measured in a process of its own, with the threads that its users get, and they take turns:
 as many `--rounds` of each, of which the median counts. All tables print ratios; FOLDER receives speed.json and
 speed.png.
@@ -50,7 +50,6 @@ TRAININGS = {  # name: what is trained
 }
 ON_A_GPU = {
     "random pairs, batch 64": {"batch": 64, "random": True},
-    "random pairs, batch 64, compiled": {"batch": 64, "random": True, "compiled": True},
     "random pairs, batch 256, 2 x 1024 units": {"batch": 256, "units": 1024, "layers": 2, "random": True},
 }
 SHORT, LONG = 30, 120  # characters a sentence
@@ -104,7 +103,7 @@ def library_model(units, attention, layers, random=False):
     return Seq2Seq(source, target, **options)
 
 
-def library_training(batch, random=False, compiled=False, **sizes):
+def library_training(batch, random=False, **sizes):
     from seq2seq.startup import start_tensorflow
 
     start_tensorflow(trains=True)
@@ -114,7 +113,6 @@ def library_training(batch, random=False, compiled=False, **sizes):
     from pipelines import batch_pairs
 
     model = library_model(**sizes, random=random)
-    model.compiles_training, model.rows_compiled = compiled, batch
     model.compile(keras.optimizers.Adam(1e-3, clipnorm=1.0))
     texts = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs(random), strict=True))))
     batches = batch_pairs(texts, model.source_tokenizer, model.target_tokenizer, batch, encoding="ids", seed=0)
@@ -162,12 +160,7 @@ def torch_ids(texts, index, marks=False):
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(torch_device())
 
 
-def torch_training(batch, compiled=False, **options):
-    return plain_training(batch, **options)
-
-
-@functools.cache
-def plain_training(batch, random=False, **sizes):
+def torch_training(batch, random=False, **sizes):
     import torch
     from torch_baseline import lengths, trainer
 
