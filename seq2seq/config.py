@@ -110,7 +110,9 @@ class Config:
     lowercase: bool = _option(False, TOKENS, "Fold the case of source and target (Unicode's NFKC_Casefold).")
     min_frequency: int = _option(1, TOKENS, "Leave tokens rarer than this out of the vocabulary.", _COUNT)
     max_vocabulary: int | None = _option(None, TOKENS, "Maximum number of tokens in a vocabulary.", _COUNT)
-    shared_vocabulary: bool = _option(False, TOKENS, "Use one vocabulary for source and target.")
+    shared_vocabulary: bool = _option(
+        False, TOKENS, "Use one vocabulary for source and target. Each side has embeddings of its own."
+    )
 
     architecture: str = _option(
         "recurrent",
