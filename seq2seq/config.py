@@ -217,6 +217,12 @@ class Config:
         metavar="CLASS",
     )
     label_smoothing: float = _option(0.1, TRAINING, "Share of each label that is spread over all tokens.", _FRACTION)
+    r_drop: float = _option(
+        0.0,
+        TRAINING,
+        "R-Drop: how much it counts that two passes with different dropout predict the same. Steps take twice as long.",
+        {"least": 0},
+    )
     teacher_forcing: tuple[float, ...] = _option(
         (1.0,),
         TRAINING,

@@ -41,6 +41,18 @@ def token_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return -tf.gather(log_probabilities, labels, batch_dims=2), gradient
 
 
+def mean_divergence(logits: tf.Tensor, other: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """How much two predictions differ: the mean of KL(P, Q) and KL(Q, P), averaged over real tokens, in nats.
+
+    Args:
+        logits, other: `[B, T, V]`.
+        weights: `[B, T]`, 0 for padding.
+    """
+    one, two = tf.nn.log_softmax(logits), tf.nn.log_softmax(other)
+    each = tf.reduce_sum((tf.exp(one) - tf.exp(two)) * (one - two), axis=-1) / 2
+    return tf.math.divide_no_nan(tf.reduce_sum(each * weights), tf.reduce_sum(weights))
+
+
 @keras.saving.register_keras_serializable("seq2seq")
 class TokenCrossentropy(keras.losses.Loss):
     """Crossentropy of the correct tokens, averaged over them, in nats.
@@ -162,8 +174,8 @@ def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
         for more in (0, 3):
             padded = tf.pad(labels, [[0, 0], [0, more]])
             weights = tf.cast(padded != PADDING, tf.float32)
-            of_padded = compute(y=padded, y_pred=tf.pad(logits, [[0, 0], [0, more], [0, 0]]), sample_weight=weights)
-            found.append(float(of_padded))
+            wide = tf.pad(logits, [[0, 0], [0, more], [0, 0]])
+            found.append(float(compute(y=padded, y_pred=wide, sample_weight=weights, training=False)))
     except Exception as error:  # of any class, from Keras, TensorFlow or the loss itself
         raise OptionError(
             f"loss={name}: must take ids [B, T] as labels and logits [B, T, V] ({one_line(error)})"

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from seq2seq.metrics import Perplexity, TokenCrossentropy, of_tokens, token_losses
+from seq2seq.metrics import Perplexity, TokenCrossentropy, mean_divergence, of_tokens, token_losses
 
 LABELS = np.array([[1, 2], [3, 0]])  # the second row ends in padding
 LOGITS = np.array([[[0.0, 2, 0, 0], [0, 2, 0, 0]], [[0, 0, 0, 2], [0, 5, 0, 0]]])
@@ -53,3 +53,11 @@ def test_crossentropy_and_its_gradient_are_those_of_tensorflow():
         found.append((nats, tape.gradient(nats, logits, of_each)))
     for ours, theirs in zip(*found, strict=True):
         tf.debugging.assert_near(ours, theirs)
+
+
+def test_the_divergence_of_two_predictions_is_that_of_keras_in_both_directions_and_not_of_padding():
+    one, other = LOGITS, LOGITS[::-1] * 0.5
+    kl = [keras.losses.kl_divergence(*map(tf.nn.softmax, pair)) for pair in ((one, other), (other, one))]
+    right = (sum(kl) / 2).numpy()[WEIGHTS > 0].mean()
+    np.testing.assert_allclose(mean_divergence(one, other, WEIGHTS), right, rtol=1e-5)
+    assert mean_divergence(one, one, WEIGHTS) == 0
