@@ -59,6 +59,10 @@ def test_an_example_runs_as_written(path, tmp_path):
     for said, (least, most) in LEARNED.get(path.stem, {}).items():
         (figure,) = re.findall(rf"{said}: ([\d.]+)%|([\d.]+)% of \d+ {said}", done.stdout.decode())
         assert least <= float("".join(figure)) <= most
+    if path.stem == "from_scratch":
+        texts_or_number = r"->  (.*)   \(the library: (.*)\)|= (\S+), by the library (\S+)"
+        same = [tuple(filter(None, found)) for found in re.findall(texts_or_number, done.stdout.decode())]
+        assert len(same) == 4 and all(ours == by_library for ours, by_library in same)
 
 
 def test_the_readme_of_the_examples_lists_them_all():
