@@ -52,7 +52,8 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
     else:
         sides = {"source_tokenizer": columns, "target_tokenizer": ("target",)}
         tokenizers = [_build_tokenizer(config, side, names) for side, names in sides.items()]
-    check_taken(config, changed_options(config))
+    smoothed = ["label_smoothing"] * (config.label_smoothing not in (Config.label_smoothing, 0.0))
+    check_taken(config, [*changed_options(config), *smoothed])
     compile_model(build_model(config, tokenizers, steps=1), config, steps=1)
     if config.monitor in TRANSLATION_FIGURES:
         importlib.import_module("seq2seq.evaluation")  # whose packages may be missing

@@ -257,11 +257,11 @@ class SaveRun(keras.callbacks.Callback):
         folder, epoch, count = self.run.folder, len(self.run.history), self.run.config.keep_epochs
         if epoch == 1:  # what is older than this training is of a run that is being replaced
             begun = (self.run.checkpoints.folder / "begun.keras").stat().st_mtime
-            names = ["config.json", "history.csv", "diverged.tsv", "tensorboard/*/events.*"]
-            names += ["curves.png", "error-rates.png", "attention-*.png"]
-            for old in itertools.chain(*map(folder.glob, names)):
-                if old.stat().st_mtime < begun:
-                    old.unlink()
+            names = ["config.json", "history.csv", "curves.png", "error-rates.png", "attention-*.png"]
+            old = list(itertools.chain(*map(folder.glob, names)))
+            written = [*folder.glob("diverged.tsv"), *folder.glob("tensorboard/*/events.*")]  # perhaps by this training
+            for path in old + [path for path in written if path.stat().st_mtime < begun]:
+                path.unlink()
         names = ["model.keras"] * best + [f"epochs/epoch-{epoch:04}.keras"] * (count > 0)
         for path in (folder / name for name in names):
             path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""The target of a graph: a CPU, a GPU, XLA or a converter to another format; parallel parts of a batch; compilation by
+"""The target of a graph: a CPU, a GPU or a converter to another format; parallel parts of a batch; compilation by
 XLA."""
 
 import contextlib

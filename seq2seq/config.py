@@ -220,7 +220,8 @@ class Config:
     r_drop: float = _option(
         0.0,
         TRAINING,
-        "R-Drop: how much it counts that two passes with different dropout predict the same. Steps take twice as long.",
+        "R-Drop: the weight of the divergence between two predictions with different dropout. Steps take twice as "
+        "long, and the training loss includes it.",
         {"least": 0},
     )
     teacher_forcing: tuple[float, ...] = _option(
@@ -326,7 +327,8 @@ class Config:
 
         Args:
             preset: "default", "subword", "grapheme-to-phoneme", "inflection" or "tutorial".
-            **options: these replace options of the preset. "transformer" as `architecture` has other defaults.
+            **options: these replace options of the preset. "transformer" as `architecture` has other defaults. A
+                `warm_start` needs the options of that run.
 
         Raises:
             OptionError: for an unknown preset, and as `Config`.

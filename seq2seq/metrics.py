@@ -42,14 +42,15 @@ def token_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def mean_divergence(logits: tf.Tensor, other: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """How much two predictions differ: the mean of KL(P, Q) and KL(Q, P), averaged over real tokens, in nats.
+    """The divergence of two predictions: the mean of KL(P, Q) and KL(Q, P), averaged over real tokens, in nats.
 
     Args:
-        logits, other: `[B, T, V]`.
+        logits, other: `[B, T, V]`. A token that must not be predicted may have -inf.
         weights: `[B, T]`, 0 for padding.
     """
     one, two = tf.nn.log_softmax(logits), tf.nn.log_softmax(other)
-    each = tf.reduce_sum((tf.exp(one) - tf.exp(two)) * (one - two), axis=-1) / 2
+    difference = tf.where(tf.math.is_finite(one) & tf.math.is_finite(two), one - two, 0.0)
+    each = tf.reduce_sum((tf.exp(one) - tf.exp(two)) * difference, axis=-1) / 2
     return tf.math.divide_no_nan(tf.reduce_sum(each * weights), tf.reduce_sum(weights))
 
 

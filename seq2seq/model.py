@@ -51,8 +51,8 @@ class Seq2Seq(Translator, Trainer):
         source_tokenizer, target_tokenizer: adapted tokenizers; they are saved inside the model.
         encoder, decoder: a layer, or a class to make one of with `options`. Default: `Encoder` and `Decoder`.
         label_smoothing: share of each label that the loss spreads evenly over all tokens (Szegedy et al. 2016).
-        r_drop: how much it counts in training that two passes with different dropout predict the same (R-Drop, Liang et
-            al. 2021, arxiv.org/abs/2106.14448). 0 for one pass, which takes half as long.
+        r_drop: the weight of the divergence between two predictions with different dropout, alpha of R-Drop (Liang et
+            al. 2021, arxiv.org/abs/2106.14448). Training then takes twice as long; 0 for one prediction.
         teacher_forcing: the probability, in training, that the decoder is given the correct token instead of its own
             prediction. A number, or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's steps. Below
             1 this is scheduled sampling (Bengio et al. 2015, arxiv.org/abs/1506.03099).
@@ -196,14 +196,20 @@ class Seq2Seq(Translator, Trainer):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> tf.Tensor:
-        """As `keras.Model.compute_loss`. With `r_drop`, it is the mean loss of two passes with different dropout, plus
-        what their predictions differ by."""
+        """As `keras.Model.compute_loss`. With `r_drop`, the model predicts a second time, with other dropout: the loss is
+        half of the sum of both losses and of `r_drop` times the divergence of the predictions.
+
+        Raises:
+            OptionError: with `r_drop`, in training, without `x` or weights.
+        """
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if not (training and self.r_drop):
             return loss
+        if x is None or sample_weight is None:
+            raise OptionError("r_drop: compute_loss needs x, the source and the decoder's input, and sample_weight")
         again = self(x, training=True)
         other = super().compute_loss(x, y, again, sample_weight, training)
-        return (loss + other) / 2 + self.r_drop * mean_divergence(y_pred, again, sample_weight)
+        return (loss + other + self.r_drop * mean_divergence(y_pred, again, sample_weight)) / 2
 
     def check_vocabularies(self) -> None:
         """Refuses tokenizers that have been adapted again since the model was made: ids would mean other tokens.

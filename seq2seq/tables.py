@@ -271,18 +271,22 @@ def _load_records(folders, say):
     return records, grids[0][1] if whole else []
 
 
+_OF_NO_SETTING = ("seed", "checkpoint_minutes", "keep_epochs")  # options by which runs of a row may differ
+
+
 def _group_by_setting(records, grid, say):
     """The rows, without figures."""
     options = {run: _options(record) for run, record in records.items()}
     groups: dict[str, list[Path]] = {}
     for run, of in options.items():
-        same = groups.setdefault(json.dumps({**of, "seed": None}, sort_keys=True, default=str), [])
+        setting = {name: value for name, value in of.items() if name not in _OF_NO_SETTING}
+        same = groups.setdefault(json.dumps(setting, sort_keys=True, default=str), [])
         if twin := next((other for other in same if options[other]["seed"] == of["seed"]), None):
             say(f"{run}: left out, because it has the same options and seed as {twin}")
         else:
             same.append(run)
     firsts = [options[runs[0]] for runs in groups.values()]
-    every = dict.fromkeys(name for of in firsts for name in of if name != "seed")
+    every = dict.fromkeys(name for of in firsts for name in of if name not in _OF_NO_SETTING)
     names = [name for name in every if len({repr(of.get(name)) for of in firsts}) > 1]
     # In a sweep all other differences follow from the grid.
     if grid and len({repr([of.get(name) for name in grid]) for of in firsts}) == len(firsts):
@@ -309,10 +313,8 @@ def _order(value):
 
 
 def _options(record):
-    """The options of a run that change its model, those of custom classes too; checksums with the names of corpora."""
+    """All options of a run by name, those of custom classes too, and checksums with the names of corpora."""
     options = dict(vars(record.config))
-    for name in ("checkpoint_minutes", "keep_epochs"):
-        del options[name]
     for name in ("corpus", "validation"):
         if digests := record.checksums(name):
             first = options[name] if isinstance(options[name], str) else options[name][0]

@@ -27,9 +27,8 @@ class Trainer(keras.Model):
     """A `keras.Model` whose `train_step` and `test_step` are made of `checked_batch`, `rows_of_replica`,
     `update_weights` and `measure`; `Seq2Seq.train_step` shows how. Each batch is also passed to `count_lengths`.
 
-    A subclass has both tokenizers, a method `check_vocabularies`, a number `label_smoothing`, and two weights:
-    `gradient_norm`, a scalar, the norm of the last batch's gradient before clipping; and `length_ratios`, which
-    `count_lengths` updates.
+    A subclass has both tokenizers, a method `check_vocabularies`, a number `label_smoothing`, and a scalar weight
+    `gradient_norm`, which holds the norm of the last batch's gradient before clipping.
     """
 
     train_step: Any  # a method of the subclass
@@ -138,13 +137,15 @@ class Trainer(keras.Model):
             shuffle = y is not None or isinstance(x, keras.utils.PyDataset)
         quiet = verbose == 0 and not any(map(_follows_steps, tf.nest.flatten(callbacks or [])))
         ends = kwargs.get("steps_per_epoch") or kwargs.get("validation_steps")
+        batches: set[int] = set()
+        noting = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: batches.add(0))
+        callbacks = [*tf.nest.flatten(callbacks or []), noting]
         with self._steps(quiet), without_end_warning(ends):
-            before = self.length_ratios.numpy()[0]
             history = super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, validation_data=validation_data, shuffle=shuffle, **kwargs
             )
-        if history.epoch and self.length_ratios.numpy()[0] == before:
-            raise OptionError("fit: the data holds no pairs")
+        if history.epoch and not batches:
+            raise OptionError("fit: the data holds no batches")
         return history
 
     def train_on_batch(

@@ -207,13 +207,14 @@ def _resume(folder, given, say, strategy):
             raise CorpusError(f"{other}: this training was begun with {found}; --resume continues with that")
     config = dataclasses.replace(config, corpus=corpus, validation=validation)
     be_reproducible(config)
-    try:
-        facts = json.loads((checkpoints.folder / "run.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{checkpoints.folder / 'run.json'}: damaged ({one_line(error)}); use --overwrite") from None
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = load_model(checkpoints.folder, "begun.keras")
-    run = TrainingRun(folder, config, record, model, checkpoints, **facts, strategy=strategy)
+    try:
+        facts = json.loads((checkpoints.folder / "run.json").read_bytes())
+        run = TrainingRun(folder, config, record, model, checkpoints, **facts, strategy=strategy)
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        path = checkpoints.folder / "run.json"
+        raise RunError(f"{path}: damaged ({one_line(error)}); --overwrite starts again") from None
     if any(checkpoints.folder.glob("*.npz")):
         run.state, facts = checkpoints.load()
         run.history, run.step, run.seen = (facts[name] for name in ("history", "step", "seen"))

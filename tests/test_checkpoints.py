@@ -239,7 +239,7 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path, options)
     facts = tmp_path / "run" / "unfinished" / "run.json"
     content = facts.read_bytes()
     facts.write_bytes(content[:9])
-    with pytest.raises(RunError, match=r"unfinished/run\.json: damaged \(.*\); use --overwrite"):
+    with pytest.raises(RunError, match=r"unfinished/run\.json: damaged \(.*\); --overwrite starts"):
         train(None, tmp_path / "run", resume=True)
     facts.write_bytes(content)
     other = dataclasses.replace(config, units=4)

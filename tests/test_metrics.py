@@ -61,3 +61,14 @@ def test_the_divergence_of_two_predictions_is_that_of_keras_in_both_directions_a
     right = (sum(kl) / 2).numpy()[WEIGHTS > 0].mean()
     np.testing.assert_allclose(mean_divergence(one, other, WEIGHTS), right, rtol=1e-5)
     assert mean_divergence(one, one, WEIGHTS) == 0
+
+
+def test_a_token_that_must_not_be_predicted_does_not_spoil_a_divergence_or_its_gradient():
+    forbidden = tf.constant([-np.inf, 0, 0, 0])
+    logits = [tf.constant(each + forbidden.numpy(), tf.float32) for each in (LOGITS, LOGITS[::-1])]
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        found = mean_divergence(*logits, WEIGHTS)
+    expected = mean_divergence(*(each[..., 1:] for each in logits), WEIGHTS)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert all(np.isfinite(gradient).all() for gradient in tape.gradient(found, logits))

@@ -45,6 +45,8 @@ def test_a_configuration_of_a_preset_is_that_of_the_command_line(tmp_path, train
             assert training_calls.pop()[0] == config
             if preset != "inflection":  # which reads two columns of the source
                 prepare(config)
+    in_process("train", path, "--preset", "inflection", "--columns", "1,2", "--out", tmp_path / "run")
+    assert training_calls.pop()[0] == Config.from_preset("inflection", corpus=path, columns=(1, 2))
     assert Config.from_preset("grapheme-to-phoneme").attention == "monotonic"
     assert Config.from_preset("grapheme-to-phoneme", architecture="transformer").attention is Config.attention
 

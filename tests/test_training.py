@@ -70,11 +70,11 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
     model = (run / "model.keras").read_bytes()
     (run / "epochs").mkdir()
     (run / "epochs" / "epoch-0007.keras").touch()
-    old = [run / name for name in ("curves.png", "error-rates.png", "attention-1.png", "diverged.tsv")]
+    old = [run / name for name in ("curves.png", "error-rates.png", "attention-1.png")]
     for path in (*old, run / "notes.png"):
         path.touch()
     old += (run / "tensorboard").rglob("events.*")
-    assert len(old) == 6  # of training and validation
+    assert len(old) == 5  # of training and validation
     with pytest.raises(RunError, match=r"run is not empty; choose another folder .* or use --overwrite"):
         train(config, run)
     with pytest.raises(CorpusError):
@@ -88,9 +88,11 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
         save(model, path, **options)
 
     monkeypatch.setattr(Seq2Seq, "save", saving)
-    train(dataclasses.replace(config, epochs=1, validation_fraction=0), run, overwrite=True)
+    write = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: (run / "diverged.tsv").write_text("new"))
+    train(dataclasses.replace(config, epochs=1, validation_fraction=0), run, overwrite=True, callbacks=[write])
     assert not {"config.json", "history.csv"} & set(beside)  # of the old model, which would be taken for the new one's
     assert (run / "model.keras").read_bytes() != model and not (run / "epochs").exists()
+    assert (run / "diverged.tsv").read_text() == "new"  # what this training has written stays
     assert (run / "notes.png").exists() and not any(path.exists() for path in old)
 
 
