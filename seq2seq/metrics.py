@@ -51,6 +51,7 @@ def mean_divergence(logits: tf.Tensor, other: tf.Tensor, weights: tf.Tensor) -> 
     one, two = tf.nn.log_softmax(logits), tf.nn.log_softmax(other)
     difference = tf.where(tf.math.is_finite(one) & tf.math.is_finite(two), one - two, 0.0)
     each = tf.reduce_sum((tf.exp(one) - tf.exp(two)) * difference, axis=-1) / 2
+    weights = tf.cast(weights, each.dtype)
     return tf.math.divide_no_nan(tf.reduce_sum(each * weights), tf.reduce_sum(weights))
 
 

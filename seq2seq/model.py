@@ -196,8 +196,8 @@ class Seq2Seq(Translator, Trainer):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> tf.Tensor:
-        """As `keras.Model.compute_loss`. With `r_drop`, the model predicts a second time, with other dropout: the loss is
-        half of the sum of both losses and of `r_drop` times the divergence of the predictions.
+        """As `keras.Model.compute_loss`. With `r_drop`, the model predicts a second time, with other dropout. The loss
+        is then half of the sum of both losses and of `r_drop` times the divergence of the two predictions.
 
         Raises:
             OptionError: with `r_drop`, in training, without `x` or weights.

@@ -137,14 +137,12 @@ class Trainer(keras.Model):
             shuffle = y is not None or isinstance(x, keras.utils.PyDataset)
         quiet = verbose == 0 and not any(map(_follows_steps, tf.nest.flatten(callbacks or [])))
         ends = kwargs.get("steps_per_epoch") or kwargs.get("validation_steps")
-        batches: set[int] = set()
-        noting = keras.callbacks.LambdaCallback(on_train_batch_begin=lambda batch, logs: batches.add(0))
-        callbacks = [*tf.nest.flatten(callbacks or []), noting]
         with self._steps(quiet), without_end_warning(ends):
             history = super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, validation_data=validation_data, shuffle=shuffle, **kwargs
             )
-        if history.epoch and not batches:
+        without_loss = np.isnan(history.history.get("loss", 0.0)).all() and self.optimizer.iterations.numpy() == steps
+        if history.epoch and without_loss and np.isfinite(self.gradient_norm.numpy()):  # else gradients were not finite
             raise OptionError("fit: the data holds no batches")
         return history
 

@@ -57,7 +57,7 @@ def test_with_r_drop_two_passes_with_different_dropout_come_to_predict_the_same(
     assert differ[1] < 0.5 * differ[0] and differ[2] == 0
     loss = model.compute_loss(inputs, labels, passes[0], weights)
     np.testing.assert_allclose(loss, model.loss(labels, passes[0], weights), rtol=1e-5)  # as of one prediction
-    with pytest.raises(OptionError, match="r_drop: compute_loss needs x, .* and sample_weight"):
+    with pytest.raises(OptionError, match=r"r_drop: compute_loss needs x, .* and sample_weight"):
         model.compute_loss(y=labels, y_pred=passes[0], sample_weight=weights)
 
 
