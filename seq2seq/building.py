@@ -117,7 +117,6 @@ def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2
         encoder=encoder,
         decoder=decoder,
         label_smoothing=config.label_smoothing,
-        r_drop=config.r_drop,
         teacher_forcing=keras.optimizers.schedules.PolynomialDecay(first, steps, *last) if last else first,
         dtype="float32" if config.precision == "float32" else f"mixed_{config.precision}",
         **{name: options[name] for name in options if name in accepted(encoder) | accepted(decoder)},

@@ -217,13 +217,6 @@ class Config:
         metavar="CLASS",
     )
     label_smoothing: float = _option(0.1, TRAINING, "Share of each label that is spread over all tokens.", _FRACTION)
-    r_drop: float = _option(
-        0.0,
-        TRAINING,
-        "R-Drop: the weight of the divergence between two predictions with different dropout. Steps take twice as "
-        "long, and the training loss includes it.",
-        {"least": 0},
-    )
     teacher_forcing: tuple[float, ...] = _option(
         (1.0,),
         TRAINING,

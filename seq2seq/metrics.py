@@ -41,20 +41,6 @@ def token_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return -tf.gather(log_probabilities, labels, batch_dims=2), gradient
 
 
-def mean_divergence(logits: tf.Tensor, other: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """The divergence of two predictions: the mean of KL(P, Q) and KL(Q, P), averaged over real tokens, in nats.
-
-    Args:
-        logits, other: `[B, T, V]`. A token that must not be predicted may have -inf.
-        weights: `[B, T]`, 0 for padding.
-    """
-    one, two = tf.nn.log_softmax(logits), tf.nn.log_softmax(other)
-    difference = tf.where(tf.math.is_finite(one) & tf.math.is_finite(two), one - two, 0.0)
-    each = tf.reduce_sum((tf.exp(one) - tf.exp(two)) * difference, axis=-1) / 2
-    weights = tf.cast(weights, each.dtype)
-    return tf.math.divide_no_nan(tf.reduce_sum(each * weights), tf.reduce_sum(weights))
-
-
 @keras.saving.register_keras_serializable("seq2seq")
 class TokenCrossentropy(keras.losses.Loss):
     """Crossentropy of the correct tokens, averaged over them, in nats.

@@ -29,7 +29,7 @@ from seq2seq.decoding import (
 )
 from seq2seq.distribution import rows_of_replica
 from seq2seq.layers import Decoder, Encoder, row_lengths, token_ids
-from seq2seq.metrics import mean_divergence, token_losses
+from seq2seq.metrics import token_losses
 from seq2seq.strategies import Strategy
 from seq2seq.trainer import Trainer, checked_batch
 from seq2seq.translation import Translator
@@ -51,8 +51,6 @@ class Seq2Seq(Translator, Trainer):
         source_tokenizer, target_tokenizer: adapted tokenizers; they are saved inside the model.
         encoder, decoder: a layer, or a class to make one of with `options`. Default: `Encoder` and `Decoder`.
         label_smoothing: share of each label that the loss spreads evenly over all tokens (Szegedy et al. 2016).
-        r_drop: the weight of the divergence between two predictions with different dropout, alpha of R-Drop (Liang et
-            al. 2021, arxiv.org/abs/2106.14448). Training then takes twice as long; 0 for one prediction.
         teacher_forcing: the probability, in training, that the decoder is given the correct token instead of its own
             prediction. A number, or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's steps. Below
             1 this is scheduled sampling (Bengio et al. 2015, arxiv.org/abs/1506.03099).
@@ -79,7 +77,6 @@ class Seq2Seq(Translator, Trainer):
         encoder: keras.layers.Layer | type = Encoder,
         decoder: keras.layers.Layer | type = Decoder,
         label_smoothing: float = 0.0,
-        r_drop: float = 0.0,
         teacher_forcing: float | keras.optimizers.schedules.LearningRateSchedule = 1.0,
         name: str | None = None,
         trainable: bool = True,
@@ -96,12 +93,10 @@ class Seq2Seq(Translator, Trainer):
         self.source_tokenizer = source_tokenizer
         self.target_tokenizer = target_tokenizer
         check_number("label_smoothing", label_smoothing, float, least=0, below=1)
-        check_number("r_drop", r_drop, float, least=0)
         if not callable(teacher_forcing):
             check_number("teacher_forcing", teacher_forcing, float, least=0, most=1)
         self._made_for = SimpleNamespace(tokens=self._tokens())  # of a list itself, Keras would keep a copy
         self.label_smoothing = label_smoothing
-        self.r_drop = r_drop
         self.teacher_forcing = teacher_forcing
         taken = set().union(*(accepted(part) for part in (encoder, decoder) if isinstance(part, type)))
         for option in options:
@@ -192,24 +187,6 @@ class Seq2Seq(Translator, Trainer):
         logits = self(inputs, training=False)
         loss = self.compute_loss(inputs, labels, logits, weights, training=False)
         return self.measure(loss, labels, logits, weights)
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> tf.Tensor:
-        """As `keras.Model.compute_loss`. With `r_drop`, the model predicts a second time, with other dropout. The loss
-        is then half of the sum of both losses and of `r_drop` times the divergence of the two predictions.
-
-        Raises:
-            OptionError: with `r_drop`, in training, without `x` or weights.
-        """
-        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        if not (training and self.r_drop):
-            return loss
-        if x is None or sample_weight is None:
-            raise OptionError("r_drop: compute_loss needs x, the source and the decoder's input, and sample_weight")
-        again = self(x, training=True)
-        other = super().compute_loss(x, y, again, sample_weight, training)
-        return (loss + other + self.r_drop * mean_divergence(y_pred, again, sample_weight)) / 2
 
     def check_vocabularies(self) -> None:
         """Refuses tokenizers that have been adapted again since the model was made: ids would mean other tokens.
@@ -381,7 +358,7 @@ class Seq2Seq(Translator, Trainer):
         }
         for name in ("encoder", "decoder"):
             parts[name].pop("build_config", None)  # the model builds them
-        return {**super().get_config(), **parts, "label_smoothing": self.label_smoothing, "r_drop": self.r_drop}
+        return {**super().get_config(), **parts, "label_smoothing": self.label_smoothing}
 
     @classmethod
     def from_config(cls, config: dict) -> "Seq2Seq":

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from seq2seq.metrics import Perplexity, TokenCrossentropy, mean_divergence, of_tokens, token_losses
+from seq2seq.metrics import Perplexity, TokenCrossentropy, of_tokens, token_losses
 
 LABELS = np.array([[1, 2], [3, 0]])  # the second row ends in padding
 LOGITS = np.array([[[0.0, 2, 0, 0], [0, 2, 0, 0]], [[0, 0, 0, 2], [0, 5, 0, 0]]])
@@ -53,22 +53,3 @@ def test_crossentropy_and_its_gradient_are_those_of_tensorflow():
         found.append((nats, tape.gradient(nats, logits, of_each)))
     for ours, theirs in zip(*found, strict=True):
         tf.debugging.assert_near(ours, theirs)
-
-
-def test_the_divergence_of_two_predictions_is_that_of_keras_in_both_directions_and_not_of_padding():
-    one, other = LOGITS, LOGITS[::-1] * 0.5
-    kl = [keras.losses.kl_divergence(*map(tf.nn.softmax, pair)) for pair in ((one, other), (other, one))]
-    right = (sum(kl) / 2).numpy()[WEIGHTS > 0].mean()
-    np.testing.assert_allclose(mean_divergence(one, other, WEIGHTS), right, rtol=1e-5)
-    assert mean_divergence(one, one, WEIGHTS) == 0
-
-
-def test_a_token_that_must_not_be_predicted_does_not_spoil_a_divergence_or_its_gradient():
-    forbidden = tf.constant([-np.inf, 0, 0, 0])
-    logits = [tf.constant(each + forbidden.numpy(), tf.float32) for each in (LOGITS, LOGITS[::-1])]
-    with tf.GradientTape() as tape:
-        tape.watch(logits)
-        found = mean_divergence(*logits, WEIGHTS)
-    expected = mean_divergence(*(each[..., 1:] for each in logits), WEIGHTS)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert all(np.isfinite(gradient).all() for gradient in tape.gradient(found, logits))

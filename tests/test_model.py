@@ -185,7 +185,6 @@ def test_label_smoothing_spreads_labels_but_never_padding(tokenizers, batches):
 
 def test_what_no_model_can_be_made_with_is_refused(tokenizers):
     for options, message in (
-        ({"r_drop": -1.0}, "r_drop=-1.0: expected a number, at least 0"),
         ({"label_smoothing": 1.5}, "label_smoothing=1.5: expected a number, at least 0 and below 1"),
         ({"teacher_forcing": 7}, "teacher_forcing=7: expected a number, at least 0 and at most 1"),
         ({"layers": 0}, "layers=0: expected a whole number, at least 1"),

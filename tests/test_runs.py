@@ -84,7 +84,6 @@ VALUES = {
     "input_feeding": [False, False, True, False, False, False],
     "dropout": [0.0, 0.2],
     "label_smoothing": [0.0, 0.1],
-    "r_drop": [0.0, 0.0, 2.0],
     "encoding": ["ids", "one_hot"],
     "teacher_forcing": [(1.0,), (0.5,), (1.0, 0.5)],
     "schedule": ["cosine", "constant", "inverse_sqrt", "plateau"],

@@ -10,8 +10,6 @@ from pipelines import CharTokenizer, OptionError, batch_pairs
 from pipelines.tokens import PADDING, START
 from seq2seq import Seq2Seq
 from seq2seq.compilation import on_gpu
-from seq2seq.layers import token_ids
-from seq2seq.metrics import mean_divergence
 
 
 def test_loss_and_perplexity_of_an_epoch_agree(model, pairs, tokenizers):
@@ -40,25 +38,6 @@ def test_the_loss_of_a_train_step_is_the_one_computed_by_hand(model, batches):
     right = (logits.argmax(-1) == labels.argmax(-1))[real].mean()
     np.testing.assert_allclose(logs["accuracy"], right, rtol=1e-6)
     assert all((old != new.numpy()).any() for old, new in zip(before, model.trainable_weights, strict=True))
-
-
-def test_with_r_drop_two_passes_with_different_dropout_come_to_predict_the_same(tokenizers, batches):
-    source, target = next(iter(batches))
-    inputs, labels = (source, target[:, :-1]), token_ids(target[:, 1:])
-    weights = tf.cast(labels != PADDING, tf.float32)
-    differ = []
-    for r_drop, dropout in ((0.0, 0.5), (40.0, 0.5), (40.0, 0.0)):
-        keras.utils.set_random_seed(1)
-        model = Seq2Seq(*tokenizers, units=16, **QUICK, dropout=dropout, r_drop=r_drop)
-        model.compile(keras.optimizers.Adam(0.01))
-        model.fit(batches, epochs=20, verbose=0)
-        passes = [model(inputs, training=True) for _ in range(2)]
-        differ.append(float(mean_divergence(*passes, weights)))
-    assert differ[1] < 0.5 * differ[0] and differ[2] == 0
-    loss = model.compute_loss(inputs, labels, passes[0], weights)
-    np.testing.assert_allclose(loss, model.loss(labels, passes[0], weights), rtol=1e-5)  # as of one prediction
-    with pytest.raises(OptionError, match=r"r_drop: compute_loss needs x, .* and sample_weight"):
-        model.compute_loss(y=labels, y_pred=passes[0], sample_weight=weights)
 
 
 def test_a_batch_alone_has_figures_after_a_fit_that_nobody_watched(model, batches):
