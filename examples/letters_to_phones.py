@@ -36,7 +36,7 @@ def main(folder):
     (folder / "words.tsv").write_text("".join(f"{word}\t{right}\n" for word, right in training))
 
     # Letters on one side, phones between spaces on the other, and a small model that learns fast. For real words, take
-    # the larger one of `Config.from_preset("grapheme-to-phoneme", corpus=...)`.
+    # the larger one of `seq2seq.configure("grapheme-to-phoneme", corpus=...)`.
     tokens = {"source_tokenizer": "letter", "target_tokenizer": "whitespace", "validation_fraction": 0}
     small = {"cell": "gru", "units": 64, "learning_rate": 0.01, "dropout": 0.1, "updates": 400}
     model = train(Config(str(folder / "words.tsv"), **tokens, **small), folder / "run")

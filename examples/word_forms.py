@@ -43,7 +43,7 @@ def main(folder):
     rows = [row for noun in sorted(nouns) for row in random.sample(list(forms(noun)), 2)]
     (folder / "nouns.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
     # The source has two columns: the noun's characters, and features between semicolons, whose order does not count. A
-    # real file needs the larger model of `Config.from_preset("inflection", corpus=...)`.
+    # real file needs the larger model of `seq2seq.configure("inflection", corpus=...)`.
     reading = {"columns": (1, 3, 2), "source_tokenizer": "char,;", "validation_fraction": 0}
     small = {"cell": "gru", "units": 64, "learning_rate": 0.01, "dropout": 0.1, "updates": 800}
     model = train(Config(str(folder / "nouns.tsv"), **reading, **small), folder / "run")

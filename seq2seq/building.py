@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import keras
 import numpy as np
@@ -25,6 +26,7 @@ from seq2seq.config import (
 )
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.model import Seq2Seq
+from seq2seq.presets import usual_options
 from seq2seq.records import read_record
 from seq2seq.runs import compile_model, load_run
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
@@ -81,6 +83,24 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
     for name in (config.own or {}).keys() - possible:
         hint = nearest(name, possible | set(vars(config)))
         raise OptionError(f"option={name!r}: neither Config nor a class that is named here has this option{hint}")
+
+
+def configure(preset: str, **options: Any) -> Config:
+    """The configuration of `seq2seq train --preset`.
+
+    ```python
+    train(configure("inflection", corpus="words.tsv", seed=1), "runs/words")
+    ```
+
+    Args:
+        preset: "default", "subword", "grapheme-to-phoneme", "inflection" or "tutorial".
+        **options: fields of `Config`, which replace options of the preset. "transformer" as `architecture` has other
+            defaults. A `warm_start` needs the options of that run.
+
+    Raises:
+        OptionError: for an unknown preset, and as `Config`.
+    """
+    return applicable(Config(**usual_options(preset, options) | options), options)
 
 
 def changed_options(config: Config) -> list[str]:

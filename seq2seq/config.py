@@ -41,7 +41,7 @@ ARCHITECTURES: dict[str, dict] = {
 class Config:
     """One training run. The meaning of each option is its `help`, which the command line shows.
 
-    The defaults are those of the preset `default`; `from_preset` uses another one, or other defaults for a Transformer.
+    The defaults are those of the preset `default`; `configure` makes a `Config` of another one.
 
     Raises:
         OptionError: if a value is not allowed, or two options contradict each other.
@@ -309,27 +309,6 @@ class Config:
             raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} cannot be combined")
         if len(self.teacher_forcing) > 2:
             raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one number or two")
-
-    @classmethod
-    def from_preset(cls, preset: str, **options: typing.Any) -> "Config":
-        """The configuration of `seq2seq train --preset`.
-
-        ```python
-        Config.from_preset("inflection", corpus="words.tsv", seed=1)
-        ```
-
-        Args:
-            preset: "default", "subword", "grapheme-to-phoneme", "inflection" or "tutorial".
-            **options: these replace options of the preset. "transformer" as `architecture` has other defaults. A
-                `warm_start` needs the options of that run.
-
-        Raises:
-            OptionError: for an unknown preset, and as `Config`.
-        """
-        from seq2seq.building import applicable  # it imports TensorFlow, and both import this module
-        from seq2seq.presets import usual_options
-
-        return applicable(cls(**usual_options(preset, options) | options), options)
 
 
 def as_saved(value: typing.Any) -> typing.Any:

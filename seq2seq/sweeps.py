@@ -18,7 +18,7 @@ import numpy as np
 
 from pipelines import OptionError, check_number, checksums
 from pipelines.options import load_classes
-from seq2seq.building import check_taken, prepare
+from seq2seq.building import check_taken, configure, prepare
 from seq2seq.checkpoints import locked, write_json
 from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config
 from seq2seq.presets import parse_setting
@@ -145,7 +145,7 @@ class _Runs:
 
     def config(self, setting: dict[str, Any], seed: int) -> Config:
         chosen = _as_fields(self.given | setting)
-        return Config.from_preset(self.preset, **chosen | {"seed": seed})
+        return configure(self.preset, **chosen | {"seed": seed})
 
     def folders(self, setting: dict[str, Any]) -> list[Path]:
         """The run folder of each seed."""

@@ -4,7 +4,7 @@ import pytest
 from command_line import in_process
 
 from pipelines import OptionError
-from seq2seq.building import prepare
+from seq2seq.building import configure, prepare
 from seq2seq.commands.options import PRESET_HELP
 from seq2seq.config import Config
 from seq2seq.presets import (
@@ -41,14 +41,14 @@ def test_a_configuration_of_a_preset_is_that_of_the_command_line(tmp_path, train
             options += ["--columns", "1,2"] * (preset == "inflection")
             in_process("train", path, "--preset", preset, *options, "--out", tmp_path / "run")
             given |= {"columns": (1, 2)} if preset == "inflection" else {}
-            config = Config.from_preset(preset, corpus=path, **given)
+            config = configure(preset, corpus=path, **given)
             assert training_calls.pop()[0] == config
             if preset != "inflection":  # which reads two columns of the source
                 prepare(config)
     in_process("train", path, "--preset", "inflection", "--columns", "1,2", "--out", tmp_path / "run")
-    assert training_calls.pop()[0] == Config.from_preset("inflection", corpus=path, columns=(1, 2))
-    assert Config.from_preset("grapheme-to-phoneme").attention == "monotonic"
-    assert Config.from_preset("grapheme-to-phoneme", architecture="transformer").attention is Config.attention
+    assert training_calls.pop()[0] == configure("inflection", corpus=path, columns=(1, 2))
+    assert configure("grapheme-to-phoneme").attention == "monotonic"
+    assert configure("grapheme-to-phoneme", architecture="transformer").attention is Config.attention
 
 
 def test_an_option_that_has_no_effect_is_refused(tsv, tmp_path):

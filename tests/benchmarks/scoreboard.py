@@ -32,6 +32,7 @@ from matplotlib.figure import Figure
 
 from pipelines import CorpusError, OptionError, group_by_source
 from seq2seq import BeamSearch, Config, Greedy
+from seq2seq.building import configure
 from seq2seq.config import ARCHITECTURES
 from seq2seq.epochs import validation_pairs
 from seq2seq.evaluation import corpus_scores
@@ -81,12 +82,12 @@ def has_features(folder):
         return file.readline().count("\t") == 2
 
 
-def configure(folder, preset, architecture, given, seed):
+def config_of(folder, preset, architecture, given, seed):
     """The `Config` of a run, made of preset, architecture and options as `seq2seq train` makes it."""
     usual = INFLECTION if has_features(folder) else {}
     sides = {"corpus": folder / "train.tsv", "validation": folder / "dev.tsv"}
     given = usual | sides | {"architecture": architecture, "seed": seed} | given
-    return Config.from_preset(preset, **given)
+    return configure(preset, **given)
 
 
 def measure(members, path, strategy):
@@ -219,7 +220,7 @@ def main():
             setting = preset, architecture or PRESETS[preset].get("architecture", Config.architecture)
             row, path = (*folder.parts[-2:], *setting, said), folder / f"{options.side}.tsv"
             place = options.out.joinpath(*row[:2], "-".join([*setting, *said.split()]).replace("/", "_"))
-            configs = [configure(folder, *setting, given, seed) for seed in range(options.seeds)]
+            configs = [config_of(folder, *setting, given, seed) for seed in range(options.seeds)]
             members = [(place / f"seed-{seed}", config) for seed, config in enumerate(configs)]
             for seed, member in enumerate(members):
                 finished_as(*member)  # or an error, before anything is computed
