@@ -55,7 +55,7 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
         sides = {"source_tokenizer": columns, "target_tokenizer": ("target",)}
         tokenizers = [_build_tokenizer(config, side, names) for side, names in sides.items()]
     smoothed = ["label_smoothing"] * (config.label_smoothing not in (Config.label_smoothing, 0.0))
-    check_taken(config, [*changed_options(config), *smoothed])
+    check_taken(config, [*_changed_options(config), *smoothed])
     compile_model(build_model(config, tokenizers, steps=1), config, steps=1)
     if config.monitor in TRANSLATION_FIGURES:
         importlib.import_module("seq2seq.evaluation")  # whose packages may be missing
@@ -68,8 +68,9 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
     Raises:
         OptionError: if an option has no effect, or the class of a model is not a `Seq2Seq`.
     """
+    taken = _taken(config)
     for name in names:
-        if name in model_options() and name not in _taken(config):
+        if name in model_options() and name not in taken:
             kinds = " nor ".join(part.__name__ for part in _parts(config))
             raise OptionError(f"{name}: neither {kinds} has this option")
     own = [(option, load_class(option, name)) for name, option in own_classes(config).items()]
@@ -103,7 +104,7 @@ def configure(preset: str, **options: Any) -> Config:
     return applicable(Config(**usual_options(preset, options) | options), options)
 
 
-def changed_options(config: Config) -> list[str]:
+def _changed_options(config: Config) -> list[str]:
     """The options of encoder and decoder that do not have their defaults, except for those that are switched off."""
     return [name for name in model_options() if getattr(config, name) not in (getattr(Config, name), None, False)]
 
@@ -113,7 +114,7 @@ def applicable(config: Config, given: Collection[str]) -> Config:
 
     Options that were `given` are not changed, so that `check_taken` finds them.
     """
-    without_effect = set(changed_options(config)) - _taken(config) - set(given)
+    without_effect = set(_changed_options(config)) - _taken(config) - set(given)
     return dataclasses.replace(config, **{name: getattr(Config, name) for name in without_effect})
 
 

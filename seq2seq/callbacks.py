@@ -255,12 +255,12 @@ class SaveRun(keras.callbacks.Callback):
     def _write_models(self, best):
         """Writes the model of the epoch, if it is the best so far, and those of the last epochs."""
         folder, epoch, count = self.run.folder, len(self.run.history), self.run.config.keep_epochs
-        if epoch == 1:  # what is older than this training is of a run that is being replaced
+        if epoch == 1:  # what exists is of a run that is being replaced
             begun = (self.run.checkpoints.folder / "begun.keras").stat().st_mtime
             names = ["config.json", "history.csv", "curves.png", "error-rates.png", "attention-*.png"]
             old = list(itertools.chain(*map(folder.glob, names)))
-            written = [*folder.glob("diverged.tsv"), *folder.glob("tensorboard/*/events.*")]  # perhaps by this training
-            for path in old + [path for path in written if path.stat().st_mtime < begun]:
+            logs = [*folder.glob("diverged.tsv"), *folder.glob("tensorboard/*/events.*")]  # or of this training
+            for path in old + [path for path in logs if path.stat().st_mtime < begun]:
                 path.unlink()
         names = ["model.keras"] * best + [f"epochs/epoch-{epoch:04}.keras"] * (count > 0)
         for path in (folder / name for name in names):

@@ -116,8 +116,8 @@ class Trainer(keras.Model):
         `distribution.distribute` returns; with several workers, the latter.
 
         Raises:
-            OptionError: for data of another form, arrays with padding before a token or targets without START, a
-                `class_weight` or a vocabulary that has changed, and if there is nothing to train.
+            OptionError: for data of another form or without batches, arrays with padding before a token or targets
+                without START, a `class_weight` or a vocabulary that has changed, and if there is nothing to train.
         """
         self.check_vocabularies()
         refuse_texts("fit", x)
@@ -141,8 +141,9 @@ class Trainer(keras.Model):
             history = super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, validation_data=validation_data, shuffle=shuffle, **kwargs
             )
-        without_loss = np.isnan(history.history.get("loss", 0.0)).all() and self.optimizer.iterations.numpy() == steps
-        if history.epoch and without_loss and np.isfinite(self.gradient_norm.numpy()):  # else gradients were not finite
+        idle = self.optimizer and self.optimizer.iterations.numpy() == steps
+        without_loss = np.isnan(history.history.get("loss", 0.0)).all()
+        if history.epoch and idle and without_loss and np.isfinite(self.gradient_norm.numpy()):  # or all were skipped
             raise OptionError("fit: the data holds no batches")
         return history
 

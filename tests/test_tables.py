@@ -257,7 +257,7 @@ def test_the_command_prints_a_table_and_draws_it(swept, tmp_path):
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode() == table(swept[0], measures=["chrf"]).text("csv") + "\n"
     height, width, _ = imread(tmp_path / "table.png").shape
-    assert 200 < height < width < 2000
+    assert 300 <= height < width < 2000
 
 
 @pytest.mark.slow

@@ -222,9 +222,8 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
                 raise RunError(
                     f"{runs[0]}: its held-out set is empty, because its corpus has too few sources; name a corpus"
                 )
-            for run in runs:
-                if monitor := read_record(run).config.monitor:
-                    say(f"{run}: this set also chose its epoch, by {monitor}: the scores are slightly too good")
+            if monitor := read_record(runs[0]).config.monitor:
+                say(f"{runs[0]}: this set also chose its epoch, by {monitor}: the scores are slightly too good")
         pairs = pairs.cache()  # standard input can be read only once
         # For one run and another corpus, the whole training corpus is not read to find sources that both have.
         if len(runs) > 1 or (_was_trained_with(runs[0], corpus) if corpus else read_record(runs[0]).may_have_learned):
