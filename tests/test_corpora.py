@@ -1,7 +1,9 @@
 import re
+import resource
 import string
 import unicodedata
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -166,6 +168,15 @@ def test_a_split_needs_a_fraction(tsv, fraction):
     for split in (lambda: split_last(pairs, fraction), lambda: split_by_hash(pairs, fraction, CharTokenizer())):
         with pytest.raises(OptionError, match=f"fraction={fraction}: expected"):
             split()
+
+
+def test_after_reading_the_memory_of_large_arrays_is_used_again():
+    list(read_pairs([("a", "b")]))
+    np.ones(2**20, np.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(100):
+        np.ones(2**20, np.uint8)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2560  # a tenth of their pages
 
 
 def test_a_survey_counts_pairs_tokens_and_lengths():
