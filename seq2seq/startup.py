@@ -1,6 +1,7 @@
 """Start TensorFlow in a process of the command line: quietly, and with threads that suit small operations."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 
@@ -12,8 +13,11 @@ def start_tensorflow(trains: bool = False) -> None:
         trains: whether the process is mainly there to train.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # has an effect only once TensorFlow runs, hence the rest
+    gc.disable()  # the import makes half a million objects that stay, and would be searched for garbage many times
     with without_stderr():
         import tensorflow as tf
+    gc.freeze()  # from now on, they are not searched either
+    gc.enable()
     # The settings apply to the whole process and must precede its first operation, so the library does not make them.
     cores = len(os.sched_getaffinity(0))  # those that this process may use, not those of the machine
     tf.config.threading.set_intra_op_parallelism_threads(max(1, cores // 2))

@@ -2,6 +2,7 @@ import collections
 import contextlib
 import csv
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -35,6 +36,8 @@ from pipelines.readers import Reader
 from seq2seq import Config, Seq2Seq, sweep
 from seq2seq.compilation import on_gpu
 from seq2seq.training import train
+
+gc.freeze()  # what the imports made stays, so it need not be searched for garbage
 
 # A GPU rounds the factors of a product to 10 bits by default; tests compare to five digits.
 tf.config.experimental.enable_tensor_float_32_execution(False)
