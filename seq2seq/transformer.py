@@ -290,7 +290,7 @@ def _rotate(vectors, places):
     half = vectors.shape[-1] // 2
     angles = tf.cast(places, tf.float32)[:, None, :, None] * 10000 ** (-tf.range(half, dtype=tf.float32) / half)
     sine, cosine = (tf.cast(wave, vectors.dtype) for wave in (tf.sin(angles), tf.cos(angles)))
-    x, y = vectors[..., :half], vectors[..., half:]
+    x, y = tf.split(vectors, 2, axis=-1)
     return tf.concat([x * cosine - y * sine, x * sine + y * cosine], axis=-1)
 
 
