@@ -122,9 +122,7 @@ def _taken(config):
     """The names of the options that the encoder and the decoder of a configuration have."""
     encoder, decoder = _parts(config)
     unused = set(getattr(encoder, "for_decoder", ())) - accepted(decoder)
-    return {"architecture", "encoder", "decoder", "shared_embedding", "model", "own"} | (
-        accepted(encoder) | accepted(decoder)
-    ) - unused
+    return {"architecture", "encoder", "decoder", "model", "own"} | (accepted(encoder) | accepted(decoder)) - unused
 
 
 def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2Seq:
@@ -140,7 +138,6 @@ def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2
         encoder=encoder,
         decoder=decoder,
         label_smoothing=config.label_smoothing,
-        shared_embedding=config.shared_embedding,
         teacher_forcing=keras.optimizers.schedules.PolynomialDecay(first, steps, *last) if last else first,
         dtype="float32" if config.precision == "float32" else f"mixed_{config.precision}",
         **{name: options[name] for name in options if name in accepted(encoder) | accepted(decoder)},

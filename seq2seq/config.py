@@ -111,7 +111,7 @@ class Config:
     min_frequency: int = _option(1, TOKENS, "Leave tokens rarer than this out of the vocabulary.", _COUNT)
     max_vocabulary: int | None = _option(None, TOKENS, "Maximum number of tokens in a vocabulary.", _COUNT)
     shared_vocabulary: bool = _option(
-        False, TOKENS, "Use one vocabulary for source and target; for one embedding, add --shared-embedding."
+        False, TOKENS, "Use one vocabulary for source and target. Each side has embeddings of its own."
     )
 
     architecture: str = _option(
@@ -130,9 +130,6 @@ class Config:
     )
     bidirectional: bool = _option(True, MODEL, "Let half of the encoder's units read the source backwards.")
     embedding: int | None = _option(64, MODEL, "Size of the token embeddings; none for one-hot vectors.", _COUNT)
-    shared_embedding: bool = _option(
-        False, MODEL, "Share the source's embedding of the tokens that source and target have in common."
-    )
     attention: str | None = _option(
         "general",
         MODEL,

@@ -14,9 +14,9 @@ from pipelines import OptionError, choose, construct, load_class
 from pipelines.columns import ColumnsTokenizer
 from pipelines.options import one_line
 from pipelines.tokens import END, PADDING, START, UNKNOWN, Tokenizer
-from seq2seq.attention import Encoded, copied_ids
+from seq2seq.attention import Encoded
 from seq2seq.decoding import Hypotheses, Wanted, masking_loop, shrinking_loop
-from seq2seq.layers import Decoder, Encoder, TokenVectors, token_ids
+from seq2seq.layers import Decoder, Encoder, token_ids
 from seq2seq.strategies import STRATEGIES, Strategy
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
@@ -25,38 +25,6 @@ def take_tokenizers(part: keras.layers.Layer, source_tokenizer: Tokenizer, targe
     """Gives an encoder or a decoder both tokenizers, if it has a method `take_tokenizers` to take them."""
     if hasattr(part, "take_tokenizers"):
         part.take_tokenizers(source_tokenizer, target_tokenizer)
-
-
-def share_embedding(
-    encoder: keras.layers.Layer,
-    decoder: keras.layers.Layer,
-    source_tokenizer: Tokenizer,
-    target_tokenizer: Tokenizer,
-) -> None:
-    """Lets the tokens of the target that the source also has use the encoder's embedding, which learns from both.
-
-    Vaswani et al. 2017 (arxiv.org/abs/1706.03762), section 3.4, share all embeddings. Here each side has a vocabulary
-    of its own, and shared are the tokens that can be copied: not START, END and UNKNOWN, nor features.
-
-    Raises:
-        OptionError: if there is no such token, or if encoder and decoder do not both have `TokenVectors` of one size as
-            their attribute `vectors`.
-    """
-    theirs, ours = (getattr(part, "vectors", None) for part in (encoder, decoder))
-    if not (isinstance(theirs, TokenVectors) and isinstance(ours, TokenVectors) and theirs.embedding):
-        raise OptionError("shared_embedding=True: encoder and decoder do not both have an embedding")
-    if theirs.embedding != ours.embedding:
-        raise OptionError(
-            f"shared_embedding=True: of the encoder it is {theirs.embedding}, of the decoder {ours.embedding}"
-        )
-    copied = copied_ids(source_tokenizer, target_tokenizer)
-    there = np.zeros(target_tokenizer.vocabulary_size, np.int32)
-    there[copied] = np.arange(len(copied))
-    there[PADDING] = PADDING  # where all source tokens are that the target lacks
-    if not there.any() and len(there) > END + 1:
-        raise OptionError("shared_embedding=True: source and target have no token in common")
-    # A function, because Keras would take the encoder's weights for some of the decoder's.
-    ours.shared = lambda: (tf.gather(theirs.matrix, there), (there != PADDING)[:, None])
 
 
 def encode(encoder: keras.layers.Layer, source: tf.Tensor, training: bool = False) -> Encoded:

@@ -3,7 +3,6 @@
 Shapes: B rows in a batch, S source length, T target length, V vocabulary size, D units, E size of an embedding.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -388,12 +387,6 @@ class TokenVectors(keras.layers.Layer):
         embedding: size of the vectors, E; None for the one-hot rows themselves.
         dropout: rate for the vectors in training.
 
-    Attributes:
-        matrix: the weights `[V, E]`; only with an embedding.
-        shared: None, or a function that returns, for the tokens that have the vectors of another layer and not those of
-            `matrix`, these vectors `[V, E]`, and which tokens they are, bool `[V, 1]`. `contract.share_embedding` sets
-            it.
-
     Returns:
         `[B, T, E]`, or `[B, T, V]` without an embedding.
     """
@@ -407,7 +400,6 @@ class TokenVectors(keras.layers.Layer):
         if embedding:
             initializer = keras.initializers.RandomNormal(stddev=embedding**-0.5)
             self.matrix = self.add_weight(shape=(vocabulary_size, embedding), initializer=initializer, name="embedding")
-        self.shared: Callable | None = None
         self.built = True  # Keras could not tell if only `rows` were ever called
 
     def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -416,7 +408,7 @@ class TokenVectors(keras.layers.Layer):
             return one_hot(token_ids(tokens), self.vocabulary_size, self.compute_dtype) if is_ids else tokens
         # Rows of length 1, times the square root of E (Vaswani et al. 2017, section 3.4): large as a cell's input,
         # small as weights of the tied output, and quick to learn.
-        matrix, scale = tf.cast(self.table(), self.compute_dtype), self.embedding**0.5
+        matrix, scale = tf.cast(self.matrix, self.compute_dtype), self.embedding**0.5
         if training:
             # Its gradient is dense. With a sparse one, Keras's Adam squares the contributions of a token one by one,
             # which makes steps too large for frequent tokens.
@@ -424,13 +416,6 @@ class TokenVectors(keras.layers.Layer):
         else:
             vectors = tf.gather(matrix, token_ids(tokens)) * scale
         return self.drop(vectors, training=training)
-
-    def table(self) -> tf.Tensor:
-        """The vectors of all tokens, `[V, E]`, with neither scale nor dropout."""
-        if not self.shared:
-            return tf.convert_to_tensor(self.matrix)
-        vectors, which = self.shared()
-        return tf.where(which, vectors, self.matrix)
 
     @property
     def few(self) -> bool:
@@ -446,7 +431,7 @@ class TokenVectors(keras.layers.Layer):
 
     def matrix_of_rows(self) -> tf.Tensor | None:
         """All vectors `[V, E]`, without dropout; None for one-hot rows."""
-        return tf.cast(self.table(), self.compute_dtype) * self.embedding**0.5 if self.embedding else None
+        return tf.cast(self.matrix, self.compute_dtype) * self.embedding**0.5 if self.embedding else None
 
     def get_config(self) -> dict:
         config = {"vocabulary_size": self.vocabulary_size, "embedding": self.embedding, "dropout": self.drop.rate}
@@ -464,7 +449,8 @@ class TiedOutput(keras.layers.Layer):
         self.bias = self.add_weight(shape=(vectors.vocabulary_size,), initializer="zeros", name="bias")
 
     def call(self, output: tf.Tensor) -> tf.Tensor:
-        return tf.tensordot(self.project(output), self.vectors.table(), [[-1], [1]]) + self.bias
+        matrix = tf.convert_to_tensor(self.vectors.matrix)
+        return tf.tensordot(self.project(output), matrix, [[-1], [1]]) + self.bias
 
 
 def _recurrent_layers(cell, layers, size, units, bidirectional, dtype):

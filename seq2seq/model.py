@@ -16,7 +16,7 @@ import pipelines.tokenizers  # noqa: F401 (Keras loads only classes that are imp
 from pipelines import OptionError, accepted, check_number, choose, construct
 from pipelines.tokens import END, PADDING, Tokenizer, one_hot
 from seq2seq.compilation import on_gpu, parts_of_batch, side_by_side
-from seq2seq.contract import check_contract, check_savable, encode, share_embedding, start, take_tokenizers
+from seq2seq.contract import check_contract, check_savable, encode, start, take_tokenizers
 from seq2seq.decoding import (
     STEPS_UNASKED,
     Hypotheses,
@@ -54,8 +54,6 @@ class Seq2Seq(Translator, Trainer):
         teacher_forcing: the probability, in training, that the decoder is given the correct token instead of its own
             prediction. A number, or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's steps. Below
             1 this is scheduled sampling (Bengio et al. 2015, arxiv.org/abs/1506.03099).
-        shared_embedding: whether tokens that source and target both have share the encoder's embedding; see
-            `contract.share_embedding`.
         **options: arguments of encoder and decoder, such as `units`, `layers`, `cell`, `attention`, `copy`, `dropout`.
             Each is passed to the classes that have it. The defaults make the plain model of the Keras tutorial; the
             defaults of `seq2seq train` are its presets.
@@ -80,7 +78,6 @@ class Seq2Seq(Translator, Trainer):
         decoder: keras.layers.Layer | type = Decoder,
         label_smoothing: float = 0.0,
         teacher_forcing: float | keras.optimizers.schedules.LearningRateSchedule = 1.0,
-        shared_embedding: bool = False,
         name: str | None = None,
         trainable: bool = True,
         dtype: str | keras.DTypePolicy | None = None,
@@ -101,7 +98,6 @@ class Seq2Seq(Translator, Trainer):
         self._made_for = SimpleNamespace(tokens=self._tokens())  # of a list itself, Keras would keep a copy
         self.label_smoothing = label_smoothing
         self.teacher_forcing = teacher_forcing
-        self.shared_embedding = shared_embedding
         taken = set().union(*(accepted(part) for part in (encoder, decoder) if isinstance(part, type)))
         for option in options:
             choose("option", option, sorted(taken))
@@ -136,8 +132,6 @@ class Seq2Seq(Translator, Trainer):
         for part in (self.encoder, self.decoder):
             take_tokenizers(part, *tokenizers)
         keeps_sizes = check_contract(self.encoder, self.decoder, *tokenizers)
-        if self.shared_embedding:
-            share_embedding(self.encoder, self.decoder, *tokenizers)
         # An H100 is then 8 times as fast for 256 rows of 30 steps, because the uncompiled loop waits for the device
         # several times in each step. On a CPU, `shrinking_loop` drops finished rows, which saves more, and no shape has
         # to be compiled first, which takes seconds.
@@ -364,8 +358,7 @@ class Seq2Seq(Translator, Trainer):
         }
         for name in ("encoder", "decoder"):
             parts[name].pop("build_config", None)  # the model builds them
-        own = {"label_smoothing": self.label_smoothing, "shared_embedding": self.shared_embedding}
-        return {**super().get_config(), **parts, **own}
+        return {**super().get_config(), **parts, "label_smoothing": self.label_smoothing}
 
     @classmethod
     def from_config(cls, config: dict) -> "Seq2Seq":

@@ -47,7 +47,7 @@ def halves(model):
     ("options", "kinds"),
     [
         (
-            {"architecture": "transformer", "cell": "lstm", "attention": None, "warmup": 9, "shared_embedding": True},
+            {"architecture": "transformer", "cell": "lstm", "attention": None, "warmup": 9},
             ["TransformerEncoder", "TransformerDecoder"],
         ),
         (
@@ -67,7 +67,6 @@ def test_both_halves_may_be_of_either_architecture(config, tmp_path, options, ki
     assert halves(model) == kinds
     assert "copying: 5 source tokens can be copied; there are 5 target tokens" in said
     assert any("all of them warm-up: --warmup 9" in text for text in said) == ("warmup" in options)
-    assert bool(model.decoder.vectors.shared) == options.get("shared_embedding", False)
     if options.get("shared_vocabulary"):
         assert model.source_tokenizer.vocabulary == model.target_tokenizer.vocabulary
 

@@ -190,15 +190,6 @@ def test_what_no_model_can_be_made_with_is_refused(tokenizers):
         ({"layers": 0}, "layers=0: expected a whole number, at least 1"),
         ({"encoder": Encoder(5, units=8)}, r"encoder=Encoder: fails on source ids .* is not in \[0, 5\)"),
         ({"encoder": "transformer"}, "encoder='transformer': expected a layer or a class, such as TransformerEncoder"),
-        ({"shared_embedding": True}, "shared_embedding=True: encoder and decoder do not both have an embedding"),
-        (
-            {"shared_embedding": True, "embedding": 4},
-            "shared_embedding=True: source and target have no token in common",
-        ),
-        (
-            {"shared_embedding": True, "encoder": TransformerEncoder, "layers": 1, "embedding": 4},
-            "shared_embedding=True: of the encoder it is 8, of the decoder 4",
-        ),
         ({"encoder": TransformerEncoder}, "units, cell, layers: the encoder's state has the sizes .* give both the"),
     ):
         with pytest.raises(OptionError, match=message):
@@ -276,34 +267,6 @@ def test_every_kind_of_model_learns_saves_and_translates(tokenizers, tmp_path, o
     model.save(tmp_path / "x.keras")
     assert decoded(model.translate(WORDS)) == wanted
     assert decoded(keras.models.load_model(tmp_path / "x.keras").translate(WORDS, "beam")) == wanted
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"embedding": 6, "attention": "dot"},
-        {"embedding": 6, "tied": True, "cell": "gru"},
-        {"encoder": TransformerEncoder, "decoder": TransformerDecoder, "layers": 1, "heads": 2},
-    ],
-    ids=str,
-)
-def test_tokens_of_both_sides_share_an_embedding_if_that_is_wanted(tmp_path, options):
-    source, target = CharTokenizer("abcd"), CharTokenizer("xba")
-    model = Seq2Seq(source, target, units=8, shared_embedding=True, **options)
-    rows, theirs, ours = model.decoder.vectors.table(), model.encoder.vectors.matrix, model.decoder.vectors.matrix
-    for token in "abx":
-        matrix, tokenizer = (ours, target) if token == "x" else (theirs, source)
-        np.testing.assert_array_equal(rows[target.vocabulary.index(token)], matrix[tokenizer.vocabulary.index(token)])
-    with tf.GradientTape() as tape:
-        predicted = model.log_likelihood(source.tokenize(["cd"]), target.tokenize(["ax"], start_end=True))
-    moved = tf.norm(tf.convert_to_tensor(tape.gradient(predicted, theirs)), axis=1)
-    assert moved[source.vocabulary.index("a")] > 0  # which only the decoder has read
-
-    score = model.score(["abcd"], ["xab"])
-    model.save(tmp_path / "x.keras")
-    np.testing.assert_allclose(keras.models.load_model(tmp_path / "x.keras").score(["abcd"], ["xab"]), score, rtol=1e-5)
-    theirs.assign_add(tf.random.normal(theirs.shape, seed=1))
-    assert model.score(["d"], ["x"]) != score
 
 
 def test_teacher_forcing_gives_the_right_tokens_so_far_and_asks_for_the_next(tokenizers):

@@ -20,7 +20,7 @@ UPPER = [word.upper() for word in WORDS]
 TRANSFORMER = {"encoder": TransformerEncoder, "decoder": TransformerDecoder, "layers": 1, "heads": 2, "copy": True}
 GRU = {"cell": "gru", "bidirectional": True, "layers": 2, "attention": "additive", "input_feeding": True}
 MODELS = {
-    "without attention": {"embedding": 4, "tied": True, "shared_embedding": True},
+    "without attention": {"embedding": 4, "tied": True},
     "gru, input feeding": {"embedding": 4, **GRU},
     "monotonic, copying": {"attention": "monotonic", "copy": True, "embedding": 4},
     "transformer, copying": TRANSFORMER,
