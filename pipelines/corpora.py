@@ -30,11 +30,12 @@ _CHUNK = 4096  # pairs handed to TensorFlow at a time
 
 @functools.cache
 def _reuse_memory() -> None:
-    """Undoes what the first `from_generator` of a process does to its memory (TensorFlow 2.21, on glibc).
+    """Lets malloc use freed memory again for large tensors, as it does unless a `from_generator` has run.
 
-    It calls `mallopt(M_MMAP_THRESHOLD, 128 KiB)`, for the whole process and for good. After that, every larger tensor
-    is mapped, cleared page by page and unmapped again, which is up to 30% of the time of training on a CPU. The values
-    here are those up to which glibc by itself raises its thresholds.
+    The first one in a process calls `mallopt(M_MMAP_THRESHOLD, 128 KiB)`, to mitigate a leak with Python 3.11
+    (TensorFlow 2.21, on glibc). After that, each larger tensor is mapped, cleared page by page and unmapped again:
+    up to 30% of the time of training on a CPU. The values here are those up to which glibc by itself raises its
+    thresholds. With them, the memory of a training was 80 MB more, and did not grow from epoch to epoch.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

@@ -13,7 +13,7 @@ def start_tensorflow(trains: bool = False) -> None:
         trains: whether the process is mainly there to train.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # has an effect only once TensorFlow runs, hence the rest
-    gc.disable()  # the import makes half a million objects that stay, and would be searched for garbage many times
+    gc.disable()  # the import makes 350,000 objects that stay, and would be searched for garbage again and again
     with without_stderr():
         import tensorflow as tf
     gc.freeze()  # from now on, they are not searched either
