@@ -30,12 +30,12 @@ _CHUNK = 4096  # pairs handed to TensorFlow at a time
 
 @functools.cache
 def _reuse_memory() -> None:
-    """Lets malloc use freed memory again for large tensors, as it does unless a `from_generator` has run.
+    """Lets malloc reuse freed memory for large tensors, which TensorFlow's `from_generator` prevents.
 
-    The first one in a process calls `mallopt(M_MMAP_THRESHOLD, 128 KiB)`, to mitigate a leak with Python 3.11
-    (TensorFlow 2.21, on glibc). After that, each larger tensor is mapped, cleared page by page and unmapped again:
-    up to 30% of the time of training on a CPU. The values here are those up to which glibc by itself raises its
-    thresholds. With them, the memory of a training was 80 MB more, and did not grow from epoch to epoch.
+    The first `from_generator` of a process calls `mallopt(M_MMAP_THRESHOLD, 128 KiB)`, to mitigate a memory leak with
+    Python 3.11 (TensorFlow 2.21, on glibc). From then on, the memory of each larger tensor is mapped, cleared and
+    unmapped again, which takes up to 30% of the time of a training on a CPU. The thresholds here are the highest that
+    glibc sets by itself. A training then needed 80 MB more memory, which did not grow from epoch to epoch.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

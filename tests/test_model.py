@@ -245,6 +245,22 @@ def test_teacher_forcing_may_follow_a_schedule(tokenizers, batches, tmp_path):
     assert again.teacher_forcing.get_config() == schedule.get_config()
 
 
+@keras.saving.register_keras_serializable("tests")
+class Scaled(Seq2Seq):
+    """A model with a weight of its own."""
+
+    def build(self, *_):
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+        super().build()
+
+
+def test_a_weight_that_a_derived_model_makes_is_saved_with_it(tokenizers, tmp_path):
+    model = Scaled(*tokenizers, units=8, **QUICK)
+    model.scale.assign(3.0)
+    model.save(tmp_path / "x.keras")
+    assert float(keras.models.load_model(tmp_path / "x.keras").scale) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
