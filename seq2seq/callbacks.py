@@ -95,6 +95,7 @@ class WatchSteps(keras.callbacks.Callback):
         self.pending: list[list[tf.Tensor]] = []  # the results of the steps since the last look
         self.norm = 0.0  # of the last gradient
         self.skipped = 0  # steps of the epoch that a `LossScaleOptimizer` has not taken
+        self.running = False  # whether a step has begun that has not been noted
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Notes the previous step. Before an `on_train_batch_end`, Keras (3.15) converts metrics to numbers, and so
@@ -103,11 +104,13 @@ class WatchSteps(keras.callbacks.Callback):
             self._note_step()
         else:
             self.counted = int(self.model.length_ratios.numpy()[0])  # the pairs that the model has been trained on
+        self.running = True
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Notes the last step of an epoch."""
-        if self.run.step + len(self.pending) < self.run.steps:
+        """Notes the last step of an epoch, which may be an early one if a callback has stopped the training."""
+        if self.running:
             self._note_step()
+            self.running = False
         self.look()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -160,8 +163,8 @@ class WatchSteps(keras.callbacks.Callback):
             with whole_file(path) as aside:
                 aside.write_bytes(b"".join(b"%b\t%b\n" % pair for pair in zip(*texts, strict=True)))
         said = (
-            f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the loss is no longer a finite number; the gradient "
-            f"norm is {norm}, one step earlier it was {self.norm:.3g}. The batch is in {path}"
+            f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the gradient is not finite (its norm is "
+            f"{norm}; one step earlier it was {self.norm:.3g}). The batch is in {path}"
         )
         if run.config.on_divergence == "stop":
             kept = f"the model of epoch {run.kept()}" if run.history else "no model, because this was the first epoch"
@@ -235,8 +238,6 @@ class SaveRun(keras.callbacks.Callback):
         rate = float(str(np.float32(exact)))  # 0.1 and not 0.10000000149
         run.history.append({"epoch": epoch + 1, **logs, "learning_rate": rate})
         run.step = 0
-        # After the rest of an epoch that was started before resuming, `fit` is called again, for whole epochs.
-        self.model.stop_training = run.stopped() or self.params["steps"] < run.steps
         if not run.measures(epoch + 1):
             return
         best = run.kept()
@@ -329,6 +330,20 @@ class SaveRun(keras.callbacks.Callback):
         """Waits until the last checkpoint is written, and reports if that failed."""
         if error := self.run.checkpoints.wait():
             self.say(f"A checkpoint could not be saved ({error}); the previous one is still there")
+
+
+class EndFit(keras.callbacks.Callback):
+    """Ends `fit` when the training has ended, and after the rest of an epoch that was begun before resuming, because
+    the epochs that follow have more steps. Must be the last of the callbacks."""
+
+    def __init__(self, run: TrainingRun) -> None:
+        super().__init__()
+        self.run = run
+        self.asked = False  # whether another callback has stopped the training
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.asked = self.model.stop_training
+        self.model.stop_training = self.asked or self.run.stopped() or self.params["steps"] < self.run.steps
 
 
 @contextlib.contextmanager

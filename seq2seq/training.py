@@ -17,7 +17,7 @@ import tensorflow as tf
 from pipelines import CorpusError, OptionError, Report, checksums, corpus_errors, load_class
 from pipelines.options import one_line
 from seq2seq.building import build_model, copy_weights, prepare
-from seq2seq.callbacks import AverageWeights, SaveRun, ScoreTranslations, WatchSteps
+from seq2seq.callbacks import AverageWeights, EndFit, SaveRun, ScoreTranslations, WatchSteps
 from seq2seq.checkpoints import Checkpoints, locked, write_json
 from seq2seq.config import Config, own_classes
 from seq2seq.distribution import distribute, is_chief, lost_workers, sums_of_workers
@@ -63,11 +63,12 @@ def train(
 ) -> Seq2Seq:
     """Trains a model and writes it to a run folder, again after each measured epoch.
 
-    The same call resumes an interrupted training from its last checkpoint, and ends with the same weights as without
-    the interruption. The checkpoints are in the folder's `unfinished` until training ends. On SIGTERM and SIGINT
+    The same call, without `overwrite`, resumes an interrupted training from its last checkpoint, and ends with the
+    same weights as without the interruption. The checkpoints are in the folder's `unfinished` until training ends. On SIGTERM and SIGINT
     (Ctrl-C) one more is saved, after the epoch if that has just ended; a second signal stops at once.
 
-    The same configuration gives bit-identical weights on a CPU, and on a GPU with `config.deterministic`.
+    The same configuration gives bit-identical weights on CPUs with the same number of cores and threads, and on a GPU
+    with `config.deterministic`.
 
     After a measured epoch the held-out pairs are scored, up to 500 of their sources are translated greedily and
     measured as in `evaluation`, if its packages are installed, and the run folder is written. The first and the last
@@ -80,10 +81,12 @@ def train(
             optimizer; `config.json`, which also records the resources that training used; `history.csv`; `survey.json`,
             the token counts and lengths of the training set; and in `epochs` the models that `config.keep_epochs` asks
             for.
-        overwrite: whether an existing run may be replaced; it is not changed until the first epoch has ended.
+        overwrite: whether an existing run may be replaced; it is not changed until the first epoch has ended. The
+            checkpoints of an unfinished training are deleted at once.
         resume: whether there must be an unfinished training to resume.
-        callbacks: more Keras callbacks. One that sets `stop_training` ends the training; the run folder has the model
-            that `config.monitor` chooses, whatever weights a callback may restore. One that sets the learning rate
+        callbacks: more Keras callbacks. One that sets `stop_training` ends the training, after an epoch or within one,
+            which is then recorded like a whole epoch; the run folder has the model that `config.monitor` chooses,
+            whatever weights a callback may restore. One that sets the learning rate
             needs a `config.schedule` of "constant" or "plateau", without warm-up. Before training, the attribute
             `held_out` of each that has one is set to up to three (source, target) pairs of the validation side.
         progress: a function to call now and then with the number of pairs read, while the corpus is surveyed.
@@ -150,7 +153,7 @@ def _is_resumed(config, folder, overwrite, resume):
             f"{folder} holds an unfinished training with other options ({other}); --resume continues it with its own "
             "options, --overwrite starts from the beginning, --out chooses another folder"
         )
-    if resume:
+    if resume or config is None:
         raise RunError(f"{folder}: no unfinished training to resume")
     if not overwrite and any(path.name not in ("lock", "unfinished") for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty; choose another folder (--out) or use --overwrite")
@@ -236,29 +239,28 @@ def _fit(run, callbacks, say, track):
         if hasattr(callback, "held_out"):
             callback.held_out = [(source, targets[0]) for source, targets in itertools.islice(held_out.items(), 3)]
     _compile(run)
-    average, watch = AverageWeights(config.average), WatchSteps(run, say)
+    average, watch, end = AverageWeights(config.average), WatchSteps(run, say), EndFit(run)
     save = SaveRun(run, average, watch, list(held_out)[:50] or _first_sources(run), say)
     own = [average] * (config.average > 1) + [ScoreTranslations(held_out, run)] * bool(held_out and can_measure())
     measured = make_batches(run, validation, shuffle=False)
     with tracked(track, config, model, run.folder) as trackers, deferred_signal() as save.signal:
         while not run.stopped():
-            epoch, step = len(run.history), run.step
             try:
                 model.fit(
                     distribute(run.strategy, training_batches(run, run.seen)),
                     validation_data=distribute(run.strategy, measured) if held_out else None,
                     validation_freq=list(filter(run.measures, range(1, run.epochs + 1))),
-                    initial_epoch=epoch,
+                    initial_epoch=len(run.history),
                     epochs=run.epochs,
                     # If it has to find the end by itself, Keras counts one step too many in each epoch.
-                    steps_per_epoch=run.steps - step,
+                    steps_per_epoch=run.steps - run.step,
                     shuffle=False,  # the pipeline has done it
                     verbose=0,
-                    callbacks=[*own, watch, save, *trackers, *callbacks],
+                    callbacks=[*own, watch, save, *trackers, *callbacks, end],
                 )
             except tf.errors.ResourceExhaustedError as error:
                 raise MemoryError(watch.out_of_memory()) from error
-            if model.stop_training and not step and not run.stopped():  # after the rest of an epoch, `SaveRun` stops it
+            if end.asked and not run.stopped():
                 say(f"A callback has stopped the training in epoch {len(run.history)}")
                 break
 

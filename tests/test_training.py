@@ -231,3 +231,41 @@ def test_a_callback_may_end_a_training(config, tmp_path):
     assert len(read_history(tmp_path / "run")) == 2 and said == ["A callback has stopped the training in epoch 2"]
     assert read_record(tmp_path / "run").content["training"]["epochs"] == 2
     assert not (tmp_path / "run" / "unfinished").exists()
+
+
+class At(keras.callbacks.Callback):
+    """Calls a function with the model after a batch, or after an epoch if no batch is given."""
+
+    def __init__(self, run, batch=None):
+        super().__init__()
+        self.run, self.batch = run, batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == self.batch:
+            self.run(self.model)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.batch is None:
+            self.run(self.model)
+
+
+def stop(model):
+    model.stop_training = True
+
+
+def test_a_callback_may_end_a_training_within_an_epoch_and_in_the_rest_of_a_resumed_one(config, tmp_path):
+    config, said = dataclasses.replace(config, epochs=4), []
+    train(config, tmp_path / "within", callbacks=[At(stop, batch=1)], say=said.append)
+    assert read_record(tmp_path / "within").content["training"]["updates"] == 2
+    interrupt = At(lambda model: os.kill(os.getpid(), signal.SIGINT), batch=0)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "rest", callbacks=[interrupt])
+    train(config, tmp_path / "rest", callbacks=[At(stop)], say=said.append)
+    assert len(read_history(tmp_path / "within")) == len(read_history(tmp_path / "rest")) == 1
+    stopped = "A callback has stopped the training in epoch 1"
+    assert said == [stopped, f"Resuming {tmp_path / 'rest'} in epoch 1/4, after 1 of 3 steps", stopped]
+
+
+def test_only_a_training_that_was_begun_can_be_resumed_without_a_configuration(tmp_path):
+    with pytest.raises(RunError, match=r"rest: no unfinished training to resume"):
+        train(None, tmp_path / "rest")
