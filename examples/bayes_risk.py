@@ -35,8 +35,8 @@ class BayesRisk(Strategy):
     def rows_per_source(self):
         return self.samples
 
-    def search(self, step_for, state, wanted, loop=None):
-        found = Sampling(self.temperature, n_best=self.samples).search(step_for, state, wanted, loop)
+    def search(self, step_for, state, constraints, loop=None):
+        found = Sampling(self.temperature, n_best=self.samples).search(step_for, state, constraints, loop)
         best = tf.argmax(mean_utilities(found.ids), axis=1, output_type=tf.int32)[:, None]
         ids, stopped = (tf.gather(part, best, batch_dims=1) for part in (found.ids, found.stopped))
         return Hypotheses(ids, None, None, stopped)

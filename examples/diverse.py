@@ -39,7 +39,7 @@ class DiverseBeam(Strategy):
 
     rows_per_source = n_best
 
-    def search(self, step_for, state, wanted, loop=None):
+    def search(self, step_for, state, constraints, loop=None):
         def choose(logits, t, sources):
             size = tf.shape(logits)[1]
             by_group = tf.unstack(tf.reshape(tf.nn.log_softmax(logits), [-1, self.groups, size]), axis=1)
@@ -49,4 +49,4 @@ class DiverseBeam(Strategy):
                 losses += self.penalty * tf.one_hot(chosen[-1], size)
             return tf.reshape(tf.stack(chosen, axis=1), [-1])
 
-        return extend_each(step_for, state, wanted, choose, self.groups, loop)
+        return extend_each(step_for, state, constraints, choose, self.groups, loop)

@@ -136,6 +136,7 @@ def _length_order(source_lengths, target_lengths):
     So neighbours are similar on both sides, even if the target length changes. Two adjacent target lengths are treated
     as one, which costs a little padding on one side and saves more on the other.
     """
+    source_lengths, target_lengths = (tf.cast(lengths, tf.int64) for lengths in (source_lengths, target_lengths))
     step, longest = target_lengths // 2, tf.reduce_max(source_lengths)
     within = tf.where(step % 2 == 0, source_lengths, longest - source_lengths)
     return tf.argsort(step * (longest + 1) + within, stable=True)

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from pipelines.files import CorpusError
 from pipelines.formats import Corpora
-from pipelines.options import OptionError, check_number
+from pipelines.options import OptionError, check_number, one_line
 from pipelines.readers import Report, open_corpora
 from pipelines.tokens import WHITESPACE, Tokenizer
 
@@ -311,9 +311,15 @@ def group_by_source(pairs: tf.data.Dataset) -> dict[str, list[str]]:
     """Reads pairs into memory, as text: {source: [its targets, in their order]}.
 
     Sources that differ only in their Unicode form (NFC, NFD) are one source, in the form that occurs first.
+
+    Raises:
+        CorpusError: for a text that is not UTF-8.
     """
     found: dict[str, tuple[str, list[str]]] = {}
-    for source, target in pairs.as_numpy_iterator():
-        text = source.decode()
-        found.setdefault(unicodedata.normalize("NFC", text), (text, []))[1].append(target.decode())
+    for number, pair in enumerate(pairs.as_numpy_iterator(), start=1):
+        try:
+            source, target = (text.decode() for text in pair)
+        except UnicodeDecodeError as error:
+            raise CorpusError(f"pair {number}: a text is not UTF-8 ({one_line(error)})") from None
+        found.setdefault(unicodedata.normalize("NFC", source), (source, []))[1].append(target)
     return dict(found.values())

@@ -49,7 +49,7 @@ class Tokenizer(tf.Module):
             becomes "strasse", and "½" becomes "1⁄2".
 
     Raises:
-        OptionError: for another normal form.
+        OptionError: for another normal form, or a token that occurs twice in the vocabulary.
     """
 
     ordered = True  # whether the order of the tokens has a meaning; if not, they are a set
@@ -62,6 +62,9 @@ class Tokenizer(tf.Module):
         choose("normal_form", normal_form, NORMAL_FORMS)
         self.normal_form = normal_form
         self.lowercase = lowercase
+        counts = collections.Counter(vocabulary := list(vocabulary))
+        if twice := [token for token, count in counts.items() if count > 1]:
+            raise OptionError(f"vocabulary: {twice[0]!r} occurs {counts[twice[0]]} times; expected each token once")
         self._set_tokens(vocabulary)
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
@@ -215,13 +218,10 @@ class Tokenizer(tf.Module):
             ValueError: if `split` does not return ragged strings, or a SubwordTokenizer is not trained yet.
         """
         ids = self._look_up(texts)
-        lengths = ids.row_lengths()
-        ids = ids.to_tensor(default_value=PADDING)
         if start_end:
-            ids = tf.pad(ids, [[0, 0], [1, 1]], constant_values=PADDING)
-            starts, ends = tf.zeros_like(lengths), lengths + 1
-            marks = [tf.one_hot(at, tf.shape(ids)[1], mark, 0) for at, mark in ((starts, START), (ends, END))]
-            return ids + sum(marks)
+            one = tf.ones([ids.nrows(), 1], tf.int32)
+            return tf.concat([START * one, ids, END * one], axis=1).to_tensor(PADDING)
+        ids = ids.to_tensor(PADDING)
         empty = tf.cast(tf.shape(ids)[1] == 0, tf.int32)
         return tf.pad(ids, [[0, 0], [0, empty]], constant_values=PADDING)
 

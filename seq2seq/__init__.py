@@ -13,6 +13,7 @@ __all__ = [
     "Attention",
     "BeamSearch",
     "Config",
+    "Constraints",
     "Decoder",
     "Encoded",
     "Encoder",
@@ -28,15 +29,14 @@ __all__ = [
     "TransformerDecoder",
     "TransformerEncoder",
     "Translations",
-    "Wanted",
     "average",
     "compare",
     "configure",
-    "emittable",
     "ensemble",
     "evaluate",
     "extend_each",
     "load_run",
+    "mask_logits",
     "rows_by_source",
     "source_mask",
     "sweep",
@@ -72,13 +72,13 @@ if (_found := _backend()) != "tensorflow":
 if not _IS_COMMAND:
     from seq2seq.attention import Attention, Encoded, rows_by_source
     from seq2seq.config import Config
-    from seq2seq.decoding import Hypotheses, Wanted
+    from seq2seq.decoding import Constraints, Hypotheses
     from seq2seq.ensembles import ensemble
     from seq2seq.layers import Decoder, Encoder, TokenVectors, source_mask
     from seq2seq.metrics import Perplexity, token_losses
     from seq2seq.model import Seq2Seq, teacher_forcing
     from seq2seq.optimizers import InverseSqrt
-    from seq2seq.strategies import BeamSearch, Greedy, Sampling, Strategy, emittable, extend_each
+    from seq2seq.strategies import BeamSearch, Greedy, Sampling, Strategy, extend_each, mask_logits
     from seq2seq.transformer import TransformerDecoder, TransformerEncoder
     from seq2seq.translation import Alignment, Translations
 

@@ -15,7 +15,7 @@ from seq2seq.compilation import is_converting
 
 SOFT_ATTENTIONS: tuple[str, ...] = ("dot", "general", "additive")
 HARD_ATTENTIONS: tuple[str, ...] = ("hard", "monotonic")
-_NEVER = -1e6  # the logarithm of a probability of 0, so that differences of two are numbers
+_LOG_ZERO = -1e6  # the logarithm of a probability of 0, so that differences of two are numbers
 
 
 class Encoded(NamedTuple):
@@ -23,7 +23,9 @@ class Encoded(NamedTuple):
 
     memory: tf.Tensor  # [B, S, D] the output at each source position
     mask: tf.Tensor  # bool [B, S] which positions hold a token
-    state: list  # where the decoder starts: for each of its layers, [h, c] of an LSTM or [h] of a GRU, [B, D] each
+    # Where a recurrent decoder starts: for each layer, [h, c] of an LSTM or [h] of a GRU, [B, D] each. None: from the
+    # mean of the memory.
+    state: list | None = None
     source: tf.Tensor | None = None  # int32 [B, S] the source's ids; the model adds them to the encoder's result
     # An encoder may put any nest of tensors `[B, ...]` here, None included, for its decoder. A decoder's `start` may
     # replace it by tensors of any shape.
@@ -119,7 +121,7 @@ class HardAttention(Attention):
         if not self.monotonic:
             return []
         rows, length = tf.unstack(tf.shape(encoded.memory)[:2])
-        first = tf.where(tf.range(length) == 0, tf.cast(0, self.dtype), _NEVER)  # START is aligned with the first
+        first = tf.where(tf.range(length) == 0, tf.cast(0, self.dtype), _LOG_ZERO)  # START is aligned with the first
         return [tf.tile(first[None], [rows, 1]), tf.zeros([rows, length, vocabulary_size], self.dtype)]
 
     def align(
@@ -138,33 +140,36 @@ class HardAttention(Attention):
             Log-probabilities `[B, T, S]` of the position of each step's token, and the new state.
         """
         scores = tf.cast(self.scores(query, encoded.extra.keys, encoded), self.variable_dtype)
-        scores = tf.reshape(tf.where(encoded.mask[:, None], scores, _NEVER), tf.shape(predicted)[:3])
+        scores = tf.reshape(tf.where(encoded.mask[:, None], scores, _LOG_ZERO), tf.shape(predicted)[:3])
         if not self.monotonic:
             return tf.nn.log_softmax(scores), []
-        # The chance of going from r to s is exp(score s) over the sum of those from r on, for each s from r on.
-        onward = _cumulative_logsumexp(scores, reverse=True)
-        place, before = state
+        # The forward algorithm of a hidden Markov model whose state is the aligned position:
+        #   filtered(r) = P(previous token aligned with r | tokens up to it), the previous alignment times P(token | r)
+        #   P(s | r) = exp(score s) / sum of exp(score u) over u >= r, for s >= r
+        #   P(next token aligned with s) = sum of filtered(r) P(s | r) over r <= s
+        log_norms = _cumulative_logsumexp(scores, reverse=True)
+        alignment, before = state
         before = tf.concat([before[:, None], predicted[:, :-1]], axis=1)
         inputs = tf.one_hot(ids, predicted.shape[3], dtype=self.variable_dtype)
-        given = tf.einsum("btsv,btv->bts", before, inputs)  # how likely each input was at a position
+        of_inputs = tf.einsum("btsv,btv->bts", before, inputs)  # log P(input token | position)
 
-        def follow(t, place):
-            was = tf.nn.log_softmax(place + given[:, t])  # the position of the input token
-            return tf.maximum(scores[:, t] + _cumulative_logsumexp(was - onward[:, t]), _NEVER)
+        def next_alignment(t, alignment):
+            filtered = tf.nn.log_softmax(alignment + of_inputs[:, t])
+            return tf.maximum(scores[:, t] + _cumulative_logsumexp(filtered - log_norms[:, t]), _LOG_ZERO)
 
         if ids.shape[1] == 1:  # one step needs no loop around it
-            place = follow(0, place)
-            return place[:, None], [place, predicted[:, -1]]
+            alignment = next_alignment(0, alignment)
+            return alignment[:, None], [alignment, predicted[:, -1]]
 
-        def step(t, place, places):
-            place = follow(t, place)
-            return t + 1, place, places.write(t, place)
+        def step(t, alignment, alignments):
+            alignment = next_alignment(t, alignment)
+            return t + 1, alignment, alignments.write(t, alignment)
 
         steps = tf.shape(ids)[1]
-        places = tf.TensorArray(self.variable_dtype, size=steps, element_shape=[None, None])
+        alignments = tf.TensorArray(self.variable_dtype, size=steps, element_shape=[None, None])
         # XLA needs `maximum_iterations`.
-        _, place, places = tf.while_loop(lambda *_: True, step, (0, place, places), maximum_iterations=steps)
-        return tf.transpose(places.stack(), [1, 0, 2]), [place, predicted[:, -1]]
+        _, last, alignments = tf.while_loop(lambda *_: True, step, (0, alignment, alignments), maximum_iterations=steps)
+        return tf.transpose(alignments.stack(), [1, 0, 2]), [last, predicted[:, -1]]
 
 
 def _cumulative_logsumexp(x, reverse=False):
@@ -188,7 +193,8 @@ def masked_softmax(scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable("seq2seq")
 class Pointer(keras.layers.Layer):
-    """Mixes two ways to the next token: generating it, and copying the source token that attention points at.
+    """Mixes two distributions over the next token: generated tokens, and copies of source tokens that attention points
+    at.
 
     The pointer-generator network of See et al. 2017 (arxiv.org/abs/1704.04368), equations 8 and 9: with g the
     probability of generating, for each position, and a the attention,

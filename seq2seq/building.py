@@ -121,8 +121,7 @@ def applicable(config: Config, given: Collection[str]) -> Config:
 def _taken(config):
     """The names of the options that the encoder and the decoder of a configuration have."""
     encoder, decoder = _parts(config)
-    unused = set(getattr(encoder, "for_decoder", ())) - accepted(decoder)
-    return {"architecture", "encoder", "decoder", "model", "own"} | (accepted(encoder) | accepted(decoder)) - unused
+    return {"architecture", "encoder", "decoder", "model", "own"} | accepted(encoder) | accepted(decoder)
 
 
 def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2Seq:

@@ -15,7 +15,7 @@ from pipelines.columns import ColumnsTokenizer
 from pipelines.options import one_line
 from pipelines.tokens import END, PADDING, START, UNKNOWN, Tokenizer
 from seq2seq.attention import Encoded
-from seq2seq.decoding import Hypotheses, Wanted, masking_loop, shrinking_loop
+from seq2seq.decoding import Constraints, Hypotheses, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoder, token_ids
 from seq2seq.strategies import STRATEGIES, Strategy
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
@@ -32,11 +32,13 @@ def encode(encoder: keras.layers.Layer, source: tf.Tensor, training: bool = Fals
     return encoder(source, training=training)._replace(source=token_ids(source))
 
 
-def start(decoder: keras.layers.Layer, encoded: Encoded, steps: int | tf.Tensor) -> Any:
+def start(decoder: keras.layers.Layer, encoded: Encoded, steps: int | tf.Tensor, in_one_call: bool = False) -> Any:
     """Calls `decoder.start`. If it has an argument `steps`, it gets the maximum number of tokens, so that it can
-    allocate a state of constant shape for all of them."""
-    takes_steps = "steps" in inspect.signature(decoder.start).parameters
-    return decoder.start(encoded, steps=steps) if takes_steps else decoder.start(encoded)
+    allocate a state of constant shape for all of them. If that may be None, it is None for tokens `in_one_call`."""
+    takes = inspect.signature(decoder.start).parameters.get("steps")
+    if takes is None or (in_one_call and takes.default is None):
+        return decoder.start(encoded)
+    return decoder.start(encoded, steps=steps)
 
 
 def has_attention(decoder: keras.layers.Layer) -> bool:
@@ -130,7 +132,8 @@ def _check_padding(encoder, decoder, source, target, encoded, whole, compare):
     """Runs the second text again, without the padding that its neighbour caused."""
     with _refusing("encoder", encoder, "a text alone") as refuse:
         alone = encode(encoder, source[1:, :2])
-        second = tf.nest.map_structure(lambda tensor: tensor[1:], (encoded.memory[:, :2], encoded.state))
+        both = tf.nest.flatten((encoded.memory[:, :2], encoded.state))
+        second = [tensor[1:] for tensor in both if tensor is not None]
         what = "memory or state of a text change if padding follows it"
         compare((alone.memory, alone.state), second, refuse, what)
     with _refusing("decoder", decoder, "a text alone") as refuse:
@@ -268,8 +271,8 @@ def _try_strategy(strategy):
             return step
 
         def search(loop):
-            wanted = Wanted(tf.constant(limits), 0, tf.range(3, dtype=tf.int64), tf.constant(prefixes))
-            found = strategy.search(step_for, tf.range(3), wanted, loop)
+            constraints = Constraints(tf.constant(limits), 0, tf.range(3, dtype=tf.int64), tf.constant(prefixes))
+            found = strategy.search(step_for, tf.range(3), constraints, loop)
             if not isinstance(found, Hypotheses):
                 refuse(f"`search` returns {type(found).__name__}, not Hypotheses")
             count = found.ids.shape[1] if found.ids.shape.rank == 3 else None
@@ -292,7 +295,7 @@ def _try_strategy(strategy):
                 for ids in filter(any, hypotheses):
                     tokens = ids[: max(place for place, token in enumerate(ids, start=1) if token != PADDING)]
                     if tokens[: len(prefix)] != prefix:
-                        refuse(f"ids {tokens} do not begin with {prefix}, the prefix; see `emittable`")
+                        refuse(f"ids {tokens} do not begin with {prefix}, the prefix; see `mask_logits`")
                     if len(tokens) > limit or min(tokens) < END or END in tokens[:-1]:
                         refuse(f"ids {tokens}; expected at most {limit} tokens, none below END={END}, which ends them")
 

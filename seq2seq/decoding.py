@@ -18,7 +18,7 @@ RUNNING = -1
 
 LONGEST_SOURCE = 1024  # tokens of a text that are translated; the rest is truncated
 
-NEVER = float("-inf")  # the log-likelihood of an empty place
+NEG_INF = float("-inf")  # the log-likelihood of an empty beam slot
 
 
 State: TypeAlias = Any  # a nest of tensors
@@ -27,8 +27,8 @@ StepFor: TypeAlias = Callable[[tf.Tensor], Step]
 Loop: TypeAlias = Callable[..., tuple[Any, list[tf.Tensor]]]
 
 
-class Wanted(NamedTuple):
-    """The requirements of a search for B sources."""
+class Constraints(NamedTuple):
+    """What a search keeps to, for B sources."""
 
     limits: tf.Tensor  # int32 [B], at least 1: the maximum length of hypotheses in tokens, END included
     min_length: int | tf.Tensor  # the minimum length, a scalar, END not included
@@ -49,8 +49,8 @@ def shrinking_loop(
     step_for: StepFor,
     extend: Callable,
     running: Callable,
-    now: Any,
-    rows: Any,
+    per_source: Any,
+    per_row: Any,
     limits: tf.Tensor,
     history: list,
     width: int = 1,
@@ -62,11 +62,12 @@ def shrinking_loop(
 
     Args:
         step_for: as in `Strategy.search`.
-        extend: a function (t, step, sources `[b]`, now, rows) -> (now, rows, tensors for the history, `[b, ...]`).
-        running: a function of now -> bool `[b]`, which sources continue.
-        now: the search state of each source, a nest of tensors `[B, ...]`.
-        limits: int32 `[B]`, as in `Wanted`.
-        rows: the search state of each row, such as the decoder's, a nest of tensors `[R, ...]`.
+        extend: a function that takes a step: (t, step, sources `[b]`, per_source, per_row) -> (per_source, per_row,
+            tensors for the history, `[b, ...]`).
+        running: a function of per_source -> bool `[b]`, which sources continue.
+        per_source: the search state of each source, a nest of tensors `[B, ...]`.
+        per_row: the search state of each row, such as the decoder's, a nest of tensors `[R, ...]`.
+        limits: int32 `[B]`, as in `Constraints`.
         history: the shape of each int32 tensor that is recorded at a step, without the axis of sources.
         width: K.
 
@@ -80,30 +81,32 @@ def shrinking_loop(
     def some_are_left(t, sources, *_):
         return (t == 0) | (tf.size(sources) > 0)
 
-    def decode_until_half_have_stopped(t, sources, now, rows, last, arrays):
+    def decode_until_half_have_stopped(t, sources, per_source, per_row, final, arrays):
         step = step_for(sources)
 
-        def most_run(t, now, *_):
-            return (t == 0) | (2 * tf.math.count_nonzero(running(now), dtype=tf.int32) > tf.size(sources))
+        def most_run(t, per_source, *_):
+            return (t == 0) | (2 * tf.math.count_nonzero(running(per_source), dtype=tf.int32) > tf.size(sources))
 
-        def extend_all(t, now, rows, arrays):
-            now, rows, recorded = extend(t, step, sources, now, rows)
+        def extend_all(t, per_source, per_row, arrays):
+            per_source, per_row, recorded = extend(t, step, sources, per_source, per_row)
             each = zip(recorded, history, strict=True)
             recorded = [tf.scatter_nd(sources[:, None], some, [batch, *shape]) for some, shape in each]
-            return t + 1, now, rows, _write(arrays, t, recorded)
+            return t + 1, per_source, per_row, _write(arrays, t, recorded)
 
-        t, now, rows, arrays = _while_sizes_change(most_run, extend_all, (t, now, rows, arrays))
-        last = tf.nest.map_structure(
-            lambda every, some: tf.tensor_scatter_nd_update(every, sources[:, None], some), last, now
+        t, per_source, per_row, arrays = _while_sizes_change(most_run, extend_all, (t, per_source, per_row, arrays))
+        final = tf.nest.map_structure(
+            lambda all_of_them, some: tf.tensor_scatter_nd_update(all_of_them, sources[:, None], some),
+            final,
+            per_source,
         )
-        left = tf.cast(tf.where(running(now))[:, 0], tf.int32)
-        rows = gather_rows(rows, row_numbers(left, tf.range(width), width))
-        return t, tf.gather(sources, left), gather_rows(now, left), rows, last, arrays
+        left = tf.cast(tf.where(running(per_source))[:, 0], tf.int32)
+        per_row = gather_rows(per_row, row_numbers(left, tf.range(width), width))
+        return t, tf.gather(sources, left), gather_rows(per_source, left), per_row, final, arrays
 
     arrays = [tf.TensorArray(tf.int32, longest, element_shape=[None, *shape]) for shape in history]
-    variables = tf.constant(0), tf.range(batch), now, rows, now, arrays
-    steps, *_, last, arrays = _while_sizes_change(some_are_left, decode_until_half_have_stopped, variables)
-    return last, [array.gather(tf.range(steps)) for array in arrays]
+    variables = tf.constant(0), tf.range(batch), per_source, per_row, per_source, arrays
+    steps, *_, final, arrays = _while_sizes_change(some_are_left, decode_until_half_have_stopped, variables)
+    return final, [array.gather(tf.range(steps)) for array in arrays]
 
 
 STEPS_UNASKED = 16  # steps that a `masking_loop` takes between checks whether any source is still running
@@ -124,18 +127,18 @@ def masking_loop(blocks: int | tf.Tensor) -> Loop:
         A function like `shrinking_loop`, whose history always has blocks x STEPS_UNASKED steps.
     """
 
-    def loop(step_for, extend, running, now, rows, limits, history, width=1):
+    def loop(step_for, extend, running, per_source, per_row, limits, history, width=1):
         batch = tf.shape(limits)[0]
         sources, steps = tf.range(batch), blocks * STEPS_UNASKED
         step = step_for(sources)
 
-        def some_run(t, now, *_):
-            return (t < steps) & tf.reduce_any(running(now))
+        def some_run(t, per_source, *_):
+            return (t < steps) & tf.reduce_any(running(per_source))
 
         def extend_unasked(t, *variables):
-            def extend_all(i, now, rows, arrays):
-                now, rows, recorded = extend(t + i, step, sources, now, rows)
-                return i + 1, now, rows, _write(arrays, t + i, recorded)
+            def extend_all(i, per_source, per_row, arrays):
+                per_source, per_row, recorded = extend(t + i, step, sources, per_source, per_row)
+                return i + 1, per_source, per_row, _write(arrays, t + i, recorded)
 
             _, *variables = tf.while_loop(lambda i, *_: i < STEPS_UNASKED, extend_all, (0, *variables))
             return t + STEPS_UNASKED, *variables
@@ -143,13 +146,13 @@ def masking_loop(blocks: int | tf.Tensor) -> Loop:
         arrays = [
             tf.TensorArray(tf.int32, steps).unstack(tf.zeros([steps, batch, *shape], tf.int32)) for shape in history
         ]
-        _, last, _, arrays = tf.while_loop(some_run, extend_unasked, (0, now, rows, arrays))
-        return last, [array.stack() for array in arrays]
+        _, final, _, arrays = tf.while_loop(some_run, extend_unasked, (0, per_source, per_row, arrays))
+        return final, [array.stack() for array in arrays]
 
     return loop
 
 
-def padded_to_few_shapes(source: tf.Tensor, wanted: Wanted) -> tuple[tf.Tensor, Wanted, tf.Tensor]:
+def padded_to_few_shapes(source: tf.Tensor, constraints: Constraints) -> tuple[tf.Tensor, Constraints, tf.Tensor]:
     """Pads a batch to one of few shapes, for a search that XLA compiles.
 
     Returns:
@@ -161,12 +164,13 @@ def padded_to_few_shapes(source: tf.Tensor, wanted: Wanted) -> tuple[tf.Tensor, 
         all_rows = rounded_up(rows)
         source = padded(source, all_rows, rounded_up(length))
         # Rows that only fill the batch up are done after one step.
-        limits, seeds = (tf.pad(x, [[0, all_rows - rows]], constant_values=1) for x in (wanted.limits, wanted.seeds))
-        prefixes = wanted.prefixes
+        missing = [[0, all_rows - rows]]
+        limits, seeds = (tf.pad(x, missing, constant_values=1) for x in (constraints.limits, constraints.seeds))
+        prefixes = constraints.prefixes
         if prefixes is not None:
             prefixes = padded(prefixes, all_rows, rounded_up(tf.shape(prefixes)[1]))
         steps = tf.zeros([rounded_up(tf.reduce_max(limits))])
-    return source, wanted._replace(limits=limits, seeds=seeds, prefixes=prefixes), steps
+    return source, constraints._replace(limits=limits, seeds=seeds, prefixes=prefixes), steps
 
 
 def first_rows(found: Hypotheses, rows: tf.Tensor) -> Hypotheses:

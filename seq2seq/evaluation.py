@@ -11,7 +11,7 @@ import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -166,7 +166,10 @@ def evaluate(
     bleu_tokenizer: str = "13a",
     resamples: int = 1000,
     progress: Callable[[int], None] | None = None,
-    **lengths: Any,
+    min_length: int = 0,
+    max_length: int | None = None,
+    seed: int | tuple[int, int] = 0,
+    batch_size: int = 256,
 ) -> Evaluation:
     """Translates the sources of a corpus and measures how well.
 
@@ -175,7 +178,7 @@ def evaluate(
         pairs: a `tf.data.Dataset` of (source, target) scalar strings, as `read_pairs` returns it, or an argument of
             `read_pairs`, such as a list of pairs. All targets of one source are its references; the source, in any
             Unicode form, is translated once.
-        strategy, **lengths: as in `Seq2Seq.translate`.
+        strategy, min_length, max_length, seed, batch_size: as in `Seq2Seq.translate`.
         bleu_tokenizer: how BLEU splits texts into words: "13a", or "zh", "char", "intl", "none".
         resamples: number of bootstrap resamples.
         progress: a function to call now and then with the number of sources translated.
@@ -211,7 +214,8 @@ def evaluate(
     batches = batch_pairs(again, *tokenizers, **options)
     loss, accuracy = _token_figures(model, batches)
 
-    translations, stopped, seconds = _translate(model, sources, strategy, progress, lengths)
+    how = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
+    translations, stopped, seconds = _translate(model, sources, strategy, progress, seed, how)
     return Evaluation(
         sources,
         references,
@@ -226,17 +230,17 @@ def evaluate(
     )
 
 
-def _translate(model, sources, strategy, progress, lengths):
+def _translate(model, sources, strategy, progress, seed, how):
     """The first translation of each source, why it stopped, and the seconds for all of them, without tracing."""
     shortest = sorted(sources, key=len)[:MANY_TEXTS]  # enough to use all cores, as in the timed calls
-    lengths = {"seed": 0, **lengths, "details": True, "scores": False}
-    seed, before = lengths["seed"] if isinstance(lengths["seed"], tuple) else (lengths["seed"], 0)
-    model.translate(shortest, strategy, **lengths)  # traces it
+    how = {**how, "details": True, "scores": False}
+    model.translate(shortest, strategy, seed=seed, **how)  # traces it
+    seed, before = seed if isinstance(seed, tuple) else (seed, 0)
     translations, stopped, seconds = [], [], 0.0
     for start in range(0, len(sources), 2048):
         started = time.perf_counter()
-        lengths["seed"] = seed, before + start  # a sample depends on the place of its source
-        found = model.translate(sources[start : start + 2048], strategy, **lengths)
+        place = seed, before + start  # a sample depends on the place of its source
+        found = model.translate(sources[start : start + 2048], strategy, seed=place, **how)
         seconds += time.perf_counter() - started
         translations += _nfc(row[0].decode() for row in found.texts.numpy())
         stopped += [row[0].decode() for row in found.stopped.numpy()]
@@ -324,13 +328,16 @@ def compare(first: Evaluation, *others: Evaluation, resamples: int = 1000) -> di
         {measure: [a `Tested` for each evaluation, in their order]}.
 
     Raises:
-        OptionError: if their texts or references differ, or there is only one.
+        OptionError: if their texts, references or BLEU tokenizers differ, or there is only one.
     """
     if not others:
         raise OptionError("compare: expected at least two evaluations")
     for number, other in enumerate(others, start=2):
         if (first.sources, first.references) != (other.sources, other.references):
             raise OptionError(f"compare: expected evaluations of the same texts; number {number} has other texts")
+        if first.bleu_tokenizer != other.bleu_tokenizer:
+            both = f"{first.bleu_tokenizer!r} and, for number {number}, {other.bleu_tokenizer!r}"
+            raise OptionError(f"compare: expected evaluations with the same BLEU tokenizer, not {both}")
     systems = [evaluation.translations for evaluation in (first, *others)]
     found = _bootstrap(systems, first.references, first.bleu_tokenizer, resamples)
     return {

@@ -31,7 +31,7 @@ class BaseLayer(keras.layers.Layer):
     options: dict[str, Any]  # the arguments of the constructor, of `arguments(locals())`
 
     def build(self, shape: tuple) -> None:
-        """Makes no weights, as none depends on a shape: Keras's `summary` needs it."""
+        """Does nothing, because no weight depends on the input's shape. Keras's `summary` requires it."""
 
     def compute_output_shape(self, shape: tuple) -> tuple:
         return *shape[:2], self.options["units"]
@@ -172,7 +172,7 @@ class Decoder(BaseDecoder):
     Args:
         vocabulary_size: number of target ids, Vt.
         units, cell, layers, embedding, dropout: as in `Encoder`; units, cell and layers must have the same values as
-            there, because the decoder starts from the encoder's state.
+            there, if the decoder starts from the encoder's state.
         attention: how each step attends to the source: the `kind` of `Attention` or `HardAttention`; None if the
             decoder gets only the encoder's last state.
         input_feeding: whether the attention's result is part of the next step's input (Luong et al. 2015, section 3.3).
@@ -245,7 +245,12 @@ class Decoder(BaseDecoder):
             encoded: the encoder's result.
         """
         expected = [[self.units] * layer.cell.states for layer in self.recurrent]
-        sizes = [[(*part.shape[-1:], 0)[0] for part in tf.nest.flatten(layer)] for layer in encoded.state]
+        first = encoded.state
+        if first is None:
+            real = tf.cast(encoded.mask, encoded.memory.dtype)[:, :, None]
+            mean = tf.reduce_sum(encoded.memory * real, axis=1) / tf.reduce_sum(real, axis=1)
+            first = [[mean] * len(of_layer) for of_layer in expected]
+        sizes = [[(*part.shape[-1:], 0)[0] for part in tf.nest.flatten(layer)] for layer in first]
         found = [[self.units if size is None else size for size in of_layer] for of_layer in sizes]
         if found != expected:
             raise OptionError(
@@ -259,7 +264,7 @@ class Decoder(BaseDecoder):
             copies=self.pointer.copies(encoded.source) if self.pointer else None,
             memory=tf.tensordot(encoded.memory, self._halves_of_combine()[0], 1) if self.hard else None,
         )
-        state = list(encoded.state)
+        state = list(first)
         if self.hard:
             state.append(self.attention.start(encoded, self.options["vocabulary_size"]))
         if self.input_feeding:
@@ -342,13 +347,13 @@ class Decoder(BaseDecoder):
         Returns log-probabilities `[B, T, V]`, the weights, and the state of `HardAttention` for the next steps.
         """
         prepared = encoded.extra
-        mixed = rows_by_source(tf.tensordot(output, self._halves_of_combine()[1], 1), encoded)
-        mixed = tf.tanh(mixed[:, :, None] + prepared.memory[:, None])  # `combine` of all pairs of positions
-        logits = self.output_layer(mixed)
-        said = self.pointer(logits, mixed, prepared.copies[:, None]) if self.pointer else tf.nn.log_softmax(logits)
-        said = tf.reshape(said, [*tf.unstack(tf.shape(ids)), tf.shape(said)[2], said.shape[3]])  # [B, T, S, V]
-        weights, alignment = self.attention.align(output, ids, said, encoded, alignment)
-        return tf.reduce_logsumexp(weights[..., None] + said, axis=2), tf.exp(weights), alignment
+        pairs = rows_by_source(tf.tensordot(output, self._halves_of_combine()[1], 1), encoded)
+        pairs = tf.tanh(pairs[:, :, None] + prepared.memory[:, None])  # `combine` of all pairs of positions
+        logits = self.output_layer(pairs)
+        tokens = self.pointer(logits, pairs, prepared.copies[:, None]) if self.pointer else tf.nn.log_softmax(logits)
+        tokens = tf.reshape(tokens, [*tf.unstack(tf.shape(ids)), tf.shape(tokens)[2], tokens.shape[3]])  # [B, T, S, V]
+        positions, alignment = self.attention.align(output, ids, tokens, encoded, alignment)
+        return tf.reduce_logsumexp(positions[..., None] + tokens, axis=2), tf.exp(positions), alignment
 
     def _halves_of_combine(self):
         """The weights of `combine` for what is found in the memory, and for the decoder's own output."""
@@ -385,7 +390,7 @@ class TokenVectors(keras.layers.Layer):
     Args:
         vocabulary_size: V.
         embedding: size of the vectors, E; None for the one-hot rows themselves.
-        dropout: rate for the vectors in training.
+        dropout: rate for the vectors in training; one-hot rows have no dropout.
 
     Returns:
         `[B, T, E]`, or `[B, T, V]` without an embedding.
@@ -406,8 +411,8 @@ class TokenVectors(keras.layers.Layer):
         if not self.embedding:
             is_ids = tokens.dtype.is_integer
             return one_hot(token_ids(tokens), self.vocabulary_size, self.compute_dtype) if is_ids else tokens
-        # Rows of length 1, times the square root of E (Vaswani et al. 2017, section 3.4): large as a cell's input,
-        # small as weights of the tied output, and quick to learn.
+        # Rows of length 1, times the square root of E (Vaswani et al. 2017, section 3.4): large
+        # enough as a cell's input, small enough as weights of the tied output, and quick to learn.
         matrix, scale = tf.cast(self.matrix, self.compute_dtype), self.embedding**0.5
         if training:
             # Its gradient is dense. With a sparse one, Keras's Adam squares the contributions of a token one by one,

@@ -143,7 +143,7 @@ def of_tokens(metric: str | Callable | keras.metrics.Metric) -> keras.metrics.Me
 
 
 def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
-    """Tests a custom loss on a batch of two rows, and again with more padding, which must not change the result.
+    """Tests a custom loss on a batch of two rows. With more padding or each row twice, its result must be the same.
 
     Args:
         loss: as given to `compile`.
@@ -151,7 +151,7 @@ def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
         vocabulary_size: V.
 
     Raises:
-        OptionError: if it fails, counts padding or takes probabilities.
+        OptionError: if it fails, counts padding, is a sum or takes probabilities.
     """
     name = repr(loss) if isinstance(loss, str) else getattr(loss, "name", None) or getattr(loss, "__name__", loss)
     _refuse_probabilities("loss", name, keras.losses.get(loss) if isinstance(loss, str) else loss)
@@ -159,10 +159,10 @@ def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
     logits = tf.reshape(tf.sin(tf.range(4.0 * vocabulary_size)), [2, 2, vocabulary_size])
     try:
         found = []
-        for more in (0, 3):
-            padded = tf.pad(labels, [[0, 0], [0, more]])
+        for more, times in ((0, 1), (3, 1), (0, 2)):
+            padded = tf.tile(tf.pad(labels, [[0, 0], [0, more]]), [times, 1])
             weights = tf.cast(padded != PADDING, tf.float32)
-            wide = tf.pad(logits, [[0, 0], [0, more], [0, 0]])
+            wide = tf.tile(tf.pad(logits, [[0, 0], [0, more], [0, 0]]), [times, 1, 1])
             found.append(float(compute(y=padded, y_pred=wide, sample_weight=weights, training=False)))
     except Exception as error:  # of any class, from Keras, TensorFlow or the loss itself
         raise OptionError(
@@ -171,6 +171,11 @@ def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
     if not np.isclose(found[0], found[1], rtol=1e-3):
         raise OptionError(
             f"loss={name}: counts padding; give a keras.losses.Loss with reduction='mean_with_sample_weight'"
+        )
+    if np.isclose(found[2], 2 * found[0], rtol=1e-3) and found[0]:
+        raise OptionError(
+            f"loss={name}: a sum, which grows with the batch; give a keras.losses.Loss with "
+            "reduction='mean_with_sample_weight'"
         )
 
 

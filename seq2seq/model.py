@@ -19,8 +19,8 @@ from seq2seq.compilation import on_gpu, parts_of_batch, side_by_side
 from seq2seq.contract import check_contract, check_savable, encode, start, take_tokenizers
 from seq2seq.decoding import (
     STEPS_UNASKED,
+    Constraints,
     Hypotheses,
-    Wanted,
     first_rows,
     gather_rows,
     masking_loop,
@@ -159,7 +159,9 @@ class Seq2Seq(Translator, Trainer):
 
     @tf.autograph.experimental.do_not_convert  # as in Keras's training; converting takes longer than tracing
     def _logits(self, source, target, training=False):
-        encoded, state = start(self.decoder, encode(self.encoder, source, training), tf.shape(target)[1])
+        encoded, state = start(
+            self.decoder, encode(self.encoder, source, training), tf.shape(target)[1], in_one_call=True
+        )
         logits, _ = self.decoder(target, encoded, state, training=training)
         return tf.cast(logits, tf.float32)  # a custom decoder may return others
 
@@ -227,8 +229,8 @@ class Seq2Seq(Translator, Trainer):
         ids = token_ids(inputs)
         logits = self((source, inputs))
         rows, length, size = (tf.shape(logits)[axis] for axis in range(3))
-        emittable = tf.reshape(logits, [-1, size])[:, END:]  # as in decoding
-        drawn = END + keras.random.categorical(emittable, 1, dtype="int32", seed=self.guesses)
+        mask_logits = tf.reshape(logits, [-1, size])[:, END:]  # as in decoding
+        drawn = END + keras.random.categorical(mask_logits, 1, dtype="int32", seed=self.guesses)
         guesses = tf.concat([ids[:, :1], tf.reshape(drawn, [rows, length])[:, :-1]], axis=1)
         chance = keras.random.uniform([rows, length], dtype="float32", seed=self.guesses)
         correct = chance < tf.cast(probability, "float32")
@@ -283,15 +285,15 @@ class Seq2Seq(Translator, Trainer):
             if prefixes is not None:
                 prefixes = token_ids(tf.convert_to_tensor(prefixes))
                 limits = tf.maximum(limits, row_lengths(prefixes) + 1)
-        wanted = Wanted(limits, min_length, seeds, prefixes)
+        constraints = Constraints(limits, min_length, seeds, prefixes)
         if not self.compiles_decoding:
             steps = tf.maximum(1, tf.reduce_max(limits))
-            return self._search(encode(self.encoder, source), wanted, steps, strategy, shrinking_loop)
+            return self._search(encode(self.encoder, source), constraints, steps, strategy, shrinking_loop)
         rows = tf.shape(source)[0]
-        source, wanted, steps = padded_to_few_shapes(source, wanted)
-        return first_rows(self._search_with(strategy)(encode(self.encoder, source), wanted, steps), rows)
+        source, constraints, steps = padded_to_few_shapes(source, constraints)
+        return first_rows(self._search_with(strategy)(encode(self.encoder, source), constraints, steps), rows)
 
-    def _search(self, encoded, wanted, steps, strategy, loop):
+    def _search(self, encoded, constraints, steps, strategy, loop):
         _, state = start(self.decoder, encoded, steps)
 
         def step_for(sources):
@@ -303,12 +305,12 @@ class Seq2Seq(Translator, Trainer):
 
             return step
 
-        return strategy.search(step_for, state, wanted, loop)
+        return strategy.search(step_for, state, constraints, loop)
 
     def _compile_search(self, strategy):
-        def search(encoded, wanted, steps):
+        def search(encoded, constraints, steps):
             count = tf.size(steps)
-            return self._search(encoded, wanted, count, strategy, masking_loop(count // STEPS_UNASKED))
+            return self._search(encoded, constraints, count, strategy, masking_loop(count // STEPS_UNASKED))
 
         # A `partial` for the same reason as in `_compile_translate`.
         return tf.function(functools.partial(search), jit_compile=True, autograph=False, reduce_retracing=True)

@@ -31,7 +31,7 @@ REPLACEMENT = "\ufffd"  # in text, an unknown token; in a vocabulary, the token 
 STOPPED = ("end", "limit", "repetition")
 ENDED, LIMITED, REPEATED = range(3)
 RUNNING = -1
-NEVER = np.float32("-inf")
+NEG_INF = np.float32("-inf")
 PHRASE = 8  # the longest phrase whose repetition is noticed, in tokens
 LEAST_REPETITION = 16  # tokens of repetition that are allowed, or half the limit if that is more
 WHITESPACE = "\t-\r\x85 \xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -232,7 +232,7 @@ def greedy(model: Steps, limits: np.ndarray, min_length: int) -> list[list[tuple
     why = np.full(len(limits), RUNNING)
     sources, tokens, repetition = np.arange(len(limits)), np.full(len(limits), START), Repetition(len(limits))
     for t in range(limits.max()):
-        tokens = END + emittable(model.take(tokens), t, min_length).argmax(axis=1)
+        tokens = END + mask_logits(model.take(tokens), t, min_length).argmax(axis=1)
         repetition.add(tokens)
         running = why[sources] == RUNNING
         for source, token in zip(sources[running], tokens[running].tolist(), strict=True):
@@ -255,7 +255,7 @@ def beam(
     """Monotonic beam search, as `seq2seq.BeamSearch`. Returns for each source its hypotheses, the best first."""
     batch, kept = len(limits), 1 if n_best == 1 else 2 * n_best
     sources, history = np.arange(batch), []
-    tokens, scores = np.full([batch, width], START), np.where(np.arange(width) == 0, np.float32(0), NEVER)
+    tokens, scores = np.full([batch, width], START), np.where(np.arange(width) == 0, np.float32(0), NEG_INF)
     scores = np.repeat(scores[None], batch, axis=0)
     last = Finished.none(batch, kept)  # of all sources
     finished, repetition = last, Repetition(batch * width)
@@ -268,7 +268,7 @@ def beam(
         count, limit = len(sources), limits[sources][:, None]
         logits = model.take(tokens.reshape(-1))
         offsets = scores.reshape(-1) - log_sum_exp(logits)
-        totals = emittable(logits, t, min_length) + offsets[:, None]
+        totals = mask_logits(logits, t, min_length) + offsets[:, None]
         scores, tokens, parents = fill_places(totals, count, width)
         rows = (np.arange(count)[:, None] * width + parents).reshape(-1)
         model.keep(None, rows)
@@ -277,17 +277,17 @@ def beam(
         history.append((sources, tokens, parents))
 
         stopped = why_stopped(tokens, t + 1, limit, repetition.runs.reshape(count, width, PHRASE), min_length)
-        alive = np.where(stopped == RUNNING, scores, NEVER)
-        ranks = np.where(stopped == RUNNING, NEVER, scores)
-        stopped = np.where((stopped == RUNNING) | (scores == NEVER), LIMITED, stopped)
+        alive = np.where(stopped == RUNNING, scores, NEG_INF)
+        ranks = np.where(stopped == RUNNING, NEG_INF, scores)
+        stopped = np.where((stopped == RUNNING) | (scores == NEG_INF), LIMITED, stopped)
         new = Finished(ranks, np.full_like(tokens, t + 1), tokens, parents, stopped)
         finished = finished.best(new, kept, penalty)
         # The best rank that a partial hypothesis can reach: if its likelihood stays the same up to its limit.
         reach = alive.max(axis=1) / penalty(limit[:, 0])
-        to_beat = np.where(finished.stopped == ENDED, finished.ranks / penalty(finished.lengths), NEVER)[:, -1]
-        scores = np.where((reach <= to_beat)[:, None], NEVER, alive)
+        to_beat = np.where(finished.stopped == ENDED, finished.ranks / penalty(finished.lengths), NEG_INF)[:, -1]
+        scores = np.where((reach <= to_beat)[:, None], NEG_INF, alive)
 
-        left = np.flatnonzero((scores > NEVER).any(axis=1))
+        left = np.flatnonzero((scores > NEG_INF).any(axis=1))
         if not len(left) or 2 * len(left) <= count:
             for of_all, of_these in zip(last, finished, strict=True):
                 of_all[sources] = of_these
@@ -321,7 +321,7 @@ def fill_places(totals: np.ndarray, count: int, width: int) -> tuple[np.ndarray,
     for place in range(width):
         chosen[:, place] = at = offered[:, : (place + 1) * most].argmax(axis=1)
         scores[:, place] = offered[every, at]
-        offered[every, at] = NEVER
+        offered[every, at] = NEG_INF
     return scores, END + np.take_along_axis(best, chosen, axis=1), chosen // most
 
 
@@ -337,7 +337,7 @@ class Finished(NamedTuple):
     @classmethod
     def none(cls, rows: int, count: int) -> "Finished":
         zeros = np.zeros([rows, count], np.int64)
-        return cls(np.full([rows, count], NEVER), zeros, zeros.copy(), zeros.copy(), zeros + LIMITED)
+        return cls(np.full([rows, count], NEG_INF), zeros, zeros.copy(), zeros.copy(), zeros + LIMITED)
 
     def best(self, other: "Finished", count: int, penalty: Callable[[np.ndarray], np.ndarray]) -> "Finished":
         """The best of both, first those that ended. In a tie, the earlier comes first."""
@@ -350,7 +350,7 @@ class Finished(NamedTuple):
 def back_track(finished: Finished, history: list[tuple], row: int, place: int) -> list[int]:
     """Reads a finished hypothesis from its last token to its first: its ids."""
     length = finished.lengths[row, place]
-    if finished.ranks[row, place] == NEVER or not length:
+    if finished.ranks[row, place] == NEG_INF or not length:
         return []
     ids, parent = [int(finished.tokens[row, place])], finished.parents[row, place]
     for sources, tokens, parents in reversed(history[: length - 1]):
@@ -360,11 +360,11 @@ def back_track(finished: Finished, history: list[tuple], row: int, place: int) -
     return ids[::-1]
 
 
-def emittable(logits: np.ndarray, t: int, min_length: int) -> np.ndarray:
+def mask_logits(logits: np.ndarray, t: int, min_length: int) -> np.ndarray:
     """Logits `[R, V - END]` of the tokens that may come: never PADDING, UNKNOWN or START, and END if long enough."""
     logits = logits[:, END:].copy()
     if t < min_length:
-        logits[:, 0] = NEVER
+        logits[:, 0] = NEG_INF
     return logits
 
 

@@ -5,7 +5,7 @@ import inspect
 import keras
 import tensorflow as tf
 
-from pipelines import choose
+from pipelines import check_number, choose
 from seq2seq.config import Config
 
 
@@ -67,10 +67,14 @@ class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         rate: the highest learning rate.
-        warmup: the step at which it is reached.
+        warmup: the step at which it is reached, at least 1.
+
+    Raises:
+        OptionError: for a warmup below 1.
     """
 
     def __init__(self, rate: float, warmup: int) -> None:
+        check_number("warmup", warmup, least=1)
         self.rate = rate
         self.warmup = warmup
 

@@ -19,15 +19,15 @@ from pipelines.tokens import END, PADDING, START
 from seq2seq.decoding import (
     ENDED,
     LIMITED,
-    NEVER,
+    NEG_INF,
     PHRASE,
     RUNNING,
+    Constraints,
     Hypotheses,
     Loop,
     Repetition,
     State,
     StepFor,
-    Wanted,
     gather_rows,
     row_numbers,
     shrinking_loop,
@@ -43,11 +43,11 @@ class Strategy:
     class SecondBest(Strategy):
         '''Takes the second most likely token at every step.'''
 
-        def search(self, step_for, state, wanted, loop=None):
+        def search(self, step_for, state, constraints, loop=None):
             def choose(logits, t, sources):
                 return tf.math.top_k(logits, 2).indices[:, 1]
 
-            return extend_each(step_for, state, wanted, choose, loop=loop)
+            return extend_each(step_for, state, constraints, choose, loop=loop)
     ```
 
     A strategy must be hashable, like a frozen dataclass: there is one graph for each. `search` is called in a
@@ -63,7 +63,7 @@ class Strategy:
     rows_per_source: int = 1
     n_best: int = 1
 
-    def search(self, step_for: StepFor, state: State, wanted: Wanted, loop: Loop | None = None) -> Hypotheses:
+    def search(self, step_for: StepFor, state: State, constraints: Constraints, loop: Loop | None = None) -> Hypotheses:
         """Searches for the translations of B sources.
 
         Args:
@@ -72,7 +72,7 @@ class Strategy:
                 after `ids`. The K rows of a source are adjacent. A step closes over whatever else it needs, such as
                 the memory of those sources.
             state: the state for the first step, a nest of tensors `[B, ...]`, to be repeated if K > 1.
-            wanted: limits, minimum length, seeds and prefixes.
+            constraints: limits, minimum length, seeds and prefixes.
             loop: the loop that takes the steps. `shrinking_loop`, the default, removes finished sources from the batch;
                 a `masking_loop` keeps every size and so can be compiled. Both find the same.
 
@@ -86,11 +86,11 @@ class Strategy:
 class Greedy(Strategy):
     """Takes the most likely token at every step: one hypothesis for each source, without a score."""
 
-    def search(self, step_for: StepFor, state: State, wanted: Wanted, loop: Loop | None = None) -> Hypotheses:
+    def search(self, step_for: StepFor, state: State, constraints: Constraints, loop: Loop | None = None) -> Hypotheses:
         def choose(logits, t, sources):
             return tf.argmax(logits, axis=1, output_type=tf.int32)
 
-        return extend_each(step_for, state, wanted, choose, loop=loop)
+        return extend_each(step_for, state, constraints, choose, loop=loop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +98,12 @@ class BeamSearch(Strategy):
     """Extends the K best partial hypotheses of each source at every step and returns the best of those that ended.
 
     Left-to-right beam search (Graves 2012, arxiv.org/abs/1211.3711; Sutskever et al. 2014, arxiv.org/abs/1409.3215) in
-    its monotonic form (Lemons et al. 2022, arxiv.org/abs/2204.02929): a beam is K numbered places, filled in their
-    order at every step. Place k takes the likeliest extension that is left among those of places 1 to k. So place 1 is
+    its monotonic form (Lemons et al. 2022, arxiv.org/abs/2204.02929): a beam is K numbered slots, filled in their
+    order at every step. Slot k takes the likeliest extension that is left among those of slots 1 to k. So slot 1 is
     greedy search, a beam holds everything that each narrower one holds, and the best hypothesis of a wider beam never
     ranks below that of a narrower one or below the greedy one.
 
-    An extension by END is finished, and its place is empty until another extension takes it. Finished hypotheses are
+    An extension by END is finished, and its slot is empty until another extension takes it. Finished hypotheses are
     ranked by log-likelihood divided by a length penalty, `((5 + length) / 6) ** length_penalty` (Wu et al. 2016,
     arxiv.org/abs/1609.08144, equation 14), since each further token can only lower the log-likelihood. Those cut at
     the limit or for repetition rank below all that ended. A source is done when no partial hypothesis can still reach
@@ -137,24 +137,24 @@ class BeamSearch(Strategy):
     def _adjusts(self):
         return type(self).adjust is not BeamSearch.adjust
 
-    def search(self, step_for: StepFor, state: State, wanted: Wanted, loop: Loop | None = None) -> Hypotheses:
-        batch, width = tf.shape(wanted.limits)[0], self.width
+    def search(self, step_for: StepFor, state: State, constraints: Constraints, loop: Loop | None = None) -> Hypotheses:
+        batch, width = tf.shape(constraints.limits)[0], self.width
         kept = 1 if self.n_best == 1 else 2 * self.n_best
 
-        def running(now):
-            _, scores, _ = now
-            return tf.reduce_any(scores > NEVER, axis=1)
+        def running(per_source):
+            _, scores, _ = per_source
+            return tf.reduce_any(scores > NEG_INF, axis=1)
 
-        def extend(t, step, sources, now, rows):
-            (tokens, scores, finished), (repetition, memory, state) = now, rows
+        def extend(t, step, sources, per_source, per_row):
+            (tokens, scores, finished), (repetition, memory, state) = per_source, per_row
             logits, state = step(tf.reshape(tokens, [-1]), state)
-            count, limits = tf.size(sources), tf.gather(wanted.limits, sources)[:, None]
-            forced = _forced(t, sources, wanted, width)
+            count, limits = tf.size(sources), tf.gather(constraints.limits, sources)[:, None]
+            forced = _forced(t, sources, constraints, width)
 
             # One number for each row turns its logits into log-probabilities and adds those of the tokens before.
             offsets = tf.reshape(scores, [-1]) - tf.reduce_logsumexp(logits, axis=1)
-            totals = emittable(logits, t, sources, wanted, width) + offsets[:, None]
-            ranks, scores, tokens, parents = self._fill_places(totals, count, forced, t, memory, state)
+            totals = mask_logits(logits, t, sources, constraints, width) + offsets[:, None]
+            ranks, scores, tokens, parents = self._fill_slots(totals, count, forced, t, memory, state)
             memory, state, repetition = gather_rows(
                 (memory, state, repetition), row_numbers(tf.range(count), parents, width)
             )
@@ -162,34 +162,34 @@ class BeamSearch(Strategy):
             memory, repetition = self.remember(newest, memory), repetition.after(newest, forced)
 
             runs = tf.reshape(repetition.runs, [count, width, PHRASE])
-            stopped = why_stopped(tokens, t + 1, limits, runs, wanted.min_length)
-            alive = tf.where(stopped == RUNNING, scores, NEVER)
+            stopped = why_stopped(tokens, t + 1, limits, runs, constraints.min_length)
+            alive = tf.where(stopped == RUNNING, scores, NEG_INF)
             new = _Finished(
-                ranks=tf.where(stopped == RUNNING, NEVER, ranks),
+                ranks=tf.where(stopped == RUNNING, NEG_INF, ranks),
                 lengths=tf.fill([count, width], t + 1),
                 tokens=tokens,
                 parents=parents,
-                stopped=tf.where((stopped == RUNNING) | (ranks == NEVER), LIMITED, stopped),
-                scores=tf.where(stopped == RUNNING, NEVER, scores) if self._adjusts else (),
+                stopped=tf.where((stopped == RUNNING) | (ranks == NEG_INF), LIMITED, stopped),
+                scores=tf.where(stopped == RUNNING, NEG_INF, scores) if self._adjusts else (),
             )
             finished = self._best(kept, finished, new)
 
-            # The best rank that a partial hypothesis can reach: if its likelihood stays the same up to its limit.
-            reach = tf.reduce_max(alive, axis=1) / self._penalty(limits[:, 0])
-            to_beat = tf.where(finished.stopped == ENDED, self._ranked_by(finished), NEVER)[:, -1]
-            scores = tf.where((reach <= to_beat)[:, None], NEVER, alive)  # drops those of a source that is done
+            # A log-likelihood can only fall, so the best possible rank has that of now and the length of the limit.
+            best_possible = tf.reduce_max(alive, axis=1) / self._penalty(limits[:, 0])
+            worst_kept = tf.where(finished.stopped == ENDED, self._ranked_by(finished), NEG_INF)[:, -1]
+            scores = tf.where((best_possible <= worst_kept)[:, None], NEG_INF, alive)  # the source is done
             return (tokens, scores, finished), (repetition, memory, state), [tokens, parents]
 
-        empty, zeros = tf.fill([batch, kept], NEVER), tf.zeros([batch, kept], tf.int32)
+        empty, zeros = tf.fill([batch, kept], NEG_INF), tf.zeros([batch, kept], tf.int32)
         finished = _Finished(empty, zeros, zeros, zeros, zeros + LIMITED, empty if self._adjusts else ())
-        places = tf.zeros([batch, width], tf.int32)
-        scores = tf.where(tf.range(width) + places == 0, 0.0, NEVER)  # one partial hypothesis, in place 1
-        now = places + START, scores, finished
+        slots = tf.zeros([batch, width], tf.int32)
+        scores = tf.where(tf.range(width) + slots == 0, 0.0, NEG_INF)  # one partial hypothesis, in slot 1
+        per_source = slots + START, scores, finished
         state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
         memory = self.remember(tf.fill([batch * width], START))
-        rows = Repetition.none(batch * width), memory, state
+        per_row = Repetition.none(batch * width), memory, state
         (_, _, finished), history = (loop or shrinking_loop)(
-            step_for, extend, running, now, rows, wanted.limits, [[width]] * 2, width
+            step_for, extend, running, per_source, per_row, constraints.limits, [[width]] * 2, width
         )
         ids = tf.ensure_shape(_back_track(finished, *history), [None, kept, None])
         scores = finished.scores if self._adjusts else finished.ranks
@@ -203,7 +203,7 @@ class BeamSearch(Strategy):
         higher. Within a prefix there is no choice, and the result is ignored.
 
         Args:
-            totals: float32 `[b, K, V - END]`, log-likelihoods of the partial hypotheses in all places, each extended by
+            totals: float32 `[b, K, V - END]`, log-likelihoods of the partial hypotheses in all slots, each extended by
                 each token from END on.
             t: the number of tokens of a partial hypothesis.
             memory: what `remember` returned for each partial hypothesis, `[R, ...]`.
@@ -226,11 +226,11 @@ class BeamSearch(Strategy):
         """
         return ()
 
-    def _fill_places(self, totals, count, forced, t, memory, state):
-        """Gives each of the K places the likeliest extension that is left among those of the places up to it.
+    def _fill_slots(self, totals, count, forced, t, memory, state):
+        """Gives each of the K slots the likeliest extension that is left among those of the slots up to it.
 
-        Of `totals` `[R, V - END]`, log-likelihoods of all extensions. Returns for each place, `[b, K]` each: the
-        log-likelihood as `adjust` left it, -inf if nothing was left; the log-likelihood; the token; the place extended.
+        Of `totals` `[R, V - END]`, log-likelihoods of all extensions. Returns for each slot, `[b, K]` each: the
+        log-likelihood as `adjust` left it, -inf if nothing was left; the log-likelihood; the token; the slot extended.
         """
         width, size, adjusted = self.width, tf.shape(totals)[1], totals
         if self._adjusts:
@@ -242,18 +242,18 @@ class BeamSearch(Strategy):
         most = tf.minimum(size, width)  # of one partial hypothesis
         offered, tokens = (tf.reshape(best, [-1, width * most]) for best in tf.math.top_k(adjusted, most))
         ranks, chosen, positions = [], [], tf.range(width * most)
-        for place in range(1, width + 1):
-            candidates = offered[:, : place * most]
+        for slot in range(1, width + 1):
+            candidates = offered[:, : slot * most]
             best = tf.argmax(candidates, axis=1, output_type=tf.int32)
             ranks.append(tf.reduce_max(candidates, axis=1))
             chosen.append(best)
-            offered = tf.where(positions == best[:, None], NEVER, offered)
+            offered = tf.where(positions == best[:, None], NEG_INF, offered)
         ranks, chosen = tf.stack(ranks, axis=1), tf.stack(chosen, axis=1)
 
         tokens, parents, scores = tf.gather(tokens, chosen, batch_dims=1), chosen // most, ranks
         if self._adjusts:
             scores = tf.gather(tf.reshape(totals, [count, width * size]), parents * size + tokens, batch_dims=1)
-            scores = tf.where(ranks == NEVER, NEVER, scores)
+            scores = tf.where(ranks == NEG_INF, NEG_INF, scores)
         return ranks, scores, tokens + END, parents
 
     def _penalty(self, lengths):
@@ -265,7 +265,7 @@ class BeamSearch(Strategy):
         return finished.ranks / self._penalty(finished.lengths)
 
     def _best(self, count, *several):
-        """Keeps the best of several `_Finished`, the best first. Of equals the earlier comes first."""
+        """Keeps the best of several `_Finished`, the best first. Ties go to the earlier one."""
         every = tf.nest.map_structure(lambda *tensors: tf.concat(tensors, axis=1), *several)
         # In float64, what is larger than every score can be subtracted without losing a digit of a float32.
         handicap = tf.where(every.stopped == ENDED, tf.constant(0, tf.float64), 1e6)
@@ -300,19 +300,19 @@ class Sampling(Strategy):
     def rows_per_source(self) -> int:  # type: ignore[override]
         return self.n_best
 
-    def search(self, step_for: StepFor, state: State, wanted: Wanted, loop: Loop | None = None) -> Hypotheses:
+    def search(self, step_for: StepFor, state: State, constraints: Constraints, loop: Loop | None = None) -> Hypotheses:
         steps = tf.range(self.n_best) * 2**17  # more than a sample has tokens, so each has its own random numbers
 
         def choose(logits, t, sources):
             probabilities, tokens = self._filter(logits / self.temperature)
             # Inverse transform sampling: the token in whose part of the cumulative distribution the number falls.
             cumulative = tf.cumsum(probabilities, axis=1)
-            numbers = _uniform(tf.gather(wanted.seeds, sources)[:, None], t + steps)
+            numbers = _uniform(tf.gather(constraints.seeds, sources)[:, None], t + steps)
             numbers = tf.reshape(numbers, [-1]) * cumulative[:, -1]
             drawn = tf.reduce_sum(tf.cast(cumulative <= numbers[:, None], tf.int32), axis=1)
             return drawn if tokens is None else tf.gather(tokens, drawn, batch_dims=1)
 
-        return extend_each(step_for, state, wanted, choose, self.n_best, loop)
+        return extend_each(step_for, state, constraints, choose, self.n_best, loop)
 
     def _filter(self, logits):
         """Turns logits `[R, V]` into probabilities to draw with, which need not sum to 1, and the tokens that these
@@ -334,7 +334,7 @@ STRATEGIES: dict[str, type[Strategy]] = {"greedy": Greedy, "beam": BeamSearch, "
 def extend_each(
     step_for: StepFor,
     state: State,
-    wanted: Wanted,
+    constraints: Constraints,
     choose: Callable[[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
     width: int = 1,
     loop: Loop | None = None,
@@ -342,7 +342,7 @@ def extend_each(
     """Extends K hypotheses of each source in parallel, independently of each other, until all have stopped.
 
     Args:
-        step_for, state, wanted, loop: as in `Strategy.search`.
+        step_for, state, constraints, loop: as in `Strategy.search`.
         choose: a function (logits `[R, V - END]` of the tokens from END on, t, sources `[b]`) -> int32 `[R]`, the index
             among those tokens of the next token of each hypothesis, the t-th counted from 0. Tokens that may not come
             have a logit of -inf. Within a prefix the choice is ignored. The hypotheses of a source are adjacent, also
@@ -353,34 +353,36 @@ def extend_each(
         `Hypotheses` with N = K in their order, without scores.
     """
 
-    def running(now):
-        _, stopped = now
+    def running(per_source):
+        _, stopped = per_source
         return tf.reduce_any(stopped == RUNNING, axis=1)
 
-    def extend(t, step, sources, now, rows):
-        (tokens, stopped), (repetition, state) = now, rows
+    def extend(t, step, sources, per_source, per_row):
+        (tokens, stopped), (repetition, state) = per_source, per_row
         logits, state = step(tf.reshape(tokens, [-1]), state)
-        chosen = END + choose(emittable(logits, t, sources, wanted, width), t, sources)
-        forced = _forced(t, sources, wanted, width)
+        chosen = END + choose(mask_logits(logits, t, sources, constraints, width), t, sources)
+        forced = _forced(t, sources, constraints, width)
         if forced is not None:
             chosen = tf.where(forced == PADDING, chosen, forced)
         tokens = tf.where(stopped == RUNNING, tf.reshape(chosen, [-1, width]), PADDING)
         repetition = repetition.after(tf.reshape(tokens, [-1]), forced)
         runs = tf.reshape(repetition.runs, [-1, width, PHRASE])
-        limits = tf.gather(wanted.limits, sources)[:, None]
-        why = why_stopped(tokens, t + 1, limits, runs, wanted.min_length)
+        limits = tf.gather(constraints.limits, sources)[:, None]
+        why = why_stopped(tokens, t + 1, limits, runs, constraints.min_length)
         return (tokens, tf.where(stopped == RUNNING, why, stopped)), (repetition, state), [tokens]
 
-    batch = tf.shape(wanted.limits)[0]
-    now = tf.fill([batch, width], START), tf.fill([batch, width], RUNNING)
+    batch = tf.shape(constraints.limits)[0]
+    per_source = tf.fill([batch, width], START), tf.fill([batch, width], RUNNING)
     state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
-    rows = Repetition.none(batch * width), state
+    per_row = Repetition.none(batch * width), state
     run = loop or shrinking_loop
-    (_, stopped), (ids,) = run(step_for, extend, running, now, rows, wanted.limits, [[width]], width)
+    (_, stopped), (ids,) = run(step_for, extend, running, per_source, per_row, constraints.limits, [[width]], width)
     return Hypotheses(tf.transpose(ids, [1, 2, 0]), None, None, stopped)
 
 
-def emittable(logits: tf.Tensor, t: tf.Tensor, sources: tf.Tensor, wanted: Wanted, width: int = 1) -> tf.Tensor:
+def mask_logits(
+    logits: tf.Tensor, t: tf.Tensor, sources: tf.Tensor, constraints: Constraints, width: int = 1
+) -> tf.Tensor:
     """Keeps only the logits of the tokens from END on, and sets those that are not allowed now to -inf.
 
     PADDING, UNKNOWN and START are never allowed, END is not allowed before the minimum length, and within the prefix of
@@ -389,26 +391,26 @@ def emittable(logits: tf.Tensor, t: tf.Tensor, sources: tf.Tensor, wanted: Wante
     Args:
         logits: float32 `[R, V]`.
         t: the number of tokens before.
-        sources, wanted: as in `Strategy.search`.
+        sources, constraints: as in `Strategy.search`.
         width: K.
 
     Returns:
         float32 `[R, V - END]`.
     """
-    end = tf.where(t < wanted.min_length, NEVER, logits[:, END : END + 1])
+    end = tf.where(t < constraints.min_length, NEG_INF, logits[:, END : END + 1])
     free = tf.concat([end, logits[:, END + 1 :]], axis=1)
-    forced = _forced(t, sources, wanted, width)
+    forced = _forced(t, sources, constraints, width)
     if forced is None:
         return free
     others = tf.range(END, tf.shape(logits)[1]) != forced[:, None]
-    return tf.where((forced != PADDING)[:, None] & others, NEVER, free)
+    return tf.where((forced != PADDING)[:, None] & others, NEG_INF, free)
 
 
-def _forced(t, sources, wanted, width):
+def _forced(t, sources, constraints, width):
     """The next token of the prefix of each row, PADDING after its end: int32 `[R]`; None without prefixes."""
-    if wanted.prefixes is None:
+    if constraints.prefixes is None:
         return None
-    prefixes = tf.pad(wanted.prefixes, [[0, 0], [0, 1]])
+    prefixes = tf.pad(constraints.prefixes, [[0, 0], [0, 1]])
     following = tf.gather(prefixes, tf.minimum(t, tf.shape(prefixes)[1] - 1), axis=1)
     return tf.repeat(tf.gather(following, sources), width)
 
@@ -439,12 +441,12 @@ def _uniform(seeds, t):
 
 
 class _Finished(NamedTuple):
-    """Finished hypotheses of a beam search, `[B, N]` each; a rank of -inf marks an empty place."""
+    """Finished hypotheses of a beam search, `[B, N]` each; a rank of -inf marks an empty slot."""
 
     ranks: tf.Tensor  # float32, log-likelihoods as `adjust` left them
     lengths: tf.Tensor  # int32, END included
     tokens: tf.Tensor  # int32, the last ones
-    parents: tf.Tensor  # int32, the places that they extended, among the K of one token earlier
+    parents: tf.Tensor  # int32, the slots that they extended, among the K of one token earlier
     stopped: tf.Tensor  # int32, indices in STOPPED
     scores: tf.Tensor | tuple  # float32, log-likelihoods if `adjust` is overridden, else ()
 
@@ -452,16 +454,15 @@ class _Finished(NamedTuple):
 def _back_track(finished, tokens, parents):
     """Reads finished hypotheses from their last token to their first: int32 ids `[B, N, T]`.
 
-    `tokens` and `parents` `[T, B, K]` are the newest tokens at each step, and the places that they extended.
+    `tokens` and `parents` `[T, B, K]` are the newest tokens at each step, and the slots that they extended.
     """
 
-    def back(later, now):
-        places, _ = later
-        t, tokens, parents = now
+    def back(later, step):
+        (slots, _), (t, tokens, parents) = later, step
         before_last = t < finished.lengths - 1
         last = tf.where(t == finished.lengths - 1, finished.tokens, PADDING)
-        ids = tf.where(before_last, tf.gather(tokens, places, batch_dims=1), last)
-        return tf.where(before_last, tf.gather(parents, places, batch_dims=1), places), ids
+        ids = tf.where(before_last, tf.gather(tokens, slots, batch_dims=1), last)
+        return tf.where(before_last, tf.gather(parents, slots, batch_dims=1), slots), ids
 
     history = (tf.range(tf.shape(tokens)[0]), tokens, parents)
     _, ids = tf.scan(back, history, (finished.parents, finished.tokens), reverse=True)

@@ -59,8 +59,8 @@ class Trainer(keras.Model):
         those that inherit `update_state` from them see one token after another: labels `[N]`, logits `[N, V]`.
 
         Raises:
-            OptionError: for a loss that cannot be computed, counts padding or takes probabilities; for a metric that
-                takes probabilities, or has the name "loss" or that of another one.
+            OptionError: for a loss that cannot be computed, counts padding, is a sum or takes probabilities; for a
+                metric that takes probabilities, or has the name "loss" or that of another one.
         """
         if loss == "auto":
             loss = TokenCrossentropy(self.label_smoothing)
@@ -157,6 +157,7 @@ class Trainer(keras.Model):
         """
         self.check_vocabularies()
         _refuse_class_weight(class_weight)
+        _check_arrays("train_on_batch", x, y)
         with self._steps(quiet=False):
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 

@@ -64,8 +64,9 @@ def train(
     """Trains a model and writes it to a run folder, again after each measured epoch.
 
     The same call, without `overwrite`, resumes an interrupted training from its last checkpoint, and ends with the
-    same weights as without the interruption. The checkpoints are in the folder's `unfinished` until training ends. On SIGTERM and SIGINT
-    (Ctrl-C) one more is saved, after the epoch if that has just ended; a second signal stops at once.
+    same weights as without the interruption. The checkpoints are in the folder's `unfinished` until training ends.
+    On SIGTERM and SIGINT (Ctrl-C) one more is saved, after the epoch if that has just ended; a second signal stops at
+    once.
 
     The same configuration gives bit-identical weights on CPUs with the same number of cores and threads, and on a GPU
     with `config.deterministic`.

@@ -32,8 +32,6 @@ class TransformerEncoder(BaseLayer):
         heads: number of attention heads, H.
         feed_forward: size of the hidden layer of each feed-forward network; None for 4 times the units.
         dropout: rate, in training, for the embedding and for the result of each sublayer.
-        cell: cell of the decoder if that is recurrent, "lstm" or "gru". The state of each of its layers starts as the
-            mean of the memory.
 
     Call arguments:
         source: one-hot `[B, S, Vs]` or ids `[B, S]`, padded on the right.
@@ -45,8 +43,6 @@ class TransformerEncoder(BaseLayer):
         OptionError: for a size below 1, or if the units cannot be divided among the heads.
     """
 
-    for_decoder = ("cell",)  # options that have no effect unless the decoder has them too
-
     def __init__(
         self,
         vocabulary_size: int,
@@ -55,7 +51,6 @@ class TransformerEncoder(BaseLayer):
         heads: int = 4,
         feed_forward: int | None = None,
         dropout: float = 0.0,
-        cell: str = "lstm",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -81,25 +76,21 @@ class TransformerEncoder(BaseLayer):
 
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
         mask, ids = source_mask(source), token_ids(source)
-        places = _source_places(mask, ids, self.in_order, of_sets=0)
+        positions = _source_positions(mask, ids, self.in_order, of_sets=0)
         x = self.vectors(source, training=training)
         if self.types:
             x += self.types(tf.gather(self.columns, ids))
         for block in self.blocks:
-            x, *_ = block(x, places, mask[:, None], training=training)
-        memory = self.norm(x)
-        real = tf.cast(mask, memory.dtype)[:, :, None]
-        mean = tf.reduce_sum(memory * real, axis=1) / tf.reduce_sum(real, axis=1)
-        state = [[mean] * (2 if self.options["cell"] == "lstm" else 1)] * self.options["layers"]
-        return Encoded(memory, mask, state)
+            x, *_ = block(x, positions, mask[:, None], training=training)
+        return Encoded(self.norm(x), mask)
 
 
 @keras.saving.register_keras_serializable("seq2seq")
 class TransformerDecoder(BaseDecoder):
     """Predicts each next token of the target: every position attends to those before it and to the whole source.
 
-    The keys and values of earlier positions are kept in a cache, which is allocated for all steps at the start, so a
-    decode loop can be compiled.
+    In translation, the keys and values of earlier positions are kept in a cache, which is allocated for all steps at
+    the start, so a decode loop can be compiled.
 
     Args:
         vocabulary_size: number of target ids, Vt.
@@ -145,23 +136,25 @@ class TransformerDecoder(BaseDecoder):
         super().take_tokenizers(source_tokenizer, target_tokenizer)
         self.in_order = source_tokenizer.in_order
 
-    def start(self, encoded: Encoded, steps: int | tf.Tensor) -> tuple[Encoded, tuple]:
+    def start(self, encoded: Encoded, steps: int | tf.Tensor | None = None) -> tuple[Encoded, tuple]:
         """Returns what every call for these sources needs, and the first state.
 
         Args:
             encoded: the encoder's result.
-            steps: the maximum number of tokens, L.
+            steps: the maximum number of tokens, L; None if all tokens come in one call, which then needs no cache.
 
         Returns:
             `encoded` with the source's keys and values of each layer, and the state: the number of tokens before,
-            int32 `[B]`, and of each layer the keys and values of target positions, `[B, H, L, D / H]` each.
+            int32 `[B]`, and of each layer the keys and values of target positions, `[B, H, L, D / H]` each, or None.
         """
-        places = _source_places(encoded.mask, encoded.source, self.in_order)
-        memories = [block.source_attention.project(encoded.memory, places) for block in self.blocks]
+        positions = _source_positions(encoded.mask, encoded.source, self.in_order)
+        memories = [block.source_attention.project(encoded.memory, positions) for block in self.blocks]
         copies = self.pointer.copies(encoded.source) if self.pointer else None
         rows = tf.shape(encoded.memory)[0]
-        nothing = tf.zeros([rows, self.heads, steps, self.units // self.heads], self.compute_dtype)
-        caches = [(nothing, nothing)] * len(memories)
+        caches: list[tuple | None] = [None] * len(memories)
+        if steps is not None:
+            nothing = tf.zeros([rows, self.heads, steps, self.units // self.heads], self.compute_dtype)
+            caches = [(nothing, nothing)] * len(memories)
         return encoded._replace(extra=(memories, copies)), (tf.zeros([rows], tf.int32), caches)
 
     def call(
@@ -171,18 +164,19 @@ class TransformerDecoder(BaseDecoder):
         state: tuple,
         training: bool = False,
         return_attention: bool = False,
-    ) -> tuple[tf.Tensor, tuple] | tuple[tf.Tensor, tuple, tf.Tensor]:
+    ) -> tuple[tf.Tensor, tuple | None] | tuple[tf.Tensor, tuple | None, tf.Tensor]:
         (memories, copies), (past, caches) = encoded.extra, state
-        length, room = tf.shape(target)[1], tf.shape(caches[0][0])[2]
-        places = past[:, None] + tf.range(length)  # [B, T]
-        not_after = tf.range(room) <= places[:, :, None]  # [B, T, L]
+        length = tf.shape(target)[1]
+        room = length if caches[0] is None else tf.shape(caches[0][0])[2]
+        positions = past[:, None] + tf.range(length)  # [B, T]
+        not_after = tf.range(room) <= positions[:, :, None]  # [B, T, L]
         x, filled = self.vectors(target, training=training), []
         for block, cache, memory in zip(self.blocks, caches, memories, strict=True):
-            x, cache, weights = block(x, places, not_after, cache, memory, encoded, training=training)
+            x, cache, weights = block(x, positions, not_after, cache, memory, encoded, training=training)
             filled.append(cache)
         logits = self.logits(self.norm(x), weights, copies, encoded)
-        state = past + length, filled
-        return (logits, state, weights) if return_attention else (logits, state)
+        after = None if caches[0] is None else (past + length, filled)
+        return (logits, after, weights) if return_attention else (logits, after)
 
 
 class Block(keras.layers.Layer):
@@ -216,7 +210,7 @@ class Block(keras.layers.Layer):
     def call(
         self,
         x: tf.Tensor,
-        places: tf.Tensor,
+        positions: tf.Tensor,
         mask: tf.Tensor,
         cache: tuple[tf.Tensor, tf.Tensor] | None = None,
         memory: tuple[tf.Tensor, tf.Tensor] | None = None,
@@ -226,13 +220,13 @@ class Block(keras.layers.Layer):
         """Returns the sum `[B, T, D]`, the new content of the cache, and the weights of the attention to the source."""
         own_norm, *source_norm, wide_norm = self.norms
         normal, weights = own_norm(x), None
-        keys, values = self.attention.project(normal, places)
+        keys, values = self.attention.project(normal, positions)
         if cache is not None:
-            keys, values = (_write(old, new, places) for old, new in zip(cache, (keys, values), strict=True))
-        found, _ = self.attention(normal, keys, values, mask, places)
+            keys, values = (_write(old, new, positions) for old, new in zip(cache, (keys, values), strict=True))
+        found, _ = self.attention(normal, keys, values, mask, positions)
         x += self.drop(found, training=training)
         if memory is not None and encoded is not None:
-            queries, at = (rows_by_source(y, encoded) for y in (source_norm[0](x), places[:, :, None]))
+            queries, at = (rows_by_source(y, encoded) for y in (source_norm[0](x), positions[:, :, None]))
             found, weights = self.source_attention(queries, *memory, encoded.mask[:, None], at[:, :, 0])
             found, weights = (tf.reshape(y, [*tf.unstack(tf.shape(x)[:2]), tf.shape(y)[2]]) for y in (found, weights))
             x += self.drop(found, training=training)
@@ -255,15 +249,15 @@ class MultiHeadAttention(keras.layers.Layer):
             layer.build((None, None, units))
         self.built = True
 
-    def project(self, x: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Keys and values `[B, H, L, D / H]` of vectors `[B, L, D]` at places int32 `[B, L]`."""
-        return _rotate(self._split(self.key(x)), places), self._split(self.value(x))
+    def project(self, x: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Keys and values `[B, H, L, D / H]` of vectors `[B, L, D]` at positions int32 `[B, L]`."""
+        return _rotate(self._split(self.key(x)), positions), self._split(self.value(x))
 
     def call(
-        self, x: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, mask: tf.Tensor, places: tf.Tensor
+        self, x: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, mask: tf.Tensor, positions: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Attends from x `[B, T, D]` to where the mask `[B, T, L]` is True: contexts `[B, T, D]` and mean weights."""
-        queries = _rotate(self._split(self.query(x)), places)
+        queries = _rotate(self._split(self.query(x)), positions)
         scores = tf.matmul(queries * self.size**-0.5, keys, transpose_b=True)
         weights = masked_softmax(scores, mask[:, None])
         found = tf.transpose(tf.matmul(tf.cast(weights, values.dtype), values), [0, 2, 1, 3])
@@ -273,28 +267,28 @@ class MultiHeadAttention(keras.layers.Layer):
         return tf.transpose(tf.reshape(x, [*tf.unstack(tf.shape(x)[:2]), self.heads, self.size]), [0, 2, 1, 3])
 
 
-def _source_places(mask, ids, in_order, of_sets=None):
-    """The places of source tokens, int32 `[B, S]`: from 1, as START has place 0.
+def _source_positions(mask, ids, in_order, of_sets=None):
+    """The positions of source tokens, int32 `[B, S]`: from 1, as START has position 0.
 
-    All tokens of sets, of which `in_order` is False, have the same place: `of_sets`, or by default the one after all
-    others. The decoder needs the latter: with place 0 for features, 13% of Turkish forms were wrong instead of 10%.
+    All tokens of sets, of which `in_order` is False, have the same position: `of_sets`, or by default the one after all
+    others. The decoder needs the latter: with position 0 for features, 13% of Turkish forms were wrong instead of 10%.
     """
     placed = mask if in_order is None else mask & tf.gather(in_order, ids)
-    places = tf.cumsum(tf.cast(placed, tf.int32), axis=1)
-    return tf.where(placed, places, places[:, -1:] + 1 if of_sets is None else of_sets)
+    positions = tf.cumsum(tf.cast(placed, tf.int32), axis=1)
+    return tf.where(placed, positions, positions[:, -1:] + 1 if of_sets is None else of_sets)
 
 
-def _rotate(vectors, places):
-    """Rotary positions: rotates vectors `[B, H, L, d]` by angles proportional to their places int32 `[B, L]`, each pair
-    of numbers at its own speed. The product of two vectors then depends on how far apart they are."""
+def _rotate(vectors, positions):
+    """Rotary positions: rotates vectors `[B, H, L, d]` by angles proportional to their positions int32 `[B, L]`, each
+    pair of numbers at its own speed. The product of two vectors then depends on how far apart they are."""
     half = vectors.shape[-1] // 2
-    angles = tf.cast(places, tf.float32)[:, None, :, None] * 10000 ** (-tf.range(half, dtype=tf.float32) / half)
+    angles = tf.cast(positions, tf.float32)[:, None, :, None] * 10000 ** (-tf.range(half, dtype=tf.float32) / half)
     sine, cosine = (tf.cast(wave, vectors.dtype) for wave in (tf.sin(angles), tf.cos(angles)))
     x, y = tf.split(vectors, 2, axis=-1)
     return tf.concat([x * cosine - y * sine, x * sine + y * cosine], axis=-1)
 
 
-def _write(cache, new, places):
-    """Adds vectors `[B, H, T, d]` to a cache `[B, H, L, d]` in places int32 `[B, T]`, which are empty so far."""
-    at = tf.one_hot(places, tf.shape(cache)[2], dtype=cache.dtype)
+def _write(cache, new, positions):
+    """Adds vectors `[B, H, T, d]` to a cache `[B, H, L, d]` in positions int32 `[B, T]`, which are empty so far."""
+    at = tf.one_hot(positions, tf.shape(cache)[2], dtype=cache.dtype)
     return cache + tf.matmul(at[:, None], new, transpose_a=True)

@@ -17,7 +17,7 @@ from pipelines.tokens import PADDING, START, UNKNOWN, Texts, prefix_ids, spelled
 from seq2seq.attention import Encoded
 from seq2seq.compilation import on_gpu, padded, parts_of_batch, side_by_side, threads
 from seq2seq.contract import check_strategy, encode, has_attention, start
-from seq2seq.decoding import LIMITED, LONGEST_SOURCE, NEVER, STOPPED
+from seq2seq.decoding import LIMITED, LONGEST_SOURCE, NEG_INF, STOPPED
 from seq2seq.exporting import export
 from seq2seq.layers import row_lengths
 from seq2seq.litert_exporting import export_litert
@@ -378,7 +378,7 @@ class Translator(keras.Model):
 
     def _attention(self, sources, targets):
         source, target = self._source_ids(sources), self.target_ids(targets, sources)
-        encoded, state = start(self.decoder, encode(self.encoder, source), tf.shape(target)[1] - 1)
+        encoded, state = start(self.decoder, encode(self.encoder, source), tf.shape(target)[1] - 1, in_one_call=True)
         *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
         source, target = spelled(self.source_tokenizer, source), spelled(self.target_tokenizer, target[:, 1:])
         return [  # an empty source is one step of nothing; copied, since a view would keep the whole batch in memory
@@ -457,7 +457,7 @@ def _first_different(count, texts, *known):
     equal = tf.cast(texts[:, :, None] == texts[:, None], tf.int32)
     repeated = tf.argmax(equal, axis=2, output_type=tf.int32) < tf.range(tf.shape(texts)[1])
     order = tf.argsort(tf.cast(repeated, tf.int32), axis=1, stable=True)[:, :count]
-    nothing = "", NEVER, NEVER, STOPPED[LIMITED], PADDING
+    nothing = "", NEG_INF, NEG_INF, STOPPED[LIMITED], PADDING
     found = zip((texts, *known), nothing, strict=False)
     where = {2: repeated, 3: repeated[:, :, None]}
     return [tf.gather(tf.where(where[each.shape.rank], empty, each), order, batch_dims=1) for each, empty in found]

@@ -12,7 +12,7 @@ import tensorflow as tf
 from pipelines.tokenizers import CharTokenizer
 from pipelines.tokens import END, START
 from seq2seq import BeamSearch, Greedy, Sampling, Strategy, extend_each
-from seq2seq.decoding import STEPS_UNASKED, STOPPED, Wanted, masking_loop
+from seq2seq.decoding import STEPS_UNASKED, STOPPED, Constraints, masking_loop
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz")
 
@@ -21,11 +21,11 @@ TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz")
 class SecondBest(Strategy):
     """Takes the second likeliest token at every step: a custom strategy."""
 
-    def search(self, step_for, state, wanted, loop=None):
+    def search(self, step_for, state, constraints, loop=None):
         def choose(logits, t, sources):
             return tf.math.top_k(logits, 2).indices[:, -1]
 
-        return extend_each(step_for, state, wanted, choose, loop=loop)
+        return extend_each(step_for, state, constraints, choose, loop=loop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +91,10 @@ def search(strategy, step, state=(), limits=(), min_length=0, seeds=None, prefix
     """Searches with a step function: of a model below in a graph that is traced once, of another one eagerly."""
     limits = tf.constant(limits, tf.int32)
     seeds = tf.range(tf.size(limits)) if seeds is None else tf.constant(seeds)
-    wanted = Wanted(limits, tf.constant(min_length), seeds, prefixes)
+    constraints = Constraints(limits, tf.constant(min_length), seeds, prefixes)
     if not isinstance(getattr(step, "__self__", None), tuple):
-        return strategy.search(always(step), state, wanted, LOOP(limits))
-    arguments = step.__self__, state, wanted
+        return strategy.search(always(step), state, constraints, LOOP(limits))
+    arguments = step.__self__, state, constraints
     sizes = tf.nest.map_structure(
         lambda x: None if x is None else tf.TensorSpec([None] * x.shape.rank, x.dtype), arguments
     )
@@ -103,8 +103,8 @@ def search(strategy, step, state=(), limits=(), min_length=0, seeds=None, prefix
 
 @functools.cache
 def graph(strategy, loop, sizes):
-    def run(model, state, wanted):
-        return strategy.search(always(model.step), state, wanted, loop(wanted.limits))
+    def run(model, state, constraints):
+        return strategy.search(always(model.step), state, constraints, loop(constraints.limits))
 
     return tf.function(run, autograph=False).get_concrete_function(*sizes)
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from pipelines import OptionError
 from pipelines.tokens import END
-from seq2seq import BeamSearch, Greedy, Hypotheses, Sampling, Strategy, emittable, extend_each
+from seq2seq import BeamSearch, Greedy, Hypotheses, Sampling, Strategy, extend_each, mask_logits
 from seq2seq.contract import check_strategy, make_strategy
 
 
@@ -21,32 +21,32 @@ class Own(Strategy):
     rows_per_source: int = 1
     n_best: int = 1
 
-    def search(self, step_for, state, wanted, loop=None):
+    def search(self, step_for, state, constraints, loop=None):
         if self.instead:
-            return self.instead(step_for, state, wanted, loop)
-        found = Greedy().search(step_for, state, wanted, loop)
+            return self.instead(step_for, state, constraints, loop)
+        found = Greedy().search(step_for, state, constraints, loop)
         return self.change(found) if self.change else found
 
 
-def unfinished(step_for, state, wanted, loop):
+def unfinished(step_for, state, constraints, loop):
     """Takes a step too few rows wide, or takes one and nothing else."""
     step_for(tf.range(3))(tf.fill([3], 4), state)
 
 
-def deaf(step_for, state, wanted, loop):
+def deaf(step_for, state, constraints, loop):
     """Leaves prefixes aside."""
-    return Greedy().search(step_for, state, wanted._replace(prefixes=None), loop)
+    return Greedy().search(step_for, state, constraints._replace(prefixes=None), loop)
 
 
-def endless(step_for, state, wanted, loop):
+def endless(step_for, state, constraints, loop):
     """Goes on after the limit."""
-    return Greedy().search(step_for, state, wanted._replace(limits=wanted.limits + 9, min_length=9), loop)
+    return Greedy().search(step_for, state, constraints._replace(limits=constraints.limits + 9, min_length=9), loop)
 
 
-def in_python(step_for, state, wanted, loop):
+def in_python(step_for, state, constraints, loop):
     """Asks a tensor for its value in the middle."""
-    float(tf.reduce_sum(wanted.limits).numpy())
-    return Greedy().search(step_for, state, wanted, loop)
+    float(tf.reduce_sum(constraints.limits).numpy())
+    return Greedy().search(step_for, state, constraints, loop)
 
 
 def of_any_number(found):
@@ -71,7 +71,7 @@ def of_any_number(found):
             "scores float32 (3, 2); expected float32 (3, 1)",
         ),
         (Own(lambda found: found._replace(ids=found.ids * 0 + END)), "do not begin with [5, 6], the prefix"),
-        (Own(instead=deaf), "do not begin with [5, 6], the prefix; see `emittable`"),
+        (Own(instead=deaf), "do not begin with [5, 6], the prefix; see `mask_logits`"),
         (Own(instead=endless), "expected at most 3 tokens, none below END=3"),
         (Own(instead=unfinished, rows_per_source=2), "gives a step ids (3,); expected 6 rows, rows_per_source=2"),
         (Own(instead=in_python), "fails on a search for three sources: AttributeError"),
@@ -142,13 +142,13 @@ def test_a_model_refuses_what_it_is_told(model):
 
 
 def test_emittable_says_what_may_come():
-    def search(step_for, state, wanted, loop):
+    def search(step_for, state, constraints, loop):
         def choose(logits, t, sources):
-            again = emittable(tf.pad(logits, [[0, 0], [END, 0]]), t, sources, wanted)
+            again = mask_logits(tf.pad(logits, [[0, 0], [END, 0]]), t, sources, constraints)
             tf.debugging.assert_equal(again, logits)
             return tf.argmax(again, axis=1, output_type=tf.int32)
 
-        return extend_each(step_for, state, wanted, choose, loop=loop)
+        return extend_each(step_for, state, constraints, choose, loop=loop)
 
     check_strategy(Own(instead=search))
 

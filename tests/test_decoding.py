@@ -21,7 +21,7 @@ from searching import (
 
 from pipelines.tokens import END
 from seq2seq import BeamSearch
-from seq2seq.decoding import Wanted, masking_loop
+from seq2seq.decoding import Constraints, masking_loop
 
 
 @BOTH_LOOPS
@@ -49,10 +49,10 @@ def test_compiled_it_finds_the_same_with_a_prefix_and_without(strategy):
     right = search(strategy, step, state, limits, 1, prefixes=prefixes)
 
     @tf.function(jit_compile=True, autograph=False)
-    def compiled(state, wanted):
-        return strategy.search(always(step), state, wanted, masking_loop(2))
+    def compiled(state, constraints):
+        return strategy.search(always(step), state, constraints, masking_loop(2))
 
-    found = compiled(state, Wanted(tf.constant(limits), tf.constant(1), tf.range(30), prefixes))
+    found = compiled(state, Constraints(tf.constant(limits), tf.constant(1), tf.range(30), prefixes))
     assert texts(found) == texts(right) and reasons(found) == reasons(right)
     if right.scores is not None:
         np.testing.assert_allclose(found.scores, right.scores, rtol=1e-5)
@@ -126,7 +126,7 @@ def test_sources_that_have_stopped_leave(strategy):
 
         return step
 
-    hypotheses = strategy.search(step_for, state, Wanted(tf.fill([8], 50), 0, tf.range(8)))
+    hypotheses = strategy.search(step_for, state, Constraints(tf.fill([8], 50), 0, tf.range(8)))
     assert [TOKENIZER.detokenize(ids[:1]).numpy()[0].decode() for ids in hypotheses.ids] == words
     everyone, some, one = list(range(8)), [4, 5, 6, 7], [7]
     greedy = [everyone] * 4 + [some] * 6 + [one] * 5

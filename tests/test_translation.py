@@ -200,7 +200,7 @@ def test_prefixes_that_cannot_be_are_refused(shared_model):
 
 @dataclasses.dataclass(frozen=True)
 class Several(Strategy):
-    """Finds each of so many samples twice, of which so many are wanted."""
+    """Finds each of so many samples twice, of which so many are constraints."""
 
     samples: int = 4
     n_best: int = 3
@@ -209,8 +209,8 @@ class Several(Strategy):
     def rows_per_source(self):
         return self.samples
 
-    def search(self, step_for, state, wanted, loop=None):
-        found = Sampling(n_best=self.samples).search(step_for, state, wanted, loop)
+    def search(self, step_for, state, constraints, loop=None):
+        found = Sampling(n_best=self.samples).search(step_for, state, constraints, loop)
         return found._replace(**{part: tf.repeat(getattr(found, part), 2, axis=1) for part in ("ids", "stopped")})
 
 
