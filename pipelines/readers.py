@@ -244,7 +244,7 @@ def _mix(corpora, weights, report):
             reading[chosen] = corpora[chosen](Report())  # its pairs have been counted
             pair = next(reading[chosen], None)
             if pair is None:
-                raise CorpusError(f"corpus {chosen + 1} of the weighted ones has no pairs")
+                raise CorpusError(f"corpus {chosen + 1} has no pairs to draw from")
         yield pair
 
 

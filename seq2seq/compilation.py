@@ -70,7 +70,7 @@ def parts_of_batch() -> int:
 
     If the program has set threads (`tf.config.threading`), it is the number of inter-op threads divided by the number
     of intra-op threads: the operations of a recurrent step are too small to be divided further. The command line sets
-    them for 2 parts (1 on a single core, 3 on three cores). Otherwise, on a GPU and in exports it is 1.
+    them for 2 parts (1 on a single core, 3 on three cores). It is 1 if they are not set, on a GPU and in exports.
     """
     if is_exporting() or on_gpu():
         return 1

@@ -61,7 +61,7 @@ class Config:
     weights: tuple[float, ...] | None = _option(
         None,
         CORPUS,
-        "How often to draw from each CORPUS, relative to the others. Held-out pairs are read once each.",
+        "Sampling weight of each CORPUS. Held-out pairs are read once each.",
         {"above": 0},
         metavar="W,W,...",
     )
@@ -84,7 +84,7 @@ class Config:
         "only the first counts.",
         {"least": 1},
     )
-    drop_duplicates: bool = _option(False, CORPUS, "Leave out pairs that already came shortly before.")
+    drop_duplicates: bool = _option(False, CORPUS, "Drop pairs that repeat a recently read pair.")
     split: str = _option("hash", CORPUS, "Which pairs are held out: hash (by a hash of the source), last.")
     validation_fraction: float = _option(
         None, CORPUS, "Fraction of the sources to hold out. Default: 0.05, or none with --validation.", _FRACTION
@@ -141,7 +141,9 @@ class Config:
     )
     tied: bool = _option(False, MODEL, "Tie the output layer to the target embedding.")
     copy: bool = _option(
-        False, MODEL, "Let the decoder also copy source tokens, even unknown ones; for targets that share much text."
+        False,
+        MODEL,
+        "Let the decoder also copy source tokens, even unknown ones; useful if targets repeat parts of their sources.",
     )
     dropout: float = _option(0.3, MODEL, "Dropout rate.", _FRACTION)
     encoder: str | None = _option(

@@ -32,7 +32,7 @@ class Constraints(NamedTuple):
 
     limits: tf.Tensor  # int32 [B], at least 1: the maximum length of hypotheses in tokens, END included
     min_length: int | tf.Tensor  # the minimum length, a scalar, END not included
-    seeds: tf.Tensor  # int32 or int64 [B]; use all bits, as a source's randomness depends on nothing else
+    seeds: tf.Tensor  # int32 or int64 [B]; use all bits, the only source of randomness
     prefixes: tf.Tensor | None = None  # int32 [B, P], padded: the tokens that hypotheses begin with, below the limit
 
 
@@ -204,7 +204,7 @@ def gather_rows(tensors: Any, rows: tf.Tensor) -> Any:
     return tf.nest.map_structure(lambda tensor: None if tensor is None else tf.gather(tensor, rows), tensors)
 
 
-# A model that has lost its way repeats one phrase until it reaches the limit. The longest phrase that is detected, in
+# Degenerate output repeats one phrase until it reaches the limit. The longest phrase that is detected, in
 # tokens, and how many tokens of repetition are allowed, or half the limit if that is more.
 PHRASE = 8
 LEAST_REPETITION = 16

@@ -55,8 +55,8 @@ class Seq2Seq(Translator, Trainer):
             prediction. A number, or a `keras.optimizers.schedules.LearningRateSchedule` of the optimizer's steps. Below
             1 this is scheduled sampling (Bengio et al. 2015, arxiv.org/abs/1506.03099).
         **options: arguments of encoder and decoder, such as `units`, `layers`, `cell`, `attention`, `copy`, `dropout`.
-            Each is passed to the classes that have it. The defaults make the plain model of the Keras tutorial; the
-            defaults of `seq2seq train` are its presets.
+            Each is passed to the classes that have it. With the defaults, this is the model of the Keras tutorial.
+            `seq2seq train` uses its presets instead.
         name, trainable, dtype: as in `keras.Model`. Logits and loss are always float32.
 
     Attributes:
@@ -132,9 +132,9 @@ class Seq2Seq(Translator, Trainer):
         for part in (self.encoder, self.decoder):
             take_tokenizers(part, *tokenizers)
         keeps_sizes = check_contract(self.encoder, self.decoder, *tokenizers)
-        # An H100 is then 8 times as fast for 256 rows of 30 steps, because the uncompiled loop waits for the device
-        # several times in each step. On a CPU, `shrinking_loop` drops finished rows, which saves more, and no shape has
-        # to be compiled first, which takes seconds.
+        # On an H100, decoding is then 8 times as fast for 256 rows of 30 steps, because the uncompiled loop waits for
+        # the device several times in each step. On a CPU, `shrinking_loop` drops finished rows, which saves more, and no
+        # shape has to be compiled first, which takes seconds.
         self.compiles_decoding = keeps_sizes and on_gpu()
         for part in (self.encoder, self.decoder):
             for weight in part.weights if not part.trainable else ():
@@ -370,7 +370,7 @@ class Seq2Seq(Translator, Trainer):
 def teacher_forcing(
     source: tf.Tensor, target: tf.Tensor, sample_weight: tf.Tensor | None = None
 ) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor, tf.Tensor]:
-    """Makes a training example of a pair: the decoder reads the correct tokens so far and predicts the next one.
+    """Turns a pair into a training example: the decoder reads the correct tokens so far and predicts the next one.
 
     Args:
         source: one-hot `[B, S, Vs]` or ids `[B, S]`.

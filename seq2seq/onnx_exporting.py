@@ -112,7 +112,7 @@ def write_graphs(
                 (folder / f"{name}.{_SUFFIXES[form]}").write_bytes(convert(function))
     except (RunError, OSError, MemoryError):
         raise
-    except Exception as error:  # TensorFlow and the converters raise whatever they stumble over
+    except Exception as error:  # TensorFlow and the converters raise exceptions of any class
         raise cannot_export(model, error, form) from error
     (folder / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False, allow_nan=False))
     shutil.copy(onnx_runtime.__file__, folder / "translator.py")
@@ -263,7 +263,7 @@ def _compare(model, folder, probe, form):
 
 @contextlib.contextmanager
 def _quietly():
-    """Suppresses the warnings and the log of the converters, which are for their authors."""
+    """Suppresses warnings and logs of the converters, which are meant for their developers."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

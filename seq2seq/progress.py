@@ -1,4 +1,4 @@
-"""The progress of a training run: which epochs are measured, which is kept, when it ends."""
+"""The progress of a training run: which epochs are measured, which one is kept, when training stops."""
 
 import dataclasses
 import math

@@ -54,8 +54,7 @@ class Record:
 
     @property
     def may_have_learned(self) -> bool:
-        """Whether the run may have been trained on sources of its held-out set. Only a split by hash rules that
-        out."""
+        """Whether the run may have been trained on sources of its held-out set. Only a hash split prevents this."""
         return self.config.split != "hash" or bool(self.config.validation) or "from" in self.content
 
     def checksums(self, name: str = "corpus") -> list[str]:

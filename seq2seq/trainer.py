@@ -34,8 +34,8 @@ class Trainer(keras.Model):
     train_step: Any  # a method of the subclass
     count_lengths: Callable  # likewise
     check_vocabularies: Callable  # likewise
-    train_function: Any  # Keras makes it of `train_step`
-    test_function: Any  # and this of `test_step`
+    train_function: Any  # Keras builds it from `train_step`
+    test_function: Any  # and this from `test_step`
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -106,7 +106,7 @@ class Trainer(keras.Model):
 
         `x` holds batches (source, target) as `batch_pairs` makes them. Or it is an array of sources, ids or one-hot,
         and `y` an array of targets. Weights, of pairs `[B]` or of labels `[B, T]`, are a third part of each batch or,
-        with arrays, `sample_weight`. They multiply what a pair counts for in loss, accuracy and perplexity. Arrays and
+        with arrays, `sample_weight`. They scale the contribution of a pair to loss, accuracy and perplexity. Arrays and
         a `PyDataset` are shuffled, unless `shuffle=False`.
 
         On a GPU, no step waits for the device if `verbose=0` and no callback has an `on_train_batch_end` or
@@ -267,12 +267,12 @@ class Trainer(keras.Model):
     def _figures(self):
         """What a step returns to Keras."""
         several = several_workers(self.distribute_strategy)
-        if self._quiet:  # Keras (3.15) makes a number of what comes back; for this one it waits for no device
+        if self._quiet:  # Keras (3.15) converts the result to a number; for one on the CPU it waits for no device
             with tf.device("CPU"):
                 return {"loss": tf.fill([1] if several else [], np.nan)}
         figures = self.get_metrics_result()
-        # Of several workers Keras (3.15) takes the mean, along an axis that figures must have, and with two exchanges
-        # for each. One figure has to do until the epoch is over.
+        # With several workers, Keras (3.15) averages each figure over axis 0, so it needs one, and exchanges messages
+        # twice for each. So there is only one figure until the epoch is over.
         return {"loss": figures["loss"][None]} if several else figures
 
     def get_metrics_result(self) -> dict[str, tf.Tensor]:
@@ -399,7 +399,7 @@ def _apply_if(
         finally:
             del inner._all_reduce_sum_gradients
 
-    # All replicas take the branch together, as an optimizer's update is a meeting of all, which cannot be in a branch.
+    # All replicas take the branch together: an optimizer's update synchronizes them, so it cannot run inside a branch.
     tf.distribute.get_replica_context().merge_call(together, args=(condition, gradients))
 
 
@@ -414,7 +414,7 @@ def _run_if(condition: tf.Tensor, run: Callable[[], Any], changed: Iterable[kera
         tf.cond(condition, run, lambda: None)
         return
     before = [(variable, tf.convert_to_tensor(variable)) for variable in changed]
-    with tf.control_dependencies([condition]):  # Keras finds the end of the data by a step whose batch never comes
+    with tf.control_dependencies([condition]):  # Keras detects the end of the data by a step that gets no batch
         run()
     for variable, value in before:
         variable.assign(tf.where(condition, variable, value))

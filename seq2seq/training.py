@@ -183,7 +183,7 @@ def _begin(config, folder, progress, report, say, command):
     steps = steps_per_epoch(config, tokenizers, found)
     epochs = epoch_count(config, steps)
     if config.warmup >= steps * epochs:
-        say(f"The training has {steps * epochs:,} updates, all of them warm-up: --warmup {config.warmup}")
+        say(f"All {steps * epochs:,} updates of the training are warm-up: lower --warmup ({config.warmup})")
     model = build_model(config, tokenizers, steps * epochs)
     if old:
         copy_weights(model, old, config.warm_start, sizes)

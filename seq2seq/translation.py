@@ -90,7 +90,7 @@ class Translator(keras.Model):
 
         Args:
             texts: any number of strings: a list, a generator, an array, a tensor `[N]` or a `tf.data.Dataset` of scalar
-                strings; or a single string. Of each, the first 1,024 tokens are read.
+                strings; or a single string. Only the first 1,024 tokens of each text are read.
             strategy: "greedy", "beam" or "sampling"; or one of these with settings, as in
                 `BeamSearch(width=10, n_best=3)`; or an object of a custom class, see `strategies.Strategy`.
             prefixes: how each translation begins: one string for each text, "" for none. At least one token follows it.

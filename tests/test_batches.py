@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import CharTokenizer, OptionError, batch_pairs, read_pairs
+from pipelines.batches import _length_order
 from pipelines.tokens import END, REPLACEMENT, START, UNKNOWN
 from seq2seq import teacher_forcing
 
@@ -220,3 +221,8 @@ def test_no_pair_is_lost_repeated_or_mismatched(wanted, number):
 def test_a_size_below_one_is_refused(tokenizers, size):
     with pytest.raises(OptionError, match=f"{size}=0: expected a whole number, at least 1"):
         batch_pairs(tf.data.Dataset.from_tensors(("a", "A")), *tokenizers, **{size: 0})
+
+
+def test_long_texts_are_ordered_by_length_too():
+    assert _length_order(tf.fill([3], 1), tf.constant([70_000, 2, 4])).numpy().tolist() == [1, 2, 0]
+    assert _length_order(tf.constant([70_000, 2, 4]), tf.constant([70_000, 2, 4])).numpy().tolist() == [1, 2, 0]

@@ -66,7 +66,7 @@ def test_both_halves_may_be_of_either_architecture(config, tmp_path, options, ki
     model = load_run(tmp_path / "run")
     assert halves(model) == kinds
     assert "copying: 5 source tokens can be copied; there are 5 target tokens" in said
-    assert any("all of them warm-up: --warmup 9" in text for text in said) == ("warmup" in options)
+    assert any("are warm-up: lower --warmup (9)" in text for text in said) == ("warmup" in options)
     if options.get("shared_vocabulary"):
         assert model.source_tokenizer.vocabulary == model.target_tokenizer.vocabulary
 

@@ -13,7 +13,7 @@ from command_line import server
 from pipelines import CorpusError
 from seq2seq.checkpoints import Checkpoints, locked, whole_file
 from seq2seq.config import Config
-from seq2seq.records import RunError
+from seq2seq.records import RunError, resumable
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -89,6 +89,18 @@ def test_the_last_two_states_are_kept_and_the_newest_whole_one_is_loaded(tmp_pat
     older.unlink()
     with pytest.raises(RunError, match="no undamaged checkpoint"):
         checkpoints.load()
+
+
+def test_what_is_cleared_half_is_no_training_to_resume(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "unfinished")
+    checkpoints.clear()
+    for name in ("config.json", "1.npz"):
+        (checkpoints.folder / name).touch()
+    assert resumable(tmp_path)
+    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: exit(1))
+    with pytest.raises(SystemExit):
+        checkpoints.clear()
+    assert not resumable(tmp_path)
 
 
 def test_a_full_disk_takes_nothing_that_was_saved(full_disk):

@@ -198,3 +198,8 @@ def test_pairs_are_grouped_by_source_in_their_order():
 def test_a_source_in_two_unicode_forms_is_one_source():
     pairs = dataset([(nfd("ñu"), "x"), ("ñu", "y"), ("Ñu", "z")])
     assert group_by_source(pairs) == {nfd("ñu"): ["x", "y"], "Ñu": ["z"]}
+
+
+def test_a_text_that_is_not_utf8_is_named_by_its_pair():
+    with pytest.raises(CorpusError, match="pair 2: a text is not UTF-8"):
+        group_by_source(dataset([("go", "ve"), (b"\xff", "x")]))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import subprocess
@@ -5,7 +6,6 @@ import sys
 import unicodedata
 from pathlib import Path
 
-import keras
 import pytest
 import tensorflow as tf
 from conftest import WORDS
@@ -14,6 +14,7 @@ from pipelines import CharTokenizer, ColumnsTokenizer, CorpusError, OptionError,
 from seq2seq import BeamSearch, Evaluation, Seq2Seq, compare, evaluate
 from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.evaluation import corpus_scores, measure
+from seq2seq.metrics import TokenCrossentropy
 
 TRANSLATIONS = [
     "the old cat sat on a warm mat.",
@@ -142,6 +143,9 @@ def test_compare_tells_a_difference_from_chance():
     assert compare(evaluation(right, references), evaluation(almost, references))["exact match"][1].p > 0.05
     with pytest.raises(OptionError, match="of the same texts"):
         compare(evaluation(right, references), evaluation(right[1:], references[1:]))
+    with pytest.raises(OptionError, match="the same BLEU tokenizer, not '13a' and, for number 2, 'char'"):
+        other = dataclasses.replace(evaluation(right, references), bleu_tokenizer="char")
+        compare(evaluation(right, references), other)
 
 
 def test_any_number_of_evaluations_is_compared_each_with_the_first():
@@ -237,8 +241,7 @@ def test_the_seconds_that_count_are_without_the_time_of_making_graphs(tokenizers
 
 def test_what_a_model_was_compiled_with_changes_none_of_its_figures(model, pairs):
     right = evaluate(model, pairs, max_length=3)
-    sum_of_all = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
-    for options in ({"metrics": ["accuracy"], "weighted_metrics": []}, {"loss": sum_of_all}):
+    for options in ({"metrics": ["accuracy"], "weighted_metrics": []}, {"loss": TokenCrossentropy(0.9)}):
         model.compile(**options)
         metrics = model.metrics
         found = evaluate(model, pairs, max_length=3)

@@ -70,3 +70,5 @@ def test_every_optimizer_of_keras_but_those_made_of_others_is_one_to_choose():
 def test_a_schedule_of_this_library_is_saved_with_its_numbers():
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(InverseSqrt(0.1, 4)))
     assert type(again) is InverseSqrt and again.get_config() == {"rate": 0.1, "warmup": 4}
+    with pytest.raises(OptionError, match="warmup=0: expected a whole number, at least 1"):
+        InverseSqrt(0.1, 0)

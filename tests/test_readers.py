@@ -182,7 +182,7 @@ def test_weights_mix_corpora_evenly_until_each_has_been_read(read, tsv):
     for weights in ((1,), (1, 0)):
         with pytest.raises(OptionError, match="expected 2 positive numbers"):
             read([large, small], weights=weights)
-    with pytest.raises(CorpusError, match="corpus 2 of the weighted ones has no pairs"):
+    with pytest.raises(CorpusError, match="corpus 2 has no pairs to draw from"):
         read([large, tsv("", "none.tsv")], weights=(1, 1))
 
 

@@ -247,6 +247,11 @@ def test_another_normal_form_is_an_error_that_names_those_there_are():
         CharTokenizer(normal_form="nfc")
 
 
+def test_a_vocabulary_has_each_token_once():
+    with pytest.raises(OptionError, match="vocabulary: 'a' occurs 2 times; expected each token once"):
+        CharTokenizer(["a", "b", "a"])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_eager_graph_and_dataset_agree(kind):
     tokenizer, texts = adapted(kind), tf.constant(["cat, cats\ta;x;cats\tta", "", "¿qué? a"])

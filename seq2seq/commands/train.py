@@ -32,7 +32,7 @@ def train(  # longer than 60 lines: its signature declares the options
         bool,
         typer.Option(
             "--resume",
-            help="Resume an interrupted training with its own options. Its original command resumes it too.",
+            help="Resume an interrupted run with its original options. Repeating the original command does the same.",
         ),
     ] = False,
     preset: Preset = None,
