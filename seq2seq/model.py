@@ -133,8 +133,8 @@ class Seq2Seq(Translator, Trainer):
             take_tokenizers(part, *tokenizers)
         keeps_sizes = check_contract(self.encoder, self.decoder, *tokenizers)
         # On an H100, decoding is then 8 times as fast for 256 rows of 30 steps, because the uncompiled loop waits for
-        # the device several times in each step. On a CPU, `shrinking_loop` drops finished rows, which saves more, and no
-        # shape has to be compiled first, which takes seconds.
+        # the device several times in each step. On a CPU, `shrinking_loop` drops finished rows, which saves more, and
+        # no shape has to be compiled first, which takes seconds.
         self.compiles_decoding = keeps_sizes and on_gpu()
         for part in (self.encoder, self.decoder):
             for weight in part.weights if not part.trainable else ():
