@@ -94,17 +94,27 @@ def accepted(function: Callable) -> set[str]:
 
     A constructor with `**kwargs` also takes those of its base class, unless that is a class of Keras or TensorFlow.
     """
-    found: dict[str, inspect.Parameter] = {}
-    for each in inspect.getmro(function) if isinstance(function, type) else [function]:
-        if each is not function and each.__module__.split(".")[0] in ("builtins", "keras", "tensorflow"):
+    names: set[str] = set()
+    for each in _constructors(function) if isinstance(function, type) else [function]:
+        parameters = inspect.signature(each).parameters.values()
+        kinds = {parameter.kind for parameter in parameters}
+        names |= {parameter.name for parameter in parameters if parameter.kind not in _VARIABLE}
+        if inspect.Parameter.VAR_KEYWORD not in kinds:
             break
-        if each is function or "__init__" in vars(each):
-            own = inspect.signature(each.__init__ if isinstance(each, type) else each).parameters  # type: ignore[misc]
-            found = {**own, **found}
-            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in own.values()):
-                break
-    variable = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
-    return {name for name, parameter in found.items() if parameter.kind not in variable} - {"self", "vocabulary_size"}
+    return names - {"self", "vocabulary_size"}
+
+
+_VARIABLE = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+
+
+def _constructors(kind):
+    """The `__init__` of a class, then those of its base classes up to the first one of Keras, TensorFlow or Python."""
+    yield kind.__init__
+    for base in kind.__mro__[1:]:
+        if base.__module__.split(".")[0] in ("builtins", "keras", "tensorflow"):
+            return
+        if "__init__" in vars(base):
+            yield base.__init__
 
 
 def construct(

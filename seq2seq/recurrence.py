@@ -117,32 +117,32 @@ class Recurrent(keras.layers.Layer):
         biases: list[tf.Tensor] = []  # of the recurrent product: a GRU has one there too, as cuDNN has
         if self.cell is GRU:
             bias, *biases = tf.unstack(bias)
-        given = _times(_transpose(x), kernel, bias)
+        input_gates = _times(_transpose(x), kernel, bias)
         if state is None:
-            state = [tf.zeros_like(given[0, :, : direction.units])] * self.cell.states
+            state = [tf.zeros_like(input_gates[0, :, : direction.units])] * self.cell.states
         if _steps(x) == 1:  # one step needs no loop around it
-            state, _ = self.cell.step(given[0], sum(biases, tf.matmul(state[0], recurrent_kernel)), state)
+            state, _ = self.cell.step(input_gates[0], sum(biases, tf.matmul(state[0], recurrent_kernel)), state)
             return state[0][:, None], state
-        states = recur(self.cell, given, recurrent_kernel, biases, state)
+        states = recur(self.cell, input_gates, recurrent_kernel, biases, state)
         if lengths is None:
             last = [part[-1] for part in states]
         else:
-            places = tf.stack([lengths - 1, tf.range(tf.shape(lengths)[0])], axis=1)
-            last = [tf.gather_nd(part, places) for part in states]
+            positions = tf.stack([lengths - 1, tf.range(tf.shape(lengths)[0])], axis=1)
+            last = [tf.gather_nd(part, positions) for part in states]
         return _transpose(states[0]), last
 
 
 class LSTM:
     """One step of an LSTM, whose state is [h, c], and its gradient.
 
-    The gates i, f, candidate and o are functions of `given` + `recurrent`, `[B, G]` each, which come from the input and
-    from h.
+    The gates i, f, candidate and o are functions of `input_gates` + `hidden_gates`, `[B, G]` each: the products of the
+    input and of h with the kernels.
     """
 
     layer = keras.layers.LSTM
     states = 2
-    saves = 5  # tensors
-    gradients = 1  # that of `given` and of `recurrent` is the same, as they are summed
+    saved_tensors = 5  # that `step` returns for `backward`
+    gradients = 1  # that of `input_gates` and of `hidden_gates` is the same, as they are summed
 
     @staticmethod
     def as_cudnn(gates: tf.Tensor) -> tf.Tensor:
@@ -150,22 +150,22 @@ class LSTM:
         return gates
 
     @staticmethod
-    def step(given: tf.Tensor, recurrent: tf.Tensor, state: State) -> tuple[State, list[tf.Tensor]]:
-        """Returns the new state, and the tensors that `back` needs, `[B, D]` each."""
-        i, f, candidate, o = tf.split(given + recurrent, 4, axis=1)
+    def step(input_gates: tf.Tensor, hidden_gates: tf.Tensor, state: State) -> tuple[State, list[tf.Tensor]]:
+        """Returns the new state, and the tensors that `backward` needs, `[B, D]` each."""
+        i, f, candidate, o = tf.split(input_gates + hidden_gates, 4, axis=1)
         i, f, candidate, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(candidate), tf.sigmoid(o)
         c = f * state[1] + i * candidate
-        shown = tf.tanh(c)
-        return [o * shown, c], [i, f, candidate, o, shown]
+        tanh_c = tf.tanh(c)
+        return [o * tanh_c, c], [i, f, candidate, o, tanh_c]
 
     @staticmethod
-    def back(saved: list[tf.Tensor], state: State, d_state: State) -> tuple[tf.Tensor, tf.Tensor, State]:
-        """Gradients of `given`, of `recurrent`, and of the state before except through `recurrent`."""
-        i, f, candidate, o, shown = saved
+    def backward(saved: list[tf.Tensor], state: State, d_state: State) -> tuple[tf.Tensor, tf.Tensor, State]:
+        """Gradients of `input_gates`, of `hidden_gates`, and of the state before except through `hidden_gates`."""
+        i, f, candidate, o, tanh_c = saved
         dh, dc = d_state
-        dc += d_tanh(shown, dh * o)
+        dc += d_tanh(tanh_c, dh * o)
         d_i, d_f = d_sigmoid(i, dc * candidate), d_sigmoid(f, dc * state[1])
-        d_candidate, d_o = d_tanh(candidate, dc * i), d_sigmoid(o, dh * shown)
+        d_candidate, d_o = d_tanh(candidate, dc * i), d_sigmoid(o, dh * tanh_c)
         d_gates = tf.concat([d_i, d_f, d_candidate, d_o], axis=1)
         return d_gates, d_gates, [tf.zeros_like(dh), dc * f]
 
@@ -178,7 +178,7 @@ class GRU:
 
     layer = keras.layers.GRU
     states = 1
-    saves = 4
+    saved_tensors = 4
     gradients = 2
 
     @staticmethod
@@ -187,22 +187,22 @@ class GRU:
         return tf.concat([r, z, candidate], axis=-1)
 
     @staticmethod
-    def step(given: tf.Tensor, recurrent: tf.Tensor, state: State) -> tuple[State, list[tf.Tensor]]:
-        given_z, given_r, given_candidate = tf.split(given, 3, axis=1)
-        z, r, own = tf.split(recurrent, 3, axis=1)
-        z, r = tf.sigmoid(given_z + z), tf.sigmoid(given_r + r)
-        candidate = tf.tanh(given_candidate + r * own)
-        return [z * state[0] + (1 - z) * candidate], [z, r, candidate, own]
+    def step(input_gates: tf.Tensor, hidden_gates: tf.Tensor, state: State) -> tuple[State, list[tf.Tensor]]:
+        input_z, input_r, input_candidate = tf.split(input_gates, 3, axis=1)
+        z, r, hidden_candidate = tf.split(hidden_gates, 3, axis=1)
+        z, r = tf.sigmoid(input_z + z), tf.sigmoid(input_r + r)
+        candidate = tf.tanh(input_candidate + r * hidden_candidate)
+        return [z * state[0] + (1 - z) * candidate], [z, r, candidate, hidden_candidate]
 
     @staticmethod
-    def back(saved: list[tf.Tensor], state: State, d_state: State) -> tuple[tf.Tensor, tf.Tensor, State]:
-        z, r, candidate, own = saved
+    def backward(saved: list[tf.Tensor], state: State, d_state: State) -> tuple[tf.Tensor, tf.Tensor, State]:
+        z, r, candidate, hidden_candidate = saved
         (dh,) = d_state
         d_z = d_sigmoid(z, dh * (state[0] - candidate))
         d_candidate = d_tanh(candidate, dh * (1 - z))
-        d_r = d_sigmoid(r, d_candidate * own)
-        d_given, d_recurrent = (tf.concat([d_z, d_r, d], axis=1) for d in (d_candidate, d_candidate * r))
-        return d_given, d_recurrent, [dh * z]
+        d_r = d_sigmoid(r, d_candidate * hidden_candidate)
+        d_input_gates, d_hidden_gates = (tf.concat([d_z, d_r, d], axis=1) for d in (d_candidate, d_candidate * r))
+        return d_input_gates, d_hidden_gates, [dh * z]
 
 
 def d_sigmoid(y: tf.Tensor, dy: tf.Tensor) -> tf.Tensor:
@@ -219,36 +219,37 @@ CELLS: dict[str, type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU}
 
 
 def recur(
-    cell: type[LSTM] | type[GRU], given: tf.Tensor, kernel: tf.Tensor, biases: Sequence[tf.Tensor], first: State
+    cell: type[LSTM] | type[GRU], input_gates: tf.Tensor, kernel: tf.Tensor, biases: Sequence[tf.Tensor], first: State
 ) -> State:
     """Runs the steps one after another.
 
     TensorFlow's own backward loop would add a product to the kernel's gradient in every step. This one computes only
-    the gradients of the gates, and computes the kernel's gradient as one large product at the end.
+    the gradients of the gates. The kernel's gradient, the sum over t of h(t - 1)^T d_hidden_gates(t), is then one large
+    product.
 
     Args:
         cell: `LSTM` or `GRU`.
-        given: `[T, B, G]`, of each step.
-        kernel, biases: `[D, G]`, and `[G]` or none: `recurrent` is h times the kernel plus the bias.
+        input_gates: `[T, B, G]`, of each step.
+        kernel, biases: `[D, G]`, and `[G]` or none: `hidden_gates` is h times the kernel plus the bias.
         first: the state before the first step.
 
     Returns:
         The states after each step, `[T, B, D]` each. The first is the output, h.
     """
-    length, (units, gates) = tf.shape(given)[0], kernel.shape
+    length, (units, gates) = tf.shape(input_gates)[0], kernel.shape
 
     def arrays(count, size, length):
-        options = {"element_shape": [given.shape[1], size], "clear_after_read": False}
-        return [tf.TensorArray(given.dtype, length, **options) for _ in range(count)]
+        options = {"element_shape": [input_gates.shape[1], size], "clear_after_read": False}
+        return [tf.TensorArray(input_gates.dtype, length, **options) for _ in range(count)]
 
     def write(arrays, t, values):
         return [array.write(t, value) for array, value in zip(arrays, values, strict=True)]
 
     if is_exporting():  # without a gradient; in ONNX, what a loop writes in its t-th step has the place t
-        length = given.shape[0] or length  # in LiteRT, all sizes are known
+        length = input_gates.shape[0] or length  # in LiteRT, all sizes are known
 
         def step(t, state, states):
-            state, _ = cell.step(given[t], sum(biases, tf.matmul(state[0], kernel)), state)
+            state, _ = cell.step(input_gates[t], sum(biases, tf.matmul(state[0], kernel)), state)
             return t + 1, state, write(states, t, state)
 
         variables = (0, list(first), arrays(len(first), units, length))
@@ -256,39 +257,39 @@ def recur(
         return [array.stack() for array in states]
 
     @tf.custom_gradient
-    def run(given, kernel, *rest):
+    def run(input_gates, kernel, *rest):
         biases, state = rest[: -len(first)], rest[-len(first) :]
 
         def forward(t, state, states, saved):
-            state, save = cell.step(given[t], sum(biases, tf.matmul(state[0], kernel)), state)
+            state, save = cell.step(input_gates[t], sum(biases, tf.matmul(state[0], kernel)), state)
             return t + 1, state, write(states, t + 1, state), write(saved, t, save)
 
         states = write(arrays(len(first), units, length + 1), 0, state)
-        variables = (0, list(state), states, arrays(cell.saves, units, length))
+        variables = (0, list(state), states, arrays(cell.saved_tensors, units, length))
         *_, states, saved = tf.while_loop(lambda t, *_: t < length, forward, variables)
         all_states = [array.stack() for array in states]
 
         def gradient(*upstream):
             transposed = tf.transpose(kernel)  # faster than `transpose_b` in each product
 
-            def back(t, d_state, d_gates):
+            def backward(t, d_state, d_gates):
                 d_state = [part + later[t] for part, later in zip(d_state, upstream, strict=True)]
                 saved_t, state = ([array.read(t) for array in each] for each in (saved, states))
-                d_given, d_recurrent, d_state = cell.back(saved_t, state, d_state)
-                d_state[0] += tf.matmul(d_recurrent, transposed)
-                return t - 1, d_state, write(d_gates, t, [d_given, d_recurrent][: cell.gradients])
+                d_input_gates, d_hidden_gates, d_state = cell.backward(saved_t, state, d_state)
+                d_state[0] += tf.matmul(d_hidden_gates, transposed)
+                return t - 1, d_state, write(d_gates, t, [d_input_gates, d_hidden_gates][: cell.gradients])
 
             d_gates = arrays(cell.gradients, gates, length)
             variables = (length - 1, [tf.zeros_like(part) for part in state], d_gates)
-            _, d_state, d_gates = tf.while_loop(lambda t, *_: t >= 0, back, variables)
+            _, d_state, d_gates = tf.while_loop(lambda t, *_: t >= 0, backward, variables)
             d_gates = [array.stack() for array in d_gates]
-            h, d_recurrent = tf.reshape(all_states[0][:-1], [-1, units]), tf.reshape(d_gates[-1], [-1, gates])
-            d_biases = [tf.reduce_sum(d_recurrent, axis=0) for _ in biases]
-            return d_gates[0], tf.matmul(h, d_recurrent, transpose_a=True), *d_biases, *d_state
+            h, d_hidden_gates = tf.reshape(all_states[0][:-1], [-1, units]), tf.reshape(d_gates[-1], [-1, gates])
+            d_biases = [tf.reduce_sum(d_hidden_gates, axis=0) for _ in biases]
+            return d_gates[0], tf.matmul(h, d_hidden_gates, transpose_a=True), *d_biases, *d_state
 
         return [states[1:] for states in all_states], gradient
 
-    return run(given, kernel, *biases, *first)
+    return run(input_gates, kernel, *biases, *first)
 
 
 def _steps(x):

@@ -39,7 +39,10 @@ class Trainer(keras.Model):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._quiet = False  # whether `train_function` and `test_function` return no metrics, see `_steps`
+        # Keras converts the metrics of each step to numbers, which waits for a GPU. If nobody reads them (`verbose=0`,
+        # no callback for batches), steps are quiet: they return a constant, and Keras gets the metrics once per epoch,
+        # from `_get_metrics_result_or_logs`. Both kinds of functions are traced once, and exchanged by `_steps`.
+        self._quiet = False
         self._other_functions: tuple = None, None  # the same two, but with metrics if `_quiet`, else without
 
     def compile(
