@@ -229,8 +229,8 @@ class Seq2Seq(Translator, Trainer):
         ids = token_ids(inputs)
         logits = self((source, inputs))
         rows, length, size = (tf.shape(logits)[axis] for axis in range(3))
-        mask_logits = tf.reshape(logits, [-1, size])[:, END:]  # as in decoding
-        drawn = END + keras.random.categorical(mask_logits, 1, dtype="int32", seed=self.guesses)
+        allowed = tf.reshape(logits, [-1, size])[:, END:]  # as in decoding
+        drawn = END + keras.random.categorical(allowed, 1, dtype="int32", seed=self.guesses)
         guesses = tf.concat([ids[:, :1], tf.reshape(drawn, [rows, length])[:, :-1]], axis=1)
         chance = keras.random.uniform([rows, length], dtype="float32", seed=self.guesses)
         correct = chance < tf.cast(probability, "float32")
