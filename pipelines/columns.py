@@ -59,7 +59,8 @@ class ColumnsTokenizer(Tokenizer):
     def vocabulary(self) -> list[str]:
         """All tokens, the reserved ones first; a token's index is its id. A token of several columns is repeated."""
         vocabularies = [part.vocabulary for part in self.tokenizers]
-        return [vocabularies[column][own] for column, own in zip(self.columns, self._own_ids, strict=True)]
+        pairs = zip(self.columns, self._id_in_column, strict=True)
+        return [vocabularies[column][in_column] for column, in_column in pairs]
 
     @property
     def columns(self) -> np.ndarray:
@@ -139,36 +140,40 @@ class ColumnsTokenizer(Tokenizer):
         """Does nothing: the columns have tokens, and `_assign_ids` gives them ids."""
 
     def _assign_ids(self, columns):
-        """Gives each token an id: the next id of its column in a list of columns by id, or a new id after the list.
+        """Gives each token an id: the next id of its column in `columns`, a list of columns by id, or a new id after it.
 
-        Within a column, ids are in the order of its tokenizer's ids, so only the list has to be saved.
+        Within a column, ids are in the order of its tokenizer's ids, so only the list has to be saved. For columns with
+        the tokens a, b and X, whose own ids begin after the four reserved ones, and an unknown token (1) of the second:
+
+            id                      4  5  6  7
+            column of the id        0  0  1  1
+            id in the column        4  5  1  4
         """
-        # The ids that each tokenizer has for its column: tokens and, except in the first column, the unknown token.
-        own_ids = [
+        in_columns = [
             [UNKNOWN] * (number > 0) + list(range(len(RESERVED_TOKENS), part.vocabulary_size))
             for number, part in enumerate(self.tokenizers)
         ]
-        for number, own in enumerate(own_ids):
-            columns = columns + [number] * (len(own) - columns.count(number))
+        for number, in_column in enumerate(in_columns):
+            columns = columns + [number] * (len(in_column) - columns.count(number))
         self._columns = np.array([0] * len(RESERVED_TOKENS) + columns, np.int32)
-        self._own_ids = np.arange(len(self._columns), dtype=np.int32)  # of each id, the one in its column
-        self.ids_of_columns: list[np.ndarray] = []  # of each column, the ids by those of its tokenizer
-        for number, (own, part) in enumerate(zip(own_ids, self.tokenizers, strict=True)):
+        self._id_in_column = np.arange(len(self._columns), dtype=np.int32)
+        self.ids_of_columns: list[np.ndarray] = []  # the inverse: of each column, ids by their ids in it
+        for number, (in_column, part) in enumerate(zip(in_columns, self.tokenizers, strict=True)):
             ids = len(RESERVED_TOKENS) + np.flatnonzero(np.array(columns) == number)
-            self._own_ids[ids] = own
+            self._id_in_column[ids] = in_column
             table = np.arange(part.vocabulary_size, dtype=np.int32)
-            table[own] = ids
+            table[in_column] = ids
             self.ids_of_columns.append(table)
         self.tokens = [
-            b"\t" * column + self._token(column, own)
-            for column, own in zip(columns, self._own_ids[len(RESERVED_TOKENS) :], strict=True)
+            b"\t" * column + self._token(column, in_column)
+            for column, in_column in zip(columns, self._id_in_column[len(RESERVED_TOKENS) :], strict=True)
         ]
 
-    def _token(self, column, own):
-        """The token of a column's own id, as bytes; empty for the unknown token."""
-        if own == UNKNOWN:
+    def _token(self, column, in_column):
+        """The token with this id in a column, as bytes; empty for the unknown token."""
+        if in_column == UNKNOWN:
             return b""
-        token = self.tokenizers[column].tokens[own - len(RESERVED_TOKENS)]
+        token = self.tokenizers[column].tokens[in_column - len(RESERVED_TOKENS)]
         return token if isinstance(token, bytes) else token.encode()
 
     def _columns_of(self, texts):
@@ -191,6 +196,6 @@ class ColumnsTokenizer(Tokenizer):
         return tf.concat(found, axis=1)
 
     def _spell(self, ids):
-        columns, own = tf.gather(self._columns, ids), tf.gather(self._own_ids, ids)
+        columns, in_column = tf.gather(self._columns, ids), tf.gather(self._id_in_column, ids)
         parts = enumerate(self.tokenizers)
-        return tf.strings.join([part._spell(tf.where(columns == n, own, PADDING)) for n, part in parts], "\t")
+        return tf.strings.join([part._spell(tf.where(columns == n, in_column, PADDING)) for n, part in parts], "\t")
