@@ -140,7 +140,7 @@ class ColumnsTokenizer(Tokenizer):
         """Does nothing: the columns have tokens, and `_assign_ids` gives them ids."""
 
     def _assign_ids(self, columns):
-        """Gives each token an id: the next id of its column in `columns`, a list of columns by id, or a new id after it.
+        """Gives each token an id: the next id of its column in a list of columns by id, or a new id after the list.
 
         Within a column, ids are in the order of its tokenizer's ids, so only the list has to be saved. For columns with
         the tokens a, b and X, whose own ids begin after the four reserved ones, and an unknown token (1) of the second:
