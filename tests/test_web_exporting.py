@@ -48,14 +48,20 @@ def package():
 
 
 @pytest.fixture(scope="module")
-def site(upper_case, package, tmp_path_factory):
-    """The folder that the command made of a run."""
-    (model, words), home = upper_case, tmp_path_factory.mktemp("web")
+def site(exported_onnx, package, tmp_path_factory):
+    """The folder that the command made of a run, with the graphs of `exported_onnx`."""
+    (model, folder), home = exported_onnx, tmp_path_factory.mktemp("web")
     (home / "run").mkdir()
     model.save(home / "run" / "model.keras")
-    translations = [text.decode() for text in model.translate(words).numpy()]
-    (home / "run" / "probe.json").write_text(json.dumps(dict(zip(words, translations, strict=True))))
-    done = seq2seq("export", home / "run", home / "site", "--format", "web")
+    shutil.copy(folder / "probe.json", home / "run")
+
+    def export_onnx(model, out, probe):
+        assert probe == list(json.loads((folder / "probe.json").read_text()))
+        shutil.copytree(folder, out)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(web_exporting, "export_onnx", export_onnx)
+        done = seq2seq("export", home / "run", home / "site", "--format", "web")
     assert (done.returncode, done.stdout.decode()) == (0, f"{home / 'site'}\n"), done.stderr
     return home / "site"
 
