@@ -246,8 +246,10 @@ def test_unknown_characters_and_invalid_utf_8_are_translated_as_the_model_does(e
 
 
 @pytest.mark.slow
-def test_a_missing_extra_is_named(exported_onnx, trained, tmp_path, monkeypatch):
-    export = ["export", trained.folder, tmp_path / "new", "--format", "onnx"]
+def test_a_missing_extra_is_named(exported_onnx, untrained, tmp_path, monkeypatch):
+    run = shutil.copytree(untrained, tmp_path / "run")
+    (run / "probe.json").write_text("{}")
+    export = ["export", run, tmp_path / "new", "--format", "onnx"]
     for name, command in (
         ("onnx", export),
         ("tf2onnx", export),
@@ -258,7 +260,7 @@ def test_a_missing_extra_is_named(exported_onnx, trained, tmp_path, monkeypatch)
             done = seq2seq(*command, cwd=tmp_path)
         wanted = f"seq2seq: this needs {name}: pip install 'keras-seq2seq[onnx]'\n"
         assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", wanted)
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [run]
 
 
 def test_long_texts_are_translated_a_few_at_a_time(exported_onnx, monkeypatch):
