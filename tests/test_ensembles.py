@@ -5,13 +5,13 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from command_line import seq2seq
+from command_line import in_process as seq2seq
+from command_line import load_runs
 from conftest import WORDS
 
 from pipelines import CharTokenizer, OptionError
 from pipelines.tokens import END, START
 from seq2seq import BeamSearch, Seq2Seq, ensemble, load_run
-from seq2seq.runs import load_runs
 
 
 def decided(model):

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from command_line import seq2seq
+from command_line import in_process as seq2seq
 from conftest import LINES
 from matplotlib.image import imread
 
