@@ -1,10 +1,13 @@
 import dataclasses
 import json
 
+import keras
 import numpy as np
 import pytest
+from conftest import QUICK
+from test_runs import made
 
-from pipelines import OptionError
+from pipelines import OptionError, checksums
 from seq2seq.building import build_model, prepare
 from seq2seq.config import Config
 from seq2seq.runs import load_run
@@ -77,16 +80,32 @@ def test_a_transformer_may_decode_what_a_recurrent_encoder_reads(config):
     assert halves(model) == ["Encoder", "TransformerDecoder"]
 
 
+class Begun(keras.callbacks.Callback):
+    """Ends a training before its first step, and keeps the model."""
+
+    def on_train_begin(self, logs=None):
+        raise InterruptedError
+
+
 @pytest.mark.parametrize("options", [{}, {"embedding": 6, "tied": True}])
 def test_a_warm_start_keeps_what_was_learned_of_old_tokens_and_knows_new_ones(trained, tmp_path, tsv, options):
     config = dataclasses.replace(trained.config, validation_fraction=0.0, **options)
     folder, old = trained.folder, trained.model
     if options:
-        folder = tmp_path / "old"
-        old = train(dataclasses.replace(config, epochs=1), folder)
+        folder, old = tmp_path / "old", made(config)
+        folder.mkdir()
+        old.save(folder / "model.keras")
+        record = {"options": dataclasses.asdict(config), "checksums": checksums(config.corpus)}
+        (folder / "config.json").write_text(json.dumps(record))
     new = str(tsv("".join(f"{a}{b}\t{a.upper()}{b}\n" for a in "abxy" for b in "xyz") + "€a\t€A\n", "new.tsv"))
     said, still = [], {"corpus": new, "learning_rate": 0.0, "warm_start": str(folder), "epochs": 1}
-    warm = train(dataclasses.replace(config, **still), tmp_path / "warm", say=said.append)
+    if options:
+        begun = Begun()
+        with pytest.raises(InterruptedError):
+            train(dataclasses.replace(config, **still), tmp_path / "warm", say=said.append, callbacks=[begun])
+        warm = begun.model
+    else:
+        warm = train(dataclasses.replace(config, **still), tmp_path / "warm", say=said.append)
     for side, tokenizer in (("source", warm.source_tokenizer), ("target", warm.target_tokenizer)):
         known = getattr(old, f"{side}_tokenizer").tokens
         assert tokenizer.tokens[: len(known)] == known and set("xyz") < set(tokenizer.tokens)
@@ -102,7 +121,7 @@ def test_a_warm_start_keeps_what_was_learned_of_old_tokens_and_knows_new_ones(tr
 def test_a_run_of_several_source_columns_and_one_that_starts_from_it(tsv, tmp_path):
     corpus = tsv("lemma\tform\tfeatures\n" + "".join(f"{a}\t{a.upper()}\tV;UP\n{a}\t{a}\t\n" for a in "abcdef"))
     options = {"columns": ("lemma", "features", "form"), "source_tokenizer": "char,;", "validation_fraction": 0}
-    options |= {"units": 4, "epochs": 1}
+    options |= {**QUICK, "units": 4, "epochs": 1}
     model = train(Config(str(corpus), **options), tmp_path / "run")
     source = model.source_tokenizer
     assert source.column_names == ("lemma", "features") and source.vocabulary[-3:] == ["[UNK]", "UP", "V"]
