@@ -26,7 +26,7 @@ SMALL = {"units": 4, "cell": "gru", "bidirectional": False, "attention": "dot"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def wild_run(tmp_path_factory):
     """A run on a few real words."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "pairs.tsv").write_text(
@@ -72,22 +72,22 @@ def test_of_a_long_text_so_much_is_read_and_its_batch_is_small(any_model):
 
 
 @pytest.mark.slow
-def test_a_stream_keeps_one_line_for_each_in_their_order(folder):
+def test_a_stream_keeps_one_line_for_each_in_their_order(wild_run):
     lines = [b"sol", b"x" * 100_000, b"", b"\0", b"\xff\xfe", *(b"%d" % n for n in range(20_000)), b"sol"]
-    done = seq2seq("translate", folder, "--max-length", 4, stdin=b"\n".join(lines))
+    done = seq2seq("translate", wild_run, "--max-length", 4, stdin=b"\n".join(lines))
     found = done.stdout.split(b"\n")
     assert done.returncode == 0 and len(found) == len(lines) + 1
     assert found[0] == found[len(lines) - 1]
 
 
 @pytest.mark.slow
-def test_score_keeps_one_line_for_each_of_any_bytes(folder):
+def test_score_keeps_one_line_for_each_of_any_bytes(wild_run):
     draw = random.Random(0)
     pieces = [b"sol", b"los", b"\t", b"\t", b"\r", b"\0", b"\xff", b"\xc2\x85", "\u2028".encode(), b"\v", b" "]
     lines = []
     for _ in range(5000):
         lines += [b"sol\tlos", b"".join(draw.choices(pieces, k=draw.randrange(6)))]
-    done = seq2seq("score", folder, stdin=b"\n".join(lines))
+    done = seq2seq("score", wild_run, stdin=b"\n".join(lines))
     found = done.stdout.split(b"\n")
     assert done.returncode == 0 and len(found) == len(lines) + 1 and found.pop() == b""
     assert len(set(found[::2])) == 1 and not math.isnan(float(found[0]))
@@ -98,9 +98,9 @@ def test_score_keeps_one_line_for_each_of_any_bytes(folder):
     )
 
 
-def test_a_model_file_with_any_bit_changed_is_refused_or_the_same(folder, tmp_path):
-    whole = (folder / "model.keras").read_bytes()
-    right = load_run(folder).translate("sol", max_length=5)
+def test_a_model_file_with_any_bit_changed_is_refused_or_the_same(wild_run, tmp_path):
+    whole = (wild_run / "model.keras").read_bytes()
+    right = load_run(wild_run).translate("sol", max_length=5)
     places = random.Random(0)
     refused = 0
     for _ in range(60):
@@ -116,8 +116,8 @@ def test_a_model_file_with_any_bit_changed_is_refused_or_the_same(folder, tmp_pa
 
 
 @pytest.mark.parametrize("length", [0, 30, 5000, -1])
-def test_a_model_file_cut_short_is_refused(folder, tmp_path, length):
-    (tmp_path / "model.keras").write_bytes((folder / "model.keras").read_bytes()[:length])
+def test_a_model_file_cut_short_is_refused(wild_run, tmp_path, length):
+    (tmp_path / "model.keras").write_bytes((wild_run / "model.keras").read_bytes()[:length])
     with pytest.raises(RunError, match=r"model.keras: damaged"):
         load_run(tmp_path)
 
@@ -133,15 +133,15 @@ def test_a_model_file_cut_short_is_refused(folder, tmp_path, length):
         ("seq2seq.layers", "NoSuchThing"),
     ],
 )
-def test_a_model_of_other_classes_is_refused_before_anything_is_made(folder, tmp_path, module, kind):
-    with zipfile.ZipFile(folder / "model.keras") as archive:
+def test_a_model_of_other_classes_is_refused_before_anything_is_made(wild_run, tmp_path, module, kind):
+    with zipfile.ZipFile(wild_run / "model.keras") as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
     config = json.loads(parts["config.json"])
     marker = tmp_path / "marker"
     config["config"]["encoder"] = {
         "module": module,
         "class_name": kind,
-        "config": {"name": f"touch {marker}", "vocabulary": str(folder / "config.json"), "filepath": str(folder)},
+        "config": {"name": f"touch {marker}", "vocabulary": str(wild_run / "config.json"), "filepath": str(wild_run)},
         "registered_name": None,
     }
     parts["config.json"] = json.dumps(config).encode()
@@ -159,8 +159,8 @@ def _resident():
 
 
 @pytest.mark.slow
-def test_thousands_of_calls_of_any_shape_trace_once_and_take_no_more_memory(folder):
-    model, shapes = load_run(folder), random.Random(0)
+def test_thousands_of_calls_of_any_shape_trace_once_and_take_no_more_memory(wild_run):
+    model, shapes = load_run(wild_run), random.Random(0)
 
     def call(times):
         for _ in range(times):
@@ -176,9 +176,9 @@ def test_thousands_of_calls_of_any_shape_trace_once_and_take_no_more_memory(fold
 
 
 @pytest.mark.slow
-def test_a_training_of_many_epochs_takes_no_more_memory(folder, tmp_path):
+def test_a_training_of_many_epochs_takes_no_more_memory(wild_run, tmp_path):
     resident = []
     say = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: resident.append(_resident()))
-    config = Config(str(folder.parent / "pairs.tsv"), **SMALL, epochs=24, batch_size=4, checkpoint_minutes=0.0)
+    config = Config(str(wild_run.parent / "pairs.tsv"), **SMALL, epochs=24, batch_size=4, checkpoint_minutes=0.0)
     train(config, tmp_path / "run", callbacks=[say])
     assert resident[-1] - resident[8] < 10
