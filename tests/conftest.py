@@ -44,8 +44,8 @@ tf.config.experimental.enable_tensor_float_32_execution(False)
 
 # What takes longest to make, and is shared: by `--dist loadgroup`, only one of several processes makes it.
 # `exported_onnx` is in the group of `upper_case`, which it is made of.
-SHARED = ("any_model", "covered", "exported", "learned", "shared_model", "shell", "swept", "toy_run", "trained")
-SHARED += ("upper_case", "wild_run")
+SHARED = ("any_model", "covered", "exported", "learned", "one_device", "shared_model", "shell", "swept", "toy_run")
+SHARED += ("trained", "upper_case", "wild_run")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups

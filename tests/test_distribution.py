@@ -20,16 +20,17 @@ from seq2seq.distribution import open_strategy
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def config(tmp_path):
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
     """Batches that two do not divide evenly, of texts of unequal length, and gradients that are clipped."""
-    path = tmp_path / "pairs.tsv"
+    path = tmp_path_factory.mktemp("corpus") / "pairs.tsv"
     texts = [f"{a}{b}{c}" * (1 + number % 3) for number, (a, b, c) in enumerate(_triples())]
     path.write_text("".join(f"{text}\t{text[::-1]}\n" for text in texts))
     return Config(
         corpus=str(path),
         units=8,
         cell="gru",
+        bidirectional=False,
         embedding=None,
         attention="dot",
         dropout=0.0,
@@ -120,18 +121,25 @@ def workers(config, folder):
     return [Process(config, folder, "multiworker", cluster, index) for index in range(2)]
 
 
-def assert_same_run(config, tmp_path, found, whole):
-    for one, other in zip(whole, found, strict=True):
+@pytest.fixture(scope="module")
+def one_device(config, tmp_path_factory):
+    """A run of one device, and the weights that it ended with."""
+    folder = tmp_path_factory.mktemp("one_device") / "run"
+    return folder, Process(config, folder).weights()
+
+
+def assert_same_run(config, one_device, folder, found):
+    whole, weights = one_device
+    for one, other in zip(weights, found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
-    rows = [np.genfromtxt(tmp_path / name / "history.csv", delimiter=",", skip_header=1) for name in ("whole", "run")]
+    rows = [np.genfromtxt(run / "history.csv", delimiter=",", skip_header=1) for run in (whole, folder)]
     np.testing.assert_allclose(rows[0], rows[1], rtol=1e-3)
     assert len(rows[0]) == config.epochs
 
 
-def test_two_devices_learn_what_one_does(config, tmp_path):
-    processes = Process(config, tmp_path / "whole"), Process(config, tmp_path / "run", "mirrored")
-    whole, found = [process.weights() for process in processes]
-    assert_same_run(config, tmp_path, found, whole)
+def test_two_devices_learn_what_one_does(config, one_device, tmp_path):
+    found = Process(config, tmp_path / "run", "mirrored").weights()
+    assert_same_run(config, one_device, tmp_path / "run", found)
 
 
 def test_a_batch_without_a_finite_gradient_changes_nothing_on_any_device(config, tmp_path):
@@ -180,10 +188,8 @@ def test_each_pair_of_an_epoch_is_learned_once_by_one_device(config):
     assert all(len(one) == len(other) and one[0] for one, other in batches)
 
 
-def test_two_processes_learn_what_one_does_though_one_is_killed_in_between(config, tmp_path):
-    single = Process(config, tmp_path / "whole")
+def test_two_processes_learn_what_one_does_though_one_is_killed_in_between(config, one_device, tmp_path):
     first, second = workers(config, tmp_path / "run")
-    whole = single.weights()
     first.steps(10)
     os.kill(second.process.pid, signal.SIGKILL)
     killed = time.monotonic()
@@ -195,12 +201,12 @@ def test_two_processes_learn_what_one_does_though_one_is_killed_in_between(confi
     found = [process.weights() for process in again]
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one, other)
-    assert_same_run(config, tmp_path, found[0], whole)
+    assert_same_run(config, one_device, tmp_path / "run", found[0])
     assert not (tmp_path / "run" / "unfinished").exists()
 
 
 def _fit(path, given, found):
-    """What a training in a process of its own with Keras's `fit` comes to: one device, or two given batches somehow."""
+    """What a training in a process of its own with Keras's `fit` comes to: one device, or two with such data."""
     import keras
 
     strategy = None if given == "one device" else _two_devices()
@@ -220,9 +226,10 @@ def _fit(path, given, found):
     elif given == "arrays":
         data = [tensor.numpy() for tensor in next(iter(batches))]
     else:
-        data = distribute(strategy, batches) if given == "distributed" else batches
+        data = batches
+    held_out = distribute(strategy, batches)
     try:
-        figures = model.fit(data, validation_data=data, epochs=2, verbose=0, shuffle=False).history
+        figures = model.fit(data, validation_data=held_out, epochs=2, verbose=0, shuffle=False).history
         measured = model.evaluate(data, verbose=0, return_dict=True)
         found.send([model.length_ratios.numpy()[0], figures, measured, model.get_weights()])
     except OptionError as error:
@@ -240,16 +247,14 @@ def _fitted(path, *given):
 
 
 def test_fit_and_evaluate_of_two_devices_learn_and_measure_all_rows_of_what_one_does(config):
-    whole, *others = _fitted(config.corpus, "one device", "batches", "distributed")
-    assert whole[0] == 2 * len(_triples())
-    for found in others:
-        assert found[0] == whole[0]
-        for name, values in whole[1].items():
-            np.testing.assert_allclose(found[1][name], values, rtol=1e-3, err_msg=name)
-        for name, value in whole[2].items():
-            np.testing.assert_allclose(found[2][name], value, rtol=1e-3, err_msg=name)
-        for one, other in zip(whole[3], found[3], strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    whole, found = _fitted(config.corpus, "one device", "two devices")
+    assert found[0] == whole[0] == 2 * len(_triples())
+    for name, values in whole[1].items():
+        np.testing.assert_allclose(found[1][name], values, rtol=1e-3, err_msg=name)
+    for name, value in whole[2].items():
+        np.testing.assert_allclose(found[2][name], value, rtol=1e-3, err_msg=name)
+    for one, other in zip(whole[3], found[3], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_data_that_keras_would_divide_among_devices_is_refused(config):
