@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import epochs_seen, read_history, spy_on_steps
+from conftest import QUICK, epochs_seen, read_history, spy_on_steps
 
 from pipelines import CorpusError, OptionError
 from seq2seq import Seq2Seq
@@ -57,7 +57,7 @@ def test_without_a_monitor_the_last_epoch_is_kept_and_returned(trained):
 def test_a_corpus_too_small_to_hold_anything_out_is_trained_on_whole_and_its_change_is_noticed(tsv, tmp_path):
     path, run, said = tsv("Go.\tVe.\n"), tmp_path / "run", []
     change = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: path.write_text("Go.\tVete.\n"))
-    train(Config(str(path), units=4, epochs=2), run, say=said.append, callbacks=[change])
+    train(Config(str(path), units=4, epochs=2, **QUICK), run, say=said.append, callbacks=[change])
     assert "val_loss" not in (run / "history.csv").read_text()
     (text,) = (text for text in said if "changed" in text)
     assert text.startswith(f"{path}: changed during training, so the model may have seen two versions;")
@@ -89,9 +89,10 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
 
     monkeypatch.setattr(Seq2Seq, "save", saving)
     write = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: (run / "diverged.tsv").write_text("new"))
-    train(dataclasses.replace(config, epochs=1, validation_fraction=0), run, overwrite=True, callbacks=[write])
+    options = {"epochs": 1, "keep_epochs": 9, "validation_fraction": 0}
+    train(dataclasses.replace(config, **options), run, overwrite=True, callbacks=[write])
     assert not {"config.json", "history.csv"} & set(beside)  # of the old model, which would be taken for the new one's
-    assert (run / "model.keras").read_bytes() != model and not (run / "epochs").exists()
+    assert (run / "model.keras").read_bytes() != model and list(kept_epochs(run)) == [1]
     assert (run / "diverged.tsv").read_text() == "new"  # what this training has written stays
     assert (run / "notes.png").exists() and not any(path.exists() for path in old)
 
@@ -156,8 +157,6 @@ def test_of_many_epochs_some_are_measured_and_saved_and_the_models_of_the_last_a
     last = keras.models.load_model(kept_epochs(run)[8])
     for one, other in zip(last.weights, model.weights, strict=True):
         np.testing.assert_array_equal(one, other)
-    train(dataclasses.replace(config, epochs=1, keep_epochs=9), run, overwrite=True)
-    assert list(kept_epochs(run)) == [1]
 
 
 class Worsen(keras.callbacks.Callback):
@@ -179,13 +178,6 @@ def test_the_best_measured_epoch_is_kept_and_training_stops_when_patience_runs_o
     known = evaluate(model, held_out_pairs(tmp_path / "run", model))
     assert known.perplexity == pytest.approx(float(rows[1]["val_perplexity"]), rel=1e-4)
     assert draw_run(tmp_path / "run", model)[0].is_file()
-
-
-def test_a_plateau_halves_the_learning_rate(config, tmp_path):
-    options = {"schedule": "plateau", "monitor": "val_loss", "epochs": 7, "learning_rate": 0.004}
-    train(dataclasses.replace(config, **options), tmp_path / "run", callbacks=[Worsen()])
-    rates = [float(row["learning_rate"]) for row in read_history(tmp_path / "run")]
-    assert rates[0] == pytest.approx(0.004) and rates[-1] < 0.003
 
 
 def test_an_interrupted_training_resumes_and_what_it_took_adds_up(config, tmp_path):
