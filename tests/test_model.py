@@ -57,15 +57,13 @@ def test_compiled_decoding_finds_the_same_row_by_row_in_few_shapes(upper_case, s
         for compiles in (False, True):
             model.compiles_decoding = compiles
             known[compiles] = model.translate(texts, strategy, details=True, seed=3)
-            for length in (3, 30):
-                known[compiles, length] = model.translate(texts[3:8], strategy, min_length=2, max_length=length)
+            known[compiles, "short"] = model.translate(texts[3:8], strategy, min_length=2, max_length=3)
         for one, other in zip(known[False], known[True], strict=True):
             if one.dtype == tf.string:
                 np.testing.assert_array_equal(one, other)
             else:
                 np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-        for length in (3, 30):
-            np.testing.assert_array_equal(known[False, length], known[True, length])
+        np.testing.assert_array_equal(known[False, "short"], known[True, "short"])
         assert model._search_with(strategy).experimental_get_tracing_count() == 1
     finally:
         model.compiles_decoding = False
@@ -162,9 +160,7 @@ def test_a_copying_model_writes_what_it_has_only_ever_read_elsewhere(tmp_path):
     assert likely > max(others) + 5  # another unknown letter is not the same, although no vocabulary has either
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert decoded(loaded.translate(list(unseen), BeamSearch(2))) == decoded(
-        model.translate(list(unseen), BeamSearch(2))
-    )
+    assert decoded(loaded.translate(list(unseen))) == texts
 
 
 def test_label_smoothing_spreads_labels_but_never_padding(tokenizers, batches):
@@ -268,7 +264,6 @@ def test_a_weight_that_a_derived_model_makes_is_saved_with_it(tokenizers, tmp_pa
         {"cell": "gru", "layers": 2, "bidirectional": True, "attention": "additive", "embedding": 12, "tied": True},
         {"attention": "dot", "input_feeding": True, "dropout": 0.1},
         {"attention": "monotonic", "copy": True, "dropout": 0.1},
-        {"label_smoothing": 0.1, "teacher_forcing": 0.8, "embedding": 24, "attention": "dot", "copy": True},
     ],
     ids=str,
 )
@@ -279,10 +274,9 @@ def test_every_kind_of_model_learns_saves_and_translates(tokenizers, tmp_path, o
     model.compile(keras.optimizers.Adam(0.01, global_clipnorm=1.0))
     batches = batch_pairs(pairs.repeat(60), *tokenizers, batch_size=12, encoding="ids", seed=0)
     model.fit(batches, epochs=12, verbose=0, shuffle=False)
-    wanted = [word.upper() for word in WORDS]
     model.save(tmp_path / "x.keras")
-    assert decoded(model.translate(WORDS)) == wanted
-    assert decoded(keras.models.load_model(tmp_path / "x.keras").translate(WORDS, "beam")) == wanted
+    again = keras.models.load_model(tmp_path / "x.keras")
+    assert decoded(again.translate(WORDS, "beam")) == [word.upper() for word in WORDS]
 
 
 def test_teacher_forcing_gives_the_right_tokens_so_far_and_asks_for_the_next(tokenizers):
@@ -332,9 +326,8 @@ def test_mixed_precision_trains_saves_and_translates(tokenizers, batches, tmp_pa
     model.save(tmp_path / "x.keras")
     again = keras.models.load_model(tmp_path / "x.keras")
     assert again.dtype_policy.name == "mixed_float16"
-    for strategy in ("greedy", "beam"):
-        found, right = (it.translate(["sol"], strategy, max_length=5, details=True) for it in (again, model))
-        assert decoded(found.texts[:, 0]) == decoded(right.texts[:, 0]) and np.isfinite(found.scores.numpy()).all()
+    found, right = (it.translate(["sol"], "beam", max_length=5, details=True) for it in (again, model))
+    assert decoded(found.texts[:, 0]) == decoded(right.texts[:, 0]) and np.isfinite(found.scores.numpy()).all()
 
 
 def test_frozen_weights_stay_as_they_are_and_frozen_when_loaded(model, tmp_path):
@@ -386,13 +379,11 @@ def test_float64_trains_saves_and_translates(tokenizers, tmp_path, options):
         model.compile(keras.optimizers.Adam(0.01, global_clipnorm=0.1))
         assert {weight.dtype for weight in model.trainable_weights} == {"float64"}
         source, target = ids_of(model)
-        assert np.isfinite(model.train_on_batch(source, target, np.ones(3))).all()
-        assert np.isfinite(model.fit(source, target, verbose=0).history["loss"]).all()
-        found = model.translate(["sol"], "beam", max_length=3)
+        assert np.isfinite(model.fit(source, target, sample_weight=np.ones(3), verbose=0).history["loss"]).all()
         model.save(tmp_path / "x.keras")
-        np.testing.assert_array_equal(
-            keras.models.load_model(tmp_path / "x.keras").translate(["sol"], "beam", max_length=3), found
-        )
+        again = keras.models.load_model(tmp_path / "x.keras")
+        np.testing.assert_allclose(again((source, target)), model((source, target)), rtol=1e-12)
+        assert np.isfinite(again.translate(["sol"], "beam", max_length=3, details=True).scores).all()
     finally:
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy(policy)
