@@ -2,7 +2,9 @@
 
 import contextlib
 import multiprocessing
+import multiprocessing.forkserver
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -26,33 +28,62 @@ server.set_forkserver_preload(
 
 def seq2seq(*arguments, stdin=None, cwd=None):
     """Runs a command in a process of its own, as `subprocess.run` does, and returns what that returns."""
+    return _in_another_process(run_command, arguments, stdin, cwd)
+
+
+def python(*arguments, cwd=None):
+    """Runs a script in a process of its own, in which TensorFlow is imported already; otherwise as `seq2seq` above."""
+    return _in_another_process(_run_script, arguments, None, cwd)
+
+
+def _in_another_process(run, arguments, stdin, cwd):
     arguments = [str(argument) for argument in arguments]
     with _files(stdin) as files:
-        process = server.Process(target=_command, args=(arguments, files, cwd))
+        process = server.Process(target=_with_files, args=(run, arguments, files, cwd))
         process.start()
         process.join()
         stdout, stderr = (path.read_bytes() for path in files[1:])
     return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
 
 
-def _command(arguments, files, cwd):
+def _with_files(run, arguments, files, cwd):
     for number, path in enumerate(files):
         file = os.open(path, os.O_RDWR | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
     sys.stdin = os.fdopen(0)  # which multiprocessing has closed
     os.chdir(cwd or ".")
-    run_command(arguments)
+    run(arguments)
 
 
 def run_command(arguments, pictures=False):
     """Runs a command in this process, and ends it. It has one core, as a part of each model is traced for every core,
     and a training draws no pictures unless they are asked for."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    _take_one_core_and_the_server()
     if arguments[0] == "train" and not pictures:
         sys.modules["matplotlib"] = None  # as where the extra `plots` is not installed
     sys.argv = ["seq2seq", *arguments]
     cli.main()
+
+
+def _run_script(arguments):
+    _take_one_core_and_the_server()
+    sys.argv = arguments
+    sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _take_one_core_and_the_server():
+    """Processes that this process starts, such as those of a sweep, are forked from the server that it comes from.
+
+    CPython gives a forked process its server's address, but not the server's process ID. The process would therefore
+    start a second server, which would import TensorFlow again. The private names are those of CPython 3.11 to 3.13. If
+    they change, a second server is started, or the tests of sweeps fail here. From 3.14 on they fail: the server asks
+    for a key that forked processes do not have.
+    """
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    forkserver = multiprocessing.forkserver
+    forkserver._forkserver.ensure_running = forkserver.ensure_running = lambda: None
 
 
 @contextlib.contextmanager
