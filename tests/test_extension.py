@@ -3,9 +3,6 @@
 import dataclasses
 import json
 import re
-import shlex
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,14 +10,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from command_line import seq2seq
-from conftest import LINES, WORDS, read_history, small_config
+from command_line import in_process, python, seq2seq
+from conftest import LINES, QUICK, WORDS, read_history, small_config
 
-from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, Tokenizer, batch_pairs, load_class
+from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, Tokenizer, batch_pairs, checksums, load_class
 from seq2seq import BeamSearch, Config, Decoder, Encoder, Sampling, Seq2Seq
 from seq2seq.building import build_model, copy_weights, prepare
+from seq2seq.commands.train import _imports_for
 from seq2seq.records import read_record
 from seq2seq.runs import load_run
+from seq2seq.surveying import survey_corpus, take_vocabularies
 from seq2seq.training import train
 
 ROOT = Path(__file__).parent.parent
@@ -121,10 +120,10 @@ def options(name):
     tokenizers[0].adapt(WORDS)
     tokenizers[1].adapt(UPPER)
     if name == DECODER:
-        return tokenizers, {"decoder": load_class("test", DECODER)}
+        return tokenizers, {**QUICK, "decoder": load_class("test", DECODER)}
     if name == ENCODER:
-        return tokenizers, {"encoder": load_class("test", ENCODER), "attention": "general"}
-    return tokenizers, {}
+        return tokenizers, {"encoder": load_class("test", ENCODER), "cell": "gru", "attention": "general"}
+    return tokenizers, QUICK
 
 
 def answers(model):
@@ -186,33 +185,13 @@ def test_it_is_loaded_in_another_process_and_answers_the_same(folder, learned):
     paths = [folder / f"{number}.keras" for number in range(3)]
     for path, (model, _) in zip(paths, learned.values(), strict=True):
         model.save(path)
-    command = [sys.executable, "-c", LOADED, Path(__file__).parent, *paths]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    (folder / "loaded.py").write_text(LOADED)
+    done = python("loaded.py", Path(__file__).parent, *paths, cwd=folder)
+    assert done.returncode == 0, done.stderr.decode()
     for again, (_, found) in zip(json.loads(done.stdout), learned.values(), strict=True):
         assert again["beam"] == found["beam"]
         for kind in ("beam scores", "score"):
             np.testing.assert_allclose(again[kind], found[kind], atol=1e-4)
-
-
-@pytest.mark.slow
-def test_the_command_line_says_what_has_to_be_imported(folder):
-    learn, translate = examples()[1]["ngrams"].splitlines()  # test_docs.py runs the others too
-    out = "runs/ngrams"
-
-    def run(line, *more):
-        _, *arguments = shlex.split(line)
-        done = seq2seq(*arguments, *more, cwd=folder)
-        return done.returncode, done.stdout.decode(), done.stderr.decode()
-
-    code, stdout, stderr = run(learn, "--out", out, "--epochs", "1", "--units", "8")
-    assert (code, stdout) == (0, f"{out}\n"), stderr
-    assert f"--import {DECODER}" in translate and f"--import {DECODER}" in stderr
-    code, stdout, stderr = run(translate)
-    assert (code, stdout.count("\n")) == (0, 1)
-    assert stderr == "TEXT 1: at least half of the tokens are not in the vocabulary\n"  # of the toy corpus
-    code, stdout, stderr = run(translate.replace(f"--import {DECODER}", ""))
-    assert (code, stdout) == (2, "") and f"--import {DECODER}" in stderr, stderr
 
 
 def broken(module, right, wrong):
@@ -378,23 +357,32 @@ def modules(monkeypatch, tmp_path):
     return tmp_path
 
 
+def make_run(folder, config):
+    """Makes a run folder of a configuration, whose model has learned nothing."""
+    _, tokenizers = prepare(config)
+    take_vocabularies(config, tokenizers, survey_corpus(config, tokenizers, None, None, print), print)
+    folder.mkdir()
+    record = {"options": dataclasses.asdict(config), "directory": str(folder), "checksums": checksums(config.corpus)}
+    (folder / "config.json").write_text(json.dumps(record))
+    build_model(config, tokenizers, steps=1).save(folder / "model.keras")
+
+
 @pytest.fixture(scope="module")
 def covered(tmp_path_factory):
-    """A run whose decoder is one of the examples, with an option of its own."""
+    """A run whose decoder is one of the examples, with an option of its own. It has learned nothing."""
     folder = tmp_path_factory.mktemp("covered")
     (folder / "pairs.tsv").write_text(LINES)
     options = {"decoder": "coverage:CoverageDecoder", "attention": None, "own": {"kernel": 5}, "epochs": 1}
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.syspath_prepend(ROOT / "examples")
         config = dataclasses.replace(small_config(folder / "pairs.tsv"), validation_fraction=0, **options)
-        train(config, folder / "run")
+        make_run(folder / "run", config)
     return folder / "run"
 
 
-def test_an_option_of_a_custom_class_reaches_it_and_is_recorded_and_repeated(modules, covered):
+def test_an_option_of_a_custom_class_reaches_it_and_is_repeated(modules, covered):
     assert load_run(covered).decoder.options == {"vocabulary_size": 9, "units": 8, "kernel": 5}
-    record = read_record(covered)
-    assert record.options["own"] == {"kernel": 5} and record.config.own == {"kernel": 5}
+    assert read_record(covered).config.own == {"kernel": 5}
 
 
 def test_a_warm_start_takes_only_vocabularies_that_have_grown(modules, covered):
@@ -453,7 +441,17 @@ def same_weights(one, other):
     return all(np.allclose(x, y, atol=1e-5) for x, y in pairs)
 
 
-def test_a_custom_loss_and_a_custom_metric_train_and_are_measured(modules, config, trained):
+TRANSLATED = """
+import sys
+from seq2seq import load_run
+model = load_run("run")
+print(model.translate(["ab"]).shape, model.compiled, "focal" in sys.modules)
+"""
+
+
+def test_a_custom_loss_and_a_custom_metric_train_and_are_measured_and_translating_needs_neither(
+    modules, config, trained
+):
     # With gamma 0 it is the usual loss.
     options = {"loss": "focal:FocalLoss", "metrics": "focal:Confidence", "own": {"gamma": 0.0}}
     model = train(dataclasses.replace(config, **options), modules / "run")
@@ -461,6 +459,15 @@ def test_a_custom_loss_and_a_custom_metric_train_and_are_measured(modules, confi
     last = read_history(modules / "run")[-1]
     assert all(0 < float(last[name]) < 1 for name in ("confidence", "val_confidence"))
     assert same_weights(model, trained.model)
+    Path("script.py").write_text(TRANSLATED)
+    done = python("script.py", cwd=modules)
+    assert done.stdout == b"(1,) False False\n", done.stderr.decode()
+
+
+def test_a_focal_loss_learns_less_from_what_is_easy_to_predict(modules):
+    loss = load_class("loss", "focal:FocalLoss")()
+    nats = loss([[0]], np.log([[[0.75, 0.25]]]))
+    assert loss.gamma == 2 and float(nats) == pytest.approx(-(0.25**2) * np.log(0.75))
 
 
 @pytest.mark.slow
@@ -475,14 +482,6 @@ def test_layers_that_are_built_when_they_are_made_are_saved_and_loaded(tokenizer
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     assert again.translate(["abc"]).numpy() == model.translate(["abc"]).numpy()
-
-
-def test_a_run_with_a_custom_loss_translates_without_it_but_is_not_compiled(modules, config, trained):
-    model = train(dataclasses.replace(config, loss="focal:FocalLoss"), modules / "run")
-    assert model.loss.gamma == 2.0 and not same_weights(model, trained.model)
-    script = 'from seq2seq import load_run; m = load_run("run"); print(m.translate(["ab"]).shape, m.compiled)'
-    done = subprocess.run([sys.executable, "-c", script], cwd=modules, capture_output=True, text=True, check=True)
-    assert done.stdout == "(1,) False\n"
 
 
 def test_minimum_risk_training_lowers_the_expected_number_of_errors(modules, pairs, tokenizers):
@@ -515,14 +514,14 @@ def test_the_command_line_refuses_settings_that_cannot_be(tmp_path, tsv, argumen
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
-def test_a_configuration_keeps_the_options_of_custom_classes_that_are_not_given_anew(modules, covered):
+def test_a_configuration_keeps_the_options_of_custom_classes_that_are_not_given_anew(modules, covered, training_calls):
     record = json.loads((covered / "config.json").read_text())
     record["options"] |= {"loss": "focal:FocalLoss", "own": {"kernel": 5, "gamma": 1.0}}
     Path("config.json").write_text(json.dumps(record))
-    for name in ("coverage", "focal"):
-        shutil.copy(ROOT / "examples" / f"{name}.py", modules)
-    done = seq2seq("train", "--config", "config.json", "--set", "gamma=2", "--out", "again", cwd=modules)
+    done = in_process("train", "--config", "config.json", "--set", "gamma=2", "--out", "again")
     assert done.returncode == 0, done.stderr.decode()
-    assert read_record(modules / "again").options["own"] == {"kernel": 5, "gamma": 2}
-    assert "--import coverage:CoverageDecoder" in done.stderr.decode() and "focal" not in done.stderr.decode()
+    ((config, *_),) = training_calls
+    assert (config.decoder, config.loss) == ("coverage:CoverageDecoder", "focal:FocalLoss")
+    assert config.own == {"kernel": 5, "gamma": 2}
+    assert _imports_for(config) == ["--import", "coverage:CoverageDecoder", "--import", "focal:FocalLoss"]
+    assert _imports_for(config, training=False) == ["--import", "coverage:CoverageDecoder"]
