@@ -2,10 +2,11 @@
 
 In this shell each `seq2seq` is a process of its own, forked from one that has imported TensorFlow. Trainings are
 shortened, and only the first one draws pictures. Of two trainings with the same command but for their seeds only
-the first is run: the second gets a copy of its run.
+the first is run: the second gets a copy of its run. `evaluate RUN` and `export RUN DIR` are run once for each model.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -32,7 +33,8 @@ sys.exit(int(connection.makefile().readline()))
 """
 
 
-ARCHITECTURE = ("--preset", "--architecture", "--encoder", "--decoder", "--cell")  # who names one of these gets it
+# A training that names one of these keeps its architecture.
+ARCHITECTURE = ("--preset", "--architecture", "--cell", "--from", "--config")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +75,14 @@ class Shell:
     """Runs shell scripts in which `seq2seq` is forked from a process that has imported TensorFlow."""
 
     def __init__(self, folder: Path):
-        self.folder, self.trained, self.lock = folder, {}, threading.Lock()
+        self.folder, self.trained, self.done, self.lock = folder, {}, {}, threading.Lock()
+        self.running = {}  # {process ID of a `seq2seq` in the shell: the process that does its work}
         address = str(folder / "socket")
-        client = folder / "bin" / "seq2seq"
-        client.parent.mkdir(parents=True)
-        client.write_text(CLIENT.format(python=sys.executable, socket=address))
-        client.chmod(0o755)
-        self.environment = os.environ | {"PATH": f"{client.parent}:{os.environ['PATH']}"}
+        self.client = folder / "bin" / "seq2seq"
+        self.client.parent.mkdir(parents=True)
+        self.client.write_text(CLIENT.format(python=sys.executable, socket=address))
+        self.client.chmod(0o755)
+        self.environment = os.environ | {"PATH": f"{self.client.parent}:{os.environ['PATH']}"}
         shell = self
 
         class Answer(socketserver.StreamRequestHandler):
@@ -98,8 +101,10 @@ class Shell:
 
     def answer(self, pid: int, cwd: Path, arguments: list[str]) -> int:
         """Runs one command with the standard streams of the process that asks, and returns its exit code."""
+        if (arguments[0], len(arguments)) in (("evaluate", 2), ("export", 3)):
+            return self.once(pid, cwd, arguments)
         if arguments[:1] != ["train"] or {"--resume", "--from", "--config"} & set(arguments):
-            return forked(pid, cwd, arguments, False)
+            return self.forked(pid, cwd, arguments)
         out = arguments[arguments.index("--out") + 1] if "--out" in arguments else None
         key = keyed(arguments)
         if kept := self.trained.get(key):
@@ -110,13 +115,35 @@ class Shell:
         if out:
             shutil.rmtree(cwd / out, ignore_errors=True)  # a run that the page has been given
         before = set(cwd.glob("runs/*"))
-        code = forked(pid, cwd, arguments, not self.trained)  # the first run has all that a run can have
+        code = self.forked(pid, cwd, arguments, not self.trained)  # the first run has all that a run can have
         made = cwd / out if out else next(iter(set(cwd.glob("runs/*")) - before), None)
         if code == 0 and made:
             with self.lock:
                 kept = self.folder / f"run-{len(self.trained)}"
                 self.trained[key] = shutil.copytree(made, kept), str(made.relative_to(cwd))
         return code
+
+    def once(self, pid: int, cwd: Path, arguments: list[str]) -> int:
+        """As `answer`, for what depends on a run only. With the same model again it prints nothing, and what it writes
+        is copied."""
+        _, run, *out = arguments
+        key = *arguments, hashlib.sha256((cwd / run / "model.keras").read_bytes()).digest()
+        if key not in self.done:
+            if code := self.forked(pid, cwd, arguments):
+                return code
+            self.done[key] = self.folder / f"written-{len(self.done)}"
+            if out:
+                shutil.copytree(cwd / out[0], self.done[key])
+        elif out:
+            shutil.copytree(self.done[key], cwd / out[0])
+        return 0
+
+    def forked(self, pid: int, cwd: Path, arguments: list[str], pictures: bool = False) -> int:
+        process = server.Process(target=_command, args=(pid, str(cwd), arguments, pictures))
+        process.start()
+        self.running[pid] = process
+        process.join()
+        return process.exitcode
 
 
 def short(arguments: list[str]) -> list[str]:
@@ -128,16 +155,17 @@ def short(arguments: list[str]) -> list[str]:
             arguments[arguments.index(option) + 1] = value
 
     if arguments[:1] == ["train"] and "--resume" not in arguments:
-        at_most("--updates", "2")
+        if "--updates" in arguments:
+            arguments[arguments.index("--updates")] = "--epochs"
         at_most("--epochs", "1")
-        if not {"--updates", "--epochs"} & set(arguments):
+        if "--epochs" not in arguments:
             arguments += ["--epochs", "3" if "--keep-epochs" in arguments else "1"]
         if not {"--units", "--from", "--config"} & set(arguments):
             arguments += ["--units", "8"]
         if "transformer" in arguments or "inflection" in arguments:  # which has two layers by default
             arguments += ["--layers", "1"]
-        if not {*ARCHITECTURE, "--from", "--config"} & set(arguments):
-            arguments += ["--cell", "gru", "--no-bidirectional"]
+        if not set(ARCHITECTURE) & set(arguments):
+            arguments += ["--cell", "gru", *(() if "--encoder" in arguments else ("--no-bidirectional",))]
         if not {"--limit", "--config"} & set(arguments):
             arguments += ["--limit", "200"]
     if arguments[:1] == ["sweep"]:
@@ -152,13 +180,6 @@ def keyed(arguments: list[str]) -> tuple[str, ...]:
     """What two trainings have in common that may share a run: all but where it is and its seed."""
     pairs = zip(["", *arguments], arguments, strict=False)
     return tuple(word for before, word in pairs if not {before, word} & {"--out", "--seed"})
-
-
-def forked(pid: int, cwd: Path, arguments: list[str], pictures: bool) -> int:
-    process = server.Process(target=_command, args=(pid, str(cwd), arguments, pictures))
-    process.start()
-    process.join()
-    return process.exitcode
 
 
 def _command(pid, cwd, arguments, pictures):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -11,7 +12,7 @@ import urllib.request
 from collections import Counter
 
 import pytest
-from command_line import SEQ2SEQ
+from command_line import python, seq2seq
 from pages import PAGES, ROOT, Shell, blocks, name
 
 RUN = [
@@ -31,7 +32,8 @@ NOT_RUN |= {
 # What the pages' Python is changed to, to be quick.
 SHORTER = {
     r'read_pairs\("phrasebook"\)': 'read_pairs("phrasebook", limit=300)',
-    r"Config\((.*), epochs=\d+\)": r"Config(\1, epochs=1, units=8)",
+    r"Config\((.*), epochs=\d+\)": r'Config(\1, epochs=1, units=8, cell="gru", bidirectional=False)',
+    r"bidirectional=True": "bidirectional=False",
     r"epochs=\d\d": "epochs=1",
     r"units=256": "units=8",
     r"seeds=3": 'seeds=1, options={"epochs": 1, "cell": "gru", "attention": None}',
@@ -100,7 +102,7 @@ def run(block, place, shell, folder, scope):
         assert done.returncode == 0, (place, done.stderr)
         scope["said"] = scope.get("said", "") + done.stderr
         for line in served:
-            serve(line, folder)
+            serve(line, shell, folder)
     elif block.language == "python":
         for pattern, shorter in SHORTER.items():
             text = re.sub(pattern, shorter, text)
@@ -108,23 +110,23 @@ def run(block, place, shell, folder, scope):
             (folder / file[1]).write_text(text)
         elif "__main__" in text:
             (folder / "script.py").write_text(text)
-            done = subprocess.run([sys.executable, "script.py"], cwd=folder, capture_output=True, text=True)
-            assert done.returncode == 0, (place, done.stderr)
-            scope["stdout"] = done.stdout
+            done = python("script.py", cwd=folder)
+            assert done.returncode == 0, (place, done.stderr.decode())
+            scope["stdout"] = done.stdout.decode()
         else:
             exec(compile(text, place, "exec"), scope)
 
 
-def serve(line, folder):
+def serve(line, shell, folder):
     """The page of `seq2seq demo` opens, and Ctrl-C ends it."""
     arguments = line.partition("#")[0].split()[1:]
-    command = [SEQ2SEQ, *arguments, "--port", "0"]
+    command = [shell.client, *arguments, "--port", "0"]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as demo:
         try:
             with urllib.request.urlopen(demo.stdout.readline().strip()) as page:
                 assert "gradio" in page.read().decode()
         finally:
-            demo.send_signal(signal.SIGINT)
+            os.kill(shell.running[demo.pid].pid, signal.SIGINT)
     assert demo.returncode == 130
 
 
@@ -170,6 +172,8 @@ def check_decoding(folder, scope):
 def check_extending(folder, scope):
     for own in ("ngrams:NGramDecoder", "convolution:ConvolutionalEncoder", "bigrams:BigramTokenizer"):
         assert f"--import {own}" in scope["said"]
+    done = seq2seq("translate", "runs/ngrams", "abc", cwd=folder)
+    assert (done.returncode, done.stdout) == (2, b"") and b"--import ngrams:NGramDecoder" in done.stderr, done.stderr
     assert (folder / "exported" / "1" / "saved_model.pb").is_file()
 
 
