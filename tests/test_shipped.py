@@ -22,14 +22,13 @@ def test_it_translates_from_python_and_from_the_command_line(tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_the_other_commands_take_it_and_write_nothing_into_the_package(tmp_path):
+def test_the_other_commands_take_it_and_write_nothing_into_the_package(tmp_path):  # test_examples.py exports it
     before = sorted(path.name for path in SHIPPED["phrasebook"].iterdir())
     measured = seq2seq("evaluate", "phrasebook", "--json", cwd=tmp_path)
     assert measured.returncode == 0 and json.loads(measured.stdout)
     assert seq2seq("score", "phrasebook", stdin="Good morning.\tBuenos días.\n".encode(), cwd=tmp_path).returncode == 0
     drawn = seq2seq("plot", "phrasebook", cwd=tmp_path)
     assert drawn.returncode == 0 and (tmp_path / "phrasebook-pictures" / "attention-1.png").is_file()
-    assert seq2seq("export", "phrasebook", "exported/1", cwd=tmp_path).returncode == 0
     assert sorted(path.name for path in SHIPPED["phrasebook"].iterdir()) == before
 
 
