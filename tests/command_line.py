@@ -69,8 +69,9 @@ def run_command(arguments, pictures=False):
 def _run_script(arguments):
     _take_one_core_and_the_server()
     sys.argv = arguments
-    sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))
-    runpy.run_path(arguments[0], run_name="__main__")
+    path = os.path.abspath(arguments[0])  # the processes that the script starts look elsewhere
+    sys.path.insert(0, os.path.dirname(path))
+    runpy.run_path(path, run_name="__main__")
 
 
 def _take_one_core_and_the_server():
