@@ -31,7 +31,8 @@ class CoverageDecoder(keras.layers.Layer):
     def start(self, encoded):
         """The state: that of the cell, and the sum of all attention paid to each source position, `[B, S]`."""
         keys, nothing_read = self.key(encoded.memory), tf.zeros(tf.shape(encoded.memory)[:2])
-        return encoded._replace(extra=keys), (encoded.state[-1][0], nothing_read)
+        first = encoded.state[-1][0] if encoded.state else encoded.mean()
+        return encoded._replace(extra=keys), (first, nothing_read)
 
     def call(self, target, encoded, state):
         vectors, length = self.vectors(target), tf.shape(target)[1]

@@ -48,7 +48,7 @@ class SinusoidalEncoder(_Sinusoidal):
         for n, attention in enumerate(self.attention):
             x = self.norms[2 * n](x + attention(x, x, attention_mask=mask[:, None], training=training))
             x = self.norms[2 * n + 1](x + self.output_of[n](self.hidden[n](x)))
-        return Encoded(x, mask, [])
+        return Encoded(x, mask)
 
 
 @keras.saving.register_keras_serializable("sinusoidal")

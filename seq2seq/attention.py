@@ -31,6 +31,11 @@ class Encoded(NamedTuple):
     # replace it by tensors of any shape.
     extra: Any = None
 
+    def mean(self) -> tf.Tensor:
+        """The mean of the memory over the positions that hold a token: `[B, D]`."""
+        real = tf.cast(self.mask, self.memory.dtype)[:, :, None]
+        return tf.math.divide_no_nan(tf.reduce_sum(self.memory * real, axis=1), tf.reduce_sum(real, axis=1))
+
 
 @keras.saving.register_keras_serializable("seq2seq")
 class Attention(keras.layers.Layer):

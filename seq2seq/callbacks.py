@@ -186,7 +186,7 @@ class WatchSteps(keras.callbacks.Callback):
             less = f"--batch-size ({config.batch_size}), or set --batch-tokens, so that fewer long texts are in a batch"
         less = f"Lower {less}, or leave out long texts with --max-length ({config.max_length})"
         where = f"epoch {len(run.history) + 1}"
-        if run.step == run.steps:
+        if run.step and not self.running:
             return f"{where}: out of memory while the held-out set was measured. {less}"
         (rows, source), (_, target) = (side.shape[:2] for side in self._next_batch())
         return (

@@ -150,8 +150,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Makes the folder, or empties it."""
-        (self.folder / "config.json").unlink(
-            missing_ok=True
-        )  # first: with it, half a folder would seem to be resumable
+        # First, because with this file half a folder would seem to be resumable.
+        (self.folder / "config.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)

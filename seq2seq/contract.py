@@ -34,7 +34,8 @@ def encode(encoder: keras.layers.Layer, source: tf.Tensor, training: bool = Fals
 
 def start(decoder: keras.layers.Layer, encoded: Encoded, steps: int | tf.Tensor, in_one_call: bool = False) -> Any:
     """Calls `decoder.start`. If it has an argument `steps`, it gets the maximum number of tokens, so that it can
-    allocate a state of constant shape for all of them. If that may be None, it is None for tokens `in_one_call`."""
+    allocate a state of constant shape for all of them. If its default is None, it is left out when all tokens come
+    `in_one_call`."""
     takes = inspect.signature(decoder.start).parameters.get("steps")
     if takes is None or (in_one_call and takes.default is None):
         return decoder.start(encoded)
@@ -58,6 +59,7 @@ def check_contract(
         decoder: a layer with `start(encoded)`, or `start(encoded, steps)`, -> (encoded, state), and (target `[B, T]`,
             encoded, state) -> (logits `[B, T, V]`, state). It must give the same logits for the whole target at once
             and token by token, also with K rows of target and state for each row of `encoded`, and must ignore padding.
+            If the default of `steps` is None, it is left out for a whole target, and the next state is not used.
         source_tokenizer, target_tokenizer: those of the model; V is the vocabulary size of the latter.
 
     Returns:
@@ -83,7 +85,7 @@ def check_contract(
     with _refusing("decoder", decoder, f"the result of {type(encoder).__name__}") as refuse:
         if not hasattr(decoder, "start"):
             refuse("has no method `start`")
-        started = start(decoder, encoded, 3)
+        started = start(decoder, encoded, 3, in_one_call=True)
         if not isinstance(started, tuple) or len(started) != 2 or not isinstance(started[0], Encoded):
             refuse("`start` does not return (encoded, state)")
         found = decoder(target, *started)
@@ -100,7 +102,7 @@ def check_contract(
     keeps_sizes = [_check_steps(decoder, target, encoded, copies, compare) for copies in (1, 3)]
     for name, part, compute in (
         ("encoder", encoder, lambda layer: layer(source)),
-        ("decoder", decoder, lambda layer: layer(target, *start(layer, encoded, 3))),
+        ("decoder", decoder, lambda layer: layer(target, *start(layer, encoded, 3, in_one_call=True))),
     ):
         with _refusing(name, part, _RELOAD) as refuse:
             again = _reloaded(part)
@@ -138,7 +140,7 @@ def _check_padding(encoder, decoder, source, target, encoded, whole, compare):
         compare((alone.memory, alone.state), second, refuse, what)
     with _refusing("decoder", decoder, "a text alone") as refuse:
         what = "logits change if padding follows the source: does it use the mask?"
-        compare(decoder(target[1:], *start(decoder, alone, 3))[0], whole[1:], refuse, what)
+        compare(decoder(target[1:], *start(decoder, alone, 3, in_one_call=True))[0], whole[1:], refuse, what)
 
 
 def _check_steps(decoder, target, encoded, copies, compare):
@@ -149,7 +151,7 @@ def _check_steps(decoder, target, encoded, copies, compare):
     with _refusing("decoder", decoder, case) as refuse:
         # The hypotheses of a source differ; otherwise, it would not be noticed if they were mixed up.
         targets = [tf.roll(target, place, axis=1) for place in range(copies)]
-        at_once = [decoder(each, *start(decoder, encoded, 3))[0] for each in targets]
+        at_once = [decoder(each, *start(decoder, encoded, 3, in_one_call=True))[0] for each in targets]
         targets, expected = (
             tf.reshape(tf.stack(each, axis=1), [2 * copies, *each[0].shape[1:]]) for each in (targets, at_once)
         )

@@ -28,11 +28,11 @@ Loop: TypeAlias = Callable[..., tuple[Any, list[tf.Tensor]]]
 
 
 class Constraints(NamedTuple):
-    """What a search keeps to, for B sources."""
+    """The limits that a search for B sources must respect."""
 
     limits: tf.Tensor  # int32 [B], at least 1: the maximum length of hypotheses in tokens, END included
     min_length: int | tf.Tensor  # the minimum length, a scalar, END not included
-    seeds: tf.Tensor  # int32 or int64 [B]; use all bits, the only source of randomness
+    seeds: tf.Tensor  # int32 or int64 [B]; use all bits: a sample depends on no other randomness
     prefixes: tf.Tensor | None = None  # int32 [B, P], padded: the tokens that hypotheses begin with, below the limit
 
 
@@ -194,9 +194,9 @@ def _while_sizes_change(running, extend, variables):
     return tf.while_loop(running, extend, variables, shape_invariants=tf.nest.map_structure(any_size, variables))
 
 
-def row_numbers(sources: tf.Tensor, places: tf.Tensor, width: int) -> tf.Tensor:
-    """The rows `[b x n]` of hypotheses in places `[n]` or `[b, n]` among the `width` of each of the sources `[b]`."""
-    return tf.reshape(sources[:, None] * width + places, [-1])
+def row_numbers(sources: tf.Tensor, slots: tf.Tensor, width: int) -> tf.Tensor:
+    """The rows `[b x n]` of hypotheses in slots `[n]` or `[b, n]` among the `width` of each of the sources `[b]`."""
+    return tf.reshape(sources[:, None] * width + slots, [-1])
 
 
 def gather_rows(tensors: Any, rows: tf.Tensor) -> Any:

@@ -58,7 +58,7 @@ def export(
         raise
     except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError) as error:  # of the disk
         raise OSError(error.message) from None
-    except Exception as error:  # TensorFlow raises whatever it stumbles over
+    except Exception as error:  # TensorFlow raises exceptions of any class
         raise cannot_export(model, error) from error
     finally:
         model.compiles_decoding = compiles

@@ -247,9 +247,7 @@ class Decoder(BaseDecoder):
         expected = [[self.units] * layer.cell.states for layer in self.recurrent]
         first = encoded.state
         if first is None:
-            real = tf.cast(encoded.mask, encoded.memory.dtype)[:, :, None]
-            mean = tf.reduce_sum(encoded.memory * real, axis=1) / tf.reduce_sum(real, axis=1)
-            first = [[mean] * len(of_layer) for of_layer in expected]
+            first = [[encoded.mean()] * len(of_layer) for of_layer in expected]
         sizes = [[(*part.shape[-1:], 0)[0] for part in tf.nest.flatten(layer)] for layer in first]
         found = [[self.units if size is None else size for size in of_layer] for of_layer in sizes]
         if found != expected:

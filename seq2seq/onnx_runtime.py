@@ -269,7 +269,7 @@ def beam(
         logits = model.take(tokens.reshape(-1))
         offsets = scores.reshape(-1) - log_sum_exp(logits)
         totals = mask_logits(logits, t, min_length) + offsets[:, None]
-        scores, tokens, parents = fill_places(totals, count, width)
+        scores, tokens, parents = fill_slots(totals, count, width)
         rows = (np.arange(count)[:, None] * width + parents).reshape(-1)
         model.keep(None, rows)
         repetition.keep(rows)
@@ -282,10 +282,10 @@ def beam(
         stopped = np.where((stopped == RUNNING) | (scores == NEG_INF), LIMITED, stopped)
         new = Finished(ranks, np.full_like(tokens, t + 1), tokens, parents, stopped)
         finished = finished.best(new, kept, penalty)
-        # The best rank that a partial hypothesis can reach: if its likelihood stays the same up to its limit.
-        reach = alive.max(axis=1) / penalty(limit[:, 0])
-        to_beat = np.where(finished.stopped == ENDED, finished.ranks / penalty(finished.lengths), NEG_INF)[:, -1]
-        scores = np.where((reach <= to_beat)[:, None], NEG_INF, alive)
+        # A log-likelihood can only fall, so no rank can exceed the one of now at the limit of the length.
+        best_possible = alive.max(axis=1) / penalty(limit[:, 0])
+        worst_kept = np.where(finished.stopped == ENDED, finished.ranks / penalty(finished.lengths), NEG_INF)[:, -1]
+        scores = np.where((best_possible <= worst_kept)[:, None], NEG_INF, alive)
 
         left = np.flatnonzero((scores > NEG_INF).any(axis=1))
         if not len(left) or 2 * len(left) <= count:
@@ -306,10 +306,10 @@ def beam(
     ]
 
 
-def fill_places(totals: np.ndarray, count: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gives each of the K places the likeliest extension that is left among those of the places up to it.
+def fill_slots(totals: np.ndarray, count: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gives each of the K slots the likeliest extension that is left among those of the slots up to it.
 
-    Of log-likelihoods `[R, V - END]`. Returns log-likelihoods, tokens and the places extended, `[b, K]` each.
+    Of log-likelihoods `[R, V - END]`. Returns log-likelihoods, tokens and the slots extended, `[b, K]` each.
     """
     most = min(totals.shape[1], width)
     best = np.sort(np.argpartition(-totals, most - 1, axis=1)[:, :most], axis=1)
@@ -318,20 +318,20 @@ def fill_places(totals: np.ndarray, count: int, width: int) -> tuple[np.ndarray,
     offered, best = (np.take_along_axis(x, order, axis=1).reshape(count, -1) for x in (offered, best))
     scores, chosen = np.empty([count, width], np.float32), np.empty([count, width], np.int64)
     every = np.arange(count)
-    for place in range(width):
-        chosen[:, place] = at = offered[:, : (place + 1) * most].argmax(axis=1)
-        scores[:, place] = offered[every, at]
+    for slot in range(width):
+        chosen[:, slot] = at = offered[:, : (slot + 1) * most].argmax(axis=1)
+        scores[:, slot] = offered[every, at]
         offered[every, at] = NEG_INF
     return scores, END + np.take_along_axis(best, chosen, axis=1), chosen // most
 
 
 class Finished(NamedTuple):
-    """Finished hypotheses `[B, N]`; a rank of -inf marks an empty place."""
+    """Finished hypotheses `[B, N]`; a rank of -inf marks an empty slot."""
 
     ranks: np.ndarray
     lengths: np.ndarray  # END included
     tokens: np.ndarray  # the last ones
-    parents: np.ndarray  # the places that they extended, one token earlier
+    parents: np.ndarray  # the slots that they extended, one token earlier
     stopped: np.ndarray
 
     @classmethod
@@ -347,12 +347,12 @@ class Finished(NamedTuple):
         return Finished(*(np.take_along_axis(part, order[:, :count], axis=1) for part in every))
 
 
-def back_track(finished: Finished, history: list[tuple], row: int, place: int) -> list[int]:
+def back_track(finished: Finished, history: list[tuple], row: int, slot: int) -> list[int]:
     """Reads a finished hypothesis from its last token to its first: its ids."""
-    length = finished.lengths[row, place]
-    if finished.ranks[row, place] == NEG_INF or not length:
+    length = finished.lengths[row, slot]
+    if finished.ranks[row, slot] == NEG_INF or not length:
         return []
-    ids, parent = [int(finished.tokens[row, place])], finished.parents[row, place]
+    ids, parent = [int(finished.tokens[row, slot])], finished.parents[row, slot]
     for sources, tokens, parents in reversed(history[: length - 1]):
         at = np.searchsorted(sources, row)
         ids.append(int(tokens[at, parent]))

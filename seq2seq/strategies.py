@@ -174,10 +174,10 @@ class BeamSearch(Strategy):
             )
             finished = self._best(kept, finished, new)
 
-            # A log-likelihood can only fall, so the best possible rank has that of now and the length of the limit.
+            # A log-likelihood can only fall, so no rank can exceed the one of now at the limit of the length.
             best_possible = tf.reduce_max(alive, axis=1) / self._penalty(limits[:, 0])
             worst_kept = tf.where(finished.stopped == ENDED, self._ranked_by(finished), NEG_INF)[:, -1]
-            scores = tf.where((best_possible <= worst_kept)[:, None], NEG_INF, alive)  # the source is done
+            scores = tf.where((best_possible <= worst_kept)[:, None], NEG_INF, alive)  # none, if the source is done
             return (tokens, scores, finished), (repetition, memory, state), [tokens, parents]
 
         empty, zeros = tf.fill([batch, kept], NEG_INF), tf.zeros([batch, kept], tf.int32)

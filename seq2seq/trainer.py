@@ -274,8 +274,8 @@ class Trainer(keras.Model):
             with tf.device("CPU"):
                 return {"loss": tf.fill([1] if several else [], np.nan)}
         figures = self.get_metrics_result()
-        # With several workers, Keras (3.15) averages each figure over axis 0, so it needs one, and exchanges messages
-        # twice for each. So there is only one figure until the epoch is over.
+        # With several workers, Keras (3.15) averages each figure over axis 0, which it must therefore have, and
+        # exchanges messages twice for each. Until the epoch is over, there is only one figure.
         return {"loss": figures["loss"][None]} if several else figures
 
     def get_metrics_result(self) -> dict[str, tf.Tensor]:

@@ -83,13 +83,13 @@ def train(
             the token counts and lengths of the training set; and in `epochs` the models that `config.keep_epochs` asks
             for.
         overwrite: whether an existing run may be replaced; it is not changed until the first epoch has ended. The
-            checkpoints of an unfinished training are deleted at once.
+            checkpoints of an unfinished training are deleted when the corpus has been surveyed.
         resume: whether there must be an unfinished training to resume.
         callbacks: more Keras callbacks. One that sets `stop_training` ends the training, after an epoch or within one,
             which is then recorded like a whole epoch; the run folder has the model that `config.monitor` chooses,
-            whatever weights a callback may restore. One that sets the learning rate
-            needs a `config.schedule` of "constant" or "plateau", without warm-up. Before training, the attribute
-            `held_out` of each that has one is set to up to three (source, target) pairs of the validation side.
+            whatever weights a callback may restore. One that sets the learning rate needs a `config.schedule` of
+            "constant" or "plateau", without warm-up. Before training, the attribute `held_out` of each that has one is
+            set to up to three (source, target) pairs of the validation side.
         progress: a function to call now and then with the number of pairs read, while the corpus is surveyed.
         report: a function to call after that with the `Report` of what was read and left out; with another one of
             `config.validation`, if that is given.
@@ -105,7 +105,7 @@ def train(
 
     Raises:
         RunError: if the folder is in use, may not be overwritten, or holds nothing to resume.
-        DivergedError: if loss or gradient are no longer finite numbers.
+        DivergedError: if the gradient of a batch is not finite.
         MemoryError: if a batch does not fit into memory. Saved files stay.
         CorpusError: if a corpus cannot be read, holds nothing to train on, or has changed since the training to resume
             was begun.
@@ -144,6 +144,8 @@ def _is_resumed(config, folder, overwrite, resume):
     """Whether the folder holds a training to resume; if not, checks that one may be begun there."""
     if overwrite and resume:
         raise OptionError("overwrite and resume cannot be combined")
+    if overwrite and config is None:
+        raise OptionError("config=None: resumes a training; to overwrite one, give a Config")
     if resumable(folder) and not overwrite:
         old = read_record(folder / "unfinished").config
         if config is None or config == old:

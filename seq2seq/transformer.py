@@ -103,10 +103,12 @@ class TransformerDecoder(BaseDecoder):
         target, encoded, state, return_attention: as in `Decoder`; the state comes from `start(encoded, steps)`.
 
     Returns:
-        As `Decoder`. The attention weights are the mean of the last layer's heads.
+        As `Decoder`, but the new state is None if `start` got no `steps`. The attention weights are the mean of the
+        last layer's heads.
 
     Raises:
-        OptionError: for a size below 1, or if the units cannot be divided among the heads.
+        OptionError: for a size below 1, or if the units cannot be divided among the heads; from a call with a state
+            that is None.
     """
 
     def __init__(
@@ -165,6 +167,8 @@ class TransformerDecoder(BaseDecoder):
         training: bool = False,
         return_attention: bool = False,
     ) -> tuple[tf.Tensor, tuple | None] | tuple[tf.Tensor, tuple | None, tf.Tensor]:
+        if state is None:
+            raise OptionError("state=None: without steps, `start` is for a whole target in one call; give it steps")
         (memories, copies), (past, caches) = encoded.extra, state
         length = tf.shape(target)[1]
         room = length if caches[0] is None else tf.shape(caches[0][0])[2]

@@ -186,7 +186,9 @@ def _run(config, folder, events_until_killed=None):
 def test_a_training_that_was_killed_ends_with_the_same_weights(config, tmp_path):
     config = dataclasses.replace(config, keep_epochs=2)
     whole = _run(config, tmp_path / "whole")
-    assert _run(config, tmp_path / "run", events_until_killed=60) is None  # in the third epoch
+    assert _run(config, tmp_path / "run", events_until_killed=60) is None
+    _, facts = Checkpoints(tmp_path / "run" / "unfinished").load()
+    assert len(facts["history"]) == 2
     found = _run(config, tmp_path / "run")
     for one, other in zip(whole, found, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -210,7 +212,7 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(config, tmp_path)
         "survey.json",
     ]
     rates = [float(line.rpartition(",")[2]) for line in (tmp_path / "run" / "history.csv").read_text().splitlines()[1:]]
-    assert rates[0] == pytest.approx(0.8) and min(rates) <= 0.4  # halved; or no plateau would have been remembered
+    assert rates[0] == pytest.approx(0.8) and min(rates) <= 0.4  # halved on a plateau
 
 
 class _StopHere(Exception):
@@ -309,4 +311,6 @@ def test_a_training_that_filled_the_disk_goes_on_when_there_is_room(config, full
     assert said and all("A checkpoint could not be saved ([Errno 28] No space left" in text for text in said)
     assert load_run(full_disk / "run").translate("abc").numpy()  # the epoch before
     (full_disk / "filler").unlink()
-    assert epochs_seen(train(config, full_disk / "run"), full_disk / "run") == 4
+    said.clear()
+    assert epochs_seen(train(config, full_disk / "run", say=said.append), full_disk / "run") == 4
+    assert said[0].startswith(f"Resuming {full_disk / 'run'} in epoch 2/4")

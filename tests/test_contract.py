@@ -141,7 +141,7 @@ def test_a_model_refuses_what_it_is_told(model):
         model.translate(["sol"], 3)
 
 
-def test_emittable_says_what_may_come():
+def test_mask_logits_keeps_what_may_come():
     def search(step_for, state, constraints, loop):
         def choose(logits, t, sources):
             again = mask_logits(tf.pad(logits, [[0, 0], [END, 0]]), t, sources, constraints)

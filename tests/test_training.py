@@ -225,6 +225,13 @@ def test_a_callback_may_end_a_training(config, tmp_path):
     assert not (tmp_path / "run" / "unfinished").exists()
 
 
+def test_a_plateau_halves_the_learning_rate(config, tmp_path):
+    options = {"schedule": "plateau", "monitor": "val_loss", "epochs": 7, "learning_rate": 0.004}
+    train(dataclasses.replace(config, **options), tmp_path / "run", callbacks=[Worsen()])
+    rates = [float(row["learning_rate"]) for row in read_history(tmp_path / "run")]
+    assert rates[0] == pytest.approx(0.004) and rates[-1] < 0.003
+
+
 class At(keras.callbacks.Callback):
     """Calls a function with the model after a batch, or after an epoch if no batch is given."""
 

@@ -202,7 +202,7 @@ def test_prefixes_that_cannot_be_are_refused(shared_model):
 
 @dataclasses.dataclass(frozen=True)
 class Several(Strategy):
-    """Finds each of so many samples twice, of which so many are constraints."""
+    """Finds each of so many samples twice, of which so many are wanted."""
 
     samples: int = 4
     n_best: int = 3

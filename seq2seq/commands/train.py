@@ -32,7 +32,8 @@ def train(  # longer than 60 lines: its signature declares the options
         bool,
         typer.Option(
             "--resume",
-            help="Resume an interrupted run with its original options. Repeating the original command does the same.",
+            help="Resume an interrupted run with its original options. So does the original command, repeated without "
+            "--overwrite.",
         ),
     ] = False,
     preset: Preset = None,

@@ -22,7 +22,7 @@ const RESERVED = ["", "[UNK]", "[START]", "[END]"];
 const REPLACEMENT = "\ufffd"; // in text, an unknown token; in a vocabulary, the token that all unknown ones become
 const STOPPED = ["end", "limit", "repetition"];
 const [ENDED, LIMITED, REPEATED, RUNNING] = [0, 1, 2, -1];
-const NEVER = -Infinity;
+const NEG_INF = -Infinity;
 const PHRASE = 8; // the longest phrase whose repetition is noticed, in tokens
 const LEAST_REPETITION = 16; // tokens of repetition that are allowed, or half the limit if that is more
 const WHITESPACE = "\\t-\\r\\x85 \\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000";
@@ -87,7 +87,7 @@ export class Translator {
       const text = this.target.decode(ids, unknown);
       if (!found.has(text)) found.set(text, { text, score, rankedBy, stopped: STOPPED[stopped], ids });
     }
-    const nothing = { text: "", score: NEVER, rankedBy: NEVER, stopped: STOPPED[LIMITED], ids: [] };
+    const nothing = { text: "", score: NEG_INF, rankedBy: NEG_INF, stopped: STOPPED[LIMITED], ids: [] };
     return [...found.values(), ...Array(count).fill(nothing)].slice(0, count);
   }
 
@@ -162,7 +162,7 @@ async function greedy(model, limit, minLength) {
   const ids = [];
   const repetition = new Repetition(1);
   for (let token = START, why = RUNNING; ; ) {
-    const [logits] = emittable(await model.take([token]), ids.length, minLength);
+    const [logits] = maskLogits(await model.take([token]), ids.length, minLength);
     token = END + argmax(logits);
     ids.push(token);
     repetition.add([token]);
@@ -178,32 +178,32 @@ async function beam(model, limit, minLength, width, nBest, lengthPenalty) {
   const repetition = new Repetition(width);
   const penalty = (length) => float(float((5 + length) / 6) ** float(lengthPenalty));
   let tokens = Array(width).fill(START);
-  let scores = tokens.map((_, place) => (place ? NEVER : 0));
+  let scores = tokens.map((_, slot) => (slot ? NEG_INF : 0));
   let finished = [];
   model.keep(tokens.map(() => 0));
 
-  for (let t = 0; t < limit && Math.max(...scores) > NEVER; t++) {
+  for (let t = 0; t < limit && Math.max(...scores) > NEG_INF; t++) {
     const logits = await model.take(tokens);
-    const offsets = logits.map((row, place) => float(scores[place] - logSumExp(row)));
-    const totals = emittable(logits, t, minLength).map((row, place) => row.map((logit) => logit + offsets[place]));
-    const filled = fillPlaces(totals, width);
-    tokens = filled.map((place) => place.token);
-    const parents = filled.map((place) => place.parent);
+    const offsets = logits.map((row, slot) => float(scores[slot] - logSumExp(row)));
+    const totals = maskLogits(logits, t, minLength).map((row, slot) => row.map((logit) => logit + offsets[slot]));
+    const filled = fillSlots(totals, width);
+    tokens = filled.map((slot) => slot.token);
+    const parents = filled.map((slot) => slot.parent);
     model.keep(parents);
     repetition.keep(parents);
     repetition.add(tokens);
     history.push({ tokens, parents });
 
-    const places = filled.map(({ score, token, parent }, place) => {
-      const stopped = whyStopped(token, t + 1, limit, repetition.runs[place], minLength);
+    const slots = filled.map(({ score, token, parent }, slot) => {
+      const stopped = whyStopped(token, t + 1, limit, repetition.runs[slot], minLength);
       return { rank: score, length: t + 1, token, parent, stopped };
     });
-    scores = places.map(({ rank, stopped }) => (stopped === RUNNING ? rank : NEVER));
-    finished = bestFinished([...finished, ...places.filter(hasFinished)], kept, penalty);
-    // The best rank that a partial hypothesis can reach: if its likelihood stays the same up to its limit.
-    const reach = float(Math.max(...scores) / penalty(limit));
+    scores = slots.map(({ rank, stopped }) => (stopped === RUNNING ? rank : NEG_INF));
+    finished = bestFinished([...finished, ...slots.filter(hasFinished)], kept, penalty);
+    // A log-likelihood can only fall, so no rank can exceed the one of now at the limit of the length.
+    const bestPossible = float(Math.max(...scores) / penalty(limit));
     const last = finished[kept - 1];
-    if (last?.stopped === ENDED && reach <= float(last.rank / penalty(last.length))) scores.fill(NEVER);
+    if (last?.stopped === ENDED && bestPossible <= float(last.rank / penalty(last.length))) scores.fill(NEG_INF);
   }
   return finished.map((hypothesis) => {
     const { rank, length, stopped } = hypothesis;
@@ -211,23 +211,23 @@ async function beam(model, limit, minLength, width, nBest, lengthPenalty) {
   });
 }
 
-/* Gives each of the K places the likeliest extension that is left among those of the places up to it.
+/* Gives each of the K slots the likeliest extension that is left among those of the slots up to it.
 
 Of log-likelihoods, K rows of V - END. */
-function fillPlaces(totals, width) {
+function fillSlots(totals, width) {
   const most = Math.min(totals[0].length, width);
   const best = totals.map((row) => likeliest(row, most));
-  const offered = Float32Array.from(best.flatMap((tokens, place) => tokens.map((token) => totals[place][token])));
-  return totals.map((_, place) => {
-    const at = argmax(offered.subarray(0, (place + 1) * most));
+  const offered = Float32Array.from(best.flatMap((tokens, slot) => tokens.map((token) => totals[slot][token])));
+  return totals.map((_, slot) => {
+    const at = argmax(offered.subarray(0, (slot + 1) * most));
     const parent = Math.floor(at / most);
     const found = { score: offered[at], token: END + best[parent][at % most], parent };
-    offered[at] = NEVER;
+    offered[at] = NEG_INF;
     return found;
   });
 }
 
-/* The places of the largest numbers, the largest first; of equals the first comes first. */
+/* The positions of the largest numbers, the largest first; of equals the first comes first. */
 function likeliest(row, count) {
   const best = [];
   for (let token = 0; token < row.length; token++) {
@@ -240,7 +240,7 @@ function likeliest(row, count) {
 }
 
 function hasFinished({ rank, stopped }) {
-  return stopped !== RUNNING && rank > NEVER; // a rank of NEVER marks an empty place
+  return stopped !== RUNNING && rank > NEG_INF; // a rank of NEG_INF marks an empty slot
 }
 
 /* The best finished hypotheses, first those that ended. Of equals the earlier comes first. */
@@ -260,10 +260,10 @@ function backTrack({ token, parent, length }, history) {
 }
 
 /* Logits of the tokens that may come, rows of V - END: never PADDING, UNKNOWN or START, and END if long enough. */
-function emittable(logits, t, minLength) {
+function maskLogits(logits, t, minLength) {
   return logits.map((row) => {
     const found = row.slice(END);
-    if (t < minLength) found[0] = NEVER;
+    if (t < minLength) found[0] = NEG_INF;
     return found;
   });
 }
@@ -273,7 +273,7 @@ function argmax(numbers) {
 }
 
 function logSumExp(logits) {
-  const most = logits.reduce((one, other) => Math.max(one, other), NEVER);
+  const most = logits.reduce((one, other) => Math.max(one, other), NEG_INF);
   return float(most + Math.log(logits.reduce((sum, logit) => sum + Math.exp(logit - most), 0)));
 }
 
