@@ -163,8 +163,8 @@ class WatchSteps(keras.callbacks.Callback):
             with whole_file(path) as aside:
                 aside.write_bytes(b"".join(b"%b\t%b\n" % pair for pair in zip(*texts, strict=True)))
         said = (
-            f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the gradient norm is {norm}, one step earlier it was "
-            f"{self.norm:.3g}. The batch is in {path}"
+            f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the gradient norm is {norm}, one step earlier it "
+            f"was {self.norm:.3g}. The batch is in {path}"
         )
         if run.config.on_divergence == "stop":
             kept = f"the model of epoch {run.kept()}" if run.history else "no model, because this was the first epoch"
