@@ -70,12 +70,12 @@ BROKEN_ENCODERS = {
     "a memory of its own length": (
         "Encoded(x, mask",
         "Encoded(tf.pad(x, [[0, 0], [0, max(0, 3 - x.shape[1])], [0, 0]]), mask",
-        "shapes [(1, 3, 8), (1, 8), (1, 8)]; expected [(1, 2, 8), (1, 8), (1, 8)]",
+        "shapes [(1, 3, 8)]; expected [(1, 2, 8)]",
     ),
     "raises": ("mask = source_mask(source)", "raise ValueError('far too\\nlong')", "far too"),
     "reads padding": ("x *= real", "pass", "padding"),
-    "forgets its size": ('"units": units, ', "", "get_config must return all arguments"),
-    "counts padding": ("tf.reduce_sum(real, axis=1)", "tf.cast(tf.shape(x)[1], x.dtype)", "padding"),
+    "forgets its size": (', "units": units', "", "get_config must return all arguments"),
+    "counts padding": ("Encoded(x, mask)", "Encoded(x, mask, [[tf.reduce_mean(x, axis=1)] * 2])", "padding"),
 }
 
 BROKEN_TOKENIZERS = {

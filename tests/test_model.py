@@ -186,7 +186,6 @@ def test_what_no_model_can_be_made_with_is_refused(tokenizers):
         ({"layers": 0}, "layers=0: expected a whole number, at least 1"),
         ({"encoder": Encoder(5, units=8)}, r"encoder=Encoder: fails on source ids .* is not in \[0, 5\)"),
         ({"encoder": "transformer"}, "encoder='transformer': expected a layer or a class, such as TransformerEncoder"),
-        ({"encoder": TransformerEncoder}, "units, cell, layers: the encoder's state has the sizes .* give both the"),
     ):
         with pytest.raises(OptionError, match=message):
             Seq2Seq(*tokenizers, **{"units": 8, **options})

@@ -57,7 +57,7 @@ def site(exported_onnx, package, tmp_path_factory):
 
     def export_onnx(model, out, probe):
         assert probe == list(json.loads((folder / "probe.json").read_text()))
-        shutil.copytree(folder, out)
+        shutil.copytree(folder, out, ignore=shutil.ignore_patterns("__pycache__"))
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(web_exporting, "export_onnx", export_onnx)
