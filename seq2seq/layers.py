@@ -247,7 +247,8 @@ class Decoder(BaseDecoder):
         expected = [[self.units] * layer.cell.states for layer in self.recurrent]
         first = encoded.state
         if first is None:
-            first = [[encoded.mean()] * len(of_layer) for of_layer in expected]
+            mean = encoded.mean()
+            first = [[mean] * len(of_layer) for of_layer in expected]
         sizes = [[(*part.shape[-1:], 0)[0] for part in tf.nest.flatten(layer)] for layer in first]
         found = [[self.units if size is None else size for size in of_layer] for of_layer in sizes]
         if found != expected:

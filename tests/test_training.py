@@ -180,6 +180,13 @@ def test_the_best_measured_epoch_is_kept_and_training_stops_when_patience_runs_o
     assert draw_run(tmp_path / "run", model)[0].is_file()
 
 
+def test_a_plateau_halves_the_learning_rate(config, tmp_path):
+    options = {"schedule": "plateau", "monitor": "val_loss", "epochs": 7, "learning_rate": 0.004}
+    train(dataclasses.replace(config, **options), tmp_path / "run", callbacks=[Worsen()])
+    rates = [float(row["learning_rate"]) for row in read_history(tmp_path / "run")]
+    assert rates[0] == pytest.approx(0.004) and rates[-1] < 0.003
+
+
 def test_an_interrupted_training_resumes_and_what_it_took_adds_up(config, tmp_path):
     class Stop(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -223,13 +230,6 @@ def test_a_callback_may_end_a_training(config, tmp_path):
     assert len(read_history(tmp_path / "run")) == 2 and said == ["A callback has stopped the training in epoch 2"]
     assert read_record(tmp_path / "run").content["training"]["epochs"] == 2
     assert not (tmp_path / "run" / "unfinished").exists()
-
-
-def test_a_plateau_halves_the_learning_rate(config, tmp_path):
-    options = {"schedule": "plateau", "monitor": "val_loss", "epochs": 7, "learning_rate": 0.004}
-    train(dataclasses.replace(config, **options), tmp_path / "run", callbacks=[Worsen()])
-    rates = [float(row["learning_rate"]) for row in read_history(tmp_path / "run")]
-    assert rates[0] == pytest.approx(0.004) and rates[-1] < 0.003
 
 
 class At(keras.callbacks.Callback):

@@ -32,8 +32,8 @@ def train(  # longer than 60 lines: its signature declares the options
         bool,
         typer.Option(
             "--resume",
-            help="Resume an interrupted run with its original options. So does the original command, repeated without "
-            "--overwrite.",
+            help="Resume an interrupted run with its original options. Repeating the original command, without "
+            "--overwrite, does the same.",
         ),
     ] = False,
     preset: Preset = None,
