@@ -282,7 +282,7 @@ def beam(
         stopped = np.where((stopped == RUNNING) | (scores == NEG_INF), LIMITED, stopped)
         new = Finished(ranks, np.full_like(tokens, t + 1), tokens, parents, stopped)
         finished = finished.best(new, kept, penalty)
-        # A log-likelihood can only fall. So no rank can exceed the highest one now, divided by the penalty of the limit.
+        # A log-likelihood can only fall: no rank can exceed the highest one now, with the penalty of the limit.
         best_possible = alive.max(axis=1) / penalty(limit[:, 0])
         worst_kept = np.where(finished.stopped == ENDED, finished.ranks / penalty(finished.lengths), NEG_INF)[:, -1]
         scores = np.where((best_possible <= worst_kept)[:, None], NEG_INF, alive)

@@ -174,7 +174,7 @@ class BeamSearch(Strategy):
             )
             finished = self._best(kept, finished, new)
 
-            # A log-likelihood can only fall. So no rank can exceed the highest one now, divided by the penalty of the limit.
+            # A log-likelihood can only fall: no rank can exceed the highest one now, with the penalty of the limit.
             best_possible = tf.reduce_max(alive, axis=1) / self._penalty(limits[:, 0])
             worst_kept = tf.where(finished.stopped == ENDED, self._ranked_by(finished), NEG_INF)[:, -1]
             scores = tf.where((best_possible <= worst_kept)[:, None], NEG_INF, alive)  # none, if the source is done

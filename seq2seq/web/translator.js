@@ -200,7 +200,7 @@ async function beam(model, limit, minLength, width, nBest, lengthPenalty) {
     });
     scores = slots.map(({ rank, stopped }) => (stopped === RUNNING ? rank : NEG_INF));
     finished = bestFinished([...finished, ...slots.filter(hasFinished)], kept, penalty);
-    // A log-likelihood can only fall. So no rank can exceed the highest one now, divided by the penalty of the limit.
+    // A log-likelihood can only fall: no rank can exceed the highest one now, with the penalty of the limit.
     const bestPossible = float(Math.max(...scores) / penalty(limit));
     const last = finished[kept - 1];
     if (last?.stopped === ENDED && bestPossible <= float(last.rank / penalty(last.length))) scores.fill(NEG_INF);
