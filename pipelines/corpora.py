@@ -34,8 +34,8 @@ def _reuse_memory() -> None:
 
     The first `from_generator` of a process calls `mallopt(M_MMAP_THRESHOLD, 128 KiB)`, to mitigate a memory leak with
     Python 3.11 (TensorFlow 2.21, on glibc). From then on, the memory of each larger tensor is mapped, cleared and
-    unmapped again, which takes up to 30% of the time of a training on a CPU. The thresholds here are the highest that
-    glibc sets by itself. A training then needed 80 MB more memory, which did not grow from epoch to epoch.
+    unmapped again, which takes up to 30% of the time of training on a CPU. The thresholds here are the highest that
+    glibc sets by itself. Training then needed 80 MB more memory, which did not grow from epoch to epoch.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

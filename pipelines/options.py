@@ -1,5 +1,6 @@
 """Checks of options: numbers in a range, one name of several, custom classes written `module:Class`; error texts."""
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -9,12 +10,30 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 
 class OptionError(ValueError):
     """An invalid option. The message names the argument, its value and what is expected."""
+
+
+class MissingExtra(ModuleNotFoundError):
+    """A package is not installed that only some parts of the library need. The message names the extra with it."""
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Raises `MissingExtra` if a package that is imported in this `with` statement is not installed.
+
+    Args:
+        name: the extra in `setup.cfg` that brings the packages.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise MissingExtra(f"this needs {package}: pip install 'keras-seq2seq[{name}]'", name=package) from error
 
 
 def one_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from pipelines.options import OptionError
+from pipelines.options import OptionError, extra
 from pipelines.tokens import REPLACEMENT, RESERVED_TOKENS, WHITESPACE, Tokenizer, frequent_tokens
 
 
@@ -64,10 +64,10 @@ class SubwordTokenizer(Tokenizer):
 
         Raises:
             OptionError: if no words are left, or there are more characters than `max_size`: each is a piece.
-            ModuleNotFoundError: if the package `sentencepiece` is not installed.
+            MissingExtra: if the package `sentencepiece` is not installed.
         """
-        # An extra, needed only for training.
-        from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
+        with extra("subword"):  # needed only for training
+            from sentencepiece import SentencePieceTrainer, sentencepiece_model_pb2
 
         marks = f"▅|{REPLACEMENT}".encode()  # SentencePiece's own, and that of what is unknown
         words = collections.Counter[bytes]()

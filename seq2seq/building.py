@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, Tokenizer, accepted, choose, construct, load_class, open_corpora
 from pipelines.columns import ColumnsTokenizer
-from pipelines.options import nearest, one_line
+from pipelines.options import extra, nearest, one_line
 from pipelines.tokenizers import TOKENIZERS, SeparatorTokenizer
 from seq2seq.config import (
     TRANSLATION_FIGURES,
@@ -172,7 +172,8 @@ def _column_tokenizer(config, side, name):
         return SeparatorTokenizer(name, **options)
     kind = load_class(side, name) if ":" in name else choose(side, name, TOKENIZERS)
     if kind is TOKENIZERS["subword"]:
-        importlib.import_module("sentencepiece")  # which is needed only after the survey, and may be missing
+        with extra("subword"):
+            importlib.import_module("sentencepiece")  # used after the survey; checked before it
     tokenizer = construct(side, kind, options=config.own or {}, **options)
     try:
         # In a graph, as in training. TensorFlow warns of traces, which it counts for each function: a `partial` is new.

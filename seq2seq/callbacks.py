@@ -1,4 +1,4 @@
-"""The Keras callbacks of a training: average weights, score translations, watch for divergence, save the run."""
+"""The Keras callbacks for training: average weights, score translations, watch for divergence, save the run."""
 
 import collections
 import contextlib
@@ -107,7 +107,7 @@ class WatchSteps(keras.callbacks.Callback):
         self.running = True
 
     def on_test_begin(self, logs: Any = None) -> None:
-        """Notes the last step of an epoch, which may be an early one if a callback has stopped the training."""
+        """Notes the last step of an epoch, which may be an early one if a callback has stopped training."""
         if self.running:
             self._note_step()
             self.running = False
@@ -260,7 +260,7 @@ class SaveRun(keras.callbacks.Callback):
             begun = (self.run.checkpoints.folder / "begun.keras").stat().st_mtime
             names = ["config.json", "history.csv", "curves.png", "error-rates.png", "attention-*.png"]
             old = list(itertools.chain(*map(folder.glob, names)))
-            logs = [*folder.glob("diverged.tsv"), *folder.glob("tensorboard/*/events.*")]  # or of this training
+            logs = [*folder.glob("diverged.tsv"), *folder.glob("tensorboard/*/events.*")]  # or of this run
             for path in old + [path for path in logs if path.stat().st_mtime < begun]:
                 path.unlink()
         names = ["model.keras"] * best + [f"epochs/epoch-{epoch:04}.keras"] * (count > 0)
@@ -292,7 +292,7 @@ class SaveRun(keras.callbacks.Callback):
             os.replace(found, folder / found.name)
 
     def _resources(self):
-        """The resources that the training has used so far, including those before it was resumed."""
+        """The resources that training has used so far, including those before it was resumed."""
         run = self.run
         seconds, processor_seconds = (clocks() + run.clocks).round(1).tolist()
         taken = {
@@ -333,13 +333,13 @@ class SaveRun(keras.callbacks.Callback):
 
 
 class EndFit(keras.callbacks.Callback):
-    """Ends `fit` when the training has ended, and after the rest of an epoch that was begun before resuming, because
+    """Ends `fit` when training has ended, and after the rest of an epoch that was begun before resuming, because
     the epochs that follow have more steps. Must be the last of the callbacks."""
 
     def __init__(self, run: TrainingRun) -> None:
         super().__init__()
         self.run = run
-        self.asked = False  # whether another callback has stopped the training
+        self.asked = False  # whether another callback has stopped training
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.asked = self.model.stop_training

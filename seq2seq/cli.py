@@ -17,6 +17,7 @@ import typer
 import typer.core
 
 from pipelines import CorpusError, OptionError
+from pipelines.options import MissingExtra
 from seq2seq.commands.corpora import inspect, shuffle
 from seq2seq.commands.evaluate import compare, evaluate
 from seq2seq.commands.experiments import sweep, table
@@ -120,23 +121,6 @@ def _set_streams():
             stream.reconfigure(encoding="utf-8", errors=errors)
 
 
-_EXTRAS = {  # packages that not everyone needs, and the extra that brings each
-    "ai_edge_litert": "litert",
-    "gradio": "demo",
-    "matplotlib": "plots",
-    "mlflow": "mlflow",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-    "optuna": "sweep",
-    "rapidfuzz": "evaluation",
-    "sacrebleu": "evaluation",
-    "sentencepiece": "subword",
-    "tensorboard": "tensorboard",
-    "tf2onnx": "onnx",
-    "wandb": "wandb",
-}
-
-
 @contextlib.contextmanager
 def _exit_codes(tensorflow: bool = True, trains: bool = False) -> Iterator[None]:
     """Runs a command: prints expected errors in one line without a traceback, and exits with the code of each."""
@@ -153,17 +137,10 @@ def _exit_codes(tensorflow: bool = True, trains: bool = False) -> Iterator[None]
     except BrokenPipeError:
         # The reader of the output has enough; keep Python from complaining when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
-            raise
-        typer.echo(f"seq2seq: this needs {error.name}: pip install 'keras-seq2seq[{_EXTRAS[error.name]}]'", err=True)
-        raise typer.Exit(2) from None
     except (MemoryError, OSError) as error:  # OSError: such as a full or read-only disk
         typer.echo(f"seq2seq: {str(error) or 'out of memory'}", err=True)
         raise typer.Exit(1) from None
-    except ValueError as error:
-        if not isinstance(error, CorpusError | OptionError | RunError):
-            raise
+    except (CorpusError, MissingExtra, OptionError, RunError) as error:
         typer.echo(f"seq2seq: {error}", err=True)
         raise typer.Exit(2) from None
 

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it at import
-
-import gradio as gr
-import uvicorn
-from fastapi import FastAPI
-
 from pipelines import OptionError
+from pipelines.options import extra
 from pipelines.tokens import START
 from seq2seq.contract import check_strategy
 from seq2seq.model import Seq2Seq
-from seq2seq.pictures import attention_svg
 from seq2seq.strategies import BeamSearch, Greedy, Strategy
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads it at import
+with extra("demo"):
+    import gradio as gr
+    import uvicorn
+    from fastapi import FastAPI
+
+    from seq2seq.pictures import attention_svg
 
 LOCALHOST = "127.0.0.1"
 _STYLE = """

@@ -15,10 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from rapidfuzz.distance import Levenshtein
-from sacrebleu.metrics import BLEU, CHRF, TER
-from sacrebleu.metrics.base import Metric, Score
-from sacrebleu.significance import PairedTest
 
 from pipelines import (
     CorpusError,
@@ -31,12 +27,18 @@ from pipelines import (
     read_pairs,
 )
 from pipelines.lines import as_line
-from pipelines.options import one_line
+from pipelines.options import extra, one_line
 from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.metrics import MeanTokenLoss, of_tokens
 from seq2seq.model import Seq2Seq, teacher_forcing
 from seq2seq.strategies import Strategy
 from seq2seq.translation import MANY_TEXTS
+
+with extra("evaluation"):
+    from rapidfuzz.distance import Levenshtein
+    from sacrebleu.metrics import BLEU, CHRF, TER
+    from sacrebleu.metrics.base import Metric, Score
+    from sacrebleu.significance import PairedTest
 
 # `sacrebleu.metrics.base.Metric` is designed for subclasses that override methods with a leading underscore. So
 # sacrebleu's bootstrap and paired tests work for every measure here.

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from pipelines import check_number
+from pipelines.options import extra
 from pipelines.tokens import END, PADDING
 from seq2seq.onnx_exporting import describe, write_graphs
 
@@ -28,10 +29,11 @@ def export_litert(model: keras.Model, folder: Path, probe: Sequence[str] = (), s
     Raises:
         RunError: if the model cannot be converted, or translations differ.
         OptionError: if `source_length` is not a whole number of at least 1.
-        ModuleNotFoundError: if the package of the extra `litert` is not installed.
+        MissingExtra: if the package of the extra `litert` is not installed.
     """
     check_number("source_length", source_length, least=1)
-    import ai_edge_litert  # noqa: F401 (an extra; what was written is tried with it)
+    with extra("litert"):
+        import ai_edge_litert  # noqa: F401 (what was written is tried with it)
 
     longest = tf.fill([1, source_length], END)
     vocabulary = describe(model) | {"longest_source": source_length, "steps": model.limits(longest).numpy().item()}

@@ -19,6 +19,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from pipelines.columns import ColumnsTokenizer
+from pipelines.options import extra
 from pipelines.subwords import SubwordTokenizer
 from pipelines.tokenizers import (
     ByteTokenizer,
@@ -69,10 +70,11 @@ def export_onnx(model: keras.Model, folder: Path, probe: Sequence[str] = ()) -> 
 
     Raises:
         RunError: if the model cannot be converted, or translations differ.
-        ModuleNotFoundError: if the packages of the extra `onnx` are not installed.
+        MissingExtra: if the packages of the extra `onnx` are not installed.
     """
-    import onnx  # noqa: F401 (an extra, as tf2onnx, which needs it)
-    import tf2onnx
+    with extra("onnx"):
+        import onnx  # noqa: F401 (tf2onnx needs it)
+        import tf2onnx
 
     if model.compute_dtype != "float32":
         raise RunError(f"a model of {model.dtype_policy.name} cannot be exported to ONNX with the same results")
@@ -155,7 +157,8 @@ def describe_tokenizer(side: str, tokenizer: Tokenizer) -> dict[str, Any]:
     if isinstance(tokenizer, SeparatorTokenizer):
         saved["separator"] = tokenizer.separator
     if isinstance(tokenizer, SubwordTokenizer):
-        from sentencepiece import sentencepiece_model_pb2
+        with extra("subword"):
+            from sentencepiece import sentencepiece_model_pb2
 
         pieces = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model).pieces
         saved["scores"] = [piece.score for piece in pieces[len(pieces) - len(tokenizer.tokens) :]]

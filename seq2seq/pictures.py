@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
-from matplotlib.figure import Figure
-from matplotlib.font_manager import get_font_names
-from matplotlib.ticker import MaxNLocator
+from pipelines.options import extra
+
+with extra("plots"):
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import get_font_names
+    from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:  # pictures do not need TensorFlow
     from pipelines import Survey

@@ -70,7 +70,7 @@ def in_processes(
                 watch([key for key, _, _ in running.values()])
     finally:
         for _, process, _ in running.values():
-            process.terminate()  # a training saves a checkpoint first
+            process.terminate()  # if it trains, it saves a checkpoint first
         for _, process, _ in running.values():
             process.join()
     return results

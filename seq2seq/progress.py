@@ -35,7 +35,7 @@ class TrainingRun:
     seen: int = 0  # pairs trained on, in all epochs
     state: list | None = None  # the arrays of the checkpoint to resume from
     clocks: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2))  # plus `clocks()`: seconds taken
-    peak: int = 0  # MB of memory, before the training was resumed
+    peak: int = 0  # MB of memory, before training was resumed
     strategy: tf.distribute.Strategy | None = None
 
     def measures(self, epoch: int) -> bool:

@@ -144,7 +144,7 @@ _KINDS |= dict.fromkeys(("options", "checksums", "validation_checksums", "from",
 
 
 def resumable(folder: Path | str) -> bool:
-    """Whether a folder holds a training to resume: how it began, and a checkpoint."""
+    """Whether a folder holds an unfinished run to resume: its configuration and a checkpoint."""
     unfinished = Path(folder, "unfinished")
     return (unfinished / "config.json").is_file() and any(unfinished.glob("*.npz"))
 

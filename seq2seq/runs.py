@@ -179,8 +179,8 @@ def trained_on(record: Record, pairs: tf.data.Dataset, source_tokenizer: Tokeniz
         CorpusError: if its corpus cannot be found or has changed.
     """
     configs = [dataclasses.replace(each.config, corpus=each.find_corpus()) for each in record.lineage()]
-    trainings = [training_pairs(config, source_tokenizer) for config in configs]
-    return np.any([sources_in(pairs, training, source_tokenizer) for training in trainings], axis=0)
+    training_sets = [training_pairs(config, source_tokenizer) for config in configs]
+    return np.any([sources_in(pairs, training_set, source_tokenizer) for training_set in training_sets], axis=0)
 
 
 def sample(pairs: tf.data.Dataset, count: int = 500) -> dict[str, list[str]]:

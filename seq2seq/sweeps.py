@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pipelines import OptionError, check_number, checksums
-from pipelines.options import load_classes
+from pipelines.options import extra, load_classes
 from seq2seq.building import check_taken, configure, prepare
 from seq2seq.checkpoints import locked, write_json
 from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config
@@ -84,8 +84,8 @@ def sweep(
     """Trains every setting of a grid, or of a search, with several seeds: each a run folder OUT/SETTING/seed-N.
 
     After an interruption, the same call skips finished runs and resumes the others. Seeds and values of a grid, or
-    trials of a search, may be added. Each training is a process of its own, so a script that calls this needs
-    `if __name__ == "__main__":`. The output of a training is in OUT/SETTING/seed-N.log.
+    trials of a search, may be added. Each run trains in a process of its own, so a script that calls this needs
+    `if __name__ == "__main__":`. The output of a run is in OUT/SETTING/seed-N.log.
 
     Args:
         corpus: as in `Config`.
@@ -320,7 +320,7 @@ def _train(config, folder, imports):
 
 
 def _epoch(folder):
-    """The epoch that a training is in, as text."""
+    """The epoch that a run has reached, as text."""
     try:
         total = json.loads((folder / "unfinished" / "run.json").read_bytes())["epochs"]
         rows = (folder / "history.csv").read_text().count("\n") if (folder / "history.csv").exists() else 1
@@ -338,9 +338,10 @@ def _search(runs, values, trials):
 
     A trial ends when all its runs are finished. One that fails stays open and is tried again by the next call.
     """
-    import optuna
-    from optuna.storages.journal import JournalFileBackend, JournalStorage
-    from optuna.trial import TrialState
+    with extra("sweep"):
+        import optuna
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
+        from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     journal = runs.out / "trials.log"

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 
 from pipelines import OptionError, choose
-from pipelines.options import one_line
+from pipelines.options import extra, one_line
 from seq2seq.config import Config
 from seq2seq.model import Seq2Seq
 
@@ -19,11 +19,12 @@ def check_trackers(names: Sequence[str]) -> None:
 
     Raises:
         OptionError: if there is no tracker of this name.
-        ModuleNotFoundError: if one is not installed.
+        MissingExtra: if one is not installed.
     """
     for name in names:
         choose("track", name, TRACKERS)
-        importlib.import_module(name)
+        with extra(name):
+            importlib.import_module(name)
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def tracked(
 
     Args:
         names: the names of trackers, in `TRACKERS`.
-        config: the configuration of the training.
+        config: the configuration to train with.
         model: the compiled model.
         folder: the run folder, which names the record.
 

@@ -63,7 +63,7 @@ def train(
 ) -> Seq2Seq:
     """Trains a model and writes it to a run folder, again after each measured epoch.
 
-    The same call, without `overwrite`, resumes an interrupted training from its last checkpoint, and ends with the
+    The same call, without `overwrite`, resumes interrupted training from its last checkpoint, and ends with the
     same weights as without the interruption. The checkpoints are in the folder's `unfinished` until training ends.
     On SIGTERM and SIGINT (Ctrl-C) one more is saved, after the epoch if that has just ended; a second signal stops at
     once.
@@ -73,11 +73,11 @@ def train(
 
     After a measured epoch the held-out pairs are scored, up to 500 of their sources are translated greedily and
     measured as in `evaluation`, if its packages are installed, and the run folder is written. The first and the last
-    epoch are measured, and in between every epoch in trainings of up to 40 epochs, else every k-th, 20 to 40 of them:
+    epoch are measured, and in between every epoch if there are up to 40 epochs, else every k-th, 20 to 40 of them:
     measuring would take longer than such short epochs. The others have only training figures in `history.csv`.
 
     Args:
-        config: a `Config`; None to resume with the one that the training started with.
+        config: a `Config`; None to resume with the one that training started with.
         folder: the run folder to make: `model.keras`, of the last epoch or the best by `config.monitor`, without its
             optimizer; `config.json`, which also records the resources that training used; `history.csv`; `survey.json`,
             the token counts and lengths of the training set; and in `epochs` the models that `config.keep_epochs` asks
@@ -85,7 +85,7 @@ def train(
         overwrite: whether an existing run may be replaced; it is not changed until the first epoch has ended. The
             checkpoints of an unfinished training are deleted when the corpus has been surveyed.
         resume: whether there must be an unfinished training to resume.
-        callbacks: more Keras callbacks. One that sets `stop_training` ends the training, after an epoch or within one,
+        callbacks: more Keras callbacks. One that sets `stop_training` ends training, after an epoch or within one,
             which is then recorded like a whole epoch; the run folder has the model that `config.monitor` chooses,
             whatever weights a callback may restore. One that sets the learning rate needs a `config.schedule` of
             "constant" or "plateau", without warm-up. Before training, the attribute `held_out` of each that has one is
@@ -110,7 +110,7 @@ def train(
         CorpusError: if a corpus cannot be read, holds nothing to train on, or has changed since the training to resume
             was begun.
         OptionError: if options contradict each other, a name in them is unknown, or a tracker cannot start.
-        ModuleNotFoundError: if a tracker is not installed.
+        MissingExtra: if a tracker is not installed.
         WorkerLostError: if another worker has stopped.
     """
     if not isinstance(config, Config | None):
@@ -141,11 +141,11 @@ def train(
 
 
 def _is_resumed(config, folder, overwrite, resume):
-    """Whether the folder holds a training to resume; if not, checks that one may be begun there."""
+    """Whether the folder holds an unfinished run to resume; if not, checks that a new one may begin there."""
     if overwrite and resume:
         raise OptionError("overwrite and resume cannot be combined")
     if overwrite and config is None:
-        raise OptionError("config=None: resumes a training; to overwrite one, give a Config")
+        raise OptionError("config=None: resumes a run; to overwrite one, give a Config")
     if resumable(folder) and not overwrite:
         old = read_record(folder / "unfinished").config
         if config is None or config == old:
@@ -185,7 +185,7 @@ def _begin(config, folder, progress, report, say, command):
     steps = steps_per_epoch(config, tokenizers, found)
     epochs = epoch_count(config, steps)
     if config.warmup >= steps * epochs:
-        say(f"All {steps * epochs:,} updates of the training are warm-up: lower --warmup ({config.warmup})")
+        say(f"All {steps * epochs:,} updates are warm-up: lower --warmup ({config.warmup})")
     model = build_model(config, tokenizers, steps * epochs)
     if old:
         copy_weights(model, old, config.warm_start, sizes)
@@ -210,7 +210,7 @@ def _resume(folder, given, say, strategy):
     validation = record.find_corpus("validation") if config.validation else None
     for name, found in (("corpus", corpus), ("validation", validation)):
         if given and (other := getattr(given, name)) != found:
-            raise CorpusError(f"{other}: this training was begun with {found}; --resume continues with that")
+            raise CorpusError(f"{other}: this run began with {found}; --resume continues with that")
     config = dataclasses.replace(config, corpus=corpus, validation=validation)
     be_reproducible(config)
     with strategy.scope() if strategy else contextlib.nullcontext():
@@ -264,7 +264,7 @@ def _fit(run, callbacks, say, track):
             except tf.errors.ResourceExhaustedError as error:
                 raise MemoryError(watch.out_of_memory()) from error
             if end.asked and not run.stopped():
-                say(f"A callback has stopped the training in epoch {len(run.history)}")
+                say(f"A callback has stopped training in epoch {len(run.history)}")
                 break
 
 

@@ -41,7 +41,7 @@ def export_web(
 
     Raises:
         RunError: as `export_onnx`, or if onnxruntime-web cannot be downloaded or read.
-        ModuleNotFoundError: if the packages of the extra `onnx` are not installed.
+        MissingExtra: if the packages of the extra `onnx` are not installed.
     """
     engine = read_onnxruntime_web(onnxruntime_web)
     export_onnx(model, folder, probe)

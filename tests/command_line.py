@@ -58,7 +58,7 @@ def _with_files(run, arguments, files, cwd):
 
 def run_command(arguments, pictures=False):
     """Runs a command in this process, and ends it. It has one core, as a part of each model is traced for every core,
-    and a training draws no pictures unless they are asked for."""
+    and `train` draws no pictures unless they are asked for."""
     _take_one_core_and_the_server()
     if arguments[0] == "train" and not pictures:
         sys.modules["matplotlib"] = None  # as where the extra `plots` is not installed

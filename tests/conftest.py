@@ -200,7 +200,7 @@ LINES = "".join(f"{a}{b}\t{a.upper()}{b.upper()}\n" for a in "abcde" for b in "a
 def small_config(corpus):
     small = {**QUICK, "units": 8, "embedding": None, "attention": "dot"}
     small |= {"dropout": 0.0, "label_smoothing": 0.0, "epochs": 2, "batch_size": 8}
-    small |= {"deterministic": True if on_gpu() else None}  # tests compare trainings; on a CPU it is the default
+    small |= {"deterministic": True if on_gpu() else None}  # tests compare runs; on a CPU it is the default
     return Config(corpus=str(corpus), validation_fraction=0.2, **small)
 
 

@@ -1,7 +1,7 @@
 """The pages of the documentation, for tests: their code blocks, and a shell in which `seq2seq` starts at once.
 
-In this shell each `seq2seq` is a process of its own, forked from one that has imported TensorFlow. Trainings are
-shortened, and only the first one draws pictures. Of two trainings with the same command but for their seeds only
+In this shell each `seq2seq` is a process of its own, forked from one that has imported TensorFlow. Training is
+shortened, and only the first run draws pictures. Of two commands that train and differ only in their seeds, only
 the first is run: the second gets a copy of its run. `evaluate RUN` and `export RUN DIR` are run once for each model.
 """
 
@@ -33,7 +33,7 @@ sys.exit(int(connection.makefile().readline()))
 """
 
 
-# A training that names one of these keeps its architecture.
+# A `train` with one of these keeps its architecture.
 ARCHITECTURE = ("--preset", "--architecture", "--cell", "--from", "--config")
 
 
@@ -147,7 +147,7 @@ class Shell:
 
 
 def short(arguments: list[str]) -> list[str]:
-    """The arguments of a command, with options that make a training short."""
+    """The arguments of a command, with options that make training short."""
     arguments = list(arguments)
 
     def at_most(option, value):
@@ -177,7 +177,7 @@ def short(arguments: list[str]) -> list[str]:
 
 
 def keyed(arguments: list[str]) -> tuple[str, ...]:
-    """What two trainings have in common that may share a run: all but where it is and its seed."""
+    """What two commands that may share a run have in common: all but the run's folder and its seed."""
     pairs = zip(["", *arguments], arguments, strict=False)
     return tuple(word for before, word in pairs if not {before, word} & {"--out", "--seed"})
 

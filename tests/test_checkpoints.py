@@ -117,7 +117,7 @@ def test_a_full_disk_takes_nothing_that_was_saved(full_disk):
 
 @pytest.fixture
 def config(tmp_path):
-    """All that a training remembers: dropout, guesses, averages, the best epoch, steps that shrink, patience."""
+    """All that training remembers: dropout, guesses, averages, the best epoch, steps that shrink, patience."""
     path = tmp_path / "pairs.tsv"
     path.write_text("".join(f"{a}{b}{c}\t{c}{b}{a}\n" for a in "abcde" for b in "abcde" for c in "abcd"))
     return Config(
@@ -278,13 +278,11 @@ def test_a_training_is_resumed_from_another_directory_on_its_own_corpus(config, 
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
     Path(name).write_text("another\tcorpus\n")
-    with pytest.raises(
-        CorpusError, match=rf"^{name}: this training was begun with {tmp_path / name}; --resume continues"
-    ):
+    with pytest.raises(CorpusError, match=rf"^{name}: this run began with {tmp_path / name}; --resume continues"):
         train(config, tmp_path / "run")
     Path(name).write_bytes((tmp_path / name).read_bytes())
     Path("dev.tsv").write_text("another\tcorpus\n")
-    with pytest.raises(CorpusError, match=rf"^dev.tsv: this training was begun with {tmp_path}/dev.tsv; --resume"):
+    with pytest.raises(CorpusError, match=rf"^dev.tsv: this run began with {tmp_path}/dev.tsv; --resume"):
         train(config, tmp_path / "run")
     model = train(None, tmp_path / "run", resume=True)
     assert sorted(model.source_tokenizer.tokens) == list("abcde") and (tmp_path / "run" / "model.keras").is_file()

@@ -107,8 +107,12 @@ def test_a_missing_extra_is_named(tsv, tmp_path, monkeypatch):
         "wandb": ("wandb", ["train", tsv("a\tb\n"), "--track", "wandb", "--out", tmp_path / "run"]),
         "mlflow": ("mlflow", ["train", tsv("a\tb\n"), "--track", "mlflow", "--out", tmp_path / "run"]),
         "sentencepiece": ("subword", ["train", tsv("a\tb\n"), "--preset", "subword", "--out", tmp_path / "run"]),
+        "gradio": ("demo", ["demo", "phrasebook"]),
+        "sacrebleu": ("evaluation", ["evaluate", "phrasebook"]),
+        "optuna": ("sweep", ["sweep", tsv("a\tb\n"), "--grid", "units=4,8", "--trials", 2, "--out", tmp_path / "runs"]),
     }
-    monkeypatch.delitem(sys.modules, "seq2seq.pictures", raising=False)
+    for module in ("demo", "evaluation", "pictures"):
+        monkeypatch.delitem(sys.modules, f"seq2seq.{module}", raising=False)
     for name, (extra, command) in commands.items():
         monkeypatch.setitem(sys.modules, name, None)
         done = seq2seq(*command, cwd=tmp_path)

@@ -116,7 +116,7 @@ def test_bad_input_exits_2_with_one_line(toy_run, tmp_path):
         (["train", bad], f"{bad}, line 2: expected source TAB target"),
         (["train", tmp_path / "none.tsv"], "No such file"),
         (["train", folder.parent.parent / "toy.tsv", "--out", folder], "use --overwrite"),
-        (["train", "--resume", "--units", 3], "resume uses the options that the training began with"),
+        (["train", "--resume", "--units", 3], "resume uses the options that training began with"),
     ):
         done = seq2seq(*arguments, cwd=tmp_path)
         assert done.returncode == 2 and done.stdout == b""

@@ -206,7 +206,7 @@ def test_two_processes_learn_what_one_does_though_one_is_killed_in_between(confi
 
 
 def _fit(path, given, found):
-    """What a training in a process of its own with Keras's `fit` comes to: one device, or two with such data."""
+    """The result of Keras's `fit` in a process of its own: one device, or two with such data."""
     import keras
 
     strategy = None if given == "one device" else _two_devices()

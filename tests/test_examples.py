@@ -1,4 +1,4 @@
-"""The modules in `examples/` do what their first lines say: these commands are run, with shorter trainings."""
+"""The modules in `examples/` do what their first lines say: these commands are run, with shorter training."""
 
 import ast
 import collections
@@ -35,7 +35,7 @@ SHORTER = {
     "streaming": {"steps=240": "steps=150"},
     "word_forms": {'"updates": 800': '"updates": 400'},
 }
-# Options that the commands' trainings are given, to be quick.
+# Options that make the commands train faster.
 SMALLER = dict.fromkeys(
     ("bayes_risk", "coverage", "diverse", "features", "focal", "minimum_risk"), ("--cell", "gru", "--no-bidirectional")
 )
@@ -52,7 +52,7 @@ def commands(path):
 
 @pytest.fixture(scope="module")
 def kept():
-    """{the arguments of a training: its run folder}, for examples that begin with the same training."""
+    """{the arguments of `train`: its run folder}, for examples that begin by training the same model."""
     return {}
 
 

@@ -7,6 +7,7 @@ import pytest
 import pipelines
 import seq2seq
 from pipelines import OptionError, choose, load_class
+from pipelines.options import MissingExtra, extra
 
 
 def test_a_name_stands_for_itself_or_for_what_the_mapping_says():
@@ -44,6 +45,14 @@ def test_a_module_that_fails_to_import_says_so_itself(tmp_path, monkeypatch):
     (tmp_path / "needs_more.py").write_text("import something_missing\n")
     with pytest.raises(ModuleNotFoundError, match="something_missing"):
         load_class("decoder", "needs_more:Thing")
+
+
+def test_a_package_that_is_not_installed_names_its_extra():
+    with (
+        pytest.raises(MissingExtra, match=r"^this needs something_missing: pip install 'keras-seq2seq\[sweep\]'$"),
+        extra("sweep"),
+    ):
+        import something_missing.inside  # noqa: F401
 
 
 def public(module):

@@ -1,4 +1,4 @@
-"""How far a training has come: which epoch is the best, and when training stops."""
+"""The progress of training: which epoch is the best, and when training stops."""
 
 import pytest
 

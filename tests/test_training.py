@@ -93,7 +93,7 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
     train(dataclasses.replace(config, **options), run, overwrite=True, callbacks=[write])
     assert not {"config.json", "history.csv"} & set(beside)  # of the old model, which would be taken for the new one's
     assert (run / "model.keras").read_bytes() != model and list(kept_epochs(run)) == [1]
-    assert (run / "diverged.tsv").read_text() == "new"  # what this training has written stays
+    assert (run / "diverged.tsv").read_text() == "new"  # what this run has written stays
     assert (run / "notes.png").exists() and not any(path.exists() for path in old)
 
 
@@ -227,7 +227,7 @@ def test_a_callback_may_end_a_training(config, tmp_path):
     said = []
     stop = keras.callbacks.EarlyStopping(monitor="val_loss", patience=1, mode="max")  # the loss falls
     train(dataclasses.replace(config, epochs=6), tmp_path / "run", callbacks=[stop], say=said.append)
-    assert len(read_history(tmp_path / "run")) == 2 and said == ["A callback has stopped the training in epoch 2"]
+    assert len(read_history(tmp_path / "run")) == 2 and said == ["A callback has stopped training in epoch 2"]
     assert read_record(tmp_path / "run").content["training"]["epochs"] == 2
     assert not (tmp_path / "run" / "unfinished").exists()
 
@@ -261,7 +261,7 @@ def test_a_callback_may_end_a_training_within_an_epoch_and_in_the_rest_of_a_resu
         train(config, tmp_path / "rest", callbacks=[interrupt])
     train(config, tmp_path / "rest", callbacks=[At(stop)], say=said.append)
     assert len(read_history(tmp_path / "within")) == len(read_history(tmp_path / "rest")) == 1
-    stopped = "A callback has stopped the training in epoch 1"
+    stopped = "A callback has stopped training in epoch 1"
     assert said == [stopped, f"Resuming {tmp_path / 'rest'} in epoch 1/4, after 1 of 3 steps", stopped]
 
 

@@ -71,7 +71,7 @@ def train(  # longer than 60 lines: its signature declares the options
 
     opened = open_strategy(strategy)  # before anything is computed
     if resume and (given or preset or config):
-        raise OptionError("resume uses the options that the training began with; give no others")
+        raise OptionError("resume uses the options that training began with; give no others")
     settings = _configure(corpus, preset, config, resume, given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
@@ -114,7 +114,7 @@ def train(  # longer than 60 lines: its signature declares the options
 
 
 def _configure(corpus, preset, config, resume, given):
-    """The `Config` of a training, from its arguments and the options that were given."""
+    """The `Config` to train with, from the command's arguments and the options that were given."""
     options: dict[str, Any] = {}
     if config:
         if preset:

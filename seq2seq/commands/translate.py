@@ -11,6 +11,7 @@ import typer
 from pipelines import CorpusError, OptionError, open_corpora
 from pipelines.formats import wrong_columns
 from pipelines.lines import as_line, line_waits, read_lines
+from pipelines.options import extra
 from seq2seq.commands.loading import is_blank, is_run, load_model, reading_as_trained, say_oddities, split_runs
 from seq2seq.commands.options import (
     ENSEMBLE_HELP,
@@ -206,7 +207,8 @@ def _translate_with_export(folder, texts, beam, lengths, scores):
         how |= {"beam_width": 1, "length_penalty": 0.0}  # which is greedy search, with scores
     started = time.monotonic()
     try:
-        with without_stderr():  # LiteRT says there what it is made of
+        engine = "litert" if any(folder.glob("*.tflite")) else "onnx"
+        with extra(engine), without_stderr():  # LiteRT says there what it is made of
             translator = Translator(folder)
         translator.search([], **how)  # for errors in the options
     except ValueError as error:

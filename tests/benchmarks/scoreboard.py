@@ -11,9 +11,9 @@ rate is 100 minus the percentage of exact matches: of letters to phones, the wor
 
 Each run is a run folder in OUT/TASK/LANGUAGE/SETTING, each result a row of OUT/scoreboard.csv. The same command resumes
 after an interruption; rows that are there are not computed again. A run with other options in that place, as after a
-change of its preset, is an error. `--jobs` trainings, each in a process of its own, share the cores. Seconds are
-those that all threads of the whole training have computed. The weights depend a little on the number of cores that one
-has. An ensemble has the sums of its members.
+change of its preset, is an error. `--jobs` runs train at a time, each in a process of its own, and share the cores. The
+seconds are the processor time of all threads during training. The weights depend slightly on the number of cores of a
+process. An ensemble has the sums of its members.
 """
 
 import argparse
@@ -201,7 +201,7 @@ def main():
     parser.add_argument("--set", type=option, action="append", default=[], metavar="NAME=VALUE", dest="given")
     parser.add_argument("--side", choices=("dev", "test"), default="dev", help="what is measured")
     parser.add_argument("--beam-width", type=int, help="default: greedy search")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--jobs", type=int, default=1, help="runs that train at a time")
     options = parser.parse_args()
     if min(options.seeds, options.jobs) < 1:
         parser.error("--seeds, --jobs: expected 1 or more")
