@@ -91,7 +91,7 @@ def read_pairs(
             until each has been read once. Default: one after the other.
         on_bad_line: "error", or "skip" for lines with missing columns, an empty side or invalid UTF-8.
         max_length: leave out pairs with a side of more characters, in all its columns.
-        max_ratio: leave out pairs with one side more than this many times longer than the other. Only the first column
+        max_ratio: leave out pairs with one side more than this many times as long as the other. Only the first column
             of a source counts.
         drop_duplicates: leave out pairs that occurred among the last 131,072 or more of the same file.
         shuffle_files: whether to read several files alternately, in an order that is new each epoch.
@@ -158,7 +158,7 @@ def split_by_hash(
         source_tokenizer: the `Tokenizer` of the sources, which needs no vocabulary yet.
 
     Raises:
-        OptionError: for another fraction.
+        OptionError: if the fraction is out of range.
     """
     return tuple(side_by_hash(pairs, fraction, source_tokenizer, held_out) for held_out in (False, True))
 

@@ -77,7 +77,7 @@ def _exists(directory, name):
 def _expand(text, corpus):
     """Finds the files of one path, glob or folder, in the order of their names."""
     if not text:
-        raise CorpusError(f"corpus={corpus!r}: an empty name; the current folder is .")
+        raise CorpusError(f"corpus={corpus!r}: a file name is empty; write . for the current folder")
     path = Path(text)
     if os.path.isdir(path):
         return _files_in(path)
@@ -200,7 +200,7 @@ def _spa_eng():
             )
     except Exception as error:  # get_file raises no narrower one
         cache = Path(os.environ.get("KERAS_HOME", "~/.keras"), "datasets").expanduser()
-        raise CorpusError(f"spa-eng: {error}; {url} can also be put into {cache} by hand") from None
+        raise CorpusError(f"spa-eng: {error}; you can also download {url} yourself and put it into {cache}") from None
     return Path(archive) / "spa-eng" / "spa.txt"
 
 

@@ -83,7 +83,7 @@ def _memory_shard(corpus):
         return Shard("list", functools.partial(_list_rows, corpus), "pair")
     raise CorpusError(
         f"corpus: {type(corpus).__name__} cannot be read; expected a path, the name of a corpus, a list of (source, "
-        "target) texts, as list(zip(sources, targets)) makes, or a tf.data.Dataset of them, as its from_generator does"
+        "target) texts, such as list(zip(sources, targets)), or a tf.data.Dataset of (source, target) scalar strings"
     )
 
 

@@ -192,7 +192,7 @@ def load_class(argument: str, name: str) -> type:
         if error.name != module_name.partition(".")[0] and error.name != module_name:
             raise
         raise OptionError(
-            f"{argument}={name!r}: there is no module {module_name!r}, neither here nor installed"
+            f"{argument}={name!r}: no module {module_name!r} in the current directory or among the installed packages"
         ) from None
     except (SyntaxError, ImportError) as error:
         raise OptionError(f"{argument}={name!r}: {module_name} cannot be imported: {error}") from error

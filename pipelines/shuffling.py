@@ -54,7 +54,7 @@ def shuffle_corpus(
     Raises:
         CorpusError: if the corpus cannot be read, is empty or has text that tab-separated text cannot hold, or if the
             folder exists and is not empty.
-        OptionError: for another format, or fewer than 1 shards.
+        OptionError: for an unknown format, or fewer than 1 shard.
         OSError: if the disk is full, or if another process has made the folder in the meantime.
     """
     folder = Path(folder)

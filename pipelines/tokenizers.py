@@ -178,7 +178,7 @@ class SeparatorTokenizer(Tokenizer):
     """One token for each run of text between separators: a set of features, as in "V;PST;3;SG".
 
     The order of the tokens has no meaning (`ordered` is False). Empty tokens between separators are ignored.
-    `detokenize(tokenize(text))` is the text's normal form for every other text whose tokens are in the vocabulary.
+    For all other texts whose tokens are in the vocabulary, `detokenize(tokenize(text))` is the text's normal form.
 
     Args:
         separator: the separator of tokens, one character or several, without a tab.

@@ -49,7 +49,7 @@ class Tokenizer(tf.Module):
             becomes "strasse", and "½" becomes "1⁄2".
 
     Raises:
-        OptionError: for another normal form, or a token that occurs twice in the vocabulary.
+        OptionError: for an unknown normal form, or a token that occurs twice in the vocabulary.
     """
 
     ordered = True  # whether the order of the tokens has a meaning; if not, they are a set

@@ -50,7 +50,8 @@ _IS_COMMAND = Path(sys.argv[0] if sys.argv else "").stem == "seq2seq" or sys.ori
 
 
 def _backend() -> str:
-    """What Keras runs on, as it decides itself when it is imported, for which that must be installed."""
+    """The backend that Keras will choose. It is read without importing Keras, which fails if that backend is not
+    installed."""
     settings = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "keras.json")
     try:
         chosen = json.loads(settings.read_text()).get("backend")

@@ -63,7 +63,8 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
 
 
 def check_taken(config: Config, names: Iterable[str]) -> None:
-    """Checks that this encoder or decoder takes the options with these names, and some class those of `config.own`.
+    """Checks that the encoder or the decoder takes each of these options, and that some custom class takes those of
+    `config.own`.
 
     Raises:
         OptionError: if an option has no effect, or the class of a model is not a `Seq2Seq`.

@@ -163,7 +163,7 @@ class WatchSteps(keras.callbacks.Callback):
             with whole_file(path) as aside:
                 aside.write_bytes(b"".join(b"%b\t%b\n" % pair for pair in zip(*texts, strict=True)))
         said = (
-            f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the gradient norm is {norm}, one step earlier it "
+            f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the gradient norm is {norm}; one step earlier it "
             f"was {self.norm:.3g}. The batch is in {path}"
         )
         if run.config.on_divergence == "stop":

@@ -53,7 +53,7 @@ class Config:
     columns: tuple | None = _option(
         None,
         CORPUS,
-        "The columns or JSON keys to read: names (which tab-separated text has in its first line) or numbers from 1. "
+        "The columns or JSON keys to read: names, found in the first line of tab-separated text, or numbers from 1. "
         "The last is the target, the others are the source. Default: 1,2, or source,target.",
         metavar="SOURCE,...,TARGET",
     )
@@ -80,8 +80,8 @@ class Config:
     max_ratio: float | None = _option(
         None,
         CORPUS,
-        "Leave out pairs with one side more than this many times longer than the other; of several source columns, "
-        "only the first counts.",
+        "Leave out pairs with one side more than this many times as long as the other; of several source columns, only "
+        "the first counts.",
         {"least": 1},
     )
     drop_duplicates: bool = _option(False, CORPUS, "Drop pairs that repeat a recently read pair.")
@@ -191,8 +191,8 @@ class Config:
     weight_decay: float | None = _option(
         None,
         TRAINING,
-        "Decoupled weight decay: each step shrinks weights by this times the learning rate, except biases, "
-        "normalization scales and embeddings. Default: the optimizer's, usually none.",
+        "Decoupled weight decay: each step shrinks weights by this factor times the learning rate. Biases, "
+        "normalization scales and embeddings are not decayed. Default: the optimizer's, usually none.",
         {"least": 0},
     )
     learning_rate: float = _option(3e-3, TRAINING, "Initial learning rate, after --warmup.", {"least": 0})
@@ -200,8 +200,8 @@ class Config:
         "cosine",
         TRAINING,
         "How the learning rate changes: cosine (falls to zero along half a cosine), constant, inverse_sqrt (after "
-        "--warmup, falls with the square root of the steps), plateau (halved when --monitor has not improved for two "
-        "measured epochs).",
+        "--warmup, falls with the inverse square root of the step number), plateau (halved when --monitor has not "
+        "improved for two measured epochs).",
     )
     warmup: int = _option(
         0, TRAINING, "Number of initial steps during which the learning rate rises from zero.", {"least": 0}
@@ -237,10 +237,10 @@ class Config:
         None, TRAINING, "Stop when --monitor has not improved for this many measured epochs.", _COUNT
     )
     average: int = _option(
-        1, TRAINING, "Measure and keep the average of the weights after this many last epochs.", _COUNT
+        1, TRAINING, "Measure and keep the average of the weights over this many of the last epochs.", _COUNT
     )
     keep_epochs: int = _option(
-        0, TRAINING, "Keep the models of this many last measured epochs, for `seq2seq average`.", {"least": 0}
+        0, TRAINING, "Keep the models of this many of the last measured epochs, for `seq2seq average`.", {"least": 0}
     )
     on_divergence: str = _option(
         "stop", TRAINING, "What to do when a batch has no finite gradient: stop, or skip that batch."

@@ -141,8 +141,8 @@ def whole_batches(strategy: tf.distribute.Strategy, data: Any) -> Any:
     if isinstance(data, tf.data.Dataset) and not several_workers(strategy):
         return distribute(strategy, data)
     raise OptionError(
-        f"fit, evaluate: {type(data).__name__} for {strategy.num_replicas_in_sync} replicas; pass what "
-        "seq2seq.distribution.distribute(strategy, batches) returns, with the same batches on all workers"
+        f"fit, evaluate: cannot divide a {type(data).__name__} among {strategy.num_replicas_in_sync} replicas; pass "
+        "the result of seq2seq.distribution.distribute(strategy, batches), with the same batches on all workers"
     )
 
 
@@ -191,10 +191,10 @@ def rows_of_replica(batch: Any) -> Any:
 
 
 def mean_over_replicas(gradients: list[tf.Tensor | None], tokens: tf.Tensor) -> list[tf.Tensor | None]:
-    """The gradients of the mean loss over all replicas' tokens, of which this replica has so many; None stays None.
+    """The gradients of the mean loss over the tokens of all replicas; `tokens` is their number on this replica.
 
-    The gradient of a table of which rows were looked up is a list of rows, in which one may stand many times. Here it
-    becomes a gradient of the whole table: only that has the norm by which gradients are clipped, and it is less to
+    None stays None. The gradient of an embedding is a list of rows, in which a row may occur several times. Here it
+    becomes the gradient of the whole table: only that has the norm by which gradients are clipped, and it is less to
     send.
     """
     gradients = [gradient if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]

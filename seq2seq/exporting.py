@@ -27,8 +27,8 @@ def export(
     `greedy`, which is also served by default, returns `texts` `[N]`; `beam` returns `texts`, `scores` and `ranked_by`
     `[N, n]`, the best first, as in `Translations`. A third one, `search`, uses a strategy of your choice. It returns
     the same as `greedy` if its `n_best` is 1, otherwise the same as `beam`; its random numbers for a text depend on the
-    text's place. The model needs TensorFlow and, unless tokenizers are characters or bytes as they are
-    (`normal_form=None`), the operations of TensorFlow Text, which TensorFlow Serving has and Python gets by
+    text's place. The model needs TensorFlow. It also needs the operations of TensorFlow Text if a tokenizer normalizes
+    text or folds case, or splits text into letters or subwords. TensorFlow Serving has them, and Python gets them by
     `import tensorflow_text`.
 
     Args:

@@ -168,8 +168,8 @@ class Translator:
 
 
 class Graph:
-    """A graph of the folder: a function from tensors by name, of which it uses those that it needs, to tensors by
-    name."""
+    """A graph of the folder, as a function: it takes tensors by name, ignores those it does not need, and returns
+    tensors by name."""
 
     def __init__(self, path: Path, threads: int) -> None:
         engine = {".onnx": "onnxruntime", ".tflite": "LiteRT"}[path.suffix]

@@ -62,7 +62,7 @@ def optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
 
 @keras.saving.register_keras_serializable("seq2seq")
 class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises linearly to a rate, then falls with the square root of the steps (Vaswani et al. 2017,
+    """Rises linearly to a rate, then falls with the inverse square root of the step number (Vaswani et al. 2017,
     arxiv.org/abs/1706.03762).
 
     Args:

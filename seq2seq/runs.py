@@ -186,7 +186,7 @@ def trained_on(record: Record, pairs: tf.data.Dataset, source_tokenizer: Tokeniz
 def sample(pairs: tf.data.Dataset, count: int = 500) -> dict[str, list[str]]:
     """Random sources of the first 20,000 pairs, at most `count`, with all their references: {source: references}.
 
-    Of the same pairs they are always the same, so that runs with different seeds are measured on the same sources.
+    The same pairs always give the same sources, so runs with different seeds are measured on the same ones.
     """
     references = group_by_source(pairs.take(20_000))
     sources = list(references)

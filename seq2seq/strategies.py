@@ -199,8 +199,8 @@ class BeamSearch(Strategy):
         """Lowers the log-likelihoods of extensions before one is chosen; to be overridden.
 
         The beam and the ranks of hypotheses follow the result; scores stay the log-likelihoods, from which the next
-        step starts again. It must raise none: the search ends once no partial hypothesis is likely enough to rank
-        higher. Within a prefix there is no choice, and the result is ignored.
+        step starts again. It must not raise any log-likelihood: the search ends once no partial hypothesis is likely
+        enough to rank higher. Within a prefix there is no choice, and the result is ignored.
 
         Args:
             totals: float32 `[b, K, V - END]`, log-likelihoods of the partial hypotheses in all slots, each extended by

@@ -83,8 +83,8 @@ def train(
             the token counts and lengths of the training set; and in `epochs` the models that `config.keep_epochs` asks
             for.
         overwrite: whether an existing run may be replaced; it is not changed until the first epoch has ended. The
-            checkpoints of an unfinished training are deleted when the corpus has been surveyed.
-        resume: whether there must be an unfinished training to resume.
+            checkpoints of an unfinished run are deleted when the corpus has been surveyed.
+        resume: whether to resume an unfinished run, which must then exist.
         callbacks: more Keras callbacks. One that sets `stop_training` ends training, after an epoch or within one,
             which is then recorded like a whole epoch; the run folder has the model that `config.monitor` chooses,
             whatever weights a callback may restore. One that sets the learning rate needs a `config.schedule` of
@@ -153,11 +153,11 @@ def _is_resumed(config, folder, overwrite, resume):
         pairs = zip(dataclasses.asdict(old).items(), dataclasses.asdict(config).values(), strict=True)
         other = ", ".join(f"{name} {was}, not {is_now}" for (name, was), is_now in pairs if was != is_now)
         raise RunError(
-            f"{folder} holds an unfinished training with other options ({other}); --resume continues it with its own "
+            f"{folder} holds an unfinished run with other options ({other}); --resume continues it with its own "
             "options, --overwrite starts from the beginning, --out chooses another folder"
         )
     if resume or config is None:
-        raise RunError(f"{folder}: no unfinished training to resume")
+        raise RunError(f"{folder}: no unfinished run to resume")
     if not overwrite and any(path.name not in ("lock", "unfinished") for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty; choose another folder (--out) or use --overwrite")
     return False
@@ -200,7 +200,7 @@ def _begin(config, folder, progress, report, say, command):
 
 
 def _resume(folder, given, say, strategy):
-    """The `TrainingRun` of an unfinished training, as of its last checkpoint, or as it has just been begun.
+    """The `TrainingRun` of an unfinished run, as of its last checkpoint, or as it has just been begun.
 
     `given` is the same configuration or None. A file of the same name in another directory is another corpus.
     """

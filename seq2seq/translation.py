@@ -288,7 +288,7 @@ class Translator(keras.Model):
     def score(
         self, sources: Texts, targets: Texts | tf.Tensor, batch_size: int = 256, per_token: bool = False
     ) -> tf.Tensor | tf.RaggedTensor:
-        """The log-likelihood of each target, given its source, of which the first 1,024 tokens are read.
+        """The log-likelihood of each target, given its source. Only the first 1,024 tokens of a source are read.
 
         Args:
             sources: strings, N of them.
@@ -422,7 +422,7 @@ class Translator(keras.Model):
         `litert_exporting.export_litert`, with "web" of `web_exporting.export_web`.
 
         Raises:
-            OptionError: for another format, or signatures other than that of texts.
+            OptionError: for an unknown format, or signatures other than that of texts.
             RunError: if the folder exists and is not empty, or as those functions.
         """
         if input_signature is not None:

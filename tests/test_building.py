@@ -21,7 +21,7 @@ from seq2seq.training import train
         ({"target_tokenizer": "words"}, "target_tokenizer='words': expected 'char'"),
         ({"optimizer": "adamm"}, "optimizer='adamm'.*did you mean 'adam'"),
         ({"tied": True}, "tied=True"),
-        ({"decoder": "nowhere:Decoder"}, "there is no module 'nowhere'"),
+        ({"decoder": "nowhere:Decoder"}, "no module 'nowhere'"),
         ({"encoder": "json:Encoder"}, "json has no class 'Encoder'"),
         ({"units": 7, "bidirectional": True}, "units=7"),
     ],

@@ -80,7 +80,7 @@ def test_a_training_without_a_finite_gradient_stops_and_writes_each_pair_of_the_
     wild = dataclasses.replace(config, corpus=str(tsv("".join(lines), "pairs.jsonl")), batch_size=2, **WILD)
     with pytest.raises(
         DivergedError,
-        match=r"epoch \d, step \d: .* norm is (nan|inf), one step earlier it was [\d.]+\. The batch is in",
+        match=r"epoch \d, step \d: .* norm is (nan|inf); one step earlier it was [\d.]+\. The batch is in",
     ):
         train(wild, tmp_path / "run")
     batch = (tmp_path / "run" / "diverged.tsv").read_text().splitlines()

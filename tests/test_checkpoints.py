@@ -245,7 +245,7 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path):
         train(None, tmp_path / "run", resume=True)
     facts.write_bytes(content)
     other = dataclasses.replace(config, units=4)
-    with pytest.raises(RunError, match=r"unfinished training with other options \(units 8, not 4\)"):
+    with pytest.raises(RunError, match=r"unfinished run with other options \(units 8, not 4\)"):
         train(other, tmp_path / "run")
     of = set()
     follow = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: of.add(follow.params["epochs"]))
@@ -255,7 +255,7 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path):
         np.testing.assert_array_equal(one, other)
     history = [(tmp_path / name / "history.csv").read_text() for name in ("whole", "run")]
     assert history[0] == history[1]
-    with pytest.raises(RunError, match="no unfinished training to resume"):
+    with pytest.raises(RunError, match="no unfinished run to resume"):
         train(None, tmp_path / "run", resume=True)
 
 

@@ -189,7 +189,7 @@ def test_evaluate_says_what_of_the_held_out_side_was_learned(tmp_path, monkeypat
     (tmp_path / "pairs.tsv").write_text("".join(f"{c}\t{c}\n" for c in "abcdefgh") + "a\tA\nx\tX\n")
     make_run(tmp_path / "run", "pairs.tsv", split="last", validation_fraction=0.2, monitor="val_loss")
     done = seq2seq("evaluate", "run", "--json", cwd=tmp_path)
-    said = b"run: this set also chose its epoch, by val_loss: the scores are slightly too good\n"
+    said = b"run: its epoch was chosen on this set, by val_loss, so the scores are slightly optimistic\n"
     assert done.stderr.startswith(said + b"run: trained on 1 of the 2 sources\n"), done.stderr
     done = seq2seq("evaluate", "run", "pairs.tsv", "--json", cwd=tmp_path)
     assert done.returncode == 0 and said not in done.stderr

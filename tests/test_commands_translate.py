@@ -370,7 +370,7 @@ def test_what_cannot_be_asked_of_translate_exits_2(folder):
         (["--search", "beam", "--set", "wdith=3"], "set='wdith': expected 'width', "),
         (["--search", "beam", "--set", "width"], "set='width': expected NAME=VALUE"),
         (["--search", "beam", "--set", "width=x"], "width='x': expected a whole number"),
-        (["--search", "nowhere:Class"], "there is no module 'nowhere'"),
+        (["--search", "nowhere:Class"], "no module 'nowhere'"),
         (["--set", "width=3"], "--set width=3: applies to the strategy that --search names, but --search is not given"),
         (["--prefix"], "TEXT 1: expected 2 columns: source TAB prefix, found 1"),
         (["--beam-width", 2, "--n-best", 3], "n_best=3"),
@@ -379,7 +379,7 @@ def test_what_cannot_be_asked_of_translate_exits_2(folder):
         (["--min-length", 5, "--max-length", 2], "max_length=2: expected a whole number, at least 5"),
         (["--temperature", "inf"], "temperature=inf: expected a number, above 0"),
         (["--sample", "--seed", 10**20], "seed=100000000000000000000: expected a whole number, at least 0 and below"),
-        (["--import", "nowhere:Class"], "there is no module 'nowhere'"),
+        (["--import", "nowhere:Class"], "no module 'nowhere'"),
     ):
         done = seq2seq("translate", folder, "ab", *options)
         assert (done.returncode, done.stdout) == (2, b"") and message in done.stderr.decode(), done.stderr

@@ -161,7 +161,7 @@ def test_a_strategy_is_made_of_its_name_and_settings(tmp_path, monkeypatch):
         ("beem", {}, "search='beem': expected 'greedy', 'beam', 'sampling'; did you mean 'beam'?"),
         ("beam", {"wdith": 3}, "set='wdith': expected .*; did you mean 'width'?"),
         ("beam", {"width": "x"}, "width='x': expected a whole number"),
-        ("nowhere:Class", {}, "search='nowhere:Class': there is no module 'nowhere'"),
+        ("nowhere:Class", {}, "search='nowhere:Class': no module 'nowhere'"),
         ("pathlib:Path", {}, "search='pathlib:Path': Path is not derived from seq2seq.Strategy"),
         (
             "test_contract:Needs",

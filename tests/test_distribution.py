@@ -259,8 +259,8 @@ def test_fit_and_evaluate_of_two_devices_learn_and_measure_all_rows_of_what_one_
 
 def test_data_that_keras_would_divide_among_devices_is_refused(config):
     divided, arrays = _fitted(config.corpus, "divided", "arrays")
-    assert divided.startswith("fit, evaluate: DistributedDataset for 2 replicas; pass what ")
-    assert arrays.startswith("fit, evaluate: list for 2 replicas; pass what ")
+    assert divided.startswith("fit, evaluate: cannot divide a DistributedDataset among 2 replicas; pass the ")
+    assert arrays.startswith("fit, evaluate: cannot divide a list among 2 replicas; pass the ")
 
 
 def _fit_float16(found):

@@ -29,7 +29,7 @@ def test_an_empty_name_is_refused(read, tsv, tmp_path, monkeypatch):
     tsv("a\tb\n")
     monkeypatch.chdir(tmp_path)
     for corpus in ("", "pairs.tsv+"):
-        with pytest.raises(CorpusError, match=f"corpus='{re.escape(corpus)}': an empty name"):
+        with pytest.raises(CorpusError, match=f"corpus='{re.escape(corpus)}': a file name is empty; write . for"):
             read(corpus)
     assert read(".") == [("a", "b")]
 
@@ -126,7 +126,9 @@ def test_a_download_that_fails_says_what_to_do(read, tmp_path, monkeypatch, capf
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("no_proxy", "")
-    with pytest.raises(CorpusError, match=r"spa-eng: URL fetch failure.* can also be put into") as raised:
+    with pytest.raises(
+        CorpusError, match=r"spa-eng: URL fetch failure.*; you can also download .* and put it into"
+    ) as raised:
         read("spa-eng")
     assert str(tmp_path / "datasets") in str(raised.value)
     assert capfd.readouterr().out == ""

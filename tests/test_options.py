@@ -30,7 +30,7 @@ def test_a_class_is_loaded_from_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "freshly_written.py").write_text("class Thing:\n    pass\n")
     assert load_class("decoder", "freshly_written:Thing").__name__ == "Thing"
     for name, message in (
-        ("nowhere_at_all:Thing", "decoder='nowhere_at_all:Thing': there is no module 'nowhere_at_all'"),
+        ("nowhere_at_all:Thing", "decoder='nowhere_at_all:Thing': no module 'nowhere_at_all'"),
         ("freshly_written:Think", "has no class 'Think'; its classes are Thing"),
         ("freshly_written", "decoder='freshly_written': expected a class, module:Class"),
         ("broken_module:Thing", "broken_module cannot be imported: invalid syntax"),

@@ -266,5 +266,5 @@ def test_a_callback_may_end_a_training_within_an_epoch_and_in_the_rest_of_a_resu
 
 
 def test_only_a_training_that_was_begun_can_be_resumed_without_a_configuration(tmp_path):
-    with pytest.raises(RunError, match=r"rest: no unfinished training to resume"):
+    with pytest.raises(RunError, match=r"rest: no unfinished run to resume"):
         train(None, tmp_path / "rest")

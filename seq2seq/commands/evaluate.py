@@ -223,7 +223,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
                     f"{runs[0]}: its held-out set is empty, because its corpus has too few sources; name a corpus"
                 )
             if monitor := read_record(runs[0]).config.monitor:
-                say(f"{runs[0]}: this set also chose its epoch, by {monitor}: the scores are slightly too good")
+                say(f"{runs[0]}: its epoch was chosen on this set, by {monitor}, so the scores are slightly optimistic")
         pairs = pairs.cache()  # standard input can be read only once
         # For one run and another corpus, the whole training corpus is not read to find sources that both have.
         if len(runs) > 1 or (_was_trained_with(runs[0], corpus) if corpus else read_record(runs[0]).may_have_learned):

@@ -54,7 +54,9 @@ EvaluatedCorpus = Annotated[
 Preset = Annotated[str | None, typer.Option(help=PRESET_HELP)]
 Import = Annotated[
     list[str] | None,
-    typer.Option("--import", metavar="MODULE:CLASS", help="Import this class of your own, which the run uses."),
+    typer.Option(
+        "--import", metavar="MODULE:CLASS", help="Import this class of your own, which the run uses. Repeatable."
+    ),
 ]
 BeamWidth = Annotated[int | None, typer.Option(min=1, help="Use beam search with this many hypotheses.")]
 LengthPenalty = Annotated[

@@ -127,7 +127,9 @@ def _configure(corpus, preset, config, resume, given):
             options["validation"] = record.find_corpus("validation")
         start, began_with = options.get("warm_start"), record.content.get("from")
         if start and began_with and "warm_start" not in given and read_record(start).content != began_with:
-            raise OptionError(f"{start} is not, or no longer, the run from whose weights that of {config} started")
+            raise OptionError(
+                f"{config}: this run started from the weights of {start}, which now holds a different run"
+            )
     else:
         corpus = corpus or ["phrasebook"]
     for name in corpus or ():

@@ -48,7 +48,9 @@ def translate(  # longer than 60 lines: its signature declares the options
             "of a beam of 5 or more.",
         ),
     ] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw each token at random, by its probability.")] = False,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw each token at random, according to its probability.")
+    ] = False,
     temperature: Annotated[
         float | None, typer.Option(help="Temperature of sampling: below 1 more conservative, above 1 more varied.")
     ] = None,
@@ -315,9 +317,9 @@ def score(
     Standard input has source TAB target, or all source columns and then the target. A CORPUS is read with the --columns
     and --reverse of the run's training, unless you give others.
 
-    Each line of a CORPUS gets one line of output: a number, or nan if it holds no pair to score. stderr counts the
-    latter by reason: an empty line, the names of the columns, a bad line. --on-bad-line is skip by default here; with
-    error, the command ends at the first bad line.
+    Each line of a CORPUS gets one line of output: a number, or nan if it holds no pair to score. On stderr, the lines
+    without a pair are counted by reason: empty line, column names, bad line. --on-bad-line is skip by default here;
+    with error, the command ends at the first bad line.
 
     With --json, the line is an object with "source", "target", "log_likelihood", "loss" (nats per token, END included),
     "tokens" and their "log_probabilities"; or null instead of nan.
