@@ -191,7 +191,9 @@ def _keys(columns):
     return [str(column) for column in columns or ("source", "target")]
 
 
-def _parallel_rows(paths, *_):
+def _parallel_rows(paths, columns, *_):
+    if columns and isinstance(columns[0], int):
+        paths = [paths[number - 1] for number in columns]
     files = [read_lines(path) for path in paths]
     for rows in itertools.zip_longest(*files):
         if None in rows:

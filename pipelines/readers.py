@@ -95,7 +95,10 @@ class Reader:
         wanted = len(self.sources) + 1
         for shard in self.shards:
             width = shard.width or (wanted if self.columns or self.source_columns else 2)
-            if width != wanted:
+            if shard.width and self.columns and isinstance(self.columns[0], int):
+                if max(self.columns) > width:
+                    raise CorpusError(f"{shard.name}: {width} parallel files; columns={self.columns} needs more")
+            elif width != wanted:
                 unit = "parallel files" if shard.width else "columns"
                 raise CorpusError(f"{shard.name}: {width} {unit}, expected {wanted}, the last of them the target")
         if self.reverse and wanted > 2:

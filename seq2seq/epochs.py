@@ -33,7 +33,7 @@ def validation_pairs(config: Config, source_tokenizer: Tokenizer, **options: Any
     if not config.validation:
         return _side(config, source_tokenizer, True, **options)
     options |= {name: getattr(config, name) for name in ("columns", "reverse", "on_bad_line")}
-    return read_pairs(config.validation, **options)
+    return read_pairs(config.validation, source_columns=source_tokenizer.column_names, **options)
 
 
 def _side(config, source_tokenizer, held_out, **options):

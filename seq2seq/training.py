@@ -265,7 +265,19 @@ def _fit(run, callbacks, say, track):
                 raise MemoryError(watch.out_of_memory()) from error
             if end.asked and not run.stopped():
                 say(f"A callback has stopped training in epoch {len(run.history)}")
+                if not run.measures(len(run.history)):
+                    _measure_last(run, measured if held_out else None, [*own, save])
                 break
+
+
+def _measure_last(run, held_out, callbacks):
+    """Measures and saves the last epoch, which would have been neither if a callback had not stopped training."""
+    run.epochs, logs = len(run.history), run.history.pop()
+    if held_out is not None:
+        metrics = run.model.evaluate(distribute(run.strategy, held_out), verbose=0, return_dict=True)
+        logs |= {f"val_{name}": value for name, value in metrics.items()}
+    for callback in callbacks:
+        callback.on_epoch_end(run.epochs - 1, logs)
 
 
 def _note_changes(run, say):

@@ -2,9 +2,9 @@ import dataclasses
 
 import pytest
 
-from pipelines import CharTokenizer, OptionError
+from pipelines import CharTokenizer, ColumnsTokenizer, CorpusError, OptionError, corpus_errors
 from seq2seq.config import Config
-from seq2seq.epochs import epoch_count, training_pairs
+from seq2seq.epochs import epoch_count, training_pairs, validation_pairs
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(3, 100), (100, 20), (10_000, 8)])
@@ -29,3 +29,12 @@ def test_weights_draw_from_the_training_side_only(tsv):
     for other in ({"limit": 100}, {"split": "last"}):
         with pytest.raises(OptionError, match="weights cannot be used"):
             dataclasses.replace(config, **other)
+
+
+def test_the_held_out_corpus_must_have_the_source_columns_of_the_training_corpus(tsv):
+    tokenizer = ColumnsTokenizer([CharTokenizer(), CharTokenizer()])
+    config = Config("a.txt+b.txt+c.txt", validation=str(tsv("go\tV;PST\twent\n", "dev.tsv")))
+    assert list(validation_pairs(config, tokenizer).as_numpy_iterator()) == [(b"go\tV;PST", b"went")]
+    config = dataclasses.replace(config, validation=str(tsv("go\twent\n", "two.tsv")))
+    with pytest.raises(CorpusError, match=r"line 1: expected .* TAB target, found 2 columns"), corpus_errors():
+        list(validation_pairs(config, tokenizer))

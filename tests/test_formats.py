@@ -50,7 +50,10 @@ def test_all_columns_but_the_last_are_the_source(read, tsv, tmp_path):
     for number, name in enumerate(names):
         tsv("".join(f"{row[number]}\n" for row in rows), f"{name}.txt")
     together = "+".join(str(tmp_path / f"{name}.txt") for name in names)
-    assert read(together) == read([together, path], columns=(1, 3, 2))[:3] == INFLECTED
+    assert read(together) == read(together, columns=names) == INFLECTED
+    reordered = "+".join(str(tmp_path / f"{name}.txt") for name in ("lemma", "form", "features"))
+    assert read([reordered, path], columns=(1, 3, 2)) == 2 * INFLECTED
+    assert read(together, columns=(3, 1)) == [(form, lemma) for lemma, _, form in rows]
     with tf.io.TFRecordWriter(str(tmp_path / "rows.tfrecord")) as file:
         for row in rows:
             file.write(example(**dict(zip(names, row, strict=True))))
@@ -82,6 +85,8 @@ def test_a_source_of_other_columns_is_refused_by_its_line(read, tsv, tmp_path):
     a, b, c = (tsv(text, name) for name, text in (("a", "1\n2\n"), ("b", "1\n2\n3\n"), ("c", "1\n2\n")))
     with pytest.raises(CorpusError, match=r"a has 2 lines and .*b 3; they must have the same number"):
         read(f"{a}+{b}+{c}")
+    with pytest.raises(CorpusError, match=r"2 parallel files; columns=\(1, 3\) needs more"):
+        read(f"{a}+{c}", columns=(1, 3))
     for other, message in ((f"{a}+{c}", "2 parallel files, expected 3"), (path, "2 columns, expected 3")):
         with pytest.raises(CorpusError, match=message):
             read([f"{a}+{b}+{c}", other])
@@ -137,12 +142,13 @@ def test_json_nested_too_deep_is_a_bad_line(read, tsv):
         read(path.parent)
 
 
-def test_parallel_files_and_lists_have_an_order_of_their_own(read, tsv):
+def test_numbers_choose_parallel_files_and_lists_are_always_pairs(read, tsv):
     source, target = (tsv("".join(f"{pair[side]}\n" for pair in PAIRS), f"c.{side}") for side in (0, 1))
     for corpus in (f"{source}+{target}", [PAIRS]):
-        for columns in ((1, 2), (2, 1), ("en", "es")):
+        for columns in ((1, 2), ("en", "es")):
             assert read(corpus, columns=columns) == PAIRS
         assert read(corpus, reverse=True) == [pair[::-1] for pair in PAIRS]
+    assert read(f"{target}+{source}", columns=(2, 1)) == read([PAIRS], columns=(2, 1)) == PAIRS
     record = tsv('{"source": "a", "target": "b"}\n', "one.jsonl")
     with pytest.raises(CorpusError, match=r"one.jsonl: parallel files must be text"):
         read(f"{record}+{record}")

@@ -232,6 +232,18 @@ def test_a_callback_may_end_a_training(config, tmp_path):
     assert not (tmp_path / "run" / "unfinished").exists()
 
 
+def test_the_epoch_in_which_a_callback_ends_training_is_measured_and_saved(config, tmp_path):
+    stop = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: setattr(stop.model, "stop_training", epoch))
+    live = keras.callbacks.Callback()
+    config = dataclasses.replace(config, epochs=82, average=2)  # every third is measured, and the first
+    model = train(config, tmp_path / "run", callbacks=[live, stop])
+    first, second = read_history(tmp_path / "run")
+    assert all(float(row[name]) > 0 for row in (first, second) for name in ("loss", "val_loss", "val_chrf"))
+    assert read_record(tmp_path / "run").content["training"]["epochs"] == 2
+    for kept, averaged in zip(model.get_weights(), live.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(kept, averaged)
+
+
 class At(keras.callbacks.Callback):
     """Calls a function with the model after a batch, or after an epoch if no batch is given."""
 
