@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from pipelines.options import one_line
+from pipelines.options import OptionError, one_line
 from pipelines.tokens import END
 from seq2seq.compilation import exporting
 from seq2seq.contract import check_strategy
@@ -54,7 +54,7 @@ def export(
         model.compiles_decoding = False  # an exported model runs on any device, also without cuDNN
         with exporting():
             _write(model, folder, strategies)
-    except (OSError, MemoryError):
+    except (OSError, MemoryError, OptionError):
         raise
     except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError) as error:  # of the disk
         raise OSError(error.message) from None

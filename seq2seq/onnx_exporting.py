@@ -76,8 +76,9 @@ def export_onnx(model: keras.Model, folder: Path, probe: Sequence[str] = ()) -> 
         import onnx  # noqa: F401 (tf2onnx needs it)
         import tf2onnx
 
-    if model.compute_dtype != "float32":
-        raise RunError(f"a model of {model.dtype_policy.name} cannot be exported to ONNX with the same results")
+    policy = model.encoder.dtype_policy  # of an ensemble, that of its least precise member
+    if policy.compute_dtype != "float32":
+        raise RunError(f"a model of {policy.name} cannot be exported to ONNX with the same results")
 
     def convert(function):
         graph, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)

@@ -238,7 +238,8 @@ def _as_fields(options):
     """Options as fields of `Config`; all others are in `own`, for custom classes."""
     known = vars(Config())
     own = {name: value for name, value in options.items() if name not in known}
-    return {name: value for name, value in options.items() if name in known} | ({"own": own} if own else {})
+    fields = {name: value for name, value in options.items() if name in known}
+    return fields | ({"own": {**(fields.get("own") or {}), **own}} if own else {})
 
 
 def _folder_name(setting):

@@ -27,7 +27,7 @@ FORMATS = ("text", "md", "csv", "latex")
 TOKEN_FIGURES = ("loss", "accuracy", "perplexity")  # of each token, given the correct preceding ones
 # On which the target's tokens depend, and which of them are known: unknown ones are easy to predict.
 TOKEN_OPTIONS = (
-    *("target_tokenizer", "normal_form", "lowercase", "min_frequency", "max_vocabulary", "shared_vocabulary"),
+    *("target_tokenizer", "normal_form", "lowercase", "min_frequency", "max_vocabulary", "shared_vocabulary", "copy"),
     *("limit", "columns", "reverse", "max_length", "max_ratio", "drop_duplicates", "split", "validation_fraction"),
     "warm_start",
 )

@@ -55,8 +55,14 @@ def tracked(
         yield callbacks
 
 
+class _TensorBoard(keras.callbacks.TensorBoard):
+    """TensorBoard with the figures of epochs only: with those of steps, each step would wait for the device."""
+
+    on_train_batch_end = keras.callbacks.Callback.on_train_batch_end
+
+
 def _tensorboard(stack, config, model, folder):
-    return keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)
+    return _TensorBoard(folder / "tensorboard", write_graph=False)
 
 
 def _wandb(stack, config, model, folder):

@@ -157,6 +157,19 @@ def test_compare_tests_any_number_of_runs_on_a_corpus(home, capsys):
 _FORMATS = (("score", 1), ("p", 3))
 
 
+def test_pairs_are_read_as_for_the_first_run_and_this_is_said_of_runs_that_read_otherwise(home, tmp_path):
+    shutil.copytree(home / "runs" / "toy", tmp_path / "reversed")
+    record = json.loads((tmp_path / "reversed" / "config.json").read_text())
+    record["options"]["reverse"] = True
+    (tmp_path / "reversed" / "config.json").write_text(json.dumps(record))
+    (tmp_path / "test.tsv").write_text("xy\tXY\n")
+    runs = [home / "runs" / "toy", tmp_path / "reversed"]
+    said = f"{runs[1]} was trained with other --columns or --reverse than {runs[0]}; pairs are read as for the latter\n"
+    for command in ("compare", "evaluate"):
+        assert said in seq2seq(command, *runs, tmp_path / "test.tsv").stderr.decode()
+    assert said not in seq2seq("compare", *runs, tmp_path / "test.tsv", "--columns", "1,2").stderr.decode()
+
+
 def test_compare_without_a_corpus_wants_sources_that_all_runs_have_held_out(home):
     done = seq2seq("compare", "runs/toy", "runs/toy", "--json", cwd=home)
     assert json.loads(done.stdout)["scores"]["chrF"][1]["p"] == 1 and done.stderr == b""

@@ -12,6 +12,7 @@ from conftest import WORDS
 from pipelines import CharTokenizer, OptionError
 from pipelines.tokens import END, START
 from seq2seq import BeamSearch, Seq2Seq, ensemble, load_run
+from seq2seq.records import RunError
 
 
 def decided(model):
@@ -97,6 +98,8 @@ def test_a_member_may_be_of_mixed_precision(members, tokenizers, precision):
     source, target = model.source_tokenizer.tokenize(WORDS), model.target_tokenizer.tokenize(WORDS, start_end=True)
     mean = mean_probabilities([members[1], half], source, target)
     np.testing.assert_allclose(tf.exp(model((source, target))), mean, atol=0.02)
+    with pytest.raises(RunError, match=f"a model of {precision} cannot be exported to ONNX"):
+        model.export("onnx", format="onnx")
 
 
 def test_models_that_are_no_ensemble_are_refused(model, tokenizers):

@@ -11,7 +11,7 @@ import tensorflow as tf
 from command_line import in_process, seq2seq
 from conftest import QUICK
 
-from pipelines import CharTokenizer, read_pairs
+from pipelines import CharTokenizer, OptionError, read_pairs
 from seq2seq import BeamSearch, Config, Seq2Seq, TransformerDecoder, TransformerEncoder
 from seq2seq.exporting import _alike
 from seq2seq.records import RunError
@@ -110,6 +110,8 @@ def test_it_is_exported_as_every_model_of_keras_is_with_a_beam_no_wider_than_a_s
     exported = tf.saved_model.load(str(tmp_path / "saved"))
     assert exported.greedy(texts)["texts"].numpy().tolist() == model.translate(texts).numpy().tolist()
     assert exported.signatures["beam"](texts=texts)["texts"].shape == (2, 3)  # END is a token too
+    with pytest.raises(OptionError, match="width=7"):
+        model.export(tmp_path / "wide", beam=BeamSearch(7))
 
 
 @pytest.mark.slow

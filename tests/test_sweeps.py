@@ -14,7 +14,7 @@ from pipelines import OptionError
 from seq2seq import sweep, table
 from seq2seq.records import RunError, finished
 from seq2seq.runs import load_run
-from seq2seq.sweeps import Range, _refuse_another, read_grid
+from seq2seq.sweeps import Range, _as_fields, _refuse_another, read_grid
 
 AS_ARGUMENTS = [part for name, value in SMALL.items() for part in ("--set", f"{name}={str(value).lower()}")]
 COMMAND = ["sweep", "pairs.tsv", "--grid", "units=8,4", *AS_ARGUMENTS]
@@ -228,3 +228,9 @@ def test_a_search_that_was_interrupted_tries_the_settings_that_it_would_have_tri
             home / "search" / name / "history.csv"
         ).read_text()
     assert "learning_rate=" in table(home / "again").text()
+
+
+def test_an_option_of_a_custom_class_joins_those_of_all_runs():
+    options = {"units": 8, "own": {"gamma": 2}, "size": 3}
+    assert _as_fields(options) == {"units": 8, "own": {"gamma": 2, "size": 3}}
+    assert _as_fields({"own": None}) == {"own": None}

@@ -139,6 +139,7 @@ def test_token_figures_of_runs_that_read_other_text_are_not_compared(copied, tsv
         ({"label_smoothing": 0.1}, ["loss"]),
         ({"loss": "focal:FocalLoss"}, ["loss"]),
         ({"target_tokenizer": "byte"}, ["loss", "accuracy"]),
+        ({"copy": True}, ["loss", "accuracy"]),  # unknown tokens are among those to predict
     ],
 )
 def test_figures_that_are_not_the_same_are_not_compared_and_it_is_said(copied, options, measures):
