@@ -7,7 +7,7 @@ import functools
 import os
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -29,6 +29,18 @@ def converting() -> contextlib.AbstractContextManager[None]:
     """A context within `exporting` for other formats than TensorFlow's: only with operations that converters support,
     which may be slower."""
     return _within(_converting)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """A context in which a GPU does not round the factors of products to 10 bits (TF32), so that results can be
+    compared with those of a CPU."""
+    rounds = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(rounds)
 
 
 @contextlib.contextmanager

@@ -313,8 +313,8 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
 def export_runs(folders: Sequence[Path | str], out: Path | str, format: str = "tf_saved_model", **options: Any) -> None:
     """Exports the model of a run, or the ensemble of several, as `Seq2Seq.export` does.
 
-    It checks that each model translates as it did after training, and that the exported model translates as the
-    original.
+    It checks that each model translates as it did after training: at least four texts of five, because another device
+    rounds differently. The exported model must translate all texts as the original.
 
     Raises:
         RunError: if one of them does not, or there is no such run.
@@ -323,12 +323,11 @@ def export_runs(folders: Sequence[Path | str], out: Path | str, format: str = "t
     models, kept = [], {}
     for folder in folders:
         model, kept = load_run(folder), probe(folder)
-        for source, translation in zip(kept, translations_of(model, list(kept)), strict=True):
-            if translation != kept[source]:
-                change = f"{kept[source]!r} after training, and is now {translation!r}"
-                raise RunError(
-                    f"{folder}: the saved model is not the trained one; the translation of {source!r} was {change}"
-                )
+        now = dict(zip(kept, translations_of(model, list(kept)), strict=True))
+        changed = [source for source in kept if now[source] != kept[source]]
+        if 5 * len(changed) > len(kept):
+            change = f"{changed[0]!r} was {kept[changed[0]]!r} after training, and is now {now[changed[0]]!r}"
+            raise RunError(f"{folder}: the saved model is not the trained one; the translation of {change}")
         models.append(model)
     ensemble(models, folders).export(out, format, probe=list(kept), **options)
 

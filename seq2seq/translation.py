@@ -15,7 +15,7 @@ from pipelines.files import whole_folder
 from pipelines.options import one_line
 from pipelines.tokens import PADDING, START, UNKNOWN, Texts, prefix_ids, spelled, target_ids
 from seq2seq.attention import Encoded
-from seq2seq.compilation import on_gpu, padded, parts_of_batch, side_by_side, threads
+from seq2seq.compilation import full_precision, on_gpu, padded, parts_of_batch, side_by_side, threads
 from seq2seq.contract import check_strategy, encode, has_attention, start
 from seq2seq.decoding import LIMITED, LONGEST_SOURCE, NEG_INF, STOPPED
 from seq2seq.exporting import export
@@ -429,7 +429,7 @@ class Translator(keras.Model):
             raise OptionError("input_signature: an exported model always takes strings [N], for any N")
         write = choose("format", format, EXPORTERS)
         self.check_vocabularies()
-        with whole_folder(Path(filepath), RunError) as aside:
+        with whole_folder(Path(filepath), RunError) as aside, full_precision():
             try:
                 write(self, aside, **options)
             except RunError as error:

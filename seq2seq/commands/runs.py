@@ -108,8 +108,8 @@ def export(
     With --format web, it holds a page that translates as you type, in the browser, from any web server. To see it:
     `python -m http.server --directory DIR`.
 
-    The saved and the exported model translate a few texts. If a translation differs from the one after training, the
-    export fails. Prints the folder.
+    The saved and the exported model translate a few texts. The export fails if the saved model does not translate as
+    after training, or the exported one not as the saved one. Prints the folder.
 
     Example: seq2seq export runs/phrasebook exported/1
     """
