@@ -114,7 +114,8 @@ def test_a_missing_extra_is_named(tsv, tmp_path, monkeypatch):
     for module in ("demo", "evaluation", "pictures"):
         monkeypatch.delitem(sys.modules, f"seq2seq.{module}", raising=False)
     for name, (extra, command) in commands.items():
-        monkeypatch.setitem(sys.modules, name, None)
+        for module in [name, *(loaded for loaded in sys.modules if loaded.startswith(f"{name}."))]:
+            monkeypatch.setitem(sys.modules, module, None)
         done = seq2seq(*command, cwd=tmp_path)
         wanted = f"seq2seq: this needs {name}: pip install 'keras-seq2seq[{extra}]'\n"
         assert (done.returncode, done.stdout, done.stderr.decode()) == (2, b"", wanted)
