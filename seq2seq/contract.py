@@ -15,6 +15,7 @@ from pipelines.columns import ColumnsTokenizer
 from pipelines.options import one_line
 from pipelines.tokens import END, PADDING, START, UNKNOWN, Tokenizer
 from seq2seq.attention import Encoded
+from seq2seq.compilation import full_precision
 from seq2seq.decoding import Constraints, Hypotheses, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoder, token_ids
 from seq2seq.strategies import STRATEGIES, Strategy
@@ -49,6 +50,7 @@ def has_attention(decoder: keras.layers.Layer) -> bool:
     return can_return and getattr(decoder, "attention", True) is not None
 
 
+@full_precision()
 def check_contract(
     encoder: keras.layers.Layer, decoder: keras.layers.Layer, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer
 ) -> bool:

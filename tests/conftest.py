@@ -56,6 +56,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xdist_group(f"{name}-{which}"))
 
 
+@pytest.fixture
+def rounds():
+    """Lets a GPU round factors, as is TensorFlow's default. Returns a function that says whether one does."""
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    yield tf.config.experimental.tensor_float_32_execution_enabled
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+
+
 QUICK = {"cell": "gru", "bidirectional": False}  # of a model whose graphs are made in less time
 WORDS = ["sol", "mar", "luz", "pan", "rey", "flor", "tren", "gato", "nube", "año", "niño", "árbol"]
 

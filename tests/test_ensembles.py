@@ -12,6 +12,7 @@ from conftest import WORDS
 from pipelines import CharTokenizer, OptionError
 from pipelines.tokens import END, START
 from seq2seq import BeamSearch, Seq2Seq, ensemble, load_run
+from seq2seq.ensembles import EnsembleDecoder
 from seq2seq.records import RunError
 
 
@@ -100,6 +101,16 @@ def test_a_member_may_be_of_mixed_precision(members, tokenizers, precision):
     np.testing.assert_allclose(tf.exp(model((source, target))), mean, atol=0.02)
     with pytest.raises(RunError, match=f"a model of {precision} cannot be exported to ONNX"):
         model.export("onnx", format="onnx")
+
+
+def test_on_a_gpu_the_members_are_checked_at_full_precision(members, monkeypatch, rounds):
+    found, call = [], EnsembleDecoder.call
+    monkeypatch.setattr(EnsembleDecoder, "call", lambda *given, **how: found.append(rounds()) or call(*given, **how))
+    model = ensemble(members[:2])  # whose decoder gives the same logits for a whole target as step by step
+    assert found and not any(found) and rounds()
+    found.clear()
+    model.score(WORDS[:1], WORDS[:1])
+    assert all(found)
 
 
 def test_models_that_are_no_ensemble_are_refused(model, tokenizers):

@@ -98,18 +98,13 @@ def test_the_tool_that_comes_with_tensorflow_runs_it(exported):
     assert str(load_run(folder / "run").translate(["Good morning."]).numpy()) in done.stdout
 
 
-def test_on_a_gpu_the_exported_model_is_compared_at_full_precision(model, tmp_path, monkeypatch):
-    rounds = tf.config.experimental.tensor_float_32_execution_enabled
-    tf.config.experimental.enable_tensor_float_32_execution(True)  # TensorFlow's default, which tests turn off
-    monkeypatch.setattr("seq2seq.exporting._write", lambda model, folder, strategies: None)
+def test_on_a_gpu_the_exported_model_is_compared_at_full_precision(model, tmp_path, monkeypatch, rounds):
     found = []
+    monkeypatch.setattr("seq2seq.exporting._write", lambda model, folder, strategies: None)
     monkeypatch.setattr(tf.saved_model, "load", lambda folder: found.append(rounds()) or 1 / 0)
-    try:
-        with pytest.raises(ZeroDivisionError):
-            model.export(tmp_path / "saved", probe=["sol"])
-        assert found == [False] and rounds()
-    finally:
-        tf.config.experimental.enable_tensor_float_32_execution(False)
+    with pytest.raises(ZeroDivisionError):
+        model.export(tmp_path / "saved", probe=["sol"])
+    assert found == [False] and rounds()
 
 
 def test_what_is_there_is_not_overwritten(model, tmp_path):
