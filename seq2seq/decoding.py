@@ -156,7 +156,7 @@ def padded_to_few_shapes(source: tf.Tensor, constraints: Constraints) -> tuple[t
     """Pads a batch to one of few shapes, for a search that XLA compiles.
 
     Returns:
-        The sources, their requirements, and a tensor whose size is the largest limit, rounded up; XLA must know it
+        The sources, their constraints, and a tensor whose size is the largest limit, rounded up; XLA must know it
         when it compiles.
     """
     with tf.device("CPU"):  # where all sizes are known

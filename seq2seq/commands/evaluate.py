@@ -10,7 +10,7 @@ import typer
 from pipelines import CorpusError, OptionError, checksums
 from pipelines.formats import find_shards
 from pipelines.lines import as_line
-from seq2seq.commands.loading import load_model, oddities, reading_as_trained, split_runs
+from seq2seq.commands.loading import oddities, open_runs, reading_as_trained, split_runs
 from seq2seq.commands.options import (
     AsJson,
     BatchSize,
@@ -204,7 +204,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
     if given and not corpus:
         raise OptionError(f"{option_flag(next(iter(given)))} applies to a corpus, but none is named")
     started = time.monotonic()
-    models = [load_model([run], imports) for run in runs]
+    models = [open_runs([run], imports) for run in runs]
     measured = models if command == "compare" else [ensemble(models, runs)]
     seconds = time.monotonic() - started
     columns = models[0].source_tokenizer.column_names

@@ -37,7 +37,7 @@ def is_run(name: str) -> bool:
     return os.path.isdir(name) and any(os.path.exists(os.path.join(name, file)) for file in files)
 
 
-def load_model(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
+def open_runs(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
     """Imports classes of your own, then loads a run, or the ensemble of several.
 
     Names on stderr each run whose training has not ended.

@@ -7,7 +7,7 @@ import typer
 
 from pipelines import OptionError, choose
 from pipelines.options import load_classes
-from seq2seq.commands.loading import load_model
+from seq2seq.commands.loading import open_runs
 from seq2seq.commands.options import ENSEMBLE_HELP, Import, LengthPenalty, Run, Search, Settings, search_strategy
 from seq2seq.commands.terminal import say
 from seq2seq.records import SHIPPED, find_run
@@ -27,7 +27,7 @@ def plot(
     """
     if run in SHIPPED.values():  # in the folder where the library is installed
         out = out or Path(f"{run.name}-pictures")
-    for path in draw(run, load_model([run], imports), out):
+    for path in draw(run, open_runs([run], imports), out):
         typer.echo(path)
 
 
@@ -157,6 +157,6 @@ def demo(
     strategy = search_strategy(search, options) if search or options else None
     with listen(port) as listener:
         examples = list(probe(run))[:5] if (run / "probe.json").is_file() else []
-        page = demo_page(load_model([run, *(more or ())], imports), examples, strategy)
+        page = demo_page(open_runs([run, *(more or ())], imports), examples, strategy)
         typer.echo(f"http://{':'.join(map(str, listener.getsockname()))}/")
         serve(page, listener)

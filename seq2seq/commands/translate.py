@@ -12,7 +12,7 @@ from pipelines import CorpusError, OptionError, open_corpora
 from pipelines.formats import wrong_columns
 from pipelines.lines import as_line, line_waits, read_lines
 from pipelines.options import extra
-from seq2seq.commands.loading import is_blank, is_run, load_model, reading_as_trained, say_oddities, split_runs
+from seq2seq.commands.loading import is_blank, is_run, open_runs, reading_as_trained, say_oddities, split_runs
 from seq2seq.commands.options import (
     ENSEMBLE_HELP,
     BatchSize,
@@ -126,7 +126,7 @@ def translate(  # longer than 60 lines: its signature declares the options
     runs, texts = split_runs("translate", [str(run), *(texts or ())], "TEXT")
     _say_paths(texts)
     started = time.monotonic()
-    model = load_model(runs, imports)
+    model = open_runs(runs, imports)
     loading = time.monotonic() - started
     unit = "TEXT" if texts else "standard input, line"
 
@@ -329,7 +329,7 @@ def score(
     runs, corpus = split_runs("score", [str(run), *(corpus or ())], "CORPUS")
     corpus = corpus or ["-"]
     with reporting(given) as report:
-        model = load_model(runs, imports)
+        model = open_runs(runs, imports)
         columns = model.source_tokenizer.column_names
         reading = {"on_bad_line": "skip", "source_columns": columns, **reading_as_trained(runs[0], corpus, given)}
         lines = open_corpora(corpus, **reading).lines(report)
