@@ -11,7 +11,7 @@ import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -41,7 +41,7 @@ with extra("evaluation"):
     from sacrebleu.significance import PairedTest
 
 # `sacrebleu.metrics.base.Metric` is designed for subclasses that override methods with a leading underscore. So
-# sacrebleu's bootstrap and paired tests work for every measure here.
+# sacrebleu's bootstrap works for every measure here. `compare` calls two of these methods; its tests notice a change.
 
 
 class _Rate(Metric):
@@ -305,33 +305,42 @@ def measure(
     translations: list[str], references: list[list[str]], bleu_tokenizer: str = "13a", resamples: int = 1000
 ) -> dict[str, Measured]:
     """`corpus_scores` with confidence intervals and signatures: {measure: `Measured`}."""
-    found = _bootstrap([translations], references, bleu_tokenizer, resamples)
-    return {name: Measured(float(only.score), float(only.ci), signature) for name, (signature, [only]) in found.items()}
+    measures, named = metrics(bleu_tokenizer), [("translations", _nfc(translations))]
+    signatures, results = PairedTest(named, measures, _streams(references), "bs", resamples)()
+    found: dict[str, Measured] = {}
+    for name, key in zip(measures, signatures, strict=True):  # sacrebleu names them otherwise, in the same order
+        result: Any = results[key][0]
+        found[name] = Measured(float(result.score), float(result.ci), str(signatures[key]))
+    return found
 
 
 class Tested(NamedTuple):
     """The score of one of several evaluations that are compared."""
 
     score: float
-    p: float  # the probability of a difference this large from the first if both were equally good; 1 for the first
+    p: float  # the probability of such a difference from the first, or a larger one, by chance; 1 for the first
 
 
-def compare(first: Evaluation, *others: Evaluation, resamples: int = 1000) -> dict[str, list[Tested]]:
-    """Tests whether models differ from the first, by a paired bootstrap over the texts.
+def compare(first: Evaluation, *others: Evaluation, trials: int = 1000) -> dict[str, list[Tested]]:
+    """Tests whether models differ from the first, by approximate randomization (Riezler and Maxwell 2005,
+    aclanthology.org/W05-0908).
 
-    The method is that of Koehn 2004 (aclanthology.org/W04-3250). Each model is compared only with the first; p is not
-    corrected for the number of models.
+    If two models are equally good, it is chance which of the two translations of a text comes from which model. Each
+    trial swaps the translations of half of the texts, drawn at random; p is the share of trials in which the scores
+    then differ at least as much as without swaps. The test is two-sided. Each model is compared only with the first; p
+    is not corrected for the number of models.
 
     Args:
         first, others: results of `evaluate` for each model on the same corpus.
-        resamples: number of bootstrap resamples.
+        trials: number of random swaps; p is at least 1 / (trials + 1).
 
     Returns:
         {measure: [a `Tested` for each evaluation, in their order]}.
 
     Raises:
-        OptionError: if their texts, references or BLEU tokenizers differ, or there is only one.
+        OptionError: if their texts, references or BLEU tokenizers differ, there is only one, or there are no trials.
     """
+    check_number("trials", trials, least=1)
     if not others:
         raise OptionError("compare: expected at least two evaluations")
     for number, other in enumerate(others, start=2):
@@ -340,21 +349,30 @@ def compare(first: Evaluation, *others: Evaluation, resamples: int = 1000) -> di
         if first.bleu_tokenizer != other.bleu_tokenizer:
             both = f"{first.bleu_tokenizer!r} and, for number {number}, {other.bleu_tokenizer!r}"
             raise OptionError(f"compare: expected evaluations with the same BLEU tokenizer, not {both}")
-    systems = [evaluation.translations for evaluation in (first, *others)]
-    found = _bootstrap(systems, first.references, first.bleu_tokenizer, resamples)
-    return {
-        # For equal scores sacrebleu returns the smallest p.
-        name: [Tested(float(it.score), float(it.p_value) if it.score != row[0].score else 1.0) for it in row]
-        for name, (_, row) in found.items()
-    }
+    systems, references = [_nfc(each.translations) for each in (first, *others)], _streams(first.references)
+    found = {}
+    for name, metric in metrics(first.bleu_tokenizer).items():
+        # `[N, M]` each: of each text, the M counts that a score is computed from when they are added up.
+        counts = [np.array(metric._extract_corpus_statistics(texts, references), np.float64) for texts in systems]
+        scores = [float(metric._compute_score_from_stats(each.sum(axis=0)).score) for each in counts]
+        p = [1.0, *(_by_chance(metric, counts[0], other, trials) for other in counts[1:])]
+        found[name] = list(map(Tested, scores, p))
+    return found
 
 
-def _bootstrap(systems, references, bleu_tokenizer, resamples):
-    """sacrebleu's test of one system or more, N texts each: {measure: (signature, [its result for each system])}."""
-    measures, named = metrics(bleu_tokenizer), [(str(n), _nfc(texts)) for n, texts in enumerate(systems)]
-    signatures, results = PairedTest(named, measures, _streams(references), "bs", resamples)()
-    # sacrebleu names the measures otherwise, in the same order.
-    return {name: (str(signatures[key]), results[key]) for name, key in zip(measures, signatures, strict=True)}
+def _by_chance(metric, one, other, trials):
+    """The p of `compare`, from the counts of two systems. sacrebleu's own tests give too small a p: they do not count
+    differences equal to the observed one, which are most of them if few texts differ."""
+
+    def difference(swapped):
+        totals = one.sum(axis=0) - swapped, other.sum(axis=0) + swapped
+        first, second = (metric._compute_score_from_stats(total).score for total in totals)
+        return abs(first - second)
+
+    random, surplus = np.random.default_rng(0), one - other
+    least = difference(np.zeros(one.shape[1])) - 1e-9  # rounded otherwise, the same difference may be a little smaller
+    as_large = sum(difference(surplus[random.random(len(one)) < 0.5].sum(axis=0)) >= least for _ in range(trials))
+    return (as_large + 1) / (trials + 1)  # without swaps, it is one more of the equally likely cases
 
 
 def _streams(references):

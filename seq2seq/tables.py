@@ -407,7 +407,7 @@ def _test(rows, first, measures, evaluations):
         scores = {name.lower().replace(" ", "_"): scores[1:] for name, scores in compared.items()}
         for number, row in enumerate(tested):
             row.p = {name: scores[name][number].p for name in measures if name in scores}
-        return f"p: paired bootstrap over the sources (Koehn 2004), {against}"
+        return f"p: approximate randomization over the sources (Riezler and Maxwell 2005), {against}"
     return "No p: it needs two seeds or more in both rows, or one in each and a test corpus."
 
 

@@ -14,7 +14,7 @@ COMMANDS = {
     "translate": ["stdin", "space", "ensemble", "--beam-width", "--temperature", "--prefix", "--search", "Example:"],
     "score": ["log-likelihood", "nan", "Example:"],
     "evaluate": ["--json", "--write", "held-out", "Example:"],
-    "compare": ["bootstrap", "Example:"],
+    "compare": ["approximate randomization", "Example:"],
     "demo": ["--port", "7860", "Example:"],
     "export": ["SavedModel", "Example:"],
     "plot": ["attention", "Example:"],

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import unicodedata
 from pathlib import Path
+from random import Random
 
 import pytest
 import tensorflow as tf
@@ -146,6 +147,33 @@ def test_compare_tells_a_difference_from_chance():
     with pytest.raises(OptionError, match="the same BLEU tokenizer, not '13a' and, for number 2, 'char'"):
         other = dataclasses.replace(evaluation(right, references), bleu_tokenizer="char")
         compare(evaluation(right, references), other)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "p"), [(1, 0, 1.0), (3, 0, 0.25), (5, 1, 0.219), (6, 0, 0.031), (12, 2, 0.0129)]
+)
+def test_the_p_of_a_measure_of_right_and_wrong_is_that_of_the_sign_test(better, worse, p):
+    references = [[f"text {n}"] for n in range(200)]
+    one, other = ([text for (text,) in references] for _ in range(2))
+    one[:better], other[better : better + worse] = ["x"] * better, ["x"] * worse
+    found = compare(evaluation(one, references), evaluation(other, references), trials=4000)["exact match"]
+    assert found[1].p == pytest.approx(p, abs=4 * (p * (1 - p) / 4000) ** 0.5 + 1e-3)
+    assert found[1].score - found[0].score == pytest.approx((better - worse) / 2)
+
+
+def test_of_equally_good_models_few_differ_significantly():
+    random, references = Random(0), [[f"this is sentence number {n} of many"] for n in range(50)]
+
+    def translated():  # by a model that makes each of three mistakes in a fifth of the texts
+        texts = [text for (text,) in references]
+        for right, wrong in (("this", "that"), ("sentence", "sense"), ("many", "a few more")):
+            texts = [text.replace(right, wrong) if random.random() < 0.2 else text for text in texts]
+        return evaluation(texts, references)
+
+    found = [compare(translated(), translated(), trials=99) for _ in range(60)]
+    for name in ("BLEU", "chrF", "TER", "exact match"):
+        significant = sum(each[name][1].p <= 0.1 for each in found)
+        assert significant <= 13, name  # 6 are expected; more than 13 are as likely as 1 in 1,000
 
 
 def test_any_number_of_evaluations_is_compared_each_with_the_first():

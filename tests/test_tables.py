@@ -224,7 +224,7 @@ def test_unknown_measures_and_rows_are_refused(swept):
 
 
 @pytest.mark.slow
-def test_single_runs_on_a_test_corpus_are_compared_by_a_bootstrap_over_its_sources(swept, tsv):
+def test_single_runs_on_a_test_corpus_are_compared_by_randomization_over_its_sources(swept, tsv):
     runs = [swept[0] / f"units={units}" / "seed-0" for units in (8, 4)]
     corpus, said = str(tsv(LINES, "test.tsv")), []
     found = table(runs, corpus, ["chrf", "perplexity"], say=said.append)
@@ -236,7 +236,7 @@ def test_single_runs_on_a_test_corpus_are_compared_by_a_bootstrap_over_its_sourc
         np.testing.assert_allclose(row.figures["perplexity"], [evaluation.perplexity])
         assert row.parameters == model.count_params() and row.deviation("chrf") is None
     assert [row.p for row in found.rows] == [{}, {"chrf": compare(first, second)["chrF"][1].p}]
-    assert "paired bootstrap over the sources" in found.note and "25 sources of" in found.note
+    assert "approximate randomization over the sources" in found.note and "25 sources of" in found.note
     assert re.fullmatch(r"units=8: trained on the sources of (19|2\d) of 25 test pairs", said[0])
 
 

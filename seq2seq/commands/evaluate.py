@@ -147,8 +147,8 @@ def compare(
     The corpus is read with the --columns and --reverse of the first run's training, unless you give others. Standard
     input has all source columns and then the target.
 
-    The test is a paired bootstrap, not corrected for the number of runs. A difference with p below 0.05 is unlikely to
-    be chance.
+    The test is approximate randomization, not corrected for the number of runs. A difference with p below 0.05 is
+    unlikely to be chance.
 
     stderr says how many of the sources each run was trained on.
 

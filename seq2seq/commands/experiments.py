@@ -134,8 +134,8 @@ def table(
 
     Runs that differ only in their seed form one row. Unfinished runs are left out and named on stderr.
 
-    p is from Welch's t-test over seeds if both rows have two or more. If both have one, with --test, it is from a
-    paired bootstrap over the sources.
+    p is from Welch's t-test over seeds if both rows have two or more. If both have one, with --test, it is from
+    approximate randomization over the sources.
 
     Example: seq2seq table runs/sizes --test test.tsv --format md
     """

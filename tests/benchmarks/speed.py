@@ -64,9 +64,13 @@ DECODINGS = {  # name: what is decoded
 SIZES = {"units": 256, "attention": True, "layers": 1}
 
 
+# To find it by its name would import TensorFlow, beside which PyTorch 2.14 crashes.
+SPA_ENG = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras"), "datasets", "spa-eng.zip", "spa-eng", "spa.txt")
+
+
 @functools.cache
 def pairs(at_random=False):
-    every = open_corpora("spa-eng").pairs()
+    every = open_corpora(str(SPA_ENG)).pairs()
     chosen = Random(0).sample(list(every), RANDOM_PAIRS) if at_random else itertools.islice(every, PAIRS)
     return [(source.decode(), target.decode()) for source, target in chosen]
 
@@ -407,6 +411,8 @@ def main():
         return measure(*json.loads(options.measure))
     if not options.folder:
         parser.error("FOLDER is missing")
+    if not SPA_ENG.parents[1].is_file():
+        parser.error(f"{SPA_ENG.parents[1]} is missing; `seq2seq inspect spa-eng` downloads it")
     if "library" not in options.subjects:
         parser.error("--subjects: the library must be one of them, as others are compared with it")
     wanted = options.only or ["training", "decoding", "startup", "latency"]
