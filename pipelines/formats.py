@@ -161,6 +161,8 @@ def _json_rows(path, columns, *_):
         if missing:
             there = ", ".join(_text_keys(entry))
             problem = f"no text under the key {missing[0]!r}" + f"; there is text under {there}" * bool(there)
+            if columns and isinstance(columns[0], int):
+                problem += "; --columns names the keys to read, the target last"
             yield number, None, None, problem
         else:
             *before, target = map(_encoded, sides)

@@ -74,7 +74,10 @@ class Attention(keras.layers.Layer):
         return self.key(memory) if self.key else memory
 
     def call(self, query: tf.Tensor, keys: tf.Tensor, encoded: Encoded) -> tuple[tf.Tensor, tf.Tensor]:
-        weights = masked_softmax(self.scores(query, keys, encoded), encoded.mask[:, None])
+        scores = self.scores(query, keys, encoded)
+        if scores.shape[-1] == 1 and encoded.mask.shape[-1] not in (None, 1):  # else repeated for all positions
+            raise ValueError(f"scores {scores.shape} of {encoded.mask.shape[-1]} source positions; expected [b, T, S]")
+        weights = masked_softmax(scores, encoded.mask[:, None])
         context = tf.matmul(tf.cast(weights, encoded.memory.dtype), encoded.memory)
         rows, length = tf.shape(query)[0], tf.shape(query)[1]
         return tuple(tf.reshape(x, [rows, length, tf.shape(x)[2]]) for x in (context, weights))

@@ -71,7 +71,7 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
     """
     taken = _taken(config)
     for name in names:
-        if name in model_options() and name not in taken:
+        if name in model_options() and name not in taken and getattr(config, name) is not None:
             kinds = " nor ".join(part.__name__ for part in _parts(config))
             raise OptionError(f"{name}: neither {kinds} has this option")
     own = [(option, load_class(option, name)) for name, option in own_classes(config).items()]

@@ -96,6 +96,9 @@ def check_contract(
         expected = (2, 3, target_tokenizer.vocabulary_size)
         if found[0].shape != expected:
             refuse(f"logits {found[0].shape} of a target (2, 3); expected {expected}, [B, T, V]")
+        values = tf.cast(found[0], tf.float32).numpy()
+        if (values >= 0).all() and np.allclose(values.sum(axis=-1), 1, atol=1e-2):
+            refuse("returns probabilities; expected logits, without a softmax")
     if {type(encoder), type(decoder)} <= {Encoder, TransformerEncoder, Decoder, TransformerDecoder}:
         return True  # the library's own tests check the rest
 

@@ -68,6 +68,8 @@ def load_run(folder: Path | str) -> Seq2Seq:
             why = "; its training has not finished an epoch"
         elif (folder / "vocabulary.json").is_file():
             why = "; it is an export, which only `seq2seq translate` can read"
+        elif (folder / "saved_model.pb").is_file():
+            why = "; it is a SavedModel, which tf.saved_model.load reads"
         raise RunError(f"{folder}: not a run folder, it holds no model.keras{why}")
     model = load_model(folder, "model.keras")
     if (folder / "config.json").is_file():

@@ -116,6 +116,10 @@ def take_vocabularies(
             missing = [token.decode() for token, _ in own.most_common() if token not in known]
             some = f"; {len(missing):,} remain unknown, such as {' '.join(missing[:20])}" if missing else ""
             say(f"{side}: {tokenizer.vocabulary_size - size:,} new tokens{some}")
+    for column in tokenizers[0].of_columns:
+        separator = getattr(column, "separator", None)
+        if separator and found.tokens[1][separator.encode()] > found.pairs / 2:
+            say(f"{separator!r} separates source features, but occurs in most targets: is the order of columns right?")
     if config.copy:
         say(_copied(*tokenizers))
     return {(size, tokenizer.vocabulary_size) for size, tokenizer in zip(before, tokenizers, strict=True)}

@@ -32,7 +32,7 @@ from seq2seq.epochs import (
 from seq2seq.model import Seq2Seq
 from seq2seq.process import be_reproducible, clocks, deferred_signal, restored_determinism
 from seq2seq.progress import TrainingRun
-from seq2seq.records import Record, RunError, read_record, resumable
+from seq2seq.records import Record, RunError, finished, read_record, resumable
 from seq2seq.runs import (
     can_measure,
     compile_model,
@@ -53,7 +53,7 @@ def train(
     folder: Path | str,
     overwrite: bool = False,
     resume: bool = False,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    callbacks: keras.callbacks.Callback | Sequence[keras.callbacks.Callback] = (),
     progress: Callable[[int], None] | None = None,
     report: Callable[[Report], None] | None = None,
     say: Callable[[str], None] | None = None,
@@ -85,11 +85,11 @@ def train(
         overwrite: whether an existing run may be replaced; it is not changed until the first epoch has ended. The
             checkpoints of an unfinished run are deleted when the corpus has been surveyed.
         resume: whether to resume an unfinished run, which must then exist.
-        callbacks: more Keras callbacks. One that sets `stop_training` ends training, after an epoch or within one,
-            which is then recorded like a whole epoch; the run folder has the model that `config.monitor` chooses,
-            whatever weights a callback may restore. One that sets the learning rate needs a `config.schedule` of
-            "constant" or "plateau", without warm-up. Before training, the attribute `held_out` of each that has one is
-            set to up to three (source, target) pairs of the validation side.
+        callbacks: more Keras callbacks, one or several. One that sets `stop_training` ends training, after an epoch or
+            within one, which is then recorded like a whole epoch; the run folder has the model that `config.monitor`
+            chooses, whatever weights a callback may restore. One that sets the learning rate needs a `config.schedule`
+            of "constant" or "plateau", without warm-up. Before training, the attribute `held_out` of each that has one
+            is set to up to three (source, target) pairs of the validation side.
         progress: a function to call now and then with the number of pairs read, while the corpus is surveyed.
         report: a function to call after that with the `Report` of what was read and left out; with another one of
             `config.validation`, if that is given.
@@ -117,6 +117,7 @@ def train(
         raise OptionError(f"config={config!r}: expected a Config, such as Config({config!r})")
     folder, started, track = Path(folder), clocks(), [track] if isinstance(track, str) else track
     say = say or (lambda text: None)
+    callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks
     check_trackers(track)
     chief = is_chief(strategy)
     lock = locked(folder) if chief else contextlib.nullcontext()
@@ -157,7 +158,7 @@ def _is_resumed(config, folder, overwrite, resume):
             "options, --overwrite starts from the beginning, --out chooses another folder"
         )
     if resume or config is None:
-        raise RunError(f"{folder}: no unfinished run to resume")
+        raise RunError(f"{folder}: no unfinished run to resume" + "; its training has ended" * finished(folder))
     if not overwrite and any(path.name not in ("lock", "unfinished") for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty; choose another folder (--out) or use --overwrite")
     return False

@@ -39,6 +39,16 @@ def test_attention_is_the_published_formula_and_looks_only_where_the_mask_is(kin
         np.testing.assert_allclose(c, wanted @ memory[0, :2], atol=1e-6)
 
 
+def test_scores_of_one_position_are_not_taken_for_all():
+    class First(Attention):
+        def scores(self, query, keys, encoded):
+            return super().scores(query, keys, encoded)[..., :1]
+
+    encoded = Encoded(tf.ones([2, 3, 4]), tf.ones([2, 3], tf.bool), [])
+    with pytest.raises(ValueError, match=r"scores \(2, 5, 1\) of 3 source positions; expected \[b, T, S\]"):
+        First(4, "dot")(tf.ones([2, 5, 4]), encoded.memory, encoded)
+
+
 @pytest.mark.parametrize("kind", ["hard", "monotonic"])
 def test_hard_attention_sums_over_all_ways_to_align_source_and_target(kind):
     """What it finds a token at a time, against every sequence of positions that there is."""

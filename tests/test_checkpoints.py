@@ -255,7 +255,7 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path):
         np.testing.assert_array_equal(one, other)
     history = [(tmp_path / name / "history.csv").read_text() for name in ("whole", "run")]
     assert history[0] == history[1]
-    with pytest.raises(RunError, match="no unfinished run to resume"):
+    with pytest.raises(RunError, match="no unfinished run to resume; its training has ended"):
         train(None, tmp_path / "run", resume=True)
 
 

@@ -39,6 +39,11 @@ BROKEN_DECODERS = {
     "no start": ("def start(", "def begin(", "has no method `start`"),
     "start returns no pair": ("return encoded, tf.zeros(", "return tf.zeros(", "start"),
     "another shape": ("self.output_layer(x), ids", "self.output_layer(x)[:, 0], ids", "expected (2, 3, 14)"),
+    "probabilities": (
+        "return self.output_layer(x), ids[:, length:]",
+        "return tf.nn.softmax(self.output_layer(x)), ids[:, length:]",
+        "returns probabilities; expected logits, without a softmax",
+    ),
     "no state": ("return self.output_layer(x), ids[:, length:]", "return self.output_layer(x)", "(logits, state)"),
     "forgets what came before": ("tf.concat([state, token", "tf.concat([0 * state, token", "one token after another"),
     "remembers the wrong tokens": ("ids[:, length:]", "ids[:, : self.n - 1]", "one token after another"),

@@ -124,6 +124,8 @@ def test_dotted_keys_reach_into_json_objects(read, tsv):
         CorpusError, match=r"no text under the key 'source'; there is text under translation\.en, translation\.es"
     ):
         read(path)
+    with pytest.raises(CorpusError, match=r"the key '1'; there is text under .*; --columns names the keys to read"):
+        read(path, columns=(1, 3, 2))
     deep = {"a": {"b": {"c": "x"}, "b.d": "y"}, "a.b": {"c": "z"}, "a.e": "e"}
     path = tsv(json.dumps(deep), "deep.jsonl")
     assert read(path, columns=("a.b.d", "a.e")) == [("y", "e")]
