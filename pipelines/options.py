@@ -102,6 +102,18 @@ def choose(argument: str, name: str | None, choices: Collection) -> Any:
     return choices[name] if isinstance(choices, dict) else name
 
 
+def choose_class(argument: str, name: str, kinds: Mapping[str, type]) -> type:
+    """Finds one of several classes by its name, or imports a custom one, `module:Class`.
+
+    Raises:
+        OptionError: if there is none of this name.
+    """
+    if ":" not in name and name not in kinds:
+        expected = f"{', '.join(map(repr, kinds))} or module:Class"
+        raise OptionError(f"{argument}={name!r}: expected {expected}{nearest(name, kinds)}")
+    return kinds[name] if name in kinds else load_class(argument, name)
+
+
 def nearest(name: str | None, choices: Iterable) -> str:
     """Returns the end of a message about a wrong name, which suggests the nearest choice, if there is one."""
     near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1)
@@ -198,6 +210,7 @@ def load_class(argument: str, name: str) -> type:
         raise OptionError(f"{argument}={name!r}: {module_name} cannot be imported: {error}") from error
     if not isinstance(getattr(module, class_name, None), type):
         classes = [found for found, value in vars(module).items() if isinstance(value, type)]
+        classes.sort(key=lambda found: getattr(module, found).__module__ != module_name)  # its own before imported ones
         raise OptionError(
             f"{argument}={name!r}: {module_name} has no class {class_name!r}; its classes are {', '.join(classes)}"
         )

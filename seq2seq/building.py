@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines import OptionError, Tokenizer, accepted, choose, construct, load_class, open_corpora
+from pipelines import OptionError, Tokenizer, accepted, construct, load_class, open_corpora
 from pipelines.columns import ColumnsTokenizer
-from pipelines.options import extra, nearest, one_line
+from pipelines.options import choose_class, extra, nearest, one_line
 from pipelines.tokenizers import TOKENIZERS, SeparatorTokenizer
 from seq2seq.config import (
     TRANSLATION_FIGURES,
@@ -146,11 +146,8 @@ def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2
 
 def _parts(config):
     """The classes of the encoder and of the decoder."""
-    found = []
-    for name, kinds in (("encoder", ENCODERS), ("decoder", DECODERS)):
-        kind = getattr(config, name) or config.architecture
-        found.append(load_class(name, kind) if ":" in kind else choose(name, kind, kinds))
-    return found
+    kinds = {"encoder": ENCODERS, "decoder": DECODERS}
+    return [choose_class(name, getattr(config, name) or config.architecture, kinds[name]) for name in kinds]
 
 
 def _build_tokenizer(config, side, columns):
@@ -171,7 +168,7 @@ def _column_tokenizer(config, side, name):
     options = {"normal_form": config.normal_form, "lowercase": config.lowercase}
     if separates(name):
         return SeparatorTokenizer(name, **options)
-    kind = load_class(side, name) if ":" in name else choose(side, name, TOKENIZERS)
+    kind = choose_class(side, name, TOKENIZERS)
     if kind is TOKENIZERS["subword"]:
         with extra("subword"):
             importlib.import_module("sentencepiece")  # used after the survey; checked before it

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines import OptionError, choose, construct, load_class
+from pipelines import OptionError, choose, construct
 from pipelines.columns import ColumnsTokenizer
-from pipelines.options import one_line
+from pipelines.options import choose_class, one_line
 from pipelines.tokens import END, PADDING, START, UNKNOWN, Tokenizer
 from seq2seq.attention import Encoded
 from seq2seq.compilation import full_precision
@@ -213,7 +213,7 @@ def make_strategy(name: str, settings: dict[str, Any]) -> Strategy:
     Raises:
         OptionError: if there is no such strategy, or its class cannot take these settings.
     """
-    kind = load_class("search", name) if ":" in name else choose("search", name, STRATEGIES)
+    kind = choose_class("search", name, STRATEGIES)
     if not issubclass(kind, Strategy):
         raise OptionError(f"search={name!r}: {kind.__name__} is not derived from seq2seq.Strategy")
     known = list(inspect.signature(kind).parameters)

@@ -366,7 +366,10 @@ def test_what_cannot_be_asked_of_translate_exits_2(folder):
         ),
         (["--search", "sampling", "--sample"], "--search and --sample cannot be combined"),
         (["--search", "greedy", "--n-best", 2], "--search and --n-best cannot be combined"),
-        (["--search", "beem"], "search='beem': expected 'greedy', 'beam', 'sampling'; did you mean 'beam'?"),
+        (
+            ["--search", "beem"],
+            "search='beem': expected 'greedy', 'beam', 'sampling' or module:Class; did you mean 'beam'?",
+        ),
         (["--search", "beam", "--set", "wdith=3"], "set='wdith': expected 'width', "),
         (["--search", "beam", "--set", "width"], "set='width': expected NAME=VALUE"),
         (["--search", "beam", "--set", "width=x"], "width='x': expected a whole number"),

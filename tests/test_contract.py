@@ -158,7 +158,7 @@ def test_a_strategy_is_made_of_its_name_and_settings(tmp_path, monkeypatch):
     assert make_strategy("beam", {"width": 3}) == BeamSearch(3)
     assert make_strategy("sampling", {"top_p": 0.5, "n_best": 2}) == Sampling(top_p=0.5, n_best=2)
     for name, settings, message in (
-        ("beem", {}, "search='beem': expected 'greedy', 'beam', 'sampling'; did you mean 'beam'?"),
+        ("beem", {}, "search='beem': expected 'greedy', 'beam', 'sampling' or module:Class; did you mean 'beam'?"),
         ("beam", {"wdith": 3}, "set='wdith': expected .*; did you mean 'width'?"),
         ("beam", {"width": "x"}, "width='x': expected a whole number"),
         ("nowhere:Class", {}, "search='nowhere:Class': no module 'nowhere'"),
