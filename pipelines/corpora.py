@@ -80,10 +80,10 @@ def read_pairs(
             the next epoch.
         report: a `Report` that each complete pass (up to the limit) fills with counts of what it read and left out.
         columns: which columns or keys to read, the target last: two names or more, which a tab-separated file has in
-            its first line, or numbers counted from 1, as in `cut -f`. In JSON Lines `translation.en` is the key `en` of
-            the object under `translation`, if no key has that whole name. If several come before the target, they are
-            columns of the source: one text with tabs between them, of which all but the first may be empty. Default:
-            the first two columns, or the keys `source` and `target`.
+            its first line, or numbers counted from 1, as in `cut -f`, which also choose parallel files. In JSON Lines
+            `translation.en` is the key `en` of the object under `translation`, if no key has that whole name. If
+            several come before the target, they are columns of the source: one text with tabs between them, of which
+            all but the first may be empty. Default: the first two columns, or the keys `source` and `target`.
         source_columns: the names of the columns that each source must have, as in the `column_names` of a
             `ColumnsTokenizer`. If there are N, the default of `columns` is the first N + 1.
         reverse: whether to swap source and target.

@@ -108,10 +108,12 @@ def choose_class(argument: str, name: str, kinds: Mapping[str, type]) -> type:
     Raises:
         OptionError: if there is none of this name.
     """
-    if ":" not in name and name not in kinds:
-        expected = f"{', '.join(map(repr, kinds))} or module:Class"
-        raise OptionError(f"{argument}={name!r}: expected {expected}{nearest(name, kinds)}")
-    return kinds[name] if name in kinds else load_class(argument, name)
+    if name in kinds:
+        return kinds[name]
+    if ":" in name:
+        return load_class(argument, name)
+    expected = f"{', '.join(map(repr, kinds))} or module:Class"
+    raise OptionError(f"{argument}={name!r}: expected {expected}{nearest(name, kinds)}")
 
 
 def nearest(name: str | None, choices: Iterable) -> str:

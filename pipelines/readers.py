@@ -97,7 +97,9 @@ class Reader:
             width = shard.width or (wanted if self.columns or self.source_columns else 2)
             if shard.width and self.columns and isinstance(self.columns[0], int):
                 if max(self.columns) > width:
-                    raise CorpusError(f"{shard.name}: {width} parallel files; columns={self.columns} needs more")
+                    raise CorpusError(
+                        f"{shard.name}: {width} parallel files; columns={self.columns} needs more; give others"
+                    )
             elif width != wanted:
                 unit = "parallel files" if shard.width else "columns"
                 raise CorpusError(f"{shard.name}: {width} {unit}, expected {wanted}, the last of them the target")

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -240,15 +241,18 @@ class SaveRun(keras.callbacks.Callback):
         run.step = 0
         if not run.measures(epoch + 1):
             return
-        best = run.kept()
-        if self.chief:
-            self._write_models(best == epoch + 1)
-            self._write_record()
+        self.write()
         if run.config.schedule == "plateau":
             neighbours = itertools.pairwise(run.history)
             changes = [row["epoch"] for row, after in neighbours if row["learning_rate"] != after["learning_rate"]]
-            if run.measured_after(max([best, *changes])) >= 2:
+            if run.measured_after(max([run.kept(), *changes])) >= 2:
                 self.model.optimizer.learning_rate = rate / 2
+
+    def write(self) -> None:
+        """Writes the run folder after the last epoch of the history."""
+        if self.chief:
+            self._write_models(self.run.kept() == len(self.run.history))
+            self._write_record()
 
     def on_train_end(self, logs: Any = None) -> None:
         self._wait()
@@ -334,15 +338,20 @@ class SaveRun(keras.callbacks.Callback):
 
 class EndFit(keras.callbacks.Callback):
     """Ends `fit` when training has ended, and after the rest of an epoch that was begun before resuming, because
-    the epochs that follow have more steps. Must be the last of the callbacks."""
+    the epochs that follow have more steps. Must be the last of the callbacks.
 
-    def __init__(self, run: TrainingRun) -> None:
+    If another callback ends training in an epoch that is not to be measured, `measure` measures and saves it.
+    """
+
+    def __init__(self, run: TrainingRun, measure: Callable[[], None]) -> None:
         super().__init__()
-        self.run = run
+        self.run, self.measure = run, measure
         self.asked = False  # whether another callback has stopped training
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.asked = self.model.stop_training
+        self.asked = self.model.stop_training and not self.run.stopped()
+        if self.asked and not self.run.measures(epoch + 1):
+            self.measure()
         self.model.stop_training = self.asked or self.run.stopped() or self.params["steps"] < self.run.steps
 
 

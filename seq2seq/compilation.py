@@ -34,7 +34,7 @@ def converting() -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """A context in which a GPU does not round the factors of products to 10 bits (TF32), so that results can be
-    compared with those of a CPU."""
+    compared with those of a CPU. TensorFlow has only one such setting for all threads."""
     rounds = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:

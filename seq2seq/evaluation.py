@@ -326,9 +326,9 @@ def compare(first: Evaluation, *others: Evaluation, trials: int = 1000) -> dict[
     aclanthology.org/W05-0908).
 
     If two models are equally good, it is chance which of the two translations of a text comes from which model. Each
-    trial swaps the translations of half of the texts, drawn at random; p is the share of trials in which the scores
-    then differ at least as much as without swaps. The test is two-sided. Each model is compared only with the first; p
-    is not corrected for the number of models.
+    trial swaps the translations of each text with probability 1/2. p is the share of trials in which the scores then
+    differ at least as much as without swaps, which count as one trial more. The test is two-sided. Each model is
+    compared only with the first; p is not corrected for the number of models.
 
     Args:
         first, others: results of `evaluate` for each model on the same corpus.
@@ -361,8 +361,8 @@ def compare(first: Evaluation, *others: Evaluation, trials: int = 1000) -> dict[
 
 
 def _by_chance(metric, one, other, trials):
-    """The p of `compare`, from the counts of two systems. sacrebleu's own tests give too small a p: they do not count
-    differences equal to the observed one, which are most of them if few texts differ."""
+    """The p of `compare`, from the counts of two systems. That of sacrebleu's own tests is too small: they leave out
+    differences equal to the observed one, and if few texts differ, many are equal."""
 
     def difference(swapped):
         totals = one.sum(axis=0) - swapped, other.sum(axis=0) + swapped
@@ -370,9 +370,9 @@ def _by_chance(metric, one, other, trials):
         return abs(first - second)
 
     random, surplus = np.random.default_rng(0), one - other
-    least = difference(np.zeros(one.shape[1])) - 1e-9  # rounded otherwise, the same difference may be a little smaller
+    least = difference(np.zeros(one.shape[1])) - 1e-9  # an equal difference may be rounded differently
     as_large = sum(difference(surplus[random.random(len(one)) < 0.5].sum(axis=0)) >= least for _ in range(trials))
-    return (as_large + 1) / (trials + 1)  # without swaps, it is one more of the equally likely cases
+    return float(as_large + 1) / (trials + 1)
 
 
 def _streams(references):

@@ -74,11 +74,12 @@ def export_onnx(model: keras.Model, folder: Path, probe: Sequence[str] = ()) -> 
     """
     with extra("onnx"):
         import onnx  # noqa: F401 (tf2onnx needs it)
+        import onnxruntime  # noqa: F401 (what was written is tried with it)
         import tf2onnx
 
-    policy = model.encoder.dtype_policy  # of an ensemble, that of its least precise member
-    if policy.compute_dtype != "float32":
-        raise RunError(f"a model of {policy.name} cannot be exported to ONNX with the same results")
+    for part in (model.encoder, model.decoder):  # of an ensemble, they have the precision of the least precise member
+        if part.compute_dtype != "float32":
+            raise RunError(f"a model of {part.dtype_policy.name} cannot be exported to ONNX with the same results")
 
     def convert(function):
         graph, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)

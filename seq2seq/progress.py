@@ -38,9 +38,12 @@ class TrainingRun:
     peak: int = 0  # MB of memory, before training was resumed
     strategy: tf.distribute.Strategy | None = None
 
+    def __post_init__(self):
+        self.interval = math.ceil(self.epochs / _MEASURED_EPOCHS)  # of measured epochs, also if training ends early
+
     def measures(self, epoch: int) -> bool:
         """Whether the model is measured and saved after this epoch, counted from 1."""
-        return epoch in (1, self.epochs) or epoch % math.ceil(self.epochs / _MEASURED_EPOCHS) == 0
+        return epoch in (1, self.epochs) or epoch % self.interval == 0
 
     def measured_after(self, epoch: int) -> int:
         """How many epochs after this one have been measured."""

@@ -92,7 +92,7 @@ class Record:
                 continue
             if not changed:
                 return place[0] if isinstance(corpus, str) else tuple(place)
-            failures.append(f"{', '.join(changed)}: changed since the run was {what_for} it")
+            failures.append(f"{', '.join(changed)}: changed since the run was {what_for} this corpus")
         where = f" (looked up from {here}" + (f", then from {then}, where it was trained)" if len(places) > 1 else ")")
         raise CorpusError("; ".join(failures) + (where if relative else ""))
 

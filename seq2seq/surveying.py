@@ -5,7 +5,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipelines import CorpusError, OptionError, Report, Survey, Tokenizer, count_pairs, sources_in, survey
+from pipelines import (
+    CorpusError,
+    OptionError,
+    Report,
+    SeparatorTokenizer,
+    Survey,
+    Tokenizer,
+    count_pairs,
+    sources_in,
+    survey,
+)
 from pipelines.readers import LENGTH
 from pipelines.tokens import END, PADDING, REPLACEMENT, RESERVED_TOKENS
 from seq2seq.attention import copied_ids
@@ -116,10 +126,9 @@ def take_vocabularies(
             missing = [token.decode() for token, _ in own.most_common() if token not in known]
             some = f"; {len(missing):,} remain unknown, such as {' '.join(missing[:20])}" if missing else ""
             say(f"{side}: {tokenizer.vocabulary_size - size:,} new tokens{some}")
-    for column in tokenizers[0].of_columns:
-        separator = getattr(column, "separator", None)
-        if separator and found.tokens[1][separator.encode()] > found.pairs / 2:
-            say(f"{separator!r} separates source features, but occurs in most targets: is the order of columns right?")
+    for column in tokenizers[0].of_columns[1:]:
+        if isinstance(column, SeparatorTokenizer) and found.tokens[1][column.separator.encode()] > found.pairs / 2:
+            say(f"{column.separator!r} separates source features, but is often in targets: are the columns in order?")
     if config.copy:
         say(_copied(*tokenizers))
     return {(size, tokenizer.vocabulary_size) for size, tokenizer in zip(before, tokenizers, strict=True)}

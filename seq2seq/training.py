@@ -107,8 +107,8 @@ def train(
         RunError: if the folder is in use, may not be overwritten, or holds nothing to resume.
         DivergedError: if the gradient of a batch is not finite.
         MemoryError: if a batch does not fit into memory. Saved files stay.
-        CorpusError: if a corpus cannot be read, holds nothing to train on, or has changed since the training to resume
-            was begun.
+        CorpusError: if a corpus cannot be read, holds nothing to train on, or has changed since the run to resume
+            began.
         OptionError: if options contradict each other, a name in them is unknown, or a tracker cannot start.
         MissingExtra: if a tracker is not installed.
         WorkerLostError: if another worker has stopped.
@@ -243,10 +243,21 @@ def _fit(run, callbacks, say, track):
         if hasattr(callback, "held_out"):
             callback.held_out = [(source, targets[0]) for source, targets in itertools.islice(held_out.items(), 3)]
     _compile(run)
-    average, watch, end = AverageWeights(config.average), WatchSteps(run, say), EndFit(run)
+    average, watch = AverageWeights(config.average), WatchSteps(run, say)
     save = SaveRun(run, average, watch, list(held_out)[:50] or _first_sources(run), say)
     own = [average] * (config.average > 1) + [ScoreTranslations(held_out, run)] * bool(held_out and can_measure())
     measured = make_batches(run, validation, shuffle=False)
+
+    def measure_last():  # if a callback has ended training early
+        row, run.epochs = run.history[-1], len(run.history)
+        if held_out:
+            metrics = model.evaluate(distribute(run.strategy, measured), verbose=0, return_dict=True)
+            row.update({f"val_{name}": value for name, value in metrics.items()})
+        for callback in own:
+            callback.on_epoch_end(run.epochs - 1, row)
+        save.write()
+
+    end = EndFit(run, measure_last)
     with tracked(track, config, model, run.folder) as trackers, deferred_signal() as save.signal:
         while not run.stopped():
             try:
@@ -264,21 +275,9 @@ def _fit(run, callbacks, say, track):
                 )
             except tf.errors.ResourceExhaustedError as error:
                 raise MemoryError(watch.out_of_memory()) from error
-            if end.asked and not run.stopped():
+            if end.asked:
                 say(f"A callback has stopped training in epoch {len(run.history)}")
-                if not run.measures(len(run.history)):
-                    _measure_last(run, measured if held_out else None, [*own, save])
                 break
-
-
-def _measure_last(run, held_out, callbacks):
-    """Measures and saves the last epoch, which would have been neither if a callback had not stopped training."""
-    run.epochs, logs = len(run.history), run.history.pop()
-    if held_out is not None:
-        metrics = run.model.evaluate(distribute(run.strategy, held_out), verbose=0, return_dict=True)
-        logs |= {f"val_{name}": value for name, value in metrics.items()}
-    for callback in callbacks:
-        callback.on_epoch_end(run.epochs - 1, logs)
 
 
 def _note_changes(run, say):

@@ -194,7 +194,7 @@ def test_a_run_is_not_evaluated_on_a_corpus_that_has_changed(home, tmp_path):
     (moved / "toy.tsv").write_text("".join(reversed(lines)))
     done = seq2seq("evaluate", "runs/toy", cwd=moved)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
-    assert b"toy.tsv: changed since the run was trained on it" in done.stderr
+    assert b"toy.tsv: changed since the run was trained on" in done.stderr
 
 
 def test_evaluate_says_what_of_the_held_out_side_was_learned(tmp_path, monkeypatch):
@@ -218,4 +218,4 @@ def test_a_run_is_evaluated_on_the_other_corpus_that_it_has_held_out(tmp_path, m
     assert done.stderr.startswith(b"run: trained on 1 of the 3 sources\n")
     (tmp_path / "dev.tsv").write_text("ab\tAC\n")
     done = seq2seq("train", "--config", "run/config.json", "--out", "again", cwd=tmp_path)
-    assert done.returncode == 2 and b"dev.tsv: changed since the run was validated on it" in done.stderr
+    assert done.returncode == 2 and b"dev.tsv: changed since the run was validated on" in done.stderr

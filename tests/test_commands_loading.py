@@ -48,6 +48,11 @@ def test_standard_input_is_not_read_by_a_runs_columns_and_this_is_said(capfd):
     assert reading_as_trained(Path("one"), ["test.tsv"], {})["columns"] == [1, 3, 2]
     assert reading_as_trained(Path("one"), ["-"], {"columns": (1, 2, 3)}) == {"columns": (1, 2, 3)}
     assert capfd.readouterr().err == ""
+    for name in ("a.txt", "b.txt", "c.txt"):
+        Path(name).write_text("x\n")
+    reading_as_trained(Path("one"), ["a.txt+b.txt+c.txt"], {})
+    said = "parallel files are chosen by the --columns of one, 1,3,2; give --columns for another order\n"
+    assert capfd.readouterr().err == said
     assert reading_as_trained(Path("one"), ["-"], {}) == {}
     said = "standard input is read as source TAB target; --columns and --reverse of one is not applied"
     assert said in capfd.readouterr().err

@@ -173,7 +173,7 @@ def test_of_equally_good_models_few_differ_significantly():
     found = [compare(translated(), translated(), trials=99) for _ in range(60)]
     for name in ("BLEU", "chrF", "TER", "exact match"):
         significant = sum(each[name][1].p <= 0.1 for each in found)
-        assert significant <= 13, name  # 6 are expected; more than 13 are as likely as 1 in 1,000
+        assert significant <= 13, name  # 6 are expected; more than 13 have a probability of 0.002
 
 
 def test_any_number_of_evaluations_is_compared_each_with_the_first():

@@ -253,6 +253,7 @@ def test_a_missing_extra_is_named(exported_onnx, untrained, tmp_path, monkeypatc
     for name, command in (
         ("onnx", export),
         ("tf2onnx", export),
+        ("onnxruntime", export),
         ("onnxruntime", ["translate", exported_onnx[1], "sol"]),
     ):
         with monkeypatch.context() as patch:

@@ -12,6 +12,14 @@ def test_the_best_epoch_is_the_first_of_the_lowest_or_highest_figure_and_not_a_n
     assert [best_epoch(rows, monitor) for monitor in ("val_loss", "val_bleu", None)] == [2, 2, 4]
 
 
+def test_an_epoch_that_was_measured_stays_one_if_training_ends_early(tmp_path):
+    run = TrainingRun(tmp_path, Config("pairs.tsv", monitor="val_loss"), {}, None, None, pairs=1, steps=1, epochs=100)
+    run.history = [{"epoch": number, "val_loss": abs(27 - number)} for number in range(1, 51)]
+    assert run.kept() == 27 and not run.measures(50)
+    run.epochs = 50
+    assert run.kept() == 27 and run.measures(50)
+
+
 @pytest.mark.parametrize(
     ("monitor", "figures", "stopped"),
     [

@@ -141,7 +141,7 @@ def test_rare_tokens_of_one_side_are_not_counted_on_the_other(tsv):
 
 def test_features_in_place_of_the_target_are_said(tsv):
     path, options = tsv("go\tV;PST\twent\nsee\tV;PST\tsaw\n"), {"source_tokenizer": "char,;", "validation_fraction": 0}
-    asked = "';' separates source features, but occurs in most targets: is the order of columns right?"
+    asked = "';' separates source features, but is often in targets: are the columns in order?"
     for columns in ((1, 2, 3), (1, 3, 2)):
         said = []
         survey(Config(str(path), columns=columns, **options), say=said.append)

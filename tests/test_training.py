@@ -235,16 +235,30 @@ def test_a_callback_may_end_a_training(config, tmp_path):
     assert not (tmp_path / "run" / "unfinished").exists()
 
 
+class StopAndSpoil(keras.callbacks.Callback):
+    """Ends training after the second epoch. As an `EarlyStopping` that restores weights, it changes them at the end."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.optimizer.learning_rate = 1e-5 / (epoch + 1)
+        self.model.stop_training = epoch == 1
+
+    def on_train_end(self, logs=None):
+        self.weights = self.model.get_weights()
+        self.model.set_weights([0 * weight for weight in self.weights])
+
+
 def test_the_epoch_in_which_a_callback_ends_training_is_measured_and_saved(config, tmp_path):
-    stop = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: setattr(stop.model, "stop_training", epoch))
-    live = keras.callbacks.Callback()
-    config = dataclasses.replace(config, epochs=82, average=2)  # every third is measured, and the first
-    model = train(config, tmp_path / "run", callbacks=[live, stop])
+    stop, said = StopAndSpoil(), []
+    # Of 82 epochs, the first and every third are measured.
+    config = dataclasses.replace(config, epochs=82, schedule="constant", warmup=0)
+    model = train(config, tmp_path / "run", callbacks=[stop], say=said.append)
+    assert said == ["A callback has stopped training in epoch 2"]
     first, second = read_history(tmp_path / "run")
     assert all(float(row[name]) > 0 for row in (first, second) for name in ("loss", "val_loss", "val_chrf"))
+    assert float(first["learning_rate"]) > float(second["learning_rate"]) == pytest.approx(1e-5)
     assert read_record(tmp_path / "run").content["training"]["epochs"] == 2
-    for kept, averaged in zip(model.get_weights(), live.model.get_weights(), strict=True):
-        np.testing.assert_array_equal(kept, averaged)
+    for kept, last in zip(model.get_weights(), stop.weights, strict=True):
+        np.testing.assert_array_equal(kept, last)
 
 
 class At(keras.callbacks.Callback):

@@ -212,7 +212,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
         if len(model.source_tokenizer.column_names) != len(columns):
             counts = f"{len(model.source_tokenizer.column_names)}, and {runs[0]} on {len(columns)}"
             raise OptionError(f"{command}: number of source columns: {run} was trained on {counts}")
-        if reading_as_trained(run, [], given) != reading_as_trained(runs[0], [], given):
+        if "-" not in (corpus or ()) and reading_as_trained(run, [], given) != reading_as_trained(runs[0], [], given):
             say(f"{run} was trained with other --columns or --reverse than {runs[0]}; pairs are read as for the latter")
     with corpus_errors(), reporting(given) as report:
         if corpus:

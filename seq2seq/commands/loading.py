@@ -109,4 +109,8 @@ def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:
         flags = " and ".join(map(option_flag, own))
         say(f"standard input is read as source TAB target; {flags} of {run} is not applied")
         return given
+    parallel = any("+" in str(name) and not os.path.exists(name) for name in corpus)
+    if parallel and isinstance(own.get("columns", [""])[0], int):
+        numbers = ",".join(map(str, own["columns"]))
+        say(f"parallel files are chosen by the --columns of {run}, {numbers}; give --columns for another order")
     return own | given

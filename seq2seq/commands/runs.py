@@ -108,8 +108,9 @@ def export(
     With --format web, it holds a page that translates as you type, in the browser, from any web server. To see it:
     `python -m http.server --directory DIR`.
 
-    The saved and the exported model translate a few texts. The export fails if the saved model does not translate as
-    after training, or the exported one not as the saved one. Prints the folder.
+    The saved and the exported model translate a few texts. The export fails if the saved model no longer translates as
+    it did after training (on another device, a few texts may differ), or if the exported model translates differently.
+    Prints the folder.
 
     Example: seq2seq export runs/phrasebook exported/1
     """
