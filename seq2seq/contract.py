@@ -4,6 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import os
+import sys
+import traceback
 from typing import Any
 
 import keras
@@ -338,4 +341,14 @@ def _refusing(name, layer, given):
     except OptionError:
         raise
     except Exception as error:
-        raise OptionError(f"{name}={type(layer).__name__}: fails on {given}: {one_line(error)}") from error
+        where = _line(type(layer), error)
+        raise OptionError(f"{name}={type(layer).__name__}: fails on {given}: {one_line(error)}{where}") from error
+
+
+def _line(kind, error):
+    """The line in the module of a custom class in which an error occurred, as the end of a message."""
+    if kind.__module__.startswith("seq2seq."):
+        return ""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({os.path.basename(file)}, line {lines[-1]})" if lines else ""

@@ -1,6 +1,7 @@
 """The examples in the page "Writing your own" are modules outside the library, and do all that its own do."""
 
 import dataclasses
+import importlib
 import json
 import re
 import sys
@@ -235,6 +236,23 @@ def test_a_tokenizer_that_cannot_split_or_be_saved_is_refused(folder, monkeypatc
     with pytest.raises(OptionError, match=f"target_tokenizer=.*{re.escape(message)}") as raised:
         prepare(config)
     assert "\n" not in str(raised.value)
+
+
+def test_an_error_in_a_custom_class_is_reported_with_its_line(tmp_path, monkeypatch):
+    text = """import keras
+from seq2seq import Decoder
+
+
+@keras.saving.register_keras_serializable("faulty")
+class Faulty(Decoder):
+    def call(self, tokens, encoded, state=None):
+        return super().call(tokens, encoded, state[7])
+"""
+    (tmp_path / "faulty.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    tokenizer = CharTokenizer("abc")
+    with pytest.raises(OptionError, match=r"^decoder=Faulty: fails on .*IndexError: .*\(faulty\.py, line 8\)$"):
+        Seq2Seq(tokenizer, tokenizer, decoder=importlib.import_module("faulty").Faulty, units=4)
 
 
 def test_a_decoder_that_forgets_an_argument_that_shapes_no_weight_is_refused():
