@@ -349,6 +349,6 @@ def _line(kind, error):
     """The line in the module of a custom class in which an error occurred, as the end of a message."""
     if kind.__module__.startswith("seq2seq."):
         return ""
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     return f" ({os.path.basename(file)}, line {lines[-1]})" if lines else ""
