@@ -41,7 +41,7 @@ def files_of(corpus: str | os.PathLike[str]) -> list[tuple[Path, ...]]:
     text = os.fspath(corpus)
     if isinstance(corpus, str) and corpus in NAMED_CORPORA:
         text = os.fspath(NAMED_CORPORA[corpus]())
-    sides = [_expand(side, text) for side in _parallel_names(text)]
+    sides = [_expand(side, text) for side in parallel_names(text)]
     if len(set(map(len, sides))) != 1:
         raise CorpusError(
             f"{text}: {' and '.join(str(len(side)) for side in sides)} files; expected the same number of each"
@@ -53,10 +53,10 @@ def as_seen_from(directory: str | os.PathLike[str], corpus: str) -> str:
     """Rewrites a corpus that is relative to a directory so that the current process finds it."""
     if corpus in NAMED_CORPORA:
         return corpus
-    return "+".join(os.path.join(directory, side) for side in _parallel_names(corpus, directory))
+    return "+".join(os.path.join(directory, side) for side in parallel_names(corpus, directory))
 
 
-def _parallel_names(text, directory=""):
+def parallel_names(text: str, directory: str | os.PathLike[str] = "") -> list[str]:
     """Splits `A+B` into its paths or globs. A `+` within the name of something that exists does not separate."""
     parts, names = text.split("+"), []
     while parts:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
 
 from pipelines.files import COMPRESSED, PACKED, CorpusError, archive_of, files_of, plain_name
 from pipelines.lines import read_lines
@@ -161,7 +161,7 @@ def _json_rows(path, columns, *_):
         if missing:
             there = ", ".join(_text_keys(entry))
             problem = f"no text under the key {missing[0]!r}" + f"; there is text under {there}" * bool(there)
-            if columns and isinstance(columns[0], int):
+            if numbered(columns):
                 problem += "; --columns names the keys to read, the target last"
             yield number, None, None, problem
         else:
@@ -194,7 +194,7 @@ def _keys(columns):
 
 
 def _parallel_rows(paths, columns, *_):
-    if columns and isinstance(columns[0], int):
+    if numbered(columns):
         paths = [paths[number - 1] for number in columns]
     files = [read_lines(path) for path in paths]
     for rows in itertools.zip_longest(*files):
@@ -276,6 +276,11 @@ def _encoded(text):
     return text.encode(errors="surrogatepass")
 
 
+def numbered(columns: Any) -> TypeGuard[Sequence[int]]:
+    """Whether columns are chosen by numbers, not by names or by default."""
+    return bool(columns) and isinstance(columns[0], int)
+
+
 def check_columns(columns: Sequence[str] | Sequence[int], sources: Sequence[str] | None = None) -> None:
     """Checks that columns are names, or numbers counted from 1, and as many as a source with a target has.
 
@@ -288,8 +293,8 @@ def check_columns(columns: Sequence[str] | Sequence[int], sources: Sequence[str]
     """
     several = isinstance(columns, list | tuple) and len(columns) > 1
     named = several and all(isinstance(column, str) and column for column in columns)
-    numbered = several and all(type(column) is int and column > 0 for column in columns)
-    if not (named or numbered):
+    counted = several and all(type(column) is int and column > 0 for column in columns)
+    if not (named or counted):
         raise CorpusError(f"columns={columns}: expected two names or more, or numbers counted from 1")
     if sources and len(columns) != len(sources) + 1:
         wanted = _between_tabs(*sources, "target")

@@ -83,13 +83,14 @@ def check_number(
     raise OptionError(f"{argument}={value!r}: expected {expected}{', or None' * optional}")
 
 
-def choose(argument: str, name: str | None, choices: Collection) -> Any:
+def choose(argument: str, name: str | None, choices: Collection, other: str = "") -> Any:
     """Checks that a name is one of the choices.
 
     Args:
         argument: the option's name in messages.
         name: the name; None if that is a choice.
         choices: the possible names, or a mapping of them to their values.
+        other: what else was possible, for the message.
 
     Returns:
         The name; for a mapping, its value.
@@ -98,22 +99,18 @@ def choose(argument: str, name: str | None, choices: Collection) -> Any:
         OptionError: if it is none of them. The message suggests the nearest one.
     """
     if name not in choices:
-        raise OptionError(f"{argument}={name!r}: expected {', '.join(map(repr, choices))}{nearest(name, choices)}")
+        expected = f"{', '.join(map(repr, choices))}{other}"
+        raise OptionError(f"{argument}={name!r}: expected {expected}{nearest(name, choices)}")
     return choices[name] if isinstance(choices, dict) else name
 
 
-def choose_class(argument: str, name: str, kinds: Mapping[str, type]) -> type:
+def choose_class(argument: str, name: str, kinds: dict[str, type]) -> type:
     """Finds one of several classes by its name, or imports a custom one, `module:Class`.
 
     Raises:
         OptionError: if there is none of this name.
     """
-    if name in kinds:
-        return kinds[name]
-    if ":" in name:
-        return load_class(argument, name)
-    expected = f"{', '.join(map(repr, kinds))} or module:Class"
-    raise OptionError(f"{argument}={name!r}: expected {expected}{nearest(name, kinds)}")
+    return load_class(argument, name) if ":" in name else choose(argument, name, kinds, " or module:Class")
 
 
 def nearest(name: str | None, choices: Iterable) -> str:

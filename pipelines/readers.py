@@ -19,6 +19,7 @@ from pipelines.formats import (
     check_columns,
     find_shards,
     is_list_of_pairs,
+    numbered,
     wrong_columns,
 )
 from pipelines.options import OptionError, check_number, choose
@@ -95,7 +96,7 @@ class Reader:
         wanted = len(self.sources) + 1
         for shard in self.shards:
             width = shard.width or (wanted if self.columns or self.source_columns else 2)
-            if shard.width and self.columns and isinstance(self.columns[0], int):
+            if shard.width and numbered(self.columns):
                 if max(self.columns) > width:
                     raise CorpusError(
                         f"{shard.name}: {width} parallel files; columns={self.columns} needs more; give others"

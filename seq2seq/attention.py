@@ -75,11 +75,9 @@ class Attention(keras.layers.Layer):
 
     def call(self, query: tf.Tensor, keys: tf.Tensor, encoded: Encoded) -> tuple[tf.Tensor, tf.Tensor]:
         scores = self.scores(query, keys, encoded)
-        if scores.shape[-1] == 1 and encoded.mask.shape[-1] not in (
-            None,
-            1,
-        ):  # which would be repeated for all positions
-            raise ValueError(f"scores {scores.shape} of {encoded.mask.shape[-1]} source positions; expected [b, T, S]")
+        positions = encoded.mask.shape[-1]
+        if scores.shape[-1] == 1 and positions not in (None, 1):  # it would be repeated for all positions
+            raise ValueError(f"scores {scores.shape} of {positions} source positions; expected [b, T, S]")
         weights = masked_softmax(scores, encoded.mask[:, None])
         context = tf.matmul(tf.cast(weights, encoded.memory.dtype), encoded.memory)
         rows, length = tf.shape(query)[0], tf.shape(query)[1]

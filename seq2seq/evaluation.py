@@ -364,12 +364,14 @@ def _by_chance(metric, one, other, trials):
     """The p of `compare`, from the counts of two systems. That of sacrebleu's own tests is too small: they leave out
     differences equal to the observed one, and if few texts differ, many are equal."""
 
+    random, surplus = np.random.default_rng(0), one - other
+    total, other_total = one.sum(axis=0), other.sum(axis=0)
+
     def difference(swapped):
-        totals = one.sum(axis=0) - swapped, other.sum(axis=0) + swapped
-        first, second = (metric._compute_score_from_stats(total).score for total in totals)
+        sums = total - swapped, other_total + swapped
+        first, second = (metric._compute_score_from_stats(each).score for each in sums)
         return abs(first - second)
 
-    random, surplus = np.random.default_rng(0), one - other
     least = difference(np.zeros(one.shape[1])) - 1e-9  # an equal difference may be rounded differently
     as_large = sum(difference(surplus[random.random(len(one)) < 0.5].sum(axis=0)) >= least for _ in range(trials))
     return float(as_large + 1) / (trials + 1)

@@ -208,11 +208,12 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
     measured = models if command == "compare" else [ensemble(models, runs)]
     seconds = time.monotonic() - started
     columns = models[0].source_tokenizer.column_names
-    for run, model in zip(runs, models, strict=True):
+    readings = [reading_as_trained(run, [], given) for run in runs]
+    for run, model, reading in zip(runs, models, readings, strict=True):
         if len(model.source_tokenizer.column_names) != len(columns):
             counts = f"{len(model.source_tokenizer.column_names)}, and {runs[0]} on {len(columns)}"
             raise OptionError(f"{command}: number of source columns: {run} was trained on {counts}")
-        if "-" not in (corpus or ()) and reading_as_trained(run, [], given) != reading_as_trained(runs[0], [], given):
+        if reading != readings[0] and "-" not in corpus:
             say(f"{run} was trained with other --columns or --reverse than {runs[0]}; pairs are read as for the latter")
     with corpus_errors(), reporting(given) as report:
         if corpus:

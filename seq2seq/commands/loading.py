@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import OptionError
+from pipelines.files import parallel_names
+from pipelines.formats import numbered
 from pipelines.options import load_classes
 from pipelines.readers import INVISIBLE
 from seq2seq.commands.options import option_flag
@@ -99,7 +101,8 @@ def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:
     """How to read a corpus for a run: with the run's own --columns and --reverse, unless others are given.
 
     Standard input, which is made for the command, has source and target in their order. If the run was trained with
-    columns or reversed, a message says that this is not applied.
+    columns or reversed, a message says that this is not applied. Another says if the run's columns choose parallel
+    files.
     """
     if "columns" in given or not (run / "config.json").is_file():
         return given
@@ -109,8 +112,7 @@ def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:
         flags = " and ".join(map(option_flag, own))
         say(f"standard input is read as source TAB target; {flags} of {run} is not applied")
         return given
-    parallel = any("+" in str(name) and not os.path.exists(name) for name in corpus)
-    if parallel and isinstance(own.get("columns", [""])[0], int):
+    if numbered(own.get("columns")) and any(len(parallel_names(name)) > 1 for name in corpus):
         numbers = ",".join(map(str, own["columns"]))
         say(f"parallel files are chosen by the --columns of {run}, {numbers}; give --columns for another order")
     return own | given
