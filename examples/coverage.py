@@ -21,16 +21,18 @@ class CoverageDecoder(keras.layers.Layer):
     def __init__(self, vocabulary_size, units=256, kernel=3, **kwargs):
         super().__init__(**kwargs)
         self.options = {"vocabulary_size": vocabulary_size, "units": units, "kernel": kernel}
-        self.vectors = TokenVectors(vocabulary_size, units)
-        self.cell = keras.layers.GRUCell(units)
-        self.key, self.query = keras.layers.Dense(units), keras.layers.Dense(units, use_bias=False)
-        self.covered = keras.layers.Conv1D(units, kernel, padding="same", use_bias=False)
-        self.match = keras.layers.Dense(1)
-        self.output_layer = keras.layers.Dense(vocabulary_size)
+        dtype = self.dtype_policy  # that of --precision
+        self.vectors = TokenVectors(vocabulary_size, units, dtype=dtype)
+        self.cell = keras.layers.GRUCell(units, dtype=dtype)
+        self.key = keras.layers.Dense(units, dtype=dtype)
+        self.query = keras.layers.Dense(units, use_bias=False, dtype=dtype)
+        self.covered = keras.layers.Conv1D(units, kernel, padding="same", use_bias=False, dtype=dtype)
+        self.match = keras.layers.Dense(1, dtype=dtype)
+        self.output_layer = keras.layers.Dense(vocabulary_size, dtype=dtype)
 
     def start(self, encoded):
         """The state: that of the cell, and the sum of all attention paid to each source position, `[B, S]`."""
-        keys, nothing_read = self.key(encoded.memory), tf.zeros(tf.shape(encoded.memory)[:2])
+        keys, nothing_read = self.key(encoded.memory), tf.zeros_like(encoded.memory[:, :, 0])
         first = encoded.state[-1][0] if encoded.state else encoded.mean()
         return encoded._replace(extra=keys), (first, nothing_read)
 
@@ -48,7 +50,7 @@ class CoverageDecoder(keras.layers.Layer):
             logits = logits.write(t, self.output_layer(tf.concat([hidden, context], axis=1)))
             return t + 1, hidden, coverage + tf.reshape(weights, tf.shape(coverage)), logits
 
-        logits = tf.TensorArray(tf.float32, length)
+        logits = tf.TensorArray(self.compute_dtype, length)
         _, *state, logits = tf.while_loop(lambda t, *_: t < length, step, (0, *state, logits))
         return tf.transpose(logits.stack(), [1, 0, 2]), tuple(state)
 

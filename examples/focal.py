@@ -11,12 +11,13 @@ import tensorflow as tf
 from seq2seq import token_losses
 
 
+@keras.saving.register_keras_serializable("focal")
 class FocalLoss(keras.losses.Loss):
     """-(1 - P)^gamma log P of each correct token (Lin et al. 2017, arxiv.org/abs/1708.02002). With gamma=0 it is the
     crossentropy."""
 
-    def __init__(self, gamma=2.0):
-        super().__init__(reduction="mean_with_sample_weight")  # so that padding does not count
+    def __init__(self, gamma=2.0, reduction="mean_with_sample_weight", **kwargs):  # so that padding does not count
+        super().__init__(reduction=reduction, **kwargs)
         self.gamma = gamma
 
     def call(self, labels, logits):
@@ -27,6 +28,7 @@ class FocalLoss(keras.losses.Loss):
         return {**super().get_config(), "gamma": self.gamma}
 
 
+@keras.saving.register_keras_serializable("focal")
 class Confidence(keras.metrics.Mean):
     """A metric of your own: the mean probability of the correct token."""
 

@@ -33,7 +33,7 @@ def main(folder):
     words = sorted(set(re.findall(r"[a-zñáéíóúü]+", texts)))
     pairs = [(word, phones(word)) for word in words]
     held_out, training = pairs[::10], [pair for n, pair in enumerate(pairs) if n % 10]
-    (folder / "words.tsv").write_text("".join(f"{word}\t{right}\n" for word, right in training))
+    (folder / "words.tsv").write_text("".join(f"{word}\t{right}\n" for word, right in training), encoding="utf-8")
 
     # Letters on one side, phones between spaces on the other, and a small model that learns fast. For real words, take
     # the larger one of `seq2seq.configure("grapheme-to-phoneme", corpus=...)`.

@@ -16,7 +16,7 @@ import tensorflow_text  # noqa: F401 (its operations are in the SavedModel: they
 
 def main(folder, *texts):
     translator = tf.saved_model.load(folder)
-    texts = tf.constant(texts or sys.stdin.read().splitlines(), tf.string)  # also if there are none
+    texts = tf.constant(texts or [line.rstrip("\n") for line in sys.stdin], tf.string)  # also if there are none
     greedy = translator.greedy(texts)["texts"].numpy()
     beam = translator.beam(texts)  # "texts", "scores" (log-likelihoods) and "ranked_by" of the five best, [N, 5] each
     for text, translation, best, score in zip(texts.numpy(), greedy, beam["texts"], beam["scores"], strict=True):

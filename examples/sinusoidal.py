@@ -17,25 +17,32 @@ from seq2seq.layers import token_ids
 class _Sinusoidal(keras.layers.Layer):
     """What encoder and decoder share (Vaswani et al. 2017, arxiv.org/abs/1706.03762)."""
 
+    sublayers = 2  # in a layer, each with a normalization
+
     def __init__(self, vocabulary_size, units=64, heads=4, layers=2, dropout=0.1, period=10_000, **kwargs):
         super().__init__(**kwargs)
         self.options = {"vocabulary_size": vocabulary_size, "units": units, "heads": heads, "layers": layers}
         self.options |= {"dropout": dropout, "period": period}
-        self.vectors = TokenVectors(vocabulary_size, units, dropout)
-        self.attention, self.across = (
-            [keras.layers.MultiHeadAttention(heads, units // heads, dropout=dropout) for _ in range(layers)]
-            for _ in "ab"
+        dtype = self.dtype_policy
+        self.vectors = TokenVectors(vocabulary_size, units, dropout, dtype=dtype)
+        self.attention = [self.make_attention() for _ in range(layers)]
+        self.hidden = [keras.layers.Dense(4 * units, "relu", dtype=dtype) for _ in range(layers)]
+        self.output_of = [keras.layers.Dense(units, dtype=dtype) for _ in range(layers)]
+        self.norms = [keras.layers.LayerNormalization(dtype=dtype) for _ in range(self.sublayers * layers)]
+
+    def make_attention(self):
+        units, heads = self.options["units"], self.options["heads"]
+        return keras.layers.MultiHeadAttention(
+            heads, units // heads, dropout=self.options["dropout"], dtype=self.dtype_policy
         )
-        self.hidden = [keras.layers.Dense(4 * units, "relu") for _ in range(layers)]
-        self.output_of = [keras.layers.Dense(units) for _ in range(layers)]
-        self.norms = [keras.layers.LayerNormalization() for _ in range(3 * layers)]
 
     def place(self, ids, training):
         """The vectors of ids `[B, T]`, each with a sine and a cosine of its position for every frequency added."""
         units = self.options["units"]
         rates = float(self.options["period"]) ** (-tf.range(0, units, 2, tf.float32) / units)
         angles = tf.range(tf.shape(ids)[1], dtype=tf.float32)[:, None] * rates
-        return self.vectors(ids, training=training) + tf.concat([tf.sin(angles), tf.cos(angles)], axis=1)
+        places = tf.concat([tf.sin(angles), tf.cos(angles)], axis=1)
+        return self.vectors(ids, training=training) + tf.cast(places, self.compute_dtype)
 
     def get_config(self):
         return {**super().get_config(), **self.options}
@@ -53,8 +60,12 @@ class SinusoidalEncoder(_Sinusoidal):
 
 @keras.saving.register_keras_serializable("sinusoidal")
 class SinusoidalDecoder(_Sinusoidal):
-    def build(self, shape):
-        self.output_layer = keras.layers.Dense(self.options["vocabulary_size"])
+    sublayers = 3
+
+    def __init__(self, vocabulary_size, **kwargs):
+        super().__init__(vocabulary_size, **kwargs)
+        self.across = [self.make_attention() for _ in self.attention]
+        self.output_layer = keras.layers.Dense(vocabulary_size, dtype=self.dtype_policy)
 
     def start(self, encoded):
         return encoded, tf.zeros([tf.shape(encoded.memory)[0], 0], tf.int32)  # the state: all tokens so far

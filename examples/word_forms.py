@@ -41,7 +41,7 @@ def main(folder):
     random.seed(0)
     nouns = {made_up_noun() for _ in range(3000)} - set(REAL)
     rows = [row for noun in sorted(nouns) for row in random.sample(list(forms(noun)), 2)]
-    (folder / "nouns.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    (folder / "nouns.tsv").write_text("".join("\t".join(row) + "\n" for row in rows), encoding="utf-8")
     # The source has two columns: the noun's characters, and features between semicolons, whose order does not count. A
     # real file needs the larger model of `seq2seq.configure("inflection", corpus=...)`.
     reading = {"columns": (1, 3, 2), "source_tokenizer": "char,;", "validation_fraction": 0}

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines.corpora import WITHOUT_AUTOTUNE
-from pipelines.formats import holds_pairs
+from pipelines.formats import check_pairs
 from pipelines.options import OptionError, check_number, choose
 from pipelines.tokens import Tokenizer, target_ids
 
@@ -19,7 +19,6 @@ def batch_pairs(
     *,
     batch_tokens: int | None = None,
     encoding: str = "one_hot",
-    pad_to_multiple: int | None = None,
     longest_source: int | None = None,
     window: int = 1 << 17,
     shuffle: bool = True,
@@ -36,12 +35,10 @@ def batch_pairs(
     Args:
         pairs: a `tf.data.Dataset` of (source, target) scalar strings.
         source_tokenizer, target_tokenizer: adapted tokenizers.
-        batch_size: pairs in a batch, B; the last of the corpus may hold fewer.
+        batch_size: pairs in a batch, B; one batch of the corpus may hold fewer.
         batch_tokens: instead of `batch_size`, the maximum size of a batch: its pairs times the longer side of its
             longest pair, in tokens, with padding and, of the target, END. A longer pair is a batch of its own.
         encoding: "one_hot", float32 rows, or "ids", which are V times smaller. A model learns the same from both.
-        pad_to_multiple: makes S and T multiples of this number and fills batches up with rows of padding, so that few
-            shapes occur; for `jit_compile=True`, which compiles each shape separately.
         longest_source: how many tokens of each source are read; None for all.
         window: how many pairs are shuffled and sorted together. All of them are in memory at once: some tens of
             megabytes if the texts are sentences.
@@ -49,29 +46,29 @@ def batch_pairs(
         seed: makes those orders the same in every run.
         epoch: which of those orders to use, a number or a scalar tensor, to resume in the middle of an epoch. Default:
             each iteration of the dataset is the next epoch.
-        skip: the number of pairs in the first batches of that epoch that are left out. They are read, but not encoded.
+        skip: the number of pairs in the first batches of `epoch` that are left out. They are read, but not encoded.
 
     Returns:
         A `tf.data.Dataset` of (source `[B, S, Vs]`, target `[B, T + 1, Vt]`), the target from START to END, padding as
         all-zero rows on the right; with `encoding="ids"`, int32 `[B, S]` and `[B, T + 1]`, padding as 0.
 
     Raises:
-        OptionError: for pairs that are not a dataset, an encoding that is neither of the two, or a size below 1.
+        OptionError: for pairs that are not a dataset, an encoding that is neither of the two, a size below 1, or a
+            `skip` without the epoch.
     """
-    if not isinstance(pairs, tf.data.Dataset):
-        raise OptionError(f"pairs: expected a tf.data.Dataset, not a {type(pairs).__name__}; read_pairs makes one")
-    if not holds_pairs(pairs):
-        raise OptionError(f"pairs: a dataset of {pairs.element_spec}; expected (source, target) scalar strings")
+    check_pairs(pairs)
     choose("encoding", encoding, ("one_hot", "ids"))
     check_number("batch_size", batch_size, least=1)
     check_number("batch_tokens", batch_tokens, least=1, optional=True)
-    check_number("pad_to_multiple", pad_to_multiple, least=1, optional=True)
     check_number("longest_source", longest_source, least=1, optional=True)
     check_number("window", window, least=1)
-    multiple = pad_to_multiple or 1
+    if not isinstance(skip, tf.Tensor):
+        check_number("skip", skip, least=0)
+    if epoch is None and not (isinstance(skip, int) and skip == 0):
+        raise OptionError("skip: give the epoch, too, in whose order the pairs are skipped")
     skip = tf.cast(skip, tf.int64)
     if not batch_tokens:
-        window = _round_up(window, batch_size)  # so that only an epoch's last batch is smaller
+        window = -(-window // batch_size) * batch_size  # a multiple, so that only one batch of an epoch is smaller
 
     @tf.autograph.experimental.do_not_convert
     def group_by_length(number, pairs, seed):
@@ -84,7 +81,7 @@ def batch_pairs(
         sources, targets = tf.gather(sources, order), tf.gather(targets, order)
         if batch_tokens:
             longer = tf.gather(tf.maximum(lengths[0], lengths[1] + 1), order)
-            ends = tf.numpy_function(_token_ends, [_round_up(longer, multiple), batch_tokens], tf.int64, stateful=False)
+            ends = tf.numpy_function(_token_ends, [longer, batch_tokens], tf.int64, stateful=False)
             ends.set_shape([None])
         else:
             count = tf.size(order, tf.int64)
@@ -101,11 +98,6 @@ def batch_pairs(
     def encode(sources, targets):
         source = source_tokenizer.tokenize(sources)[:, :longest_source]
         target = target_ids(target_tokenizer, targets, source_tokenizer, sources, longest_source)
-        if pad_to_multiple:
-            lengths = [_round_up(tf.shape(source)[1], multiple), _round_up(tf.shape(target)[1] - 1, multiple)]
-            rows = batch_tokens // tf.reduce_max(lengths) if batch_tokens else batch_size
-            rows = tf.maximum(rows, tf.shape(source)[0])  # as a text may be longer than `Tokenizer.lengths` says
-            source, target = _pad(source, rows, lengths[0]), _pad(target, rows, lengths[1] + 1)
         if encoding == "one_hot":
             source, target = source_tokenizer.one_hot(source), target_tokenizer.one_hot(target)
         return source, target
@@ -151,11 +143,3 @@ def _token_ends(lengths, budget):
             ends.append(position)
             start, longest = position, length
     return np.array([*ends, len(lengths)], np.int64)
-
-
-def _round_up(number, multiple):
-    return (number + multiple - 1) // multiple * multiple
-
-
-def _pad(ids, rows, length):
-    return tf.pad(ids, [[0, rows - tf.shape(ids)[0]], [0, length - tf.shape(ids)[1]]])

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines.files import CorpusError
-from pipelines.formats import Corpora
+from pipelines.formats import Corpora, check_pairs
 from pipelines.options import OptionError, check_number, one_line
 from pipelines.readers import Report, open_corpora
 from pipelines.tokens import WHITESPACE, Tokenizer
@@ -68,7 +68,8 @@ def read_pairs(
             - parallel files of equally many lines, `corpus.en+corpus.es`; all but the last are columns of the source. A
               file or folder with a `+` in its name takes precedence;
             - a glob, in which `**` matches any number of folders: its files in the order of their names;
-            - a folder: likewise, but without `.json`, which may be a manifest;
+            - a folder: its files with one of the endings `.tsv`, `.txt`, `.csv` (with tabs), `.jsonl`, `.ndjson` and
+              `.tfrecord`, compressed or not, in the order of their names; other files in it are not read;
             - a list of (source, target) strings;
             - a `tf.data.Dataset` of (source, target) scalar strings.
 
@@ -78,7 +79,8 @@ def read_pairs(
         seed: decides the order of files if `shuffle_files` is set.
         epoch: which of the seed's orders to use, a number or a scalar tensor. Default: each iteration of the dataset is
             the next epoch.
-        report: a `Report` that each complete pass (up to the limit) fills with counts of what it read and left out.
+        report: a `Report` that each complete pass (up to the limit) fills with counts of what it read and left out; of
+            all parts of a file, if this is one of `num_shards`.
         columns: which columns or keys to read, the target last: two names or more, which a tab-separated file has in
             its first line, or numbers counted from 1, as in `cut -f`, which also choose parallel files. In JSON Lines
             `translation.en` is the key `en` of the object under `translation`, if no key has that whole name. If
@@ -87,8 +89,8 @@ def read_pairs(
         source_columns: the names of the columns that each source must have, as in the `column_names` of a
             `ColumnsTokenizer`. If there are N, the default of `columns` is the first N + 1.
         reverse: whether to swap source and target.
-        weights: how often to draw from each of several corpora, relative to the others. Smaller corpora start over
-            until each has been read once. Default: one after the other.
+        weights: how often to draw from each of several corpora, relative to the others. An epoch ends when each has
+            been read once; those that end earlier start over. Default: one after the other.
         on_bad_line: "error", or "skip" for lines with missing columns, an empty side or invalid UTF-8.
         max_length: leave out pairs with a side of more characters, in all its columns.
         max_ratio: leave out pairs with one side more than this many times as long as the other. Only the first column
@@ -158,7 +160,7 @@ def split_by_hash(
         source_tokenizer: the `Tokenizer` of the sources, which needs no vocabulary yet.
 
     Raises:
-        OptionError: if the fraction is out of range.
+        OptionError: if the fraction is out of range, or for other datasets.
     """
     return tuple(side_by_hash(pairs, fraction, source_tokenizer, held_out) for held_out in (False, True))
 
@@ -167,6 +169,7 @@ def side_by_hash(
     pairs: tf.data.Dataset, fraction: float, source_tokenizer: Tokenizer, held_out: bool
 ) -> tf.data.Dataset:
     """One side of `split_by_hash`."""
+    check_pairs(pairs)
     check_number("fraction", fraction, float, least=0, below=1)
 
     @tf.autograph.experimental.do_not_convert
@@ -195,10 +198,10 @@ def split_last(pairs: tf.data.Dataset, fraction: float) -> tuple[tf.data.Dataset
     """Splits pairs into (training, validation), the last `fraction` held out, as in the Keras tutorial.
 
     It first counts the pairs, which reads them all. Translations of one source may end up in both splits; `sources_in`
-    finds them.
+    finds them. The dataset must have the same order in each iteration, or pairs will be in both splits.
 
     Raises:
-        OptionError: for a fraction below 0, or 1 and more.
+        OptionError: for a fraction below 0, or 1 and more, or for other datasets.
     """
     check_number("fraction", fraction, float, least=0, below=1)
     count = count_pairs(pairs)
@@ -219,7 +222,11 @@ def sources_in(pairs: tf.data.Dataset, training: tf.data.Dataset, source_tokeniz
         bool `[N]`.
     """
 
+    check_pairs(training, "training")
+
     def fingerprints(pairs):
+        check_pairs(pairs)
+
         @tf.autograph.experimental.do_not_convert
         def fingerprint(sources, _):
             return tf.strings.to_hash_bucket_fast(_source_keys(sources, source_tokenizer), tf.int64.max)
@@ -282,6 +289,7 @@ def survey(
     Returns:
         A `Survey`, each of its tuples for (source, target). Its tokens are what `take_vocabulary` takes.
     """
+    check_pairs(pairs)
 
     @tf.autograph.experimental.do_not_convert
     def count(sources, targets):
@@ -303,6 +311,7 @@ def survey(
 
 def count_pairs(pairs: tf.data.Dataset) -> int:
     """Counts the pairs in a dataset by reading it once."""
+    check_pairs(pairs)
     counts = pairs.batch(_CHUNK).map(lambda sources, _: tf.size(sources, tf.int64))
     return int(counts.reduce(np.int64(0), tf.add))
 
@@ -315,6 +324,7 @@ def group_by_source(pairs: tf.data.Dataset) -> dict[str, list[str]]:
     Raises:
         CorpusError: for a text that is not UTF-8.
     """
+    check_pairs(pairs)
     found: dict[str, tuple[str, list[str]]] = {}
     for number, pair in enumerate(pairs.as_numpy_iterator(), start=1):
         try:

@@ -14,6 +14,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Endings of the files read from a folder, in any case. Not `.json`, which may be a manifest.
 _ENDINGS = (".tsv", ".txt", ".csv", ".jsonl", ".ndjson", ".tfrecord", ".tfrecords")
@@ -147,8 +148,14 @@ def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
 
 
 def sha256(path: Path) -> str:
-    """Computes the sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    """Computes the sha256 of a file or of a member of a zip, in hexadecimal."""
+    archive = archive_of(path)
+    with contextlib.ExitStack() as stack:
+        if archive:
+            member = stack.enter_context(zipfile.ZipFile(archive)).open(path.relative_to(archive).as_posix())
+            file: Any = stack.enter_context(member)
+        else:
+            file = stack.enter_context(path.open("rb"))
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

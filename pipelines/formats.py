@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
 
 from pipelines.files import COMPRESSED, PACKED, CorpusError, archive_of, files_of, plain_name
 from pipelines.lines import read_lines
+from pipelines.options import OptionError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -43,6 +44,7 @@ def find_shards(corpus: Corpus) -> list[Shard]:
 
     Raises:
         CorpusError: if its files are not found, as in `files_of`, or its type is not supported.
+        OptionError: for a dataset of anything but pairs.
     """
     if not isinstance(corpus, str | os.PathLike):
         return [_memory_shard(corpus)]
@@ -57,8 +59,8 @@ def _file_shard(path):
         raise CorpusError(f"{path}: cannot be read in this format; unpack it first: {unpack}")
     files = (path,) if os.path.isfile(archive_of(path) or path) else ()  # a pipe is not a file
     if name.endswith((".tfrecord", ".tfrecords")):
-        if ending in COMPRESSED and ending != ".gz":
-            raise CorpusError(f"{path}: TFRecord files must be uncompressed or end in .gz")
+        if archive_of(path) or (ending in COMPRESSED and ending != ".gz"):
+            raise CorpusError(f"{path}: TFRecord files must be uncompressed or end in .gz, and not be in a zip")
         return Shard(str(path), functools.partial(_tfrecord_rows, path), "record", files)
     rows = _json_rows if name.endswith((".jsonl", ".ndjson", ".json")) else _tab_rows
     return Shard(str(path), functools.partial(rows, path), files=files)
@@ -76,8 +78,7 @@ def _parallel_shard(paths):
 
 def _memory_shard(corpus):
     if hasattr(corpus, "element_spec"):
-        if not holds_pairs(corpus):
-            raise CorpusError(f"corpus: a dataset of {corpus.element_spec}; expected (source, target) scalar strings")
+        check_pairs(corpus, "corpus")
         return Shard("dataset", functools.partial(_dataset_rows, corpus), "pair")
     if is_list_of_pairs(corpus):
         return Shard("list", functools.partial(_list_rows, corpus), "pair")
@@ -87,11 +88,18 @@ def _memory_shard(corpus):
     )
 
 
-def holds_pairs(dataset: Any) -> bool:
-    """Whether the elements of a `tf.data.Dataset` are (source, target) scalar strings."""
-    spec = dataset.element_spec
+def check_pairs(pairs: Any, argument: str = "pairs") -> None:
+    """Checks that this is a `tf.data.Dataset` of (source, target) scalar strings.
+
+    Raises:
+        OptionError: if it is not.
+    """
+    if not hasattr(pairs, "element_spec"):
+        raise OptionError(f"{argument}: expected a tf.data.Dataset, not a {type(pairs).__name__}; read_pairs makes one")
+    spec = pairs.element_spec
     sides: tuple[Any, ...] = spec if isinstance(spec, tuple) and len(spec) == 2 else (None,)
-    return all(hasattr(side, "dtype") and side.dtype == "string" and not side.shape.rank for side in sides)
+    if not all(hasattr(side, "dtype") and side.dtype == "string" and not side.shape.rank for side in sides):
+        raise OptionError(f"{argument}: a dataset of {spec}; expected (source, target) scalar strings")
 
 
 def is_list_of_pairs(corpus: Any) -> bool:
@@ -110,11 +118,10 @@ def _tab_rows(path, columns, sources, report):
         _, header = next(lines, (1, b""))
         names = header.decode(errors="replace").split("\t")
         for name in columns:
-            if name not in names:
+            if names.count(name) != 1:
                 there = ", ".join(map(repr, names))
-                raise CorpusError(
-                    f"{path or 'standard input'}, line 1: no column is called {name!r}; the columns are {there}"
-                )
+                called = f"{'several columns are' if name in names else 'no column is'} called {name!r}"
+                raise CorpusError(f"{path or 'standard input'}, line 1: {called}; the columns are {there}")
         places = [names.index(name) for name in columns]
         yield 1, None, None, HEADER
     else:
@@ -154,7 +161,8 @@ def _json_rows(path, columns, *_):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield number, None, None, f"not JSON ({error})"
+            several = "an array; write one object on each line: jq -c '.[]'" if line.startswith(b"[") else error
+            yield number, None, None, f"not JSON ({several})"
             continue
         sides: list[Any] = [_value(key, entry) for key in keys]
         missing = [key for key, side in zip(keys, sides, strict=True) if not isinstance(side, str)]
@@ -289,16 +297,16 @@ def check_columns(columns: Sequence[str] | Sequence[int], sources: Sequence[str]
         sources: the names of the source's columns; None if any number of columns is valid.
 
     Raises:
-        CorpusError: if they are not, or fewer than two.
+        OptionError: if they are not, or fewer than two.
     """
     several = isinstance(columns, list | tuple) and len(columns) > 1
     named = several and all(isinstance(column, str) and column for column in columns)
     counted = several and all(type(column) is int and column > 0 for column in columns)
     if not (named or counted):
-        raise CorpusError(f"columns={columns}: expected two names or more, or numbers counted from 1")
+        raise OptionError(f"columns={columns}: expected two names or more, or numbers counted from 1")
     if sources and len(columns) != len(sources) + 1:
         wanted = _between_tabs(*sources, "target")
-        raise CorpusError(f"columns={columns}: expected {len(sources) + 1}, for {wanted}")
+        raise OptionError(f"columns={columns}: expected {len(sources) + 1}, for {wanted}")
 
 
 def wrong_columns(source: bytes, names: tuple[str, ...]) -> str:

@@ -90,10 +90,13 @@ class _StandardInput:
     """The lines of standard input, each available as soon as it is written."""
 
     def __init__(self, file):
-        self.file, self.ended = file, False
+        self.file, self.begun, self.ended = file, False, False
         self.lines, self.rest = collections.deque[bytes](), bytearray()  # whole lines, and the start of the next
 
     def __iter__(self):
+        if self.begun:
+            raise CorpusError("standard input can be read only once")
+        self.begun = True
         while not self.ended or self.lines:
             if self.lines:
                 yield self.lines.popleft()

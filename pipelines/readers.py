@@ -4,13 +4,12 @@ import collections
 import dataclasses
 import functools
 import itertools
-import math
 import random
 import re
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.files import CorpusError, archive_of, sha256
+from pipelines.files import CorpusError, sha256
 from pipelines.formats import (
     EMPTY_LINE,
     HEADER,
@@ -83,18 +82,19 @@ class Reader:
         choose("on_bad_line", self.on_bad_line, ("error", "skip"))
         check_number("num_shards", self.num_shards, least=1)
         check_number("index", self.index, least=0, below=self.num_shards)
-        if self.weights and not (
-            len(self.weights) == len(self.corpora) and all(0 < w < math.inf for w in self.weights)
-        ):
-            raise OptionError(
-                f"weights={self.weights}: expected {len(self.corpora)} positive numbers, one for each corpus"
-            )
+        if self.weights is not None:
+            if not isinstance(self.weights, list | tuple) or len(self.weights) != len(self.corpora):
+                raise OptionError(f"weights={self.weights}: expected {len(self.corpora)}, one for each corpus")
+            for weight in self.weights:
+                check_number("weights", weight, float, above=0)
         check_number("max_length", self.max_length, least=1, optional=True)
         check_number("max_ratio", self.max_ratio, float, least=1, optional=True)
         if self.columns is not None:
             check_columns(self.columns, self.source_columns)
         wanted = len(self.sources) + 1
         for shard in self.shards:
+            if self.columns is not None and shard.unit == "pair":
+                raise OptionError(f"columns={self.columns}: a {shard.name} of pairs has no columns to choose from")
             width = shard.width or (wanted if self.columns or self.source_columns else 2)
             if shard.width and numbered(self.columns):
                 if max(self.columns) > width:
@@ -169,10 +169,9 @@ class Reader:
                 key = hash((source, target))
                 if key in recent or key in older:
                     reason, problem = DUPLICATE, "read before"
-                elif len(recent) == _DUPLICATE_WINDOW:
-                    recent, older = {key}, recent
-                else:
-                    recent.add(key)
+                recent.add(key)
+                if len(recent) == _DUPLICATE_WINDOW:
+                    recent, older = set(), recent
             if not reason:
                 report.pairs += 1
                 yield source, target
@@ -270,17 +269,15 @@ def open_corpora(corpus: Corpora, **options: Any) -> Reader:
 def checksums(corpus: Corpora) -> dict[str, str]:
     """Computes the checksums of a corpus's files: {path: sha256 in hexadecimal}, in the order read.
 
-    A zip is one file.
-
     Raises:
         CorpusError: for standard input and pipes, which can be read only once.
     """
     shards = [shard for one in _as_list(corpus) for shard in find_shards(one)]
     for shard in shards:
         if not shard.files:
-            raise CorpusError(f"{shard.name} can be read only once, but training reads a corpus many times; use a file")
+            raise CorpusError(f"{shard.name} can be read only once, but training reads a corpus many times: use a file")
     names = [name for shard in shards for name in shard.files]
-    return {str(name): sha256(name) for name in dict.fromkeys(archive_of(name) or name for name in names)}
+    return {str(name): sha256(name) for name in dict.fromkeys(names)}
 
 
 def _as_list(corpus):

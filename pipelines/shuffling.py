@@ -46,7 +46,7 @@ def shuffle_corpus(
         seed: the same seed and corpus give the same files.
         report: a `Report` to count in.
         progress: a function to call now and then with the number of pairs read so far.
-        **options: as `read_pairs` takes them, to clean while reading.
+        **options: those of `read_pairs` that choose columns and leave out pairs.
 
     Returns:
         The manifest, a dict.

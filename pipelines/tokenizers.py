@@ -19,7 +19,7 @@ class CharTokenizer(Tokenizer):
     ```python
     tokenizer = CharTokenizer()
     tokenizer.adapt(["¡Hola!", "Adiós."])
-    ids = tokenizer.tokenize(["Hola."])     # [[7, 4, 12, 6, 5]]
+    ids = tokenizer.tokenize(["Hola."])     # [[7, 12, 11, 8, 5]]
     tokenizer.detokenize(ids)               # [b"Hola."]
     ```
 
@@ -73,6 +73,10 @@ class LetterTokenizer(CharTokenizer):
     then shared by the same letter with other marks. A Hangul syllable is one of 11,172 characters, too many to learn
     one by one, and is written with two or three of 67 letters. `detokenize` joins the parts.
     """
+
+    def normalize(self, texts: Texts) -> tf.Tensor:
+        """Converts texts `[B]` to the normal form; without one to NFC, as all forms of a text have the same ids."""
+        return self._compose(super().normalize(texts))
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return super().split(tf_text.normalize_utf8(texts, "NFD"))
@@ -162,8 +166,8 @@ class ByteTokenizer(Tokenizer):
 class WhitespaceTokenizer(Tokenizer):
     """One token for each run of text between whitespace: phones, words.
 
-    `detokenize(tokenize(text))` is the text's normal form with a single space for each run of whitespace, for every
-    text whose tokens are in the vocabulary.
+    `detokenize(tokenize(text))` is the text's normal form with a single space for each run of whitespace, and none at
+    its ends, for every text whose tokens are in the vocabulary.
     """
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:

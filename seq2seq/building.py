@@ -26,6 +26,7 @@ from seq2seq.config import (
 )
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.model import Seq2Seq
+from seq2seq.optimizers import takes
 from seq2seq.presets import usual_options
 from seq2seq.records import read_record
 from seq2seq.runs import compile_model, load_run
@@ -111,11 +112,14 @@ def _changed_options(config: Config) -> list[str]:
 
 
 def applicable(config: Config, given: Collection[str]) -> Config:
-    """A configuration in which the options of a preset that its encoder and decoder do not have are the defaults.
+    """A configuration in which the options of a preset that its encoder, decoder and optimizer do not have are the
+    defaults.
 
     Options that were `given` are not changed, so that `check_taken` finds them.
     """
-    without_effect = set(_changed_options(config)) - _taken(config) - set(given)
+    without_effect = set(_changed_options(config)) - _taken(config)
+    without_effect |= set() if takes(config.optimizer, "beta_2") else {"beta_2"}
+    without_effect -= set(given)
     return dataclasses.replace(config, **{name: getattr(Config, name) for name in without_effect})
 
 

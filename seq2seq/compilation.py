@@ -15,20 +15,19 @@ from tensorflow.python.framework import config as determinism  # no public funct
 
 from pipelines.options import one_line
 
-_exporting = contextvars.ContextVar("exporting", default=False)
-_converting = contextvars.ContextVar("converting", default=False)
+_exporting_to = contextvars.ContextVar("exporting_to", default="")
 
 
-def exporting() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def exporting(to: str = "tensorflow") -> Iterator[None]:
     """A context in which graphs are made to be exported and to run on any device: without cuDNN, without parallel
-    parts, and without gradients."""
-    return _within(_exporting)
-
-
-def converting() -> contextlib.AbstractContextManager[None]:
-    """A context within `exporting` for other formats than TensorFlow's: only with operations that converters support,
-    which may be slower."""
-    return _within(_converting)
+    parts, and without gradients. If they are to be converted to another format than TensorFlow's, only with operations
+    that converters support, which may be slower."""
+    token = _exporting_to.set(to)
+    try:
+        yield
+    finally:
+        _exporting_to.reset(token)
 
 
 @contextlib.contextmanager
@@ -43,23 +42,14 @@ def full_precision() -> Iterator[None]:
         tf.config.experimental.enable_tensor_float_32_execution(rounds)
 
 
-@contextlib.contextmanager
-def _within(flag):
-    token = flag.set(True)
-    try:
-        yield
-    finally:
-        flag.reset(token)
-
-
 def is_exporting() -> bool:
     """Whether this is within `exporting`."""
-    return _exporting.get()
+    return bool(_exporting_to.get())
 
 
 def is_converting() -> bool:
-    """Whether this is within `converting`."""
-    return _converting.get()
+    """Whether this is within `exporting` to another format than TensorFlow's."""
+    return _exporting_to.get() not in ("", "tensorflow")
 
 
 def on_gpu() -> bool:

@@ -166,7 +166,8 @@ class Config:
     warm_start: str | None = _option(
         None,
         TRAINING,
-        "Start from the weights of this run, with its options; new tokens extend its vocabularies.",
+        "Start from the weights of this run, with its options except those of the corpus and the number of updates; "
+        "new tokens extend its vocabularies.",
         flag="--from",
         metavar="RUN",
     )
@@ -308,7 +309,8 @@ class Config:
                 f"{option}={getattr(self, option)!r}: needs a monitor, the metric by which epochs are compared"
             )
         if (self.schedule, self.warmup > 0) in (("inverse_sqrt", False), ("plateau", True)):
-            raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} cannot be combined")
+            wanted = "give one" if self.schedule == "inverse_sqrt" else "set it to 0"
+            raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} cannot be combined; {wanted}")
         if len(self.teacher_forcing) > 2:
             raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one number or two")
 

@@ -30,7 +30,7 @@ from pipelines.tokenizers import (
 )
 from pipelines.tokens import END, START, Tokenizer
 from seq2seq import onnx_runtime
-from seq2seq.compilation import converting, exporting
+from seq2seq.compilation import exporting
 from seq2seq.contract import encode, start
 from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.exporting import cannot_export, check_same
@@ -111,7 +111,7 @@ def write_graphs(
     folder.mkdir(parents=True)
     sizes = (vocabulary["longest_source"], vocabulary["steps"]) if "steps" in vocabulary else None
     try:
-        with exporting(), converting(), _quietly():
+        with exporting(to="onnx"), _quietly():
             for name, function in zip(("encoder", "decoder"), _functions(model, sizes), strict=True):
                 (folder / f"{name}.{_SUFFIXES[form]}").write_bytes(convert(function))
     except (RunError, OSError, MemoryError):

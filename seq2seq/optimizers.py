@@ -44,6 +44,11 @@ def make_optimizer(config: Config, steps: int) -> keras.optimizers.Optimizer:
 _UNDECAYED = ["bias", "gamma", "beta", "embedding"]
 
 
+def takes(optimizer: str, option: str) -> bool:
+    """Whether an optimizer of Keras, by its name, has this option of `Config`."""
+    return bool(_parameters(optimizers().get(optimizer.lower(), object), option))
+
+
 def _parameters(kind, name):
     """The arguments of an optimizer that an option sets: Muon has one more for the weights that it leaves to Adam."""
     return [parameter for parameter in (name, f"adam_{name}") if parameter in inspect.signature(kind).parameters]

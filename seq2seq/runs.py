@@ -185,14 +185,14 @@ def trained_on(record: Record, pairs: tf.data.Dataset, source_tokenizer: Tokeniz
     return np.any([sources_in(pairs, training_set, source_tokenizer) for training_set in training_sets], axis=0)
 
 
-def sample(pairs: tf.data.Dataset, count: int = 500) -> dict[str, list[str]]:
-    """Random sources of the first 20,000 pairs, at most `count`, with all their references: {source: references}.
+def sample(pairs: tf.data.Dataset) -> dict[str, list[str]]:
+    """Random sources of the first 20,000 pairs, at most 500, with all their references: {source: references}.
 
     The same pairs always give the same sources, so runs with different seeds are measured on the same ones.
     """
     references = group_by_source(pairs.take(20_000))
     sources = list(references)
-    return {source: references[source] for source in random.Random(0).sample(sources, min(count, len(sources)))}
+    return {source: references[source] for source in random.Random(0).sample(sources, min(500, len(sources)))}
 
 
 def can_measure() -> bool:
@@ -224,7 +224,6 @@ def draw_run(
         OptionError: if the folder has no `config.json`.
         RunError: if its `history.csv` is missing or damaged.
     """
-    from seq2seq.evaluation import scores_by_length
     from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates
 
     folder = find_run(folder)
@@ -241,9 +240,11 @@ def draw_run(
             held_out = sample(held_out_pairs(folder, model))
         except CorpusError as error:
             say(f"{error}; only the curves are drawn")
-    if held_out:
+    texts = translations_of(model, list(held_out))
+    if held_out and can_measure():
+        from seq2seq.evaluation import scores_by_length
+
         drawn.append(out / "error-rates.png")
-        texts = translations_of(model, list(held_out))
         draw_error_rates(scores_by_length(list(held_out), texts, list(held_out.values())), drawn[-1])
     if held_out and model.has_attention:
         for number, alignment in enumerate(model.attention(list(held_out)[:4], texts[:4]), start=1):

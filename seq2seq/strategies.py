@@ -133,10 +133,6 @@ class BeamSearch(Strategy):
     def rows_per_source(self) -> int:  # type: ignore[override]
         return self.width
 
-    @property
-    def _adjusts(self):
-        return type(self).adjust is not BeamSearch.adjust
-
     def search(self, step_for: StepFor, state: State, constraints: Constraints, loop: Loop | None = None) -> Hypotheses:
         batch, width = tf.shape(constraints.limits)[0], self.width
         kept = 1 if self.n_best == 1 else 2 * self.n_best
@@ -170,7 +166,7 @@ class BeamSearch(Strategy):
                 tokens=tokens,
                 parents=parents,
                 stopped=tf.where((stopped == RUNNING) | (ranks == NEG_INF), LIMITED, stopped),
-                scores=tf.where(stopped == RUNNING, NEG_INF, scores) if self._adjusts else (),
+                scores=tf.where(stopped == RUNNING, NEG_INF, scores),
             )
             finished = self._best(kept, finished, new)
 
@@ -181,7 +177,7 @@ class BeamSearch(Strategy):
             return (tokens, scores, finished), (repetition, memory, state), [tokens, parents]
 
         empty, zeros = tf.fill([batch, kept], NEG_INF), tf.zeros([batch, kept], tf.int32)
-        finished = _Finished(empty, zeros, zeros, zeros, zeros + LIMITED, empty if self._adjusts else ())
+        finished = _Finished(empty, zeros, zeros, zeros, zeros + LIMITED, scores=empty)
         slots = tf.zeros([batch, width], tf.int32)
         scores = tf.where(tf.range(width) + slots == 0, 0.0, NEG_INF)  # one partial hypothesis, in slot 1
         per_source = slots + START, scores, finished
@@ -192,8 +188,7 @@ class BeamSearch(Strategy):
             step_for, extend, running, per_source, per_row, constraints.limits, [[width]] * 2, width
         )
         ids = tf.ensure_shape(_back_track(finished, *history), [None, kept, None])
-        scores = finished.scores if self._adjusts else finished.ranks
-        return Hypotheses(ids, scores, self._ranked_by(finished), finished.stopped)
+        return Hypotheses(ids, finished.scores, self._ranked_by(finished), finished.stopped)
 
     def adjust(self, totals: tf.Tensor, t: tf.Tensor, memory: State, state: State) -> tf.Tensor:
         """Lowers the log-likelihoods of extensions before one is chosen; to be overridden.
@@ -232,12 +227,11 @@ class BeamSearch(Strategy):
         Of `totals` `[R, V - END]`, log-likelihoods of all extensions. Returns for each slot, `[b, K]` each: the
         log-likelihood as `adjust` left it, -inf if nothing was left; the log-likelihood; the token; the slot extended.
         """
-        width, size, adjusted = self.width, tf.shape(totals)[1], totals
-        if self._adjusts:
-            adjusted = self.adjust(tf.reshape(totals, [count, width, size]), t, memory, state)
-            adjusted = tf.reshape(adjusted, [count * width, size])
-            if forced is not None:
-                adjusted = tf.where((forced == PADDING)[:, None], adjusted, totals)
+        width, size = self.width, tf.shape(totals)[1]
+        adjusted = self.adjust(tf.reshape(totals, [count, width, size]), t, memory, state)
+        adjusted = tf.reshape(adjusted, [count * width, size])
+        if forced is not None:
+            adjusted = tf.where((forced == PADDING)[:, None], adjusted, totals)
 
         most = tf.minimum(size, width)  # of one partial hypothesis
         offered, tokens = (tf.reshape(best, [-1, width * most]) for best in tf.math.top_k(adjusted, most))
@@ -250,11 +244,9 @@ class BeamSearch(Strategy):
             offered = tf.where(positions == best[:, None], NEG_INF, offered)
         ranks, chosen = tf.stack(ranks, axis=1), tf.stack(chosen, axis=1)
 
-        tokens, parents, scores = tf.gather(tokens, chosen, batch_dims=1), chosen // most, ranks
-        if self._adjusts:
-            scores = tf.gather(tf.reshape(totals, [count, width * size]), parents * size + tokens, batch_dims=1)
-            scores = tf.where(ranks == NEG_INF, NEG_INF, scores)
-        return ranks, scores, tokens + END, parents
+        tokens, parents = tf.gather(tokens, chosen, batch_dims=1), chosen // most
+        scores = tf.gather(tf.reshape(totals, [count, width * size]), parents * size + tokens, batch_dims=1)
+        return ranks, tf.where(ranks == NEG_INF, NEG_INF, scores), tokens + END, parents
 
     def _penalty(self, lengths):
         if not self.length_penalty:  # TensorFlow makes x ** 0 a constant, of the number of sources at the first step
@@ -448,7 +440,7 @@ class _Finished(NamedTuple):
     tokens: tf.Tensor  # int32, the last ones
     parents: tf.Tensor  # int32, the slots that they extended, among the K of one token earlier
     stopped: tf.Tensor  # int32, indices in STOPPED
-    scores: tf.Tensor | tuple  # float32, log-likelihoods if `adjust` is overridden, else ()
+    scores: tf.Tensor  # float32, log-likelihoods
 
 
 def _back_track(finished, tokens, parents):

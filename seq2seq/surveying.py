@@ -63,7 +63,8 @@ def survey_corpus(
             report(cleaning)
     most = LONGEST_SOURCE
     if count := sum(count for length, count in found.lengths[0].items() if length > most):
-        say(f"{count:,} sources have more than {most:,} tokens; translation reads only the first {most:,} of each")
+        what = "tokens" if tokenizers[0].counts_tokens else "words"  # subwords have not been made yet
+        say(f"{count:,} sources have more than {most:,} {what}; translation reads only the first {most:,} tokens")
     if (config.monitor or config.validation_fraction) and not list(validation_pairs(config, tokenizers[0]).take(1)):
         if config.monitor:
             raise OptionError(f"monitor={config.monitor!r}: there is no held-out set to measure it on")
@@ -118,12 +119,13 @@ def take_vocabularies(
     for side, tokenizer, size, own in zip(("source", "target"), tokenizers, before, found.tokens, strict=True):
         tokens = [token if isinstance(token, bytes) else token.encode() for token in tokenizer.tokens]
         known = set(tokens) - {REPLACEMENT.encode()}
-        if tokenizer.counts_tokens:
+        if tokenizer.counts_tokens or config.warm_start:  # a new vocabulary of subwords is made of other counts
             unknown = 1 - sum(own[token] for token in known) / own.total()
             if unknown > 0.05:
                 say(f"{side}: {unknown:.0%} of the tokens are not in the vocabulary of {len(known):,}")
         if config.warm_start:
-            missing = [token.decode() for token, _ in own.most_common() if token not in known]
+            listed = own.most_common() if tokenizer.counts_tokens else ()
+            missing = [token.decode() for token, _ in listed if token not in known]
             some = f"; {len(missing):,} remain unknown, such as {' '.join(missing[:20])}" if missing else ""
             say(f"{side}: {tokenizer.vocabulary_size - size:,} new tokens{some}")
     for column in tokenizers[0].of_columns[1:]:

@@ -21,7 +21,7 @@ from pipelines.options import extra, load_classes
 from seq2seq.building import check_taken, configure, prepare
 from seq2seq.checkpoints import locked, write_json
 from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config
-from seq2seq.presets import parse_setting
+from seq2seq.presets import parse_setting, usual_options
 from seq2seq.processes import in_processes
 from seq2seq.records import RunError, finished, read_record
 from seq2seq.tables import (
@@ -62,8 +62,6 @@ def read_grid(text: str) -> tuple[str, tuple | Range]:
         parts = values.split(";") if ";" in values else re.split(r",(?![^\[]*\])", values)
         return name, tuple(parse_setting(f"{name}={part}")[1] for part in parts if part.strip())
     low, high = (parse_setting(f"{name}={end}")[1] for end in values.split(".."))
-    if not low < high:
-        raise OptionError(f"grid={text!r}: expected the lower end first")
     return name, Range(low, high)
 
 
@@ -108,16 +106,18 @@ def sweep(
         {run folder: None, or the error it failed with}.
 
     Raises:
-        OptionError: before anything is trained, if an option of any setting is wrong.
+        OptionError: before anything is trained, if an option of any setting is wrong. A search checks each value, with
+            the first values of the other options.
         RunError: if the folder is in use or holds another sweep.
         CorpusError: if there is no such corpus.
     """
     values = {name: read_grid(f"{name}={of}")[1] if isinstance(of, str) else of for name, of in grid.items()}
     _check_grid(values, options or {}, seeds, trials, jobs)
-    settings = _combinations(values)
+    settings = _settings(values, trials)
     given = {"corpus": corpus, **(options or {})}
     if not isinstance(preset, str):
-        preset = preset(Config(**_as_fields(given | settings[0])), given | settings[0])
+        first = _as_fields(given | settings[0])
+        preset = preset(Config(**usual_options("default", first) | first), given | settings[0])
     runs = _Runs(Path(out), given, preset, seeds, (trials or len(settings)) * seeds, jobs, tuple(imports), say, show)
     with locked(runs.out):
         _start(runs, settings, values, trials)
@@ -154,14 +154,21 @@ class _Runs:
     def train(self, settings: list[dict[str, Any]]) -> None:
         """Trains the runs of these settings that are not finished."""
         say, show = self.say or (lambda text: None), self.show or (lambda text: None)
-        todo = {}
+        todo, already = {}, 0
         for setting in settings:
             for seed, folder in enumerate(self.folders(setting)):
                 self.results[folder] = None
-                config = self.config(setting, seed)
-                if not finished_as(folder, config):
+                try:
+                    config = self.config(setting, seed)
+                except OptionError as error:  # of a search, not all combinations have been checked
+                    self.results[folder] = error
+                    say(f"{folder.relative_to(self.out)}  {error}")
+                    continue
+                if finished_as(folder, config):
+                    already += 1
+                else:
                     todo[folder] = config, folder, self.imports
-        if already := len(settings) * self.seeds - len(todo):
+        if already:
             say(f"Runs that are already finished: {already}")
         started: dict[Path, float] = {}
         waiting = set(todo)
@@ -207,8 +214,11 @@ def _check_grid(values, given, seeds, trials, jobs):
             raise OptionError(f"grid={name}: is already set, for all runs")
         if not isinstance(of, Range | tuple | list) or not of:
             raise OptionError(f"grid={name}={of!r}: expected a list of values")
-        if isinstance(of, Range) and not trials:
-            raise OptionError(f"grid={name}={of.low}..{of.high}: only a search takes ranges; add --trials")
+        if isinstance(of, Range):
+            if not (all(isinstance(end, int | float) for end in (of.low, of.high)) and of.low < of.high):
+                raise OptionError(f"grid={name}={of.low}..{of.high}: expected two numbers, the lower one first")
+            if not trials:
+                raise OptionError(f"grid={name}={of.low}..{of.high}: only a search takes ranges; add --trials")
     check_number("seeds", seeds, least=1)
     check_number("trials", trials, least=1, optional=True)
     check_number("jobs", jobs, least=1)
@@ -225,13 +235,17 @@ def _check_grid(values, given, seeds, trials, jobs):
         import seq2seq.evaluation  # noqa: F401  (its packages may be missing)
 
 
-def _combinations(values):
-    """The setting for each combination of values; of a range, for its ends."""
+def _settings(values, trials):
+    """The settings of a grid, one for each combination of values. Of a search, settings to check: each value, or end of
+    a range, with the first values of the other options."""
     ends = {name: (of.low, of.high) if isinstance(of, Range) else of for name, of in values.items()}
-    settings = [dict(zip(ends, chosen, strict=True)) for chosen in itertools.product(*ends.values())]
-    if len({_folder_name(setting) for setting in settings}) < len(settings):
-        raise OptionError("grid: an option has the same value twice")
-    return settings
+    for name, of in ends.items():
+        if len({_folder_name({name: value}) for value in of}) < len(of):
+            raise OptionError(f"grid={name}: has the same value twice")
+    if not trials:
+        return [dict(zip(ends, chosen, strict=True)) for chosen in itertools.product(*ends.values())]
+    first = {name: of[0] for name, of in ends.items()}
+    return [first, *({**first, name: value} for name, of in ends.items() for value in of[1:])]
 
 
 def _as_fields(options):
@@ -337,7 +351,8 @@ def _figures(folder):
 def _search(runs, values, trials):
     """Asks Optuna for settings and trains them, several at a time, until there have been `trials` of them.
 
-    A trial ends when all its runs are finished. One that fails stays open and is tried again by the next call.
+    A trial ends when all its runs are finished, or if its options are wrong. One that fails otherwise stays open and is
+    tried again by the next call.
     """
     with extra("sweep"):
         import optuna
@@ -378,6 +393,8 @@ def _search(runs, values, trials):
             if all(map(finished, runs.folders(setting))):
                 mean = float(np.mean([_figure(folder, monitor) for folder in runs.folders(setting)]))
                 study.tell(number, mean) if math.isfinite(mean) else study.tell(number, state=TrialState.FAIL)
+            elif any(isinstance(runs.results[folder], OptionError) for folder in runs.folders(setting)):
+                study.tell(number, state=TrialState.FAIL)
 
 
 def _figure(folder, monitor):

@@ -17,7 +17,7 @@ from pipelines import CorpusError, OptionError, choose, corpus_errors, read_pair
 from pipelines.options import one_line
 from seq2seq.config import MONITORS, Config, own_classes
 from seq2seq.progress import best_epoch
-from seq2seq.records import RunError, finished, read_history, read_record
+from seq2seq.records import Record, RunError, find_run, finished, read_history, read_record
 from seq2seq.runs import load_run, trained_on
 from seq2seq.strategies import Strategy
 
@@ -29,7 +29,7 @@ TOKEN_FIGURES = ("loss", "accuracy", "perplexity")  # of each token, given the c
 TOKEN_OPTIONS = (
     *("target_tokenizer", "normal_form", "lowercase", "min_frequency", "max_vocabulary", "shared_vocabulary", "copy"),
     *("limit", "columns", "reverse", "max_length", "max_ratio", "drop_duplicates", "split", "validation_fraction"),
-    "warm_start",
+    *("weights", "warm_start"),
 )
 
 
@@ -169,7 +169,7 @@ def table(
     rows = _group_by_setting(records, grid, say)
     first = _baseline_row(rows, baseline)
     if test is None:
-        if len({_held_out(records[row.runs[0]]) for row in rows}) > 1:
+        if len({held_out_by(records[row.runs[0]]) for row in rows}) > 1:
             raise RunError("these runs have different held-out sets; name a test corpus (--test)")
         configs = [records[row.runs[0]].config for row in rows]
         hashed = [config for config in configs if config.split == "hash" and not config.validation]
@@ -232,6 +232,8 @@ def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held
     """The options that a figure depends on by definition: runs with other values must not be compared by it."""
     name = measure.removeprefix("val_")
     names: tuple[str, ...] = TOKEN_OPTIONS if name in TOKEN_FIGURES else ()
+    if names and any(of.get("copy") for of in options):  # which adds a target token, depending on the source's tokens
+        names += ("source_tokenizer",)
     if name == "loss" and held_out:  # which is computed by a custom loss or model, with its options, or with smoothing
         names += "loss", "model", "label_smoothing"
     for of in options:
@@ -245,7 +247,7 @@ def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held
 def _load_records(folders, say):
     """{finished run: its `Record`}, and the options of the grid if all are of one sweep."""
     records, grids, seen = {}, [], set()
-    for folder in map(Path, folders):
+    for folder in map(find_run, folders):
         if not folder.is_dir():
             raise RunError(f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'}")
         places = [path.parent for path in folder.rglob("config.json")]
@@ -333,8 +335,8 @@ def options_of_held_out(config: Config) -> list[str]:
     return names
 
 
-def _held_out(record):
-    """The values on which the held-out pairs of a run depend."""
+def held_out_by(record: Record) -> tuple:
+    """The values on which the held-out pairs of a run depend: equal for runs that hold out the same ones."""
     config = record.config
     digests = record.checksums("validation" if config.validation else "corpus")
     return *digests, *(getattr(config, name) for name in options_of_held_out(config))

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,8 +52,7 @@ def train(
     config: Config | None,
     folder: Path | str,
     overwrite: bool = False,
-    resume: bool = False,
-    callbacks: keras.callbacks.Callback | Sequence[keras.callbacks.Callback] = (),
+    callbacks: keras.callbacks.Callback | Iterable[keras.callbacks.Callback] | None = None,
     progress: Callable[[int], None] | None = None,
     report: Callable[[Report], None] | None = None,
     say: Callable[[str], None] | None = None,
@@ -77,14 +76,13 @@ def train(
     measuring would take longer than such short epochs. The others have only training figures in `history.csv`.
 
     Args:
-        config: a `Config`; None to resume with the one that training started with.
+        config: a `Config`; None to resume an unfinished run, with the one that it started with.
         folder: the run folder to make: `model.keras`, of the last epoch or the best by `config.monitor`, without its
             optimizer; `config.json`, which also records the resources that training used; `history.csv`; `survey.json`,
             the token counts and lengths of the training set; and in `epochs` the models that `config.keep_epochs` asks
             for.
         overwrite: whether an existing run may be replaced; it is not changed until the first epoch has ended. The
             checkpoints of an unfinished run are deleted when the corpus has been surveyed.
-        resume: whether to resume an unfinished run, which must then exist.
         callbacks: more Keras callbacks, one or several. One that sets `stop_training` ends training, after an epoch or
             within one, which is then recorded like a whole epoch; the run folder has the model that `config.monitor`
             chooses, whatever weights a callback may restore. One that sets the learning rate needs a `config.schedule`
@@ -117,7 +115,7 @@ def train(
         raise OptionError(f"config={config!r}: expected a Config, such as Config({config!r})")
     folder, started, track = Path(folder), clocks(), [track] if isinstance(track, str) else track
     say = say or (lambda text: None)
-    callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else callbacks
+    callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
     check_trackers(track)
     chief = is_chief(strategy)
     lock = locked(folder) if chief else contextlib.nullcontext()
@@ -126,7 +124,7 @@ def train(
         for name, option in own_classes(config).items() if config else ():
             load_class(option, name)
         run = None
-        if chief and not _is_resumed(config, folder, overwrite, resume):
+        if chief and not _is_resumed(config, folder, overwrite):
             run = _begin(config, folder, progress, report, say, command)
         if run is None or strategy:
             sums_of_workers(strategy, [])  # the others wait until the first worker has written what they read
@@ -141,10 +139,8 @@ def train(
         return load_run(folder)
 
 
-def _is_resumed(config, folder, overwrite, resume):
+def _is_resumed(config, folder, overwrite):
     """Whether the folder holds an unfinished run to resume; if not, checks that a new one may begin there."""
-    if overwrite and resume:
-        raise OptionError("overwrite and resume cannot be combined")
     if overwrite and config is None:
         raise OptionError("config=None: resumes a run; to overwrite one, give a Config")
     if resumable(folder) and not overwrite:
@@ -157,7 +153,7 @@ def _is_resumed(config, folder, overwrite, resume):
             f"{folder} holds an unfinished run with other options ({other}); --resume continues it with its own "
             "options, --overwrite starts from the beginning, --out chooses another folder"
         )
-    if resume or config is None:
+    if config is None:
         raise RunError(f"{folder}: no unfinished run to resume" + "; its training has ended" * finished(folder))
     if not overwrite and any(path.name not in ("lock", "unfinished") for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty; choose another folder (--out) or use --overwrite")

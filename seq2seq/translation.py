@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, check_number, choose
 from pipelines.files import whole_folder
+from pipelines.formats import wrong_columns
 from pipelines.options import one_line
 from pipelines.tokens import PADDING, START, UNKNOWN, Texts, prefix_ids, spelled, target_ids
 from seq2seq.attention import Encoded
@@ -95,7 +96,8 @@ class Translator(keras.Model):
                 `BeamSearch(width=10, n_best=3)`; or an object of a custom class, see `strategies.Strategy`.
             prefixes: how each translation begins: one string for each text, "" for none. At least one token follows it.
             min_length: the smallest number of tokens in a translation.
-            max_length: the largest number of tokens in a translation. Default: by the text's length, see `limits`.
+            max_length: the largest number of tokens in a translation, with END; a longer one is cut. Default: by the
+                text's length, see `limits`.
             seed: the samples of a text depend on this number and on the text's position in `texts`. A pair (seed, n)
                 samples as if n texts came before these.
             batch_size: how many texts are decoded together, fewer if they are long. It does not change translations.
@@ -110,19 +112,18 @@ class Translator(keras.Model):
         Raises:
             OptionError: for an unknown strategy or one that breaks the contract, a beam wider than the vocabulary,
                 impossible lengths, texts that are not strings or have no order, a wrong number of prefixes, or a prefix
-                with an unknown token. Like all methods that take texts, it refuses a vocabulary that has changed since
-                the model was made.
+                with an unknown token. Like all methods that take texts, it refuses sources without the columns that the
+                model was trained on, and a vocabulary that has changed since the model was made.
             MemoryError: if a batch does not fit into memory.
         """
-        self.check_vocabularies()
         strategy = self._checked_strategy(strategy)
         check_number("min_length", min_length, least=0, most=LONGEST_TRANSLATION)
-        check_number("max_length", max_length, least=max(1, min_length), most=LONGEST_TRANSLATION, optional=True)
+        check_number("max_length", max_length, least=min_length + 1, most=LONGEST_TRANSLATION, optional=True)
         seed, before = seed if isinstance(seed, tuple) and len(seed) == 2 else (seed, 0)
         for number in (seed, before):
             check_number("seed", number, least=0, below=2**31)
         check_number("batch_size", batch_size, least=1)
-        texts = as_strings("texts", texts)
+        texts = self._as_sources("texts", texts)
         begun = [] if prefixes is None else [self._prefix_ids(as_strings("prefixes", prefixes), texts.shape)]
         shape, texts = texts.shape, tf.reshape(texts, [-1])
         count = len(texts)
@@ -247,6 +248,16 @@ class Translator(keras.Model):
                 found[-1] = tf.RaggedTensor.from_tensor(found[-1], padding=PADDING, ragged_rank=2)
             return tuple(found)
 
+    def _as_sources(self, argument, texts):
+        """Texts as `as_strings` makes them, each with the source columns of the model."""
+        self.check_vocabularies()
+        texts, names = as_strings(argument, texts), self.source_tokenizer.column_names
+        if len(names) > 1:
+            for number, text in enumerate(tf.reshape(texts, [-1]).numpy(), start=1):
+                if problem := wrong_columns(text, names):
+                    raise OptionError(f"{argument}: text {number}: {problem}")
+        return texts
+
     def _source_ids(self, texts, parts=1):
         """The ids `[B, S]` of texts `[B]`, cut to `LONGEST_SOURCE`."""
         return side_by_side(self.source_tokenizer.tokenize, parts, texts, join=_join_ids)[:, :LONGEST_SOURCE]
@@ -305,8 +316,7 @@ class Translator(keras.Model):
             OptionError: if there are not as many targets as sources, or they are not texts.
             MemoryError: if a batch does not fit into memory.
         """
-        self.check_vocabularies()
-        sources = as_strings("sources", sources)
+        sources = self._as_sources("sources", sources)
         if not sources.shape.rank:
             raise OptionError("sources and targets: expected lists of strings; put a single string into a list")
         targets = as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
@@ -363,8 +373,7 @@ class Translator(keras.Model):
         """
         if not self.has_attention:
             raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
-        self.check_vocabularies()
-        sources = tf.reshape(as_strings("sources", sources), [-1])
+        sources = tf.reshape(self._as_sources("sources", sources), [-1])
         targets = self.translate(sources, details=True, scores=False).ids[:, 0] if targets is None else targets
         targets = as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
 
@@ -399,8 +408,7 @@ class Translator(keras.Model):
         Raises:
             OptionError: if there are no texts, or for anything other than texts.
         """
-        self.check_vocabularies()
-        texts = tf.reshape(as_strings("texts", texts), [-1])
+        texts = tf.reshape(self._as_sources("texts", texts), [-1])
         if not len(texts):
             raise OptionError("texts: expected one or more")
         return self._encode(texts)

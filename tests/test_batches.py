@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from pipelines import CharTokenizer, OptionError, batch_pairs, read_pairs
 from pipelines.batches import _length_order
 from pipelines.tokens import END, REPLACEMENT, START, UNKNOWN
-from seq2seq import teacher_forcing
 
 
 def texts(batches, tokenizers):
@@ -95,11 +94,11 @@ def test_an_epoch_resumes_after_the_pairs_that_were_seen(tokenizers, size):
     assert found[2, 0] == whole != found[3, 0]
 
 
-@pytest.mark.parametrize("skip", [4, 12, 28, 40])
-def test_pairs_are_skipped_in_an_order_that_is_new_each_epoch_too(tokenizers, skip):
-    pairs = in_memory([(f"{n:02}", "A") for n in range(40)])
-    left = batch_pairs(pairs, *tokenizers, 4, encoding="ids", window=12, shuffle=False, skip=skip)
-    assert sum(len(source) for source, _ in left) == 40 - skip
+def test_pairs_are_skipped_only_in_the_order_of_a_given_epoch(tokenizers):
+    with pytest.raises(OptionError, match="skip: give the epoch, too"):
+        batch_pairs(in_memory(LINES), *tokenizers, skip=4)
+    with pytest.raises(OptionError, match="skip=-1: expected a whole number, at least 0"):
+        batch_pairs(in_memory(LINES), *tokenizers, epoch=0, skip=-1)
 
 
 def test_batches_hold_pairs_of_similar_length(tokenizers):
@@ -136,24 +135,14 @@ def test_ids_are_the_positions_of_the_one_hot_rows(pairs, tokenizers):
         batch_pairs(pairs, *tokenizers, encoding="one-hot")
 
 
-@pytest.mark.parametrize(("budget", "multiple"), [(30, 4), (200, None)])
-def test_a_token_budget_is_kept_and_used(tokenizers, budget, multiple):
-    options = {"batch_tokens": budget, "pad_to_multiple": multiple, "encoding": "ids", "seed": 3}
+@pytest.mark.parametrize("budget", [30, 200])
+def test_a_token_budget_is_kept_and_used(tokenizers, budget):
+    options = {"batch_tokens": budget, "encoding": "ids", "seed": 3}
     batches = [(s.numpy(), t.numpy()) for s, t in batch_pairs(in_memory(LINES), *tokenizers, **options)]
     sizes = [len(source) * max(source.shape[1], target.shape[1] - 1) for source, target in batches]
     assert all(size <= budget or len(source) == 1 for size, (source, _) in zip(sizes, batches, strict=True))
     assert sum(np.count_nonzero(source[:, 0]) for source, _ in batches) == len(LINES)
-    if not multiple:
-        assert np.mean(sizes) > 140
-
-
-def test_a_batch_is_filled_up_though_a_text_is_longer_than_was_counted(tokenizers):
-    tokenizer = CharTokenizer()
-    tokenizer.adapt(["\u0958"])  # two characters in the form NFC, and counted as one
-    read = batch_pairs(
-        in_memory([("\u0958" * 12, "a")] * 40), tokenizer, LETTERS[0], batch_tokens=100, pad_to_multiple=8
-    )
-    assert sum(np.count_nonzero(np.any(source[:, 0], axis=-1)) for source, _ in read) == 40
+    assert budget < 200 or np.mean(sizes) > 140
 
 
 @pytest.mark.parametrize(("options", "text"), [({"normal_form": "NFD"}, "한글"), ({"lowercase": True}, "½ß")])
@@ -161,19 +150,10 @@ def test_a_token_budget_is_kept_by_texts_that_their_normal_form_makes_longer(opt
     pairs = in_memory([(text * (1 + n % 9), "a") for n in range(40)])
     tokenizer = CharTokenizer(**options)
     tokenizer.adapt([text])
-    for multiple in (None, 8):
-        read = batch_pairs(pairs, tokenizer, LETTERS[0], batch_tokens=100, encoding="ids", pad_to_multiple=multiple)
-        batches = [source.numpy() for source, _ in read]
-        assert len(batches) > 5 and all(source.size <= 100 for source in batches)
-        assert sum(np.count_nonzero(source[:, 0]) for source in batches) == 40
-
-
-def test_static_shapes_are_few_and_the_rows_that_fill_them_weigh_nothing(tokenizers):
-    batches = list(batch_pairs(in_memory(LINES[:100]), *tokenizers, 16, pad_to_multiple=8))
-    assert {source.shape[0] for source, _ in batches} == {16}
-    assert {source.shape[1] % 8 for source, _ in batches} == {(target.shape[1] - 1) % 8 for _, target in batches} == {0}
-    weights = [teacher_forcing(source, target)[2] for source, target in batches]
-    assert sum(float(tf.reduce_sum(w)) for w in weights) == sum(len(target) + 1 for _, target in LINES[:100])
+    read = batch_pairs(pairs, tokenizer, LETTERS[0], batch_tokens=100, encoding="ids")
+    batches = [source.numpy() for source, _ in read]
+    assert len(batches) > 5 and all(source.size <= 100 for source in batches)
+    assert sum(np.count_nonzero(source[:, 0]) for source in batches) == 40
 
 
 def test_no_thread_tunes_an_iteration_and_delays_its_end(pairs, tokenizers):
@@ -185,7 +165,6 @@ LETTERS = CharTokenizer("abc"), CharTokenizer("xyz")
 OPTIONS = [
     {},
     {"batch_tokens": 20},
-    {"pad_to_multiple": 4},
     {"shuffle": False},
     {"window": 10},
     {"window": 10, "batch_tokens": 20},
@@ -217,7 +196,7 @@ def test_no_pair_is_lost_repeated_or_mismatched(wanted, number):
     assert sorted(pair for pair in read if pair != (b"", b"")) == sorted(encoded)
 
 
-@pytest.mark.parametrize("size", ["batch_size", "batch_tokens", "pad_to_multiple", "window"])
+@pytest.mark.parametrize("size", ["batch_size", "batch_tokens", "window"])
 def test_a_size_below_one_is_refused(tokenizers, size):
     with pytest.raises(OptionError, match=f"{size}=0: expected a whole number, at least 1"):
         batch_pairs(tf.data.Dataset.from_tensors(("a", "A")), *tokenizers, **{size: 0})

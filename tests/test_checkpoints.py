@@ -242,21 +242,21 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path):
     content = facts.read_bytes()
     facts.write_bytes(content[:9])
     with pytest.raises(RunError, match=r"unfinished/run\.json: damaged \(.*\); --overwrite starts"):
-        train(None, tmp_path / "run", resume=True)
+        train(None, tmp_path / "run")
     facts.write_bytes(content)
     other = dataclasses.replace(config, units=4)
     with pytest.raises(RunError, match=r"unfinished run with other options \(units 8, not 4\)"):
         train(other, tmp_path / "run")
     of = set()
     follow = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: of.add(follow.params["epochs"]))
-    resumed = train(None, tmp_path / "run", resume=True, say=said.append, callbacks=[follow])
+    resumed = train(None, tmp_path / "run", say=said.append, callbacks=[follow])
     assert said[0] == f"Resuming {tmp_path / 'run'} in epoch 2/3, after 1 of 6 steps" and of == {3}
     for one, other in zip(whole.weights, resumed.weights, strict=True):
         np.testing.assert_array_equal(one, other)
     history = [(tmp_path / name / "history.csv").read_text() for name in ("whole", "run")]
     assert history[0] == history[1]
     with pytest.raises(RunError, match="no unfinished run to resume; its training has ended"):
-        train(None, tmp_path / "run", resume=True)
+        train(None, tmp_path / "run")
 
 
 def test_a_training_is_resumed_from_another_directory_on_its_own_corpus(config, tmp_path, monkeypatch):
@@ -284,7 +284,7 @@ def test_a_training_is_resumed_from_another_directory_on_its_own_corpus(config, 
     Path("dev.tsv").write_text("another\tcorpus\n")
     with pytest.raises(CorpusError, match=rf"^dev.tsv: this run began with {tmp_path}/dev.tsv; --resume"):
         train(config, tmp_path / "run")
-    model = train(None, tmp_path / "run", resume=True)
+    model = train(None, tmp_path / "run")
     assert sorted(model.source_tokenizer.tokens) == list("abcde") and (tmp_path / "run" / "model.keras").is_file()
 
 

@@ -202,7 +202,7 @@ def test_evaluate_says_what_of_the_held_out_side_was_learned(tmp_path, monkeypat
     (tmp_path / "pairs.tsv").write_text("".join(f"{c}\t{c}\n" for c in "abcdefgh") + "a\tA\nx\tX\n")
     make_run(tmp_path / "run", "pairs.tsv", split="last", validation_fraction=0.2, monitor="val_loss")
     done = seq2seq("evaluate", "run", "--json", cwd=tmp_path)
-    said = b"run: its epoch was chosen on this set, by val_loss, so the scores are slightly optimistic\n"
+    said = b"run: its epoch was chosen on this set, by val_loss, so its scores are slightly optimistic\n"
     assert done.stderr.startswith(said + b"run: trained on 1 of the 2 sources\n"), done.stderr
     done = seq2seq("evaluate", "run", "pairs.tsv", "--json", cwd=tmp_path)
     assert done.returncode == 0 and said not in done.stderr
@@ -212,10 +212,13 @@ def test_a_run_is_evaluated_on_the_other_corpus_that_it_has_held_out(tmp_path, m
     monkeypatch.chdir(tmp_path)
     for name, lines in (("train", "ab\tAB\ncd\tCD\n"), ("dev", "ab\tAB\nxy\tXY\n"), ("more", "zz\tZZ\n")):
         (tmp_path / f"{name}.tsv").write_text(lines)
-    make_run(tmp_path / "run", "train.tsv", validation=["dev.tsv", "more.tsv"])
+    make_run(tmp_path / "run", "train.tsv", validation=["dev.tsv", "more.tsv"], monitor="val_loss")
+    for corpus, chosen in (("dev.tsv", True), ("train.tsv", False)):
+        done = seq2seq("evaluate", "run", corpus, cwd=tmp_path)
+        assert (b"run: its epoch was chosen on this set, by val_loss" in done.stderr) == chosen
     done = seq2seq("evaluate", "run", "--json", cwd=tmp_path)
     assert json.loads(done.stdout)["sources"] == 3
-    assert done.stderr.startswith(b"run: trained on 1 of the 3 sources\n")
+    assert b"run: trained on 1 of the 3 sources\n" in done.stderr
     (tmp_path / "dev.tsv").write_text("ab\tAC\n")
     done = seq2seq("train", "--config", "run/config.json", "--out", "again", cwd=tmp_path)
     assert done.returncode == 2 and b"dev.tsv: changed since the run was validated on" in done.stderr

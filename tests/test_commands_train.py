@@ -156,11 +156,13 @@ def test_bad_options_exit_2(tsv, tmp_path):
         assert done.returncode == 2 and message in done.stderr.decode(), done.stderr
 
 
-def test_naming_a_tokenizer_excludes_subwords(tsv, tmp_path, training_calls):
-    path = tsv("I saw him there.\tLo vi ahí.\n" * 20_000)
-    seq2seq("train", path, "--target-tokenizer", "char", cwd=tmp_path)
+def test_a_transformer_has_its_own_defaults_when_the_corpus_decides_the_preset(tsv, tmp_path, training_calls):
+    options = ("--architecture", "transformer", "--schedule", "inverse_sqrt", "--optimizer", "rmsprop")
+    done = seq2seq("train", tsv("a\tb\n" * 9), *options, cwd=tmp_path)
     ((config, *_),) = training_calls
-    assert (config.source_tokenizer, config.units) == ("char", Config.units)
+    assert (config.warmup, config.beta_2) == (300, None), done.stderr  # beta_2 is an option of other optimizers
+    done = seq2seq("train", tsv("a\tb\n" * 9), "--batch-size", "8", "--batch-tokens", "99", cwd=tmp_path)
+    assert done.returncode == 2 and b"batch_size and batch_tokens cannot be combined" in done.stderr
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import tensorflow as tf
 from pipelines import (
     CharTokenizer,
     CorpusError,
+    LetterTokenizer,
     OptionError,
     Report,
     SubwordTokenizer,
@@ -71,10 +72,11 @@ def nfd(text):
     [
         (str.lower, CharTokenizer(lowercase=True)),
         (nfd, CharTokenizer()),
+        (nfd, LetterTokenizer(normal_form=None)),
         (lambda text: text.replace(" ", "\u3000 ") + " ", SubwordTokenizer()),
         (lambda text: text.replace(" ", "\u2009"), WhitespaceTokenizer(normal_form="NFKC")),
     ],
-    ids=["case", "NFD", "spaces", "thin spaces"],
+    ids=["case", "NFD", "letters", "spaces", "thin spaces"],
 )
 def test_the_hash_split_keeps_together_what_the_model_cannot_tell_apart_and_loses_nothing(change, tokenizer):
     spanish = [target.decode() for _, target in open_corpora("phrasebook").pairs()][:1000]
@@ -160,6 +162,24 @@ def test_a_pass_up_to_the_limit_is_whole(tsv):
     for limit in (-1, 2.5):
         with pytest.raises(OptionError, match=f"limit={limit}: expected a whole number, at least 0"):
             read_pairs(path, limit)
+
+
+@pytest.mark.parametrize(
+    "takes",
+    [
+        lambda pairs: split_by_hash(pairs, 0.1, CharTokenizer()),
+        lambda pairs: split_last(pairs, 0.1),
+        lambda pairs: sources_in(pairs, pairs, CharTokenizer()),
+        lambda pairs: survey(pairs, CharTokenizer(), CharTokenizer()),
+        count_pairs,
+        group_by_source,
+    ],
+)
+def test_what_takes_pairs_refuses_everything_else(takes):
+    with pytest.raises(OptionError, match=r"expected a tf.data.Dataset, not a list; read_pairs makes one"):
+        takes([("a", "b")])
+    with pytest.raises(OptionError, match=r"a dataset of .*; expected \(source, target\) scalar strings"):
+        takes(tf.data.Dataset.from_tensors("a"))
 
 
 @pytest.mark.parametrize("fraction", [20, 1.0, -0.1])

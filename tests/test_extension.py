@@ -487,6 +487,15 @@ def test_a_custom_loss_and_a_custom_metric_train_and_are_measured_and_translatin
     assert done.stdout == b"(1,) False False\n", done.stderr.decode()
 
 
+def test_a_model_is_saved_and_loaded_with_its_custom_loss(modules, tokenizers):
+    model = Seq2Seq(*tokenizers, units=8)
+    model.compile(
+        loss=load_class("loss", "focal:FocalLoss")(gamma=3.0), metrics=[load_class("metrics", "focal:Confidence")()]
+    )
+    model.save(modules / "compiled.keras")
+    assert keras.models.load_model(modules / "compiled.keras").loss.gamma == 3
+
+
 def test_a_focal_loss_learns_less_from_what_is_easy_to_predict(modules):
     loss = load_class("loss", "focal:FocalLoss")()
     nats = loss([[0]], np.log([[[0.75, 0.25]]]))

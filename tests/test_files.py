@@ -10,7 +10,7 @@ import keras
 import pytest
 from conftest import PAIRS, TSV
 
-from pipelines import CorpusError, as_seen_from, damaged_shards
+from pipelines import CorpusError, as_seen_from, checksums, damaged_shards
 from pipelines.files import whole_folder
 
 
@@ -21,6 +21,8 @@ def test_a_zip_of_several_files_asks_which(read, tmp_path):
     with pytest.raises(CorpusError, match=r"two\.zip: choose one of its files: .*two\.zip/a\.tsv, .*two\.zip/b\.tsv"):
         read(tmp_path / "two.zip")
     assert read(tmp_path / "two.zip/b.tsv") == [("x", "y")]
+    one, other = (checksums(tmp_path / f"two.zip/{name}.tsv") for name in "ab")
+    assert list(one) == [str(tmp_path / "two.zip/a.tsv")] and set(one.values()).isdisjoint(other.values())
     with pytest.raises(CorpusError, match="choose one of its files"):
         read(tmp_path / "two.zip/c.tsv")
 

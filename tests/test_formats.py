@@ -21,10 +21,12 @@ def test_columns_are_chosen_by_number_or_by_name(read, tsv):
         CorpusError, match=r"line 1: no column is called 'french'; the columns are 'id', 'spanish', 'english', 'by'"
     ):
         read(path, columns=("english", "french"))
+    with pytest.raises(CorpusError, match=r"line 1: several columns are called 'text'; the columns are 'id', 'text'"):
+        read(tsv("id\ttext\ttext\n", "twice.tsv"), columns=("id", "text"))
     with pytest.raises(CorpusError, match=r"line 1: expected columns 1, 5, found 4 columns"):
         read(path, columns=(1, 5))
     for columns in [(0, 1), (1,), (1, "x")]:
-        with pytest.raises(CorpusError, match="expected two names or more, or numbers"):
+        with pytest.raises(OptionError, match="expected two names or more, or numbers"):
             read(path, columns=columns)
 
 
@@ -134,6 +136,11 @@ def test_dotted_keys_reach_into_json_objects(read, tsv):
             read(path, columns=("a.e", key))
 
 
+def test_an_array_of_json_is_refused_with_a_command_that_converts_it(read, tsv):
+    with pytest.raises(CorpusError, match=r"line 1: not JSON \(an array; write one object on each line: jq"):
+        read(tsv('[\n{"source": "a", "target": "b"}]\n', "array.json"))
+
+
 def test_json_nested_too_deep_is_a_bad_line(read, tsv):
     path = tsv("[" * 100_000 + '\n{"source": "a", "target": "b"}', "deep.jsonl")
     assert read(path, on_bad_line="skip") == [("a", "b")]
@@ -146,11 +153,13 @@ def test_json_nested_too_deep_is_a_bad_line(read, tsv):
 
 def test_numbers_choose_parallel_files_and_lists_are_always_pairs(read, tsv):
     source, target = (tsv("".join(f"{pair[side]}\n" for pair in PAIRS), f"c.{side}") for side in (0, 1))
+    for columns in ((1, 2), ("en", "es")):
+        assert read(f"{source}+{target}", columns=columns) == PAIRS
+        with pytest.raises(OptionError, match=r"columns=.*: a list of pairs has no columns"):
+            read([PAIRS], columns=columns)
     for corpus in (f"{source}+{target}", [PAIRS]):
-        for columns in ((1, 2), ("en", "es")):
-            assert read(corpus, columns=columns) == PAIRS
         assert read(corpus, reverse=True) == [pair[::-1] for pair in PAIRS]
-    assert read(f"{target}+{source}", columns=(2, 1)) == read([PAIRS], columns=(2, 1)) == PAIRS
+    assert read(f"{target}+{source}", columns=(2, 1)) == PAIRS
     record = tsv('{"source": "a", "target": "b"}\n', "one.jsonl")
     with pytest.raises(CorpusError, match=r"one.jsonl: parallel files must be text"):
         read(f"{record}+{record}")
@@ -229,7 +238,7 @@ def test_pairs_in_memory_are_read_and_other_types_are_refused(read, tsv):
     with pytest.raises(CorpusError, match="corpus: an empty list"):
         open_corpora([])
     for data in (["a"], (["a"], ["b"], ["c"]), ([1], [2]), ([["a"]], [["b"]]), {"source": ["a"], "target": ["b"]}):
-        with pytest.raises(CorpusError, match=r"a dataset of .*; expected \(source, target\) scalar strings"):
+        with pytest.raises(OptionError, match=r"a dataset of .*; expected \(source, target\) scalar strings"):
             find_shards(tf.data.Dataset.from_tensor_slices(data))
 
 

@@ -97,6 +97,15 @@ def test_pipes_are_read_and_have_no_checksums(read, tmp_path):
         assert read(f"/dev/fd/{process.stdout.fileno()}") == [("a", "b")]
 
 
+def test_standard_input_is_read_once(read, tmp_path, monkeypatch):
+    (tmp_path / "in").write_text("a\tb\n")
+    with (tmp_path / "in").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert read("-") == [("a", "b")]
+        with pytest.raises(CorpusError, match="standard input can be read only once"):
+            read("-")
+
+
 @pytest.mark.parametrize("cut", [10, 60, 300])
 def test_a_gzip_that_is_cut_short_says_how_far_it_came(read, tsv, cut):
     data = gzip.compress("".join(f"line {n}\tlínea {n * n}\n" for n in range(900)).encode())

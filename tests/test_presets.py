@@ -72,7 +72,6 @@ def test_the_tutorial_preset_is_the_tutorial():
 @pytest.mark.parametrize(
     ("line", "count", "preset"),
     [
-        ("I saw him there.\tLo vi ahí.\n", SUBWORD_PAIRS, "subword"),
         ("I saw him there.\tLo vi ahí.\n", SUBWORD_PAIRS - 1, "default"),
         ("saw\tS AO\n", SUBWORD_PAIRS, "default"),
         ("我在那里看见他了。\tLo vi ahí.\n", SUBWORD_PAIRS, "default"),

@@ -10,17 +10,18 @@ from hypothesis import strategies as st
 
 from pipelines import CorpusError, OptionError, Report
 from pipelines.formats import find_shards
-from pipelines.readers import Reader
+from pipelines.readers import Reader, open_corpora
 
 
 @pytest.mark.parametrize(
     "options",
     [{"max_length": 0}, {"max_length": -1}, {"max_ratio": 0.5}, {"max_ratio": float("nan")}, {"columns": (-1, 2)}]
-    + [{"weights": (weight,)} for weight in (0.0, -1.0, float("nan"))],
+    + [{"weights": (weight,)} for weight in (0.0, -1.0, float("nan"), None)]
+    + [{"weights": 2}],
 )
-def test_impossible_options_are_refused_before_reading(read, tsv, options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))}=.*: expected "):
-        read(tsv("a\tb\n"), **options)
+def test_impossible_options_are_refused_before_reading(tsv, options):
+    with pytest.raises(OptionError, match=f"{next(iter(options))}=.*: expected "):
+        open_corpora(tsv("a\tb\n"), **options)
 
 
 def test_the_first_column_of_a_source_may_not_be_empty_and_counts_for_the_length_ratio(read, tsv):
@@ -145,6 +146,8 @@ def test_duplicates_are_found_within_a_window(read, tsv, monkeypatch):
     far = [f"{n}\tx" for n in range(25)] + ["0\tx"]
     assert len(read(tsv("\n".join(near)), drop_duplicates=True)) == 9
     assert len(read(tsv("\n".join(far)), drop_duplicates=True)) == 26
+    often = [f"{n}\tx" if n % 8 else "often\tx" for n in range(100)]
+    assert [source for source, _ in read(tsv("\n".join(often)), drop_duplicates=True)].count("often") == 1
 
 
 @pytest.mark.parametrize(("files", "num_shards"), [(1, 3), (5, 3), (2, 3), (4, 1), (3, 3)])
@@ -180,7 +183,7 @@ def test_weights_mix_corpora_evenly_until_each_has_been_read(read, tsv):
     assert {target for source, target in mixed if source == "small"} == {str(n) for n in range(40)}
     assert report.pairs == 340, "each is counted once"
     for weights in ((1,), (1, 0)):
-        with pytest.raises(OptionError, match="expected 2 positive numbers"):
+        with pytest.raises(OptionError, match=r"weights=.*: expected (2, one for each|a number above 0)"):
             read([large, small], weights=weights)
     with pytest.raises(CorpusError, match="corpus 2 has no pairs to draw from"):
         read([large, tsv("", "none.tsv")], weights=(1, 1))

@@ -14,7 +14,7 @@ from pipelines import OptionError
 from seq2seq import sweep, table
 from seq2seq.records import RunError, finished
 from seq2seq.runs import load_run
-from seq2seq.sweeps import Range, _as_fields, _refuse_another, read_grid
+from seq2seq.sweeps import Range, _as_fields, _refuse_another, _settings, read_grid
 
 AS_ARGUMENTS = [part for name, value in SMALL.items() for part in ("--set", f"{name}={str(value).lower()}")]
 COMMAND = ["sweep", "pairs.tsv", "--grid", "units=8,4", *AS_ARGUMENTS]
@@ -144,7 +144,6 @@ def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_adde
         ({"layers": [1, 2]}, {"unit": 1}, None, "option='unit': neither Config .*; did you mean 'units'?"),
         ({"units": "8,x"}, {}, None, "units='x': expected a whole number, at least 1"),
         ({"limit": [9, 20]}, {"monitor": "val_chrf"}, 2, "trials: limit changes the held-out set; set it for all runs"),
-        ({"units": [8, 8]}, {}, None, "grid: an option has the same value twice"),
         ({"units": [8]}, {"units": 4}, None, "grid=units: is already set, for all runs"),
         ({"units": "8..16"}, {}, None, "grid=units=8..16: only a search takes ranges; add --trials"),
         ({"seed": [1, 2]}, {}, None, "grid=seed: is already set"),
@@ -163,6 +162,9 @@ def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_adde
             "monitor='val_loss': not comparable between different values of target_tok",
         ),
         ({"cell": ["gru", "lstn"]}, {}, None, "cell='lstn': expected .*; did you mean 'lstm'"),
+        ({"units": "256..16"}, {}, 3, r"grid=units=256..16: expected two numbers, the lower one first"),
+        ({"teacher_forcing": "0.5..1"}, {}, 3, r"grid=teacher_forcing=.*: expected two numbers"),
+        ({"cell": ["gru", "gru"]}, {}, None, "grid=cell: has the same value twice"),
         (
             {"architecture": ["recurrent", "transformer"]},
             {"attention": "dot"},
@@ -192,8 +194,6 @@ def test_grids_are_read_as_they_are_written():
     assert read_grid("kernel=[3,5],[7]") == ("kernel", ((3, 5), (7,)))
     assert read_grid("learning_rate=1e-4..1e-2") == ("learning_rate", Range(1e-4, 1e-2))
     assert read_grid("units=16..256") == ("units", Range(16, 256))
-    with pytest.raises(OptionError, match="expected the lower end first"):
-        read_grid("units=256..16")
     with pytest.raises(OptionError, match=r"expected NAME=VALUE,VALUE"):
         read_grid("units")
 
@@ -228,6 +228,28 @@ def test_a_search_that_was_interrupted_tries_the_settings_that_it_would_have_tri
             home / "search" / name / "history.csv"
         ).read_text()
     assert "learning_rate=" in table(home / "again").text()
+
+
+def test_a_search_checks_each_value_once_and_a_grid_each_combination():
+    values = {"cell": ["gru", "lstm"], "units": Range(8, 16), "layers": [1, 2, 3]}
+    checked = _settings(values, trials=5)
+    assert len(checked) == 1 + 1 + 1 + 2 and checked[0] == {"cell": "gru", "units": 8, "layers": 1}
+    assert all(sum(of[name] != checked[0][name] for name in of) == 1 for of in checked[1:])
+    assert len(_settings({"cell": ["gru", "lstm"], "layers": [1, 2, 3]}, trials=None)) == 6
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_after_a_combination_that_is_refused(home, monkeypatch):
+    grid = {"schedule": ["cosine", "inverse_sqrt"], "warmup": [5, 0]}
+    monkeypatch.setattr("seq2seq.sweeps._suggested", lambda *_: {"schedule": "inverse_sqrt", "warmup": 0})
+    options = {name: value for name, value in SMALL.items() if name not in grid}
+    for trials in (1, 2):  # one that was refused is not tried again
+        said = []
+        results = sweep("pairs.tsv", home / "refusing", grid, trials=trials, options=options, say=said.append)
+        assert [type(error) for error in results.values()] == [OptionError]
+        assert [line.split(": ")[0] for line in said] == [
+            "schedule=inverse_sqrt,warmup=0/seed-0  schedule='inverse_sqrt' and warmup=0 cannot be combined; give one"
+        ]
 
 
 def test_an_option_of_a_custom_class_joins_those_of_all_runs():

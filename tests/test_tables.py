@@ -118,6 +118,7 @@ def test_what_is_missing_unfinished_or_there_twice_is_said(copied):
     assert f"{copied}: 2 of the sweep's 4 runs are missing" in said
     with pytest.raises(RunError, match="no finished run"):
         table(first)
+    assert table("phrasebook").rows[0].runs[0].name == "phrasebook"  # the run that comes with the library
     with pytest.raises(RunError, match="nowhere: no such folder"):
         table(copied / "nowhere")
 

@@ -248,6 +248,8 @@ def test_another_normal_form_is_an_error_that_names_those_there_are():
 
 
 def test_a_vocabulary_has_each_token_once():
+    with pytest.raises(OptionError, match="vocabulary: a token is empty"):
+        WhitespaceTokenizer(WhitespaceTokenizer(["a", "b"]).vocabulary)  # which begins with the reserved tokens
     with pytest.raises(OptionError, match="vocabulary: 'a' occurs 2 times; expected each token once"):
         CharTokenizer(["a", "b", "a"])
 

@@ -229,7 +229,7 @@ def test_a_token_budget_and_one_hot_rows_train_too_and_a_copying_model_without_c
 def test_a_callback_may_end_a_training(config, tmp_path):
     said = []
     stop = keras.callbacks.EarlyStopping(monitor="val_loss", patience=1, mode="max")  # the loss falls
-    train(dataclasses.replace(config, epochs=6), tmp_path / "run", callbacks=stop, say=said.append)
+    train(dataclasses.replace(config, epochs=6), tmp_path / "run", callbacks=(each for each in [stop]), say=said.append)
     assert len(read_history(tmp_path / "run")) == 2 and said == ["A callback has stopped training in epoch 2"]
     assert read_record(tmp_path / "run").content["training"]["epochs"] == 2
     assert not (tmp_path / "run" / "unfinished").exists()
@@ -251,7 +251,7 @@ def test_the_epoch_in_which_a_callback_ends_training_is_measured_and_saved(confi
     stop, said = StopAndSpoil(), []
     # Of 82 epochs, the first and every third are measured.
     config = dataclasses.replace(config, epochs=82, schedule="constant", warmup=0)
-    model = train(config, tmp_path / "run", callbacks=[stop], say=said.append)
+    model = train(config, tmp_path / "run", callbacks=stop, say=said.append)
     assert said == ["A callback has stopped training in epoch 2"]
     first, second = read_history(tmp_path / "run")
     assert all(float(row[name]) > 0 for row in (first, second) for name in ("loss", "val_loss", "val_chrf"))

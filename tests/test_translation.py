@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from conftest import decoded, ids_of
 
-from pipelines import CharTokenizer, OptionError, Tokenizer, batch_pairs
+from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer, Tokenizer, batch_pairs
 from pipelines.tokens import END, PADDING, spelled
 from seq2seq import (
     BeamSearch,
@@ -17,6 +17,17 @@ from seq2seq import (
     Seq2Seq,
     Strategy,
 )
+
+
+def test_sources_without_the_columns_of_the_model_are_refused():
+    source = ColumnsTokenizer([CharTokenizer("abc"), SeparatorTokenizer(";", ["V", "PST"])], ["lemma", "features"])
+    model = Seq2Seq(source, CharTokenizer("abc"), units=8)
+    assert model.translate(["a\tV", "\t"]).shape == 2
+    for wrong, found in (("a", 1), ("a\tV\tPST", 3)):
+        message = f": text 2: expected 2 columns: lemma TAB features, found {found}"
+        for refuses in (model.translate, model.attention, model.encode, lambda texts: model.score(texts, texts)):
+            with pytest.raises(OptionError, match=message):
+                refuses(["a\tV", wrong])
 
 
 @pytest.mark.slow
@@ -386,7 +397,10 @@ def test_what_cannot_be_asked_of_translate_is_refused_by_name(shared_model):
     for options, message in (
         ({"strategy": "beem"}, "strategy='beem'.*did you mean 'beam'"),
         ({"strategy": BeamSearch(50)}, "width=50: wider than the vocabulary"),
-        ({"min_length": 3, "max_length": 2}, "max_length=2"),
+        (
+            {"min_length": 3, "max_length": 3},
+            "max_length=3: expected a whole number, at least 4",
+        ),  # END has a place too
         ({"max_length": 0}, "max_length=0: expected a whole number, at least 1 and at most 100,000, or None"),
         ({"max_length": 2**31}, "max_length=2147483648: expected .* at most 100,000, or None"),
         ({"min_length": -1}, "min_length=-1: expected a whole number, at least 0"),

@@ -225,8 +225,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
                 raise RunError(
                     f"{runs[0]}: its held-out set is empty, because its corpus has too few sources; name a corpus"
                 )
-            if monitor := read_record(runs[0]).config.monitor:
-                say(f"{runs[0]}: its epoch was chosen on this set, by {monitor}, so the scores are slightly optimistic")
+        _say_chosen_on(runs, corpus)
         pairs = pairs.cache()  # standard input can be read only once
         # For one run and another corpus, the whole training corpus is not read to find sources that both have.
         if len(runs) > 1 or (_was_trained_with(runs[0], corpus) if corpus else read_record(runs[0]).may_have_learned):
@@ -249,12 +248,30 @@ def _was_trained_with(run, corpus):
     """Whether a run, or one that its weights come from, was trained on one of the files of a corpus."""
     if not (run / "config.json").is_file():
         return False
-    try:
-        found = checksums(corpus)
-    except CorpusError:  # what can be read only once
-        return False
     trained = {digest for record in read_record(run).lineage() for digest in record.checksums()}
-    return not trained.isdisjoint(found.values())
+    return not trained.isdisjoint(_digests(corpus))
+
+
+def _say_chosen_on(runs, corpus):
+    """Names the runs whose epoch was chosen on a corpus, or without one on the held-out set of the first run."""
+    from seq2seq.tables import held_out_by
+
+    records = {run: read_record(run) for run in runs if (run / "config.json").is_file()}
+    for run, record in records.items():
+        if corpus:
+            same = not _digests(corpus).isdisjoint(record.checksums("validation"))
+        else:
+            same = held_out_by(record) == held_out_by(records[runs[0]])
+        if same and (monitor := record.config.monitor):
+            say(f"{run}: its epoch was chosen on this set, by {monitor}, so its scores are slightly optimistic")
+
+
+def _digests(corpus):
+    """The checksums of a corpus's files; none if it can be read only once."""
+    try:
+        return set(checksums(corpus or []).values())
+    except CorpusError:
+        return set()
 
 
 def _say_trained_on(command, runs, models, pairs, named):

@@ -75,7 +75,12 @@ Settings = Annotated[
 ]
 MinLength = Annotated[int, typer.Option(min=0, help="Shortest translation, in tokens.")]
 MaxLength = Annotated[
-    int | None, typer.Option(min=1, help="Longest translation, in tokens. Default: depends on the length of the text.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Longest translation, in tokens, with the one that ends it; a longer one is cut. Default: depends on the "
+        "length of the text.",
+    ),
 ]
 BatchSize = Annotated[
     int, typer.Option(min=1, help="Texts to translate together. It changes speed and memory, not the translations.")

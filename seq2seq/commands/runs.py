@@ -8,7 +8,16 @@ import typer
 from pipelines import OptionError, choose
 from pipelines.options import load_classes
 from seq2seq.commands.loading import open_runs
-from seq2seq.commands.options import ENSEMBLE_HELP, Import, LengthPenalty, Run, Search, Settings, search_strategy
+from seq2seq.commands.options import (
+    ENSEMBLE_HELP,
+    Import,
+    LengthPenalty,
+    Run,
+    Search,
+    Settings,
+    option_flag,
+    search_strategy,
+)
 from seq2seq.commands.terminal import say
 from seq2seq.records import SHIPPED, find_run
 
@@ -119,14 +128,14 @@ def export(
     *more, out = folder
     formats = {"savedmodel": "tf_saved_model"} | {name: name for name in ("onnx", "litert", "web")}
     choose("format", format, formats)
-    of_saved_model = {"beam-width": beam_width, "length-penalty": length_penalty, "search": search, "set": options}
-    theirs: dict[str, dict[str, Any]] = {"savedmodel": of_saved_model, "onnx": {}}
-    theirs |= {"litert": {"source-length": source_length}, "web": {"onnxruntime-web": onnxruntime_web}}
+    of_saved_model = {"beam_width": beam_width, "length_penalty": length_penalty, "search": search, "set": options}
+    theirs: dict[str, dict[str, Any]] = {"savedmodel": of_saved_model}
+    theirs |= {"litert": {"source_length": source_length}, "web": {"onnxruntime_web": onnxruntime_web}}
     for other, values in theirs.items():
         for name, value in values.items():
             if value is not None and other != format:
-                raise OptionError(f"--{name}: applies only to --format {other}")
-    how: dict[str, Any] = {name.replace("-", "_"): value for name, value in theirs[format].items() if value is not None}
+                raise OptionError(f"{option_flag(name)}: applies only to --format {other}")
+    how: dict[str, Any] = {name: value for name, value in theirs.get(format, {}).items() if value is not None}
     if format == "savedmodel":
         how = {"search": search_strategy(search, options) if search or options else None}
         if beam_width or length_penalty is not None:

@@ -70,6 +70,8 @@ def train(  # longer than 60 lines: its signature declares the options
     from seq2seq.training import train as train_run
 
     opened = open_strategy(strategy)  # before anything is computed
+    if resume and overwrite:
+        raise OptionError("overwrite and resume cannot be combined")
     if resume and (given or preset or config):
         raise OptionError("resume uses the options that training began with; give no others")
     settings = _configure(corpus, preset, config, resume, given)
@@ -89,7 +91,6 @@ def train(  # longer than 60 lines: its signature declares the options
             None if resume else settings,
             folder,
             overwrite,
-            resume,
             callbacks=[progress_callback()] if is_chief(opened) else [],
             progress=counter("pairs read"),
             report=functools.partial(print_report, given=given),
@@ -142,8 +143,10 @@ def _configure(corpus, preset, config, resume, given):
             raise OptionError("from uses the options of that run; it cannot be combined with preset or config")
         options |= without_excluded(warm_options(read_record(given["warm_start"]).options), given)
     elif not config and not resume:
-        preset = preset or preset_for_corpus(Config(**options | given), given)
+        preset = preset or preset_for_corpus(Config(**usual_options("default", given) | options | given), given)
         options |= usual_options(preset, given)
+    if given.get("batch_size") and given.get("batch_tokens"):
+        raise OptionError("batch_size and batch_tokens cannot be combined")
     if given.get("own"):
         given["own"] = {**(options.get("own") or {}), **given["own"]}
     return Config(**options | given)
@@ -164,9 +167,7 @@ def preset_for_corpus(config: Config, given: Collection[str]) -> str:
 
 def _finish(folder, model):
     """Draws the pictures of a run, and says what its training took and how to translate with it."""
-    from seq2seq.runs import can_measure
-
-    if can_measure() and importlib.util.find_spec("matplotlib"):
+    if importlib.util.find_spec("matplotlib"):
         draw(folder, model)
     record = read_record(folder)
     took = "{updates:,} updates of {parameters:,} parameters in {seconds:,.1f} s on {device}; {peak_memory_mb:,} MB"

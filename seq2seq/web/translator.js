@@ -57,14 +57,14 @@ export class Translator {
   beamWidth: the number of hypotheses of beam search; null for greedy search.
   nBest: how many hypotheses to return of each text, at most the beam's width.
   lengthPenalty: 0 compares log-likelihoods as they are, 1 nearly those per token.
-  minLength, maxLength: of a translation in tokens. Default: at most what the source's length suggests. */
+  minLength, maxLength: of a translation in tokens, maxLength with END. It depends on the source by default. */
   async search(texts, options = {}) {
     const { beamWidth = null, nBest = 1, lengthPenalty = 0.6, minLength = 0, maxLength = null } = options;
     if (typeof texts === "string") throw new RangeError("texts: expected a list of texts; for a single one, [text]");
     if (!(nBest >= 1 && nBest <= (beamWidth ?? 1)))
       throw new RangeError(`nBest=${nBest}: expected 1 to ${beamWidth ?? 1}, the width of the beam`);
-    if (maxLength !== null && maxLength < Math.max(1, minLength))
-      throw new RangeError(`maxLength=${maxLength}: expected ${Math.max(1, minLength)} or more`);
+    if (maxLength !== null && maxLength <= minLength)
+      throw new RangeError(`maxLength=${maxLength}: expected ${minLength + 1} or more`);
     const found = [];
     for (const text of texts) {
       const read = this.source.lookUp(text).slice(0, this.longestSource);

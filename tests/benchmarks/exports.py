@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("pairs", type=Path)
     given = parser.parse_args()
-    pairs = [line.rpartition("\t")[::2] for line in given.pairs.read_text().splitlines()[:500]]
+    pairs = [line.rpartition("\t")[::2] for line in given.pairs.read_text().rstrip("\n").split("\n")[:500]]
     start_tensorflow()
     with tempfile.TemporaryDirectory() as folder:
         compare(find_run(given.run), *map(list, zip(*pairs, strict=True)), Path(folder))

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("texts", type=Path)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     given = parser.parse_args()
-    texts = given.texts.read_text().splitlines()[:500]
+    texts = given.texts.read_text().rstrip("\n").split("\n")[:500]
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
         for number, run in enumerate(given.runs):
             export_runs([run], Path(home, str(number)), "web")
