@@ -47,7 +47,7 @@ def main(epochs=15):
     held_out, training = pairs[::7], [pair for n, pair in enumerate(pairs) if n % 7]
     source, target = CharTokenizer("0123456789"), CharTokenizer("CDILMVX")
     model = Seq2Seq(source, target, encoder=SharedEncoder, decoder=SharedDecoder, units=32, heads=2, layers=2)
-    steps, warmup = epochs * 54, 100
+    steps, warmup = epochs * 54, 3 * epochs
     schedule = keras.optimizers.schedules.CosineDecay(0.0, steps - warmup, warmup_target=0.005, warmup_steps=warmup)
     model.compile(keras.optimizers.Adam(schedule))
     model.fit(batch_pairs(read_pairs(training), source, target, batch_size=64), epochs=epochs, verbose=2)

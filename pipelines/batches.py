@@ -64,7 +64,7 @@ def batch_pairs(
     check_number("window", window, least=1)
     if not isinstance(skip, tf.Tensor):
         check_number("skip", skip, least=0)
-    if epoch is None and not (isinstance(skip, int) and skip == 0):
+    if epoch is None and (isinstance(skip, tf.Tensor) or skip):
         raise OptionError("skip: give the epoch, too, in whose order the pairs are skipped")
     skip = tf.cast(skip, tf.int64)
     if not batch_tokens:

@@ -220,6 +220,9 @@ def sources_in(pairs: tf.data.Dataset, training: tf.data.Dataset, source_tokeniz
 
     Returns:
         bool `[N]`.
+
+    Raises:
+        OptionError: for other datasets.
     """
 
     check_pairs(training, "training")
@@ -288,6 +291,9 @@ def survey(
 
     Returns:
         A `Survey`, each of its tuples for (source, target). Its tokens are what `take_vocabulary` takes.
+
+    Raises:
+        OptionError: for other datasets.
     """
     check_pairs(pairs)
 
@@ -310,7 +316,11 @@ def survey(
 
 
 def count_pairs(pairs: tf.data.Dataset) -> int:
-    """Counts the pairs in a dataset by reading it once."""
+    """Counts the pairs in a dataset by reading it once.
+
+    Raises:
+        OptionError: for anything but a dataset of pairs.
+    """
     check_pairs(pairs)
     counts = pairs.batch(_CHUNK).map(lambda sources, _: tf.size(sources, tf.int64))
     return int(counts.reduce(np.int64(0), tf.add))
@@ -323,6 +333,7 @@ def group_by_source(pairs: tf.data.Dataset) -> dict[str, list[str]]:
 
     Raises:
         CorpusError: for a text that is not UTF-8.
+        OptionError: for anything but a dataset of pairs.
     """
     check_pairs(pairs)
     found: dict[str, tuple[str, list[str]]] = {}

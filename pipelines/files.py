@@ -12,9 +12,9 @@ import secrets
 import shutil
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 # Endings of the files read from a folder, in any case. Not `.json`, which may be a manifest.
 _ENDINGS = (".tsv", ".txt", ".csv", ".jsonl", ".ndjson", ".tfrecord", ".tfrecords")
@@ -150,13 +150,14 @@ def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
 def sha256(path: Path) -> str:
     """Computes the sha256 of a file or of a member of a zip, in hexadecimal."""
     archive = archive_of(path)
-    with contextlib.ExitStack() as stack:
-        if archive:
-            member = stack.enter_context(zipfile.ZipFile(archive)).open(path.relative_to(archive).as_posix())
-            file: Any = stack.enter_context(member)
-        else:
-            file = stack.enter_context(path.open("rb"))
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if archive is None:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with zipfile.ZipFile(archive) as members, members.open(path.relative_to(archive).as_posix()) as member:
+            return hashlib.file_digest(member, "sha256").hexdigest()  # type: ignore[arg-type]
+    except (EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # damaged, or encrypted
+        raise CorpusError(f"{path}: {error}") from None
 
 
 def plain_name(path: Path) -> str:

@@ -94,7 +94,7 @@ def check_pairs(pairs: Any, argument: str = "pairs") -> None:
     Raises:
         OptionError: if it is not.
     """
-    if not hasattr(pairs, "element_spec"):
+    if not hasattr(pairs, "as_numpy_iterator"):
         raise OptionError(f"{argument}: expected a tf.data.Dataset, not a {type(pairs).__name__}; read_pairs makes one")
     spec = pairs.element_spec
     sides: tuple[Any, ...] = spec if isinstance(spec, tuple) and len(spec) == 2 else (None,)
@@ -152,6 +152,9 @@ def _unread(other, columns, sources):
     return f"column {other} is not read; {added} adds it to the source, {silent} hides this message"
 
 
+_ARRAY = "an array; write one object on each line: jq -c '.[]'"
+
+
 def _json_rows(path, columns, *_):
     keys = _keys(columns)
     for number, line in read_lines(path):
@@ -161,8 +164,10 @@ def _json_rows(path, columns, *_):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            several = "an array; write one object on each line: jq -c '.[]'" if line.startswith(b"[") else error
-            yield number, None, None, f"not JSON ({several})"
+            yield number, None, None, f"not JSON ({_ARRAY if line.startswith(b'[') else error})"
+            continue
+        if isinstance(entry, list):
+            yield number, None, None, f"not an object ({_ARRAY})"
             continue
         sides: list[Any] = [_value(key, entry) for key in keys]
         missing = [key for key, side in zip(keys, sides, strict=True) if not isinstance(side, str)]

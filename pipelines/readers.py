@@ -84,7 +84,7 @@ class Reader:
         check_number("index", self.index, least=0, below=self.num_shards)
         if self.weights is not None:
             if not isinstance(self.weights, list | tuple) or len(self.weights) != len(self.corpora):
-                raise OptionError(f"weights={self.weights}: expected {len(self.corpora)}, one for each corpus")
+                raise OptionError(f"weights={self.weights}: expected as many as corpora, {len(self.corpora)}")
             for weight in self.weights:
                 check_number("weights", weight, float, above=0)
         check_number("max_length", self.max_length, least=1, optional=True)
@@ -275,7 +275,7 @@ def checksums(corpus: Corpora) -> dict[str, str]:
     shards = [shard for one in _as_list(corpus) for shard in find_shards(one)]
     for shard in shards:
         if not shard.files:
-            raise CorpusError(f"{shard.name} can be read only once, but training reads a corpus many times: use a file")
+            raise CorpusError(f"{shard.name}: training reads a corpus many times, so it must be a file")
     names = [name for shard in shards for name in shard.files]
     return {str(name): sha256(name) for name in dict.fromkeys(names)}
 

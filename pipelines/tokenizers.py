@@ -76,7 +76,8 @@ class LetterTokenizer(CharTokenizer):
 
     def normalize(self, texts: Texts) -> tf.Tensor:
         """Converts texts `[B]` to the normal form; without one to NFC, as all forms of a text have the same ids."""
-        return self._compose(super().normalize(texts))
+        found = super().normalize(texts)
+        return found if self.normal_form else self._compose(found)
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return super().split(tf_text.normalize_utf8(texts, "NFD"))

@@ -49,7 +49,7 @@ class Tokenizer(tf.Module):
             becomes "strasse", and "½" becomes "1⁄2".
 
     Raises:
-        OptionError: for an unknown normal form, or a token that occurs twice in the vocabulary.
+        OptionError: for an unknown normal form, or a token in the vocabulary that is empty or occurs twice.
     """
 
     ordered = True  # whether the order of the tokens has a meaning; if not, they are a set
@@ -65,7 +65,7 @@ class Tokenizer(tf.Module):
         counts = collections.Counter(vocabulary := list(vocabulary))
         if twice := [token for token, count in counts.items() if count > 1]:
             raise OptionError(f"vocabulary: {twice[0]!r} occurs {counts[twice[0]]} times; expected each token once")
-        if "" in counts:  # which Keras takes for the unknown token
+        if {"", b""} & counts.keys():  # which Keras takes for the unknown token
             raise OptionError("vocabulary: a token is empty; expected those of `Tokenizer.tokens`, not reserved ones")
         self._set_tokens(vocabulary)
 

@@ -118,9 +118,9 @@ def applicable(config: Config, given: Collection[str]) -> Config:
     Options that were `given` are not changed, so that `check_taken` finds them.
     """
     without_effect = set(_changed_options(config)) - _taken(config)
-    without_effect |= set() if takes(config.optimizer, "beta_2") else {"beta_2"}
-    without_effect -= set(given)
-    return dataclasses.replace(config, **{name: getattr(Config, name) for name in without_effect})
+    if not takes(config.optimizer, "beta_2"):
+        without_effect.add("beta_2")
+    return dataclasses.replace(config, **{name: getattr(Config, name) for name in without_effect - set(given)})
 
 
 def _taken(config):

@@ -166,7 +166,7 @@ class Config:
     warm_start: str | None = _option(
         None,
         TRAINING,
-        "Start from the weights of this run, with its options except those of the corpus and the number of updates; "
+        "Start from the weights of this run, with its options except those of the corpus and of the training length; "
         "new tokens extend its vocabularies.",
         flag="--from",
         metavar="RUN",
@@ -183,7 +183,13 @@ class Config:
         None, TRAINING, "Number of updates, rounded to whole epochs, instead of --epochs.", _COUNT
     )
     usual_updates: int = _option(
-        2000, TRAINING, "Without --epochs and --updates: about this many updates, in 8 to 100 whole epochs.", _COUNT
+        2000,
+        TRAINING,
+        "Without --epochs and --updates: about this many updates, in a number of whole epochs within --usual-epochs.",
+        _COUNT,
+    )
+    usual_epochs: tuple[int, ...] = _option(
+        (8, 100), TRAINING, "The smallest and the largest number of epochs for --usual-updates.", _COUNT, metavar="N,N"
     )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
     beta_2: float | None = _option(
@@ -274,7 +280,8 @@ class Config:
                 object.__setattr__(self, name, value[0])
         if vars(self)["validation_fraction"] is None:
             object.__setattr__(self, "validation_fraction", 0.0 if self.validation else 0.05)
-        for name, kind in (("weights", (int, float)), ("teacher_forcing", (int, float)), ("metrics", str)):
+        kinds = {"weights": (int, float), "teacher_forcing": (int, float), "usual_epochs": int, "metrics": str}
+        for name, kind in kinds.items():
             if isinstance(value := getattr(self, name), kind):
                 object.__setattr__(self, name, (value,))
         for field in dataclasses.fields(self):
@@ -309,8 +316,10 @@ class Config:
                 f"{option}={getattr(self, option)!r}: needs a monitor, the metric by which epochs are compared"
             )
         if (self.schedule, self.warmup > 0) in (("inverse_sqrt", False), ("plateau", True)):
-            wanted = "give one" if self.schedule == "inverse_sqrt" else "set it to 0"
+            wanted = "give a warmup" if self.schedule == "inverse_sqrt" else "set warmup to 0"
             raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} cannot be combined; {wanted}")
+        if len(self.usual_epochs) != 2 or self.usual_epochs[0] > self.usual_epochs[1]:
+            raise OptionError(f"usual_epochs={self.usual_epochs}: expected the smallest and the largest number")
         if len(self.teacher_forcing) > 2:
             raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one number or two")
 

@@ -96,4 +96,5 @@ def epoch_count(config: Config, steps: int) -> int:
     """The number of epochs of a training run, if each has this many steps."""
     if config.updates is not None:
         return max(1, round(config.updates / steps))
-    return config.epochs or min(100, max(8, round(config.usual_updates / steps)))
+    least, most = config.usual_epochs
+    return config.epochs or min(most, max(least, round(config.usual_updates / steps)))

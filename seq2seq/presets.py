@@ -39,7 +39,8 @@ PRESETS = {
         "source_tokenizer": "char,;",
         "architecture": "transformer",
         "copy": True,
-        "updates": 3200,
+        "usual_updates": 3200,
+        "usual_epochs": (8, 200),
     },
     # blog.keras.io/a-ten-minute-introduction-to-sequence-to-sequence-learning-in-keras.html
     "tutorial": {
@@ -67,6 +68,7 @@ _EXCLUDES = {
     "epochs": ("updates",),
     "updates": ("epochs",),
     "usual_updates": ("epochs", "updates"),
+    "usual_epochs": ("epochs", "updates"),
     "batch_size": ("batch_tokens",),
     "columns": ("reverse",),
     "validation": ("validation_fraction", "split"),
@@ -106,7 +108,13 @@ def usual_options(preset: str, given: dict) -> dict:
 
 
 def without_excluded(options: dict, given: dict) -> dict:
-    """The options of a preset or a run, without those that a given one excludes."""
+    """The options of a preset or a run, without those that a given one excludes.
+
+    Raises:
+        OptionError: if `batch_size` and `batch_tokens` are both given.
+    """
+    if given.get("batch_size") and given.get("batch_tokens"):
+        raise OptionError("batch_size and batch_tokens cannot be combined")
     excluded = {other for name, value in given.items() if value is not None for other in _EXCLUDES.get(name, ())}
     if "validation" in excluded and options.get("validation"):
         excluded.add("validation_fraction")  # the 0 that `validation` implies
@@ -117,7 +125,8 @@ def warm_options(options: dict) -> dict:
     """The options that a run on another corpus takes from the run whose weights it starts from."""
     names = [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") != CORPUS]
     names += "columns", "reverse"  # part of the task, not of the corpus
-    return {name: options[name] for name in names if name in options and name not in ("corpus", "epochs", "updates")}
+    dropped = ("corpus", "epochs", "updates", "usual_updates", "usual_epochs")
+    return {name: options[name] for name in names if name in options and name not in dropped}
 
 
 def parse_setting(text: str, of_config: bool = True) -> tuple[str, Any]:

@@ -240,7 +240,7 @@ def draw_run(
             held_out = sample(held_out_pairs(folder, model))
         except CorpusError as error:
             say(f"{error}; only the curves are drawn")
-    texts = translations_of(model, list(held_out))
+    texts = translations_of(model, list(held_out)) if held_out else []
     if held_out and can_measure():
         from seq2seq.evaluation import scores_by_length
 

@@ -10,6 +10,7 @@ from pipelines import (
     OptionError,
     Report,
     SeparatorTokenizer,
+    SubwordTokenizer,
     Survey,
     Tokenizer,
     count_pairs,
@@ -63,7 +64,8 @@ def survey_corpus(
             report(cleaning)
     most = LONGEST_SOURCE
     if count := sum(count for length, count in found.lengths[0].items() if length > most):
-        what = "tokens" if tokenizers[0].counts_tokens else "words"  # subwords have not been made yet
+        pieces = any(isinstance(part, SubwordTokenizer) for part in tokenizers[0].of_columns)
+        what = "words" if pieces and not config.warm_start else "tokens"  # subwords have not been made yet
         say(f"{count:,} sources have more than {most:,} {what}; translation reads only the first {most:,} tokens")
     if (config.monitor or config.validation_fraction) and not list(validation_pairs(config, tokenizers[0]).take(1)):
         if config.monitor:
@@ -124,8 +126,7 @@ def take_vocabularies(
             if unknown > 0.05:
                 say(f"{side}: {unknown:.0%} of the tokens are not in the vocabulary of {len(known):,}")
         if config.warm_start:
-            listed = own.most_common() if tokenizer.counts_tokens else ()
-            missing = [token.decode() for token, _ in listed if token not in known]
+            missing = [token.decode() for token, _ in own.most_common() if token not in known]
             some = f"; {len(missing):,} remain unknown, such as {' '.join(missing[:20])}" if missing else ""
             say(f"{side}: {tokenizer.vocabulary_size - size:,} new tokens{some}")
     for column in tokenizers[0].of_columns[1:]:

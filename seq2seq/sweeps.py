@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+import numbers
 import os
 import re
 import time
@@ -193,9 +194,14 @@ class _Runs:
 def _start(runs, settings, values, trials):
     """Checks all settings and that the folder is of this sweep, and writes `sweep.json`."""
     configs = [runs.config(setting, 0) for setting in settings]
-    for name in ("validation", *options_of_held_out(configs[0])) if trials else ():
-        if name in values:
+    monitor = runs.given.get("monitor") or "val_loss"
+    for name in values if trials else ():
+        if name in ("validation", *options_of_held_out(configs[0])):
             raise OptionError(f"trials: {name} changes the held-out set; set it for all runs, not in the grid")
+        if name in options_that_change(monitor, [vars(config) | (config.own or {}) for config in configs]):
+            raise OptionError(
+                f"monitor={monitor!r}: not comparable between different values of {name}; choose another monitor"
+            )
     record = _record(configs[0], runs, values, trials)
     _refuse_another(runs.out, record)
     # In another process, or this one would occupy a GPU.
@@ -215,23 +221,16 @@ def _check_grid(values, given, seeds, trials, jobs):
         if not isinstance(of, Range | tuple | list) or not of:
             raise OptionError(f"grid={name}={of!r}: expected a list of values")
         if isinstance(of, Range):
-            if not (all(isinstance(end, int | float) for end in (of.low, of.high)) and of.low < of.high):
+            if not (all(isinstance(end, numbers.Real) for end in (of.low, of.high)) and of.low < of.high):
                 raise OptionError(f"grid={name}={of.low}..{of.high}: expected two numbers, the lower one first")
             if not trials:
                 raise OptionError(f"grid={name}={of.low}..{of.high}: only a search takes ranges; add --trials")
     check_number("seeds", seeds, least=1)
     check_number("trials", trials, least=1, optional=True)
     check_number("jobs", jobs, least=1)
-    monitor = given.get("monitor") or "val_loss"
-    if trials:
-        if not values:
-            raise OptionError("trials: nothing to search; name options and their ranges or values with --grid")
-        for name in options_that_change(monitor, [given | values]):
-            if name in values:
-                raise OptionError(
-                    f"monitor={monitor!r}: not comparable between different values of {name}; choose another monitor"
-                )
-    if monitor in TRANSLATION_FIGURES:
+    if trials and not values:
+        raise OptionError("trials: nothing to search; name options and their ranges or values with --grid")
+    if given.get("monitor") in TRANSLATION_FIGURES:
         import seq2seq.evaluation  # noqa: F401  (its packages may be missing)
 
 

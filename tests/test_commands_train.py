@@ -104,7 +104,7 @@ def test_an_interrupted_training_is_saved_and_resumed(tmp_path):
 def test_a_corpus_that_can_be_read_only_once_is_not_trained_on(tmp_path):
     done = seq2seq("train", "-", "--out", tmp_path / "run", stdin=b"ab\tAB\n" * 30)
     assert done.returncode == 2 and not (tmp_path / "run").exists()
-    assert b"can be read only once, but training reads a corpus many times" in done.stderr
+    assert b"standard input: training reads a corpus many times, so it must be a file" in done.stderr
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_bad_input_exits_2_with_one_line(toy_run, tmp_path):
 def test_bad_options_exit_2(tsv, tmp_path):
     path = tsv("a\tb\n")
     for options, message in (
-        (["--weights", "1,2"], "expected 1 positive numbers"),
+        (["--weights", "1,2"], "expected as many as corpora, 1"),
         (["--weights", "one"], "weights='one': expected a number, above 0, or None"),
         (["--limit", "few"], "limit='few': expected a whole number, at least 1, or None"),
         (["--epochs", "many"], "epochs='many': expected a whole number, at least 1, or None"),
@@ -137,6 +137,7 @@ def test_bad_options_exit_2(tsv, tmp_path):
         (["--cell", "lstmm"], "did you mean 'lstm'"),
         (["--preset", "tutorail"], "preset='tutorail': expected 'default', 'subword'"),
         (["--epochs", "3", "--updates", "9"], "epochs=3 and updates=9 cannot be combined"),
+        (["--resume", "--overwrite"], "overwrite and resume cannot be combined"),
         (["--preset", "tutorial", "--config", "x.json"], "preset and config cannot be combined"),
         (["--config", "x.json"], "x.json"),
         (["--tied", "--embedding", "none"], "tied=True"),

@@ -110,7 +110,7 @@ def test_options_that_exclude_each_other_are_refused():
         ({"monitor": "val_bleuu"}, "monitor='val_bleuu'.*did you mean 'val_bleu'"),
         ({"patience": 3}, "patience=3: needs a monitor"),
         ({"schedule": "plateau"}, "schedule='plateau': needs a monitor"),
-        ({"schedule": "inverse_sqrt"}, "schedule='inverse_sqrt' and warmup=0 cannot be combined; give one"),
+        ({"schedule": "inverse_sqrt"}, "schedule='inverse_sqrt' and warmup=0 cannot be combined; give a warmup"),
         ({"schedule": "cosin"}, "schedule='cosin'.*did you mean 'cosine'"),
     ],
 )

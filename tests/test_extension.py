@@ -492,6 +492,7 @@ def test_a_model_is_saved_and_loaded_with_its_custom_loss(modules, tokenizers):
     model.compile(
         loss=load_class("loss", "focal:FocalLoss")(gamma=3.0), metrics=[load_class("metrics", "focal:Confidence")()]
     )
+    model.build_training()
     model.save(modules / "compiled.keras")
     assert keras.models.load_model(modules / "compiled.keras").loss.gamma == 3
 

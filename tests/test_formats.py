@@ -71,9 +71,9 @@ def test_a_source_of_other_columns_is_refused_by_its_line(read, tsv, tmp_path):
     path = tsv("go\tV\twent\ngo\twent\n")
     with pytest.raises(CorpusError, match="line 2: expected lemma TAB features TAB target, found 2 columns"):
         read(path, source_columns=names)
-    with pytest.raises(CorpusError, match=r"columns=\(1, 2\): expected 3, for lemma TAB features TAB target"):
+    with pytest.raises(OptionError, match=r"columns=\(1, 2\): expected 3, for lemma TAB features TAB target"):
         read(path, source_columns=names, columns=(1, 2))
-    with pytest.raises(CorpusError, match=r"columns=\(1, 2, 3\): expected 2, for source TAB target"):
+    with pytest.raises(OptionError, match=r"columns=\(1, 2, 3\): expected 2, for source TAB target"):
         read(path, source_columns=("source",), columns=(1, 2, 3))
     with pytest.raises(CorpusError, match=r"line 2: expected columns .*, found 2 columns"):
         read(path, columns=(1, 2, 3))
@@ -108,7 +108,8 @@ def test_json_lines_are_read_by_their_keys(read, tsv):
     ("line", "message"),
     [
         ('{"source": "a"', r"line 2: not JSON \(.*\)"),
-        ("[1, 2]", "line 2: no text under the key 'source'"),
+        ('"text"', "line 2: no text under the key 'source'"),
+        ("[1, 2]", "line 2: not an object .an array; write one object on each line"),
         ('{"source": "a", "target": 3}', "line 2: no text under the key 'target'"),
         ('{"source": "a", "target": "\\ud800"}', "line 2: the target is not valid UTF-8"),
     ],

@@ -26,7 +26,9 @@ def test_an_architecture_that_is_given_overrules_the_presets_and_decides_on_what
     recurrent = {"architecture": "recurrent"}
     options = usual_options("inflection", recurrent) | recurrent
     assert "units" not in options and Config(**options).cell == "lstm" and Config(**options).architecture == "recurrent"
-    assert "updates" not in usual_options("inflection", {"epochs": 3})
+    assert "epochs" not in usual_options("tutorial", {"updates": 3})
+    length = {"usual_updates": 3200, "usual_epochs": (8, 200)}
+    assert usual_options("inflection", {}).items() >= length.items()
     with pytest.raises(OptionError, match=r"architecture='transfomer'.*did you mean 'transformer'"):
         usual_options("default", {"architecture": "transfomer"})
 
@@ -35,7 +37,7 @@ def test_a_configuration_of_a_preset_is_that_of_the_command_line(tmp_path, train
     path = tmp_path / "words.tsv"
     path.write_text("a\tb\n")
     for preset in PRESETS:
-        for architecture in ("recurrent", "transformer")[: 1 if preset == "tutorial" else 2]:  # RMSprop has no beta_2
+        for architecture in ("recurrent", "transformer"):
             given = {"units": 8, "architecture": architecture}
             options = [part for name, value in given.items() for part in (f"--{name}", value)]
             options += ["--columns", "1,2"] * (preset == "inflection")

@@ -324,11 +324,13 @@ def test_what_a_run_and_those_it_started_from_were_trained_on_is_known(copied, t
         trained_on(record, asked, tokenizer)
 
 
-def test_a_runs_pictures_are_drawn_into_its_folder(trained, copied):
+def test_a_runs_pictures_are_drawn_into_its_folder(trained, copied, monkeypatch):
     model, (folder, change) = trained.model, copied
     drawn = draw_run(folder, model)
     names = ["curves.png", "error-rates.png", *(f"attention-{n}.png" for n in range(1, len(drawn) - 1))]
     assert [path.name for path in drawn] == names and len(drawn) > 2
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)  # as if the extra `evaluation` were missing
+    assert [path.name for path in draw_run(folder, model)] == [name for name in names if name != "error-rates.png"]
     change(validation_fraction=0)
     assert [path.name for path in draw_run(folder, model)] == ["curves.png"]

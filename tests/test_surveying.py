@@ -106,6 +106,14 @@ def test_lines_that_the_default_length_leaves_out_are_told_and_refused_for_valid
         survey(held_out)
 
 
+@pytest.mark.parametrize(("tokenizer", "unit"), [("byte", "tokens"), ("subword", "words")])
+def test_sources_longer_than_is_read_are_counted_in_what_is_known_so_far(tsv, tokenizer, unit):
+    config = Config(str(tsv("a " * 1100 + "\tx\n" + "a b\tx\n" * 9)), source_tokenizer=tokenizer, max_length=None)
+    said = []
+    survey(dataclasses.replace(config, validation_fraction=0, units=4), say=said.append)
+    assert said[:1] == [f"1 sources have more than 1,024 {unit}; translation reads only the first 1,024 tokens"]
+
+
 def test_nothing_held_out_cannot_be_monitored(tsv):
     with pytest.raises(OptionError, match="monitor='val_loss': there is no held-out set"):
         survey(Config(str(tsv("a\tb\n")), validation_fraction=0, units=4, monitor="val_loss"))

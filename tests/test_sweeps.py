@@ -247,9 +247,8 @@ def test_a_search_goes_on_after_a_combination_that_is_refused(home, monkeypatch)
         said = []
         results = sweep("pairs.tsv", home / "refusing", grid, trials=trials, options=options, say=said.append)
         assert [type(error) for error in results.values()] == [OptionError]
-        assert [line.split(": ")[0] for line in said] == [
-            "schedule=inverse_sqrt,warmup=0/seed-0  schedule='inverse_sqrt' and warmup=0 cannot be combined; give one"
-        ]
+        (line,) = said
+        assert line.startswith("schedule=inverse_sqrt,warmup=0/seed-0  schedule='inverse_sqrt' and warmup=0 cannot be")
 
 
 def test_an_option_of_a_custom_class_joins_those_of_all_runs():

@@ -302,6 +302,12 @@ def test_welch_says_nothing_of_samples_that_do_not_vary():
     assert welch([1, 1], [1, 1.5]) == pytest.approx(0.5)  # t = 1 with one degree of freedom, of Cauchy's distribution
 
 
+def test_token_figures_depend_on_whatever_changes_the_vocabulary():
+    assert "weights" in options_that_change("loss", [{}]) and "weights" not in options_that_change("chrf", [{}])
+    for copies in (False, True):  # which adds a target token, depending on the source's tokens
+        assert ("source_tokenizer" in options_that_change("loss", [{}, {"copy": copies}])) == copies
+
+
 def test_token_figures_depend_on_the_settings_of_a_tokenizer_of_ones_own():
     own = {"target_tokenizer": "mine:Pieces", "size": 3}
     assert "size" in options_that_change("accuracy", [own]) and "size" not in options_that_change("BLEU", [own])

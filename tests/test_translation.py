@@ -25,7 +25,7 @@ def test_sources_without_the_columns_of_the_model_are_refused():
     assert model.translate(["a\tV", "\t"]).shape == 2
     for wrong, found in (("a", 1), ("a\tV\tPST", 3)):
         message = f": text 2: expected 2 columns: lemma TAB features, found {found}"
-        for refuses in (model.translate, model.attention, model.encode, lambda texts: model.score(texts, texts)):
+        for refuses in (model.translate, model.encode, lambda texts: model.score(texts, texts)):
             with pytest.raises(OptionError, match=message):
                 refuses(["a\tV", wrong])
 

@@ -225,10 +225,11 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
                 raise RunError(
                     f"{runs[0]}: its held-out set is empty, because its corpus has too few sources; name a corpus"
                 )
-        _say_chosen_on(runs, corpus)
+        digests = _digests(corpus)
+        _say_chosen_on(runs, digests if corpus else None)
         pairs = pairs.cache()  # standard input can be read only once
         # For one run and another corpus, the whole training corpus is not read to find sources that both have.
-        if len(runs) > 1 or (_was_trained_with(runs[0], corpus) if corpus else read_record(runs[0]).may_have_learned):
+        if len(runs) > 1 or (_was_trained_with(runs[0], digests) if corpus else read_record(runs[0]).may_have_learned):
             _say_trained_on(command, runs, models, pairs, corpus)
         progress = counter("translated")
         found = [measure(model, pairs, strategy, progress=progress, **settings) for model in measured]
@@ -244,30 +245,31 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
     return found, seconds
 
 
-def _was_trained_with(run, corpus):
-    """Whether a run, or one that its weights come from, was trained on one of the files of a corpus."""
+def _was_trained_with(run, digests):
+    """Whether a run, or one that its weights come from, was trained on one of the files with these checksums."""
     if not (run / "config.json").is_file():
         return False
     trained = {digest for record in read_record(run).lineage() for digest in record.checksums()}
-    return not trained.isdisjoint(_digests(corpus))
+    return not trained.isdisjoint(digests)
 
 
-def _say_chosen_on(runs, corpus):
-    """Names the runs whose epoch was chosen on a corpus, or without one on the held-out set of the first run."""
+def _say_chosen_on(runs, digests):
+    """Names the runs whose epoch was chosen on one of the files with these checksums, or, if they are None, on the
+    held-out set of the first run."""
     from seq2seq.tables import held_out_by
 
     records = {run: read_record(run) for run in runs if (run / "config.json").is_file()}
     for run, record in records.items():
-        if corpus:
-            same = not _digests(corpus).isdisjoint(record.checksums("validation"))
-        else:
+        if digests is None:
             same = held_out_by(record) == held_out_by(records[runs[0]])
+        else:
+            same = not digests.isdisjoint(record.checksums("validation"))
         if same and (monitor := record.config.monitor):
             say(f"{run}: its epoch was chosen on this set, by {monitor}, so its scores are slightly optimistic")
 
 
 def _digests(corpus):
-    """The checksums of a corpus's files; none if it can be read only once."""
+    """The checksums of the files of a corpus, if there are any."""
     try:
         return set(checksums(corpus or []).values())
     except CorpusError:

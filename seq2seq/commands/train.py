@@ -145,8 +145,6 @@ def _configure(corpus, preset, config, resume, given):
     elif not config and not resume:
         preset = preset or preset_for_corpus(Config(**usual_options("default", given) | options | given), given)
         options |= usual_options(preset, given)
-    if given.get("batch_size") and given.get("batch_tokens"):
-        raise OptionError("batch_size and batch_tokens cannot be combined")
     if given.get("own"):
         given["own"] = {**(options.get("own") or {}), **given["own"]}
     return Config(**options | given)

@@ -1,7 +1,7 @@
 """How fast this library is: beside plain PyTorch and the Keras tutorial's procedure, on one machine in one run.
 
     pip install -e '.[test,bench]'
-    python tests/benchmarks/speed.py figures                   # everything, about 20 minutes on two cores
+    python tests/benchmarks/speed.py figures                   # everything, 20 to 30 minutes on two cores
     python tests/benchmarks/speed.py figures --only training --rounds 1
     python tests/benchmarks/speed.py figures --only decoding --cases "greedy, 256 short" "beam 5, 256 short"
 
@@ -135,7 +135,7 @@ def library_decoding(rows, length, width=1):
     model = library_model(**SIZES)
     texts = sentences(rows, length)
     strategy = BeamSearch(width) if width > 1 else Greedy()
-    options = {"min_length": length, "max_length": length}
+    options = {"min_length": length - 1, "max_length": length}
     options["batch_size"] = rows if tf.config.list_logical_devices("GPU") else 256
     return rows / best_of(lambda: model.translate(texts, strategy, **options))
 
