@@ -109,8 +109,8 @@ class Translator:
         most = 1 if beam_width is None else beam_width
         if not 1 <= n_best <= most:
             raise ValueError(f"n_best={n_best}: expected 1 to {most}, the width of the beam")
-        if max_length is not None and max_length <= min_length:
-            raise ValueError(f"max_length={max_length}: expected {min_length + 1} or more")
+        if max_length is not None and max_length < max(1, min_length):
+            raise ValueError(f"max_length={max_length}: expected {max(1, min_length)} or more")
         if self.one_by_one and beam_width:
             asked = f"beam_width={beam_width}" if beam_width > 1 else "scores (beam_width=1)"
             raise ValueError(f"{asked}: a LiteRT model supports greedy search only, without scores")

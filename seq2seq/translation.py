@@ -96,8 +96,8 @@ class Translator(keras.Model):
                 `BeamSearch(width=10, n_best=3)`; or an object of a custom class, see `strategies.Strategy`.
             prefixes: how each translation begins: one string for each text, "" for none. At least one token follows it.
             min_length: the smallest number of tokens in a translation.
-            max_length: the largest number of tokens in a translation, with END; a longer one is cut. Default: by the
-                text's length, see `limits`.
+            max_length: the largest number of tokens, with END; a longer translation is cut. If it equals `min_length`,
+                all are cut. Default: by the text's length, see `limits`.
             seed: the samples of a text depend on this number and on the text's position in `texts`. A pair (seed, n)
                 samples as if n texts came before these.
             batch_size: how many texts are decoded together, fewer if they are long. It does not change translations.
@@ -118,7 +118,7 @@ class Translator(keras.Model):
         """
         strategy = self._checked_strategy(strategy)
         check_number("min_length", min_length, least=0, most=LONGEST_TRANSLATION)
-        check_number("max_length", max_length, least=min_length + 1, most=LONGEST_TRANSLATION, optional=True)
+        check_number("max_length", max_length, least=max(1, min_length), most=LONGEST_TRANSLATION, optional=True)
         seed, before = seed if isinstance(seed, tuple) and len(seed) == 2 else (seed, 0)
         for number in (seed, before):
             check_number("seed", number, least=0, below=2**31)

@@ -63,8 +63,8 @@ export class Translator {
     if (typeof texts === "string") throw new RangeError("texts: expected a list of texts; for a single one, [text]");
     if (!(nBest >= 1 && nBest <= (beamWidth ?? 1)))
       throw new RangeError(`nBest=${nBest}: expected 1 to ${beamWidth ?? 1}, the width of the beam`);
-    if (maxLength !== null && maxLength <= minLength)
-      throw new RangeError(`maxLength=${maxLength}: expected ${minLength + 1} or more`);
+    if (maxLength !== null && maxLength < Math.max(1, minLength))
+      throw new RangeError(`maxLength=${maxLength}: expected ${Math.max(1, minLength)} or more`);
     const found = [];
     for (const text of texts) {
       const read = this.source.lookUp(text).slice(0, this.longestSource);

@@ -135,7 +135,7 @@ def library_decoding(rows, length, width=1):
     model = library_model(**SIZES)
     texts = sentences(rows, length)
     strategy = BeamSearch(width) if width > 1 else Greedy()
-    options = {"min_length": length - 1, "max_length": length}
+    options = {"min_length": length, "max_length": length}
     options["batch_size"] = rows if tf.config.list_logical_devices("GPU") else 256
     return rows / best_of(lambda: model.translate(texts, strategy, **options))
 
