@@ -280,7 +280,12 @@ class Config:
                 object.__setattr__(self, name, value[0])
         if vars(self)["validation_fraction"] is None:
             object.__setattr__(self, "validation_fraction", 0.0 if self.validation else 0.05)
-        kinds = {"weights": (int, float), "teacher_forcing": (int, float), "usual_epochs": int, "metrics": str}
+        kinds: dict[str, typing.Any] = {
+            "weights": (int, float),
+            "teacher_forcing": (int, float),
+            "usual_epochs": int,
+            "metrics": str,
+        }
         for name, kind in kinds.items():
             if isinstance(value := getattr(self, name), kind):
                 object.__setattr__(self, name, (value,))
