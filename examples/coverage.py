@@ -21,7 +21,7 @@ class CoverageDecoder(keras.layers.Layer):
     def __init__(self, vocabulary_size, units=256, kernel=3, **kwargs):
         super().__init__(**kwargs)
         self.options = {"vocabulary_size": vocabulary_size, "units": units, "kernel": kernel}
-        dtype = self.dtype_policy  # that of --precision
+        dtype = self.dtype_policy  # set by --precision
         self.vectors = TokenVectors(vocabulary_size, units, dtype=dtype)
         self.cell = keras.layers.GRUCell(units, dtype=dtype)
         self.key = keras.layers.Dense(units, dtype=dtype)

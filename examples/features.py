@@ -25,7 +25,7 @@ class FeatureTokenizer(Tokenizer):
 
     def split(self, texts):
         tokens = tf.strings.split(texts, self.separator)
-        return tf.ragged.boolean_mask(tokens, (tokens != "_") & (tokens != ""))  # two ways to write that there are none
+        return tf.ragged.boolean_mask(tokens, (tokens != "_") & (tokens != ""))  # both mean: no features
 
     def join(self, tokens):
         return tf.strings.reduce_join(tokens, axis=1, separator=self.separator)

@@ -34,7 +34,7 @@ class MinimumRisk(Seq2Seq):
 
     def risk(self, source, labels):
         count, rows = self.options["samples"], tf.cast(tf.shape(source)[0], tf.int64)
-        seeds = tf.range(rows) + self.optimizer.iterations.value * 2**20  # others in each step
+        seeds = tf.range(rows) + self.optimizer.iterations.value * 2**20  # different in each step
         ids = self.decode(source, Sampling(n_best=count), seeds=seeds).ids  # [B, samples, T]
         ids = tf.reshape(ids, [rows * count, -1])
         source, labels = tf.repeat(source, count, axis=0), tf.repeat(labels, count, axis=0)

@@ -17,7 +17,7 @@ from seq2seq.layers import token_ids
 class _Sinusoidal(keras.layers.Layer):
     """What encoder and decoder share (Vaswani et al. 2017, arxiv.org/abs/1706.03762)."""
 
-    sublayers = 2  # in a layer, each with a normalization
+    sublayers = 2  # per layer, each with a normalization
 
     def __init__(self, vocabulary_size, units=64, heads=4, layers=2, dropout=0.1, period=10_000, **kwargs):
         super().__init__(**kwargs)

@@ -46,7 +46,7 @@ def batch_pairs(
         seed: makes those orders the same in every run.
         epoch: which of those orders to use, a number or a scalar tensor, to resume in the middle of an epoch. Default:
             each iteration of the dataset is the next epoch.
-        skip: the number of pairs in the first batches of `epoch` that are left out. They are read, but not encoded.
+        skip: how many pairs of `epoch` to leave out, in whole batches from its start. They are read, but not encoded.
 
     Returns:
         A `tf.data.Dataset` of (source `[B, S, Vs]`, target `[B, T + 1, Vt]`), the target from START to END, padding as
@@ -54,7 +54,7 @@ def batch_pairs(
 
     Raises:
         OptionError: for pairs that are not a dataset, an encoding that is neither of the two, a size below 1, or a
-            `skip` without the epoch.
+            `skip` that is negative or without `epoch`.
     """
     check_pairs(pairs)
     choose("encoding", encoding, ("one_hot", "ids"))
@@ -65,10 +65,10 @@ def batch_pairs(
     if not isinstance(skip, tf.Tensor):
         check_number("skip", skip, least=0)
     if epoch is None and (isinstance(skip, tf.Tensor) or skip):
-        raise OptionError("skip: give the epoch, too, in whose order the pairs are skipped")
+        raise OptionError("skip: needs epoch, whose order decides which pairs are skipped")
     skip = tf.cast(skip, tf.int64)
     if not batch_tokens:
-        window = -(-window // batch_size) * batch_size  # a multiple, so that only one batch of an epoch is smaller
+        window = -(-window // batch_size) * batch_size  # rounded up, so that only one batch is smaller
 
     @tf.autograph.experimental.do_not_convert
     def group_by_length(number, pairs, seed):

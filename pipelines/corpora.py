@@ -79,8 +79,8 @@ def read_pairs(
         seed: decides the order of files if `shuffle_files` is set.
         epoch: which of the seed's orders to use, a number or a scalar tensor. Default: each iteration of the dataset is
             the next epoch.
-        report: a `Report` that each complete pass (up to the limit) fills with counts of what it read and left out; of
-            all parts of a file, if this is one of `num_shards`.
+        report: a `Report` that each complete pass (up to the limit) fills with counts of what it read and left out. If
+            `num_shards` divides a file, they count the whole file.
         columns: which columns or keys to read, the target last: two names or more, which a tab-separated file has in
             its first line, or numbers counted from 1, as in `cut -f`, which also choose parallel files. In JSON Lines
             `translation.en` is the key `en` of the object under `translation`, if no key has that whole name. If
@@ -89,8 +89,8 @@ def read_pairs(
         source_columns: the names of the columns that each source must have, as in the `column_names` of a
             `ColumnsTokenizer`. If there are N, the default of `columns` is the first N + 1.
         reverse: whether to swap source and target.
-        weights: how often to draw from each of several corpora, relative to the others. An epoch ends when each has
-            been read once; those that end earlier start over. Default: one after the other.
+        weights: how often to draw from each of several corpora, relative to the others. An epoch ends when every
+            corpus has been read at least once; one that ends earlier starts over. Default: one after the other.
         on_bad_line: "error", or "skip" for lines with missing columns, an empty side or invalid UTF-8.
         max_length: leave out pairs with a side of more characters, in all its columns.
         max_ratio: leave out pairs with one side more than this many times as long as the other. Only the first column
@@ -160,7 +160,7 @@ def split_by_hash(
         source_tokenizer: the `Tokenizer` of the sources, which needs no vocabulary yet.
 
     Raises:
-        OptionError: if the fraction is out of range, or for other datasets.
+        OptionError: if the fraction is out of range, or for anything but a dataset of pairs.
     """
     return tuple(side_by_hash(pairs, fraction, source_tokenizer, held_out) for held_out in (False, True))
 
@@ -198,10 +198,10 @@ def split_last(pairs: tf.data.Dataset, fraction: float) -> tuple[tf.data.Dataset
     """Splits pairs into (training, validation), the last `fraction` held out, as in the Keras tutorial.
 
     It first counts the pairs, which reads them all. Translations of one source may end up in both splits; `sources_in`
-    finds them. The dataset must have the same order in each iteration, or pairs will be in both splits.
+    finds them. Each iteration of the dataset must have the same order; otherwise a pair can be in both splits.
 
     Raises:
-        OptionError: for a fraction below 0, or 1 and more, or for other datasets.
+        OptionError: for a fraction below 0, or 1 and more, or for anything but a dataset of pairs.
     """
     check_number("fraction", fraction, float, least=0, below=1)
     count = count_pairs(pairs)
@@ -222,7 +222,7 @@ def sources_in(pairs: tf.data.Dataset, training: tf.data.Dataset, source_tokeniz
         bool `[N]`.
 
     Raises:
-        OptionError: for other datasets.
+        OptionError: for anything but a dataset of pairs.
     """
 
     check_pairs(training, "training")
@@ -293,7 +293,7 @@ def survey(
         A `Survey`, each of its tuples for (source, target). Its tokens are what `take_vocabulary` takes.
 
     Raises:
-        OptionError: for other datasets.
+        OptionError: for anything but a dataset of pairs.
     """
     check_pairs(pairs)
 

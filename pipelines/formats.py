@@ -60,7 +60,7 @@ def _file_shard(path):
     files = (path,) if os.path.isfile(archive_of(path) or path) else ()  # a pipe is not a file
     if name.endswith((".tfrecord", ".tfrecords")):
         if archive_of(path) or (ending in COMPRESSED and ending != ".gz"):
-            raise CorpusError(f"{path}: TFRecord files must be uncompressed or end in .gz, and not be in a zip")
+            raise CorpusError(f"{path}: TFRecord is read uncompressed or as .gz, and not from a zip; unpack it first")
         return Shard(str(path), functools.partial(_tfrecord_rows, path), "record", files)
     rows = _json_rows if name.endswith((".jsonl", ".ndjson", ".json")) else _tab_rows
     return Shard(str(path), functools.partial(rows, path), files=files)
@@ -121,7 +121,8 @@ def _tab_rows(path, columns, sources, report):
             if names.count(name) != 1:
                 there = ", ".join(map(repr, names))
                 called = f"{'several columns are' if name in names else 'no column is'} called {name!r}"
-                raise CorpusError(f"{path or 'standard input'}, line 1: {called}; the columns are {there}")
+                choose = "; choose by number" * (name in names)
+                raise CorpusError(f"{path or 'standard input'}, line 1: {called}; the columns are {there}{choose}")
         places = [names.index(name) for name in columns]
         yield 1, None, None, HEADER
     else:
@@ -164,10 +165,10 @@ def _json_rows(path, columns, *_):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield number, None, None, f"not JSON ({_ARRAY if line.startswith(b'[') else error})"
+            yield number, None, None, f"not JSON Lines ({_ARRAY})" if line.startswith(b"[") else f"not JSON ({error})"
             continue
         if isinstance(entry, list):
-            yield number, None, None, f"not an object ({_ARRAY})"
+            yield number, None, None, f"not JSON Lines ({_ARRAY})"
             continue
         sides: list[Any] = [_value(key, entry) for key in keys]
         missing = [key for key, side in zip(keys, sides, strict=True) if not isinstance(side, str)]

@@ -95,7 +95,7 @@ class _StandardInput:
 
     def __iter__(self):
         if self.begun:
-            raise CorpusError("standard input can be read only once")
+            raise CorpusError("standard input can be read only once; save it to a file")
         self.begun = True
         while not self.ended or self.lines:
             if self.lines:

@@ -84,7 +84,7 @@ class Reader:
         check_number("index", self.index, least=0, below=self.num_shards)
         if self.weights is not None:
             if not isinstance(self.weights, list | tuple) or len(self.weights) != len(self.corpora):
-                raise OptionError(f"weights={self.weights}: expected as many as corpora, {len(self.corpora)}")
+                raise OptionError(f"weights={self.weights}: expected one number for each corpus ({len(self.corpora)})")
             for weight in self.weights:
                 check_number("weights", weight, float, above=0)
         check_number("max_length", self.max_length, least=1, optional=True)
@@ -270,7 +270,7 @@ def checksums(corpus: Corpora) -> dict[str, str]:
     """Computes the checksums of a corpus's files: {path: sha256 in hexadecimal}, in the order read.
 
     Raises:
-        CorpusError: for standard input and pipes, which can be read only once.
+        CorpusError: for anything but files: standard input, pipes, lists and datasets.
     """
     shards = [shard for one in _as_list(corpus) for shard in find_shards(one)]
     for shard in shards:

@@ -75,7 +75,7 @@ class LetterTokenizer(CharTokenizer):
     """
 
     def normalize(self, texts: Texts) -> tf.Tensor:
-        """Converts texts `[B]` to the normal form; without one to NFC, as all forms of a text have the same ids."""
+        """Converts texts `[B]` to the normal form; if there is none, to NFC, as the ids of all forms are the same."""
         found = super().normalize(texts)
         return found if self.normal_form else self._compose(found)
 
@@ -167,8 +167,8 @@ class ByteTokenizer(Tokenizer):
 class WhitespaceTokenizer(Tokenizer):
     """One token for each run of text between whitespace: phones, words.
 
-    `detokenize(tokenize(text))` is the text's normal form with a single space for each run of whitespace, and none at
-    its ends, for every text whose tokens are in the vocabulary.
+    `detokenize(tokenize(text))` is the text's normal form, without whitespace at its ends and with one space for each
+    run inside, for every text whose tokens are in the vocabulary.
     """
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:

@@ -65,8 +65,8 @@ class Tokenizer(tf.Module):
         counts = collections.Counter(vocabulary := list(vocabulary))
         if twice := [token for token, count in counts.items() if count > 1]:
             raise OptionError(f"vocabulary: {twice[0]!r} occurs {counts[twice[0]]} times; expected each token once")
-        if {"", b""} & counts.keys():  # which Keras takes for the unknown token
-            raise OptionError("vocabulary: a token is empty; expected those of `Tokenizer.tokens`, not reserved ones")
+        if {"", b""} & counts.keys():  # Keras would take it for the unknown token
+            raise OptionError("vocabulary: a token is empty; give `Tokenizer.tokens`, without the reserved tokens")
         self._set_tokens(vocabulary)
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:

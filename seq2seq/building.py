@@ -112,8 +112,7 @@ def _changed_options(config: Config) -> list[str]:
 
 
 def applicable(config: Config, given: Collection[str]) -> Config:
-    """A configuration in which the options of a preset that its encoder, decoder and optimizer do not have are the
-    defaults.
+    """Resets options of a preset that the encoder, the decoder or the optimizer does not have to their defaults.
 
     Options that were `given` are not changed, so that `check_taken` finds them.
     """

@@ -20,9 +20,8 @@ _exporting_to = contextvars.ContextVar("exporting_to", default="")
 
 @contextlib.contextmanager
 def exporting(to: str = "tensorflow") -> Iterator[None]:
-    """A context in which graphs are made to be exported and to run on any device: without cuDNN, without parallel
-    parts, and without gradients. If they are to be converted to another format than TensorFlow's, only with operations
-    that converters support, which may be slower."""
+    """A context for graphs that are exported and run on any device: without cuDNN, parallel parts and gradients. For
+    another format than TensorFlow's, they have only operations that converters support, which may be slower."""
     token = _exporting_to.set(to)
     try:
         yield

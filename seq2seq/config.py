@@ -166,8 +166,8 @@ class Config:
     warm_start: str | None = _option(
         None,
         TRAINING,
-        "Start from the weights of this run, with its options except those of the corpus and of the training length; "
-        "new tokens extend its vocabularies.",
+        "Start from the weights of this run, with its options (--columns and --reverse too), but not those of the "
+        "corpus and the training length; new tokens extend its vocabularies.",
         flag="--from",
         metavar="RUN",
     )
@@ -185,7 +185,7 @@ class Config:
     usual_updates: int = _option(
         2000,
         TRAINING,
-        "Without --epochs and --updates: about this many updates, in a number of whole epochs within --usual-epochs.",
+        "Without --epochs and --updates: as many whole epochs as make about this many updates, within --usual-epochs.",
         _COUNT,
     )
     usual_epochs: tuple[int, ...] = _option(
@@ -324,7 +324,7 @@ class Config:
             wanted = "give a warmup" if self.schedule == "inverse_sqrt" else "set warmup to 0"
             raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} cannot be combined; {wanted}")
         if len(self.usual_epochs) != 2 or self.usual_epochs[0] > self.usual_epochs[1]:
-            raise OptionError(f"usual_epochs={self.usual_epochs}: expected the smallest and the largest number")
+            raise OptionError(f"usual_epochs={self.usual_epochs}: expected two numbers of epochs, the smaller first")
         if len(self.teacher_forcing) > 2:
             raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one number or two")
 

@@ -111,7 +111,7 @@ def write_graphs(
     folder.mkdir(parents=True)
     sizes = (vocabulary["longest_source"], vocabulary["steps"]) if "steps" in vocabulary else None
     try:
-        with exporting(to="onnx"), _quietly():
+        with exporting(to=form), _quietly():
             for name, function in zip(("encoder", "decoder"), _functions(model, sizes), strict=True):
                 (folder / f"{name}.{_SUFFIXES[form]}").write_bytes(convert(function))
     except (RunError, OSError, MemoryError):

@@ -95,7 +95,7 @@ class Translator:
             beam_width: the number of hypotheses of beam search; None for greedy search.
             n_best: how many hypotheses to return of each text, at most the beam's width.
             length_penalty: 0 compares log-likelihoods as they are, 1 nearly those per token.
-            min_length, max_length: of a translation, in tokens; the maximum with END, by default from the source.
+            min_length, max_length: limits in tokens; max_length includes END and by default depends on the source.
             batch_size: how many texts are translated together.
 
         Returns:

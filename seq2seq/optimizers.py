@@ -45,7 +45,7 @@ _UNDECAYED = ["bias", "gamma", "beta", "embedding"]
 
 
 def takes(optimizer: str, option: str) -> bool:
-    """Whether an optimizer of Keras, by its name, has this option of `Config`."""
+    """Whether the Keras optimizer of this name takes this option of `Config`."""
     return bool(_parameters(optimizers().get(optimizer.lower(), object), option))
 
 

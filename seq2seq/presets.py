@@ -40,7 +40,7 @@ PRESETS = {
         "architecture": "transformer",
         "copy": True,
         "usual_updates": 3200,
-        "usual_epochs": (8, 200),
+        "usual_epochs": (8, 400),
     },
     # blog.keras.io/a-ten-minute-introduction-to-sequence-to-sequence-learning-in-keras.html
     "tutorial": {

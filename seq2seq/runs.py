@@ -208,7 +208,8 @@ def draw_run(
 ) -> list[Path]:
     """Draws the pictures of a run: `curves.png`; of held-out pairs `error-rates.png`, `attention-1.png`, ...
 
-    The curves are of the history; error rates by length and attention are of a `sample` of the held-out pairs.
+    The curves are of the history; error rates by length and attention are of a `sample` of the held-out pairs. The
+    former need the extra `evaluation`, the latter a model with attention.
 
     Args:
         folder: the run folder.

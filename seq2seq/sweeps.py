@@ -107,8 +107,9 @@ def sweep(
         {run folder: None, or the error it failed with}.
 
     Raises:
-        OptionError: before anything is trained, if an option of any setting is wrong. A search checks each value, with
-            the first values of the other options.
+        OptionError: before anything is trained, if an option of any setting is wrong. A search checks each value
+            only with the first values of the other options; a combination refused later is in the result, like a failed
+            run.
         RunError: if the folder is in use or holds another sweep.
         CorpusError: if there is no such corpus.
     """
@@ -161,7 +162,7 @@ class _Runs:
                 self.results[folder] = None
                 try:
                     config = self.config(setting, seed)
-                except OptionError as error:  # of a search, not all combinations have been checked
+                except OptionError as error:  # a search has not checked all combinations
                     self.results[folder] = error
                     say(f"{folder.relative_to(self.out)}  {error}")
                     continue
@@ -235,8 +236,8 @@ def _check_grid(values, given, seeds, trials, jobs):
 
 
 def _settings(values, trials):
-    """The settings of a grid, one for each combination of values. Of a search, settings to check: each value, or end of
-    a range, with the first values of the other options."""
+    """The settings of a grid: each combination of values. For a search, those to check: each value, or end of a range,
+    with the first values of the other options."""
     ends = {name: (of.low, of.high) if isinstance(of, Range) else of for name, of in values.items()}
     for name, of in ends.items():
         if len({_folder_name({name: value}) for value in of}) < len(of):
@@ -350,8 +351,8 @@ def _figures(folder):
 def _search(runs, values, trials):
     """Asks Optuna for settings and trains them, several at a time, until there have been `trials` of them.
 
-    A trial ends when all its runs are finished, or if its options are wrong. One that fails otherwise stays open and is
-    tried again by the next call.
+    A trial ends when all its runs are finished, or when its options are refused. After any other failure it stays open,
+    and the next call tries it again.
     """
     with extra("sweep"):
         import optuna

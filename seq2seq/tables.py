@@ -232,7 +232,8 @@ def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held
     """The options that a figure depends on by definition: runs with other values must not be compared by it."""
     name = measure.removeprefix("val_")
     names: tuple[str, ...] = TOKEN_OPTIONS if name in TOKEN_FIGURES else ()
-    if names and any(of.get("copy") for of in options):  # which adds a target token, depending on the source's tokens
+    if names and any(of.get("copy") for of in options):
+        # Copying may add U+FFFD to the target's vocabulary, depending on the source's tokenizer.
         names += ("source_tokenizer",)
     if name == "loss" and held_out:  # which is computed by a custom loss or model, with its options, or with smoothing
         names += "loss", "model", "label_smoothing"
@@ -336,7 +337,7 @@ def options_of_held_out(config: Config) -> list[str]:
 
 
 def held_out_by(record: Record) -> tuple:
-    """The values on which the held-out pairs of a run depend: equal for runs that hold out the same ones."""
+    """The values on which the held-out pairs of a run depend: equal for runs with the same held-out pairs."""
     config = record.config
     digests = record.checksums("validation" if config.validation else "corpus")
     return *digests, *(getattr(config, name) for name in options_of_held_out(config))

@@ -76,7 +76,7 @@ def train(
     measuring would take longer than such short epochs. The others have only training figures in `history.csv`.
 
     Args:
-        config: a `Config`; None to resume an unfinished run, with the one that it started with.
+        config: a `Config`; None to resume an unfinished run with its own.
         folder: the run folder to make: `model.keras`, of the last epoch or the best by `config.monitor`, without its
             optimizer; `config.json`, which also records the resources that training used; `history.csv`; `survey.json`,
             the token counts and lengths of the training set; and in `epochs` the models that `config.keep_epochs` asks

@@ -96,8 +96,8 @@ class Translator(keras.Model):
                 `BeamSearch(width=10, n_best=3)`; or an object of a custom class, see `strategies.Strategy`.
             prefixes: how each translation begins: one string for each text, "" for none. At least one token follows it.
             min_length: the smallest number of tokens in a translation.
-            max_length: the largest number of tokens, with END; a longer translation is cut. If it equals `min_length`,
-                all are cut. Default: by the text's length, see `limits`.
+            max_length: the largest number of tokens in a translation, END included; a longer one is cut. If it equals
+                `min_length`, every translation is cut. Default: by the text's length, see `limits`.
             seed: the samples of a text depend on this number and on the text's position in `texts`. A pair (seed, n)
                 samples as if n texts came before these.
             batch_size: how many texts are decoded together, fewer if they are long. It does not change translations.
@@ -112,8 +112,8 @@ class Translator(keras.Model):
         Raises:
             OptionError: for an unknown strategy or one that breaks the contract, a beam wider than the vocabulary,
                 impossible lengths, texts that are not strings or have no order, a wrong number of prefixes, or a prefix
-                with an unknown token. Like all methods that take texts, it refuses sources without the columns that the
-                model was trained on, and a vocabulary that has changed since the model was made.
+                with an unknown token. Like all methods that take texts, it refuses sources with a wrong number of
+                columns, and a vocabulary that has changed since the model was made.
             MemoryError: if a batch does not fit into memory.
         """
         strategy = self._checked_strategy(strategy)
@@ -249,7 +249,7 @@ class Translator(keras.Model):
             return tuple(found)
 
     def _as_sources(self, argument, texts):
-        """Texts as `as_strings` makes them, each with the source columns of the model."""
+        """Converts texts with `as_strings`, and checks that each has as many columns as the model's sources."""
         self.check_vocabularies()
         texts, names = as_strings(argument, texts), self.source_tokenizer.column_names
         if len(names) > 1:

@@ -95,7 +95,7 @@ def test_an_epoch_resumes_after_the_pairs_that_were_seen(tokenizers, size):
 
 
 def test_pairs_are_skipped_only_in_the_order_of_a_given_epoch(tokenizers):
-    with pytest.raises(OptionError, match="skip: give the epoch, too"):
+    with pytest.raises(OptionError, match="skip: needs epoch"):
         batch_pairs(in_memory(LINES), *tokenizers, skip=4)
     with pytest.raises(OptionError, match="skip=-1: expected a whole number, at least 0"):
         batch_pairs(in_memory(LINES), *tokenizers, epoch=0, skip=-1)

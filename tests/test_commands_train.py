@@ -127,7 +127,7 @@ def test_bad_input_exits_2_with_one_line(toy_run, tmp_path):
 def test_bad_options_exit_2(tsv, tmp_path):
     path = tsv("a\tb\n")
     for options, message in (
-        (["--weights", "1,2"], "expected as many as corpora, 1"),
+        (["--weights", "1,2"], "expected one number for each corpus (1)"),
         (["--weights", "one"], "weights='one': expected a number, above 0, or None"),
         (["--limit", "few"], "limit='few': expected a whole number, at least 1, or None"),
         (["--epochs", "many"], "epochs='many': expected a whole number, at least 1, or None"),

@@ -14,7 +14,7 @@ def test_as_many_epochs_as_make_2000_updates_are_the_default(steps, epochs):
     assert epoch_count(Config(usual_updates=4000), steps) == {3: 100, 100: 40, 10_000: 8}[steps]
     assert epoch_count(Config(usual_epochs=(1, 500)), steps) == {3: 500, 100: 20, 10_000: 1}[steps]
     for wrong in ((8,), (9, 8), (1, 2, 3)):
-        with pytest.raises(OptionError, match=r"usual_epochs=.*: expected the smallest and the largest"):
+        with pytest.raises(OptionError, match=r"usual_epochs=.*: expected two numbers of epochs"):
             Config(usual_epochs=wrong)
 
 

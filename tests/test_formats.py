@@ -109,7 +109,7 @@ def test_json_lines_are_read_by_their_keys(read, tsv):
     [
         ('{"source": "a"', r"line 2: not JSON \(.*\)"),
         ('"text"', "line 2: no text under the key 'source'"),
-        ("[1, 2]", "line 2: not an object .an array; write one object on each line"),
+        ("[1, 2]", "line 2: not JSON Lines .an array; write one object on each line"),
         ('{"source": "a", "target": 3}', "line 2: no text under the key 'target'"),
         ('{"source": "a", "target": "\\ud800"}', "line 2: the target is not valid UTF-8"),
     ],
@@ -138,7 +138,7 @@ def test_dotted_keys_reach_into_json_objects(read, tsv):
 
 
 def test_an_array_of_json_is_refused_with_a_command_that_converts_it(read, tsv):
-    with pytest.raises(CorpusError, match=r"line 1: not JSON \(an array; write one object on each line: jq"):
+    with pytest.raises(CorpusError, match=r"line 1: not JSON Lines .an array; write one object on each line: jq"):
         read(tsv('[\n{"source": "a", "target": "b"}]\n', "array.json"))
 
 

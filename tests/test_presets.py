@@ -27,7 +27,7 @@ def test_an_architecture_that_is_given_overrules_the_presets_and_decides_on_what
     options = usual_options("inflection", recurrent) | recurrent
     assert "units" not in options and Config(**options).cell == "lstm" and Config(**options).architecture == "recurrent"
     assert "epochs" not in usual_options("tutorial", {"updates": 3})
-    length = {"usual_updates": 3200, "usual_epochs": (8, 200)}
+    length = {"usual_updates": 3200, "usual_epochs": (8, 400)}
     assert usual_options("inflection", {}).items() >= length.items()
     with pytest.raises(OptionError, match=r"architecture='transfomer'.*did you mean 'transformer'"):
         usual_options("default", {"architecture": "transfomer"})

@@ -107,7 +107,7 @@ def test_lines_that_the_default_length_leaves_out_are_told_and_refused_for_valid
 
 
 @pytest.mark.parametrize(("tokenizer", "unit"), [("byte", "tokens"), ("subword", "words")])
-def test_sources_longer_than_is_read_are_counted_in_what_is_known_so_far(tsv, tokenizer, unit):
+def test_long_sources_are_counted_in_tokens_or_before_subwords_exist_in_words(tsv, tokenizer, unit):
     config = Config(str(tsv("a " * 1100 + "\tx\n" + "a b\tx\n" * 9)), source_tokenizer=tokenizer, max_length=None)
     said = []
     survey(dataclasses.replace(config, validation_fraction=0, units=4), say=said.append)

@@ -304,7 +304,7 @@ def test_welch_says_nothing_of_samples_that_do_not_vary():
 
 def test_token_figures_depend_on_whatever_changes_the_vocabulary():
     assert "weights" in options_that_change("loss", [{}]) and "weights" not in options_that_change("chrf", [{}])
-    for copies in (False, True):  # which adds a target token, depending on the source's tokens
+    for copies in (False, True):  # which may add a target token, depending on the source's tokenizer
         assert ("source_tokenizer" in options_that_change("loss", [{}, {"copy": copies}])) == copies
 
 

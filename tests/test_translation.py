@@ -19,7 +19,7 @@ from seq2seq import (
 )
 
 
-def test_sources_without_the_columns_of_the_model_are_refused():
+def test_sources_with_a_wrong_number_of_columns_are_refused():
     source = ColumnsTokenizer([CharTokenizer("abc"), SeparatorTokenizer(";", ["V", "PST"])], ["lemma", "features"])
     model = Seq2Seq(source, CharTokenizer("abc"), units=8)
     assert model.translate(["a\tV", "\t"]).shape == 2

@@ -254,8 +254,8 @@ def _was_trained_with(run, digests):
 
 
 def _say_chosen_on(runs, digests):
-    """Names the runs whose epoch was chosen on one of the files with these checksums, or, if they are None, on the
-    held-out set of the first run."""
+    """Names each run whose epoch was chosen on a file with one of these checksums; if they are None, on the held-out
+    set of the first run."""
     from seq2seq.tables import held_out_by
 
     records = {run: read_record(run) for run in runs if (run / "config.json").is_file()}
@@ -269,7 +269,7 @@ def _say_chosen_on(runs, digests):
 
 
 def _digests(corpus):
-    """The checksums of the files of a corpus, if there are any."""
+    """The checksums of a corpus's files; empty if it can be read only once, or is not named."""
     try:
         return set(checksums(corpus or []).values())
     except CorpusError:

@@ -78,8 +78,8 @@ MaxLength = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Longest translation, in tokens, with the one that ends it; a longer one is cut. Default: depends on the "
-        "length of the text.",
+        help="Longest translation, in tokens, END included; a longer one is cut. Default: depends on the length of the "
+        "text.",
     ),
 ]
 BatchSize = Annotated[

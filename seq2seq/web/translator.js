@@ -57,7 +57,7 @@ export class Translator {
   beamWidth: the number of hypotheses of beam search; null for greedy search.
   nBest: how many hypotheses to return of each text, at most the beam's width.
   lengthPenalty: 0 compares log-likelihoods as they are, 1 nearly those per token.
-  minLength, maxLength: of a translation in tokens, maxLength with END. It depends on the source by default. */
+  minLength, maxLength: limits in tokens. maxLength includes END; by default it depends on the source. */
   async search(texts, options = {}) {
     const { beamWidth = null, nBest = 1, lengthPenalty = 0.6, minLength = 0, maxLength = null } = options;
     if (typeof texts === "string") throw new RangeError("texts: expected a list of texts; for a single one, [text]");
