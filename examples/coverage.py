@@ -46,6 +46,7 @@ class CoverageDecoder(keras.layers.Layer):
                 self.covered(coverage[..., None]), [*tf.unstack(tf.shape(query)[:2]), -1, query.shape[3]]
             )
             weights = masked_softmax(self.match(tf.tanh(query + keys))[..., 0], encoded.mask[:, None])  # [B, K, S]
+            weights = tf.cast(weights, coverage.dtype)  # from float32
             context = tf.reshape(weights @ encoded.memory, [-1, encoded.memory.shape[2]])
             logits = logits.write(t, self.output_layer(tf.concat([hidden, context], axis=1)))
             return t + 1, hidden, coverage + tf.reshape(weights, tf.shape(coverage)), logits

@@ -34,7 +34,7 @@ def test_bzip2_and_xz_are_read(read, tsv, tmp_path):
         with pytest.raises(CorpusError, match=rf"cut\.tsv\.{ending}: damaged or cut short after [\d,]+ lines"):
             read(tsv(many[:-60], f"cut.tsv.{ending}"))
         (tmp_path / f"cut.tsv.{ending}").unlink()
-        with pytest.raises(CorpusError, match=r"\.tfrecord\.\w+: TFRecord files must be uncompressed or end in \.gz"):
+        with pytest.raises(CorpusError, match=r"\.tfrecord\.\w+: TFRecord is read uncompressed or as \.gz"):
             read(tsv(b"", f"pairs.tfrecord.{ending}"))
         (tmp_path / f"pairs.tfrecord.{ending}").unlink()
     assert read(tmp_path) == PAIRS * 2

@@ -124,12 +124,12 @@ def test_a_signal_stops_a_training_of_one_step_an_epoch_too(config, tmp_path):
 def test_a_corpus_that_cannot_serve_is_refused(config, tmp_path, tsv):
     for corpus, message in (
         (str(tsv("\n\n", "lines.tsv")), "no pairs to train on"),
-        ("-", "standard input can be read only once"),
+        ("-", "standard input: training reads a corpus many times"),
     ):
         with pytest.raises(CorpusError, match=message):
             train(dataclasses.replace(config, corpus=corpus), tmp_path / "run")
     for validation, message in (
-        ("-", "standard input can be read only once"),
+        ("-", "standard input: training reads a corpus many times"),
         ("nowhere.tsv", "nowhere.tsv: No such file"),
         (str(tsv("\n", "empty.tsv")), "empty.tsv: no pairs to validate on"),
         (str(tsv("no tab\n", "bad.tsv")), "bad.tsv, line 1: expected source TAB target"),
