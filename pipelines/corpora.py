@@ -224,12 +224,10 @@ def sources_in(pairs: tf.data.Dataset, training: tf.data.Dataset, source_tokeniz
     Raises:
         OptionError: for anything but a dataset of pairs.
     """
-
+    check_pairs(pairs)
     check_pairs(training, "training")
 
     def fingerprints(pairs):
-        check_pairs(pairs)
-
         @tf.autograph.experimental.do_not_convert
         def fingerprint(sources, _):
             return tf.strings.to_hash_bucket_fast(_source_keys(sources, source_tokenizer), tf.int64.max)

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Endings of the files read from a folder, in any case. Not `.json`, which may be a manifest.
 _ENDINGS = (".tsv", ".txt", ".csv", ".jsonl", ".ndjson", ".tfrecord", ".tfrecords")
@@ -147,16 +148,24 @@ def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def sha256(path: Path) -> str:
-    """Computes the sha256 of a file or of a member of a zip, in hexadecimal."""
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[Any]:
+    """Opens a file, or a member of a zip, to read its bytes as they are."""
     archive = archive_of(path)
     if archive is None:
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    try:
+            yield file
+    else:
         with zipfile.ZipFile(archive) as members, members.open(path.relative_to(archive).as_posix()) as member:
-            return hashlib.file_digest(member, "sha256").hexdigest()  # type: ignore[arg-type]
-    except (EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # damaged, or encrypted
+            yield member
+
+
+def sha256(path: Path) -> str:
+    """Computes the sha256 of a file or of a member of a zip, in hexadecimal."""
+    try:
+        with open_bytes(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # a zip, damaged or encrypted
         raise CorpusError(f"{path}: {error}") from None
 
 

@@ -153,22 +153,19 @@ def _unread(other, columns, sources):
     return f"column {other} is not read; {added} adds it to the source, {silent} hides this message"
 
 
-_ARRAY = "an array; write one object on each line: jq -c '.[]'"
-
-
 def _json_rows(path, columns, *_):
     keys = _keys(columns)
     for number, line in read_lines(path):
         if not line:
             yield number, None, None, EMPTY_LINE
             continue
+        if line.lstrip().startswith(b"["):
+            yield number, None, None, "not JSON Lines (an array; write one object on each line: jq -c '.[]')"
+            continue
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield number, None, None, f"not JSON Lines ({_ARRAY})" if line.startswith(b"[") else f"not JSON ({error})"
-            continue
-        if isinstance(entry, list):
-            yield number, None, None, f"not JSON Lines ({_ARRAY})"
+            yield number, None, None, f"not JSON ({error})"
             continue
         sides: list[Any] = [_value(key, entry) for key in keys]
         missing = [key for key, side in zip(keys, sides, strict=True) if not isinstance(side, str)]

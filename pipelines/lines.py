@@ -11,9 +11,8 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from pipelines.files import COMPRESSED, CorpusError, archive_of
+from pipelines.files import COMPRESSED, CorpusError, open_bytes
 
 # First bytes that no UTF-8 text begins with.
 _FIRST_BYTES = {
@@ -74,13 +73,8 @@ def _open(path):
             _standard_input = _StandardInput(sys.stdin.buffer)
         yield _standard_input
         return
-    archive = archive_of(path)
     with contextlib.ExitStack() as stack:
-        if archive:
-            member = stack.enter_context(zipfile.ZipFile(archive)).open(path.relative_to(archive).as_posix())
-            file: Any = stack.enter_context(member)  # its type has none in common with the others
-        else:
-            file = stack.enter_context(path.open("rb"))
+        file = stack.enter_context(open_bytes(path))
         if decompress := COMPRESSED.get(path.suffix.lower()):
             file = stack.enter_context(decompress(file))
         yield io.BufferedReader(file, 1 << 18)

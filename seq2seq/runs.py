@@ -241,13 +241,15 @@ def draw_run(
             held_out = sample(held_out_pairs(folder, model))
         except CorpusError as error:
             say(f"{error}; only the curves are drawn")
-    texts = translations_of(model, list(held_out)) if held_out else []
-    if held_out and can_measure():
+    if not held_out:
+        return drawn
+    texts = translations_of(model, list(held_out))
+    if can_measure():
         from seq2seq.evaluation import scores_by_length
 
         drawn.append(out / "error-rates.png")
         draw_error_rates(scores_by_length(list(held_out), texts, list(held_out.values())), drawn[-1])
-    if held_out and model.has_attention:
+    if model.has_attention:
         for number, alignment in enumerate(model.attention(list(held_out)[:4], texts[:4]), start=1):
             drawn.append(out / f"attention-{number}.png")
             draw_attention(alignment, drawn[-1])

@@ -22,7 +22,7 @@ from pipelines.options import extra, load_classes
 from seq2seq.building import check_taken, configure, prepare
 from seq2seq.checkpoints import locked, write_json
 from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config
-from seq2seq.presets import parse_setting, usual_options
+from seq2seq.presets import parse_setting
 from seq2seq.processes import in_processes
 from seq2seq.records import RunError, finished, read_record
 from seq2seq.tables import (
@@ -118,8 +118,8 @@ def sweep(
     settings = _settings(values, trials)
     given = {"corpus": corpus, **(options or {})}
     if not isinstance(preset, str):
-        first = _as_fields(given | settings[0])
-        preset = preset(Config(**usual_options("default", first) | first), given | settings[0])
+        first = given | settings[0]
+        preset = preset(configure("default", **_as_fields(first)), first)
     runs = _Runs(Path(out), given, preset, seeds, (trials or len(settings)) * seeds, jobs, tuple(imports), say, show)
     with locked(runs.out):
         _start(runs, settings, values, trials)
@@ -196,10 +196,12 @@ def _start(runs, settings, values, trials):
     """Checks all settings and that the folder is of this sweep, and writes `sweep.json`."""
     configs = [runs.config(setting, 0) for setting in settings]
     monitor = runs.given.get("monitor") or "val_loss"
+    held_out = ("validation", *options_of_held_out(configs[0]))
+    changing = options_that_change(monitor, [vars(config) | (config.own or {}) for config in configs])
     for name in values if trials else ():
-        if name in ("validation", *options_of_held_out(configs[0])):
+        if name in held_out:
             raise OptionError(f"trials: {name} changes the held-out set; set it for all runs, not in the grid")
-        if name in options_that_change(monitor, [vars(config) | (config.own or {}) for config in configs]):
+        if name in changing:
             raise OptionError(
                 f"monitor={monitor!r}: not comparable between different values of {name}; choose another monitor"
             )

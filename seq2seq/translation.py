@@ -249,7 +249,8 @@ class Translator(keras.Model):
             return tuple(found)
 
     def _as_sources(self, argument, texts):
-        """Converts texts with `as_strings`, and checks that each has as many columns as the model's sources."""
+        """Converts texts with `as_strings`, and checks that each has as many columns as the model's sources, and that
+        the vocabularies are those that the model was made with."""
         self.check_vocabularies()
         texts, names = as_strings(argument, texts), self.source_tokenizer.column_names
         if len(names) > 1:

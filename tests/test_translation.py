@@ -21,11 +21,11 @@ from seq2seq import (
 
 def test_sources_with_a_wrong_number_of_columns_are_refused():
     source = ColumnsTokenizer([CharTokenizer("abc"), SeparatorTokenizer(";", ["V", "PST"])], ["lemma", "features"])
-    model = Seq2Seq(source, CharTokenizer("abc"), units=8)
+    model = Seq2Seq(source, CharTokenizer("abc"), units=8, attention="dot")
     assert model.translate(["a\tV", "\t"]).shape == 2
     for wrong, found in (("a", 1), ("a\tV\tPST", 3)):
         message = f": text 2: expected 2 columns: lemma TAB features, found {found}"
-        for refuses in (model.translate, model.encode, lambda texts: model.score(texts, texts)):
+        for refuses in (model.translate, model.attention, model.encode, lambda texts: model.score(texts, texts)):
             with pytest.raises(OptionError, match=message):
                 refuses(["a\tV", wrong])
 
