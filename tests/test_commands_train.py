@@ -155,6 +155,8 @@ def test_bad_options_exit_2(tsv, tmp_path):
     ):
         done = seq2seq("train", path, *options, "--out", tmp_path / "run")
         assert done.returncode == 2 and message in done.stderr.decode(), done.stderr
+    done = seq2seq("train", "--preset", "inflection", "--out", tmp_path / "run")  # no corpus
+    assert done.returncode == 2 and b"two columns, not 3; name another CORPUS" in done.stderr
 
 
 def test_a_transformer_has_its_own_defaults_when_the_corpus_decides_the_preset(tsv, tmp_path, training_calls):

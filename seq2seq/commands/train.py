@@ -147,7 +147,11 @@ def _configure(corpus, preset, config, resume, given):
         options |= usual_options(preset, given)
     if given.get("own"):
         given["own"] = {**(options.get("own") or {}), **given["own"]}
-    return Config(**options | given)
+    options |= given
+    columns = options.get("columns") or ()
+    if options.get("corpus") == ("phrasebook",) and len(columns) > 2:
+        raise OptionError(f"the phrasebook has two columns, not {len(columns)}; name another CORPUS")
+    return Config(**options)
 
 
 def preset_for_corpus(config: Config, given: Collection[str]) -> str:
