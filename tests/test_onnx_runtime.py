@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from pipelines.tokenizers import (
     WhitespaceTokenizer,
 )
 from seq2seq import BeamSearch
+from seq2seq.commands.loading import oddities, oddities_for_export
+from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.onnx_exporting import describe_tokenizer
 from seq2seq.onnx_runtime import Tokenizer, Translator
 
@@ -76,6 +79,17 @@ def test_the_runtime_tokenizes_as_the_tokenizers_do(both, texts):
         unknown = [[token.decode() for token in tokens] for tokens in tokenizer.unknown(texts).to_list()]
         read = [[token for _, token in runtime.look_up(text) if token] for text in texts]
         assert read == unknown, (tokenizer, texts)
+
+
+@settings(max_examples=40, deadline=None)
+@given(texts=st.lists(_texts.map(str.encode), min_size=1, max_size=12))
+def test_the_same_oddities_of_texts_are_found_for_the_runtime(both, texts):
+    texts = [*texts, "й\tA\u00e9".encode() * 900]
+    for tokenizer, runtime in both:
+        columns = len(tokenizer.of_columns)
+        rows = [text for text in texts if columns == 1 or text.count(b"\t") == columns - 1]
+        translator = SimpleNamespace(source=runtime, longest_source=LONGEST_SOURCE)
+        assert sorted(oddities_for_export(translator, rows)) == sorted(oddities(tokenizer, rows)), (tokenizer, rows)
 
 
 @settings(max_examples=40, deadline=None)
@@ -155,7 +169,7 @@ def test_the_command_translates_with_an_exported_folder_as_with_the_run(exported
     run = tmp_path / "run"
     run.mkdir()
     model.save(run / "model.keras")
-    (tmp_path / "in.txt").write_text("sol\n\nflor\nxyz\n")
+    (tmp_path / "in.txt").write_text("sol\n\nflor\nxqz\n")
     lines = (tmp_path / "in.txt").read_bytes()
     for options in ([], ["--n-best", 3], ["--scores"], ["--beam-width", 4, "--scores"], ["--max-length", 2]):
         one, other = (seq2seq("translate", model, *options, stdin=lines, cwd=tmp_path) for model in (run, folder))
@@ -166,6 +180,8 @@ def test_the_command_translates_with_an_exported_folder_as_with_the_run(exported
         if "--scores" in options:
             figures, other_figures = (np.array([row[:2] for row in each], float) for each in (rows, others))
             np.testing.assert_allclose(figures, other_figures, atol=1e-3)
+        assert one.stderr.splitlines()[:-1] == other.stderr.splitlines()[:-1]  # the last line has seconds
+    assert b"line 4: at least half of the tokens are not in the vocabulary" in other.stderr
     done = seq2seq("translate", folder, "sol", "mar", cwd=tmp_path)
     assert done.stdout.decode().split() == [text.decode() for text in model.translate(["sol", "mar"]).numpy()]
 

@@ -14,6 +14,12 @@ from seq2seq.commands.options import option_flag
 from seq2seq.commands.terminal import command_line, say
 from seq2seq.records import find_run, finished, read_record
 
+# What is odd in a source.
+NO_FEATURE = "the feature {!r} is not in the vocabulary"
+NOT_SEPARATED = "tabs do not separate columns, because this model has only one source column"
+CUT = "only the first {:,} tokens are read"
+UNKNOWN_TEXT = "at least half of the tokens are not in the vocabulary"
+
 
 def split_runs(command: str, arguments: list[str], other: str, least: int = 1) -> tuple[list[Path], list[str]]:
     """Separates the run folders from the arguments after them, whose name in messages is `other`.
@@ -61,32 +67,52 @@ def oddities(tokenizer: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, st
     from pipelines.tokens import PADDING
     from seq2seq.decoding import LONGEST_SOURCE
 
+    single = len(tokenizer.of_columns) == 1
     for column, part in enumerate(tokenizer.of_columns):
         if not part.ordered:
-            texts = [source.split(b"\t")[column] for source in sources]
+            texts = sources if single else [source.split(b"\t")[column] for source in sources]
             for place, features in enumerate(part.unknown(texts).to_list()):
                 for feature in features:
-                    yield place, f"the feature {feature.decode()!r} is not in the vocabulary"
-    if len(tokenizer.of_columns) == 1:
+                    yield place, NO_FEATURE.format(feature.decode())
+    if single:
         for place, source in enumerate(sources):
             if b"\t" in source:
-                yield place, "tabs do not separate columns, because this model has only one source column"
+                yield place, NOT_SEPARATED
     in_order, unknown_ids = tokenizer.in_order, tokenizer.unknown_ids
     for first in range(0, len(sources), 256):  # few, as each batch is as long as its longest text
         ids = tokenizer.tokenize(sources[first : first + 256]).numpy()
         for place in np.flatnonzero(np.count_nonzero(ids != PADDING, axis=1) > LONGEST_SOURCE).tolist():
-            yield first + place, f"only the first {LONGEST_SOURCE:,} tokens are read"
+            yield first + place, CUT.format(LONGEST_SOURCE)
         read = ids[:, :LONGEST_SOURCE]
         counted = in_order[read] & (read != PADDING)  # without features
         unknown = np.count_nonzero(counted & np.isin(read, unknown_ids), axis=1)
         for place in np.flatnonzero((unknown > 0) & (2 * unknown >= np.count_nonzero(counted, axis=1))).tolist():
             if not is_blank(sources[first + place]):
-                yield first + place, "at least half of the tokens are not in the vocabulary"
+                yield first + place, UNKNOWN_TEXT
 
 
-def say_oddities(tokenizer: Any, sources: Sequence[bytes], unit: str, done: int, said: set[str]) -> None:
+def oddities_for_export(translator: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, str]]:
+    """The same as `oddities`, for an export, whose tokenizers look up one text at a time."""
+    parts = [part for part, _ in translator.source.parts] or [translator.source]
+    for place, source in enumerate(sources):
+        if len(parts) == 1 and b"\t" in source:
+            yield place, NOT_SEPARATED
+        columns = zip(parts, source.split(b"\t") if len(parts) > 1 else [source], strict=True)
+        read = [(part.kind, token) for part, column in columns for _, token in part.look_up(column)]
+        for kind, token in read:
+            if kind == "separator" and token is not None:  # None is a known token
+                yield place, NO_FEATURE.format(token)
+        if len(read) > translator.longest_source:
+            yield place, CUT.format(translator.longest_source)
+        counted = [token for kind, token in read[: translator.longest_source] if kind != "separator"]
+        unknown = len(counted) - counted.count(None)
+        if unknown and 2 * unknown >= len(counted) and not is_blank(source):
+            yield place, UNKNOWN_TEXT
+
+
+def say_oddities(found: Iterable[tuple[int, str]], unit: str, done: int, said: set[str]) -> None:
     """Reports oddities of sources, numbered after `done` others, each only once: `said` holds those reported."""
-    for place, odd in sorted(oddities(tokenizer, sources)):
+    for place, odd in sorted(found):
         if odd not in said:
             said.add(odd)
             say(f"{unit} {done + place + 1}: {odd}")

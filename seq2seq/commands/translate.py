@@ -12,7 +12,16 @@ from pipelines import CorpusError, OptionError, open_corpora
 from pipelines.formats import wrong_columns
 from pipelines.lines import as_line, line_waits, read_lines
 from pipelines.options import extra
-from seq2seq.commands.loading import is_blank, is_run, open_runs, reading_as_trained, say_oddities, split_runs
+from seq2seq.commands.loading import (
+    is_blank,
+    is_run,
+    oddities,
+    oddities_for_export,
+    open_runs,
+    reading_as_trained,
+    say_oddities,
+    split_runs,
+)
 from seq2seq.commands.options import (
     ENSEMBLE_HELP,
     BatchSize,
@@ -144,7 +153,7 @@ def translate(  # longer than 60 lines: its signature declares the options
                     write(lines[:bad], done)  # those before it are answered
                 # Raises an error with the number of the first of these.
                 prefix_ids(model.target_tokenizer, how["prefixes"][bad:], unit, done + bad + 1)
-        say_oddities(model.source_tokenizer, sources, unit, done, said)
+        say_oddities(oddities(model.source_tokenizer, sources), unit, done, said)
         if as_json or attention or scores or strategy.n_best > 1:
             found = model.translate(sources, strategy, details=True, **how)
             as_objects = as_json or attention
@@ -216,8 +225,11 @@ def _translate_with_export(folder, texts, beam, lengths, scores):
     except ValueError as error:
         raise RunError(str(error)) from None
     loading = time.monotonic() - started
+    unit = "TEXT" if texts else "standard input, line"
+    said = set[str]()
 
     def write(lines, done):
+        say_oddities(oddities_for_export(translator, lines), unit, done, said)
         found_each = zip(lines, translator.search(lines, **how), strict=True)
         for number, (line, hypotheses) in enumerate(found_each, start=done + 1):
             for found in hypotheses:
@@ -228,7 +240,7 @@ def _translate_with_export(folder, texts, beam, lengths, scores):
                 sys.stdout.buffer.write(b"\t".join([*columns, text]) + b"\n")
         sys.stdout.buffer.flush()
 
-    _answer(texts, "TEXT" if texts else "standard input, line", translator.source.names, write, loading)
+    _answer(texts, unit, translator.source.names, write, loading)
 
 
 def _with_columns(unit, numbered, names):
@@ -338,7 +350,7 @@ def score(
         for block in _blocks(lines):
             pairs = [pair for pair in block if pair]
             sources = [pair[0] if pair else b"\t" * (len(columns) - 1) for pair in block]
-            say_oddities(model.source_tokenizer, sources, unit, done, said)
+            say_oddities(oddities(model.source_tokenizer, sources), unit, done, said)
             done += len(block)
             found = _score_objects(model, pairs) if as_json else _score_numbers(model, pairs)
             typer.echo("\n".join(next(found) if pair else "null" if as_json else "nan" for pair in block))
