@@ -62,6 +62,9 @@ def batch_pairs(
     check_number("batch_tokens", batch_tokens, least=1, optional=True)
     check_number("longest_source", longest_source, least=1, optional=True)
     check_number("window", window, least=1)
+    check_number("seed", seed, least=0, below=2**32, optional=True)
+    if not isinstance(epoch, tf.Tensor):
+        check_number("epoch", epoch, least=0, optional=True)
     if not isinstance(skip, tf.Tensor):
         check_number("skip", skip, least=0)
     if epoch is None and (isinstance(skip, tf.Tensor) or skip):

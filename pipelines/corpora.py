@@ -109,9 +109,12 @@ def read_pairs(
             read. TensorFlow wraps the latter in its own error; `corpus_errors` unwraps it.
     """
     check_number("limit", limit, least=0, optional=True)
-    if limit is not None and options.get("num_shards", 1) > 1:
-        raise OptionError("limit and num_shards cannot be combined")
+    check_number("seed", seed, least=0, below=2**32)
+    if not isinstance(epoch, tf.Tensor):
+        check_number("epoch", epoch, least=0, optional=True)
     reader = open_corpora(corpus, **options)
+    if limit is not None and reader.num_shards > 1:
+        raise OptionError("limit and num_shards cannot be combined")
     column = tf.TensorSpec([None], tf.string)
 
     def generate(seed):

@@ -14,7 +14,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 # Endings of the files read from a folder, in any case. Not `.json`, which may be a manifest.
@@ -124,7 +124,7 @@ def read_manifest(folder: Path | str) -> dict:
 @contextlib.contextmanager
 def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
     """Writes a folder atomically: yields a temporary path that becomes `folder` at the end. After an error, neither
-    exists.
+    exists. The folders above it are made, and stay.
 
     Args:
         folder: the folder to make. It may exist if it is empty.
@@ -156,7 +156,8 @@ def open_bytes(path: Path) -> Iterator[Any]:
         with path.open("rb") as file:
             yield file
     else:
-        with zipfile.ZipFile(archive) as members, members.open(path.relative_to(archive).as_posix()) as member:
+        name = _members(archive)[path.relative_to(archive).as_posix()]
+        with zipfile.ZipFile(archive) as members, members.open(name) as member:
             yield member
 
 
@@ -181,10 +182,12 @@ def archive_of(path: Path) -> Path | None:
 
 
 def _members(archive):
-    """Lists the files in a zip, without those that macOS adds."""
+    """Lists the files in a zip, without those that macOS adds: {path in the zip: name of the member}. Names such as
+    `./a.tsv` and `/a.tsv` become the path `a.tsv`."""
     try:
         with zipfile.ZipFile(archive) as file:
-            return [name for name in file.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+            names = [name for name in file.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+        return {PurePosixPath(name.lstrip("/")).as_posix(): name for name in names}
     except (OSError, zipfile.BadZipFile) as error:
         raise CorpusError(f"{archive}: {error}") from None
 
@@ -196,7 +199,7 @@ def _member(path):
         return path
     names = _members(archive)
     if path == archive and len(names) == 1:
-        return archive / names[0]
+        return archive.joinpath(*names)
     if path == archive or path.relative_to(archive).as_posix() not in names:
         raise CorpusError(f"{path}: choose one of its files: {', '.join(f'{archive}/{name}' for name in names)}")
     return path

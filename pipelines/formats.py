@@ -111,10 +111,11 @@ def is_list_of_pairs(corpus: Any) -> bool:
 def _tab_rows(path, columns, sources, report):
     lines = read_lines(path)
     places, most, wanted = list(range(len(sources) + 1)), sys.maxsize, f"columns {', '.join(map(str, columns or ()))}"
+    named = columns is not None and not numbered(columns)
     if columns is None:
         most = max(3, len(places))
         wanted = _between_tabs(*sources, "target") + " (and at most one more column)" * (most > len(places))
-    elif isinstance(columns[0], str):
+    elif named:
         _, header = next(lines, (1, b""))
         names = header.decode(errors="replace").split("\t")
         for name in columns:
@@ -127,8 +128,8 @@ def _tab_rows(path, columns, sources, report):
         yield 1, None, None, HEADER
     else:
         places = [number - 1 for number in columns]
-    first, *more, last = places
-    least, named = max(places) + 1, bool(columns) and isinstance(columns[0], str)
+    *before, last = places
+    least = max(places) + 1
     for number, line in lines:
         found = line.split(b"\t")
         if not line:
@@ -142,8 +143,7 @@ def _tab_rows(path, columns, sources, report):
             if not (named or report.unread) and any(found[least:]):
                 other = next(place for place in range(least, len(found)) if found[place]) + 1
                 report.unread = f"{path or 'standard input'}, line {number}: {_unread(other, columns, sources)}"
-            source = b"\t".join([found[first], *(found[place] for place in more)]) if more else found[first]
-            yield number, source, found[last], ""
+            yield number, b"\t".join([found[place] for place in before]), found[last], ""
 
 
 def _unread(other, columns, sources):

@@ -10,6 +10,7 @@ import operator
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -190,7 +191,7 @@ def load_class(argument: str, name: str) -> type:
     """Imports a class by its name, `module:Class`. The module may be in the working directory.
 
     Raises:
-        OptionError: if there is no such module, or no such class in it.
+        OptionError: if there is no such module, it cannot be imported, or there is no such class in it.
     """
     module_name, _, class_name = name.partition(":")
     if not class_name or not module_name or module_name.startswith("."):
@@ -199,14 +200,20 @@ def load_class(argument: str, name: str) -> type:
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
+    except MissingExtra:
+        raise
     except ModuleNotFoundError as error:
-        if error.name != module_name.partition(".")[0] and error.name != module_name:
-            raise
+        if error.name not in (module_name.partition(".")[0], module_name):
+            raise OptionError(
+                f"{argument}={name!r}: {module_name} needs {error.name!r}, which is not installed"
+            ) from error
         raise OptionError(
             f"{argument}={name!r}: no module {module_name!r} in the current directory or among the installed packages"
         ) from None
-    except (SyntaxError, ImportError) as error:
-        raise OptionError(f"{argument}={name!r}: {module_name} cannot be imported: {error}") from error
+    except Exception as error:  # of any class, as it runs the module
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        at = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
+        raise OptionError(f"{argument}={name!r}: {module_name} cannot be imported: {one_line(error)}{at}") from error
     if not isinstance(getattr(module, class_name, None), type):
         classes = [found for found, value in vars(module).items() if isinstance(value, type)]
         classes.sort(key=lambda found: getattr(module, found).__module__ != module_name)  # its own before imported ones

@@ -95,15 +95,16 @@ class Reader:
         for shard in self.shards:
             if self.columns is not None and shard.unit == "pair":
                 raise OptionError(f"columns={self.columns}: a {shard.name} of pairs has no columns to choose from")
-            width = shard.width or (wanted if self.columns or self.source_columns else 2)
-            if shard.width and numbered(self.columns):
-                if max(self.columns) > width:
-                    raise CorpusError(
-                        f"{shard.name}: {width} parallel files; columns={self.columns} needs more; give others"
-                    )
-            elif width != wanted:
-                unit = "parallel files" if shard.width else "columns"
-                raise CorpusError(f"{shard.name}: {width} {unit}, expected {wanted}, the last of them the target")
+            expected = f"expected {wanted}, the last of them the target"
+            if shard.width is None:
+                if wanted != 2 and not (self.columns or self.source_columns):
+                    raise CorpusError(f"{shard.name}: 2 columns, {expected}")
+            elif numbered(self.columns):
+                if max(self.columns) > shard.width:
+                    needs = f"columns={self.columns} needs more; give others"
+                    raise CorpusError(f"{shard.name}: {shard.width} parallel files; {needs}")
+            elif shard.width != wanted:
+                raise CorpusError(f"{shard.name}: {shard.width} parallel files, {expected}")
         if self.reverse and wanted > 2:
             raise OptionError(f"reverse=True: a source of {wanted - 1} columns cannot be the target")
 

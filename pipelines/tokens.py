@@ -242,7 +242,7 @@ class Tokenizer(tf.Module):
             ids: of targets.
             unknown: the unknown tokens of each source, strings `[B, U]`, ragged or padded with "". The n-th of them
                 replaces the n-th U+FFFD that is a token, see `add_unknown_token`. If there are more U+FFFD, the rest
-                stay.
+                are left out.
 
         Raises:
             OptionError: if the ids are not whole numbers `[B, T]`.
@@ -259,8 +259,7 @@ class Tokenizer(tf.Module):
         if isinstance(unknown, tf.RaggedTensor):
             unknown = unknown.to_tensor("")
         unknown = tf.pad(unknown, [[0, 0], [0, tf.shape(ids)[1]]], constant_values="")
-        unknown = tf.gather(tf.where(unknown == "", REPLACEMENT, unknown), places, batch_dims=1)
-        return self._join(tf.where(copied, unknown, self._written(ids)))
+        return self._join(tf.where(copied, tf.gather(unknown, places, batch_dims=1), self._written(ids)))
 
     def get_config(self) -> dict:
         return {"vocabulary": list(self.tokens), "normal_form": self.normal_form, "lowercase": self.lowercase}
@@ -367,9 +366,8 @@ def target_ids(
     ids, (unknown, *_) = tokenizer.tokenize(texts, start_end=True), tokenizer.unknown_ids
     if unknown == UNKNOWN:
         return ids
-    own = tokenizer.unknown(texts).to_tensor("")
-    of_source = source_tokenizer.unknown(sources, longest).to_tensor(REPLACEMENT)
-    of_source = tf.pad(of_source, [[0, 0], [0, tf.shape(own)[1]]], constant_values=REPLACEMENT)
+    own, of_source = tokenizer.unknown(texts).to_tensor(""), source_tokenizer.unknown(sources, longest).to_tensor("")
+    of_source = tf.pad(of_source, [[0, 0], [0, tf.shape(own)[1]]], constant_values="")
     same = tf.reduce_all((own == of_source[:, : tf.shape(own)[1]]) | (own == ""), axis=1, keepdims=True)
     return tf.where(same | (ids != unknown), ids, UNKNOWN)
 

@@ -53,13 +53,16 @@ class AverageWeights(keras.callbacks.Callback):
             self.swapped = False
 
     def on_test_begin(self, logs: Any = None) -> None:
+        self._swap_in()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._swap_in()  # of an epoch that is not measured
+
+    def _swap_in(self):
         if not self.swapped:
             self.latest.append([weight.numpy() for weight in self.model.trainable_variables])
             self._assign([np.mean(weights, axis=0) for weights in zip(*self.latest, strict=True)])
             self.swapped = True
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.on_test_begin()  # Keras does not call it in an epoch that is not measured
 
     def _assign(self, weights):
         for variable, weight in zip(self.model.trainable_variables, weights, strict=True):
@@ -86,6 +89,44 @@ class ScoreTranslations(keras.callbacks.Callback):
             logs[f"val_{name.lower().replace(' ', '_')}"] = score
 
 
+class SayEpochs(keras.callbacks.Callback):
+    """Says the figures of each epoch and, if it was measured, the translations of up to three held-out sources."""
+
+    def __init__(self, held_out: Any, run: TrainingRun, say: Any) -> None:
+        super().__init__()
+        self.examples = [(source, targets[0]) for source, targets in itertools.islice(held_out.items(), 3)]
+        self.run, self.say = run, say
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.started = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        line = f"Epoch {epoch + 1}/{self.run.epochs}  {_figures(logs)}"
+        if "val_loss" in logs:
+            line += f"  |  held out: {_figures(logs, 'val_')}"
+        self.say(f"{line}  |  {time.monotonic() - self.started:.1f} s")
+        if "val_loss" not in logs:
+            return  # this epoch was not measured
+        translations = translations_of(self.model, [source for source, _ in self.examples])
+        for (source, target), translation in zip(self.examples, translations, strict=True):
+            line = "    {}  ->  {}   ({})".format(*map(_beginning, (source, translation, target)))
+            self.say(as_line(line.encode()).decode())  # even if texts contain line breaks
+
+
+def _beginning(text):
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _figures(logs, side=""):
+    forms = {
+        "loss": "loss {:.3f}",
+        "accuracy": "accuracy {:.1%}",
+        "chrf": "chrF {:.1f}",
+        "exact_match": "exact match {:.1f}%",
+    }
+    return "  ".join(form.format(logs[side + name]) for name, form in forms.items() if side + name in logs)
+
+
 class WatchSteps(keras.callbacks.Callback):
     """Counts the steps and pairs of a run, and finds batches without a finite gradient."""
 
@@ -108,18 +149,21 @@ class WatchSteps(keras.callbacks.Callback):
         self.running = True
 
     def on_test_begin(self, logs: Any = None) -> None:
+        self._end_steps()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self._end_steps()  # of an epoch that is not measured
+        if self.skipped:
+            steps = f"{self.skipped:,} of {self.run.steps:,} steps"
+            self.say(f"epoch {epoch + 1}: {steps} skipped, because their gradients were not finite")
+            self.skipped = 0
+
+    def _end_steps(self):
         """Notes the last step of an epoch, which may be an early one if a callback has stopped training."""
         if self.running:
             self._note_step()
             self.running = False
         self.look()
-
-    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.on_test_begin()  # Keras does not call it in an epoch that is not measured
-        if self.skipped:
-            steps = f"{self.skipped:,} of {self.run.steps:,} steps"
-            self.say(f"epoch {epoch + 1}: {steps} skipped, because their gradients were not finite")
-            self.skipped = 0
 
     def _note_step(self):
         """Keeps the results of a step without waiting for them, and checks them from time to time."""
@@ -251,24 +295,30 @@ class SaveRun(keras.callbacks.Callback):
     def write(self) -> None:
         """Writes the run folder after the last epoch of the history."""
         if self.chief:
+            if len(self.run.history) == 1:
+                self._remove_replaced()
             self._write_models(self.run.kept() == len(self.run.history))
             self._write_record()
 
     def on_train_end(self, logs: Any = None) -> None:
         self._wait()
 
+    def _remove_replaced(self):
+        """Removes the files of a run that is being replaced, except for its models, which are overwritten."""
+        folder, begun = self.run.folder, (self.run.checkpoints.folder / "begun.keras").stat().st_mtime
+        names = ["config.json", "history.csv", "curves.png", "error-rates.png", "attention-*.png"]
+        old = list(itertools.chain(*map(folder.glob, names)))
+        logs = [*folder.glob("diverged.tsv"), *folder.glob("tensorboard/*/events.*")]  # or of this run
+        for path in old + [path for path in logs if path.stat().st_mtime < begun]:
+            path.unlink()
+
     def _write_models(self, best):
         """Writes the model of the epoch, if it is the best so far, and those of the last epochs."""
         folder, epoch, count = self.run.folder, len(self.run.history), self.run.config.keep_epochs
-        if epoch == 1:  # what exists is of a run that is being replaced
-            begun = (self.run.checkpoints.folder / "begun.keras").stat().st_mtime
-            names = ["config.json", "history.csv", "curves.png", "error-rates.png", "attention-*.png"]
-            old = list(itertools.chain(*map(folder.glob, names)))
-            logs = [*folder.glob("diverged.tsv"), *folder.glob("tensorboard/*/events.*")]  # or of this run
-            for path in old + [path for path in logs if path.stat().st_mtime < begun]:
-                path.unlink()
-        names = ["model.keras"] * best + [f"epochs/epoch-{epoch:04}.keras"] * (count > 0)
-        for path in (folder / name for name in names):
+        paths = [folder / "model.keras"] if best else []
+        if count:
+            paths.append(folder / f"epochs/epoch-{epoch:04}.keras")
+        for path in paths:
             path.parent.mkdir(exist_ok=True)
             with whole_file(path) as aside, _uncompiled(self.model):
                 self.model.save(aside)

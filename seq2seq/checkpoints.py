@@ -1,6 +1,7 @@
 """Crash safety: atomic file writes, checkpoints, a lock on a run folder. Imports no TensorFlow."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -55,18 +56,26 @@ def locked(folder: Path) -> Iterator[None]:
     neither names the holder nor removes its file together with an empty folder, which is most of this function.)
 
     Raises:
-        RunError: if another process holds the lock (the message has its number), or the path cannot be a folder.
+        RunError: if another process holds the lock (the message has its number), the path cannot be a folder, or the
+            folder has another file of that name.
     """
     path = folder / "lock"
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except (FileExistsError, FileNotFoundError, NotADirectoryError):
+        except (FileExistsError, NotADirectoryError):
             for above in (folder, *folder.parents):
                 if os.path.lexists(above) and not above.is_dir():
                     raise RunError(f"{above} is a file or a broken link; a run needs a folder") from None
             continue  # the holder of the lock has just removed the folder
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):  # ENOENT: of the working directory
+                raise
+            raise RunError(f"{str(folder)[:99]}: cannot be made: {error.strerror}") from None
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            continue  # the same
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -77,6 +86,9 @@ def locked(folder: Path) -> Iterator[None]:
             if os.path.samestat(os.fstat(file), path.stat()):
                 break
         os.close(file)  # its holder has removed the file in the meantime, so it locks nothing
+    if os.pread(file, 8, 0) not in (b"", b"process "):
+        os.close(file)
+        raise RunError(f"{path} is a file of yours, which a run would replace; choose another folder")
     try:
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())

@@ -280,17 +280,21 @@ class Config:
                 object.__setattr__(self, name, value[0])
         if vars(self)["validation_fraction"] is None:
             object.__setattr__(self, "validation_fraction", 0.0 if self.validation else 0.05)
-        kinds: dict[str, typing.Any] = {
+        single: dict[str, typing.Any] = {
             "weights": (int, float),
             "teacher_forcing": (int, float),
             "usual_epochs": int,
             "metrics": str,
         }
-        for name, kind in kinds.items():
+        for name, kind in single.items():
             if isinstance(value := getattr(self, name), kind):
                 object.__setattr__(self, name, (value,))
         for field in dataclasses.fields(self):
-            check_option(field.name, getattr(self, field.name))
+            value, kinds = getattr(self, field.name), kinds_of(field.name)
+            check_option(field.name, value)
+            if float in kinds and value is not None:  # 0 is saved as 0.0, or the options of two runs would differ
+                value = tuple(map(float, value)) if isinstance(value, tuple) else float(value)
+                object.__setattr__(self, field.name, value)
         for name in self.own or ():
             if name in vars(self):
                 raise OptionError(f"own={self.own!r}: {name} is an option of Config itself; give it there")
@@ -303,6 +307,7 @@ class Config:
             option = "validation_fraction" if self.validation_fraction else "split"
             raise OptionError(
                 f"{option}={getattr(self, option)!r}: cannot be combined with validation, the held-out set"
+                + "; None is its default" * (option == "validation_fraction")
             )
         for name in ("source_tokenizer", "target_tokenizer"):
             tokenizer_names(name, getattr(self, name))
@@ -338,11 +343,11 @@ def as_saved(value: typing.Any) -> typing.Any:
     if isinstance(value, os.PathLike):
         path = os.fspath(value)  # always of a file, while a string may be the name of a corpus
         return os.path.join(os.curdir, path) if path == "-" or path in NAMED_CORPORA else path
-    return value.item() if hasattr(value, "item") else value  # of NumPy
+    return as_saved(value.tolist()) if hasattr(value, "tolist") else value  # of NumPy
 
 
 _CHOICES = {
-    "architecture": ("recurrent", "transformer"),
+    "architecture": tuple(ARCHITECTURES),
     "on_bad_line": ("error", "skip"),
     "split": ("hash", "last"),
     "encoding": ("one_hot", "ids"),
@@ -373,6 +378,10 @@ def check_option(name: str, value: typing.Any) -> None:
         raise OptionError(f"{name}={value!r}: expected True or False{', or None' * optional}")
     elif Mapping in kinds and not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
         raise OptionError(f"{name}={value!r}: expected a dict of options by their names, or None")
+    elif isinstance(value, type):
+        raise OptionError(
+            f"{name}={value.__name__}: expected the name of a class, '{value.__module__}:{value.__name__}'"
+        )
     elif str in kinds and not all(isinstance(text, str) and text for text in values):
         raise OptionError(f"{name}={reprlib.repr(value)}: expected text{', or None' * optional}")
     if name == "columns":

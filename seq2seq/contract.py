@@ -316,9 +316,15 @@ _RELOAD = "from_config(get_config()); get_config must return all arguments of th
 
 def _reloaded(part):
     """The part as loaded from a model file, without weights."""
+    return keras.saving.deserialize_keras_object(serialized(part))
+
+
+def serialized(part: Any) -> Any:
+    """A part of a model as its `get_config` holds it: as Keras serializes it, but to be built by the model."""
     saved = keras.saving.serialize_keras_object(part)
-    saved.pop("build_config", None)  # as the model does
-    return keras.saving.deserialize_keras_object(saved)
+    if isinstance(saved, dict):
+        saved.pop("build_config", None)
+    return saved
 
 
 def _sample(tokenizer):

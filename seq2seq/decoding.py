@@ -156,8 +156,8 @@ def padded_to_few_shapes(source: tf.Tensor, constraints: Constraints) -> tuple[t
     """Pads a batch to one of few shapes, for a search that XLA compiles.
 
     Returns:
-        The sources, their constraints, and a tensor whose size is the largest limit, rounded up; XLA must know it
-        when it compiles.
+        The sources, their constraints, and a tensor with room for the steps: its size, which XLA knows when it
+        compiles, is the largest limit, rounded up.
     """
     with tf.device("CPU"):  # where all sizes are known
         rows, length = tf.unstack(tf.shape(source)[:2])
@@ -169,8 +169,8 @@ def padded_to_few_shapes(source: tf.Tensor, constraints: Constraints) -> tuple[t
         prefixes = constraints.prefixes
         if prefixes is not None:
             prefixes = padded(prefixes, all_rows, rounded_up(tf.shape(prefixes)[1]))
-        steps = tf.zeros([rounded_up(tf.reduce_max(limits))])
-    return source, constraints._replace(limits=limits, seeds=seeds, prefixes=prefixes), steps
+        room = tf.zeros([rounded_up(tf.reduce_max(limits))])
+    return source, constraints._replace(limits=limits, seeds=seeds, prefixes=prefixes), room
 
 
 def first_rows(found: Hypotheses, rows: tf.Tensor) -> Hypotheses:

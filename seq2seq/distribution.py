@@ -74,6 +74,11 @@ def sums_of_workers(strategy: tf.distribute.Strategy | None, numbers: Sequence[f
     return strategy.experimental_local_results(sums)[0].numpy().tolist()[:-1]
 
 
+def wait_for_workers(strategy: tf.distribute.Strategy | None) -> None:
+    """Waits until all workers have called this."""
+    sums_of_workers(strategy, [])
+
+
 @functools.cache
 def _adding(strategy):
     """A function that sums tensors over workers; all devices of a worker have the same tensor."""

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, Tokenizer
 from seq2seq.attention import Encoded
-from seq2seq.contract import encode, has_attention, start, take_tokenizers
+from seq2seq.contract import encode, has_attention, serialized, start, take_tokenizers
 from seq2seq.model import Seq2Seq
 
 
@@ -32,12 +32,14 @@ def ensemble(models: Sequence[Seq2Seq], names: Sequence[Any] = ()) -> Seq2Seq:
         members have seen.
 
     Raises:
-        OptionError: if there is no model, two of them share an encoder or decoder, or tokenizers differ; the message
-            says how.
+        OptionError: if there is no model, or names for another number of them; if two share an encoder or decoder, or
+            tokenizers differ, and the message says how.
     """
     names = [str(name) for name in names] or [f"models[{number}]" for number in range(len(models))]
     if not models:
         raise OptionError("models: an ensemble needs at least one")
+    if len(names) != len(models):
+        raise OptionError(f"names: expected {len(models)}, one for each model, not {len(names)}")
     for name, model in zip(names, models, strict=True):
         if not isinstance(model, Seq2Seq):
             raise OptionError(f"{name}={model!r}: expected a Seq2Seq")
@@ -81,10 +83,7 @@ class _Members(keras.layers.Layer):
         return self.members[0].compute_output_shape(shape)
 
     def get_config(self) -> dict:
-        members = [keras.saving.serialize_keras_object(member) for member in self.members]
-        for member in members:
-            member.pop("build_config", None)
-        return {**super().get_config(), "members": members}
+        return {**super().get_config(), "members": list(map(serialized, self.members))}
 
     @classmethod
     def from_config(cls, config: dict) -> "_Members":

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 import time
 import unicodedata
 from collections.abc import Callable
@@ -146,9 +147,14 @@ class Evaluation:
         """Writes sources.txt, translations.txt, references.0.txt and so on, one text per line, for other tools.
 
         If a text has fewer references than others, its first one is repeated, as `sacrebleu` needs the same number for
-        each. A tab or a line break in a text is written as a space, except the tabs between source columns.
+        each. A tab or a line break in a text is written as a space, except the tabs between source columns. Such files
+        from earlier are replaced.
+
+        Raises:
+            OptionError: if the folder holds anything else.
         """
         folder = Path(folder)
+        check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob("references.*.txt"):  # of a corpus with more references
             stale.unlink()
@@ -158,6 +164,17 @@ class Evaluation:
         for name, lines in files.items():
             columns = self.source_columns if name == "sources" else 1
             (folder / f"{name}.txt").write_bytes(b"".join(as_line(line.encode(), columns) + b"\n" for line in lines))
+
+
+def check_folder(folder: Path) -> None:
+    """Checks that a folder, if it exists, holds only files that `Evaluation.write` has written and may replace.
+
+    Raises:
+        OptionError: otherwise.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not re.fullmatch(r"(sources|translations|references\.\d+)\.txt", path.name):
+            raise OptionError(f"{folder}: holds {path.name}, which is not of an evaluation; choose another folder")
 
 
 def evaluate(

@@ -361,7 +361,7 @@ class Decoder(BaseDecoder):
 
 def holds_token(tokens: tf.Tensor) -> tf.Tensor:
     """Which positions of ids `[B, T]`, or of their one-hot form `[B, T, V]`, are not padding: bool `[B, T]`."""
-    return tokens != PADDING if tokens.dtype.is_integer else tf.reduce_any(tokens != 0, axis=-1)
+    return token_ids(tokens) != PADDING
 
 
 def row_lengths(tokens: tf.Tensor) -> tf.Tensor:
@@ -370,7 +370,7 @@ def row_lengths(tokens: tf.Tensor) -> tf.Tensor:
 
 
 def token_ids(tokens: tf.Tensor) -> tf.Tensor:
-    """Ids int32 `[B, T]`, from ids or from their one-hot form `[B, T, V]`, in which a row of padding is all zeros."""
+    """Ids int32 `[B, T]`, from ids or from their one-hot form `[B, T, V]`, in which padding is all zeros or token 0."""
     is_ids = tokens.dtype.is_integer
     return tf.cast(tokens, tf.int32) if is_ids else tf.argmax(tokens, axis=-1, output_type=tf.int32)
 

@@ -129,11 +129,14 @@ def of_tokens(metric: str | Callable | keras.metrics.Metric) -> keras.metrics.Me
     """Turns a metric for `compile` (a name, a function or a metric) into one over real tokens.
 
     Raises:
-        OptionError: if it takes probabilities.
+        OptionError: if it takes probabilities, or Keras has no metric of this name.
     """
     if metric in ("accuracy", "acc"):
         metric = keras.metrics.SparseCategoricalAccuracy(name=metric)
-    found = keras.metrics.get(metric)
+    try:
+        found = keras.metrics.get(metric)
+    except ValueError as error:
+        raise OptionError(f"metrics: {one_line(error)}") from None
     _refuse_probabilities("metrics", metric, found)
     if not isinstance(found, keras.metrics.Metric):
         found = keras.metrics.MeanMetricWrapper(found, name=metric if isinstance(metric, str) else found.__name__)
@@ -151,7 +154,7 @@ def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
         vocabulary_size: V.
 
     Raises:
-        OptionError: if it fails, counts padding, is a sum or takes probabilities.
+        OptionError: if it fails, counts padding, is no mean or takes probabilities.
     """
     name = repr(loss) if isinstance(loss, str) else getattr(loss, "name", None) or getattr(loss, "__name__", loss)
     _refuse_probabilities("loss", name, keras.losses.get(loss) if isinstance(loss, str) else loss)
@@ -172,9 +175,9 @@ def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
         raise OptionError(
             f"loss={name}: counts padding; give a keras.losses.Loss with reduction='mean_with_sample_weight'"
         )
-    if np.isclose(found[2], 2 * found[0], rtol=1e-3) and found[0]:
+    if not np.isclose(found[0], found[2], rtol=1e-3):
         raise OptionError(
-            f"loss={name}: a sum, which grows with the batch; give a keras.losses.Loss with "
+            f"loss={name}: changes with the number of rows, as a sum does; give a keras.losses.Loss with "
             "reduction='mean_with_sample_weight'"
         )
 

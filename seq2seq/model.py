@@ -16,7 +16,7 @@ import pipelines.tokenizers  # noqa: F401 (Keras loads only classes that are imp
 from pipelines import OptionError, accepted, check_number, choose, construct
 from pipelines.tokens import END, PADDING, Tokenizer, one_hot
 from seq2seq.compilation import on_gpu, parts_of_batch, side_by_side
-from seq2seq.contract import check_contract, check_savable, encode, start, take_tokenizers
+from seq2seq.contract import check_contract, check_savable, encode, serialized, start, take_tokenizers
 from seq2seq.decoding import (
     STEPS_UNASKED,
     Constraints,
@@ -87,6 +87,11 @@ class Seq2Seq(Translator, Trainer):
         if self.dtype_policy.variable_dtype not in ("float32", "float64"):
             half = self.dtype_policy.name
             raise OptionError(f"dtype={half!r}: 16-bit weights are too coarse for training; use 'mixed_{half}'")
+        if keras.config.floatx() not in ("float32", "float64"):
+            raise OptionError(
+                f"floatx is {keras.config.floatx()!r}: Keras would convert labels to it, and it has no ids above 2,048 "
+                f"or 256; call keras.config.set_floatx('float32') and use dtype='mixed_{keras.config.floatx()}'"
+            )
         for side, tokenizer in (("source_tokenizer", source_tokenizer), ("target_tokenizer", target_tokenizer)):
             if not isinstance(tokenizer, Tokenizer):
                 raise OptionError(f"{side}={tokenizer!r}: expected a tokenizer, such as CharTokenizer()")
@@ -290,8 +295,8 @@ class Seq2Seq(Translator, Trainer):
             steps = tf.maximum(1, tf.reduce_max(limits))
             return self._search(encode(self.encoder, source), constraints, steps, strategy, shrinking_loop)
         rows = tf.shape(source)[0]
-        source, constraints, steps = padded_to_few_shapes(source, constraints)
-        return first_rows(self._search_with(strategy)(encode(self.encoder, source), constraints, steps), rows)
+        source, constraints, room = padded_to_few_shapes(source, constraints)
+        return first_rows(self._search_with(strategy)(encode(self.encoder, source), constraints, room), rows)
 
     def _search(self, encoded, constraints, steps, strategy, loop):
         _, state = start(self.decoder, encoded, steps)
@@ -308,11 +313,11 @@ class Seq2Seq(Translator, Trainer):
         return strategy.search(step_for, state, constraints, loop)
 
     def _compile_search(self, strategy):
-        def search(encoded, constraints, steps):
-            count = tf.size(steps)
-            return self._search(encoded, constraints, count, strategy, masking_loop(count // STEPS_UNASKED))
+        def search(encoded, constraints, room):
+            steps = tf.size(room)  # XLA knows the sizes of arguments when it compiles, but not their values
+            return self._search(encoded, constraints, steps, strategy, masking_loop(steps // STEPS_UNASKED))
 
-        # A `partial` for the same reason as in `_compile_translate`.
+        # A `partial` for the same reason as in `translation._graph`.
         return tf.function(functools.partial(search), jit_compile=True, autograph=False, reduce_retracing=True)
 
     def limits(self, source: tf.Tensor) -> tf.Tensor:
@@ -340,6 +345,9 @@ class Seq2Seq(Translator, Trainer):
             OptionError: for an HDF5 file, and if a vocabulary has changed since the model was made.
         """
         self.check_vocabularies()
+        if self.compiled and self.optimizer and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)  # of which Keras would save only a part before training
         if Path(filepath).suffix in (".h5", ".hdf5"):
             raise OptionError(f"{filepath}: HDF5 files cannot hold models of custom classes; save a .keras file")
         super().save(filepath, *args, **kwargs)
@@ -354,12 +362,8 @@ class Seq2Seq(Translator, Trainer):
         return f"Seq2Seq({sides}, {layers}, {self.count_params():,} parameters)"
 
     def get_config(self) -> dict:
-        parts = {
-            name: keras.saving.serialize_keras_object(getattr(self, name))
-            for name in ("source_tokenizer", "target_tokenizer", "encoder", "decoder", "teacher_forcing")
-        }
-        for name in ("encoder", "decoder"):
-            parts[name].pop("build_config", None)  # the model builds them
+        names = "source_tokenizer", "target_tokenizer", "encoder", "decoder", "teacher_forcing"
+        parts = {name: serialized(getattr(self, name)) for name in names}
         return {**super().get_config(), **parts, "label_smoothing": self.label_smoothing}
 
     @classmethod

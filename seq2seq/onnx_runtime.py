@@ -20,7 +20,7 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -433,15 +433,15 @@ class Tokenizer:
             text = unicodedata.normalize("NFC", "".join(self.fold.get(character, character) for character in text))
         return unicodedata.normalize(self.normal_form, text) if self.normal_form else text
 
-    def decode(self, ids: Sequence[int], unknown: Iterable[str] = ()) -> str:
-        """The text of ids, up to END. The n-th U+FFFD that is a token is replaced by the n-th unknown token of the
-        source; if there are more U+FFFD, the rest stay."""
+    def decode(self, ids: Sequence[int], unknown: Sequence[str] | None = None) -> str:
+        """The text of ids, up to END. With `unknown`, the unknown tokens of the source, the n-th U+FFFD that is a token
+        is replaced by the n-th of them; if there are more U+FFFD, the rest are left out."""
         ids = ids[: ids.index(END)] if END in ids else ids
         if self.kind == "bytes":
             each = (bytes([number - END - 1]) if number > END else self.tokens[number].encode() for number in ids)
             return b"".join(each).decode("utf-8", "replace")
-        copied, replaced = iter(unknown), self.ids.get(REPLACEMENT)
-        tokens = [next(copied, REPLACEMENT) if number == replaced else self.tokens[number] for number in ids]
+        copied, replaced = iter(unknown or ()), self.ids.get(REPLACEMENT) if unknown is not None else None
+        tokens = [next(copied, "") if number == replaced else self.tokens[number] for number in ids]
         tokens = list(filter(None, tokens))
         if self.kind == "letters":
             return unicodedata.normalize(self.normal_form or "NFC", "".join(tokens))
@@ -493,7 +493,7 @@ def main() -> None:
     translator = Translator(Path(__file__).parent)
     texts: list = sys.argv[1:] or [line.rstrip(b"\r\n") for line in sys.stdin.buffer]
     for text in translator.translate(texts):
-        print(text)
+        print(" ".join(text.splitlines()))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -16,8 +17,16 @@ SHIPPED = {"phrasebook": Path(__file__).parent / "phrasebook"}  # runs that come
 
 
 def find_run(name: Path | str) -> Path:
-    """The folder of a run. If no such folder exists, the name `phrasebook` means the run that comes with the
-    library."""
+    """The folder of a run. If no such folder exists, the name `phrasebook` means the run that comes with the library.
+
+    Raises:
+        RunError: if the name is too long for a file, as a text may be.
+    """
+    try:
+        os.stat(name)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise RunError(f"{str(name)[:50]}...: not a run folder, as the name is too long") from None
     return Path(name) if os.path.exists(name) else SHIPPED.get(str(name), Path(name))
 
 

@@ -17,14 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines import (
-    CorpusError,
-    OptionError,
-    Tokenizer,
-    check_number,
-    group_by_source,
-    sources_in,
-)
+from pipelines import CorpusError, OptionError, Tokenizer, check_number, group_by_source, sources_in
 from pipelines.files import whole_folder
 from pipelines.options import one_line
 from seq2seq.checkpoints import write_json
@@ -76,6 +69,7 @@ def load_run(folder: Path | str) -> Seq2Seq:
         config = dataclasses.replace(read_record(folder).config, schedule="constant", warmup=0)
         if all(map(_imported, own_classes(config))):
             compile_model(model, config, steps=1)
+            model.teacher_forcing = config.teacher_forcing[-1]  # the schedule's end
     return model
 
 
@@ -94,7 +88,7 @@ def load_model(folder: Path, name: str) -> Seq2Seq:
     own = own_classes(read_record(folder).config, training=False) if (folder / "config.json").is_file() else []
     for one in own:
         if not _imported(one):
-            raise RunError(f"{folder}: uses {one}, which is not part of this library; add --import {one}")
+            raise RunError(f"{folder}: uses {one}, which is not part of this library; import it first (--import {one})")
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
@@ -264,7 +258,7 @@ def translations_of(model: Seq2Seq, sources: list[str]) -> list[str]:
 def kept_epochs(folder: Path | str) -> dict[int, Path]:
     """The models of single epochs in a run folder, {number: file}, the earliest first."""
     paths = [path for path in Path(folder).glob("epochs/epoch-*.keras") if path.stem[6:].isdecimal()]
-    return {int(path.stem[6:]): path for path in sorted(paths)}
+    return dict(sorted((int(path.stem[6:]), path) for path in paths))
 
 
 def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq2Seq:

@@ -62,11 +62,11 @@ def survey_corpus(
             raise CorpusError(f"{config.validation}: no pairs to validate on")
         if report:
             report(cleaning)
-    most = LONGEST_SOURCE
-    if count := sum(count for length, count in found.lengths[0].items() if length > most):
+    if count := sum(count for length, count in found.lengths[0].items() if length > LONGEST_SOURCE):
         pieces = any(isinstance(part, SubwordTokenizer) for part in tokenizers[0].of_columns)
         what = "words" if pieces and not config.warm_start else "tokens"  # subwords have not been made yet
-        say(f"{count:,} sources have more than {most:,} {what}; translation reads only the first {most:,} tokens")
+        more = f"{count:,} sources have more than {LONGEST_SOURCE:,} {what}"
+        say(f"{more}; translation reads only the first {LONGEST_SOURCE:,} tokens")
     if (config.monitor or config.validation_fraction) and not list(validation_pairs(config, tokenizers[0]).take(1)):
         if config.monitor:
             raise OptionError(f"monitor={config.monitor!r}: there is no held-out set to measure it on")
@@ -167,5 +167,5 @@ def _copied(source_tokenizer, target_tokenizer):
     targets = target_tokenizer.vocabulary_size - END - 1 - (unknown > END)
     if count:
         return f"copying: {count:,} source tokens can be copied; there are {targets:,} target tokens"
-    rest = "only unknown tokens are" if unknown > END else "nothing is"
-    return f"copying: the source has none of the {targets:,} target tokens, so {rest} copied"
+    rest = "unknown source tokens will be copied as they are" if unknown > END else "nothing will be copied"
+    return f"copying: source and target have no token in common: {rest}; switch it off with --no-copy"

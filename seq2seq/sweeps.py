@@ -330,7 +330,7 @@ def _train(config, folder, imports):
         write = functools.partial(print, file=log, flush=True)
         try:
             load_classes("import", imports)
-            train(config, folder, report=lambda report: write(report) if report.dropped else None, say=write)
+            train(config, folder, say=write)
         except Exception:
             traceback.print_exc(file=log)
             raise

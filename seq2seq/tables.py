@@ -19,7 +19,7 @@ from seq2seq.config import MONITORS, Config, own_classes
 from seq2seq.progress import best_epoch
 from seq2seq.records import Record, RunError, find_run, finished, read_history, read_record
 from seq2seq.runs import load_run, trained_on
-from seq2seq.strategies import Strategy
+from seq2seq.strategies import Greedy, Strategy
 
 MEASURES = ("loss", "accuracy", "chrf", "exact_match")  # of a table, unless others are asked for
 FORMATS = ("text", "md", "csv", "latex")
@@ -40,7 +40,7 @@ class Row:
     setting: dict[str, Any]  # the options that differ between rows
     runs: list[Path]
     seeds: list[int]
-    label: str = ""  # the setting as text
+    label: str = ""  # the setting as text, or the folder if there is none or it is long
     figures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # of each measure, [N]
     p: dict[str, float] = dataclasses.field(default_factory=dict)  # of each measure that was tested
     parameters: int | None = None  # of the model
@@ -109,10 +109,11 @@ class Table:
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         heads = [f"{self.prefix}{measure}{part}" for measure in self.measures for part in ("", "_sd", "_p")]
-        writer.writerow([*self.rows[0].setting, "seeds", *heads, "parameters"])
+        writer.writerow([*(self.rows[0].setting or ["setting"]), "seeds", *heads, "parameters"])
         for row in self.rows:
+            setting = list(map(value_text, row.setting.values())) or [row.label]
             numbers = [number for m in self.measures for number in (row.mean(m), row.deviation(m), row.p.get(m))]
-            writer.writerow([*map(value_text, row.setting.values()), len(row.seeds), *numbers, row.parameters])
+            writer.writerow([*setting, len(row.seeds), *numbers, row.parameters])
         return file.getvalue().rstrip("\n")
 
 
@@ -231,17 +232,17 @@ def read_sweep(path: Path) -> dict:
 def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held_out: bool = True) -> tuple[str, ...]:
     """The options that a figure depends on by definition: runs with other values must not be compared by it."""
     name = measure.removeprefix("val_")
-    names: tuple[str, ...] = TOKEN_OPTIONS if name in TOKEN_FIGURES else ()
-    if names and any(of.get("copy") for of in options):
+    by_token, by_loss = name in TOKEN_FIGURES, name == "loss" and held_out
+    names: tuple[str, ...] = TOKEN_OPTIONS if by_token else ()
+    if by_token and any(of.get("copy") for of in options):
         # Copying may add U+FFFD to the target's vocabulary, depending on the source's tokenizer.
         names += ("source_tokenizer",)
-    if name == "loss" and held_out:  # which is computed by a custom loss or model, with its options, or with smoothing
+    if by_loss:  # which is computed by a custom loss or model, with its options, or with smoothing
         names += "loss", "model", "label_smoothing"
     for of in options:
-        own = [custom for custom in of if custom not in vars(Config())]
-        own_loss, own_tokens = of.get("loss") or of.get("model"), ":" in str(of.get("target_tokenizer"))
-        if (own_loss and "loss" in names) or (own_tokens and names):
-            names += tuple(custom for custom in own if custom not in names)
+        custom_loss, custom_tokens = of.get("loss") or of.get("model"), ":" in str(of.get("target_tokenizer"))
+        if (by_loss and custom_loss) or (by_token and custom_tokens):
+            names += tuple(option for option in of if option not in vars(Config()) and option not in names)
     return names
 
 
@@ -274,6 +275,7 @@ def _load_records(folders, say):
     return records, grids[0][1] if whole else []
 
 
+_LONGEST_LABEL = 60  # of a row, in characters; those with a longer one are named by their folder
 _OF_NO_SETTING = ("seed", "checkpoint_minutes", "keep_epochs")  # options by which runs of a row may differ
 
 
@@ -299,9 +301,10 @@ def _group_by_setting(records, grid, say):
         setting = {name: options[runs[0]].get(name) for name in names}
         runs = sorted(runs, key=lambda run: options[run]["seed"])
         seeds = [options[run]["seed"] for run in runs]
-        rows.append(
-            Row(setting, runs, seeds, setting_text(setting) or str(runs[0].parent if len(runs) > 1 else runs[0]))
-        )
+        label, folder = setting_text(setting), str(runs[0].parent if len(runs) > 1 else runs[0])
+        if len(label) > _LONGEST_LABEL:
+            say(f"{folder}: {label}")
+        rows.append(Row(setting, runs, seeds, label if 0 < len(label) <= _LONGEST_LABEL else folder))
     if names is grid:
         rows.sort(key=lambda row: [_order(value) for value in row.setting.values()])
     if len({tuple(row.seeds) for row in rows}) > 1:
@@ -391,7 +394,8 @@ def _measure(rows, records, test, strategy, say):
                         say(f"{row.label}: trained on the sources of {learned.sum():,} of {len(learned):,} test pairs")
                 except (CorpusError, OptionError) as error:
                     say(f"{run}: cannot tell which of the test pairs it was trained on: {error}")
-    return found, evaluations, f"{len(evaluation.sources):,} sources of {' '.join(corpora)}, {strategy}."
+    search = "greedy search" if strategy in ("greedy", Greedy()) else strategy
+    return found, evaluations, f"{len(evaluation.sources):,} sources of {' '.join(corpora)}, {search}."
 
 
 def _test(rows, first, measures, evaluations):

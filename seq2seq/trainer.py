@@ -62,8 +62,8 @@ class Trainer(keras.Model):
         those that inherit `update_state` from them see one token after another: labels `[N]`, logits `[N, V]`.
 
         Raises:
-            OptionError: for a loss that cannot be computed, counts padding, is a sum or takes probabilities; for a
-                metric that takes probabilities, or has the name "loss" or that of another one.
+            OptionError: for a loss that cannot be computed, counts padding, is no mean or takes probabilities; for a
+                metric that is unknown, takes probabilities, or has the name "loss" or that of another one.
         """
         if loss == "auto":
             loss = TokenCrossentropy(self.label_smoothing)
@@ -163,6 +163,13 @@ class Trainer(keras.Model):
         _check_arrays("train_on_batch", x, y)
         with self._steps(quiet=False):
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
+
+    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
+        """As `keras.Model.test_on_batch`; for data see `fit`."""
+        self.check_vocabularies()
+        _check_arrays("test_on_batch", x, y)
+        with self._steps(quiet=False):
+            return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; for data see `fit`."""

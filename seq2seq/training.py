@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
-import itertools
+import functools
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +18,10 @@ import tensorflow as tf
 from pipelines import CorpusError, OptionError, Report, checksums, corpus_errors, load_class
 from pipelines.options import one_line
 from seq2seq.building import build_model, copy_weights, prepare
-from seq2seq.callbacks import AverageWeights, EndFit, SaveRun, ScoreTranslations, WatchSteps
+from seq2seq.callbacks import AverageWeights, EndFit, SaveRun, SayEpochs, ScoreTranslations, WatchSteps
 from seq2seq.checkpoints import Checkpoints, locked, write_json
 from seq2seq.config import Config, own_classes
-from seq2seq.distribution import distribute, is_chief, lost_workers, sums_of_workers
+from seq2seq.distribution import distribute, is_chief, lost_workers, sums_of_workers, wait_for_workers
 from seq2seq.epochs import (
     epoch_count,
     make_batches,
@@ -33,18 +34,16 @@ from seq2seq.model import Seq2Seq
 from seq2seq.process import be_reproducible, clocks, deferred_signal, restored_determinism
 from seq2seq.progress import TrainingRun
 from seq2seq.records import Record, RunError, finished, read_record, resumable
-from seq2seq.runs import (
-    can_measure,
-    compile_model,
-    load_model,
-    load_run,
-    sample,
-)
+from seq2seq.runs import can_measure, compile_model, load_model, load_run, sample
 from seq2seq.surveying import say_leaks, survey_corpus, take_vocabularies
 from seq2seq.tracking import check_trackers, tracked
 from seq2seq.trainer import without_end_warning
 
 _PACKAGES = ("keras-seq2seq", "tensorflow", "tensorflow-text", "keras", "numpy")  # whose versions a run records
+
+
+def _print(text):
+    print(text, file=sys.stderr, flush=True)
 
 
 # Long because it documents all arguments and errors.
@@ -55,7 +54,7 @@ def train(
     callbacks: keras.callbacks.Callback | Iterable[keras.callbacks.Callback] | None = None,
     progress: Callable[[int], None] | None = None,
     report: Callable[[Report], None] | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = _print,
     command: str | None = None,
     strategy: tf.distribute.Strategy | None = None,
     track: Sequence[str] = (),
@@ -81,18 +80,17 @@ def train(
             optimizer; `config.json`, which also records the resources that training used; `history.csv`; `survey.json`,
             the token counts and lengths of the training set; and in `epochs` the models that `config.keep_epochs` asks
             for.
-        overwrite: whether an existing run may be replaced; it is not changed until the first epoch has ended. The
-            checkpoints of an unfinished run are deleted when the corpus has been surveyed.
+        overwrite: whether an existing run may be replaced, but not another folder; it is not changed until the first
+            epoch has ended. The checkpoints of an unfinished run are deleted when the corpus has been surveyed.
         callbacks: more Keras callbacks, one or several. One that sets `stop_training` ends training, after an epoch or
             within one, which is then recorded like a whole epoch; the run folder has the model that `config.monitor`
             chooses, whatever weights a callback may restore. One that sets the learning rate needs a `config.schedule`
-            of "constant" or "plateau", without warm-up. Before training, the attribute `held_out` of each that has one
-            is set to up to three (source, target) pairs of the validation side.
+            of "constant" or "plateau", without warm-up.
         progress: a function to call now and then with the number of pairs read, while the corpus is surveyed.
         report: a function to call after that with the `Report` of what was read and left out; with another one of
-            `config.validation`, if that is given.
-        say: a function to call with other notices, as text: of resuming, checkpoints that could not be saved, batches
-            left out.
+            `config.validation`, if that is given. Default: `say` gets it as text, if something was left out.
+        say: a function to call with other notices, as text: the figures of each epoch, of resuming, checkpoints that
+            could not be saved, batches left out. Default: to print them to stderr; None for no notices.
         command: the command line, to be recorded in `config.json`.
         strategy: how to train on several devices or machines, see `open_strategy`. All workers call this with the same
             arguments and see the same folder, which the first of them writes. Default: one device.
@@ -115,6 +113,7 @@ def train(
         raise OptionError(f"config={config!r}: expected a Config, such as Config({config!r})")
     folder, started, track = Path(folder), clocks(), [track] if isinstance(track, str) else track
     say = say or (lambda text: None)
+    report = report or functools.partial(_say_report, say, config)
     callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
     check_trackers(track)
     chief = is_chief(strategy)
@@ -123,20 +122,26 @@ def train(
     with lock, lost_workers(strategy), corpus_errors(), without_end_warning(None), restored_determinism():
         for name, option in own_classes(config).items() if config else ():
             load_class(option, name)
-        run = None
-        if chief and not _is_resumed(config, folder, overwrite):
-            run = _begin(config, folder, progress, report, say, command)
-        if run is None or strategy:
-            sums_of_workers(strategy, [])  # the others wait until the first worker has written what they read
+        new = chief and not _is_resumed(config, folder, overwrite)
+        run = _begin(config, folder, progress, report, say, command) if new else None
+        wait_for_workers(strategy)  # until the first one has written what all read
+        if run is None or strategy:  # with a strategy, the model must be made in its scope
             run = _resume(folder, config, say, strategy)
         run.clocks = run.clocks - started
         _fit(run, callbacks, say, track if chief else ())
-        sums_of_workers(strategy, [])
+        wait_for_workers(strategy)
         if chief:
             _note_changes(run, say)
             run.checkpoints.clear()
             run.checkpoints.folder.rmdir()
         return load_run(folder)
+
+
+def _say_report(say, config, found):
+    if found.unread and not config.columns:
+        say(found.unread)
+    if found.dropped:
+        say(str(found))
 
 
 def _is_resumed(config, folder, overwrite):
@@ -155,7 +160,15 @@ def _is_resumed(config, folder, overwrite):
         )
     if config is None:
         raise RunError(f"{folder}: no unfinished run to resume" + "; its training has ended" * finished(folder))
-    if not overwrite and any(path.name not in ("lock", "unfinished") for path in folder.iterdir()):
+    if finished(folder) and not overwrite:
+        raise RunError(
+            f"{folder} holds a finished run; --from {folder} trains it further into another folder, --overwrite "
+            "replaces it, --out chooses another folder"
+        )
+    inside = {path.name for path in folder.iterdir()} - {"lock"}
+    if inside and not inside & {"model.keras", "unfinished"}:
+        raise RunError(f"{folder} is not empty and holds no run; choose another folder (--out)")
+    if inside - {"unfinished"} and not overwrite:
         raise RunError(f"{folder} is not empty; choose another folder (--out) or use --overwrite")
     return False
 
@@ -235,13 +248,11 @@ def _fit(run, callbacks, say, track):
     config, model = run.config, run.model
     validation = validation_pairs(config, model.source_tokenizer)
     held_out = sample(validation)
-    for callback in callbacks:
-        if hasattr(callback, "held_out"):
-            callback.held_out = [(source, targets[0]) for source, targets in itertools.islice(held_out.items(), 3)]
     _compile(run)
     average, watch = AverageWeights(config.average), WatchSteps(run, say)
     save = SaveRun(run, average, watch, list(held_out)[:50] or _first_sources(run), say)
     own = [average] * (config.average > 1) + [ScoreTranslations(held_out, run)] * bool(held_out and can_measure())
+    tell = [SayEpochs(held_out, run, say)] if is_chief(run.strategy) else []
     measured = make_batches(run, validation, shuffle=False)
 
     def measure_last():  # if a callback has ended training early
@@ -267,7 +278,7 @@ def _fit(run, callbacks, say, track):
                     steps_per_epoch=run.steps - run.step,
                     shuffle=False,  # the pipeline has done it
                     verbose=0,
-                    callbacks=[*own, watch, save, *trackers, *callbacks, end],
+                    callbacks=[*own, watch, save, *tell, *trackers, *callbacks, end],
                 )
             except tf.errors.ResourceExhaustedError as error:
                 raise MemoryError(watch.out_of_memory()) from error

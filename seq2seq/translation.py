@@ -30,6 +30,7 @@ from seq2seq.trainer import without_end_warning
 from seq2seq.web_exporting import export_web
 
 LONGEST_TRANSLATION = 100_000  # tokens
+_TEXTS, _IDS = tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)  # arguments of graphs
 MANY_TEXTS = 64  # from this number on, the cores translate parts of a batch in parallel
 # What XLA raises if it cannot compile; the last two if it lacks parts of CUDA.
 _XLA_ERRORS = (
@@ -73,6 +74,7 @@ class Translator(keras.Model):
         super().__init__(**kwargs)
         self._parts = 1  # of a batch; more take twice as long to trace, which few texts do not repay
         self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
+        self._graph_of = functools.cache(_graph)
 
     def translate(
         self,
@@ -94,10 +96,11 @@ class Translator(keras.Model):
                 strings; or a single string. Only the first 1,024 tokens of each text are read.
             strategy: "greedy", "beam" or "sampling"; or one of these with settings, as in
                 `BeamSearch(width=10, n_best=3)`; or an object of a custom class, see `strategies.Strategy`.
-            prefixes: how each translation begins: one string for each text, "" for none. At least one token follows it.
+            prefixes: how each translation begins: one string for each text, "" for none.
             min_length: the smallest number of tokens in a translation.
-            max_length: the largest number of tokens in a translation, END included; a longer one is cut. If it equals
-                `min_length`, every translation is cut. Default: by the text's length, see `limits`.
+            max_length: the largest number of tokens in a translation, END included; a longer one is cut, but at least
+                one token follows its prefix. If it equals `min_length`, every translation is cut. Default: by the
+                text's length, see `limits`.
             seed: the samples of a text depend on this number and on the text's position in `texts`. A pair (seed, n)
                 samples as if n texts came before these.
             batch_size: how many texts are decoded together, fewer if they are long. It does not change translations.
@@ -176,25 +179,24 @@ class Translator(keras.Model):
         prefixes = tf.reshape(prefixes, [-1]) if tf.size(prefixes) else tf.constant([""])
         return prefix_ids(self.target_tokenizer, prefixes, "prefixes: text")
 
-    def _compile_translate(self, strategy, details, scores, parts, with_prefixes, compiles_decoding):
-        """Makes a graph of `translate_batch`, which reads `compiles_decoding` itself."""
-        texts, seeds = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)
-        length = tf.TensorSpec([], tf.int32)
-        prefixes = [tf.TensorSpec([None, None], tf.int32)] * with_prefixes
+    def _compile_translate(self, strategy, details, scores, parts, with_prefixes, _compiles_decoding):
+        """Makes a graph of `translate_batch`. The last argument only makes the cache keep a graph for each value:
+        `decode` reads the attribute while it is traced."""
+        seeds, length = tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)
+        prefixes = [_IDS] * with_prefixes
 
         # A GPU takes the whole batch, and only strings are divided among the cores.
         row_parts, string_parts = (1, parts) if on_gpu() else (parts, 1)
 
         def run(texts, seeds, min_length, max_length, *prefixes):
             def translate(texts, seeds, prefixes=None):
-                options = min_length, max_length, details, prefixes, string_parts, scores
-                return self.translate_batch(texts, strategy, seeds, *options)
+                return self.translate_batch(
+                    texts, strategy, seeds, min_length, max_length, details, prefixes, string_parts, scores
+                )
 
             return side_by_side(translate, row_parts, texts, seeds, *prefixes)
 
-        # TensorFlow counts traces by the code of a function, and warns of the fifth; a `partial` is counted by itself.
-        signature = [texts, seeds, length, length, *prefixes]
-        return tf.function(functools.partial(run), input_signature=signature, autograph=False)
+        return _graph(run, _TEXTS, seeds, length, length, *prefixes)
 
     def translate_batch(
         self,
@@ -318,14 +320,16 @@ class Translator(keras.Model):
             MemoryError: if a batch does not fit into memory.
         """
         sources = self._as_sources("sources", sources)
-        if not sources.shape.rank:
+        if not sources.shape.rank or isinstance(targets, str | bytes):
             raise OptionError("sources and targets: expected lists of strings; put a single string into a list")
         targets = as_targets(targets, sources, self.target_tokenizer.vocabulary_size)
+
+        score = self._graph_of(self._score, _TEXTS, _IDS)
 
         def run(batch):
             source = tf.gather(sources, batch)
             target = self.target_ids(tf.gather(targets, batch), source)
-            return kept(self._score(source, target), target[:, 1:])
+            return kept(score(source, target), target[:, 1:])
 
         def kept(each, ids):
             return tf.RaggedTensor.from_tensor(each, row_lengths(ids)) if per_token else tf.reduce_sum(each, axis=1)
@@ -335,9 +339,6 @@ class Translator(keras.Model):
         nothing = kept(tf.zeros([0, 1]), tf.zeros([0, 1], tf.int32))
         return tf.gather(tf.concat([nothing, *scores], axis=0), order)
 
-    @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)], autograph=False
-    )
     def _score(self, sources, target):
         source = self._source_ids(sources)
         return side_by_side(functools.partial(self.log_likelihood, per_token=True), parts_of_batch(), source, target)
@@ -412,9 +413,8 @@ class Translator(keras.Model):
         texts = tf.reshape(self._as_sources("texts", texts), [-1])
         if not len(texts):
             raise OptionError("texts: expected one or more")
-        return self._encode(texts)
+        return self._graph_of(self._encode, _TEXTS)(texts)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def _encode(self, texts):
         return encode(self.encoder, self._source_ids(texts))
 
@@ -449,6 +449,12 @@ class Translator(keras.Model):
 
 EXPORTERS: dict[str, Callable[..., None]] = {"tf_saved_model": export, "onnx": export_onnx}
 EXPORTERS |= {"litert": export_litert, "web": export_web}
+
+
+def _graph(run, *signature):
+    """A graph of a function, of tensors with these signatures."""
+    # TensorFlow counts traces by the code of a function, and warns of the fifth; a `partial` is counted by itself.
+    return tf.function(functools.partial(run), input_signature=signature, autograph=False)
 
 
 def _join_ids(*parts):

@@ -155,6 +155,11 @@ def decoded(tensor):
     return [text.decode() for text in tensor.numpy()]
 
 
+def notices(said):
+    """What a training has said, without the figures and translations of its epochs."""
+    return [text for text in said if not text.startswith(("Epoch ", "    "))]
+
+
 def ids_of(model, words=("sol", "mar", "gatonube")):
     source, target = model.source_tokenizer, model.target_tokenizer
     return source.tokenize(words).numpy(), target.tokenize([w.upper() for w in words], start_end=True).numpy()

@@ -41,6 +41,18 @@ def test_a_folder_is_one_processes_own_until_it_ends(tmp_path):
     with locked(folder):
         (folder / "kept").touch()
     assert os.listdir(folder) == ["kept"]
+    (folder / "lock").write_text("my keys")
+    with pytest.raises(RunError, match="run/lock is a file of yours"), locked(folder):
+        pass
+    assert (folder / "lock").read_text() == "my keys"
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(RunError, match="runs/x: cannot be made"), locked(Path("runs/x")):
+        pass
 
 
 def _hold(folder, counter, failures):
@@ -159,6 +171,7 @@ def _train(config, folder, events):
 
     tell = Tell()
     model = train(config, folder, callbacks=[tell])
+    assert model.teacher_forcing == 0.5  # where its schedule has ended
     events.send([weight.numpy() for weight in (*model.weights, *tell.model.optimizer.variables)])
 
 

@@ -10,7 +10,7 @@ from command_line import in_process as seq2seq
 from conftest import make_run
 
 from seq2seq import evaluation
-from seq2seq.commands.evaluate import print_comparison
+from seq2seq.commands.evaluate import _print_comparison
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +44,8 @@ def test_evaluate_prints_tables_or_json_and_writes_what_it_measured(folder, tmp_
     assert table.startswith(f"{len(sources)} sources, ")
     translations = seq2seq("translate", folder, stdin="\n".join(sources).encode()).stdout.decode()
     assert (tmp_path / "out" / "translations.txt").read_text() == translations
+    again = seq2seq("evaluate", folder, "out/sources.txt+out/translations.txt", "--write", "out", cwd=tmp_path)
+    assert again.returncode == 2 and b"write=out: holds the corpus, out/sources.txt; choose another" in again.stderr
     options = ["--columns", "2,1", "--json", "--beam-width", 3]
     found = json.loads(seq2seq("evaluate", folder, "-", *options, stdin=b"AB\tab\nXY\tab\nCD\tcd\n").stdout)
     assert (found["sources"], found["references"]) == (2, 3) and found["loading_seconds"] > 0
@@ -141,9 +143,12 @@ def test_compare_tests_any_number_of_runs_on_a_corpus(home, capsys):
     tested = {name: [evaluation.Tested(**one) for one in row] * 3 for name, row in found["scores"].items()}
     references = [["DD", "Dd"], ["XY"], ["IJ"]]
     sources = evaluation.Evaluation(["dd", "xy", "ij"], references, [], [], {}, 0.0, 1.0, 0.0, "13a")
-    print_comparison(runs * 3, sources, tested)
+    _print_comparison(runs * 3, sources, tested)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "3 sources, 4 references" and lines[3] == "run 2  runs/larger"
+    measures = [line.split()[0] for line in lines if re.match(r"exact|CER|WER|chrF|TER|BLEU ", line)]
+    assert measures[:6] == ["exact", "CER", "WER", "chrF", "TER", "BLEU"]  # for references of one word
+    assert lines[-1].startswith("BLEU counts n-grams of up to four words")
     assert max(map(len, lines)) <= 80
     score, p = ([f"{getattr(one, kind):.{digits}f}" for one in tested["chrF"]] for kind, digits in _FORMATS)
     assert [line.split()[1:] for line in lines if line.startswith("chrF")] == [

@@ -33,6 +33,12 @@ def test_runs_are_told_from_what_follows_them():
         assert str(error.value) == f"{message}; expected RUN RUN [RUN]... [CORPUS]..."
 
 
+def test_a_text_in_the_place_of_a_run_is_bad_input(tmp_path):
+    for command in (["translate"], ["evaluate"], ["plot"], ["train", "--out"]):
+        done = seq2seq(*command, "a long text " * 400, cwd=tmp_path)
+        assert done.returncode == 2 and b"too long" in done.stderr.replace(b"\n", b" "), (command, done.stderr)
+
+
 @pytest.mark.usefixtures("folders")
 def test_compare_says_what_it_expected():
     expected = "; expected RUN RUN [RUN]... [CORPUS]...\n"

@@ -115,7 +115,7 @@ def test_bad_input_exits_2_with_one_line(toy_run, tmp_path):
     for arguments, message in (
         (["train", bad], f"{bad}, line 2: expected source TAB target"),
         (["train", tmp_path / "none.tsv"], "No such file"),
-        (["train", folder.parent.parent / "toy.tsv", "--out", folder], "use --overwrite"),
+        (["train", folder.parent.parent / "toy.tsv", "--out", folder], "--overwrite replaces it"),
         (["train", "--resume", "--units", 3], "resume uses the options that training began with"),
     ):
         done = seq2seq(*arguments, cwd=tmp_path)

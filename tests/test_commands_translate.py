@@ -24,10 +24,11 @@ def folder(toy_run):
 
 def test_translate_writes_one_line_for_each_text(folder):
     spoken = subprocess.run([SEQ2SEQ, "translate", folder, "ab", "", "abcñ"], capture_output=True)
-    assert (spoken.returncode, spoken.stderr) == (0, b"") and spoken.stdout.count(b"\n") == 3
+    assert (spoken.returncode, spoken.stderr.decode()) == (0, "TEXT 3: 'ñ' is not in the vocabulary\n")
+    assert spoken.stdout.count(b"\n") == 3
     piped = seq2seq("translate", folder, stdin="\ufeffab\r\n\nabcñ".encode())  # a byte order mark is no text
     assert piped.stdout == spoken.stdout
-    assert re.fullmatch(rb"3 translated in .* s, .* per second; loading took .* s\n", piped.stderr)
+    assert re.fullmatch(rb".*\n3 translated in .* s, .* per second; loading took .* s\n", piped.stderr)
     assert seq2seq("translate", folder, stdin=b"").stdout == b""
 
 
@@ -318,21 +319,25 @@ def test_evaluate_names_the_features_that_training_did_not_have(inflecting, tsv)
 
 
 def test_what_is_odd_about_a_text_is_said_once_and_a_blank_line_stays_blank(folder, tsv):
-    lines = ["ab", "", "a\tb", " \u3000\u200b", "ab\u65e5\u672c\u8a9e", "\u65e5", "ab" * 600, "c\td"]
+    lines = ["ab", "", "a\tb", " \u3000\u200b", "ab\u65e5\u672c\u8a9e", "\u65e5", "ab" * 600, "c\td", "ab\u0436"]
     done = seq2seq("translate", folder, "--max-length", 4, stdin="\n".join(lines).encode())
     assert done.stderr.decode().splitlines()[:-1] == [
         "standard input, line 3: tabs do not separate columns, because this model has only one source column",
         "standard input, line 5: at least half of the tokens are not in the vocabulary",
         "standard input, line 7: only the first 1,024 tokens are read",
+        "standard input, line 9: '\u0436' is not in the vocabulary",
     ]
     found = done.stdout.decode().split("\n")
-    assert len(found) == 9 and found[0] and found[4] and not (found[1] or found[3])
+    assert len(found) == 10 and found[0] and found[4] and not (found[1] or found[3])
     corpus = tsv("".join(f"{line}\tx\n" for line in (lines[0], lines[5], lines[6])))
     scored = seq2seq("score", folder, stdin=b"ab\tx\n\n\xe6\x97\xa5\tx\n").stderr.decode()
     assert "standard input, line 3: at least half of the tokens are not in the vocabulary\n" in scored
     said = seq2seq("evaluate", folder, corpus, "--max-length", 4).stderr.decode().splitlines()
     assert f"{folder}: 1 of 3 sources: at least half of the tokens are not in the vocabulary" in said
     assert f"{folder}: 1 of 3 sources: only the first 1,024 tokens are read" in said
+    many = "\n".join(f"abab{chr(0x430 + n)}" for n in range(30))
+    said = seq2seq("translate", folder, "--max-length", 4, stdin=many.encode()).stderr.decode().splitlines()
+    assert len(said) == 22 and said[-2].endswith("there are more messages like these; they are not shown")
 
 
 def test_a_file_that_is_taken_for_a_text_is_named(folder, tsv):

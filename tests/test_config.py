@@ -32,6 +32,8 @@ def test_a_configuration_is_equal_to_what_json_makes_of_it(tmp_path):
     assert config.corpus == (str(tmp_path / "a"), "b") and config.columns == (1, 3) and config.weights == (1, 2.5)
     assert Config(corpus=["a"]) == Config(corpus="a")
     assert Config(teacher_forcing=0.5) == Config(teacher_forcing=(0.5,))
+    assert json.dumps(dataclasses.asdict(Config(dropout=0))) == json.dumps(dataclasses.asdict(Config(dropout=0.0)))
+    assert Config(teacher_forcing=np.array([1.0, 0.5])).teacher_forcing == (1.0, 0.5)
 
 
 def test_choices_are_checked_and_the_nearest_is_suggested():
@@ -86,6 +88,7 @@ def test_every_number_has_a_range_and_is_refused_just_outside_it_from_python_and
         ({"weights": (1, 0)}, "weights=0: expected a number, above 0, or None"),
         ({"teacher_forcing": (1, 1, 1)}, "expected one number or two"),
         ({"model": "Seq2Seq"}, "model='Seq2Seq': expected a class, module:Class"),
+        ({"encoder": Path}, "encoder=Path: expected the name of a class, 'pathlib:Path'"),
     ],
 )
 def test_an_option_of_another_kind_or_size_is_refused(options, message):

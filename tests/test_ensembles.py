@@ -38,6 +38,11 @@ def mean_probabilities(models, source, target):
     return np.mean([each / each.sum(axis=-1, keepdims=True) for each in powers], axis=0)
 
 
+def test_each_member_has_a_name(members):
+    with pytest.raises(OptionError, match="names: expected 2, one for each model, not 1"):
+        ensemble(members, ["one"])
+
+
 def test_it_predicts_scores_and_decodes_by_the_mean_of_the_members_probabilities(members):
     model = ensemble(members)
     source = model.source_tokenizer.tokenize(["sol", "árbol"])

@@ -25,6 +25,13 @@ def test_a_zip_of_several_files_asks_which(read, tmp_path):
     assert list(one) == [str(tmp_path / "two.zip/a.tsv")] and set(one.values()).isdisjoint(other.values())
     with pytest.raises(CorpusError, match="choose one of its files"):
         read(tmp_path / "two.zip/c.tsv")
+    outside = tmp_path / "outside.tsv"
+    outside.write_text("not\tthis\n")
+    for name in (f"{outside}", "./x/a.tsv"):  # names that are written to zips, and that no path has
+        with zipfile.ZipFile(tmp_path / "odd.zip", "w") as archive:
+            archive.writestr(name, "a\tb\n")
+        assert read(tmp_path / "odd.zip") == [("a", "b")]
+        assert read(tmp_path / "odd.zip" / name.lstrip("./")) == [("a", "b")]
 
 
 def test_an_empty_name_is_refused(read, tsv, tmp_path, monkeypatch):

@@ -10,15 +10,18 @@ import tensorflow as tf
 from pipelines import CharTokenizer, OptionError
 from pipelines.tokens import one_hot
 from seq2seq.contract import encode
-from seq2seq.layers import (
-    Decoder,
-    Encoder,
-    TokenVectors,
-)
+from seq2seq.layers import Decoder, Encoder, TokenVectors, source_mask
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 SOURCE = tf.constant([[4, 5, 6], [7, 4, 0]])
 TARGET = tf.constant([[2, 5, 6, 7], [2, 4, 0, 0]])
+
+
+def test_padding_of_one_hot_rows_may_be_zeros_or_token_0():
+    expected = [[True, True, True], [True, True, False]]
+    for rows in (SOURCE, one_hot(SOURCE, 9, tf.float32), tf.constant(np.eye(9)[SOURCE])):
+        assert source_mask(rows).numpy().tolist() == expected
+
 
 # Every value of every option, and pairs of those that touch each other.
 OPTIONS = [

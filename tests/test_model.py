@@ -191,6 +191,12 @@ def test_what_no_model_can_be_made_with_is_refused(tokenizers):
             Seq2Seq(*tokenizers, **{"units": 8, **options})
     with pytest.raises(OptionError, match="source_tokenizer='char': expected a tokenizer, such as CharTokenizer"):
         Seq2Seq("char", "char")
+    keras.config.set_floatx("float16")
+    try:
+        with pytest.raises(OptionError, match=r"floatx is 'float16': .*use dtype='mixed_float16'"):
+            Seq2Seq(*tokenizers, units=8)
+    finally:
+        keras.config.set_floatx("float32")
 
 
 @pytest.mark.parametrize("options", [{"units": 4}, {"cell": "gru"}, {"layers": 2}], ids=str)
@@ -247,6 +253,13 @@ class Scaled(Seq2Seq):
     def build(self, *_):
         self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
         super().build()
+
+
+def test_a_model_that_was_compiled_and_not_trained_is_loaded_with_its_optimizer(model, tmp_path):
+    model.compile("adam")
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")  # Keras would warn that it skips the variables
+    assert len(again.optimizer.variables) == len(model.optimizer.variables) > len(model.trainable_variables)
 
 
 def test_a_weight_that_a_derived_model_makes_is_saved_with_it(tokenizers, tmp_path):

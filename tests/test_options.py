@@ -27,23 +27,25 @@ def test_a_class_is_loaded_from_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/nowhere"])
     (tmp_path / "broken_module.py").write_text("class class\n")
+    (tmp_path / "raising_module.py").write_text("\nThing = Thong\n")
     (tmp_path / "freshly_written.py").write_text("class Thing:\n    pass\n")
     assert load_class("decoder", "freshly_written:Thing").__name__ == "Thing"
     for name, message in (
         ("nowhere_at_all:Thing", "decoder='nowhere_at_all:Thing': no module 'nowhere_at_all'"),
         ("freshly_written:Think", "has no class 'Think'; its classes are Thing"),
         ("freshly_written", "decoder='freshly_written': expected a class, module:Class"),
-        ("broken_module:Thing", "broken_module cannot be imported: invalid syntax"),
+        ("broken_module:Thing", "broken_module cannot be imported: SyntaxError: invalid syntax"),
+        ("raising_module:Thing", r"raising_module cannot be imported: NameError: .*raising_module.py, line 2\)$"),
     ):
         with pytest.raises(OptionError, match=message):
             load_class("decoder", name)
 
 
-def test_a_module_that_fails_to_import_says_so_itself(tmp_path, monkeypatch):
+def test_a_package_that_a_module_needs_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/nowhere", str(tmp_path)])
     (tmp_path / "needs_more.py").write_text("import something_missing\n")
-    with pytest.raises(ModuleNotFoundError, match="something_missing"):
+    with pytest.raises(OptionError, match="needs_more needs 'something_missing', which is not installed"):
         load_class("decoder", "needs_more:Thing")
 
 

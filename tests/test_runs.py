@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from conftest import read_history
+from conftest import notices, read_history
 
 from pipelines import CharTokenizer, CorpusError, OptionError, batch_pairs, read_pairs
 from pipelines.tokenizers import TOKENIZERS
@@ -137,6 +137,13 @@ def test_whatever_a_run_was_trained_with_it_loads_where_only_this_library_was_im
         model.save(folder / "compiled.keras")
     done = subprocess.run([sys.executable, "-c", LOADED, *folders], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_kept_epochs_are_in_the_order_of_their_numbers(tmp_path):
+    (tmp_path / "epochs").mkdir()
+    for number in (9999, 10_000, 3):
+        (tmp_path / "epochs" / f"epoch-{number:04}.keras").touch()
+    assert list(kept_epochs(tmp_path)) == [3, 9999, 10_000]
 
 
 def test_the_mean_of_a_runs_last_epochs_is_a_run(config, tmp_path, monkeypatch):
@@ -282,7 +289,7 @@ def test_what_was_held_out_apart_is_measured_whole_and_found_again(config, tmp_p
     options |= {"validation": "dev.tsv", "validation_fraction": 0.0, "max_length": 5, "monitor": "val_exact_match"}
     config, said, reports = dataclasses.replace(config, **options), [], []
     model = train(config, "run", say=said.append, report=reports.append)
-    assert said == ["2 of 3 held-out pairs have a source that is also in the training set"]
+    assert notices(said) == ["2 of 3 held-out pairs have a source that is also in the training set"]
     assert [report.pairs for report in reports] == [20, 3] and reports[1].dropped == {"wrong columns": 1}
     assert json.loads(Path("run/survey.json").read_text())["pairs"] == 20
     held = [("ab", "AB"), ("fghijk", "FGHIJK"), ("ab", "AB")]

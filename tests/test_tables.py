@@ -239,6 +239,18 @@ def test_single_runs_on_a_test_corpus_are_compared_by_randomization_over_its_sou
     assert [row.p for row in found.rows] == [{}, {"chrf": compare(first, second)["chrF"][1].p}]
     assert "approximate randomization over the sources" in found.note and "25 sources of" in found.note
     assert re.fullmatch(r"units=8: trained on the sources of (19|2\d) of 25 test pairs", said[0])
+    assert "25 sources of" in found.note and "test.tsv, greedy search." in found.note
+
+
+@pytest.mark.slow
+def test_a_row_whose_setting_is_long_has_the_name_of_its_run(copied):
+    runs, said = sorted(copied.glob("*/seed-0"))[:2], []
+    change(runs[0], clip_norm=0.25, checkpoint_minutes=2.0, optimizer="adam", schedule="constant", learning_rate=0.0123)
+    found = table(runs, say=said.append)
+    assert [row.label for row in found.rows] == list(map(str, runs))
+    assert any(text.startswith(f"{runs[0]}: ") and "learning_rate=0.0123" in text for text in said)
+    alone = list(csv.DictReader(io.StringIO(table(runs[:1]).text("csv"))))
+    assert [row["setting"] for row in alone] == [str(runs[0])]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from pipelines import CharTokenizer, OptionError, batch_pairs
 from pipelines.tokens import END, PADDING, START
 from seq2seq import Seq2Seq
 from seq2seq.compilation import on_gpu
+from seq2seq.metrics import token_losses
 
 
 def test_a_callback_made_of_functions_sees_each_step_and_loss_and_perplexity_agree(model, batches):
@@ -267,6 +268,10 @@ def test_batches_and_an_evaluation_after_a_quiet_fit_have_figures_at_each_step(m
     seen.clear()
     model.fit(batches, validation_data=batches, verbose=0, callbacks=[follow])
     assert seen and np.all(np.isfinite(seen))
+    seen.clear()
+    test = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: seen.extend(model.test_on_batch(*ids_of(model))))
+    model.fit(batches, verbose=0, callbacks=[test])
+    assert seen and np.all(np.isfinite(seen))
 
 
 def test_a_metric_with_the_name_of_a_default_one_takes_its_place(model, batches):
@@ -399,14 +404,21 @@ def test_a_step_of_ones_own_needs_no_measure_and_its_pairs_are_counted(pairs, to
 
 
 def test_a_loss_or_metric_whose_figure_would_be_wrong_is_refused(model):
+    class RootMean(keras.losses.Loss):
+        def __call__(self, labels, logits, sample_weight):
+            losses = sample_weight * token_losses(labels, logits)
+            return tf.reduce_sum(losses) / tf.sqrt(tf.reduce_sum(sample_weight))
+
     for options, message in (
         ({"loss": "sparse_categorical_crossentropy"}, "loss=.*takes probabilities.*from_logits=True"),
         ({"loss": SPARSE(reduction="sum")}, "loss=.*takes probabilities.*from_logits=True"),
         ({"loss": SPARSE(from_logits=True)}, "loss=.*counts padding.*mean_with_sample_weight"),
-        ({"loss": SPARSE(from_logits=True, reduction="sum")}, "loss=.*a sum, which grows with the batch"),
+        ({"loss": SPARSE(from_logits=True, reduction="sum")}, "loss=.*changes with the number of rows, as a sum does"),
+        ({"loss": RootMean(name="root")}, "loss=root: changes with the number of rows"),
         ({"loss": "mse"}, "loss='mse': must take ids"),
         ({"loss": keras.losses.CategoricalCrossentropy(from_logits=True)}, "loss=.*must take ids"),
         ({"metrics": [keras.metrics.SparseCategoricalCrossentropy()]}, "metrics=.*takes probabilities"),
+        ({"metrics": ["bleu"]}, "metrics: .*bleu"),
         ({"metrics": ["sparse_categorical_crossentropy"]}, "metrics=.*takes probabilities"),
         ({"metrics": [keras.metrics.SparseTopKCategoricalAccuracy(name="loss")]}, "metrics: 'loss' is the name"),
         (

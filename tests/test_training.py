@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import QUICK, epochs_seen, read_history, spy_on_steps
+from conftest import QUICK, epochs_seen, notices, read_history, spy_on_steps
 
 from pipelines import CorpusError, OptionError
 from seq2seq import Seq2Seq
@@ -75,7 +75,9 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
         path.touch()
     old += (run / "tensorboard").rglob("events.*")
     assert len(old) == 5  # of training and validation
-    with pytest.raises(RunError, match=r"run is not empty; choose another folder .* or use --overwrite"):
+    with pytest.raises(
+        RunError, match=r"run holds a finished run; --from .* trains it further .*, --overwrite replaces"
+    ):
         train(config, run)
     with pytest.raises(CorpusError):
         train(dataclasses.replace(config, corpus="nowhere.tsv"), run, overwrite=True)
@@ -95,6 +97,16 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
     assert (run / "model.keras").read_bytes() != model and list(kept_epochs(run)) == [1]
     assert (run / "diverged.tsv").read_text() == "new"  # what this run has written stays
     assert (run / "notes.png").exists() and not any(path.exists() for path in old)
+
+
+def test_a_folder_without_a_run_is_not_overwritten(tsv, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    config = Config(str(tsv("Go.\tVe.\n")), units=4, epochs=1, **QUICK)
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match="mine is not empty and holds no run"):
+            train(config, tmp_path / "mine", overwrite=overwrite)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["config.json"]
 
 
 def test_no_step_returns_figures_that_the_device_must_be_waited_for(config, trained, tmp_path, monkeypatch):
@@ -219,7 +231,7 @@ def test_a_token_budget_and_one_hot_rows_train_too_and_a_copying_model_without_c
     live, said = keras.callbacks.Callback(), []
     config = dataclasses.replace(config, batch_tokens=30, encoding="one_hot", copy=True)
     model = train(config, tmp_path / "run", callbacks=[live], say=said.append)
-    wanted = "copying: the source has none of the .* target tokens, so only unknown tokens are copied"
+    wanted = "copying: source and target have no token in common: unknown source tokens will be copied as they are; .*"
     assert any(re.fullmatch(wanted, text) for text in said)
     losses = [float(row["loss"]) for row in read_history(tmp_path / "run")]
     assert losses[1] < losses[0] and np.isfinite(model.score(["a"], ["b"])).all()
@@ -230,7 +242,7 @@ def test_a_callback_may_end_a_training(config, tmp_path):
     said = []
     stop = keras.callbacks.EarlyStopping(monitor="val_loss", patience=1, mode="max")  # the loss falls
     train(dataclasses.replace(config, epochs=6), tmp_path / "run", callbacks=(each for each in [stop]), say=said.append)
-    assert len(read_history(tmp_path / "run")) == 2 and said == ["A callback has stopped training in epoch 2"]
+    assert len(read_history(tmp_path / "run")) == 2 and notices(said) == ["A callback has stopped training in epoch 2"]
     assert read_record(tmp_path / "run").content["training"]["epochs"] == 2
     assert not (tmp_path / "run" / "unfinished").exists()
 
@@ -252,7 +264,7 @@ def test_the_epoch_in_which_a_callback_ends_training_is_measured_and_saved(confi
     # Of 82 epochs, the first and every third are measured.
     config = dataclasses.replace(config, epochs=82, schedule="constant", warmup=0)
     model = train(config, tmp_path / "run", callbacks=stop, say=said.append)
-    assert said == ["A callback has stopped training in epoch 2"]
+    assert notices(said) == ["A callback has stopped training in epoch 2"]
     first, second = read_history(tmp_path / "run")
     assert all(float(row[name]) > 0 for row in (first, second) for name in ("loss", "val_loss", "val_chrf"))
     assert float(first["learning_rate"]) > float(second["learning_rate"]) == pytest.approx(1e-5)
@@ -291,7 +303,7 @@ def test_a_callback_may_end_a_training_within_an_epoch_and_in_the_rest_of_a_resu
     train(config, tmp_path / "rest", callbacks=[At(stop)], say=said.append)
     assert len(read_history(tmp_path / "within")) == len(read_history(tmp_path / "rest")) == 1
     stopped = "A callback has stopped training in epoch 1"
-    assert said == [stopped, f"Resuming {tmp_path / 'rest'} in epoch 1/4, after 1 of 3 steps", stopped]
+    assert notices(said) == [stopped, f"Resuming {tmp_path / 'rest'} in epoch 1/4, after 1 of 3 steps", stopped]
 
 
 def test_only_a_training_that_was_begun_can_be_resumed_without_a_configuration(tmp_path):

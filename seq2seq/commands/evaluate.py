@@ -65,9 +65,9 @@ def evaluate(
     """
     strategy = search_strategy(search, options, beam_width=beam_width, length_penalty=length_penalty)
     lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
-    if write:
-        check_writable("write", write, folder=True)
     runs, corpus = split_runs("evaluate", [str(run), *(corpus or ())], "CORPUS")
+    if write:
+        _check_write(write, corpus)
     (found,), seconds = _evaluations(
         "evaluate", runs, corpus, strategy, imports, given, {**lengths, "bleu_tokenizer": bleu_tokenizer}
     )
@@ -80,13 +80,22 @@ def evaluate(
     say_speed(len(found.sources), found.seconds, seconds)
 
 
+def _check_write(folder, corpus):
+    """Checks that files can be written into a folder, without replacing any of your own or the corpus."""
+    from seq2seq.evaluation import check_folder
+
+    check_folder(folder)
+    for path in (path for name in corpus for shard in find_shards(name) for path in shard.files):
+        if path.resolve().parent == folder.resolve():
+            raise OptionError(f"write={folder}: holds the corpus, {path}; choose another folder")
+    check_writable("write", folder, folder=True)
+
+
 def _print_evaluation(found, worst):
     """Prints the figures of an `Evaluation` as tables."""
     references = sum(map(len, found.references))
     typer.echo(f"{len(found.sources):,} sources, {references:,} references\n")
-    short = sum(len(text.split()) < 4 for those in found.references for text in those) > references / 2
-    few_words = short and found.bleu_tokenizer in ("13a", "intl", "none")
-    names = ["exact match", "CER", "WER", "chrF", "TER", "BLEU"] if few_words else list(found.scores)
+    few_words, names = _measures(found)
     for name in names:
         measured = found.scores[name]
         typer.echo(f"{name:<12}{measured.score:>8.1f}  \u00b1 {measured.margin:.1f}   {_EXPLAINED[name]}")
@@ -94,7 +103,7 @@ def _print_evaluation(found, worst):
         f"{'perplexity':<12}{found.perplexity:>8.2f}          per token of the references (loss {found.loss:.3f})"
     )
     if few_words:
-        typer.echo("\nBLEU counts n-grams of up to four words. Most references have fewer words.")
+        typer.echo(f"\n{_FEW_WORDS}")
     stopped = (f"{found.stopped.count(why) / len(found.stopped):.1%} {said}" for why, said in _STOPPED.items())
     typer.echo(f"\nTranslations: {', '.join(stopped)}")
     typer.echo(f"\n{'characters':<12}{'sources':>8}" + "".join(f"{name.split()[0]:>8}" for name in names))
@@ -111,6 +120,15 @@ def _print_evaluation(found, worst):
         typer.echo(f"{name} {found.scores[name].signature}")
 
 
+def _measures(found):
+    """Whether most references have too few words for BLEU, and the names of the measures, the most telling first."""
+    texts = [text for those in found.references for text in those]
+    short = sum(len(text.split()) < 4 for text in texts) > len(texts) / 2
+    few_words = short and found.bleu_tokenizer in ("13a", "intl", "none")
+    return few_words, ["exact match", "CER", "WER", "chrF", "TER", "BLEU"] if few_words else list(found.scores)
+
+
+_FEW_WORDS = "BLEU counts n-grams of up to four words. Most references have fewer words."
 _EXPLAINED = {
     "BLEU": "word n-grams that are in a reference",
     "chrF": "character n-grams that are in a reference",
@@ -174,22 +192,25 @@ def compare(
         counts = {"sources": len(evaluations[0].sources), "runs": [str(run) for run in folders]}
         typer.echo(json_line(counts | {"scores": scores}))
     else:
-        print_comparison(folders, evaluations[0], found)
+        _print_comparison(folders, evaluations[0], found)
 
 
-def print_comparison(runs, evaluation, found):
+def _print_comparison(runs, evaluation, found):
     """Prints the scores of several runs on one corpus as a table, and how significant each difference is."""
     typer.echo(f"{len(evaluation.sources):,} sources, {sum(map(len, evaluation.references)):,} references\n")
     for number, run in enumerate(runs, start=1):
         typer.echo(f"run {number}  {run}")
+    few_words, names = _measures(evaluation)
     for start in range(1, len(runs), 7):  # with the first one, eight columns fit into 80 characters
         columns = [0, *range(start, min(start + 7, len(runs)))]
         typer.echo("\n" + f"{'score':<12}" + "".join(f"{f'run {n + 1}':>8}" for n in columns))
-        for name, row in found.items():
-            typer.echo(f"{name:<12}" + "".join(f"{row[n].score:>8.1f}" for n in columns))
+        for name in names:
+            typer.echo(f"{name:<12}" + "".join(f"{found[name][n].score:>8.1f}" for n in columns))
         typer.echo("\n" + f"{'p, against run 1':<20}" + "".join(f"{f'run {n + 1}':>8}" for n in columns[1:]))
-        for name, row in found.items():
-            typer.echo(f"{name:<20}" + "".join(f"{row[n].p:>8.3f}" for n in columns[1:]))
+        for name in names:
+            typer.echo(f"{name:<20}" + "".join(f"{found[name][n].p:>8.3f}" for n in columns[1:]))
+    if few_words:
+        typer.echo(f"\n{_FEW_WORDS}")
 
 
 def _evaluations(command, runs, corpus, strategy, imports, given, settings):
@@ -233,7 +254,12 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
             _say_trained_on(command, runs, models, pairs, corpus)
         progress = counter("translated")
         found = [measure(model, pairs, strategy, progress=progress, **settings) for model in measured]
-    sources = [source.encode() for source in found[0].sources]
+    _say_oddities(runs, models, [source.encode() for source in found[0].sources])
+    return found, seconds
+
+
+def _say_oddities(runs, models, sources):
+    """Says what each run may have read or written otherwise than meant."""
     for run, model in zip(runs, models, strict=True):
         odd_sources = Counter(odd for _, odd in set(oddities(model.source_tokenizer, sources)))
         for odd, count in odd_sources.most_common(10):
@@ -242,7 +268,6 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
             say(f"{run}: {len(odd_sources) - 10:,} more messages like these")
         if model.target_tokenizer.lowercase:
             say(f"{run}: translations are case-folded (--lowercase), but references are not changed")
-    return found, seconds
 
 
 def _was_trained_with(run, digests):

@@ -19,6 +19,7 @@ NO_FEATURE = "the feature {!r} is not in the vocabulary"
 NOT_SEPARATED = "tabs do not separate columns, because this model has only one source column"
 CUT = "only the first {:,} tokens are read"
 UNKNOWN_TEXT = "at least half of the tokens are not in the vocabulary"
+MOST = 20  # messages about the texts of one command
 
 
 def split_runs(command: str, arguments: list[str], other: str, least: int = 1) -> tuple[list[Path], list[str]]:
@@ -86,9 +87,12 @@ def oddities(tokenizer: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, st
         read = ids[:, :LONGEST_SOURCE]
         counted = in_order[read] & (read != PADDING)  # without features
         unknown = np.count_nonzero(counted & np.isin(read, unknown_ids), axis=1)
-        for place in np.flatnonzero((unknown > 0) & (2 * unknown >= np.count_nonzero(counted, axis=1))).tolist():
-            if not is_blank(sources[first + place]):
-                yield first + place, UNKNOWN_TEXT
+        places = [place + first for place in np.flatnonzero(unknown).tolist() if not is_blank(sources[place + first])]
+        if places:
+            tokens = tokenizer.unknown([sources[place] for place in places], LONGEST_SOURCE).to_list()
+            half = 2 * unknown >= np.count_nonzero(counted, axis=1)
+            for place, those in zip(places, tokens, strict=True):
+                yield from _unknown(place, [token.decode() for token in those], half[place - first])
 
 
 def oddities_for_export(translator: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, str]]:
@@ -105,17 +109,29 @@ def oddities_for_export(translator: Any, sources: Sequence[bytes]) -> Iterator[t
         if len(read) > translator.longest_source:
             yield place, CUT.format(translator.longest_source)
         counted = [token for kind, token in read[: translator.longest_source] if kind != "separator"]
-        unknown = len(counted) - counted.count(None)
-        if unknown and 2 * unknown >= len(counted) and not is_blank(source):
-            yield place, UNKNOWN_TEXT
+        unknown = [token for token in counted if token is not None]
+        if unknown and not is_blank(source):
+            yield from _unknown(place, unknown, 2 * len(unknown) >= len(counted))
+
+
+def _unknown(place, tokens, half):
+    """Yields the messages about the unknown tokens of a text, which may be half of it or more."""
+    if half:
+        yield place, UNKNOWN_TEXT
+        return
+    for token in tokens:
+        if token != "\t":  # which has a message of its own
+            what = "a part of the text" if token == "\ufffd" else repr(token)  # subwords do not tell which part
+            yield place, f"{what} is not in the vocabulary"
 
 
 def say_oddities(found: Iterable[tuple[int, str]], unit: str, done: int, said: set[str]) -> None:
     """Reports oddities of sources, numbered after `done` others, each only once: `said` holds those reported."""
     for place, odd in sorted(found):
-        if odd not in said:
+        if odd not in said and len(said) <= MOST:
             said.add(odd)
-            say(f"{unit} {done + place + 1}: {odd}")
+            more = "there are more messages like these; they are not shown"
+            say(f"{unit} {done + place + 1}: {odd if len(said) <= MOST else more}")
 
 
 def is_blank(text: bytes) -> bool:

@@ -126,17 +126,20 @@ def export(
     from seq2seq.runs import export_runs
 
     *more, out = folder
-    formats = {"savedmodel": "tf_saved_model"} | {name: name for name in ("onnx", "litert", "web")}
+    formats = {"savedmodel": "tf_saved_model", "onnx": "onnx", "litert": "litert", "web": "web"}
     choose("format", format, formats)
-    of_saved_model = {"beam_width": beam_width, "length_penalty": length_penalty, "search": search, "set": options}
-    theirs: dict[str, dict[str, Any]] = {"savedmodel": of_saved_model}
-    theirs |= {"litert": {"source_length": source_length}, "web": {"onnxruntime_web": onnxruntime_web}}
+    theirs: dict[str, dict[str, Any]] = {
+        "savedmodel": {"beam_width": beam_width, "length_penalty": length_penalty, "search": search, "set": options},
+        "litert": {"source_length": source_length},
+        "web": {"onnxruntime_web": onnxruntime_web},
+    }
     for other, values in theirs.items():
         for name, value in values.items():
             if value is not None and other != format:
                 raise OptionError(f"{option_flag(name)}: applies only to --format {other}")
-    how: dict[str, Any] = {name: value for name, value in theirs.get(format, {}).items() if value is not None}
-    if format == "savedmodel":
+    if format != "savedmodel":
+        how = {name: value for name, value in theirs.get(format, {}).items() if value is not None}
+    else:
         how = {"search": search_strategy(search, options) if search or options else None}
         if beam_width or length_penalty is not None:
             width = beam_width or 5

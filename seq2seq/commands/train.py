@@ -2,10 +2,10 @@
 
 import functools
 import importlib.util
+import os
 import re
 import sys
-import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,6 @@ import typer
 
 from pipelines import OptionError
 from pipelines.files import NAMED_CORPORA
-from pipelines.lines import as_line
 from pipelines.options import load_classes
 from seq2seq.commands.options import CORPUS_HELP, Import, Preset, with_config_options
 from seq2seq.commands.runs import draw
@@ -79,10 +78,10 @@ def train(  # longer than 60 lines: its signature declares the options
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
     begun = folder / "unfinished" / "config.json"
     if resume and corpus and begun.is_file():
-        began_with = read_record(begun).options["corpus"]
-        began_with = [began_with] if isinstance(began_with, str) else began_with
-        if [Path(name).name for name in began_with] != [Path(name).name for name in corpus]:
-            raise OptionError(f"resume continues with the corpus {' '.join(began_with)}; name no other")
+        used = read_record(begun).options["corpus"]
+        used = [used] if isinstance(used, str) else used
+        if [Path(name).name for name in used] != [Path(name).name for name in corpus]:
+            raise OptionError(f"resume continues with the corpus {' '.join(used)}; name no other")
     load_classes("import", imports)
     check_taken(settings, given)
     settings = applicable(settings, given)
@@ -134,7 +133,7 @@ def _configure(corpus, preset, config, resume, given):
     else:
         corpus = corpus or ["phrasebook"]
     for name in corpus or ():
-        if name not in NAMED_CORPORA and Path(name, "model.keras").is_file():
+        if name not in NAMED_CORPORA and os.path.isfile(os.path.join(name, "model.keras")):
             raise OptionError(f"{name} is a run folder, not a corpus; --from {name} starts from its weights")
     if corpus:
         options["corpus"] = tuple(corpus)
@@ -169,13 +168,20 @@ def preset_for_corpus(config: Config, given: Collection[str]) -> str:
 
 def _finish(folder, model):
     """Draws the pictures of a run, and says what its training took and how to translate with it."""
+    from seq2seq.runs import probe
+
     if importlib.util.find_spec("matplotlib"):
         draw(folder, model)
     record = read_record(folder)
     took = "{updates:,} updates of {parameters:,} parameters in {seconds:,.1f} s on {device}; {peak_memory_mb:,} MB"
     say(took.format(**record.content["training"]))
-    names = model.source_tokenizer.column_names
-    text = '"TEXT"' if len(names) == 1 else "$'" + r"\t".join(names) + "'"  # as shells write a tab
+    packages = {"evaluation": "sacrebleu", "plots": "matplotlib"}
+    if missing := [name for name, package in packages.items() if not importlib.util.find_spec(package)]:
+        say(f"For scores of translations and pictures: pip install 'keras-seq2seq[{','.join(missing)}]'")
+    text = '"TEXT"'
+    if len(model.source_tokenizer.column_names) > 1:  # an example, as shells write a tab
+        example = next(iter(probe(folder))).replace("\\", "\\\\").replace("'", "\\'")
+        text = "$'" + example.replace("\t", "\\t") + "'"
     say(f"Translate with:  {command_line('translate', folder, *_imports_for(record.config, training=False))} {text}")
     typer.echo(folder)
 
@@ -186,43 +192,19 @@ def _imports_for(config, training=True):
 
 
 def progress_callback() -> Any:
-    """A Keras callback that shows training on stderr: a bar during each epoch, then its metrics and translations. If
-    stderr is not a terminal, it prints the step once a minute instead of the bar."""
+    """A Keras callback that shows a bar on stderr during each epoch, or the step once a minute if stderr is not a
+    terminal."""
     import keras
 
     class Progress(keras.callbacks.Callback):
-        held_out: Iterable[tuple[str, str]] = ()
-
         def on_epoch_begin(self, epoch, logs=None):
-            self.started = time.monotonic()
-            self.label, steps = f"Epoch {epoch + 1}/{self.params['epochs']}", self.params["steps"]
-            self.bar = typer.progressbar(length=steps, label=self.label, file=sys.stderr, hidden=not is_terminal())
-            self.count = counter(f"of {steps:,} steps of {self.label.lower()}")
+            label, steps = f"Epoch {epoch + 1}/{self.params['epochs']}", self.params["steps"]
+            self.bar = typer.progressbar(length=steps, label=label, file=sys.stderr, hidden=not is_terminal())
+            self.count = counter(f"of {steps:,} steps of {label.lower()}")
 
         def on_train_batch_begin(self, batch, logs=None):  # with a hook for its end, Keras would wait for the device
             self.bar.update(1)
             if not is_terminal():
                 self.count(batch)
 
-        def on_epoch_end(self, epoch, logs=None):
-            line = f"{self.label}  {_figures(logs)}"
-            if "val_loss" in logs:
-                line += f"  |  held out: {_figures(logs, 'val_')}"
-            say(f"{line}  |  {time.monotonic() - self.started:.1f} s")
-            if "val_loss" not in logs:
-                return  # this epoch was not measured
-            translations = self.model.translate([source for source, _ in self.held_out]).numpy()
-            for (source, target), translation in zip(self.held_out, translations, strict=True):
-                line = "    {}  ->  {}   ({})".format(*map(_beginning, (source, translation.decode(), target)))
-                say(as_line(line.encode()).decode())  # even if texts contain line breaks
-
     return Progress()
-
-
-def _beginning(text):
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _figures(logs, side=""):
-    line = f"loss {logs[side + 'loss']:.3f}  accuracy {logs[side + 'accuracy']:.1%}"
-    return f"{line}  chrF {logs['val_chrf']:.1f}" if side and "val_chrf" in logs else line

@@ -1,5 +1,6 @@
 """`seq2seq translate` and `score`: text, line for line."""
 
+import functools
 import os
 import sys
 import time
@@ -119,7 +120,7 @@ def translate(  # longer than 60 lines: its signature declares the options
     """
     beam = {"beam_width": beam_width, "length_penalty": length_penalty, "n_best": n_best}
     sampling = {"sample": sample or None, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    if (run / "vocabulary.json").is_file():
+    if os.path.isfile(run / "vocabulary.json"):  # not by `Path`, which raises an error for a text too long to be a path
         refused = {"search": search, "set": options, "prefix": prefix, "json": as_json, "attention": attention}
         _refuse_for_export(run, {**sampling, **refused, "import": imports})
         if others := list(filter(is_run, texts or ())):
@@ -222,6 +223,8 @@ def _translate_with_export(folder, texts, beam, lengths, scores):
         with extra(engine), without_stderr():  # LiteRT says there what it is made of
             translator = Translator(folder)
         translator.search([], **how)  # for errors in the options
+        # For oddities, and then for the search.
+        translator.source.look_up = functools.lru_cache(4096)(translator.source.look_up)  # type: ignore[method-assign]
     except ValueError as error:
         raise RunError(str(error)) from None
     loading = time.monotonic() - started

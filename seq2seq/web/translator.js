@@ -357,16 +357,16 @@ export class Tokenizer {
     return this.normalForm ? text.normalize(this.normalForm) : text;
   }
 
-  /* The text of ids, up to END. The n-th U+FFFD that is a token stands for the n-th unknown token of the source; a
-  surplus one stays. */
-  decode(ids, unknown = []) {
+  /* The text of ids, up to END. With `unknown`, the unknown tokens of the source, the n-th U+FFFD that is a token
+  is replaced by the n-th of them; surplus ones are left out. */
+  decode(ids, unknown = null) {
     if (ids.includes(END)) ids = ids.slice(0, ids.indexOf(END));
     if (this.kind === "bytes") {
       const bytes = ids.flatMap((id) => (id > END ? [id - END - 1] : [...new TextEncoder().encode(this.tokens[id])]));
       return new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes)); // keeps U+FEFF
     }
-    const [copied, replaced] = [unknown.values(), this.ids.get(REPLACEMENT)];
-    const written = ids.map((id) => (id === replaced ? (copied.next().value ?? REPLACEMENT) : this.tokens[id]));
+    const [copied, replaced] = [unknown?.values(), unknown ? this.ids.get(REPLACEMENT) : null];
+    const written = ids.map((id) => (id === replaced ? copied.next().value : this.tokens[id]));
     const tokens = written.filter(Boolean);
     if (this.kind === "letters") return tokens.join("").normalize(this.normalForm ?? "NFC");
     if (this.kind === "subwords") return tokens.join("").replace(/▁+/g, " ").replace(/^[\t-\r ]+|[\t-\r ]+$/g, "");

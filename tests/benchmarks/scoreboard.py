@@ -94,7 +94,7 @@ def measure(members, path, strategy):
     """Trains what is not finished of the members, [(run folder, `Config`), ...]; measures them as one: figures."""
     for folder, config in members:
         if not finished_as(folder, config):
-            train(config, folder)
+            train(config, folder, say=None)
     model = load_runs([folder for folder, _ in members])
     references = group_by_source(
         validation_pairs(dataclasses.replace(members[0][1], validation=path), model.source_tokenizer)

@@ -9,7 +9,6 @@ Same options as `seq2seq train phrasebook --units 192 --updates 4000`; its `conf
 import argparse
 import json
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -33,9 +32,7 @@ def main():
     arguments.out.mkdir()
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
-        model = train(
-            Config("phrasebook", **OPTIONS), run, command=COMMAND, say=lambda text: print(text, file=sys.stderr)
-        )
+        model = train(Config("phrasebook", **OPTIONS), run, command=COMMAND)
         for name in FILES:
             shutil.copy(run / name, arguments.out)
         record = json.loads((run / "config.json").read_text())
