@@ -61,7 +61,7 @@ class Config:
     weights: tuple[float, ...] | None = _option(
         None,
         CORPUS,
-        "Sampling weight of each CORPUS. Held-out pairs are read once each.",
+        "Sampling weight of each CORPUS. Held-out pairs are read once each. Default: one CORPUS after the other.",
         {"above": 0},
         metavar="W,W,...",
     )

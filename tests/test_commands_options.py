@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 from command_line import in_process as seq2seq
@@ -7,12 +8,15 @@ from seq2seq.commands.options import read_settings
 from seq2seq.config import Config
 
 
-def test_every_option_of_a_configuration_is_one_of_the_command_line(monkeypatch):
+def test_every_option_of_a_configuration_is_one_of_the_command_line_with_its_default(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    shown = seq2seq("train", "--help").stdout.decode()
+    shown = " ".join(seq2seq("train", "--help").stdout.decode().split())
     for field in dataclasses.fields(Config):
         if field.name != "corpus":
-            assert f"{field.metadata.get('flag') or '--' + field.name.replace('_', '-')} " in shown
+            flag = field.metadata.get("flag") or "--" + field.name.replace("_", "-")
+            assert f"{flag} " in shown
+            if isinstance(field.default, int | float) and not isinstance(field.default, bool):
+                assert re.search(r"Default: (\S+)\.(?: |$)", shown.partition(f"{flag} <")[2])[1] == str(field.default), flag
 
 
 @pytest.mark.parametrize("written", [["--epochs", "3"], ["--epochs=3"]])

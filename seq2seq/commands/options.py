@@ -114,12 +114,13 @@ def with_config_options(*names: str) -> Callable[[Callable], Callable]:
 def _parameter(field, panel):
     """The parameter of a command for a field of `Config`; `panel`: in its section of the help, with its default."""
     declared = {name: value for name, value in field.metadata.items() if name not in _NOT_FOR_TYPER}
+    kinds = kinds_of(field.name)
+    numeric = bool(kinds & {int, float})
     if not panel:
         del declared["rich_help_panel"]
-    elif field.default not in (None, False):
+    elif "Default:" not in declared["help"] and field.default is not False and (numeric or field.default is not None):
         declared["help"] += f" Default: {_default_text(field.default)}."
-    kinds = kinds_of(field.name)
-    if kinds & {int, float}:
+    if numeric:
         declared.setdefault("metavar", "<int>" if int in kinds else "<float>")  # as Typer writes them
     # Others than booleans are text here, for `read_option`. None stands for what is not given: a preset decides.
     kind = list[str] if "several" in field.metadata else bool if bool in kinds else str
@@ -134,7 +135,7 @@ _NOT_FOR_TYPER = ("flag", "several", "range")
 def _default_text(value):
     if isinstance(value, tuple):
         return ",".join(f"{number:g}" for number in value)
-    return "yes" if value is True else value
+    return "yes" if value is True else "none" if value is None else value
 
 
 def _given(values):
