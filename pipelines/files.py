@@ -8,13 +8,14 @@ import hashlib
 import json
 import lzma
 import os
+import posixpath
 import secrets
 import shutil
 import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 # Endings of the files read from a folder, in any case. Not `.json`, which may be a manifest.
@@ -156,9 +157,10 @@ def open_bytes(path: Path) -> Iterator[Any]:
         with path.open("rb") as file:
             yield file
     else:
-        name = _members(archive)[path.relative_to(archive).as_posix()]
-        with zipfile.ZipFile(archive) as members, members.open(name) as member:
-            yield member
+        with zipfile.ZipFile(archive) as members:
+            name = _names(members)[path.relative_to(archive).as_posix()]
+            with members.open(name) as member:
+                yield member
 
 
 def sha256(path: Path) -> str:
@@ -181,13 +183,18 @@ def archive_of(path: Path) -> Path | None:
     return next((p for p in (path, *path.parents) if p.suffix.lower() == ".zip" and os.path.isfile(p)), None)
 
 
+def _names(file):
+    """The files in an open zip, {path in it: name of the member}, without those that macOS adds. Members are also
+    called `./a.tsv` or `/a.tsv`, which as paths would not lead into the zip."""
+    names = [name for name in file.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
+    return {posixpath.normpath(name.lstrip("/")): name for name in names}
+
+
 def _members(archive):
-    """Lists the files in a zip, without those that macOS adds: {path in the zip: name of the member}. Names such as
-    `./a.tsv` and `/a.tsv` become the path `a.tsv`."""
+    """Lists the files in a zip, by their paths in it."""
     try:
         with zipfile.ZipFile(archive) as file:
-            names = [name for name in file.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
-        return {PurePosixPath(name.lstrip("/")).as_posix(): name for name in names}
+            return list(_names(file))
     except (OSError, zipfile.BadZipFile) as error:
         raise CorpusError(f"{archive}: {error}") from None
 

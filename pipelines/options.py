@@ -203,15 +203,16 @@ def load_class(argument: str, name: str) -> type:
     except MissingExtra:
         raise
     except ModuleNotFoundError as error:
-        if error.name not in (module_name.partition(".")[0], module_name):
-            raise OptionError(
-                f"{argument}={name!r}: {module_name} needs {error.name!r}, which is not installed"
-            ) from error
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            what = f"needs {error.name!r}, which is not installed" if error.name else one_line(error)
+            raise OptionError(f"{argument}={name!r}: {module_name} {what}") from error
         raise OptionError(
             f"{argument}={name!r}: no module {module_name!r} in the current directory or among the installed packages"
         ) from None
     except Exception as error:  # of any class, as it runs the module
-        where = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename[0] != "<"]
+        where = (own or frames)[-1]
         at = "" if isinstance(error, SyntaxError) else f" ({where.filename}, line {where.lineno})"
         raise OptionError(f"{argument}={name!r}: {module_name} cannot be imported: {one_line(error)}{at}") from error
     if not isinstance(getattr(module, class_name, None), type):

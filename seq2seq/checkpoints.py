@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import zipfile
@@ -48,6 +49,9 @@ def _flush(path):
         os.close(file)
 
 
+_TRIES = 1000  # to lock a folder that other processes make and remove all the time
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Makes a folder, unless it exists, and locks it against other processes. At the end, an empty folder is removed.
@@ -60,7 +64,7 @@ def locked(folder: Path) -> Iterator[None]:
             folder has another file of that name.
     """
     path = folder / "lock"
-    while True:
+    for _ in range(_TRIES):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
@@ -86,7 +90,9 @@ def locked(folder: Path) -> Iterator[None]:
             if os.path.samestat(os.fstat(file), path.stat()):
                 break
         os.close(file)  # its holder has removed the file in the meantime, so it locks nothing
-    if os.pread(file, 8, 0) not in (b"", b"process "):
+    else:
+        raise RunError(f"{path}: cannot be made")
+    if not re.fullmatch(rb"(process \d+ on .*)?", os.pread(file, 1000, 0)):
         os.close(file)
         raise RunError(f"{path} is a file of yours, which a run would replace; choose another folder")
     try:

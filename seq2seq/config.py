@@ -357,6 +357,9 @@ _CHOICES = {
 }
 
 
+_OF_CLASSES = ("source_tokenizer", "target_tokenizer", "encoder", "decoder", "model", "loss", "metrics")
+
+
 def check_option(name: str, value: typing.Any) -> None:
     """Checks the value of one option: its type, the range of a number, the choices of a name.
 
@@ -378,10 +381,9 @@ def check_option(name: str, value: typing.Any) -> None:
         raise OptionError(f"{name}={value!r}: expected True or False{', or None' * optional}")
     elif Mapping in kinds and not (isinstance(value, dict) and all(isinstance(key, str) for key in value)):
         raise OptionError(f"{name}={value!r}: expected a dict of options by their names, or None")
-    elif isinstance(value, type):
-        raise OptionError(
-            f"{name}={value.__name__}: expected the name of a class, '{value.__module__}:{value.__name__}'"
-        )
+    elif name in _OF_CLASSES and any(isinstance(each, type) for each in values):
+        (one, *_) = (each for each in values if isinstance(each, type))
+        raise OptionError(f"{name}: expected the name of a class, such as '{one.__module__}:{one.__qualname__}'")
     elif str in kinds and not all(isinstance(text, str) and text for text in values):
         raise OptionError(f"{name}={reprlib.repr(value)}: expected text{', or None' * optional}")
     if name == "columns":

@@ -167,14 +167,17 @@ class Evaluation:
 
 
 def check_folder(folder: Path) -> None:
-    """Checks that a folder, if it exists, holds only files that `Evaluation.write` has written and may replace.
+    """Checks that a folder is new or empty, or holds what `Evaluation.write` has written and may replace.
 
     Raises:
         OptionError: otherwise.
     """
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if not re.fullmatch(r"(sources|translations|references\.\d+)\.txt", path.name):
-            raise OptionError(f"{folder}: holds {path.name}, which is not of an evaluation; choose another folder")
+    inside = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
+    other = {name for name in inside if not re.fullmatch(r"(sources|translations|references\.\d+)\.txt", name)}
+    if not inside >= {"sources.txt", "translations.txt", "references.0.txt"}:
+        other = inside
+    if other:
+        raise OptionError(f"{folder}: holds {min(other)}, which no evaluation has written; choose another folder")
 
 
 def evaluate(

@@ -154,7 +154,7 @@ def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
         vocabulary_size: V.
 
     Raises:
-        OptionError: if it fails, counts padding, is no mean or takes probabilities.
+        OptionError: if it fails, counts padding, is not a mean or takes probabilities.
     """
     name = repr(loss) if isinstance(loss, str) else getattr(loss, "name", None) or getattr(loss, "__name__", loss)
     _refuse_probabilities("loss", name, keras.losses.get(loss) if isinstance(loss, str) else loss)

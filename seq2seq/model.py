@@ -89,8 +89,8 @@ class Seq2Seq(Translator, Trainer):
             raise OptionError(f"dtype={half!r}: 16-bit weights are too coarse for training; use 'mixed_{half}'")
         if keras.config.floatx() not in ("float32", "float64"):
             raise OptionError(
-                f"floatx is {keras.config.floatx()!r}: Keras would convert labels to it, and it has no ids above 2,048 "
-                f"or 256; call keras.config.set_floatx('float32') and use dtype='mixed_{keras.config.floatx()}'"
+                f"floatx is {keras.config.floatx()!r}: Keras would round labels, as 16 bits hold no large ids; call "
+                f"keras.config.set_floatx('float32') and use dtype='mixed_{keras.config.floatx()}'"
             )
         for side, tokenizer in (("source_tokenizer", source_tokenizer), ("target_tokenizer", target_tokenizer)):
             if not isinstance(tokenizer, Tokenizer):

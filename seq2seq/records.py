@@ -24,8 +24,8 @@ def find_run(name: Path | str) -> Path:
     """
     try:
         os.stat(name)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
+    except (OSError, ValueError) as error:  # ValueError: no path holds NUL
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
             raise RunError(f"{str(name)[:50]}...: not a run folder, as the name is too long") from None
     return Path(name) if os.path.exists(name) else SHIPPED.get(str(name), Path(name))
 

@@ -38,10 +38,10 @@ def load_run(folder: Path | str) -> Seq2Seq:
     of that name. All functions and commands that read a run accept the name `phrasebook`.
 
     The model is compiled with a new optimizer of the run's kind and its `learning_rate`, without the schedule, which
-    has ended. So `fit` trains it further. Set another rate with `model.optimizer.learning_rate = rate`, or another
-    optimizer with `compile`. If it was trained with a custom loss or metric that has not been imported, it is not
-    compiled. The model file holds no optimizer: `keras.models.load_model` returns a model that must be compiled before
-    `fit`.
+    has ended, as has that of `teacher_forcing`. So `fit` trains it further. Set another rate with
+    `model.optimizer.learning_rate = rate`, or another optimizer with `compile`. If it was trained with a custom loss or
+    metric that has not been imported, it is not compiled. The model file holds no optimizer:
+    `keras.models.load_model` returns a model that must be compiled before `fit`.
 
     Raises:
         RunError: if the folder does not exist or is not a run, its model file is damaged, or such a class is missing.
@@ -69,7 +69,7 @@ def load_run(folder: Path | str) -> Seq2Seq:
         config = dataclasses.replace(read_record(folder).config, schedule="constant", warmup=0)
         if all(map(_imported, own_classes(config))):
             compile_model(model, config, steps=1)
-            model.teacher_forcing = config.teacher_forcing[-1]  # the schedule's end
+        model.teacher_forcing = config.teacher_forcing[-1]
     return model
 
 

@@ -168,4 +168,4 @@ def _copied(source_tokenizer, target_tokenizer):
     if count:
         return f"copying: {count:,} source tokens can be copied; there are {targets:,} target tokens"
     rest = "unknown source tokens will be copied as they are" if unknown > END else "nothing will be copied"
-    return f"copying: source and target have no token in common: {rest}; switch it off with --no-copy"
+    return f"copying: source and target have no token in common, so {rest} (--no-copy switches it off)"

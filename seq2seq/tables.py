@@ -40,7 +40,7 @@ class Row:
     setting: dict[str, Any]  # the options that differ between rows
     runs: list[Path]
     seeds: list[int]
-    label: str = ""  # the setting as text, or the folder if there is none or it is long
+    label: str = ""  # the setting as text, or the folder, if there is none or it is long
     figures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # of each measure, [N]
     p: dict[str, float] = dataclasses.field(default_factory=dict)  # of each measure that was tested
     parameters: int | None = None  # of the model
@@ -275,7 +275,7 @@ def _load_records(folders, say):
     return records, grids[0][1] if whole else []
 
 
-_LONGEST_LABEL = 60  # of a row, in characters; those with a longer one are named by their folder
+_LONGEST_LABEL = 60  # in characters; a row of one run whose setting is longer has the name of its folder
 _OF_NO_SETTING = ("seed", "checkpoint_minutes", "keep_epochs")  # options by which runs of a row may differ
 
 
@@ -302,9 +302,10 @@ def _group_by_setting(records, grid, say):
         runs = sorted(runs, key=lambda run: options[run]["seed"])
         seeds = [options[run]["seed"] for run in runs]
         label, folder = setting_text(setting), str(runs[0].parent if len(runs) > 1 else runs[0])
-        if len(label) > _LONGEST_LABEL:
+        if len(runs) == 1 and len(label) > _LONGEST_LABEL:
             say(f"{folder}: {label}")
-        rows.append(Row(setting, runs, seeds, label if 0 < len(label) <= _LONGEST_LABEL else folder))
+            label = folder
+        rows.append(Row(setting, runs, seeds, label or folder))
     if names is grid:
         rows.sort(key=lambda row: [_order(value) for value in row.setting.values()])
     if len({tuple(row.seeds) for row in rows}) > 1:

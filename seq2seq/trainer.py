@@ -62,7 +62,7 @@ class Trainer(keras.Model):
         those that inherit `update_state` from them see one token after another: labels `[N]`, logits `[N, V]`.
 
         Raises:
-            OptionError: for a loss that cannot be computed, counts padding, is no mean or takes probabilities; for a
+            OptionError: for a loss that cannot be computed, counts padding, is not a mean or takes probabilities; for a
                 metric that is unknown, takes probabilities, or has the name "loss" or that of another one.
         """
         if loss == "auto":

@@ -46,6 +46,10 @@ def _print(text):
     print(text, file=sys.stderr, flush=True)
 
 
+def _silent(text):
+    pass
+
+
 # Long because it documents all arguments and errors.
 def train(
     config: Config | None,
@@ -112,7 +116,7 @@ def train(
     if not isinstance(config, Config | None):
         raise OptionError(f"config={config!r}: expected a Config, such as Config({config!r})")
     folder, started, track = Path(folder), clocks(), [track] if isinstance(track, str) else track
-    say = say or (lambda text: None)
+    say = say or _silent
     report = report or functools.partial(_say_report, say, config)
     callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
     check_trackers(track)
@@ -165,7 +169,7 @@ def _is_resumed(config, folder, overwrite):
             f"{folder} holds a finished run; --from {folder} trains it further into another folder, --overwrite "
             "replaces it, --out chooses another folder"
         )
-    inside = {path.name for path in folder.iterdir()} - {"lock"}
+    inside = {path.name for path in folder.iterdir() if path.name[0] != "."} - {"lock"}
     if inside and not inside & {"model.keras", "unfinished"}:
         raise RunError(f"{folder} is not empty and holds no run; choose another folder (--out)")
     if inside - {"unfinished"} and not overwrite:
@@ -252,7 +256,7 @@ def _fit(run, callbacks, say, track):
     average, watch = AverageWeights(config.average), WatchSteps(run, say)
     save = SaveRun(run, average, watch, list(held_out)[:50] or _first_sources(run), say)
     own = [average] * (config.average > 1) + [ScoreTranslations(held_out, run)] * bool(held_out and can_measure())
-    tell = [SayEpochs(held_out, run, say)] if is_chief(run.strategy) else []
+    tell = [SayEpochs(held_out, run, say)] if is_chief(run.strategy) and say is not _silent else []
     measured = make_batches(run, validation, shuffle=False)
 
     def measure_last():  # if a callback has ended training early

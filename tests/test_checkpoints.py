@@ -41,18 +41,24 @@ def test_a_folder_is_one_processes_own_until_it_ends(tmp_path):
     with locked(folder):
         (folder / "kept").touch()
     assert os.listdir(folder) == ["kept"]
-    (folder / "lock").write_text("my keys")
-    with pytest.raises(RunError, match="run/lock is a file of yours"), locked(folder):
-        pass
-    assert (folder / "lock").read_text() == "my keys"
+    for text in ("my keys", "process notes"):
+        (folder / "lock").write_text(text)
+        with pytest.raises(RunError, match="run/lock is a file of yours"), locked(folder):
+            pass
+        assert (folder / "lock").read_text() == text
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "lock").symlink_to("nowhere/at/all")
+    with pytest.raises(RunError, match="linked/lock: cannot be made"), locked(tmp_path / "linked"):
+        pass
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(RunError, match="runs/x: cannot be made"), locked(Path("runs/x")):
-        pass
+    for path, message in (("runs/x", "runs/x: cannot be made"), (".", "lock: cannot be made")):
+        with pytest.raises(RunError, match=message), locked(Path(path)):
+            pass
 
 
 def _hold(folder, counter, failures):

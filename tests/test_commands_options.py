@@ -16,7 +16,10 @@ def test_every_option_of_a_configuration_is_one_of_the_command_line_with_its_def
             flag = field.metadata.get("flag") or "--" + field.name.replace("_", "-")
             assert f"{flag} " in shown
             if isinstance(field.default, int | float) and not isinstance(field.default, bool):
-                assert re.search(r"Default: (\S+)\.(?: |$)", shown.partition(f"{flag} <")[2])[1] == str(field.default), flag
+                own = re.split(r" --[a-z-]+ <", shown.partition(f"{flag} <")[2])[0]
+                assert re.search(r"Default: (\S+)\.(?: |$)", own)[1] == str(field.default), flag
+    for flag in ("--limit", "--patience", "--max-ratio"):
+        assert "Default: none." in re.split(r" --[a-z-]+ <", shown.partition(f"{flag} <")[2])[0]
 
 
 @pytest.mark.parametrize("written", [["--epochs", "3"], ["--epochs=3"]])

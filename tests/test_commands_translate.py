@@ -28,7 +28,9 @@ def test_translate_writes_one_line_for_each_text(folder):
     assert spoken.stdout.count(b"\n") == 3
     piped = seq2seq("translate", folder, stdin="\ufeffab\r\n\nabcñ".encode())  # a byte order mark is no text
     assert piped.stdout == spoken.stdout
-    assert re.fullmatch(rb".*\n3 translated in .* s, .* per second; loading took .* s\n", piped.stderr)
+    odd, took = piped.stderr.decode().splitlines()
+    assert odd == "standard input, line 3: 'ñ' is not in the vocabulary"
+    assert re.fullmatch(r"3 translated in .* s, .* per second; loading took .* s", took)
     assert seq2seq("translate", folder, stdin=b"").stdout == b""
 
 
@@ -335,9 +337,16 @@ def test_what_is_odd_about_a_text_is_said_once_and_a_blank_line_stays_blank(fold
     said = seq2seq("evaluate", folder, corpus, "--max-length", 4).stderr.decode().splitlines()
     assert f"{folder}: 1 of 3 sources: at least half of the tokens are not in the vocabulary" in said
     assert f"{folder}: 1 of 3 sources: only the first 1,024 tokens are read" in said
-    many = "\n".join(f"abab{chr(0x430 + n)}" for n in range(30))
-    said = seq2seq("translate", folder, "--max-length", 4, stdin=many.encode()).stderr.decode().splitlines()
-    assert len(said) == 22 and said[-2].endswith("there are more messages like these; they are not shown")
+    letters = [f"abab{chr(0x430 + n)}" for n in range(30)]
+    many = "\n".join([*letters, "ab" * 600]).encode()
+    said = seq2seq("translate", folder, "--max-length", 4, stdin=many).stderr.decode().splitlines()
+    more = "more tokens are not in the vocabulary; they are not named"
+    assert len(said) == 23 and said[20] == f"standard input, line 21: {more}"
+    assert said[21] == "standard input, line 31: only the first 1,024 tokens are read"
+    corpus = tsv("".join(f"{text}\tx\n" for text in (*letters, "ab" * 600)), "letters.tsv")
+    said = seq2seq("evaluate", folder, corpus, "--max-length", 4).stderr.decode().splitlines()
+    assert f"{folder}: {more}" in said and sum("is not in the vocabulary" in line for line in said) == 20
+    assert f"{folder}: 1 of 31 sources: only the first 1,024 tokens are read" in said
 
 
 def test_a_file_that_is_taken_for_a_text_is_named(folder, tsv):

@@ -88,7 +88,9 @@ def test_every_number_has_a_range_and_is_refused_just_outside_it_from_python_and
         ({"weights": (1, 0)}, "weights=0: expected a number, above 0, or None"),
         ({"teacher_forcing": (1, 1, 1)}, "expected one number or two"),
         ({"model": "Seq2Seq"}, "model='Seq2Seq': expected a class, module:Class"),
-        ({"encoder": Path}, "encoder=Path: expected the name of a class, 'pathlib:Path'"),
+        ({"encoder": Path}, "encoder: expected the name of a class, such as 'pathlib:Path'"),
+        ({"metrics": ("x:Y", Path)}, "metrics: expected the name of a class, such as 'pathlib:Path'"),
+        ({"monitor": int}, "monitor=<class 'int'>: expected text"),
     ],
 )
 def test_an_option_of_another_kind_or_size_is_refused(options, message):

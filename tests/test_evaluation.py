@@ -50,9 +50,13 @@ def test_references_of_an_earlier_evaluation_do_not_stay_beside_these(tmp_path):
     evaluation(TRANSLATIONS, [references[:1] for references in REFERENCES]).write(tmp_path)
     assert [path.name for path in tmp_path.glob("references.*")] == ["references.0.txt"]
     (tmp_path / "references.en.txt").write_text("mine")
-    with pytest.raises(OptionError, match=r"holds references\.en\.txt, which is not of an evaluation"):
+    with pytest.raises(OptionError, match=r"holds references\.en\.txt, which no evaluation has written"):
         evaluation(TRANSLATIONS, REFERENCES).write(tmp_path)
     assert (tmp_path / "references.en.txt").read_text() == "mine"
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "sources.txt").write_text("mine")
+    with pytest.raises(OptionError, match=r"holds sources\.txt, which no evaluation has written"):
+        evaluation(TRANSLATIONS, REFERENCES).write(tmp_path / "new")
 
 
 @pytest.mark.slow

@@ -47,6 +47,12 @@ def test_a_package_that_a_module_needs_is_named(tmp_path, monkeypatch):
     (tmp_path / "needs_more.py").write_text("import something_missing\n")
     with pytest.raises(OptionError, match="needs_more needs 'something_missing', which is not installed"):
         load_class("decoder", "needs_more:Thing")
+    (tmp_path / "asks.py").write_text("raise ModuleNotFoundError('please get foo')\n")
+    with pytest.raises(OptionError, match="asks ModuleNotFoundError: please get foo"):
+        load_class("decoder", "asks:Thing")
+    (tmp_path / "outer").mkdir()
+    with pytest.raises(OptionError, match=r"no module 'outer\.inner\.most'"):
+        load_class("decoder", "outer.inner.most:Thing")
 
 
 def test_a_package_that_is_not_installed_names_its_extra():

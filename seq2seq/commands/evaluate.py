@@ -10,7 +10,15 @@ import typer
 from pipelines import CorpusError, OptionError, checksums
 from pipelines.formats import find_shards
 from pipelines.lines import as_line
-from seq2seq.commands.loading import oddities, open_runs, reading_as_trained, split_runs
+from seq2seq.commands.loading import (
+    MORE_UNKNOWN,
+    MOST_NAMED,
+    NOT_KNOWN,
+    oddities,
+    open_runs,
+    reading_as_trained,
+    split_runs,
+)
 from seq2seq.commands.options import (
     AsJson,
     BatchSize,
@@ -46,7 +54,12 @@ def evaluate(
     bleu_tokenizer: BleuTokenizer = "13a",
     worst: Annotated[int, typer.Option(min=0, help="Show this many of the worst translations.")] = 5,
     write: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write sources, translations and references into this folder.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write sources, translations and references into this folder: new, empty, or with those of an earlier "
+            "evaluation, which are replaced.",
+        ),
     ] = None,
     as_json: AsJson = False,
     imports: Import = None,
@@ -261,11 +274,13 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
 def _say_oddities(runs, models, sources):
     """Says what each run may have read or written otherwise than meant."""
     for run, model in zip(runs, models, strict=True):
-        odd_sources = Counter(odd for _, odd in set(oddities(model.source_tokenizer, sources)))
-        for odd, count in odd_sources.most_common(10):
-            say(f"{run}: {count:,} of {len(sources):,} sources: {odd}")
-        if len(odd_sources) > 10:
-            say(f"{run}: {len(odd_sources) - 10:,} more messages like these")
+        found = Counter(odd for _, odd in set(oddities(model.source_tokenizer, sources))).most_common()
+        unknown = [odd for odd, _ in found if odd.endswith(NOT_KNOWN)]
+        for odd, count in found:
+            if odd not in unknown[MOST_NAMED:]:
+                say(f"{run}: {count:,} of {len(sources):,} sources: {odd}")
+        if len(unknown) > MOST_NAMED:
+            say(f"{run}: {MORE_UNKNOWN}")
         if model.target_tokenizer.lowercase:
             say(f"{run}: translations are case-folded (--lowercase), but references are not changed")
 

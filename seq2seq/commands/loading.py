@@ -15,11 +15,13 @@ from seq2seq.commands.terminal import command_line, say
 from seq2seq.records import find_run, finished, read_record
 
 # What is odd in a source.
-NO_FEATURE = "the feature {!r} is not in the vocabulary"
+NOT_KNOWN = " is not in the vocabulary"
+NO_FEATURE = "the feature {!r}" + NOT_KNOWN
 NOT_SEPARATED = "tabs do not separate columns, because this model has only one source column"
 CUT = "only the first {:,} tokens are read"
 UNKNOWN_TEXT = "at least half of the tokens are not in the vocabulary"
-MOST = 20  # messages about the texts of one command
+MORE_UNKNOWN = "more tokens are not in the vocabulary; they are not named"
+MOST_NAMED = 20  # of the unknown tokens of one command's texts
 
 
 def split_runs(command: str, arguments: list[str], other: str, least: int = 1) -> tuple[list[Path], list[str]]:
@@ -122,16 +124,18 @@ def _unknown(place, tokens, half):
     for token in tokens:
         if token != "\t":  # which has a message of its own
             what = "a part of the text" if token == "\ufffd" else repr(token)  # subwords do not tell which part
-            yield place, f"{what} is not in the vocabulary"
+            yield place, what + NOT_KNOWN
 
 
 def say_oddities(found: Iterable[tuple[int, str]], unit: str, done: int, said: set[str]) -> None:
     """Reports oddities of sources, numbered after `done` others, each only once: `said` holds those reported."""
     for place, odd in sorted(found):
-        if odd not in said and len(said) <= MOST:
+        if odd not in said and odd.endswith(NOT_KNOWN):
+            named = sum(message.endswith(NOT_KNOWN) for message in said)
+            odd = odd if named < MOST_NAMED else MORE_UNKNOWN
+        if odd not in said:
             said.add(odd)
-            more = "there are more messages like these; they are not shown"
-            say(f"{unit} {done + place + 1}: {odd if len(said) <= MOST else more}")
+            say(f"{unit} {done + place + 1}: {odd}")
 
 
 def is_blank(text: bytes) -> bool:
