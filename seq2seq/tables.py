@@ -275,7 +275,7 @@ def _load_records(folders, say):
     return records, grids[0][1] if whole else []
 
 
-_LONGEST_LABEL = 60  # in characters; a row of one run whose setting is longer has the name of its folder
+_LONGEST_LABEL = 60  # in characters; if a setting is longer, and each row has one run, they are named by their folders
 _OF_NO_SETTING = ("seed", "checkpoint_minutes", "keep_epochs")  # options by which runs of a row may differ
 
 
@@ -301,11 +301,13 @@ def _group_by_setting(records, grid, say):
         setting = {name: options[runs[0]].get(name) for name in names}
         runs = sorted(runs, key=lambda run: options[run]["seed"])
         seeds = [options[run]["seed"] for run in runs]
-        label, folder = setting_text(setting), str(runs[0].parent if len(runs) > 1 else runs[0])
-        if len(runs) == 1 and len(label) > _LONGEST_LABEL:
-            say(f"{folder}: {label}")
-            label = folder
-        rows.append(Row(setting, runs, seeds, label or folder))
+        label = setting_text(setting) or str(runs[0].parent if len(runs) > 1 else runs[0])
+        rows.append(Row(setting, runs, seeds, label))
+    if all(len(row.runs) == 1 for row in rows) and max(len(row.label) for row in rows) > _LONGEST_LABEL:
+        for row in rows:
+            if row.setting:
+                say(f"{row.runs[0]}: {row.label}")
+            row.label = str(row.runs[0])
     if names is grid:
         rows.sort(key=lambda row: [_order(value) for value in row.setting.values()])
     if len({tuple(row.seeds) for row in rows}) > 1:

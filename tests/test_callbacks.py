@@ -110,7 +110,7 @@ def test_batches_without_a_finite_gradient_are_left_out_and_named_however_seldom
     assert [text.partition(":")[0] for text in notices(said)] == [
         f"epoch {n // 7 + 1}, step {n % 7 + 1}" for n in skipped
     ]
-    assert all(text.endswith("it was skipped") for text in said)
+    assert all(text.endswith("it was skipped") for text in notices(said))
     assert int(follow.model.optimizer.iterations) == 2 * 7 - len(skipped)
     assert all(np.isfinite(weight).all() for weight in model.trainable_weights)
     (batch,) = training_batches(SimpleNamespace(config=config, model=model, pairs=25), 0).skip(skipped[-1]).take(1)

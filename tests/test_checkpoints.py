@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import server
+from conftest import notices
 
 from pipelines import CorpusError
 from seq2seq.checkpoints import Checkpoints, locked, whole_file
@@ -325,7 +326,7 @@ def test_a_training_that_filled_the_disk_goes_on_when_there_is_room(config, full
     config = dataclasses.replace(config, epochs=4, monitor=None, schedule="constant", patience=None)
     with pytest.raises(OSError, match="No space left"):
         train(config, full_disk / "run", callbacks=[Fill()], say=said.append)
-    assert said and all("A checkpoint could not be saved ([Errno 28] No space left" in text for text in said)
+    assert notices(said) and all("could not be saved ([Errno 28] No space left" in text for text in notices(said))
     assert load_run(full_disk / "run").translate("abc").numpy()  # the epoch before
     (full_disk / "filler").unlink()
     said.clear()
