@@ -170,10 +170,8 @@ def _is_resumed(config, folder, overwrite):
             "replaces it, --out chooses another folder"
         )
     inside = {path.name for path in folder.iterdir() if path.name[0] != "."} - {"lock"}
-    if inside and not inside & {"model.keras", "unfinished"}:
+    if inside - {"unfinished"} and not (overwrite and inside & {"model.keras", "unfinished"}):
         raise RunError(f"{folder} is not empty and holds no run; choose another folder (--out)")
-    if inside - {"unfinished"} and not overwrite:
-        raise RunError(f"{folder} is not empty; choose another folder (--out) or use --overwrite")
     return False
 
 
