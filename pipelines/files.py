@@ -125,7 +125,7 @@ def read_manifest(folder: Path | str) -> dict:
 @contextlib.contextmanager
 def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
     """Writes a folder atomically: yields a temporary path that becomes `folder` at the end. After an error, neither
-    exists. The folders above it are made, and stay.
+    exists; parent folders made for it remain.
 
     Args:
         folder: the folder to make. It may exist if it is empty.
@@ -184,8 +184,8 @@ def archive_of(path: Path) -> Path | None:
 
 
 def _names(file):
-    """The files in an open zip, {path in it: name of the member}, without those that macOS adds. Members are also
-    called `./a.tsv` or `/a.tsv`, which as paths would not lead into the zip."""
+    """Returns the files in an open zip as {path in it: member name}, without those that macOS adds. Some zips name
+    members `./a.tsv` or `/a.tsv`; as paths, these would not lead into the zip."""
     names = [name for name in file.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
     return {posixpath.normpath(name.lstrip("/")): name for name in names}
 

@@ -56,7 +56,7 @@ class AverageWeights(keras.callbacks.Callback):
         self._swap_in()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._swap_in()  # of an epoch that is not measured
+        self._swap_in()  # Keras does not call `on_test_begin` in an epoch that is not measured
 
     def _swap_in(self):
         if not self.swapped:
@@ -152,7 +152,7 @@ class WatchSteps(keras.callbacks.Callback):
         self._end_steps()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self._end_steps()  # of an epoch that is not measured
+        self._end_steps()  # Keras does not call `on_test_begin` in an epoch that is not measured
         if self.skipped:
             steps = f"{self.skipped:,} of {self.run.steps:,} steps"
             self.say(f"epoch {epoch + 1}: {steps} skipped, because their gradients were not finite")
@@ -308,7 +308,7 @@ class SaveRun(keras.callbacks.Callback):
         folder, begun = self.run.folder, (self.run.checkpoints.folder / "begun.keras").stat().st_mtime
         names = ["config.json", "history.csv", "curves.png", "error-rates.png", "attention-*.png"]
         old = list(itertools.chain(*map(folder.glob, names)))
-        logs = [*folder.glob("diverged.tsv"), *folder.glob("tensorboard/*/events.*")]  # or of this run
+        logs = [*folder.glob("diverged.tsv"), *folder.glob("tensorboard/*/events.*")]  # may belong to this run
         for path in old + [path for path in logs if path.stat().st_mtime < begun]:
             path.unlink()
 

@@ -61,7 +61,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         RunError: if another process holds the lock (the message has its number), the path cannot be a folder, or the
-            folder has another file of that name.
+            folder contains a file `lock` that no run has written.
     """
     path = folder / "lock"
     for _ in range(_TRIES):
@@ -73,13 +73,13 @@ def locked(folder: Path) -> Iterator[None]:
                     raise RunError(f"{above} is a file or a broken link; a run needs a folder") from None
             continue  # the holder of the lock has just removed the folder
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):  # ENOENT: of the working directory
+            if error.errno not in (errno.ENOENT, errno.ENAMETOOLONG):  # ENOENT: the working directory was removed
                 raise
             raise RunError(f"{str(folder)[:99]}: cannot be made: {error.strerror}") from None
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:
-            continue  # the same
+            continue  # the folder was removed, as above
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -94,7 +94,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise RunError(f"{path}: cannot be made")
     if not re.fullmatch(rb"(process \d+ on .*)?", os.pread(file, 1000, 0)):
         os.close(file)
-        raise RunError(f"{path} is a file of yours, which a run would replace; choose another folder")
+        raise RunError(f"{path} was not written by a run, but a run would overwrite it; choose another folder")
     try:
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())

@@ -307,7 +307,7 @@ class Config:
             option = "validation_fraction" if self.validation_fraction else "split"
             raise OptionError(
                 f"{option}={getattr(self, option)!r}: cannot be combined with validation, the held-out set"
-                + "; None is its default" * (option == "validation_fraction")
+                + "; leave validation_fraction out, or set it to None" * (option == "validation_fraction")
             )
         for name in ("source_tokenizer", "target_tokenizer"):
             tokenizer_names(name, getattr(self, name))

@@ -156,8 +156,8 @@ def padded_to_few_shapes(source: tf.Tensor, constraints: Constraints) -> tuple[t
     """Pads a batch to one of few shapes, for a search that XLA compiles.
 
     Returns:
-        The sources, their constraints, and a tensor with room for the steps: its size, which XLA knows when it
-        compiles, is the largest limit, rounded up.
+        The sources, their constraints, and a tensor whose size is the largest limit, rounded up. XLA knows sizes when
+        it compiles, but not values.
     """
     with tf.device("CPU"):  # where all sizes are known
         rows, length = tf.unstack(tf.shape(source)[:2])

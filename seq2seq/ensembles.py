@@ -32,8 +32,8 @@ def ensemble(models: Sequence[Seq2Seq], names: Sequence[Any] = ()) -> Seq2Seq:
         members have seen.
 
     Raises:
-        OptionError: if there is no model, or names for another number of them; if two share an encoder or decoder, or
-            tokenizers differ, and the message says how.
+        OptionError: if there is no model; if the number of names is not the number of models; if two models share an
+            encoder or decoder; or if their tokenizers differ (the message says how).
     """
     names = [str(name) for name in names] or [f"models[{number}]" for number in range(len(models))]
     if not models:

@@ -147,11 +147,11 @@ class Evaluation:
         """Writes sources.txt, translations.txt, references.0.txt and so on, one text per line, for other tools.
 
         If a text has fewer references than others, its first one is repeated, as `sacrebleu` needs the same number for
-        each. A tab or a line break in a text is written as a space, except the tabs between source columns. Such files
-        from earlier are replaced.
+        each. A tab or a line break in a text is written as a space, except the tabs between source columns. Files of
+        an earlier evaluation in the folder are replaced.
 
         Raises:
-            OptionError: if the folder holds anything else.
+            OptionError: if the folder holds files that no evaluation has written.
         """
         folder = Path(folder)
         check_folder(folder)
@@ -170,7 +170,7 @@ def check_folder(folder: Path) -> None:
     """Checks that a folder is new or empty, or holds what `Evaluation.write` has written and may replace.
 
     Raises:
-        OptionError: otherwise.
+        OptionError: if the folder holds anything else.
     """
     inside = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
     other = {name for name in inside if not re.fullmatch(r"(sources|translations|references\.\d+)\.txt", name)}

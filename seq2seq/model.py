@@ -89,7 +89,7 @@ class Seq2Seq(Translator, Trainer):
             raise OptionError(f"dtype={half!r}: 16-bit weights are too coarse for training; use 'mixed_{half}'")
         if keras.config.floatx() not in ("float32", "float64"):
             raise OptionError(
-                f"floatx is {keras.config.floatx()!r}: Keras would round labels, as 16 bits hold no large ids; call "
+                f"floatx is {keras.config.floatx()!r}: 16 bits hold no large ids, so Keras would round labels; call "
                 f"keras.config.set_floatx('float32') and use dtype='mixed_{keras.config.floatx()}'"
             )
         for side, tokenizer in (("source_tokenizer", source_tokenizer), ("target_tokenizer", target_tokenizer)):

@@ -20,13 +20,13 @@ def find_run(name: Path | str) -> Path:
     """The folder of a run. If no such folder exists, the name `phrasebook` means the run that comes with the library.
 
     Raises:
-        RunError: if the name is too long for a file, as a text may be.
+        RunError: if the name is too long for a path, which happens if it is a text.
     """
     try:
         os.stat(name)
     except (OSError, ValueError) as error:  # ValueError: no path holds NUL
         if getattr(error, "errno", None) == errno.ENAMETOOLONG:
-            raise RunError(f"{str(name)[:50]}...: not a run folder, as the name is too long") from None
+            raise RunError(f"{str(name)[:50]}...: not a run folder: the name is too long") from None
     return Path(name) if os.path.exists(name) else SHIPPED.get(str(name), Path(name))
 
 

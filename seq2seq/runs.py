@@ -37,10 +37,10 @@ def load_run(folder: Path | str) -> Seq2Seq:
     `load_run("phrasebook")` loads the small English-Spanish model that comes with the library, unless there is a folder
     of that name. All functions and commands that read a run accept the name `phrasebook`.
 
-    The model is compiled with a new optimizer of the run's kind and its `learning_rate`, without the schedule, which
-    has ended, as has that of `teacher_forcing`. So `fit` trains it further. Set another rate with
-    `model.optimizer.learning_rate = rate`, or another optimizer with `compile`. If it was trained with a custom loss or
-    metric that has not been imported, it is not compiled. The model file holds no optimizer:
+    The model is compiled with a new optimizer of the run's kind and its `learning_rate`. The learning-rate schedule has
+    ended and is left out. `teacher_forcing` has the last value of its schedule. `fit` trains the model further. Set
+    another rate with `model.optimizer.learning_rate = rate`, or another optimizer with `compile`. If it was trained
+    with a custom loss or metric that has not been imported, it is not compiled. The model file holds no optimizer:
     `keras.models.load_model` returns a model that must be compiled before `fit`.
 
     Raises:

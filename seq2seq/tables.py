@@ -275,7 +275,7 @@ def _load_records(folders, say):
     return records, grids[0][1] if whole else []
 
 
-_LONGEST_LABEL = 60  # in characters; if a setting is longer, and each row has one run, they are named by their folders
+_LONGEST_LABEL = 60  # in characters; if a label is longer and each row has one run, rows are named by their run folders
 _OF_NO_SETTING = ("seed", "checkpoint_minutes", "keep_epochs")  # options by which runs of a row may differ
 
 

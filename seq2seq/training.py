@@ -84,17 +84,18 @@ def train(
             optimizer; `config.json`, which also records the resources that training used; `history.csv`; `survey.json`,
             the token counts and lengths of the training set; and in `epochs` the models that `config.keep_epochs` asks
             for.
-        overwrite: whether an existing run may be replaced, but not another folder; it is not changed until the first
-            epoch has ended. The checkpoints of an unfinished run are deleted when the corpus has been surveyed.
+        overwrite: whether an existing run may be replaced. A folder that holds no run is never replaced. The old run is
+            not changed until the first epoch has ended. The checkpoints of an unfinished run are deleted when the
+            corpus has been surveyed.
         callbacks: more Keras callbacks, one or several. One that sets `stop_training` ends training, after an epoch or
             within one, which is then recorded like a whole epoch; the run folder has the model that `config.monitor`
             chooses, whatever weights a callback may restore. One that sets the learning rate needs a `config.schedule`
             of "constant" or "plateau", without warm-up.
         progress: a function to call now and then with the number of pairs read, while the corpus is surveyed.
         report: a function to call after that with the `Report` of what was read and left out; with another one of
-            `config.validation`, if that is given. Default: `say` gets it as text, if something was left out.
-        say: a function to call with other notices, as text: the figures of each epoch, of resuming, checkpoints that
-            could not be saved, batches left out. Default: to print them to stderr; None for no notices.
+            `config.validation`, if that is given. Default: if something was left out, `say` gets the report as text.
+        say: a function to call with other notices, as text: the figures of each epoch, resuming, checkpoints that could
+            not be saved, batches left out. Default: print them to stderr. None: no notices.
         command: the command line, to be recorded in `config.json`.
         strategy: how to train on several devices or machines, see `open_strategy`. All workers call this with the same
             arguments and see the same folder, which the first of them writes. Default: one device.

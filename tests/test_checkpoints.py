@@ -44,7 +44,7 @@ def test_a_folder_is_one_processes_own_until_it_ends(tmp_path):
     assert os.listdir(folder) == ["kept"]
     for text in ("my keys", "process notes"):
         (folder / "lock").write_text(text)
-        with pytest.raises(RunError, match="run/lock is a file of yours"), locked(folder):
+        with pytest.raises(RunError, match="run/lock was not written by a run"), locked(folder):
             pass
         assert (folder / "lock").read_text() == text
 

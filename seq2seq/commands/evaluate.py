@@ -57,8 +57,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write sources, translations and references into this folder: new, empty, or with those of an earlier "
-            "evaluation, which are replaced.",
+            help="Write sources, translations and references into this folder, which must be new, empty, or from an "
+            "earlier evaluation, whose files are replaced.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -94,7 +94,7 @@ def evaluate(
 
 
 def _check_write(folder, corpus):
-    """Checks that files can be written into a folder, without replacing any of your own or the corpus."""
+    """Checks that files can be written into a folder without replacing the user's own files or the corpus."""
     from seq2seq.evaluation import check_folder
 
     check_folder(folder)
@@ -134,7 +134,7 @@ def _print_evaluation(found, worst):
 
 
 def _measures(found):
-    """Whether most references have too few words for BLEU, and the names of the measures, the most telling first."""
+    """Returns whether most references have too few words for BLEU, and the names of the measures, best suited first."""
     texts = [text for those in found.references for text in those]
     short = sum(len(text.split()) < 4 for text in texts) > len(texts) / 2
     few_words = short and found.bleu_tokenizer in ("13a", "intl", "none")
@@ -272,7 +272,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
 
 
 def _say_oddities(runs, models, sources):
-    """Says what each run may have read or written otherwise than meant."""
+    """Reports the oddities of each run: sources that it may misread, and translations that differ in case."""
     for run, model in zip(runs, models, strict=True):
         found = Counter(odd for _, odd in set(oddities(model.source_tokenizer, sources))).most_common()
         unknown = [odd for odd, _ in found if odd.endswith(NOT_KNOWN)]
