@@ -170,9 +170,11 @@ def table(
     rows = _group_by_setting(records, grid, say)
     first = _baseline_row(rows, baseline)
     if test is None:
-        if len({held_out_by(records[row.runs[0]]) for row in rows}) > 1:
-            raise RunError("these runs have different held-out sets; name a test corpus (--test)")
         configs = [records[row.runs[0]].config for row in rows]
+        if len({held_out_by(records[row.runs[0]]) for row in rows}) > 1:
+            names = ["validation", *options_of_held_out(configs[0])]
+            names = [name for name in names if len({getattr(config, name) for config in configs}) > 1] or ["files"]
+            raise RunError(f"these runs have different held-out sets ({', '.join(names)}); name a test corpus (--test)")
         hashed = [config for config in configs if config.split == "hash" and not config.validation]
         if len({config.source_tokenizer for config in hashed}) > 1:
             for name in sorted({name for of in hashed for name in own_classes(of) if name in of.source_tokenizer}):

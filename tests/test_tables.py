@@ -195,12 +195,12 @@ def test_runs_of_one_and_of_two_source_columns_have_no_test_corpus_in_common(cop
 def test_runs_that_have_held_out_other_pairs_are_refused(copied):
     run = copied / "units=8" / "seed-1"
     change(run, validation_fraction=0.1)
-    with pytest.raises(RunError, match="have different held-out sets; name a test corpus"):
+    with pytest.raises(RunError, match=r"have different held-out sets \(validation_fraction\); name a test corpus"):
         table(copied)
     change(run, validation_fraction=0.2)
     record = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(record | {"checksums": {"pairs.tsv": "0" * 64}}))
-    with pytest.raises(RunError, match="have different held-out sets; name a test corpus"):
+    with pytest.raises(RunError, match=r"have different held-out sets \(files\); name a test corpus"):
         table(copied)
 
 
