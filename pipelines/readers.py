@@ -52,6 +52,11 @@ class Report:
         if self.dropped[reason] <= 3:
             self.first.setdefault(reason, []).append(message)
 
+    def notices(self, columns_given: bool) -> list[str]:
+        """What to tell the user: a column that is not read, unless the columns were given, and what was left out."""
+        unread = [self.unread] if self.unread and not columns_given else []
+        return [*unread, str(self)] if self.dropped else unread
+
     def __str__(self):
         lines = [f"{self.dropped.total():,} of {self.pairs + self.dropped.total():,} pairs left out"]
         for reason, count in self.dropped.most_common():

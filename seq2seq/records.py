@@ -27,7 +27,8 @@ def find_run(name: Path | str) -> Path:
     except (OSError, ValueError) as error:  # ValueError: no path holds NUL
         if getattr(error, "errno", None) == errno.ENAMETOOLONG:
             raise RunError(f"{str(name)[:50]}...: not a run folder: the name is too long") from None
-    return Path(name) if os.path.exists(name) else SHIPPED.get(str(name), Path(name))
+        return SHIPPED.get(str(name), Path(name))
+    return Path(name)
 
 
 class RunError(ValueError):

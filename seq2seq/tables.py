@@ -244,7 +244,7 @@ def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held
     for of in options:
         custom_loss, custom_tokens = of.get("loss") or of.get("model"), ":" in str(of.get("target_tokenizer"))
         if (by_loss and custom_loss) or (by_token and custom_tokens):
-            names += tuple(option for option in of if option not in vars(Config()) and option not in names)
+            names += tuple(option for option in of if option not in Config.__dataclass_fields__ and option not in names)
     return names
 
 

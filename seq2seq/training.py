@@ -95,7 +95,8 @@ def train(
         report: a function to call after that with the `Report` of what was read and left out; with another one of
             `config.validation`, if that is given. Default: if something was left out, `say` gets the report as text.
         say: a function to call with other notices, as text: the figures of each epoch, resuming, checkpoints that could
-            not be saved, batches left out. Default: print them to stderr. None: no notices.
+            not be saved, batches left out. Default: print them to stderr. None: no notices, but a warning of pairs that
+            the default of `config.max_length` leaves out.
         command: the command line, to be recorded in `config.json`.
         strategy: how to train on several devices or machines, see `open_strategy`. All workers call this with the same
             arguments and see the same folder, which the first of them writes. Default: one device.
@@ -117,8 +118,9 @@ def train(
     if not isinstance(config, Config | None):
         raise OptionError(f"config={config!r}: expected a Config, such as Config({config!r})")
     folder, started, track = Path(folder), clocks(), [track] if isinstance(track, str) else track
+    if say and report is None:
+        report = functools.partial(_say_report, say, config)
     say = say or _silent
-    report = report or functools.partial(_say_report, say, config)
     callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
     check_trackers(track)
     chief = is_chief(strategy)
@@ -143,10 +145,8 @@ def train(
 
 
 def _say_report(say, config, found):
-    if found.unread and not config.columns:
-        say(found.unread)
-    if found.dropped:
-        say(str(found))
+    for text in found.notices(columns_given=bool(config.columns)):
+        say(text)
 
 
 def _is_resumed(config, folder, overwrite):

@@ -104,6 +104,9 @@ def test_a_training_prints_its_epochs_and_what_was_left_out_unless_it_is_to_be_s
     config = Config(str(tsv("Go.\tVe.\nno tab\n")), **options)
     train(config, tmp_path / "silent", say=None)
     assert not re.search("Epoch|left out", capfd.readouterr().err)
+    long = Config(str(tsv(f"Go.\tVe.\n{'a' * 2000}\tb\n", "long.tsv")), **options)
+    with pytest.warns(UserWarning, match="1 left out, with a side of more than 1,000 characters"):
+        train(long, tmp_path / "long", say=None)
     train(config, tmp_path / "spoken")
     said = capfd.readouterr().err
     assert "1 of 2 pairs left out" in said

@@ -78,10 +78,8 @@ def reporting(given: Mapping[str, Any]) -> Iterator[Any]:
 def print_report(report: Any, given: Mapping[str, Any]) -> None:
     """Says which pairs were left out, and whether a column was, unless `given`, the options, names those to read."""
     show("")  # removes the number of pairs read
-    if report.unread and "columns" not in given:
-        say(report.unread)
-    if report.dropped:
-        say(str(report))
+    for text in report.notices("columns" in given):
+        say(text)
 
 
 def say_speed(count: int, seconds: float, loading: float) -> None:

@@ -168,15 +168,15 @@ def preset_for_corpus(config: Config, given: Collection[str]) -> str:
 
 def _finish(folder, model):
     """Draws the pictures of a run, and says what its training took and how to translate with it."""
-    from seq2seq.runs import probe
+    from seq2seq.runs import can_measure, probe
 
-    if importlib.util.find_spec("matplotlib"):
+    can_draw = importlib.util.find_spec("matplotlib")
+    if can_draw:
         draw(folder, model)
     record = read_record(folder)
     took = "{updates:,} updates of {parameters:,} parameters in {seconds:,.1f} s on {device}; {peak_memory_mb:,} MB"
     say(took.format(**record.content["training"]))
-    packages = {"evaluation": "sacrebleu", "plots": "matplotlib"}
-    if missing := [name for name, package in packages.items() if not importlib.util.find_spec(package)]:
+    if missing := [name for name, there in (("evaluation", can_measure()), ("plots", can_draw)) if not there]:
         say(f"For scores of translations and pictures: pip install 'keras-seq2seq[{','.join(missing)}]'")
     text = '"TEXT"'
     if len(model.source_tokenizer.column_names) > 1:  # an example, as shells write a tab
