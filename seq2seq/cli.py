@@ -21,11 +21,9 @@ from pipelines.options import MissingExtra
 from seq2seq.commands.corpora import inspect, shuffle
 from seq2seq.commands.evaluate import compare, evaluate
 from seq2seq.commands.experiments import sweep, table
-from seq2seq.commands.options import option_flag
 from seq2seq.commands.runs import average, demo, export, plot
 from seq2seq.commands.train import train
 from seq2seq.commands.translate import score, translate
-from seq2seq.config import Config
 from seq2seq.records import RunError
 from seq2seq.startup import start_tensorflow
 
@@ -47,24 +45,6 @@ class _Command(typer.core.TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records, col_max=24)
-
-
-class _SweepCommand(_Command):
-    """`sweep`, which says how to write an option of `train`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        own = {flag for parameter in self.get_params(ctx) for flag in parameter.opts}
-        of_train = {
-            field.metadata.get("flag") or option_flag(name): name for name, field in Config.__dataclass_fields__.items()
-        }
-        for flag in (arg.partition("=")[0] for arg in args):
-            if flag in of_train and flag not in own:
-                name = of_train[flag]
-                hint = f"an option of `train`; write --set {name}=VALUE, or --grid {name}=VALUES to vary it"
-                if name == "seed":
-                    hint = "an option of `train`; a sweep has the seeds 0, 1 and so on: --seeds NUMBER"
-                raise typer.BadParameter(hint, ctx, param_hint=flag)
-        return super().parse_args(ctx, args)
 
 
 class _Commands(typer.core.TyperGroup):
@@ -149,4 +129,4 @@ _COMMANDS = (inspect, shuffle, train, sweep, table, plot, average, translate, sc
 for _command in _COMMANDS:
     # `shuffle` starts it if it writes TFRecord, `translate` if the model is not an export.
     _run = _exit_codes(_command not in (shuffle, translate), _command is train)(_command)
-    app.command(cls=_SweepCommand if _command is sweep else _Command)(_run)
+    app.command(cls=_Command)(_run)

@@ -157,7 +157,7 @@ class Config:
     own: Mapping | None = _option(
         None,
         MODEL,
-        "Set an option by name, such as a constructor argument of your own class: --set kernel=5. Repeatable.",
+        "Set a constructor argument of your own class: --set kernel=5. Repeatable.",
         several=True,
         flag="--set",
         metavar="NAME=VALUE",
@@ -297,7 +297,7 @@ class Config:
                 object.__setattr__(self, field.name, value)
         for name in self.own or ():
             if name in vars(self):
-                raise OptionError(f"own={self.own!r}: {name} is an option of Config itself; give it there")
+                raise OptionError(f"own={self.own!r}: {name} is an option of its own, not one of a custom class")
         for name, option in own_classes(self).items():
             if not all(name.partition(":")):
                 raise OptionError(f"{option}={name!r}: expected a class, module:Class")

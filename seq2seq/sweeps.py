@@ -216,8 +216,10 @@ def _start(runs, settings, values, trials):
 
 
 def _check_grid(values, given, seeds, trials, jobs):
-    for name in {"seed", "corpus"} & set(given):
-        raise OptionError(f"{name}: cannot be set like other options; use seeds, and give the corpus as an argument")
+    if "corpus" in given:
+        raise OptionError("corpus: cannot be set like other options; give it as an argument")
+    if "seed" in given:
+        raise OptionError("seed: a sweep has the seeds 0, 1 and so on; give their number, seeds")
     for name, of in values.items():
         if name in given or name in ("seed", "corpus"):
             raise OptionError(f"grid={name}: is already set, for all runs")

@@ -171,8 +171,7 @@ def short(arguments: list[str]) -> list[str]:
     if arguments[:1] == ["sweep"]:
         at_most("--seeds", "1")
         at_most("--trials", "1")
-        for setting in ("epochs=1", "cell=gru", "attention=None"):
-            arguments += ["--set", setting]
+        arguments += ["--epochs", "1", "--cell", "gru", "--attention", "none"]
     return arguments
 
 

@@ -30,7 +30,7 @@ def test_train_prints_its_folder_to_stdout_and_its_progress_to_stderr(toy_run):
 def test_options_reach_the_training_and_a_configuration_repeats_them(toy_run, tmp_path, training_calls):
     toy = toy_run[0].parent.parent / "toy.tsv"
     options = "--preset subword --epochs 1 --units 8 --cell gru --no-bidirectional --attention none --embedding 6"
-    options += " --teacher-forcing 1,0.5 --dropout 0.2 --max-vocabulary 40 --seed 3 --precision bfloat16 --set layers=2"
+    options += " --teacher-forcing 1,0.5 --dropout 0.2 --max-vocabulary 40 --seed 3 --precision bfloat16 --layers 2"
     assert seq2seq("train", toy, *options.split(), "--out", "first", cwd=tmp_path).returncode == 0
     ((config, folder, how),) = training_calls
     kept = {"cell": "gru", "attention": None, "bidirectional": False, "embedding": 6, "teacher_forcing": (1.0, 0.5)}

@@ -39,7 +39,7 @@ SHORTER = {
 SMALLER = dict.fromkeys(
     ("bayes_risk", "coverage", "diverse", "features", "focal", "minimum_risk"), ("--cell", "gru", "--no-bidirectional")
 )
-SMALLER["sinusoidal"] = ("--set", "layers=1")
+SMALLER["sinusoidal"] = ("--layers", "1")
 for name in ("coverage", "sinusoidal"):  # whose layers must have the precision that is asked for
     SMALLER[name] += ("--precision", "bfloat16")
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))

@@ -535,8 +535,8 @@ def test_minimum_risk_training_lowers_the_expected_number_of_errors(modules, pai
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--units", "8", "--set", "units=16"], "units: given twice, as 8 and as 16"),
-        (["--set", "corpus=x"], "set=corpus=x: name the corpus as an argument"),
+        (["--set", "units=16"], "own={'units': 16}: units is an option of its own, not one of a custom class"),
+        (["--set", "kernel=3", "--set", "kernel=5"], "kernel: given twice, as 3 and as 5"),
         (["--import", ":X"], "import=':X': expected a class, module:Class"),
     ],
 )

@@ -16,7 +16,15 @@ from seq2seq.records import RunError, finished
 from seq2seq.runs import load_run
 from seq2seq.sweeps import Range, _as_fields, _refuse_another, _settings, read_grid
 
-AS_ARGUMENTS = [part for name, value in SMALL.items() for part in ("--set", f"{name}={str(value).lower()}")]
+
+def as_arguments(options):
+    """Options as `seq2seq train` and `sweep` take them."""
+    for name, value in options.items():
+        flag = name.replace("_", "-")
+        yield from [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+
+
+AS_ARGUMENTS = list(as_arguments(SMALL))
 COMMAND = ["sweep", "pairs.tsv", "--grid", "units=8,4", *AS_ARGUMENTS]
 
 
@@ -116,8 +124,8 @@ def test_values_in_place_of_a_range_are_another_sweep(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_added(home):
-    arguments = ["sweep", "pairs.tsv", *AS_ARGUMENTS, "--set", "optimizer=sgd", "--set", "clip_norm=none"]
-    arguments += ["--set", "schedule=constant", "--set", "units=4", "--jobs", "2", "--out", "failing", "--grid"]
+    arguments = ["sweep", "pairs.tsv", *AS_ARGUMENTS, "--optimizer", "sgd", "--clip-norm", "none"]
+    arguments += ["--schedule", "constant", "--units", "4", "--jobs", "2", "--out", "failing", "--grid"]
     done = seq2seq(*arguments, "learning_rate=1e38,0.01", cwd=home)
     assert done.returncode == 1
     assert re.search(

@@ -16,7 +16,6 @@ from seq2seq.commands.options import (
     Search,
     Settings,
     option_flag,
-    read_settings,
     search_strategy,
     with_config_options,
 )
@@ -24,7 +23,7 @@ from seq2seq.commands.terminal import check_picture, command_line, is_terminal, 
 from seq2seq.commands.train import preset_for_corpus
 
 
-@with_config_options("validation", "monitor")
+@with_config_options()
 def sweep(  # longer than 60 lines: its signature declares the options
     out: Annotated[Path, typer.Option(help="The folder to make, with a run folder for each setting and seed.")],
     corpus: Corpus = ["phrasebook"],  # noqa: B006 (typer copies it)
@@ -37,14 +36,6 @@ def sweep(  # longer than 60 lines: its signature declares the options
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting, with the seeds 0, 1, ...")] = 1,
-    fixed: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="An option of `train` for all runs, by its name in config.json: --set epochs=8. Repeatable.",
-        ),
-    ] = None,
     preset: Preset = None,
     trials: Annotated[
         int | None,
@@ -56,6 +47,9 @@ def sweep(  # longer than 60 lines: its signature declares the options
     given: dict,
 ) -> None:
     """Train all settings of a grid with several seeds each, and print a table of the results.
+
+    The options of `train` apply to all runs. In --grid, an option has its name in config.json: --learning-rate is
+    learning_rate.
 
     After an interruption, the same command continues the sweep. You may add seeds, values of a grid, or trials of a
     search.
@@ -69,6 +63,7 @@ def sweep(  # longer than 60 lines: its signature declares the options
     from seq2seq.sweeps import sweep as train_all
     from seq2seq.tables import table as tabulate
 
+    own = given.pop("own", {})
     values = list(map(read_grid, grid or ()))
     if len(dict(values)) < len(values):
         raise OptionError("grid: an option is named twice; separate its values by commas")
@@ -78,7 +73,7 @@ def sweep(  # longer than 60 lines: its signature declares the options
             out,
             dict(values),
             seeds,
-            options=read_settings(fixed, given) | given,
+            options=given | own,
             preset=preset or preset_for_corpus,
             trials=trials,
             jobs=jobs,

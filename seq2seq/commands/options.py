@@ -148,21 +148,18 @@ def _given(values):
         elif value not in (None, []):
             given[name] = as_saved(value)
             check_option(name, given[name])
-    if settings := read_settings(own, given):
+    if settings := read_settings(own):
         given["own"] = settings
     return given
 
 
-def read_settings(texts: Iterable[str] | None, given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Reads the options that `--set` names: {name: value}; those of `Config` go into `given`, if it is there."""
+def read_settings(texts: Iterable[str] | None) -> dict[str, Any]:
+    """Reads options of custom classes, or settings of a strategy, that `--set` names: {name: value}."""
     found: dict[str, Any] = {}
     for text in texts or ():
-        name, value = parse_setting(text, of_config=given is not None)
-        if name == "corpus" and given is not None:
-            raise OptionError(f"set=corpus={value}: name the corpus as an argument, CORPUS")
-        options = found if given is None or name not in Config.__dataclass_fields__ else given
-        if options.setdefault(name, value) != value:
-            raise OptionError(f"{name}: given twice, as {options[name]!r} and as {value!r}")
+        name, value = parse_setting(text, of_config=False)
+        if found.setdefault(name, value) != value:
+            raise OptionError(f"{name}: given twice, as {found[name]!r} and as {value!r}")
     return found
 
 
