@@ -31,10 +31,6 @@ class BayesRisk(Strategy):
     def __post_init__(self):
         check_number("samples", self.samples, least=1)
 
-    @property
-    def rows_per_source(self):
-        return self.samples
-
     def search(self, step_for, state, constraints, loop=None):
         found = Sampling(self.temperature, n_best=self.samples).search(step_for, state, constraints, loop)
         best = tf.argmax(mean_utilities(found.ids), axis=1, output_type=tf.int32)[:, None]
@@ -44,7 +40,7 @@ class BayesRisk(Strategy):
 
 def mean_utilities(ids):
     """The mean F1 of each of N samples, int32 `[B, N, T]`, against all: float32 `[B, N]`."""
-    # The second time a token comes in a sample it is another one. Padding is none.
+    # Repeated tokens of a sample are told apart by their number; padding is ignored.
     same = tf.cast(ids[..., None] == ids[..., None, :], tf.int32)  # [B, N, T, T]
     times = tf.reduce_sum(tf.linalg.band_part(same, -1, 0), axis=-1)
     lengths = tf.math.count_nonzero(ids, axis=2, dtype=tf.float32)

@@ -2,7 +2,7 @@
 
 seq2seq train pairs.tsv --decoder coverage:CoverageDecoder --set kernel=5 --units 64 --epochs 5 \
     --out runs/coverage
-seq2seq translate runs/coverage --import coverage:CoverageDecoder --beam-width 3 "ab"
+seq2seq translate runs/coverage --import coverage:CoverageDecoder --beam-width 3 --attention "ab"
 """
 
 import keras
@@ -36,10 +36,10 @@ class CoverageDecoder(keras.layers.Layer):
         first = encoded.state[-1][0] if encoded.state else encoded.mean()
         return encoded._replace(extra=keys), (first, nothing_read)
 
-    def call(self, target, encoded, state):
+    def call(self, target, encoded, state, return_attention=False):
         vectors, length = self.vectors(target), tf.shape(target)[1]
 
-        def step(t, hidden, coverage, logits):
+        def step(t, hidden, coverage, logits, paid):
             hidden, _ = self.cell(vectors[:, t], [hidden])
             query = rows_by_source(self.query(hidden)[:, None], encoded)[:, :, None]  # [B, K, 1, D]
             keys = encoded.extra[:, None] + tf.reshape(
@@ -49,11 +49,13 @@ class CoverageDecoder(keras.layers.Layer):
             weights = tf.cast(weights, coverage.dtype)  # from float32
             context = tf.reshape(weights @ encoded.memory, [-1, encoded.memory.shape[2]])
             logits = logits.write(t, self.output_layer(tf.concat([hidden, context], axis=1)))
-            return t + 1, hidden, coverage + tf.reshape(weights, tf.shape(coverage)), logits
+            weights = tf.reshape(weights, tf.shape(coverage))
+            return t + 1, hidden, coverage + weights, logits, paid.write(t, weights)
 
-        logits = tf.TensorArray(self.compute_dtype, length)
-        _, *state, logits = tf.while_loop(lambda t, *_: t < length, step, (0, *state, logits))
-        return tf.transpose(logits.stack(), [1, 0, 2]), tuple(state)
+        results = [tf.TensorArray(self.compute_dtype, length) for _ in range(2)]
+        _, *state, logits, paid = tf.while_loop(lambda t, *_: t < length, step, (0, *state, *results))
+        logits, paid = (tf.transpose(result.stack(), [1, 0, 2]) for result in (logits, paid))
+        return (logits, tuple(state), paid) if return_attention else (logits, tuple(state))
 
     def get_config(self):
         return {**super().get_config(), **self.options}

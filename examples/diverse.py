@@ -37,8 +37,6 @@ class DiverseBeam(Strategy):
     def n_best(self):
         return self.groups
 
-    rows_per_source = n_best
-
     def search(self, step_for, state, constraints, loop=None):
         def choose(logits, t, sources):
             size = tf.shape(logits)[1]

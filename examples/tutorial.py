@@ -6,9 +6,9 @@
 """
 # Sequence to sequence in ten minutes
 
-A model reads an English sentence character by character, and writes the Spanish one. This notebook trains it (three
-minutes on two cores), looks inside, and saves it. [The tutorial](../docs/tutorial.md) compares each step with the old
-Keras tutorial.
+A model reads an English sentence character by character, and writes the Spanish one. This notebook trains it (several
+minutes on two cores), looks inside, and saves it. [The tutorial](../docs/tutorial.md) explains the steps, and compares
+them with those of the old Keras tutorial.
 
 **To open it elsewhere:** in a copy of the repository, `pip install '.[plots]' jupyterlab`, then
 `jupyter lab examples/tutorial.ipynb`. On Colab or Kaggle, upload the notebook and a wheel (`python -m build` makes
@@ -117,11 +117,11 @@ print(model.score(["Good morning."] * 2, ["Buenos días.", "Buenas noches."]).nu
 """
 ## Attention
 
-Each row is a character that greedy search wrote, each column one that the model read.
+Each row is a character of the last translation above, each column one that the model read.
 """
 
 # %%
-(alignment,) = model.attention(["Where is the station?"])
+(alignment,) = model.attention([sentence], [text])
 display(SVG(attention_svg(alignment)))
 
 # %% [markdown]

@@ -114,6 +114,7 @@ class SayEpochs(keras.callbacks.Callback):
 
 
 def _beginning(text):
+    text = text if text.strip() else text.replace(" ", "␣")
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

@@ -21,7 +21,8 @@ CORPUS, TOKENS, MODEL, TRAINING = "Corpus", "Tokens", "Model", "Training"  # the
 
 
 def _option(default, panel, help, range=None, **how):
-    """A field of `Config` with the arguments of `typer.Option`, and the range of its numbers for `check_number`."""
+    """A field of `Config` with the arguments of `typer.Option`; for `check_option`, the range of its numbers, or its
+    choices."""
     metadata = {"rich_help_panel": panel, "help": help, "range": range or {}, **how}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -69,6 +70,7 @@ class Config:
         "error",
         CORPUS,
         "What to do with a line with too few or too many columns, an empty side or invalid UTF-8: error, skip.",
+        choices=("error", "skip"),
     )
     # A batch is padded to its longest pair: of 64 with one of 2,000 characters it took 7.5 GB (2026-11-27, a CPU).
     max_length: int | None = _option(
@@ -85,7 +87,9 @@ class Config:
         {"least": 1},
     )
     drop_duplicates: bool = _option(False, CORPUS, "Drop pairs that repeat a recently read pair.")
-    split: str = _option("hash", CORPUS, "Which pairs are held out: hash (by a hash of the source), last.")
+    split: str = _option(
+        "hash", CORPUS, "Which pairs are held out: hash (by a hash of the source), last.", choices=("hash", "last")
+    )
     validation_fraction: float = _option(
         None, CORPUS, "Fraction of the sources to hold out. Default: 0.05, or none with --validation.", _FRACTION
     )
@@ -120,6 +124,7 @@ class Config:
         "Kind of encoder and decoder: recurrent, transformer. The latter has other defaults, which override a preset: "
         + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in ARCHITECTURES["transformer"].items())
         + ".",
+        choices=tuple(ARCHITECTURES),
     )
     units: int = _option(256, MODEL, "Size of the encoder's outputs and of each layer.", _COUNT)
     cell: str = _option("lstm", MODEL, "Recurrent cell: lstm, gru.")
@@ -176,7 +181,10 @@ class Config:
         None, TRAINING, "Tokens in a batch, padding included, instead of --batch-size.", _COUNT
     )
     encoding: str = _option(
-        "ids", TRAINING, "Encoding of batches: ids or one_hot. The results are the same; ids are a little faster."
+        "ids",
+        TRAINING,
+        "Encoding of batches: ids or one_hot. The results are the same; ids are a little faster.",
+        choices=("one_hot", "ids"),
     )
     epochs: int | None = _option(None, TRAINING, "Number of epochs. Default: see --usual-updates.", _COUNT)
     updates: int | None = _option(
@@ -209,6 +217,7 @@ class Config:
         "How the learning rate changes: cosine (falls to zero along half a cosine), constant, inverse_sqrt (after "
         "--warmup, falls with the inverse square root of the step number), plateau (halved when --monitor has not "
         "improved for two measured epochs).",
+        choices=("cosine", "constant", "inverse_sqrt", "plateau"),
     )
     warmup: int = _option(
         0, TRAINING, "Number of initial steps during which the learning rate rises from zero.", {"least": 0}
@@ -250,7 +259,10 @@ class Config:
         0, TRAINING, "Keep the models of this many of the last measured epochs, for `seq2seq average`.", {"least": 0}
     )
     on_divergence: str = _option(
-        "stop", TRAINING, "What to do when a batch has no finite gradient: stop, or skip that batch."
+        "stop",
+        TRAINING,
+        "What to do when a batch has no finite gradient: stop, or skip that batch.",
+        choices=("stop", "skip"),
     )
     checkpoint_minutes: float = _option(
         1.0, TRAINING, "Minutes between checkpoints, which are also saved within an epoch.", {"least": 0}
@@ -261,6 +273,7 @@ class Config:
         "Precision in which layers compute: float32, bfloat16, float16. Weights, logits and loss stay float32. The "
         "latter two need less memory and are faster on GPUs that support them; on a CPU, bfloat16 is not faster and "
         "float16 is several times slower.",
+        choices=("float32", "bfloat16", "float16"),
     )
     deterministic: bool | None = _option(
         None,
@@ -346,17 +359,6 @@ def as_saved(value: typing.Any) -> typing.Any:
     return as_saved(value.tolist()) if hasattr(value, "tolist") else value  # of NumPy
 
 
-_CHOICES = {
-    "architecture": tuple(ARCHITECTURES),
-    "on_bad_line": ("error", "skip"),
-    "split": ("hash", "last"),
-    "encoding": ("one_hot", "ids"),
-    "on_divergence": ("stop", "skip"),
-    "precision": ("float32", "bfloat16", "float16"),
-    "schedule": ("cosine", "constant", "inverse_sqrt", "plateau"),
-}
-
-
 _OF_CLASSES = ("source_tokenizer", "target_tokenizer", "encoder", "decoder", "model", "loss", "metrics")
 
 
@@ -388,8 +390,8 @@ def check_option(name: str, value: typing.Any) -> None:
         raise OptionError(f"{name}={reprlib.repr(value)}: expected text{', or None' * optional}")
     if name == "columns":
         check_columns(value)
-    if name in _CHOICES:
-        choose(name, value, _CHOICES[name])
+    if "choices" in field.metadata:
+        choose(name, value, field.metadata["choices"])
 
 
 def read_option(name: str, text: str) -> typing.Any:

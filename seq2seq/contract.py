@@ -36,14 +36,12 @@ def encode(encoder: keras.layers.Layer, source: tf.Tensor, training: bool = Fals
     return encoder(source, training=training)._replace(source=token_ids(source))
 
 
-def start(decoder: keras.layers.Layer, encoded: Encoded, steps: int | tf.Tensor, in_one_call: bool = False) -> Any:
+def start(decoder: keras.layers.Layer, encoded: Encoded, steps: int | tf.Tensor | None = None) -> Any:
     """Calls `decoder.start`. If it has an argument `steps`, it gets the maximum number of tokens, so that it can
-    allocate a state of constant shape for all of them. If its default is None, it is left out when all tokens come
-    `in_one_call`."""
-    takes = inspect.signature(decoder.start).parameters.get("steps")
-    if takes is None or (in_one_call and takes.default is None):
-        return decoder.start(encoded)
-    return decoder.start(encoded, steps=steps)
+    allocate a state of constant shape for all of them; or None, if all tokens come in one call."""
+    if "steps" in inspect.signature(decoder.start).parameters:
+        return decoder.start(encoded, steps=steps)
+    return decoder.start(encoded)
 
 
 def has_attention(decoder: keras.layers.Layer) -> bool:
@@ -64,7 +62,7 @@ def check_contract(
         decoder: a layer with `start(encoded)`, or `start(encoded, steps)`, -> (encoded, state), and (target `[B, T]`,
             encoded, state) -> (logits `[B, T, V]`, state). It must give the same logits for the whole target at once
             and token by token, also with K rows of target and state for each row of `encoded`, and must ignore padding.
-            If the default of `steps` is None, it is left out for a whole target, and the next state is not used.
+            For a whole target, `steps` is None, and the next state is not used.
         source_tokenizer, target_tokenizer: those of the model; V is the vocabulary size of the latter.
 
     Returns:
@@ -90,7 +88,7 @@ def check_contract(
     with _refusing("decoder", decoder, f"the result of {type(encoder).__name__}") as refuse:
         if not hasattr(decoder, "start"):
             refuse("has no method `start`")
-        started = start(decoder, encoded, 3, in_one_call=True)
+        started = start(decoder, encoded)
         if not isinstance(started, tuple) or len(started) != 2 or not isinstance(started[0], Encoded):
             refuse("`start` does not return (encoded, state)")
         found = decoder(target, *started)
@@ -110,7 +108,7 @@ def check_contract(
     keeps_sizes = [_check_steps(decoder, target, encoded, copies, compare) for copies in (1, 3)]
     for name, part, compute in (
         ("encoder", encoder, lambda layer: layer(source)),
-        ("decoder", decoder, lambda layer: layer(target, *start(layer, encoded, 3, in_one_call=True))),
+        ("decoder", decoder, lambda layer: layer(target, *start(layer, encoded))),
     ):
         with _refusing(name, part, _RELOAD) as refuse:
             again = _reloaded(part)
@@ -148,7 +146,7 @@ def _check_padding(encoder, decoder, source, target, encoded, whole, compare):
         compare((alone.memory, alone.state), second, refuse, what)
     with _refusing("decoder", decoder, "a text alone") as refuse:
         what = "logits change if padding follows the source: does it use the mask?"
-        compare(decoder(target[1:], *start(decoder, alone, 3, in_one_call=True))[0], whole[1:], refuse, what)
+        compare(decoder(target[1:], *start(decoder, alone))[0], whole[1:], refuse, what)
 
 
 def _check_steps(decoder, target, encoded, copies, compare):
@@ -159,7 +157,7 @@ def _check_steps(decoder, target, encoded, copies, compare):
     with _refusing("decoder", decoder, case) as refuse:
         # The hypotheses of a source differ; otherwise, it would not be noticed if they were mixed up.
         targets = [tf.roll(target, place, axis=1) for place in range(copies)]
-        at_once = [decoder(each, *start(decoder, encoded, 3, in_one_call=True))[0] for each in targets]
+        at_once = [decoder(each, *start(decoder, encoded))[0] for each in targets]
         targets, expected = (
             tf.reshape(tf.stack(each, axis=1), [2 * copies, *each[0].shape[1:]]) for each in (targets, at_once)
         )
@@ -169,8 +167,8 @@ def _check_steps(decoder, target, encoded, copies, compare):
             before, tokens = state, targets[:, position : position + 1]
             logits, state = decoder(tokens, given, state)
             tf.nest.assert_same_structure(before, state)
-            sizes = ([tf.shape(x).numpy().tolist() for x in tf.nest.flatten(nest)] for nest in (before, state))
-            keeps_sizes &= next(sizes) == next(sizes)
+            sizes, sizes_before = ([x.shape for x in tf.nest.flatten(nest)] for nest in (state, before))
+            keeps_sizes &= sizes == sizes_before
             what = f"different logits for {case} than for the whole target at once"
             compare(logits[:, 0], expected[:, position], refuse, what)
     return keeps_sizes
@@ -268,14 +266,15 @@ def _try_strategy(strategy):
     limits, prefixes = [3, 4, 6], [[5, 6], [4, PADDING], [PADDING, PADDING]]
     table = tf.random.stateless_normal([256, 256], seed=(0, 1))
     with _refusing("strategy", strategy, "a search for three sources") as refuse:
-        width, n_best = strategy.rows_per_source, strategy.n_best
+        n_best = strategy.n_best
 
         def step_for(sources):
             def step(ids, state):
-                for name, given in (("ids", ids), ("a state", state)):
-                    if tf.executing_eagerly() and given.shape != [width * len(sources)]:
-                        rows = f"{width * len(sources)} rows, rows_per_source={width} for each source"
-                        refuse(f"gives a step {name} {given.shape}; expected {rows}")
+                if tf.executing_eagerly() and (len(ids) % len(sources) or len(ids) != len(state)):
+                    refuse(
+                        f"gives a step {len(ids)} ids and a state of {len(state)} rows; expected the same number, a "
+                        f"multiple of {len(sources)}, the number of sources"
+                    )
                 return tf.gather(table, (ids + 7 * state) % 256), state
 
             return step

@@ -109,27 +109,27 @@ def shrinking_loop(
     return final, [array.gather(tf.range(steps)) for array in arrays]
 
 
-STEPS_UNASKED = 16  # steps that a `masking_loop` takes between checks whether any source is still running
+STEPS_PER_CHECK = 16  # steps that a `masking_loop` takes between checks whether any source is still running
 
 
 def masking_loop(blocks: int | tf.Tensor) -> Loop:
     """Makes a loop of fixed shapes that XLA can compile: the fast loop on a GPU, where a wait costs more than a row.
 
     Sources that have stopped stay in the batch, and their further tokens are masked. A check whether to continue makes
-    the GPU wait, so the loop takes `STEPS_UNASKED` steps without one. The shapes of the decoder's state must stay
+    the GPU wait, so the loop takes `STEPS_PER_CHECK` steps without one. The shapes of the decoder's state must stay
     constant.
 
     Args:
-        blocks: the highest limit in units of `STEPS_UNASKED`, rounded up. For compilation, it must be a number or the
+        blocks: the highest limit in units of `STEPS_PER_CHECK`, rounded up. For compilation, it must be a number or the
             size of a tensor.
 
     Returns:
-        A function like `shrinking_loop`, whose history always has blocks x STEPS_UNASKED steps.
+        A function like `shrinking_loop`, whose history always has blocks x STEPS_PER_CHECK steps.
     """
 
     def loop(step_for, extend, running, per_source, per_row, limits, history, width=1):
         batch = tf.shape(limits)[0]
-        sources, steps = tf.range(batch), blocks * STEPS_UNASKED
+        sources, steps = tf.range(batch), blocks * STEPS_PER_CHECK
         step = step_for(sources)
 
         def some_run(t, per_source, *_):
@@ -140,8 +140,8 @@ def masking_loop(blocks: int | tf.Tensor) -> Loop:
                 per_source, per_row, recorded = extend(t + i, step, sources, per_source, per_row)
                 return i + 1, per_source, per_row, _write(arrays, t + i, recorded)
 
-            _, *variables = tf.while_loop(lambda i, *_: i < STEPS_UNASKED, extend_all, (0, *variables))
-            return t + STEPS_UNASKED, *variables
+            _, *variables = tf.while_loop(lambda i, *_: i < STEPS_PER_CHECK, extend_all, (0, *variables))
+            return t + STEPS_PER_CHECK, *variables
 
         arrays = [
             tf.TensorArray(tf.int32, steps).unstack(tf.zeros([steps, batch, *shape], tf.int32)) for shape in history

@@ -122,7 +122,7 @@ class EnsembleDecoder(_Members):
         log P `[B, T, Vt]`, which are also valid logits, and the new state; then, on request, weights `[B, T, S]`.
     """
 
-    def start(self, encoded: Encoded, steps: int | tf.Tensor) -> tuple[Encoded, list]:
+    def start(self, encoded: Encoded, steps: int | tf.Tensor | None = None) -> tuple[Encoded, list]:
         """Starts each decoder from its own encoder. Returns `encoded`, with their results in `extra`, and their
         states."""
         started = [start(member, each, steps) for member, each in zip(self.members, encoded.extra, strict=True)]

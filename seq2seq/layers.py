@@ -249,8 +249,7 @@ class Decoder(BaseDecoder):
         if first is None:
             mean = encoded.mean()
             first = [[mean] * len(of_layer) for of_layer in expected]
-        sizes = [[(*part.shape[-1:], 0)[0] for part in tf.nest.flatten(layer)] for layer in first]
-        found = [[self.units if size is None else size for size in of_layer] for of_layer in sizes]
+        found = [[self._size(part) for part in tf.nest.flatten(layer)] for layer in first]
         if found != expected:
             raise OptionError(
                 f"units, cell, layers: the encoder's state has the sizes {found}, and this decoder needs {expected}; "
@@ -269,6 +268,12 @@ class Decoder(BaseDecoder):
         if self.input_feeding:
             state.append([tf.zeros([tf.shape(encoded.memory)[0], self.units], self.compute_dtype)])
         return encoded._replace(extra=prepared), state
+
+    def _size(self, part):
+        """The size of a part of the encoder's state: 0 if it is a single number, that of this decoder if it is
+        unknown."""
+        size = part.shape[-1] if len(part.shape) else 0
+        return self.units if size is None else size
 
     def call(
         self,

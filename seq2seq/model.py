@@ -18,7 +18,7 @@ from pipelines.tokens import END, PADDING, Tokenizer, one_hot
 from seq2seq.compilation import on_gpu, parts_of_batch, side_by_side
 from seq2seq.contract import check_contract, check_savable, encode, serialized, start, take_tokenizers
 from seq2seq.decoding import (
-    STEPS_UNASKED,
+    STEPS_PER_CHECK,
     Constraints,
     Hypotheses,
     first_rows,
@@ -164,9 +164,7 @@ class Seq2Seq(Translator, Trainer):
 
     @tf.autograph.experimental.do_not_convert  # as in Keras's training; converting takes longer than tracing
     def _logits(self, source, target, training=False):
-        encoded, state = start(
-            self.decoder, encode(self.encoder, source, training), tf.shape(target)[1], in_one_call=True
-        )
+        encoded, state = start(self.decoder, encode(self.encoder, source, training))
         logits, _ = self.decoder(target, encoded, state, training=training)
         return tf.cast(logits, tf.float32)  # a custom decoder may return others
 
@@ -301,7 +299,9 @@ class Seq2Seq(Translator, Trainer):
     def _search(self, encoded, constraints, steps, strategy, loop):
         _, state = start(self.decoder, encoded, steps)
 
-        def step_for(sources):
+        def step_for(
+            sources,
+        ):  # which finished sources have left: what the decoder prepares is made anew for the others
             left, _ = start(self.decoder, gather_rows(encoded, sources), steps)
 
             def step(token, state):
@@ -315,7 +315,7 @@ class Seq2Seq(Translator, Trainer):
     def _compile_search(self, strategy):
         def search(encoded, constraints, room):
             steps = tf.size(room)  # XLA knows the sizes of arguments when it compiles, but not their values
-            return self._search(encoded, constraints, steps, strategy, masking_loop(steps // STEPS_UNASKED))
+            return self._search(encoded, constraints, steps, strategy, masking_loop(steps // STEPS_PER_CHECK))
 
         # A `partial` for the same reason as in `translation._graph`.
         return tf.function(functools.partial(search), jit_compile=True, autograph=False, reduce_retracing=True)

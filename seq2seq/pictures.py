@@ -53,11 +53,11 @@ def draw_curves(history: Sequence[dict], path: Path | str, best: int | None = No
     """Draws loss, accuracy and, if they were measured, scores of translations, epoch by epoch.
 
     Args:
-        history: a dict for each epoch, as `read_history` of `seq2seq.records` reads it.
+        history: a dict of numbers for each epoch, as `read_history` of `seq2seq.records` reads it.
         path: as in `draw_lengths`.
         best: the epoch whose weights were kept.
     """
-    measured = {name for row in history for name, value in row.items() if value not in (None, "")}
+    measured = set().union(*history)
     panels = {
         "loss": {"training": "loss", "held out": "val_loss"},
         "accuracy": {"training": "accuracy", "held out": "val_accuracy"},
@@ -69,9 +69,9 @@ def draw_curves(history: Sequence[dict], path: Path | str, best: int | None = No
         lines = {}
         for label, name in names.items():
             if name in measured:
-                rows = [row for row in history if row.get(name) not in (None, "")]
+                rows = [row for row in history if name in row]
                 scale = 100 if title == "accuracy" else 1
-                lines[label] = [int(row["epoch"]) for row in rows], [scale * float(row[name]) for row in rows]
+                lines[label] = [row["epoch"] for row in rows], [scale * row[name] for row in rows]
         _draw_lines(axes, lines, COLORS[2:] if "chrF" in names else COLORS)
         axes.set_title(title, pad=20 if best else None)
         axes.set_xlabel("epoch")

@@ -77,4 +77,5 @@ def device_name() -> str:
     with contextlib.suppress(OSError):
         if name := re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()):
             processor = name[1]
-    return f"{processor}, {len(os.sched_getaffinity(0))} cores"
+    cores = len(os.sched_getaffinity(0))
+    return f"{processor}, {cores} core{'s' * (cores > 1)}"

@@ -55,12 +55,10 @@ class Strategy:
     for a source must not depend on other sources. `contract.check_strategy` tests all this.
 
     Attributes:
-        rows_per_source: K, the number of rows decoded for each source.
         n_best: the number of translations wanted of each text. If `search` finds more, N > n_best, `Seq2Seq.translate`
             takes the first n_best different texts, as several lists of ids may be one text. If N = n_best it takes all.
     """
 
-    rows_per_source: int = 1
     n_best: int = 1
 
     def search(self, step_for: StepFor, state: State, constraints: Constraints, loop: Loop | None = None) -> Hypotheses:
@@ -69,8 +67,8 @@ class Strategy:
         Args:
             step_for: a function (sources int32 `[b]`) -> step, for those of the B sources that are not done yet. A step
                 is a function (ids int32 `[R]`, state) -> (logits float32 `[R, V]`, state): the scores of the token
-                after `ids`. The K rows of a source are adjacent. A step closes over whatever else it needs, such as
-                the memory of those sources.
+                after `ids`. The K rows of a source, as many as the strategy wants, are adjacent. A step closes over
+                whatever else it needs, such as the memory of those sources.
             state: the state for the first step, a nest of tensors `[B, ...]`, to be repeated if K > 1.
             constraints: limits, minimum length, seeds and prefixes.
             loop: the loop that takes the steps. `shrinking_loop`, the default, removes finished sources from the batch;
@@ -129,10 +127,6 @@ class BeamSearch(Strategy):
         check_number("length_penalty", self.length_penalty, float, least=0)
         check_number("n_best", self.n_best, least=1, most=self.width)
 
-    @property
-    def rows_per_source(self) -> int:  # type: ignore[override]
-        return self.width
-
     def search(self, step_for: StepFor, state: State, constraints: Constraints, loop: Loop | None = None) -> Hypotheses:
         batch, width = tf.shape(constraints.limits)[0], self.width
         kept = 1 if self.n_best == 1 else 2 * self.n_best
@@ -142,7 +136,7 @@ class BeamSearch(Strategy):
             return tf.reduce_any(scores > NEG_INF, axis=1)
 
         def extend(t, step, sources, per_source, per_row):
-            (tokens, scores, finished), (repetition, memory, state) = per_source, per_row
+            (tokens, scores, finished), (repetition, remembered, state) = per_source, per_row
             logits, state = step(tf.reshape(tokens, [-1]), state)
             count, limits = tf.size(sources), tf.gather(constraints.limits, sources)[:, None]
             forced = _forced(t, sources, constraints, width)
@@ -150,12 +144,12 @@ class BeamSearch(Strategy):
             # One number for each row turns its logits into log-probabilities and adds those of the tokens before.
             offsets = tf.reshape(scores, [-1]) - tf.reduce_logsumexp(logits, axis=1)
             totals = mask_logits(logits, t, sources, constraints, width) + offsets[:, None]
-            ranks, scores, tokens, parents = self._fill_slots(totals, count, forced, t, memory, state)
-            memory, state, repetition = gather_rows(
-                (memory, state, repetition), row_numbers(tf.range(count), parents, width)
+            ranks, scores, tokens, parents = self._fill_slots(totals, count, forced, t, remembered, state)
+            remembered, state, repetition = gather_rows(
+                (remembered, state, repetition), row_numbers(tf.range(count), parents, width)
             )
             newest = tf.reshape(tokens, [-1])
-            memory, repetition = self.remember(newest, memory), repetition.after(newest, forced)
+            remembered, repetition = self.remember(newest, remembered), repetition.after(newest, forced)
 
             runs = tf.reshape(repetition.runs, [count, width, PHRASE])
             stopped = why_stopped(tokens, t + 1, limits, runs, constraints.min_length)
@@ -174,7 +168,7 @@ class BeamSearch(Strategy):
             best_possible = tf.reduce_max(alive, axis=1) / self._penalty(limits[:, 0])
             worst_kept = tf.where(finished.stopped == ENDED, self._ranked_by(finished), NEG_INF)[:, -1]
             scores = tf.where((best_possible <= worst_kept)[:, None], NEG_INF, alive)  # none, if the source is done
-            return (tokens, scores, finished), (repetition, memory, state), [tokens, parents]
+            return (tokens, scores, finished), (repetition, remembered, state), [tokens, parents]
 
         empty, zeros = tf.fill([batch, kept], NEG_INF), tf.zeros([batch, kept], tf.int32)
         finished = _Finished(empty, zeros, zeros, zeros, zeros + LIMITED, scores=empty)
@@ -182,15 +176,15 @@ class BeamSearch(Strategy):
         scores = tf.where(tf.range(width) + slots == 0, 0.0, NEG_INF)  # one partial hypothesis, in slot 1
         per_source = slots + START, scores, finished
         state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
-        memory = self.remember(tf.fill([batch * width], START))
-        per_row = Repetition.none(batch * width), memory, state
+        remembered = self.remember(tf.fill([batch * width], START))
+        per_row = Repetition.none(batch * width), remembered, state
         (_, _, finished), history = (loop or shrinking_loop)(
             step_for, extend, running, per_source, per_row, constraints.limits, [[width]] * 2, width
         )
         ids = tf.ensure_shape(_back_track(finished, *history), [None, kept, None])
         return Hypotheses(ids, finished.scores, self._ranked_by(finished), finished.stopped)
 
-    def adjust(self, totals: tf.Tensor, t: tf.Tensor, memory: State, state: State) -> tf.Tensor:
+    def adjust(self, totals: tf.Tensor, t: tf.Tensor, remembered: State, state: State) -> tf.Tensor:
         """Lowers the log-likelihoods of extensions before one is chosen; to be overridden.
 
         The beam and the ranks of hypotheses follow the result; scores stay the log-likelihoods, from which the next
@@ -201,7 +195,7 @@ class BeamSearch(Strategy):
             totals: float32 `[b, K, V - END]`, log-likelihoods of the partial hypotheses in all slots, each extended by
                 each token from END on.
             t: the number of tokens of a partial hypothesis.
-            memory: what `remember` returned for each partial hypothesis, `[R, ...]`.
+            remembered: what `remember` returned for each partial hypothesis, `[R, ...]`.
             state: the decoder's state after the last token of each, `[R, ...]`.
 
         Returns:
@@ -209,26 +203,26 @@ class BeamSearch(Strategy):
         """
         return totals
 
-    def remember(self, tokens: tf.Tensor, memory: State = None) -> State:
+    def remember(self, tokens: tf.Tensor, remembered: State = None) -> State:
         """Keeps what `adjust` needs to know of each hypothesis; to be overridden.
 
         Args:
             tokens: the newest ones, int32 `[R]`; START at first.
-            memory: the result for the same hypotheses one token earlier; None at first.
+            remembered: the result for the same hypotheses one token earlier; None at first.
 
         Returns:
             A nest of tensors `[R, ...]`, of the same sizes and types every time.
         """
         return ()
 
-    def _fill_slots(self, totals, count, forced, t, memory, state):
+    def _fill_slots(self, totals, count, forced, t, remembered, state):
         """Gives each of the K slots the likeliest extension that is left among those of the slots up to it.
 
         Of `totals` `[R, V - END]`, log-likelihoods of all extensions. Returns for each slot, `[b, K]` each: the
         log-likelihood as `adjust` left it, -inf if nothing was left; the log-likelihood; the token; the slot extended.
         """
         width, size = self.width, tf.shape(totals)[1]
-        adjusted = self.adjust(tf.reshape(totals, [count, width, size]), t, memory, state)
+        adjusted = self.adjust(tf.reshape(totals, [count, width, size]), t, remembered, state)
         adjusted = tf.reshape(adjusted, [count * width, size])
         if forced is not None:
             adjusted = tf.where((forced == PADDING)[:, None], adjusted, totals)
@@ -288,15 +282,11 @@ class Sampling(Strategy):
         check_number("top_p", self.top_p, float, above=0, most=1, optional=True)
         check_number("n_best", self.n_best, least=1, most=10_000)
 
-    @property
-    def rows_per_source(self) -> int:  # type: ignore[override]
-        return self.n_best
-
     def search(self, step_for: StepFor, state: State, constraints: Constraints, loop: Loop | None = None) -> Hypotheses:
         steps = tf.range(self.n_best) * 2**17  # more than a sample has tokens, so each has its own random numbers
 
         def choose(logits, t, sources):
-            probabilities, tokens = self._filter(logits / self.temperature)
+            probabilities, tokens = self.filter(logits / self.temperature)
             # Inverse transform sampling: the token in whose part of the cumulative distribution the number falls.
             cumulative = tf.cumsum(probabilities, axis=1)
             numbers = _uniform(tf.gather(constraints.seeds, sources)[:, None], t + steps)
@@ -306,9 +296,13 @@ class Sampling(Strategy):
 
         return extend_each(step_for, state, constraints, choose, self.n_best, loop)
 
-    def _filter(self, logits):
-        """Turns logits `[R, V]` into probabilities to draw with, which need not sum to 1, and the tokens that these
-        belong to; None for all tokens in their order."""
+    def filter(self, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
+        """Turns logits `[R, V]`, divided by the temperature, into probabilities to draw with; to be overridden.
+
+        Returns:
+            Probabilities `[R, n]`, which need not sum to 1, and the tokens int32 `[R, n]` that they belong to; None for
+            all V tokens in their order.
+        """
         if self.top_k is None and self.top_p is None:
             return tf.nn.softmax(logits), None
         size = tf.shape(logits)[1]

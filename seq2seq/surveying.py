@@ -31,10 +31,13 @@ def survey_corpus(
     config: Config,
     tokenizers: list[Tokenizer],
     progress: Callable[[int], None] | None,
-    report: Callable[[Report], None] | None,
     say: Callable[[str], None],
+    warns: bool = False,
 ) -> Survey:
     """Counts pairs, tokens and lengths of the training side, and checks that the validation side can serve.
+
+    Says what was left out. What the default of `max_length` leaves out, which the user may not know of, is said once
+    more with a hint; as a warning if it `warns`, because nobody listens to `say`.
 
     Raises:
         CorpusError: if a side cannot be read, is empty, or has a text to validate on that is too long.
@@ -42,11 +45,10 @@ def survey_corpus(
     """
     cleaning = Report()
     found = survey(training_pairs(config, tokenizers[0], epoch=0, report=cleaning), *tokenizers, progress)
-    if report:
-        report(cleaning)
-    # The limit of length is a default that the user may not know of.
+    for notice in cleaning.notices(columns_given=bool(config.columns)):
+        say(notice)
     if config.max_length == Config.max_length and (count := cleaning.dropped[LENGTH]):
-        (say if report else warnings.warn)(
+        (warnings.warn if warns else say)(
             f"{count:,} left out, with a side of more than {config.max_length:,} characters; the first is "
             f"{cleaning.first[LENGTH][0]}. To use them, set a higher --max-length, or none; long texts need much memory"
         )
@@ -60,8 +62,8 @@ def survey_corpus(
             raise CorpusError(f"{cleaning.first[LENGTH][0]}, too long to validate on; remove it, or raise --max-length")
         if not count:
             raise CorpusError(f"{config.validation}: no pairs to validate on")
-        if report:
-            report(cleaning)
+        for notice in cleaning.notices(columns_given=bool(config.columns)):
+            say(notice)
     if count := sum(count for length, count in found.lengths[0].items() if length > LONGEST_SOURCE):
         pieces = any(isinstance(part, SubwordTokenizer) for part in tokenizers[0].of_columns)
         what = "words" if pieces and not config.warm_start else "tokens"  # subwords have not been made yet

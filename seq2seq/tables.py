@@ -153,7 +153,7 @@ def table(
         test: a corpus to translate and measure. Default: the held-out figures of each run's kept epoch.
         measures: names of figures, as in `history.csv`, with "val_" or without. Default: loss, accuracy, chrf and
             exact_match, those that all runs have.
-        baseline: the row to compare the others with, by its number from 1 or its label.
+        baseline: the row to compare the others with, by its number from 1, its label, or settings that only it has.
         strategy: how to translate the test corpus, as in `Seq2Seq.translate`.
         say: a function to call with warnings about the table, as text.
 
@@ -165,7 +165,7 @@ def table(
     say = say or (lambda text: None)
     wanted = [name.removeprefix("val_") for name in measures]
     for name in wanted:
-        choose("measure", f"val_{name}", MONITORS)
+        choose("measure", name, [monitor.removeprefix("val_") for monitor in MONITORS])
     records, grid = _load_records([folders] if isinstance(folders, (str, Path)) else folders, say)
     rows = _group_by_setting(records, grid, say)
     first = _baseline_row(rows, baseline)
@@ -200,7 +200,12 @@ def table(
 
 def _baseline_row(rows, baseline):
     labels = [row.label for row in rows]
-    number = int(baseline) if str(baseline).isdecimal() else labels.index(choose("baseline", str(baseline), labels)) + 1
+    if not str(baseline).isdecimal():
+        # The folders of a sweep have the settings in another order.
+        fitting = [row for row in rows if set(str(baseline).split(",")) <= set(row.label.split(","))]
+        exact = len(fitting) != 1 or str(baseline) in labels
+        return rows[labels.index(choose("baseline", str(baseline), labels))] if exact else fitting[0]
+    number = int(baseline)
     if not 1 <= number <= len(rows):
         raise OptionError(f"baseline={baseline!r}: expected a number up to {len(rows)}, or one of {', '.join(labels)}")
     return rows[number - 1]

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import platform
@@ -15,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines import CorpusError, OptionError, Report, checksums, corpus_errors, load_class
+from pipelines import CorpusError, OptionError, checksums, corpus_errors, load_class
 from pipelines.options import one_line
 from seq2seq.building import build_model, copy_weights, prepare
 from seq2seq.callbacks import AverageWeights, EndFit, SaveRun, SayEpochs, ScoreTranslations, WatchSteps
@@ -46,8 +45,8 @@ def _print(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def _silent(text):
-    pass
+def _nowhere(text):
+    """Instead of a `say` that is None."""
 
 
 # Long because it documents all arguments and errors.
@@ -57,7 +56,6 @@ def train(
     overwrite: bool = False,
     callbacks: keras.callbacks.Callback | Iterable[keras.callbacks.Callback] | None = None,
     progress: Callable[[int], None] | None = None,
-    report: Callable[[Report], None] | None = None,
     say: Callable[[str], None] | None = _print,
     command: str | None = None,
     strategy: tf.distribute.Strategy | None = None,
@@ -92,11 +90,9 @@ def train(
             chooses, whatever weights a callback may restore. One that sets the learning rate needs a `config.schedule`
             of "constant" or "plateau", without warm-up.
         progress: a function to call now and then with the number of pairs read, while the corpus is surveyed.
-        report: a function to call after that with the `Report` of what was read and left out; with another one of
-            `config.validation`, if that is given. Default: if something was left out, `say` gets the report as text.
-        say: a function to call with other notices, as text: the figures of each epoch, resuming, checkpoints that could
-            not be saved, batches left out. Default: print them to stderr. None: no notices, but a warning of pairs that
-            the default of `config.max_length` leaves out.
+        say: a function to call with notices, as text: pairs and batches that were left out, the figures of each epoch,
+            resuming, checkpoints that could not be saved. Default: print them to stderr. None: no notices, but a
+            warning of pairs that the default of `config.max_length` leaves out.
         command: the command line, to be recorded in `config.json`.
         strategy: how to train on several devices or machines, see `open_strategy`. All workers call this with the same
             arguments and see the same folder, which the first of them writes. Default: one device.
@@ -118,19 +114,17 @@ def train(
     if not isinstance(config, Config | None):
         raise OptionError(f"config={config!r}: expected a Config, such as Config({config!r})")
     folder, started, track = Path(folder), clocks(), [track] if isinstance(track, str) else track
-    if say and report is None:
-        report = functools.partial(_say_report, say, config)
-    say = say or _silent
     callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
     check_trackers(track)
     chief = is_chief(strategy)
+    say = say or _nowhere
     lock = locked(folder) if chief else contextlib.nullcontext()
     # The validation side has not been counted.
     with lock, lost_workers(strategy), corpus_errors(), without_end_warning(None), restored_determinism():
         for name, option in own_classes(config).items() if config else ():
             load_class(option, name)
         new = chief and not _is_resumed(config, folder, overwrite)
-        run = _begin(config, folder, progress, report, say, command) if new else None
+        run = _begin(config, folder, progress, say, command) if new else None
         wait_for_workers(strategy)  # until the first one has written what all read
         if run is None or strategy:  # with a strategy, the model must be made in its scope
             run = _resume(folder, config, say, strategy)
@@ -142,11 +136,6 @@ def train(
             run.checkpoints.clear()
             run.checkpoints.folder.rmdir()
         return load_run(folder)
-
-
-def _say_report(say, config, found):
-    for text in found.notices(columns_given=bool(config.columns)):
-        say(text)
 
 
 def _is_resumed(config, folder, overwrite):
@@ -176,7 +165,7 @@ def _is_resumed(config, folder, overwrite):
     return False
 
 
-def _begin(config, folder, progress, report, say, command):
+def _begin(config, folder, progress, say, command):
     """Surveys the corpus and builds the model of a new `TrainingRun`; writes to the folder what resuming it needs."""
     be_reproducible(config)
     content = {
@@ -192,7 +181,7 @@ def _begin(config, folder, progress, report, say, command):
     if old:
         content["from"] = read_record(config.warm_start).content
     record = Record(content)
-    found = survey_corpus(config, tokenizers, progress, report, say)
+    found = survey_corpus(config, tokenizers, progress, say, warns=say is _nowhere)
     say_leaks(record, config, tokenizers[0], say)
     sizes = take_vocabularies(config, tokenizers, found, say)
     steps = steps_per_epoch(config, tokenizers, found)
@@ -255,7 +244,7 @@ def _fit(run, callbacks, say, track):
     average, watch = AverageWeights(config.average), WatchSteps(run, say)
     save = SaveRun(run, average, watch, list(held_out)[:50] or _first_sources(run), say)
     own = [average] * (config.average > 1) + [ScoreTranslations(held_out, run)] * bool(held_out and can_measure())
-    tell = [SayEpochs(held_out, run, say)] if is_chief(run.strategy) and say is not _silent else []
+    tell = [SayEpochs(held_out, run, say)] if is_chief(run.strategy) and say is not _nowhere else []
     measured = make_batches(run, validation, shuffle=False)
 
     def measure_last():  # if a callback has ended training early

@@ -164,11 +164,13 @@ class Translator(keras.Model):
     def _checked_strategy(self, strategy):
         """The strategy of this name; a strategy is returned unchanged."""
         if isinstance(strategy, str):
-            strategy = STRATEGIES[choose("strategy", strategy, list(STRATEGIES))]()
+            strategy = choose("strategy", strategy, STRATEGIES)()
         check_strategy(strategy)
-        width, tokens = strategy.rows_per_source, self.target_tokenizer.vocabulary_size - START - 1
-        if width > tokens and isinstance(strategy, BeamSearch):
-            raise OptionError(f"width={width}: wider than the vocabulary, which has {tokens} tokens to choose from")
+        tokens = self.target_tokenizer.vocabulary_size - START - 1
+        if isinstance(strategy, BeamSearch) and strategy.width > tokens:
+            raise OptionError(
+                f"width={strategy.width}: wider than the vocabulary, which has {tokens} tokens to choose from"
+            )
         return strategy
 
     def _prefix_ids(self, prefixes, shape):
@@ -389,7 +391,7 @@ class Translator(keras.Model):
 
     def _attention(self, sources, targets):
         source, target = self._source_ids(sources), self.target_ids(targets, sources)
-        encoded, state = start(self.decoder, encode(self.encoder, source), tf.shape(target)[1] - 1, in_one_call=True)
+        encoded, state = start(self.decoder, encode(self.encoder, source))
         *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
         source, target = spelled(self.source_tokenizer, source), spelled(self.target_tokenizer, target[:, 1:])
         return [  # an empty source is one step of nothing; copied, since a view would keep the whole batch in memory

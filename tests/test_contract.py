@@ -18,7 +18,6 @@ class Own(Strategy):
 
     change: object = None
     instead: object = None
-    rows_per_source: int = 1
     n_best: int = 1
 
     def search(self, step_for, state, constraints, loop=None):
@@ -29,8 +28,18 @@ class Own(Strategy):
 
 
 def unfinished(step_for, state, constraints, loop):
-    """Takes a step too few rows wide, or takes one and nothing else."""
+    """Takes one step and nothing else."""
     step_for(tf.range(3))(tf.fill([3], 4), state)
+
+
+def of_one_row(step_for, state, constraints, loop):
+    """Takes a step of fewer rows than there are sources."""
+    step_for(tf.range(3))(tf.fill([1], 4), state[:1])
+
+
+def unrepeated(step_for, state, constraints, loop):
+    """Takes a step for two hypotheses of each source, with a state of one."""
+    step_for(tf.range(3))(tf.fill([6], 4), state)
 
 
 def deaf(step_for, state, constraints, loop):
@@ -73,7 +82,15 @@ def of_any_number(found):
         (Own(lambda found: found._replace(ids=found.ids * 0 + END)), "do not begin with [5, 6], the prefix"),
         (Own(instead=deaf), "do not begin with [5, 6], the prefix; see `mask_logits`"),
         (Own(instead=endless), "expected at most 3 tokens, none below END=3"),
-        (Own(instead=unfinished, rows_per_source=2), "gives a step ids (3,); expected 6 rows, rows_per_source=2"),
+        (Own(instead=unfinished), "`search` returns NoneType, not Hypotheses"),
+        (
+            Own(instead=of_one_row),
+            "gives a step 1 ids and a state of 1 rows; expected the same number, a multiple of 3",
+        ),
+        (
+            Own(instead=unrepeated),
+            "gives a step 6 ids and a state of 3 rows; expected the same number, a multiple of 3",
+        ),
         (Own(instead=in_python), "fails on a search for three sources: AttributeError"),
         (Strategy(), "NotImplementedError: Strategy must define search"),
         ("beam", "strategy='beam': expected one of greedy, beam, sampling, or a `Strategy`"),
@@ -149,6 +166,14 @@ def test_mask_logits_keeps_what_may_come():
             return tf.argmax(again, axis=1, output_type=tf.int32)
 
         return extend_each(step_for, state, constraints, choose, loop=loop)
+
+    check_strategy(Own(instead=search))
+
+
+def test_a_strategy_may_decode_more_hypotheses_than_are_wanted():
+    def search(step_for, state, constraints, loop):
+        found = Sampling(n_best=4).search(step_for, state, constraints, loop)
+        return Hypotheses(found.ids[:, :1], None, None, found.stopped[:, :1])
 
     check_strategy(Own(instead=search))
 

@@ -18,7 +18,7 @@ from pages import PAGES, ROOT, Shell, blocks, name
 RUN = [
     page for page in PAGES if any(block.language in ("bash", "python") and not block.reason for block in blocks(page))
 ]
-NOT_RUN = {"readme": 3, "contributing": 1, "index": 1, "tutorial": 5}
+NOT_RUN = {"readme": 3, "contributing": 1, "index": 1}
 NOT_RUN |= {
     "guides-corpora": 1,
     "guides-options": 1,

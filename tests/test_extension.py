@@ -294,12 +294,13 @@ def test_a_decoder_may_make_its_own_attention():
     exec(re.search(r"# scaled\.py\n.*?```", PAGE.read_text(), re.DOTALL)[0].strip("`"), scope)
     tokenizer = CharTokenizer("abc")
     keras.utils.set_random_seed(0)
-    model = Seq2Seq(tokenizer, tokenizer, decoder=scope["ScaledDecoder"], units=8, attention="dot")
+    model = Seq2Seq(tokenizer, tokenizer, decoder=scope["ScaledDecoder"], units=8, attention="dot", temperature=0.5)
     keras.utils.set_random_seed(0)
     usual = Seq2Seq(tokenizer, tokenizer, units=8, attention="dot")
     ids = tf.constant([[4, 5, 6]])
     assert isinstance(model.decoder.attention, scope["ScaledAttention"])
     assert not np.allclose(model((ids, ids)), usual((ids, ids)))
+    assert model.decoder.get_config()["temperature"] == 0.5
 
 
 @pytest.mark.parametrize("forgotten", ["vocabulary", "normal_form", "lowercase", "size", "separator"])

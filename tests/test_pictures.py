@@ -11,9 +11,9 @@ from pipelines import Survey
 from seq2seq.pictures import COLORS, attention_svg, draw_attention, draw_curves, draw_error_rates, draw_lengths
 from seq2seq.translation import Alignment
 
-HISTORY = [  # as csv.DictReader reads it
-    {"epoch": "1", "loss": "2.5", "accuracy": "0.25", "perplexity": "12.2", "val_loss": "2.25", "val_accuracy": "0.5"},
-    {"epoch": "2", "loss": "1.5", "accuracy": "0.75", "perplexity": "4.5", "val_loss": "1.75", "val_accuracy": "0.625"},
+HISTORY = [
+    {"epoch": 1, "loss": 2.5, "accuracy": 0.25, "perplexity": 12.2, "val_loss": 2.25, "val_accuracy": 0.5},
+    {"epoch": 2, "loss": 1.5, "accuracy": 0.75, "perplexity": 4.5, "val_loss": 1.75, "val_accuracy": 0.625},
 ]
 PARTS = [
     {"from": 3, "to": 21, "texts": 1200, "chrF": 61.0, "CER": 20.0, "WER": 35.0, "exact match": 30.0},
@@ -49,7 +49,7 @@ def test_curves_of_training_and_held_out_pairs_with_the_kept_epoch(tmp_path):
 
 
 def test_curves_of_translations_only_where_they_were_measured(tmp_path):
-    scores = [{"val_chrf": "", "val_exact_match": ""}, {"val_chrf": 40.5, "val_exact_match": 0.0}]
+    scores = [{}, {"val_chrf": 40.5, "val_exact_match": 0.0}]
     history = [row | more for row, more in zip(HISTORY, scores, strict=True)]
     *_, translations = draw_curves(history, tmp_path / "curves.png").axes
     assert lines(translations) == {"chrF": [[2, 40.5]], "exact match": [[2, 0]]}

@@ -277,7 +277,7 @@ def test_what_is_all_forbidden_is_no_hypothesis_but_a_prefix_is_no_choice():
 
     @dataclasses.dataclass(frozen=True)
     class Forbidding(BeamSearch):
-        def adjust(self, totals, t, memory, state):
+        def adjust(self, totals, t, remembered, state):
             return tf.fill(tf.shape(totals), float("-inf")) if t == 1 else totals
 
     found = search(Forbidding(2, n_best=2), step, state, [5, 5], min_length=1)
@@ -292,12 +292,12 @@ def test_the_hooks_see_the_beginnings_that_are_extended():
 
     @dataclasses.dataclass(frozen=True)
     class Watching(BeamSearch):
-        def remember(self, tokens, memory=None):
-            return tokens[:, None] if memory is None else tf.concat([memory[:, 1:], tokens[:, None]], axis=1)
+        def remember(self, tokens, remembered=None):
+            return tokens[:, None] if remembered is None else tf.concat([remembered[:, 1:], tokens[:, None]], axis=1)
 
-        def adjust(self, totals, t, memory, state):
+        def adjust(self, totals, t, remembered, state):
             _, positions = state  # after the step
-            seen.append((int(t), memory[:: self.width, -1].numpy().tolist(), positions.numpy().tolist()))
+            seen.append((int(t), remembered[:: self.width, -1].numpy().tolist(), positions.numpy().tolist()))
             return totals
 
     search(Watching(2), eagerly(spell), state, [9, 9])
@@ -312,6 +312,18 @@ def test_the_hooks_see_the_beginnings_that_are_extended():
 # Sampling
 
 PROBABILITIES = np.array([0.05, 0.4, 0.2, 0.3, 0.04, 0.01])  # of END, a, b, c, d, e
+
+
+@dataclasses.dataclass(frozen=True)
+class MinP(Sampling):
+    """As in docs/guides/extending.md."""
+
+    min_p: float = 0.1
+
+    def filter(self, logits):
+        probabilities = tf.nn.softmax(logits)
+        least = self.min_p * tf.reduce_max(probabilities, axis=1, keepdims=True)
+        return tf.where(probabilities < least, 0.0, probabilities), None
 
 
 def frequencies(strategy, rows=4000):
@@ -334,6 +346,7 @@ def frequencies(strategy, rows=4000):
         (Sampling(top_p=1.0), PROBABILITIES),
         (Sampling(top_k=2, top_p=0.58), PROBABILITIES * [0, 1, 0, 1, 0, 0]),
         (Sampling(top_k=2, top_p=0.56), PROBABILITIES * [0, 1, 0, 0, 0, 0]),  # a has 4 / 7 of the two
+        (MinP(min_p=0.6), PROBABILITIES * (0.6 * PROBABILITIES.max() < PROBABILITIES)),
     ],
     ids=repr,
 )
@@ -411,8 +424,3 @@ def test_options_that_cannot_be_are_refused_by_name(name, options, message):
     with pytest.raises(OptionError) as error:
         STRATEGIES[name](**options)
     assert str(error.value) == message
-
-
-def test_strategies_say_how_many_rows_they_decode_for_a_source():
-    strategies = Greedy(), BeamSearch(7), Sampling(), Sampling(n_best=4)
-    assert [strategy.rows_per_source for strategy in strategies] == [1, 7, 1, 4]

@@ -10,10 +10,10 @@ from seq2seq.records import Record
 from seq2seq.surveying import say_leaks, survey_corpus, take_vocabularies
 
 
-def survey(config, progress=None, report=None, say=None):
+def survey(config, progress=None, say=print, warns=False):
     """What a configuration's corpus holds, and its tokenizers with their vocabularies."""
     _, tokenizers = prepare(config)
-    found = survey_corpus(config, tokenizers, progress, report, say)
+    found = survey_corpus(config, tokenizers, progress, say, warns)
     take_vocabularies(config, tokenizers, found, say)
     return found, tokenizers
 
@@ -28,10 +28,13 @@ def test_what_was_read_is_reported_and_unknown_tokens_are_told(tsv):
     corpus = tsv("".join(f"{c}{c}\txy\n" for c in "abcdefghij") + "no tab\n" + "a" * 30 + "\tx\n")
     options = {"on_bad_line": "skip", "max_length": 20, "min_frequency": 2, "max_vocabulary": 5}
     config = Config(str(corpus), validation_fraction=0, units=4, **options)
-    counted, reports, said = [], [], []
-    found, (source, _) = survey(config, counted.append, reports.append, said.append)
-    assert counted == [10] and said == ["source: 50% of the tokens are not in the vocabulary of 5"]
-    assert reports[0].dropped == {"wrong columns": 1, "too long": 1}
+    counted, said = [], []
+    found, (source, _) = survey(config, counted.append, said.append)
+    assert counted == [10] and said == [
+        f"2 of 12 pairs left out\n  1 wrong columns\n    {corpus}, line 11: expected source TAB target (and at most "
+        f"one more column), found no tab\n  1 too long\n    {corpus}, line 12: 30 characters",
+        "source: 50% of the tokens are not in the vocabulary of 5",
+    ]
     assert source.tokens == list("abcde")
     assert found.pairs == 10 and found.as_dict()["target"]["tokens"] == {"x": 10, "y": 10}
 
@@ -87,18 +90,16 @@ def test_lines_that_the_default_length_leaves_out_are_told_and_refused_for_valid
     rows = "".join(f"{c}{c}\txy\n" for c in "abcdefghij")
     corpus, said = tsv(rows + f"{'a' * 20_000}\t{'x' * 20_000}\n"), []
     config = Config(str(corpus), validation_fraction=0, units=4)
-    survey(config, report=lambda report: None, say=said.append)
-    assert said == [
+    survey(config, say=said.append)
+    assert said[0].startswith("1 of 11 pairs left out\n  1 too long\n") and said[1:] == [
         f"1 left out, with a side of more than 1,000 characters; the first is {corpus}, line 11: 20000 "
         "characters. To use them, set a higher --max-length, or none; long texts need much memory"
     ]
-    with pytest.warns(
-        UserWarning, match=r"line 11: 20000 characters\. To use them, set a higher --max-length"
-    ):  # if nobody listens
-        survey(config)
+    with pytest.warns(UserWarning, match=r"line 11: 20000 characters\. To use them, set a higher --max-length"):
+        survey(config, warns=True)
     said.clear()
-    survey(dataclasses.replace(config, max_length=5000), report=lambda report: None, say=said.append)
-    assert said == []  # as the user has asked for that length
+    survey(dataclasses.replace(config, max_length=5000), say=said.append)
+    assert len(said) == 1 and said[0].startswith("1 of 11 pairs left out")  # as the user has asked for that length
     held_out = dataclasses.replace(config, corpus=str(tsv(rows, "short.tsv")), validation=str(corpus))
     with pytest.raises(
         CorpusError, match=r"pairs\.tsv, line 11: 20000 characters, too long to validate on; .*--max-length"

@@ -15,7 +15,7 @@ from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTok
 from seq2seq import Seq2Seq, compare, evaluate, load_run, table
 from seq2seq.pictures import draw_table
 from seq2seq.records import RunError
-from seq2seq.tables import options_that_change, welch
+from seq2seq.tables import Row, _baseline_row, options_that_change, welch
 
 LABELS = ["units=4", "units=8"]
 MEASURES = ["loss", "accuracy", "chrf", "exact_match"]
@@ -212,9 +212,19 @@ def test_a_tokenizer_of_ones_own_may_hold_out_other_pairs_as_is_said(copied):
     assert any(text.startswith("The held-out sets differ if mine:Letters normalizes") for text in said)
 
 
+def test_a_row_is_named_by_settings_in_any_order_that_only_it_has():
+    labels = ["units=16,attention=dot", "units=32,attention=dot", "units=32,attention=general", "units=32"]
+    rows = [Row({}, [], [], label) for label in labels]
+    for number, names in enumerate((["attention=dot,units=16", "units=16"], [], ["attention=general"], [])):
+        for name in [*names, labels[number], number + 1, str(number + 1)]:
+            assert _baseline_row(rows, name) is rows[number]
+    with pytest.raises(OptionError, match=r"baseline='attention=dot': expected 'units=16,attention=dot', "):
+        _baseline_row(rows, "attention=dot")
+
+
 @pytest.mark.slow
 def test_unknown_measures_and_rows_are_refused(swept):
-    with pytest.raises(OptionError, match=r"measure='val_chfr': expected .*; did you mean 'val_chrf'"):
+    with pytest.raises(OptionError, match=r"measure='chfr': expected .*; did you mean 'chrf'"):
         table(swept[0], measures=["chfr"])
     with pytest.raises(OptionError, match=r"baseline='units=5': expected 'units=4'"):
         table(swept[0], baseline="units=5")

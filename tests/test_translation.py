@@ -220,10 +220,6 @@ class Several(Strategy):
     samples: int = 4
     n_best: int = 3
 
-    @property
-    def rows_per_source(self):
-        return self.samples
-
     def search(self, step_for, state, constraints, loop=None):
         found = Sampling(n_best=self.samples).search(step_for, state, constraints, loop)
         return found._replace(**{part: tf.repeat(getattr(found, part), 2, axis=1) for part in ("ids", "stopped")})

@@ -129,7 +129,7 @@ def _parameter(field, panel):
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-_NOT_FOR_TYPER = ("flag", "several", "range")
+_NOT_FOR_TYPER = ("flag", "several", "range", "choices")
 
 
 def _default_text(value):

@@ -65,21 +65,17 @@ def json_line(content: Any) -> str:
 
 @contextlib.contextmanager
 def reporting(given: Mapping[str, Any]) -> Iterator[Any]:
-    """Gives a `Report` to count in, and prints it at the end, after an error too, as `print_report` does."""
+    """Gives a `Report` to count in. At the end, after an error too, says which pairs were left out, and whether a
+    column was, unless `given`, the options, names those to read."""
     from pipelines import Report
 
     report = Report()
     try:
         yield report
     finally:
-        print_report(report, given)
-
-
-def print_report(report: Any, given: Mapping[str, Any]) -> None:
-    """Says which pairs were left out, and whether a column was, unless `given`, the options, names those to read."""
-    show("")  # removes the number of pairs read
-    for text in report.notices("columns" in given):
-        say(text)
+        show("")  # removes the number of pairs read
+        for text in report.notices("columns" in given):
+            say(text)
 
 
 def say_speed(count: int, seconds: float, loading: float) -> None:

@@ -1,6 +1,5 @@
 """`seq2seq train`."""
 
-import functools
 import importlib.util
 import os
 import re
@@ -16,7 +15,7 @@ from pipelines.files import NAMED_CORPORA
 from pipelines.options import load_classes
 from seq2seq.commands.options import CORPUS_HELP, Import, Preset, with_config_options
 from seq2seq.commands.runs import draw
-from seq2seq.commands.terminal import command_line, counter, is_terminal, print_report, say
+from seq2seq.commands.terminal import command_line, counter, is_terminal, say
 from seq2seq.config import Config, own_classes
 from seq2seq.presets import choose_preset, usual_options, warm_options, without_excluded
 from seq2seq.records import read_record, resumable
@@ -92,7 +91,6 @@ def train(  # longer than 60 lines: its signature declares the options
             overwrite,
             callbacks=[progress_callback()] if is_chief(opened) else [],
             progress=counter("pairs read"),
-            report=functools.partial(print_report, given=given),
             say=say,
             command=command_line(*sys.argv[1:]),
             strategy=opened,

@@ -358,7 +358,7 @@ def score(
             found = _score_objects(model, pairs) if as_json else _score_numbers(model, pairs)
             typer.echo("\n".join(next(found) if pair else "null" if as_json else "nan" for pair in block))
     if report.dropped and not report.pairs:
-        raise CorpusError(f"{' '.join(corpus)}: no pairs to score")
+        raise CorpusError(f"{'standard input' if corpus == ['-'] else ' '.join(corpus)}: no pairs to score")
 
 
 def _score_numbers(model, pairs):

@@ -58,6 +58,10 @@ PUBLISHED = {
         "rotary Transformer, pointer": {"tur": 10.6},
     },
 }
+# In pictures.
+NAMES = {"ady": "Adyghe", "ita": "Italian", "lav": "Latvian", "rum": "Romanian", "wel_sw": "Welsh", "bul": "Bulgarian"}
+NAMES |= {"kor": "Korean", "tur": "Turkish", "inflection-2017-medium": "inflection, 1,000 words"}
+NAMES |= {"g2p-2021-low": "letters to phones, 800 words", "g2p-2021-medium": "letters to phones, 8,000 words"}
 # Whatever the preset: three columns can be read in no other way.
 INFLECTION = {name: PRESETS["inflection"][name] for name in ("columns", "source_tokenizer")}
 INFLECTION["target_tokenizer"] = Config.target_tokenizer
@@ -152,7 +156,7 @@ def draw(found, side, search, path):
     settings, legend = list(dict.fromkeys(setting for _, _, setting in found)), {}
     panels = {task: list(dict.fromkeys(name for of, name, _ in found if of == task)) for task, _, _ in found}
     widths = [max(3.0, len(languages) * max(1.0, 0.35 * len(settings))) for languages in panels.values()]
-    figure = Figure(figsize=(max(6.0, sum(widths) + 1), 5), layout="constrained")
+    figure = Figure(figsize=(max(6.0, sum(widths) + 1), 4.5), layout="constrained")
     row = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)[0]
     for axes, (task, languages) in zip(row, panels.items(), strict=True):
         here = list(dict.fromkeys(setting for of, _, setting in found if of == task))
@@ -160,25 +164,25 @@ def draw(found, side, search, path):
             number = settings.index(setting)
             x = languages.index(language) + 0.6 * ((here.index(setting) + 0.5) / len(here) - 0.5)
             look = {"color": COLORS[number % len(COLORS)], "marker": "osD^vPX"[number % 7], "linestyle": "none"}
-            legend[setting] = axes.errorbar(x, means["error"], means["deviation"], markersize=5, capsize=3, **look)
+            bar = axes.errorbar(x, means["error"], means["deviation"], markersize=5, capsize=3, **look)
+            legend[f"{setting}: mean and standard deviation of single runs"] = bar
             if means["ensemble"] is not None:
-                axes.plot(x, means["ensemble"], markersize=9, fillstyle="none", **look)
-        for number, (system, rates) in enumerate(published(found, task, side)):
+                (mark,) = axes.plot(x, means["ensemble"], markersize=10, fillstyle="none", **look)
+                legend[f"{setting}: ensemble of these runs"] = mark
+        systems = list(published(found, task, side))
+        for system, rates in systems:
             for x, rate in ((languages.index(name), rate) for name, rate in rates.items() if name in languages):
-                axes.hlines(rate, x - 0.45, x + 0.45, color="0.5", linewidth=0.8, zorder=0)
-                align, end = ("left", x - 0.45) if number % 2 else ("right", x + 0.45)  # or close ones would overlap
-                axes.annotate(system, (end, rate), (0, 1), textcoords="offset points", fontsize=6, ha=align)
-        axes.set_xticks(range(len(languages)), languages)
-        highest = 1.08 * axes.dataLim.ymax  # with room for a name above it
-        axes.set(title=task, ylim=(0, highest), xlim=(-0.6, len(languages) - 0.4))
+                line = axes.hlines(rate, x - 0.4, x + 0.4, color="0.4", linewidth=1, zorder=0)
+                if len(systems) == 1:
+                    legend[f"published: {system}"] = line
+                else:  # each needs its name
+                    axes.annotate(system, (x + 0.42, rate), fontsize=8, va="center", annotation_clip=False)
+        axes.set_xticks(range(len(languages)), [NAMES.get(language, language) for language in languages])
+        axes.set(title=NAMES.get(task, task), xlim=(-0.6, len(languages) - 0.4), ylim=(0, 1.08 * axes.dataLim.ymax))
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.set_major_formatter("{x:g}%")
-    figure.legend(legend.values(), legend.keys(), loc="outside lower center", frameon=False)
-    figure.suptitle(
-        f"Error rates on {side}, {search} search\n"
-        "filled: mean and deviation of seeds; hollow: ensemble; lines: published",
-        fontsize=8,
-    )
+    figure.legend(legend.values(), legend.keys(), loc="outside lower center", ncols=2, frameon=False)
+    figure.supylabel(f"words with an error ({side}, {search} search)", fontsize="medium")
     figure.savefig(path, dpi=150)
 
 
@@ -247,7 +251,11 @@ def main():
     for size in sorted({1, options.seeds}):  # ensembles come last, of what has been trained
         todo = {key: run for key, run in runs.items() if key not in rows and len(run[0]) == size}
         done = {key: run for key, run in todo.items() if all(finished_as(*member) for member in run[0])}
-        in_processes(measure, todo if size == 1 else done, options.jobs, ended=keep)
+        try:
+            in_processes(measure, todo if size == 1 else done, options.jobs, ended=keep)
+        except KeyboardInterrupt:
+            print("Interrupted; the same command continues", file=sys.stderr)
+            sys.exit(130)
     if found := summarise({key: rows[key] for key in runs if key in rows}):
         print_table(found, options.side)
         draw(found, options.side, search, options.out / f"{options.side}.svg")
