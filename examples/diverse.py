@@ -42,8 +42,8 @@ class DiverseBeam(Strategy):
             size = tf.shape(logits)[1]
             by_group = tf.unstack(tf.reshape(tf.nn.log_softmax(logits), [-1, self.groups, size]), axis=1)
             chosen, losses = [], tf.zeros_like(by_group[0])
-            for totals in by_group:
-                chosen.append(tf.argmax(totals - losses, axis=1, output_type=tf.int32))
+            for log_probabilities in by_group:
+                chosen.append(tf.argmax(log_probabilities - losses, axis=1, output_type=tf.int32))
                 losses += self.penalty * tf.one_hot(chosen[-1], size)
             return tf.reshape(tf.stack(chosen, axis=1), [-1])
 

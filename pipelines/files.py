@@ -136,10 +136,13 @@ def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
     """
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
         raise refused(f"{folder} already exists; choose another folder")
-    fixed = {"a symbolic link": folder.is_symlink(), "a mount point": os.path.ismount(folder)}
-    fixed["the current directory"] = folder.resolve() == Path.cwd()
-    for kind in (kind for kind, is_one in fixed.items() if is_one):
-        raise refused(f"{folder} is {kind}, which cannot be replaced; choose another folder")
+    for kind, is_one in (
+        ("a symbolic link", folder.is_symlink()),
+        ("a mount point", os.path.ismount(folder)),
+        ("the current directory", folder.resolve() == Path.cwd()),
+    ):
+        if is_one:
+            raise refused(f"{folder} is {kind}, which cannot be replaced; choose another folder")
     # Another process may be making the same folder, so each has a name of its own. The second to end fails.
     aside = folder.with_name(f"aside-{secrets.token_hex(4)}-{folder.name}")
     try:

@@ -234,13 +234,14 @@ def _interleave(parts):
                 reading.extend(itertools.islice(waiting, 1))
 
 
-def _mix(corpora, weights, report):
+def _mix(starts, weights, report):
     """Yields from several corpora in proportion to their weights, evenly, until each has been read to its end once.
+    `starts` has a function for each, which begins to read it and counts in a `Report`.
 
     A corpus that ends earlier starts over. So every pair is read at least once, and the number of pairs read is not
     random. (Smooth weighted round-robin, as in nginx.)
     """
-    reading = [corpus(report) for corpus in corpora]
+    reading = [start(report) for start in starts]
     credit = [0.0] * len(weights)
     unfinished = set(range(len(weights)))
     while True:
@@ -252,7 +253,7 @@ def _mix(corpora, weights, report):
             unfinished.discard(chosen)
             if not unfinished:
                 return
-            reading[chosen] = corpora[chosen](Report())  # its pairs have been counted
+            reading[chosen] = starts[chosen](Report())  # its pairs have been counted
             pair = next(reading[chosen], None)
             if pair is None:
                 raise CorpusError(f"corpus {chosen + 1} has no pairs to draw from")

@@ -368,8 +368,9 @@ def target_ids(
         return ids
     own, of_source = tokenizer.unknown(texts).to_tensor(""), source_tokenizer.unknown(sources, longest).to_tensor("")
     of_source = tf.pad(of_source, [[0, 0], [0, tf.shape(own)[1]]], constant_values="")
-    same = tf.reduce_all((own == of_source[:, : tf.shape(own)[1]]) | (own == ""), axis=1, keepdims=True)
-    return tf.where(same | (ids != unknown), ids, UNKNOWN)
+    # Whether the n-th unknown token of a target is that of its source, for all n.
+    copied = tf.reduce_all((own == of_source[:, : tf.shape(own)[1]]) | (own == ""), axis=1, keepdims=True)
+    return tf.where(copied | (ids != unknown), ids, UNKNOWN)
 
 
 def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]]:

@@ -30,7 +30,7 @@ table.hypotheses { width: 100%; border-collapse: collapse; font-variant-numeric:
 .hypotheses :is(th, td) { border: 0; padding: 3px 1.5em 3px 0; font-weight: normal; white-space: nowrap }
 .hypotheses th { text-align: start }
 .hypotheses th, .attention figcaption { opacity: 0.7 }
-.hypotheses :is(th, td):last-child { width: 100%; padding-right: 0; white-space: normal }
+.hypotheses :is(th, td):first-child { width: 100%; white-space: normal }
 .attention figure { overflow-x: auto }
 .attention img { max-width: none; margin-top: 8px; background: white }
 """
@@ -79,12 +79,12 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = (), search: Strategy | N
                 if examples:
                     rows = [source.split("\t", len(names) - 1) for source in examples]
                     gr.Examples(rows, texts, label="Examples from the corpus")
+            with gr.Column():
+                translation = gr.Textbox(label="Translation", lines=3, interactive=False)
                 with gr.Row():
                     chosen = gr.Radio(kinds, value="greedy", label="Search")
                     width = gr.Slider(1, widest, min(5, widest), step=1, label="Beam width", buttons=[], visible=False)
-            with gr.Column():
-                translation = gr.Textbox(label="Translation", lines=3, interactive=False)
-                hypotheses = gr.HTML(apply_default_css=False, padding=True)
+        hypotheses = gr.HTML(apply_default_css=False, padding=True)
         picture = gr.HTML(apply_default_css=False, padding=True, elem_classes="attention", visible=model.has_attention)
         known = gr.State()  # what to draw: a text, its translation, and the ids of that
         # While one text is translated, only the last text typed waits. A picture takes longer, so it is drawn
@@ -101,10 +101,10 @@ def _table(found):
     """The hypotheses of one text, `Translations`, as an HTML table."""
     rows = zip(*(part.numpy()[0] for part in found[:4]), strict=True)
     cells = [
-        f"<tr><td>{score:.2f}</td><td>{rank:.2f}</td><td>{stopped.decode()}</td><td>{escape(text.decode())}</td></tr>"
+        f"<tr><td>{escape(text.decode())}</td><td>{score:.2f}</td><td>{rank:.2f}</td><td>{stopped.decode()}</td></tr>"
         for text, score, rank, stopped in rows
     ]
-    head = "<tr><th>log-likelihood</th><th>ranked by</th><th>stopped by</th><th>hypothesis</th></tr>"
+    head = "<tr><th>hypothesis</th><th>log-likelihood</th><th>ranked by</th><th>stopped by</th></tr>"
     return f'<table class="hypotheses">{head}{"".join(cells)}</table>'
 
 

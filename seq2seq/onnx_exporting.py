@@ -185,7 +185,7 @@ def _functions(model, sizes):
     `sizes` are S and the maximum number of steps, if all sizes are to be fixed, for a single source and hypothesis;
     otherwise None. Raises a `RunError` if a tensor that the decoder prepares does not have a row for each source.
     """
-    nests: dict[str, Any] = {}  # what the decoder's `start` returns
+    nests: dict[str, Any] = {}  # what the decoder's `start` returns; tracing `encoder` fills it
     looks = {"return_attention": True} if model.has_attention else {}
 
     def encoder(source, steps):

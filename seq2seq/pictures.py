@@ -166,6 +166,7 @@ def draw_table(table: Any, path: Path | str) -> Figure:
             color = COLORS[1] if row.mean(measure) == table.best(measure) else COLORS[0]
             axes.plot(row.figures[measure], [place] * len(row.runs), "o", color=color, markersize=3, alpha=0.4)
             axes.errorbar(row.mean(measure), place, xerr=row.deviation(measure), fmt="o", color=color, capsize=3)
+        axes.set_xlim(left=max(0, axes.get_xlim()[0]))
         axes.set_xlabel(table.prefix + measure)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -178,10 +179,11 @@ def _draw_lines(axes, lines, colors):
     """Draws {label: (x, y)}, two at most, and writes each label at the end of its line."""
     lowest = min(lines, key=lambda label: lines[label][1][-1])
     for color, (label, (x, y)) in zip(colors, lines.items(), strict=False):
-        axes.plot(x, y, marker="o", markersize=3.5, color=color)
+        axes.plot(x, y, marker="o", markersize=3.5, color=color, clip_on=False)
         side = "center" if len(lines) == 1 else "top" if label == lowest else "bottom"
         axes.annotate(label, (x[-1], y[-1]), (8, 0), textcoords="offset points", color=color, va=side)
     axes.margins(y=0.12)  # room for the labels
+    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
 

@@ -451,5 +451,6 @@ def _back_track(finished, tokens, parents):
         return tf.where(before_last, tf.gather(parents, slots, batch_dims=1), slots), ids
 
     history = (tf.range(tf.shape(tokens)[0]), tokens, parents)
-    _, ids = tf.scan(back, history, (finished.parents, finished.tokens), reverse=True)
+    # `back` does not read the ids of the later step; the zeros give only their type and shape.
+    _, ids = tf.scan(back, history, (finished.parents, tf.zeros_like(finished.tokens)), reverse=True)
     return tf.transpose(ids, [1, 2, 0])

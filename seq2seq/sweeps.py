@@ -376,6 +376,7 @@ def _search(runs, values, trials):
     distributions = {name: _distribution(of) for name, of in values.items()}
     tried: set[int] = set()
 
+    # Trials that are RUNNING but not in `tried` were asked for by an earlier call, which was interrupted.
     def known():
         return [trial for trial in study.get_trials() if trial.params.keys() == values.keys()]
 

@@ -43,7 +43,7 @@ class Trainer(keras.Model):
         # no callback for batches), steps are quiet: they return a constant, and Keras gets the metrics once per epoch,
         # from `_get_metrics_result_or_logs`. Both kinds of functions are traced once, and exchanged by `_steps`.
         self._quiet = False
-        self._other_functions: tuple = None, None  # the same two, but with metrics if `_quiet`, else without
+        self._functions: dict[bool, tuple] = {}  # {whether quiet: (train_function, test_function)}
 
     def compile(
         self,
@@ -78,7 +78,7 @@ class Trainer(keras.Model):
         metrics = [metric for metric in map(of_tokens, default) if metric.name not in names] + own
         kwargs.setdefault("jit_compile", False)  # on a GPU, Keras would compile each shape of batch
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
-        self._other_functions = None, None
+        self._functions = {}
         self._compiled_update = functools.lru_cache(maxsize=1)(self._compile_update)
         if loss is not None and type(loss) is not TokenCrossentropy:
             self.compiled = False
@@ -183,16 +183,16 @@ class Trainer(keras.Model):
     def _steps(self, quiet):
         """Inside, Keras's functions return metrics after each step or, if `quiet`, none."""
         before = self._quiet
-        self._exchange_functions(quiet)
+        self._use_functions(quiet)
         try:
             yield
         finally:
-            self._exchange_functions(before)
+            self._use_functions(before)
 
-    def _exchange_functions(self, quiet):
-        if quiet != self._quiet:
-            used, self._quiet = (self.train_function, self.test_function), quiet
-            (self.train_function, self.test_function), self._other_functions = self._other_functions, used
+    def _use_functions(self, quiet):
+        self._functions[self._quiet] = self.train_function, self.test_function
+        self._quiet = quiet
+        self.train_function, self.test_function = self._functions.get(quiet, (None, None))
 
     def make_train_function(self, force: bool = False) -> Callable | None:
         """As in `keras.Model`, of `train_step` as `_run_step` runs it."""

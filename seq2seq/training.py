@@ -243,7 +243,11 @@ def _fit(run, callbacks, say, track):
     _compile(run)
     average, watch = AverageWeights(config.average), WatchSteps(run, say)
     save = SaveRun(run, average, watch, list(held_out)[:50] or _first_sources(run), say)
-    own = [average] * (config.average > 1) + [ScoreTranslations(held_out, run)] * bool(held_out and can_measure())
+    own: list[keras.callbacks.Callback] = []
+    if config.average > 1:
+        own.append(average)
+    if held_out and can_measure():
+        own.append(ScoreTranslations(held_out, run))
     tell = [SayEpochs(held_out, run, say)] if is_chief(run.strategy) and say is not _nowhere else []
     measured = make_batches(run, validation, shuffle=False)
 

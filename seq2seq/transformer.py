@@ -230,6 +230,7 @@ class Block(keras.layers.Layer):
         found, _ = self.attention(normal, keys, values, mask, positions)
         x += self.drop(found, training=training)
         if memory is not None and encoded is not None:
+            # Positions `[B, T]` get a third axis for `rows_by_source`, and lose it again.
             queries, at = (rows_by_source(y, encoded) for y in (source_norm[0](x), positions[:, :, None]))
             found, weights = self.source_attention(queries, *memory, encoded.mask[:, None], at[:, :, 0])
             found, weights = (tf.reshape(y, [*tf.unstack(tf.shape(x)[:2]), tf.shape(y)[2]]) for y in (found, weights))

@@ -53,6 +53,7 @@ def test_curves_of_translations_only_where_they_were_measured(tmp_path):
     history = [row | more for row, more in zip(HISTORY, scores, strict=True)]
     *_, translations = draw_curves(history, tmp_path / "curves.png").axes
     assert lines(translations) == {"chrF": [[2, 40.5]], "exact match": [[2, 0]]}
+    assert translations.get_ylim()[0] == 0
     assert len(draw_curves(history[:1], tmp_path / "curves.png").axes) == 2
 
 

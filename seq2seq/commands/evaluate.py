@@ -262,8 +262,9 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
         digests = _digests(corpus)
         _say_chosen_on(runs, digests if corpus else None)
         pairs = pairs.cache()  # standard input can be read only once
-        # For one run and another corpus, the whole training corpus is not read to find sources that both have.
-        if len(runs) > 1 or (_was_trained_with(runs[0], digests) if corpus else read_record(runs[0]).may_have_learned):
+        # To compare sources, the whole training corpus is read: for one run only if there is reason to suspect it.
+        suspect = _was_trained_with(runs[0], digests) if corpus else read_record(runs[0]).may_have_learned
+        if suspect or len(runs) > 1:
             _say_trained_on(command, runs, models, pairs, corpus)
         progress = counter("translated")
         found = [measure(model, pairs, strategy, progress=progress, **settings) for model in measured]

@@ -104,9 +104,10 @@ def oddities_for_export(translator: Any, sources: Sequence[bytes]) -> Iterator[t
         if len(parts) == 1 and b"\t" in source:
             yield place, NOT_SEPARATED
         columns = zip(parts, source.split(b"\t") if len(parts) > 1 else [source], strict=True)
+        # `look_up` gives (id, None) for a known token, and (id, token) for an unknown one.
         read = [(part.kind, token) for part, column in columns for _, token in part.look_up(column)]
         for kind, token in read:
-            if kind == "separator" and token is not None:  # None is a known token
+            if kind == "separator" and token is not None:
                 yield place, NO_FEATURE.format(token)
         if len(read) > translator.longest_source:
             yield place, CUT.format(translator.longest_source)

@@ -148,11 +148,10 @@ def translate(  # longer than 60 lines: its signature declares the options
         if prefix:
             sources, how["prefixes"] = zip(*(line.rpartition(b"\t")[::2] for line in lines), strict=True)
             unknown = model.target_tokenizer.unknown(list(how["prefixes"])).row_lengths().numpy()
-            if unknown.any():
+            if unknown.any():  # answer the lines before the first bad prefix, then raise the error about it
                 bad = int((unknown > 0).argmax())
                 if bad:
-                    write(lines[:bad], done)  # those before it are answered
-                # Raises an error with the number of the first of these.
+                    write(lines[:bad], done)
                 prefix_ids(model.target_tokenizer, how["prefixes"][bad:], unit, done + bad + 1)
         say_oddities(oddities(model.source_tokenizer, sources), unit, done, said)
         if as_json or attention or scores or strategy.n_best > 1:
@@ -352,7 +351,7 @@ def score(
         done, said = 0, set[str]()
         for block in _blocks(lines):
             pairs = [pair for pair in block if pair]
-            sources = [pair[0] if pair else b"\t" * (len(columns) - 1) for pair in block]
+            sources = [pair[0] if pair else b"\t" * (len(columns) - 1) for pair in block]  # blank: lines keep numbers
             say_oddities(oddities(model.source_tokenizer, sources), unit, done, said)
             done += len(block)
             found = _score_objects(model, pairs) if as_json else _score_numbers(model, pairs)
