@@ -153,6 +153,22 @@ class VastEncoder(Encoder):
         return encoded._replace(memory=encoded.memory + asked_for[0, 0])
 
 
+@keras.saving.register_keras_serializable("tests")
+class ShortOfMemory(Encoder):
+    """Fails like `VastEncoder`, but at once: TensorFlow waits 10 s for memory before it gives up."""
+
+    def call(self, source, training=False):
+        encoded = super().call(source, training=training)
+        rows = tf.numpy_function(refuse_many, [tf.shape(source)[0]], tf.int32)
+        return encoded._replace(memory=encoded.memory + tf.cast(0 * rows, tf.float32))
+
+
+def refuse_many(rows):
+    if rows > VastEncoder.enough:
+        raise MemoryError
+    return rows
+
+
 def test_a_batch_that_does_not_fit_into_memory_is_described_and_what_was_saved_stays(config, tmp_path):
     config = dataclasses.replace(config, encoder="test_callbacks:VastEncoder", validation_fraction=0)
     with pytest.raises(MemoryError) as raised:
@@ -163,7 +179,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_described_and_what_was_saved_s
         "with --max-length (1000)"
     )
     assert len(list((tmp_path / "run" / "unfinished").glob("*.npz"))) == 1
-    model = Seq2Seq(CharTokenizer("ab"), CharTokenizer("AB"), encoder=VastEncoder, units=8)
+    model = Seq2Seq(CharTokenizer("ab"), CharTokenizer("AB"), encoder=ShortOfMemory, units=8)
     with pytest.raises(MemoryError, match="out of memory for 9 texts of up to 2 bytes together; lower batch_size=9"):
         model.translate(["ab"] * 9, batch_size=9)
     assert model.translate(["ab"] * 9, batch_size=3).shape == [9]

@@ -96,15 +96,14 @@ def test_it_is_saved_and_loaded_with_the_lengths_that_its_members_have_seen(memb
     np.testing.assert_allclose(again.score(WORDS, WORDS[::-1]), model.score(WORDS, WORDS[::-1]), rtol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
-def test_a_member_may_be_of_mixed_precision(members, tokenizers, precision):
-    half = decided(Seq2Seq(*tokenizers, units=8, attention="dot", dtype=precision))
+def test_a_member_may_be_of_mixed_precision(members, tokenizers):
+    half = decided(Seq2Seq(*tokenizers, units=8, attention="dot", dtype="mixed_bfloat16"))
     model = ensemble([members[1], half])
-    assert model.decoder.dtype_policy.name == precision
+    assert model.decoder.dtype_policy.name == "mixed_bfloat16"
     source, target = model.source_tokenizer.tokenize(WORDS), model.target_tokenizer.tokenize(WORDS, start_end=True)
     mean = mean_probabilities([members[1], half], source, target)
     np.testing.assert_allclose(tf.exp(model((source, target))), mean, atol=0.02)
-    with pytest.raises(RunError, match=f"a model of {precision} cannot be exported to ONNX"):
+    with pytest.raises(RunError, match="a model of mixed_bfloat16 cannot be exported to ONNX"):
         model.export("onnx", format="onnx")
 
 
