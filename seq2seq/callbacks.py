@@ -131,8 +131,8 @@ def _figures(logs, side=""):
 class WatchSteps(keras.callbacks.Callback):
     """Counts the steps and pairs of a run, and finds batches without a finite gradient.
 
-    A step is noted when the next one begins, and the last step of an epoch when the epoch ends. What is noted are
-    tensors on the device; `look` reads them, now and then.
+    A step is noted when the next one begins, and the last step of an epoch when the epoch ends. The notes are tensors
+    on the device, which `look` reads from time to time.
     """
 
     def __init__(self, run: TrainingRun, say: Any) -> None:

@@ -310,7 +310,7 @@ class Config:
                 object.__setattr__(self, field.name, value)
         for name in self.own or ():
             if name in vars(self):
-                raise OptionError(f"own={self.own!r}: {name} is an option of its own, not one of a custom class")
+                raise OptionError(f"own={self.own!r}: {name} is not an option of a custom class; use the option {name}")
         for name, option in own_classes(self).items():
             if not all(name.partition(":")):
                 raise OptionError(f"{option}={name!r}: expected a class, module:Class")

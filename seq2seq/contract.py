@@ -272,7 +272,7 @@ def _try_strategy(strategy):
             def step(ids, state):
                 if tf.executing_eagerly() and (len(ids) % len(sources) or len(ids) != len(state)):
                     refuse(
-                        f"gives a step {len(ids)} ids and a state of {len(state)} rows; expected the same number, a "
+                        f"calls a step with {len(ids)} ids and a state of {len(state)} rows; both must be the same "
                         f"multiple of {len(sources)}, the number of sources"
                     )
                 return tf.gather(table, (ids + 7 * state) % 256), state

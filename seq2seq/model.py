@@ -299,9 +299,8 @@ class Seq2Seq(Translator, Trainer):
     def _search(self, encoded, constraints, steps, strategy, loop):
         _, state = start(self.decoder, encoded, steps)
 
-        def step_for(
-            sources,
-        ):  # which finished sources have left: what the decoder prepares is made anew for the others
+        def step_for(sources):
+            # Finished sources are no longer among them, so what the decoder prepares is made anew for the others.
             left, _ = start(self.decoder, gather_rows(encoded, sources), steps)
 
             def step(token, state):

@@ -18,10 +18,10 @@ State = list[tf.Tensor]  # [h, c] of an LSTM, [h] of a GRU, [B, D] each
 class Rows(NamedTuple):
     """Vectors `[B, T, E]` that are rows of a matrix, not yet looked up.
 
-    A recurrent layer begins by multiplying its input vectors with its weights. A row times the weights is a row of the
+    A recurrent layer begins by multiplying its input vectors by its weights. A row times the weights is a row of the
     product of matrix and weights. If there are fewer tokens than B x T positions, as with characters, it is less work
-    to compute that product and look the rows up in it. `TokenVectors.rows` decides; `Recurrent.multiply` makes the
-    product, which `Decoder.start` keeps for all steps.
+    to compute that product and look the rows up in it. `TokenVectors.rows` decides whether it is; `Recurrent.multiply`
+    makes the product, which `Decoder.start` keeps for all steps.
     """
 
     ids: tf.Tensor  # [B, T]

@@ -36,8 +36,8 @@ def survey_corpus(
 ) -> Survey:
     """Counts pairs, tokens and lengths of the training side, and checks that the validation side can serve.
 
-    Says what was left out. What the default of `max_length` leaves out, which the user may not know of, is said once
-    more with a hint; as a warning if it `warns`, because nobody listens to `say`.
+    Says which pairs were left out. If the default of `max_length`, which the user may not know of, left out some, a
+    hint follows, as a warning if `warns`.
 
     Raises:
         CorpusError: if a side cannot be read, is empty, or has a text to validate on that is too long.

@@ -46,7 +46,7 @@ def _print(text):
 
 
 def _nowhere(text):
-    """Instead of a `say` that is None."""
+    """Discards a notice: used if `say` is None."""
 
 
 # Long because it documents all arguments and errors.

@@ -85,11 +85,11 @@ def of_any_number(found):
         (Own(instead=unfinished), "`search` returns NoneType, not Hypotheses"),
         (
             Own(instead=of_one_row),
-            "gives a step 1 ids and a state of 1 rows; expected the same number, a multiple of 3",
+            "calls a step with 1 ids and a state of 1 rows; both must be the same multiple of 3",
         ),
         (
             Own(instead=unrepeated),
-            "gives a step 6 ids and a state of 3 rows; expected the same number, a multiple of 3",
+            "calls a step with 6 ids and a state of 3 rows; both must be the same multiple of 3",
         ),
         (Own(instead=in_python), "fails on a search for three sources: AttributeError"),
         (Strategy(), "NotImplementedError: Strategy must define search"),

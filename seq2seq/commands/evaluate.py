@@ -262,7 +262,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
         digests = _digests(corpus)
         _say_chosen_on(runs, digests if corpus else None)
         pairs = pairs.cache()  # standard input can be read only once
-        # To compare sources, the whole training corpus is read: for one run only if there is reason to suspect it.
+        # To compare sources, the whole training corpus is read: for one run only if there is reason to suspect overlap.
         suspect = _was_trained_with(runs[0], digests) if corpus else read_record(runs[0]).may_have_learned
         if suspect or len(runs) > 1:
             _say_trained_on(command, runs, models, pairs, corpus)

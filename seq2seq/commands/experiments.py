@@ -48,8 +48,8 @@ def sweep(  # longer than 60 lines: its signature declares the options
 ) -> None:
     """Train all settings of a grid with several seeds each, and print a table of the results.
 
-    The options of `train` apply to all runs. In --grid, an option has its name in config.json: --learning-rate is
-    learning_rate.
+    The options of `train` apply to all runs. In --grid, use the names in config.json: learning_rate, not
+    --learning-rate.
 
     After an interruption, the same command continues the sweep. You may add seeds, values of a grid, or trials of a
     search.
