@@ -22,6 +22,7 @@ from seq2seq.commands.corpora import inspect, shuffle
 from seq2seq.commands.evaluate import compare, evaluate
 from seq2seq.commands.experiments import sweep, table
 from seq2seq.commands.runs import average, demo, export, plot
+from seq2seq.commands.terminal import say
 from seq2seq.commands.train import train
 from seq2seq.commands.translate import score, translate
 from seq2seq.records import RunError
@@ -112,16 +113,16 @@ def _exit_codes(tensorflow: bool = True, trains: bool = False) -> Iterator[None]
         yield
         sys.stdout.flush()
     except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
+        say("Interrupted.")
         raise typer.Exit(130) from None
     except BrokenPipeError:
         # The reader of the output has enough; keep Python from complaining when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (MemoryError, OSError) as error:  # OSError: such as a full or read-only disk
-        typer.echo(f"seq2seq: {str(error) or 'out of memory'}", err=True)
+        say(f"seq2seq: {str(error) or 'out of memory'}")
         raise typer.Exit(1) from None
     except (CorpusError, MissingExtra, OptionError, RunError) as error:
-        typer.echo(f"seq2seq: {error}", err=True)
+        say(f"seq2seq: {error}")
         raise typer.Exit(2) from None
 
 

@@ -191,9 +191,10 @@ class Config:
         None, TRAINING, "Number of updates, rounded to whole epochs, instead of --epochs.", _COUNT
     )
     usual_updates: int = _option(
-        2000,
+        1400,
         TRAINING,
-        "Without --epochs and --updates: as many whole epochs as make about this many updates, within --usual-epochs.",
+        "Without --epochs and --updates: this many updates for up to 1,000 pairs, and twice as many for ten times as "
+        "many pairs; in whole epochs, within --usual-epochs.",
         _COUNT,
     )
     usual_epochs: tuple[int, ...] = _option(
@@ -310,7 +311,7 @@ class Config:
                 object.__setattr__(self, field.name, value)
         for name in self.own or ():
             if name in vars(self):
-                raise OptionError(f"own={self.own!r}: {name} is not an option of a custom class; use the option {name}")
+                raise OptionError(f"own={self.own!r}: {name} is an option of Config itself; give it there")
         for name, option in own_classes(self).items():
             if not all(name.partition(":")):
                 raise OptionError(f"{option}={name!r}: expected a class, module:Class")

@@ -270,9 +270,9 @@ def _try_strategy(strategy):
 
         def step_for(sources):
             def step(ids, state):
-                if tf.executing_eagerly() and (len(ids) % len(sources) or len(ids) != len(state)):
+                if tf.executing_eagerly() and (len(ids) % len(sources) or ids.shape != state.shape):
                     refuse(
-                        f"calls a step with {len(ids)} ids and a state of {len(state)} rows; both must be the same "
+                        f"calls a step with ids {ids.shape} and a state {state.shape}; expected [R] for both, R a "
                         f"multiple of {len(sources)}, the number of sources"
                     )
                 return tf.gather(table, (ids + 7 * state) % 256), state

@@ -92,9 +92,11 @@ def _tokens_per_character(pairs, tokenizers):
     return int(tokens) / max(1, int(characters))
 
 
-def epoch_count(config: Config, steps: int) -> int:
-    """The number of epochs of a training run, if each has this many steps."""
+def epoch_count(config: Config, pairs: int, steps: int) -> int:
+    """The number of epochs of a training run, if each has this many pairs and steps."""
     if config.updates is not None:
         return max(1, round(config.updates / steps))
     least, most = config.usual_epochs
-    return config.epochs or min(most, max(least, round(config.usual_updates / steps)))
+    # Ten times as many pairs need more updates, but not ten times as many: see docs/ablations.md.
+    updates = config.usual_updates * max(1, pairs / 1000) ** math.log10(2)
+    return config.epochs or min(most, max(least, int(updates / steps)))

@@ -166,7 +166,8 @@ def draw_table(table: Any, path: Path | str) -> Figure:
             color = COLORS[1] if row.mean(measure) == table.best(measure) else COLORS[0]
             axes.plot(row.figures[measure], [place] * len(row.runs), "o", color=color, markersize=3, alpha=0.4)
             axes.errorbar(row.mean(measure), place, xerr=row.deviation(measure), fmt="o", color=color, capsize=3)
-        axes.set_xlim(left=max(0, axes.get_xlim()[0]))
+        if min(min(row.figures[measure]) for row in table.rows) >= 0:
+            axes.set_xlim(left=max(0, axes.get_xlim()[0]))
         axes.set_xlabel(table.prefix + measure)
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -183,7 +184,8 @@ def _draw_lines(axes, lines, colors):
         side = "center" if len(lines) == 1 else "top" if label == lowest else "bottom"
         axes.annotate(label, (x[-1], y[-1]), (8, 0), textcoords="offset points", color=color, va=side)
     axes.margins(y=0.12)  # room for the labels
-    axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
+    if min(min(y) for _, y in lines.values()) >= 0:
+        axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
 

@@ -31,7 +31,7 @@ PRESETS = {
         "target_tokenizer": "letter",
         "attention": "monotonic",
         "copy": True,
-        "usual_updates": 4000,
+        "usual_updates": 2150,
     },
     # Words and features, in the columns of UniMorph: lemma, form, features separated by ";".
     "inflection": {
@@ -129,8 +129,8 @@ def warm_options(options: dict) -> dict:
     return {name: options[name] for name in names if name in options and name not in dropped}
 
 
-def parse_setting(text: str, of_config: bool = True) -> tuple[str, Any]:
-    """Reads an option written `name=value`, as `--set` takes it.
+def parse_setting(text: str, *, of_config: bool) -> tuple[str, Any]:
+    """Reads an option written `name=value`, as `--set` and `--grid` take it.
 
     With `of_config`, the value of an option of `Config` is read as on the command line. Any other, for a custom class,
     is JSON (`0.5`, `true`, `[3, 5]`), or else text. None, true and false may be written as in Python or as in JSON.
@@ -144,7 +144,7 @@ def parse_setting(text: str, of_config: bool = True) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     name, value = name.strip().lstrip("-").replace("-", "_"), value.strip()
     if not (equals and name.isidentifier()):
-        raise OptionError(f"set={text!r}: expected NAME=VALUE, such as units=128")
+        raise OptionError(f"set={text!r}: expected NAME=VALUE, such as {'units=128' if of_config else 'kernel=5'}")
     of_config = of_config and name in Config.__dataclass_fields__
     return name, read_option(name, value) if of_config else _read_json(value)
 

@@ -61,8 +61,8 @@ def read_grid(text: str) -> tuple[str, tuple | Range]:
         _, _ = map(float, values.split(".."))
     except ValueError:
         parts = values.split(";") if ";" in values else re.split(r",(?![^\[]*\])", values)
-        return name, tuple(parse_setting(f"{name}={part}")[1] for part in parts if part.strip())
-    low, high = (parse_setting(f"{name}={end}")[1] for end in values.split(".."))
+        return name, tuple(parse_setting(f"{name}={part}", of_config=True)[1] for part in parts if part.strip())
+    low, high = (parse_setting(f"{name}={end}", of_config=True)[1] for end in values.split(".."))
     return name, Range(low, high)
 
 

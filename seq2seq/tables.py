@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -123,7 +124,7 @@ def _latex(text):
 
 
 def value_text(value: Any) -> str:
-    """The value of an option as `--set` takes it."""
+    """The value of an option as `--grid` takes it."""
     if isinstance(value, (tuple, list)):
         return ",".join(map(value_text, value))
     return value if isinstance(value, str) else "none" if value is None else json.dumps(value, default=str)
@@ -199,16 +200,19 @@ def table(
 
 
 def _baseline_row(rows, baseline):
-    labels = [row.label for row in rows]
-    if not str(baseline).isdecimal():
-        # The folders of a sweep have the settings in another order.
-        fitting = [row for row in rows if set(str(baseline).split(",")) <= set(row.label.split(","))]
-        exact = len(fitting) != 1 or str(baseline) in labels
-        return rows[labels.index(choose("baseline", str(baseline), labels))] if exact else fitting[0]
-    number = int(baseline)
-    if not 1 <= number <= len(rows):
-        raise OptionError(f"baseline={baseline!r}: expected a number up to {len(rows)}, or one of {', '.join(labels)}")
-    return rows[number - 1]
+    labels, baseline = [row.label for row in rows], str(baseline)
+    if baseline.isdecimal():
+        if not 1 <= int(baseline) <= len(rows):
+            raise OptionError(
+                f"baseline={baseline}: expected a number up to {len(rows)}, or one of {', '.join(labels)}"
+            )
+        return rows[int(baseline) - 1]
+    if baseline not in labels:  # the folders of a sweep have the settings in another order
+        wanted = set(re.split(r",(?=\w+=)", baseline))
+        fitting = [row for row in rows if wanted <= {setting_text({name: of}) for name, of in row.setting.items()}]
+        if len(fitting) == 1:
+            return fitting[0]
+    return rows[labels.index(choose("baseline", baseline, labels))]
 
 
 def held_out_figures(folder: Path | str) -> dict[str, float]:

@@ -185,7 +185,7 @@ def _begin(config, folder, progress, say, command):
     say_leaks(record, config, tokenizers[0], say)
     sizes = take_vocabularies(config, tokenizers, found, say)
     steps = steps_per_epoch(config, tokenizers, found)
-    epochs = epoch_count(config, steps)
+    epochs = epoch_count(config, found.pairs, steps)
     if config.warmup >= steps * epochs:
         say(f"All {steps * epochs:,} updates are warm-up: lower --warmup ({config.warmup})")
     model = build_model(config, tokenizers, steps * epochs)

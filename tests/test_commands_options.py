@@ -23,3 +23,15 @@ def test_every_option_of_a_configuration_is_one_of_the_command_line_with_its_def
 
 def test_settings_of_a_strategy_are_not_those_of_a_configuration():
     assert read_settings(["weights=0.5", "corpus=x", "limit=0.5"]) == {"weights": 0.5, "corpus": "x", "limit": 0.5}
+
+
+def test_options_of_a_configuration_are_not_set_like_those_of_custom_classes(tmp_path):
+    for command in ("train", "sweep"):
+        for setting, flag in (("units=8", "--units"), ("warm_start=runs/x", "--from")):
+            done = seq2seq(command, "--set", setting, "--out", tmp_path / "out")
+            said = f"seq2seq: --set {setting}: not an option of a custom class; write {flag}\n"
+            assert (done.returncode, done.stderr.decode()) == (2, said)
+    done = seq2seq("sweep", "--set", "kernel=5", "--out", tmp_path / "out")
+    assert done.returncode == 2 and b"option='kernel': neither Config nor a class that is named here" in done.stderr
+    done = seq2seq("sweep", "--seed", "3", "--out", tmp_path / "out")
+    assert done.returncode == 2 and b"No such option: --seed" in done.stderr and b"--seeds" in done.stderr

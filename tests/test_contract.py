@@ -37,6 +37,11 @@ def of_one_row(step_for, state, constraints, loop):
     step_for(tf.range(3))(tf.fill([1], 4), state[:1])
 
 
+def of_columns(step_for, state, constraints, loop):
+    """Takes a step with an axis too many."""
+    step_for(tf.range(3))(tf.fill([3, 1], 4), state)
+
+
 def unrepeated(step_for, state, constraints, loop):
     """Takes a step for two hypotheses of each source, with a state of one."""
     step_for(tf.range(3))(tf.fill([6], 4), state)
@@ -85,11 +90,12 @@ def of_any_number(found):
         (Own(instead=unfinished), "`search` returns NoneType, not Hypotheses"),
         (
             Own(instead=of_one_row),
-            "calls a step with 1 ids and a state of 1 rows; both must be the same multiple of 3",
+            "calls a step with ids (1,) and a state (1,); expected [R] for both, R a multiple of 3",
         ),
+        (Own(instead=of_columns), "calls a step with ids (3, 1) and a state (3,); expected [R] for both"),
         (
             Own(instead=unrepeated),
-            "calls a step with 6 ids and a state of 3 rows; both must be the same multiple of 3",
+            "calls a step with ids (6,) and a state (3,); expected [R] for both, R a multiple of 3",
         ),
         (Own(instead=in_python), "fails on a search for three sources: AttributeError"),
         (Strategy(), "NotImplementedError: Strategy must define search"),

@@ -1,18 +1,38 @@
 import dataclasses
+import math
 
 import pytest
 
 from pipelines import CharTokenizer, ColumnsTokenizer, CorpusError, OptionError, corpus_errors
+from seq2seq.building import configure
 from seq2seq.config import Config
 from seq2seq.epochs import epoch_count, training_pairs, validation_pairs
 
 
-@pytest.mark.parametrize(("steps", "epochs"), [(3, 100), (100, 20), (10_000, 8)])
-def test_as_many_epochs_as_make_2000_updates_are_the_default(steps, epochs):
-    assert epoch_count(Config(), steps) == epochs
-    assert epoch_count(Config(epochs=5, usual_updates=4000), steps) == 5
-    assert epoch_count(Config(usual_updates=4000), steps) == {3: 100, 100: 40, 10_000: 8}[steps]
-    assert epoch_count(Config(usual_epochs=(1, 500)), steps) == {3: 500, 100: 20, 10_000: 1}[steps]
+@pytest.mark.parametrize(
+    ("pairs", "batch_size", "epochs"),
+    [(100, 64, 100), (1000, 10, 14), (10_000, 100, 28), (10_000_000, 100, 8)],
+)
+def test_a_corpus_ten_times_as_large_is_trained_on_for_twice_as_many_updates(pairs, batch_size, epochs):
+    steps = math.ceil(pairs / batch_size)
+    assert epoch_count(Config(), pairs, steps) == epochs
+    assert epoch_count(Config(epochs=5, usual_updates=4000), pairs, steps) == 5
+    long = {100: 500, 1000: 20, 10_000: 40, 10_000_000: 1}[pairs]
+    assert epoch_count(Config(usual_updates=2000, usual_epochs=(1, 500)), pairs, steps) == long
+
+
+def test_the_usual_training_lengths_are_those_of_the_benchmarks():
+    for preset, pairs, updates in (
+        ("default", 3326, 1976),
+        ("grapheme-to-phoneme", 800, 1300),
+        ("grapheme-to-phoneme", 8000, 4000),
+        ("inflection", 1000, 3200),
+    ):
+        steps = math.ceil(pairs / 64)
+        assert epoch_count(configure(preset), pairs, steps) * steps == updates
+
+
+def test_the_bounds_of_the_usual_number_of_epochs_are_two_in_their_order():
     for wrong in ((8,), (9, 8), (1, 2, 3)):
         with pytest.raises(OptionError, match=r"usual_epochs=.*: expected two numbers of epochs"):
             Config(usual_epochs=wrong)
@@ -20,7 +40,7 @@ def test_as_many_epochs_as_make_2000_updates_are_the_default(steps, epochs):
 
 @pytest.mark.parametrize(("updates", "epochs"), [(1, 1), (14, 5)])
 def test_a_length_in_updates_is_rounded_to_epochs(updates, epochs):
-    assert epoch_count(Config(updates=updates), steps=3) == epochs
+    assert epoch_count(Config(updates=updates), pairs=3, steps=3) == epochs
 
 
 def test_weights_draw_from_the_training_side_only(tsv):

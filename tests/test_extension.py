@@ -536,7 +536,6 @@ def test_minimum_risk_training_lowers_the_expected_number_of_errors(modules, pai
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "units=16"], "own={'units': 16}: units is not an option of a custom class; use the option units"),
         (["--set", "kernel=3", "--set", "kernel=5"], "kernel: given twice, as 3 and as 5"),
         (["--import", ":X"], "import=':X': expected a class, module:Class"),
     ],

@@ -55,6 +55,9 @@ def test_curves_of_translations_only_where_they_were_measured(tmp_path):
     assert lines(translations) == {"chrF": [[2, 40.5]], "exact match": [[2, 0]]}
     assert translations.get_ylim()[0] == 0
     assert len(draw_curves(history[:1], tmp_path / "curves.png").axes) == 2
+    negative = [{"epoch": 1, "loss": -0.5, "accuracy": 0.0}, {"epoch": 2, "loss": -1.5, "accuracy": 0.0}]
+    loss, accuracy = draw_curves(negative, tmp_path / "curves.png").axes
+    assert loss.get_ylim()[0] < -1.5 < -0.5 < loss.get_ylim()[1] and accuracy.get_ylim()[0] == 0
 
 
 def test_curves_of_one_epoch_and_nothing_held_out(tmp_path):

@@ -131,9 +131,9 @@ def test_a_setting_is_read_as_on_the_command_line_or_as_json():
         "kernel=None": None,
         "kernel=[3, 5]": (3, 5),
     }
-    assert [parse_setting(text)[1] for text in texts] == list(texts.values())
-    assert parse_setting("clip-norm=1")[0] == "clip_norm"
-    assert parse_setting("weights=0.5") == ("weights", (0.5,))
+    assert [parse_setting(text, of_config=True)[1] for text in texts] == list(texts.values())
+    assert parse_setting("clip-norm=1", of_config=True)[0] == "clip_norm"
+    assert parse_setting("weights=0.5", of_config=True) == ("weights", (0.5,))
     assert parse_setting("weights=0.5", of_config=False) == ("weights", 0.5)  # of a strategy
     for text, message in (
         ("units", "set='units': expected NAME=VALUE"),
@@ -141,4 +141,4 @@ def test_a_setting_is_read_as_on_the_command_line_or_as_json():
         ("units=0", "units=0: expected a whole number, at least 1"),
     ):
         with pytest.raises(OptionError, match=message):
-            parse_setting(text)
+            parse_setting(text, of_config=True)

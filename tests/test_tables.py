@@ -213,13 +213,16 @@ def test_a_tokenizer_of_ones_own_may_hold_out_other_pairs_as_is_said(copied):
 
 
 def test_a_row_is_named_by_settings_in_any_order_that_only_it_has():
-    labels = ["units=16,attention=dot", "units=32,attention=dot", "units=32,attention=general", "units=32"]
-    rows = [Row({}, [], [], label) for label in labels]
-    for number, names in enumerate((["attention=dot,units=16", "units=16"], [], ["attention=general"], [])):
-        for name in [*names, labels[number], number + 1, str(number + 1)]:
+    settings = [{"units": 16, "attention": "dot"}, {"units": 32, "attention": "dot"}, {"units": 32, "attention": None}]
+    rows = [Row(setting, [], [], f"run {number}") for number, setting in enumerate(settings)]
+    rows.append(Row({"teacher_forcing": (1.0, 0.5)}, [], [], "units=32"))
+    names = ["attention=dot,units=16", "units=16"], ["units=32,attention=dot"], ["attention=none"]
+    for number, these in enumerate((*names, ["teacher_forcing=1.0,0.5", "units=32"])):
+        for name in [*these, rows[number].label, number + 1, str(number + 1)]:
             assert _baseline_row(rows, name) is rows[number]
-    with pytest.raises(OptionError, match=r"baseline='attention=dot': expected 'units=16,attention=dot', "):
-        _baseline_row(rows, "attention=dot")
+    for name in ("attention=dot", "0.5", "run 4"):
+        with pytest.raises(OptionError, match=f"baseline='{name}': expected 'run 0', "):
+            _baseline_row(rows, name)
 
 
 @pytest.mark.slow

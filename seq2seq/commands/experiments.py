@@ -23,7 +23,7 @@ from seq2seq.commands.terminal import check_picture, command_line, is_terminal, 
 from seq2seq.commands.train import preset_for_corpus
 
 
-@with_config_options()
+@with_config_options(without="seed")
 def sweep(  # longer than 60 lines: its signature declares the options
     out: Annotated[Path, typer.Option(help="The folder to make, with a run folder for each setting and seed.")],
     corpus: Corpus = ["phrasebook"],  # noqa: B006 (typer copies it)
@@ -113,7 +113,10 @@ def table(
         ),
     ] = None,
     baseline: Annotated[
-        str, typer.Option(metavar="ROW", help="The row to test the others against: its number or its setting.")
+        str,
+        typer.Option(
+            metavar="ROW", help="The row to test the others against: its number, or settings that only it has."
+        ),
     ] = "1",
     format: Annotated[Literal["text", "md", "csv", "latex"], typer.Option(help="Format of the table.")] = "text",
     picture: Annotated[

@@ -91,9 +91,11 @@ BleuTokenizer = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
 
 
-def with_config_options(*names: str) -> Callable[[Callable], Callable]:
-    """Gives a command the options of these names, or all, as `Config` declares them; `given` gets those in use."""
-    fields = [field for field in dataclasses.fields(Config) if field.metadata and (not names or field.name in names)]
+def with_config_options(*names: str, without: str | None = None) -> Callable[[Callable], Callable]:
+    """Gives a command the options of these names, or all `without` one, as `Config` declares them; `given` gets those
+    in use."""
+    fields = [field for field in dataclasses.fields(Config) if field.metadata and field.name != without]
+    fields = [field for field in fields if not names or field.name in names]
 
     def decorate(command: Callable) -> Callable:
         @functools.wraps(command)
@@ -150,6 +152,9 @@ def _given(values):
             check_option(name, given[name])
     if settings := read_settings(own):
         given["own"] = settings
+    for name in settings.keys() & Config.__dataclass_fields__.keys():
+        flag = Config.__dataclass_fields__[name].metadata.get("flag", option_flag(name))
+        raise OptionError(f"--set {name}={settings[name]}: not an option of a custom class; write {flag}")
     return given
 
 

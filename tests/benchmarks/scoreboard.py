@@ -72,7 +72,7 @@ FIGURES = ("accuracy", "error", "parameters", "updates", "seconds")
 def option(text):
     """`name=value`, parsed: the name of a field of `Config`, and its value."""
     try:
-        name, value = parse_setting(text)
+        name, value = parse_setting(text, of_config=True)
     except OptionError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     if name not in vars(Config()) or name in ("architecture", "corpus", "seed", "validation"):
