@@ -3,7 +3,7 @@
 python my_transformer.py
 
 The task is to write numbers as the Romans did. The command line takes the two classes as well: `--encoder
-my_transformer:SharedEncoder --decoder my_transformer:SharedDecoder --set heads=2`.
+my_transformer:SharedEncoder --decoder my_transformer:SharedDecoder --heads 2`.
 """
 
 import keras

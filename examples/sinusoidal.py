@@ -3,7 +3,7 @@
 Unlike in the paper, dropout applies to the attention weights, and not to the result of each sublayer.
 
 seq2seq train pairs.tsv --encoder sinusoidal:SinusoidalEncoder --decoder sinusoidal:SinusoidalDecoder \
-    --set heads=2 --set units=32 --set period=1000 --epochs 5 --out runs/sinusoidal
+    --heads 2 --units 32 --set period=1000 --epochs 5 --out runs/sinusoidal
 seq2seq translate runs/sinusoidal --import sinusoidal:SinusoidalEncoder "ab"
 """
 

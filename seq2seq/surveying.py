@@ -23,6 +23,7 @@ from seq2seq.attention import copied_ids
 from seq2seq.config import Config
 from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.epochs import training_pairs, validation_pairs
+from seq2seq.presets import PRESETS
 from seq2seq.records import Record
 from seq2seq.runs import trained_on
 
@@ -43,9 +44,11 @@ def survey_corpus(
         CorpusError: if a side cannot be read, is empty, or has a text to validate on that is too long.
         OptionError: if nothing is held out for `config.monitor`.
     """
+    # A preset's columns were not chosen for this corpus, so it is said if they leave one out.
+    chosen = config.columns not in [options.get("columns") for options in PRESETS.values()]
     cleaning = Report()
     found = survey(training_pairs(config, tokenizers[0], epoch=0, report=cleaning), *tokenizers, progress)
-    for notice in cleaning.notices(columns_given=bool(config.columns)):
+    for notice in cleaning.notices(columns_given=chosen):
         say(notice)
     if config.max_length == Config.max_length and (count := cleaning.dropped[LENGTH]):
         (warnings.warn if warns else say)(
@@ -62,7 +65,7 @@ def survey_corpus(
             raise CorpusError(f"{cleaning.first[LENGTH][0]}, too long to validate on; remove it, or raise --max-length")
         if not count:
             raise CorpusError(f"{config.validation}: no pairs to validate on")
-        for notice in cleaning.notices(columns_given=bool(config.columns)):
+        for notice in cleaning.notices(columns_given=chosen):
             say(notice)
     if count := sum(count for length, count in found.lengths[0].items() if length > LONGEST_SOURCE):
         pieces = any(isinstance(part, SubwordTokenizer) for part in tokenizers[0].of_columns)

@@ -238,7 +238,7 @@ def test_score_writes_a_line_for_each_line_and_says_which_hold_no_pair(folder, t
     assert seq2seq("score", folder, named, "--columns", "en,es").stdout.decode().split() == ["nan", one, other]
     nothing = seq2seq("score", folder, stdin=b"no tab\n" * 2)
     assert (nothing.returncode, nothing.stdout) == (2, b"nan\nnan\n")
-    assert nothing.stderr.endswith(b"found no tab\nseq2seq: -: no pairs to score\n")
+    assert nothing.stderr.endswith(b"found no tab\nseq2seq: standard input: no pairs to score\n")
     empty = seq2seq("score", folder, stdin=b"")
     assert (empty.returncode, empty.stdout, empty.stderr) == (0, b"", b"")
 
