@@ -150,7 +150,8 @@ def _unread(other, columns, sources):
     """The message that a column is not read, and how to read it."""
     *before, target = map(str, columns or range(1, len(sources) + 2))
     added, silent = (f"--columns {','.join(those)}" for those in ([*before, str(other), target], [*before, target]))
-    return f"column {other} is not read; {added} adds it to the source, {silent} hides this message"
+    hint = "" if columns else f", {silent} hides this message"
+    return f"column {other} is not read; {added} adds it to the source{hint}"
 
 
 def _json_rows(path, columns, *_):

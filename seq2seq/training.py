@@ -45,8 +45,8 @@ def _print(text):
     print(text, file=sys.stderr, flush=True)
 
 
-def _nowhere(text):
-    """Discards a notice: used if `say` is None."""
+def _discard(text):
+    """Takes notices if `say` is None."""
 
 
 # Long because it documents all arguments and errors.
@@ -117,7 +117,7 @@ def train(
     callbacks = [callbacks] if isinstance(callbacks, keras.callbacks.Callback) else list(callbacks or ())
     check_trackers(track)
     chief = is_chief(strategy)
-    say = say or _nowhere
+    say = say or _discard
     lock = locked(folder) if chief else contextlib.nullcontext()
     # The validation side has not been counted.
     with lock, lost_workers(strategy), corpus_errors(), without_end_warning(None), restored_determinism():
@@ -181,7 +181,7 @@ def _begin(config, folder, progress, say, command):
     if old:
         content["from"] = read_record(config.warm_start).content
     record = Record(content)
-    found = survey_corpus(config, tokenizers, progress, say, warns=say is _nowhere)
+    found = survey_corpus(config, tokenizers, progress, say, warns=say is _discard)
     say_leaks(record, config, tokenizers[0], say)
     sizes = take_vocabularies(config, tokenizers, found, say)
     steps = steps_per_epoch(config, tokenizers, found)
@@ -248,7 +248,7 @@ def _fit(run, callbacks, say, track):
         own.append(average)
     if held_out and can_measure():
         own.append(ScoreTranslations(held_out, run))
-    tell = [SayEpochs(held_out, run, say)] if is_chief(run.strategy) and say is not _nowhere else []
+    tell = [SayEpochs(held_out, run, say)] if is_chief(run.strategy) and say is not _discard else []
     measured = make_batches(run, validation, shuffle=False)
 
     def measure_last():  # if a callback has ended training early

@@ -32,7 +32,7 @@ def test_a_third_column_that_is_not_read_is_said_once_unless_it_is_empty(tsv, mo
 
     monkeypatch.setattr("seq2seq.training.build_model", stop)
     done = seq2seq("train", five, "--preset", "inflection", cwd=path.parent)
-    assert f"{five}, line 1: column 5 is not read; --columns 1,3,5,2 adds it".encode() in done.stderr
+    assert f"{five}, line 1: column 5 is not read; --columns 1,3,5,2 adds it to the source\n".encode() in done.stderr
 
 
 def test_a_run_folder_is_no_corpus_but_a_built_in_corpus_wins_over_a_run_of_its_name(tmp_path):
