@@ -142,16 +142,16 @@ def _tab_rows(path, columns, sources, report):
         else:
             if not (named or report.unread) and any(found[least:]):
                 other = next(place for place in range(least, len(found)) if found[place]) + 1
-                report.unread = f"{path or 'standard input'}, line {number}: {_unread(other, columns, sources)}"
+                unread, report.silent = _unread(other, columns, sources)
+                report.unread = f"{path or 'standard input'}, line {number}: {unread}"
             yield number, b"\t".join([found[place] for place in before]), found[last], ""
 
 
 def _unread(other, columns, sources):
-    """The message that a column is not read, and how to read it."""
+    """The message that a column is not read, and how to read it; and the option that hides this message."""
     *before, target = map(str, columns or range(1, len(sources) + 2))
     added, silent = (f"--columns {','.join(those)}" for those in ([*before, str(other), target], [*before, target]))
-    hint = "" if columns else f", {silent} hides this message"
-    return f"column {other} is not read; {added} adds it to the source{hint}"
+    return f"column {other} is not read; {added} adds it to the source", silent
 
 
 def _json_rows(path, columns, *_):

@@ -46,16 +46,20 @@ class Report:
     dropped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # pairs by reason
     first: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # the first three messages, by reason
     unread: str = ""  # a message about the first line with a column after those that are read
+    silent: str = ""  # the option that hides this message, by giving the columns that are read
 
     def drop(self, reason: str, message: str) -> None:
         self.dropped[reason] += 1
         if self.dropped[reason] <= 3:
             self.first.setdefault(reason, []).append(message)
 
-    def notices(self, columns_given: bool) -> list[str]:
-        """What to tell the user: a column that is not read, unless the columns were given, and what was left out."""
-        unread = [self.unread] if self.unread and not columns_given else []
-        return [*unread, str(self)] if self.dropped else unread
+    def notices(self, columns_given: bool, hint: bool = True) -> list[str]:
+        """What to tell the user: a column that is not read, unless the columns were given, and what was left out.
+        `hint`: whether to say which option hides the first."""
+        found = []
+        if self.unread and not columns_given:
+            found.append(self.unread + f", {self.silent} hides this message" * hint)
+        return [*found, str(self)] if self.dropped else found
 
     def __str__(self):
         lines = [f"{self.dropped.total():,} of {self.pairs + self.dropped.total():,} pairs left out"]

@@ -44,12 +44,17 @@ def survey_corpus(
         CorpusError: if a side cannot be read, is empty, or has a text to validate on that is too long.
         OptionError: if nothing is held out for `config.monitor`.
     """
-    # A preset's columns were not chosen for this corpus, so it is said if they leave one out.
+    # A preset's columns were not chosen for this corpus, so it is said if they leave one out. As a user may also have
+    # given just these, there is no hint that giving them hides the message.
     chosen = config.columns not in [options.get("columns") for options in PRESETS.values()]
+
+    def say_report(report):
+        for notice in report.notices(columns_given=chosen, hint=not config.columns):
+            say(notice)
+
     cleaning = Report()
     found = survey(training_pairs(config, tokenizers[0], epoch=0, report=cleaning), *tokenizers, progress)
-    for notice in cleaning.notices(columns_given=chosen):
-        say(notice)
+    say_report(cleaning)
     if config.max_length == Config.max_length and (count := cleaning.dropped[LENGTH]):
         (warnings.warn if warns else say)(
             f"{count:,} left out, with a side of more than {config.max_length:,} characters; the first is "
@@ -65,8 +70,7 @@ def survey_corpus(
             raise CorpusError(f"{cleaning.first[LENGTH][0]}, too long to validate on; remove it, or raise --max-length")
         if not count:
             raise CorpusError(f"{config.validation}: no pairs to validate on")
-        for notice in cleaning.notices(columns_given=chosen):
-            say(notice)
+        say_report(cleaning)
     if count := sum(count for length, count in found.lengths[0].items() if length > LONGEST_SOURCE):
         pieces = any(isinstance(part, SubwordTokenizer) for part in tokenizers[0].of_columns)
         what = "words" if pieces and not config.warm_start else "tokens"  # subwords have not been made yet

@@ -71,6 +71,14 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
+def defined_in(page: Path, file: str) -> dict:
+    """What the block that a page shows as this Python file defines."""
+    (text,) = (block.text for block in blocks(page) if block.text.startswith(f"# {file}\n"))
+    scope: dict = {}
+    exec(text, scope)
+    return scope
+
+
 class Shell:
     """Runs shell scripts in which `seq2seq` is forked from a process that has imported TensorFlow."""
 

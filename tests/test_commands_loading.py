@@ -60,7 +60,7 @@ def test_standard_input_is_not_read_by_a_runs_columns_and_this_is_said(capfd):
     said = "parallel files are chosen by the --columns of one, 1,3,2; give --columns for another order\n"
     assert capfd.readouterr().err == said
     assert reading_as_trained(Path("one"), ["-"], {}) == {}
-    said = "standard input is read as all source columns, then the target; --columns and --reverse of one not applied"
+    said = "standard input is read as all source columns, then the target, without --columns and --reverse of one"
     assert said in capfd.readouterr().err
 
 

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from command_line import in_process, python, seq2seq
 from conftest import LINES, QUICK, WORDS, read_history, small_config
+from pages import ROOT, defined_in
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, Tokenizer, batch_pairs, checksums, load_class
 from seq2seq import BeamSearch, Config, Decoder, Encoder, Sampling, Seq2Seq
@@ -23,7 +24,6 @@ from seq2seq.runs import load_run
 from seq2seq.surveying import survey_corpus, take_vocabularies
 from seq2seq.training import train
 
-ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "guides" / "extending.md"
 UPPER = [word.upper() for word in WORDS]
 
@@ -290,8 +290,7 @@ def test_a_decoder_that_hands_its_options_on_is_given_those_of_the_class_it_is_d
 
 
 def test_a_decoder_may_make_its_own_attention():
-    scope = {}
-    exec(re.search(r"# scaled\.py\n.*?```", PAGE.read_text(), re.DOTALL)[0].strip("`"), scope)
+    scope = defined_in(PAGE, "scaled.py")
     tokenizer = CharTokenizer("abc")
     keras.utils.set_random_seed(0)
     model = Seq2Seq(tokenizer, tokenizer, decoder=scope["ScaledDecoder"], units=8, attention="dot", temperature=0.5)

@@ -84,6 +84,15 @@ def test_cleaning_leaves_out_and_reports_by_reason(read, tsv):
         read(path, on_bad_line="ignore")
 
 
+def test_the_option_that_hides_the_message_about_a_column_is_named_unless_it_would_not(read, tsv):
+    report, path = Report(), tsv("see\tsaw\tV;PST\tx\n")
+    read(path, report, columns=(1, 3, 2))
+    said = f"{path}, line 1: column 4 is not read; --columns 1,3,4,2 adds it to the source"
+    assert report.notices(columns_given=False) == [f"{said}, --columns 1,3,2 hides this message"]
+    assert report.notices(columns_given=False, hint=False) == [said]
+    assert report.notices(columns_given=True) == []
+
+
 def lines(corpus, report=None, **options):
     """What a corpus gives for each of its lines, the sources of pairs."""
     found = Reader((find_shards(corpus),), **options).lines(Report() if report is None else report)

@@ -4,6 +4,7 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
+from pages import ROOT, defined_in
 from searching import (
     BOTH_LOOPS,
     EVERY,
@@ -314,16 +315,7 @@ def test_the_hooks_see_the_beginnings_that_are_extended():
 PROBABILITIES = np.array([0.05, 0.4, 0.2, 0.3, 0.04, 0.01])  # of END, a, b, c, d, e
 
 
-@dataclasses.dataclass(frozen=True)
-class MinP(Sampling):
-    """As in docs/guides/extending.md."""
-
-    min_p: float = 0.1
-
-    def filter(self, logits):
-        probabilities = tf.nn.softmax(logits)
-        least = self.min_p * tf.reduce_max(probabilities, axis=1, keepdims=True)
-        return tf.where(probabilities < least, 0.0, probabilities), None
+MinP = defined_in(ROOT / "docs" / "guides" / "extending.md", "min_p.py")["MinP"]
 
 
 def frequencies(strategy, rows=4000):

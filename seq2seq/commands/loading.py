@@ -157,7 +157,7 @@ def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:
     own = {name: options[name] for name in ("columns", "reverse") if options.get(name) and name not in given}
     if own and "-" in corpus:
         flags = " and ".join(map(option_flag, own))
-        say(f"standard input is read as all source columns, then the target; {flags} of {run} not applied")
+        say(f"standard input is read as all source columns, then the target, without {flags} of {run}")
         return given
     if numbered(own.get("columns")) and any(len(parallel_names(name)) > 1 for name in corpus):
         numbers = ",".join(map(str, own["columns"]))

@@ -153,8 +153,7 @@ def _given(values):
     if settings := read_settings(own):
         given["own"] = settings
     for name in settings.keys() & Config.__dataclass_fields__.keys():
-        flag = Config.__dataclass_fields__[name].metadata.get("flag", option_flag(name))
-        raise OptionError(f"--set {name}={settings[name]}: not an option of a custom class; write {flag}")
+        raise OptionError(f"--set {name}={settings[name]}: not an option of a custom class; write {option_flag(name)}")
     return given
 
 
@@ -170,7 +169,8 @@ def read_settings(texts: Iterable[str] | None) -> dict[str, Any]:
 
 def option_flag(name: str) -> str:
     """The option of the command line for an argument in Python: "--beam-width" for "beam_width"."""
-    return f"--{name.replace('_', '-')}"
+    declared = Config.__dataclass_fields__[name].metadata if name in Config.__dataclass_fields__ else {}
+    return declared.get("flag", f"--{name.replace('_', '-')}")
 
 
 def search_strategy(search: str | None, settings: list[str] | None, **options: Any) -> Any:
