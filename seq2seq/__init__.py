@@ -98,7 +98,7 @@ _LATER = {  # what needs an extra, or many modules that a model alone does not
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a name when it is first used: those of `_LATER`, and, in the command line, those that a custom module
+    """Import a name when it is first used: those of `_LATER`, and, in the command line, those that a custom module
     imports from here."""
     if name == "__version__":
         return importlib.metadata.version("keras-seq2seq")

@@ -39,7 +39,7 @@ class Encoded(NamedTuple):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class Attention(keras.layers.Layer):
-    """Averages the memory, weighted by how well each of its positions matches a query, for all queries at once.
+    """The average of the memory, weighted by how well each of its positions matches a query, for all queries at once.
 
     Args:
         units: size of queries, D.
@@ -96,7 +96,7 @@ class Attention(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class HardAttention(Attention):
-    """Aligns each target token with one source position, and sums exactly over all possible positions.
+    """The alignment of each target token with one source position, with an exact sum over all possible positions.
 
     Soft attention averages the memory and predicts a token from the average. Hard attention predicts a token from each
     position by itself, and averages these probabilities:
@@ -136,7 +136,7 @@ class HardAttention(Attention):
     def align(
         self, query: tf.Tensor, ids: tf.Tensor, predicted: tf.Tensor, encoded: Encoded, state: list[tf.Tensor]
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Aligns each token with a source position.
+        """Align each token with a source position.
 
         Args:
             query: `[B, T, D]`, the decoder's output at each step.
@@ -202,8 +202,8 @@ def masked_softmax(scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable("seq2seq")
 class Pointer(keras.layers.Layer):
-    """Mixes two distributions over the next token: generated tokens, and copies of source tokens that attention points
-    at.
+    """A mixture of two distributions over the next token: generated tokens, and copies of source tokens that attention
+    points at.
 
     The pointer-generator network of See et al. 2017 (arxiv.org/abs/1704.04368), equations 8 and 9: with g the
     probability of generating, for each position, and a the attention,
@@ -236,7 +236,7 @@ class Pointer(keras.layers.Layer):
         self.target_ids: Any = None  # int32 [Vs], PADDING if the target has no such token
 
     def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
-        """Finds the target id of each source id."""
+        """Find the target id of each source id."""
         self.target_ids = copied_ids(source_tokenizer, target_tokenizer)
 
     def copies(self, source: tf.Tensor) -> tf.Tensor:
@@ -278,7 +278,7 @@ def copied_ids(source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> np.n
 
 
 def rows_by_source(rows: tf.Tensor, encoded: Encoded) -> tf.Tensor:
-    """Groups the rows that belong to one source: `[B x K, T, D]` becomes `[B, K x T, D]`.
+    """Group the rows that belong to one source: `[B x K, T, D]` becomes `[B, K x T, D]`.
 
     In beam search, a decoder is called with K hypotheses, in successive rows, for each row of `encoded`. A layer that
     attends to the memory treats them as K times as many steps of one row, and reshapes the result back, so that the

@@ -1,4 +1,4 @@
-"""Builds the tokenizers and the model of a `Config`, new or from another run. Refuses options that cannot work."""
+"""Build the tokenizers and the model of a `Config`, new or from another run. Options that cannot work are refused."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ DECODERS = {"recurrent": Decoder, "transformer": TransformerDecoder}
 
 
 def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
-    """Builds what training needs before the corpus is read, so that options that cannot work are refused at once.
+    """Build what training needs before the corpus is read, so that options that cannot work are refused at once.
 
     Returns:
         The model to start from, or None, and the two tokenizers, which have a vocabulary only if there is a model.
@@ -64,7 +64,7 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
 
 
 def check_taken(config: Config, names: Iterable[str]) -> None:
-    """Checks that the encoder or the decoder takes each of these options, and that some custom class takes those of
+    """Check that the encoder or the decoder takes each of these options, and that some custom class takes those of
     `config.own`.
 
     Raises:
@@ -112,7 +112,7 @@ def _changed_options(config: Config) -> list[str]:
 
 
 def applicable(config: Config, given: Collection[str]) -> Config:
-    """Resets options of a preset that the encoder, the decoder or the optimizer does not have to their defaults.
+    """Reset options of a preset that the encoder, the decoder or the optimizer does not have to their defaults.
 
     Options that were `given` are not changed, so that `check_taken` finds them.
     """
@@ -167,7 +167,7 @@ def _build_tokenizer(config, side, columns):
 
 
 def _column_tokenizer(config, side, name):
-    """The tokenizer of one column, by its name; checks that it can split a text."""
+    """The tokenizer of one column, by its name, after a check that it can split a text."""
     options = {"normal_form": config.normal_form, "lowercase": config.lowercase}
     if separates(name):
         return SeparatorTokenizer(name, **options)
@@ -206,7 +206,7 @@ def _warm_start(config, columns):
 
 
 def copy_weights(model: Seq2Seq, old: Seq2Seq, name: str, sizes: set[tuple[int, int]]) -> None:
-    """Copies the weights of the old model of a run, `name`, whose tokens have the same ids, rows and columns.
+    """Copy the weights of the old model of a run, `name`, whose tokens have the same ids, rows and columns.
 
     Raises:
         OptionError: if the models differ in more than vocabulary sizes; `sizes` has the old and new ones.

@@ -31,7 +31,7 @@ class DivergedError(RuntimeError):
 
 
 class AverageWeights(keras.callbacks.Callback):
-    """Replaces the weights by their average after the last `count` epochs, while an epoch is measured and saved."""
+    """Replace the weights by their average after the last `count` epochs, while an epoch is measured and saved."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class AverageWeights(keras.callbacks.Callback):
         return list(itertools.chain(*self.latest))
 
     def restore(self, arrays: Any) -> None:
-        """Restores the weights from such a list."""
+        """Restore the weights from such a list."""
         count = len(self.model.trainable_variables) if arrays else 1
         self.latest.extend(arrays[start : start + count] for start in range(0, len(arrays), count))
 
@@ -70,7 +70,7 @@ class AverageWeights(keras.callbacks.Callback):
 
 
 class ScoreTranslations(keras.callbacks.Callback):
-    """Adds the scores of translations of held-out sources to the metrics of each measured epoch."""
+    """Add the scores of translations of held-out sources to the metrics of each measured epoch."""
 
     def __init__(self, held_out: Any, run: TrainingRun) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class ScoreTranslations(keras.callbacks.Callback):
 
 
 class SayEpochs(keras.callbacks.Callback):
-    """Says the figures of each epoch and, if it was measured, the translations of up to three held-out sources."""
+    """Say the figures of each epoch and, if it was measured, the translations of up to three held-out sources."""
 
     def __init__(self, held_out: Any, run: TrainingRun, say: Any) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def _figures(logs, side=""):
 
 
 class WatchSteps(keras.callbacks.Callback):
-    """Counts the steps and pairs of a run, and finds batches without a finite gradient.
+    """Count the steps and pairs of a run, and find batches without a finite gradient.
 
     A step is noted when the next one begins, and the last step of an epoch when the epoch ends. The notes are tensors
     on the device, which `look` reads from time to time.
@@ -145,7 +145,7 @@ class WatchSteps(keras.callbacks.Callback):
         self.running = False  # whether a step has begun that has not been noted
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Notes the previous step. Before an `on_train_batch_end`, Keras (3.15) converts metrics to numbers, and so
+        """Note the previous step. Before an `on_train_batch_end`, Keras (3.15) converts metrics to numbers, and so
         would wait for the device in each step."""
         if batch:
             self._note_step()
@@ -164,14 +164,14 @@ class WatchSteps(keras.callbacks.Callback):
             self.skipped = 0
 
     def _end_steps(self):
-        """Notes the last step of an epoch, which may be an early one if a callback has stopped training."""
+        """Note the last step of an epoch, which may be an early one if a callback has stopped training."""
         if self.running:
             self._note_step()
             self.running = False
         self.look()
 
     def _note_step(self):
-        """Keeps the results of a step without waiting for them, and checks them from time to time."""
+        """Keep the results of a step without waiting for them, and check them from time to time."""
         model = self.model
         kept = [model.gradient_norm, model.length_ratios]
         if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
@@ -182,7 +182,7 @@ class WatchSteps(keras.callbacks.Callback):
             self.look()
 
     def look(self) -> None:
-        """Checks the results of the steps since the last check.
+        """Check the results of the steps since the last check.
 
         Raises:
             DivergedError: if a gradient is not finite, unless such batches are to be skipped.
@@ -201,7 +201,7 @@ class WatchSteps(keras.callbacks.Callback):
         self.looked = time.monotonic()
 
     def _diverged(self, norm):
-        """Writes a batch without a finite gradient to a file; the model has not been trained on it."""
+        """Write a batch without a finite gradient to a file; the model has not been trained on it."""
         run = self.run
         path = run.folder / "diverged.tsv"
         if is_chief(run.strategy):
@@ -246,7 +246,7 @@ class WatchSteps(keras.callbacks.Callback):
 
 
 class SaveRun(keras.callbacks.Callback):
-    """Writes the run folder after measured epochs, and checkpoints to resume from in between.
+    """Write the run folder after measured epochs, and checkpoints to resume from in between.
 
     In the list of callbacks, `average` and `watch` must come first. The translations of `probe`, a few texts, are saved
     to check later that a loaded or exported model is the same.
@@ -298,7 +298,7 @@ class SaveRun(keras.callbacks.Callback):
                 self.model.optimizer.learning_rate = rate / 2
 
     def write(self) -> None:
-        """Writes the run folder after the last epoch of the history."""
+        """Write the run folder after the last epoch of the history."""
         if self.chief:
             if len(self.run.history) == 1:
                 self._remove_replaced()
@@ -309,7 +309,7 @@ class SaveRun(keras.callbacks.Callback):
         self._wait()
 
     def _remove_replaced(self):
-        """Removes the files of a run that is being replaced, except for its models, which are overwritten."""
+        """Remove the files of a run that is being replaced, except for its models, which are overwritten."""
         folder, begun = self.run.folder, (self.run.checkpoints.folder / "begun.keras").stat().st_mtime
         names = ["config.json", "history.csv", "curves.png", "error-rates.png", "attention-*.png"]
         old = list(itertools.chain(*map(folder.glob, names)))
@@ -318,7 +318,7 @@ class SaveRun(keras.callbacks.Callback):
             path.unlink()
 
     def _write_models(self, best):
-        """Writes the model of the epoch, if it is the best so far, and those of the last epochs."""
+        """Write the model of the epoch, if it is the best so far, and those of the last epochs."""
         folder, epoch, count = self.run.folder, len(self.run.history), self.run.config.keep_epochs
         paths = [folder / "model.keras"] if best else []
         if count:
@@ -338,7 +338,7 @@ class SaveRun(keras.callbacks.Callback):
             write_json(folder / "probe.json", dict(zip(self.probe, translations, strict=True)))
 
     def _write_record(self):
-        """Writes the other files of the run folder."""
+        """Write the other files of the run folder."""
         run, folder = self.run, self.run.folder
         write_json(folder / "config.json", run.record.content | {"training": self._resources()})
         with whole_file(folder / "history.csv") as path, path.open("w", newline="") as file:
@@ -386,14 +386,14 @@ class SaveRun(keras.callbacks.Callback):
         self.saved = time.monotonic()
 
     def _wait(self):
-        """Waits until the last checkpoint is written, and reports if that failed."""
+        """Wait until the last checkpoint is written, and report if that failed."""
         if error := self.run.checkpoints.wait():
             self.say(f"A checkpoint could not be saved ({error}); the previous one is still there")
 
 
 class EndFit(keras.callbacks.Callback):
-    """Ends `fit` when training has ended, and after the rest of an epoch that was begun before resuming, because
-    the epochs that follow have more steps. Must be the last of the callbacks.
+    """End `fit` when training has ended, and after the rest of an epoch that was begun before resuming, because the
+    epochs that follow have more steps. It must be the last of the callbacks.
 
     If another callback ends training in an epoch that is not to be measured, `measure` measures and saves it.
     """
@@ -412,7 +412,7 @@ class EndFit(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def _uncompiled(model):
-    """Saves a model without its optimizer, which is twice as large as the model. Checkpoints have it for resuming; for
+    """Save a model without its optimizer, which is twice as large as the model. Checkpoints have it for resuming; for
     further training it would be useless, because its learning rate schedule has ended."""
     optimizer, model.optimizer, model.compiled = model.optimizer, None, False
     try:

@@ -1,4 +1,4 @@
-"""Crash safety: atomic file writes, checkpoints, a lock on a run folder. Imports no TensorFlow."""
+"""Crash safety: atomic file writes, checkpoints, a lock on a run folder. This module imports no TensorFlow."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ from seq2seq.records import RunError
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path next to `path` to write to. That file replaces `path` atomically, once it is on the disk.
+    """Yield a temporary path next to `path` to write to. That file replaces `path` atomically, once it is on the disk.
 
     After an error, `path` is unchanged.
     """
@@ -35,7 +35,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: object, indent: int = 2) -> None:
-    """Writes a file of JSON atomically."""
+    """Write a file of JSON atomically."""
     with whole_file(path) as aside:
         text = json.dumps(content, ensure_ascii=False, indent=indent) + "\n"
         aside.write_bytes(text.encode(errors="backslashreplace"))  # names of files may not be UTF-8
@@ -54,7 +54,7 @@ _TRIES = 1000  # to lock a folder that other processes make and remove all the t
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes a folder, unless it exists, and locks it against other processes. At the end, an empty folder is removed.
+    """Make a folder, unless it exists, and lock it against other processes. At the end, an empty folder is removed.
 
     The operating system releases the lock however the process ends, so no stale lock remains. (The package `filelock`
     neither names the holder nor removes its file together with an empty folder, which is most of this function.)
@@ -121,7 +121,7 @@ class Checkpoints:
         self._writing: Future | None = None
 
     def save(self, number: int, arrays: list[np.ndarray], facts: dict) -> None:
-        """Starts to write a state, after the previous one has been written.
+        """Start to write a state, after the previous one has been written.
 
         Args:
             number: the progress of training, by which states are ordered.
@@ -131,7 +131,7 @@ class Checkpoints:
         self._writing = self._writer.submit(self._write, number, arrays, facts)
 
     def wait(self) -> OSError | None:
-        """Waits until nothing is being written. Returns the error of the last write, if there was one, only once."""
+        """Wait until nothing is being written. Return the error of the last write, if there was one, only once."""
         writing, self._writing = self._writing, None
         error = writing.exception() if writing else None
         if isinstance(error, OSError | None):
@@ -167,7 +167,7 @@ class Checkpoints:
         return sorted(self.folder.glob("[0-9]*.npz"), reverse=True)
 
     def clear(self) -> None:
-        """Makes the folder, or empties it."""
+        """Make the folder, or empty it."""
         # First, because with this file half a folder would seem to be resumable.
         (self.folder / "config.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -78,7 +78,7 @@ def _all_commands(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Takes the options before the command."""
+    """Take the options before the command."""
 
 
 def main() -> None:
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def _set_streams():
-    """Makes stdout and stderr UTF-8 in every locale, and keeps files that are opened later from taking the place of a
+    """Make stdout and stderr UTF-8 in every locale, and keep files that are opened later from taking the place of a
     closed stream."""
     for number in range(3):
         try:
@@ -104,7 +104,7 @@ def _set_streams():
 
 @contextlib.contextmanager
 def _exit_codes(tensorflow: bool = True, trains: bool = False) -> Iterator[None]:
-    """Runs a command: prints expected errors in one line without a traceback, and exits with the code of each."""
+    """Run a command: print expected errors in one line without a traceback, and exit with the code of each."""
     try:
         if sys.stdout is None:
             raise OptionError("standard output is closed, but results go there; redirect it to a file or to /dev/null")

@@ -83,7 +83,7 @@ def parts_of_batch() -> int:
 def side_by_side(
     run: Callable, parts: int, *tensors: tf.Tensor, join: Callable = lambda *parts: tf.concat(parts, axis=0)
 ) -> Any:
-    """Calls a function with parts of the rows of tensors, and joins its results, nests of tensors. `join` makes one
+    """Call a function with parts of the rows of tensors, and join its results, nests of tensors. `join` makes one
     tensor of those of all parts; by default it concatenates them."""
     if parts == 1:
         return run(*tensors)

@@ -1,4 +1,4 @@
-"""All options of a run: `Config`, one declaration for each. Imports no TensorFlow.
+"""All options of a run: `Config`, one declaration for each. This module imports no TensorFlow.
 
 The command line is generated from these declarations: an option that is added here is an option of `seq2seq train` and
 is recorded in `config.json`.
@@ -364,7 +364,7 @@ _OF_CLASSES = ("source_tokenizer", "target_tokenizer", "encoder", "decoder", "mo
 
 
 def check_option(name: str, value: typing.Any) -> None:
-    """Checks the value of one option: its type, the range of a number, the choices of a name.
+    """Check the value of one option: its type, the range of a number, the choices of a name.
 
     Raises:
         OptionError: if it is not allowed.
@@ -396,7 +396,7 @@ def check_option(name: str, value: typing.Any) -> None:
 
 
 def read_option(name: str, text: str) -> typing.Any:
-    """Reads the value of an option from text, as on the command line: `none` if it may be None, `1,0.5` for numbers.
+    """Read the value of an option from text, as on the command line: `none` if it may be None, `1,0.5` for numbers.
 
     Raises:
         OptionError: if it is not allowed.

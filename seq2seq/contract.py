@@ -26,18 +26,18 @@ from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
 
 def take_tokenizers(part: keras.layers.Layer, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
-    """Gives an encoder or a decoder both tokenizers, if it has a method `take_tokenizers` to take them."""
+    """Give an encoder or a decoder both tokenizers, if it has a method `take_tokenizers` to take them."""
     if hasattr(part, "take_tokenizers"):
         part.take_tokenizers(source_tokenizer, target_tokenizer)
 
 
 def encode(encoder: keras.layers.Layer, source: tf.Tensor, training: bool = False) -> Encoded:
-    """Calls the encoder, and adds the source's ids to its result, for decoders that copy from the source."""
+    """Call the encoder, and add the source's ids to its result, for decoders that copy from the source."""
     return encoder(source, training=training)._replace(source=token_ids(source))
 
 
 def start(decoder: keras.layers.Layer, encoded: Encoded, steps: int | tf.Tensor | None = None) -> Any:
-    """Calls `decoder.start`. If it has an argument `steps`, it gets the maximum number of tokens, so that it can
+    """Call `decoder.start`. If it has an argument `steps`, it gets the maximum number of tokens, so that it can
     allocate a state of constant shape for all of them; or None, if all tokens come in one call."""
     if "steps" in inspect.signature(decoder.start).parameters:
         return decoder.start(encoded, steps=steps)
@@ -55,7 +55,7 @@ def has_attention(decoder: keras.layers.Layer) -> bool:
 def check_contract(
     encoder: keras.layers.Layer, decoder: keras.layers.Layer, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer
 ) -> bool:
-    """Runs an encoder and a decoder on two short rows, which makes their weights, and checks the results.
+    """Run an encoder and a decoder on two short rows, which makes their weights, and check the results.
 
     Args:
         encoder: a layer, (source ids `[B, S]` or one-hot) -> `Encoded`, independent of the padding of a row.
@@ -137,7 +137,7 @@ def _comparison(decoder):
 
 
 def _check_padding(encoder, decoder, source, target, encoded, whole, compare):
-    """Runs the second text again, without the padding that its neighbour caused."""
+    """Run the second text again, without the padding that its neighbour caused."""
     with _refusing("encoder", encoder, "a text alone") as refuse:
         alone = encode(encoder, source[1:, :2])
         both = tf.nest.flatten((encoded.memory[:, :2], encoded.state))
@@ -150,8 +150,7 @@ def _check_padding(encoder, decoder, source, target, encoded, whole, compare):
 
 
 def _check_steps(decoder, target, encoded, copies, compare):
-    """Runs token by token, with `copies` hypotheses of each source; returns whether the state's shapes stay
-    constant."""
+    """Run token by token, with `copies` hypotheses of each source; return whether the state's shapes stay constant."""
     case = "one token after another" if copies == 1 else "three hypotheses for each source (see rows_by_source)"
     keeps_sizes = True
     with _refusing("decoder", decoder, case) as refuse:
@@ -175,7 +174,7 @@ def _check_steps(decoder, target, encoded, copies, compare):
 
 
 def check_savable(name: str, part: Any) -> None:
-    """Checks that a part of a model can be saved and loaded again.
+    """Check that a part of a model can be saved and loaded again.
 
     Args:
         name: the argument that the part was given for.
@@ -205,7 +204,7 @@ def check_savable(name: str, part: Any) -> None:
 
 
 def make_strategy(name: str, settings: dict[str, Any]) -> Strategy:
-    """Makes the strategy that `--search` and `--set` name.
+    """Make the strategy that `--search` and `--set` name.
 
     Args:
         name: "greedy", "beam", "sampling" or a custom class, `module:Class`.
@@ -226,7 +225,7 @@ def make_strategy(name: str, settings: dict[str, Any]) -> Strategy:
 
 
 def check_strategy(strategy: Strategy) -> Strategy:
-    """Checks that a strategy can be used. A custom one is tested, once, on three sources of a tiny model, two of which
+    """Check that a strategy can be used. A custom one is tested, once, on three sources of a tiny model, two of which
     have a prefix.
 
     Returns:
@@ -247,7 +246,7 @@ def check_strategy(strategy: Strategy) -> Strategy:
 
 
 def _refuse_unknown_settings(strategy):
-    """Refuses a strategy that equals another one with other settings, since graphs are kept for each strategy."""
+    """Refuse a strategy that equals another one with other settings, since graphs are kept for each strategy."""
     kind = type(strategy)
     if "__dataclass_fields__" not in vars(next(each for each in kind.__mro__ if "__eq__" in vars(each))):
         return  # == is the class's own, or that of `object`
@@ -336,7 +335,7 @@ def _sample(tokenizer):
 
 @contextlib.contextmanager
 def _refusing(name, layer, given):
-    """Yields a function that refuses the layer. An error raised by the layer also refuses it, in one line."""
+    """Yield a function that refuses the layer. An error raised by the layer also refuses it, in one line."""
 
     def refuse(what):
         raise OptionError(f"{name}={type(layer).__name__}: {what}")

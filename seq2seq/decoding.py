@@ -55,7 +55,7 @@ def shrinking_loop(
     history: list,
     width: int = 1,
 ) -> tuple[Any, list[tf.Tensor]]:
-    """Takes steps until all sources have stopped: the fast loop on a CPU, where every row costs time.
+    """Take steps until all sources have stopped: the fast loop on a CPU, where every row costs time.
 
     Whenever half of the sources in the batch have stopped, they are removed from it. So shapes change, which XLA cannot
     compile; on the other hand, a state may grow from step to step.
@@ -113,7 +113,7 @@ STEPS_PER_CHECK = 16  # steps that a `masking_loop` takes between checks whether
 
 
 def masking_loop(blocks: int | tf.Tensor) -> Loop:
-    """Makes a loop of fixed shapes that XLA can compile: the fast loop on a GPU, where a wait costs more than a row.
+    """Make a loop of fixed shapes that XLA can compile: the fast loop on a GPU, where a wait costs more than a row.
 
     Sources that have stopped stay in the batch, and their further tokens are masked. A check whether to continue makes
     the GPU wait, so the loop takes `STEPS_PER_CHECK` steps without one. The shapes of the decoder's state must stay
@@ -153,7 +153,7 @@ def masking_loop(blocks: int | tf.Tensor) -> Loop:
 
 
 def padded_to_few_shapes(source: tf.Tensor, constraints: Constraints) -> tuple[tf.Tensor, Constraints, tf.Tensor]:
-    """Pads a batch to one of few shapes, for a search that XLA compiles.
+    """Pad a batch to one of few shapes, for a search that XLA compiles.
 
     Returns:
         The sources, their constraints, and a tensor whose size is the largest limit, rounded up. XLA knows sizes when
@@ -222,7 +222,7 @@ class Repetition(NamedTuple):
         return cls(tf.fill([rows, PHRASE], PADDING), tf.zeros([rows, PHRASE], tf.int32))
 
     def after(self, tokens: tf.Tensor, forced: tf.Tensor | None) -> "Repetition":
-        """Adds a token to each hypothesis, int32 `[R]`; those of a prefix, if `forced` is not padding, do not count."""
+        """Add a token to each hypothesis, int32 `[R]`; those of a prefix, if `forced` is not padding, do not count."""
         tokens = tokens[:, None]
         again = tf.equal(self.recent, tokens)
         if forced is not None:

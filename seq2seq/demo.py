@@ -1,4 +1,4 @@
-"""A local web page that translates while you type. Needs the extra `demo`."""
+"""A local web page that translates while you type. It needs the extra `demo`."""
 
 import base64
 import os
@@ -39,7 +39,7 @@ _LONGEST_PICTURE = 300  # characters; longer ones take more than seconds to draw
 
 
 def demo_page(model: Seq2Seq, examples: Sequence[str] = (), search: Strategy | None = None) -> gr.Blocks:
-    """Makes the page: a text, its translation, the n best hypotheses, and the attention if the decoder has any.
+    """Make the page: a text, its translation, the n best hypotheses, and the attention if the decoder has any.
 
     A source of several columns has a box for each.
 
@@ -117,7 +117,7 @@ def _picture(model, text, translation, ids):
 
 
 def listen(port: int) -> socket.socket:
-    """Opens a port that can be reached only from this machine: a socket for `serve`.
+    """Open a port that can be reached only from this machine: a socket for `serve`.
 
     Args:
         port: its number, or 0 for any free port.
@@ -132,7 +132,7 @@ def listen(port: int) -> socket.socket:
 
 
 def serve(page: gr.Blocks, listener: socket.socket) -> None:
-    """Serves a page on a listening socket until a signal is received, and then raises that signal."""
+    """Serve a page on a listening socket until a signal is received, and then raise that signal."""
     # `gr.Blocks.launch` would take another port, request the page through a proxy, and hide the signal.
     app = FastAPI(openapi_url=None)  # its documentation pages load scripts from elsewhere
     options = {"run_history": False, "footer_links": [], "ssr_mode": False, "pwa": False}

@@ -75,7 +75,7 @@ def sums_of_workers(strategy: tf.distribute.Strategy | None, numbers: Sequence[f
 
 
 def wait_for_workers(strategy: tf.distribute.Strategy | None) -> None:
-    """Waits until all workers have called this."""
+    """Wait until all workers have called this."""
     sums_of_workers(strategy, [])
 
 
@@ -153,7 +153,7 @@ def whole_batches(strategy: tf.distribute.Strategy, data: Any) -> Any:
 
 @functools.cache
 def _tune_no_device():
-    """Applies `WITHOUT_AUTOTUNE` to the iterators that TensorFlow (2.21) makes for each device.
+    """Apply `WITHOUT_AUTOTUNE` to the iterators that TensorFlow (2.21) makes for each device.
 
     Options of a dataset do not reach these.
     """
@@ -163,7 +163,7 @@ def _tune_no_device():
 
 @contextlib.contextmanager
 def lost_workers(strategy: tf.distribute.Strategy | None) -> Iterator[None]:
-    """Raises a `WorkerLostError` when TensorFlow reports that another process does not answer.
+    """Raise a `WorkerLostError` when TensorFlow reports that another process does not answer.
 
     TensorFlow's own heartbeats detect this within half a minute.
     """

@@ -14,7 +14,7 @@ from seq2seq.model import Seq2Seq
 
 
 def ensemble(models: Sequence[Seq2Seq], names: Sequence[Any] = ()) -> Seq2Seq:
-    """Combines models: the probability of each next token is the mean of theirs (Hansen & Salamon 1990).
+    """Combine models: the probability of each next token is the mean of theirs (Hansen & Salamon 1990).
 
     ```python
     model = ensemble([load_run("runs/one"), load_run("runs/two")])
@@ -77,7 +77,7 @@ class _Members(keras.layers.Layer):
             take_tokenizers(member, source_tokenizer, target_tokenizer)
 
     def build(self, shape: tuple) -> None:
-        """Makes no weights: the members make theirs in their first call."""
+        """Make no weights: the members make theirs in their first call."""
 
     def compute_output_shape(self, shape: tuple) -> tuple:
         return self.members[0].compute_output_shape(shape)
@@ -92,7 +92,7 @@ class _Members(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class EnsembleEncoder(_Members):
-    """Reads the source with each of several encoders, `members`.
+    """Several encoders, `members`, each of which reads the source.
 
     Call arguments:
         source: one-hot `[B, S, Vs]` or ids `[B, S]`, padded on the right.
@@ -108,7 +108,7 @@ class EnsembleEncoder(_Members):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class EnsembleDecoder(_Members):
-    """Predicts each next token of the target by the mean of the predictions of several decoders, `members`:
+    """Several decoders, `members`, which predict each next token of the target by the mean of their predictions:
 
         P(token) = (P_1(token) + ... + P_n(token)) / n
 
@@ -123,7 +123,7 @@ class EnsembleDecoder(_Members):
     """
 
     def start(self, encoded: Encoded, steps: int | tf.Tensor | None = None) -> tuple[Encoded, list]:
-        """Starts each decoder from its own encoder. Returns `encoded`, with their results in `extra`, and their
+        """Start each decoder from its own encoder. Return `encoded`, with their results in `extra`, and their
         states."""
         started = [start(member, each, steps) for member, each in zip(self.members, encoded.extra, strict=True)]
         given, state = map(list, zip(*started, strict=True))

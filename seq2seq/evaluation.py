@@ -1,6 +1,6 @@
 """Quality of translations by the measures that papers report: `evaluate` a model, `compare` several.
 
-Needs the extra `evaluation`: sacrebleu (Post 2018, arxiv.org/abs/1804.08771) and rapidfuzz.
+This module needs the extra `evaluation`: sacrebleu (Post 2018, arxiv.org/abs/1804.08771) and rapidfuzz.
 """
 
 import dataclasses
@@ -144,7 +144,7 @@ class Evaluation:
         return sorted(rated, key=lambda text: -text["CER"])[:count]
 
     def write(self, folder: Path | str) -> None:
-        """Writes sources.txt, translations.txt, references.0.txt and so on, one text per line, for other tools.
+        """Write sources.txt, translations.txt, references.0.txt and so on, one text per line, for other tools.
 
         If a text has fewer references than others, its first one is repeated, as `sacrebleu` needs the same number for
         each. A tab or a line break in a text is written as a space, except the tabs between source columns. Files of
@@ -167,7 +167,7 @@ class Evaluation:
 
 
 def check_folder(folder: Path) -> None:
-    """Checks that a folder is new or empty, or holds what `Evaluation.write` has written and may replace.
+    """Check that a folder is new or empty, or holds what `Evaluation.write` has written and may replace.
 
     Raises:
         OptionError: if the folder holds anything else.
@@ -193,7 +193,7 @@ def evaluate(
     seed: int | tuple[int, int] = 0,
     batch_size: int = 256,
 ) -> Evaluation:
-    """Translates the sources of a corpus and measures how well.
+    """Translate the sources of a corpus and measure how well.
 
     Args:
         model: a `Seq2Seq`.
@@ -291,7 +291,7 @@ def _token_figures(model, batches):
 def corpus_scores(
     translations: list[str], references: list[list[str]], bleu_tokenizer: str = "13a"
 ) -> dict[str, float]:
-    """Scores N texts against the references of each: {measure: score}."""
+    """Score N texts against the references of each: {measure: score}."""
     translations, streams = _nfc(translations), _streams(references)
     measures = metrics(bleu_tokenizer)
     return {name: float(metric.corpus_score(translations, streams).score) for name, metric in measures.items()}
@@ -304,7 +304,7 @@ def scores_by_length(
     parts: int = 5,
     bleu_tokenizer: str = "13a",
 ) -> list[dict]:
-    """Scores short and long sources separately, in parts of about equal size.
+    """Score short and long sources separately, in parts of about equal size.
 
     Returns:
         [{"from": characters, "to": characters, "texts": number, measure: score, ...}, ...], the shortest first. Of
@@ -343,7 +343,7 @@ class Tested(NamedTuple):
 
 
 def compare(first: Evaluation, *others: Evaluation, trials: int = 1000) -> dict[str, list[Tested]]:
-    """Tests whether models differ from the first, by approximate randomization (Riezler and Maxwell 2005,
+    """Test whether models differ from the first, by approximate randomization (Riezler and Maxwell 2005,
     aclanthology.org/W05-0908).
 
     If two models are equally good, it is chance which of the two translations of a text comes from which model. Each

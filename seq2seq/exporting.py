@@ -22,7 +22,7 @@ def export(
     probe: Sequence[str] = (),
     search: Strategy | None = None,
 ) -> None:
-    """Writes a SavedModel with tokenizers inside and two signatures, both of strings `texts` `[N]` for any N.
+    """Write a SavedModel with tokenizers inside and two signatures, both of strings `texts` `[N]` for any N.
 
     `greedy`, which is also served by default, returns `texts` `[N]`; `beam` returns `texts`, `scores` and `ranked_by`
     `[N, n]`, the best first, as in `Translations`. A third one, `search`, uses a strategy of your choice. It returns
@@ -75,7 +75,7 @@ def cannot_export(model: keras.Model, error: Exception, form: str = "a SavedMode
 
 
 def check_same(probe: Sequence[str], same: Sequence[bool]) -> None:
-    """Raises a `RunError` unless all texts of the probe are translated the same."""
+    """Raise a `RunError` unless all texts of the probe are translated the same."""
     differ = [text for text, is_same in zip(probe, same, strict=True) if not is_same]
     if differ:
         raise RunError(f"the exported model translates {len(differ)} texts differently, such as {differ[0]!r}")
@@ -105,7 +105,7 @@ def _endpoint(model, strategy, details):
 
 
 def _compare(model, signature, probe, strategy, details):
-    """Checks that a signature of the exported model translates as the model does."""
+    """Check that a signature of the exported model translates as the model does."""
     found = signature(texts=tf.constant(probe))
     if details:
         right = model.translate(probe, strategy, details=True)

@@ -31,7 +31,7 @@ class BaseLayer(keras.layers.Layer):
     options: dict[str, Any]  # the arguments of the constructor, of `arguments(locals())`
 
     def build(self, shape: tuple) -> None:
-        """Does nothing, because no weight depends on the input's shape. Keras's `summary` requires it."""
+        """Do nothing, because no weight depends on the input's shape. Keras's `summary` requires it."""
 
     def compute_output_shape(self, shape: tuple) -> tuple:
         return *shape[:2], self.options["units"]
@@ -46,7 +46,7 @@ class BaseDecoder(BaseLayer):
     vectors: "TokenVectors"
 
     def make_output(self) -> None:
-        """Makes the last layers, after the options and `vectors` have been set."""
+        """Make the last layers, after the options and `vectors` have been set."""
         # In the precision of the weights: a softmax over many tokens needs float32, also under mixed precision.
         size, dtype = self.options["vocabulary_size"], self.variable_dtype
         if self.options["tied"]:
@@ -57,7 +57,7 @@ class BaseDecoder(BaseLayer):
         self.build((None, None))
 
     def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
-        """Finds the source tokens that the target vocabulary also has; `Seq2Seq` calls this when it is made or
+        """Find the source tokens that the target vocabulary also has; `Seq2Seq` calls this when it is made or
         loaded."""
         if self.pointer:
             self.pointer.take_tokenizers(source_tokenizer, target_tokenizer)
@@ -77,7 +77,7 @@ def arguments(scope: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_checked_sizes(options: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of a constructor.
+    """Return the arguments of a constructor.
 
     Raises:
         OptionError: for a size that is not a whole number of at least 1.
@@ -99,7 +99,7 @@ class Prepared(NamedTuple):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class Encoder(BaseLayer):
-    """Reads the source with a recurrent network.
+    """A recurrent network that reads the source.
 
     Args:
         vocabulary_size: number of source ids, Vs.
@@ -158,7 +158,7 @@ class Encoder(BaseLayer):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class Decoder(BaseDecoder):
-    """Predicts each next token of the target with a recurrent network that starts from the encoder's state.
+    """A recurrent network that starts from the encoder's state and predicts each next token of the target.
 
     The same call is used for training and translation. Training passes the whole target at once, translation passes one
     token and the state that the previous call returned:
@@ -235,11 +235,11 @@ class Decoder(BaseDecoder):
         self.make_output()
 
     def make_attention(self, kind: str) -> Attention:
-        """Makes the attention of this kind. A derived class may override it to return one of a class of its own."""
+        """Make the attention of this kind. A derived class may override it to return one of a class of its own."""
         return (HardAttention if self.hard else Attention)(self.units, kind, dtype=self.dtype_policy)
 
     def start(self, encoded: Encoded) -> tuple[Encoded, list]:
-        """Returns what every call for these sources needs, and the first state: `encoded` with `Prepared` as `extra`.
+        """Return what every call for these sources needs, and the first state: `encoded` with `Prepared` as `extra`.
 
         Args:
             encoded: the encoder's result.
@@ -306,7 +306,7 @@ class Decoder(BaseDecoder):
         return logits, after, weights
 
     def _recur(self, output, state, training):
-        """Runs the recurrent layers over `[B, T, E]` or `Rows`; returns their output `[B, T, D]` and the new state."""
+        """Run the recurrent layers over `[B, T, E]` or `Rows`; return their output `[B, T, D]` and the new state."""
         after = []
         for layer, before in zip(self.recurrent, state, strict=True):
             output, last = layer(output, state=before)
@@ -315,7 +315,7 @@ class Decoder(BaseDecoder):
         return output, after
 
     def _attend(self, output, encoded):
-        """Combines each step's output `[B, T, D]` with its context: `[B, T, D]`, and the attention weights."""
+        """Combine each step's output `[B, T, D]` with its context: `[B, T, D]`, and the attention weights."""
         if not self.attention:
             return output, None
         context, weights = self.attention(output, encoded.extra.keys, encoded)
@@ -346,9 +346,9 @@ class Decoder(BaseDecoder):
         return output, state, weights
 
     def _attend_hard(self, output, ids, encoded, alignment):
-        """Predicts each token from each source position separately, and averages these probabilities.
+        """Predict each token from each source position separately, and average these probabilities.
 
-        Returns log-probabilities `[B, T, V]`, the weights, and the state of `HardAttention` for the next steps.
+        Return log-probabilities `[B, T, V]`, the weights, and the state of `HardAttention` for the next steps.
         """
         prepared = encoded.extra
         pairs = rows_by_source(tf.tensordot(output, self._halves_of_combine()[1], 1), encoded)

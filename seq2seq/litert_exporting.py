@@ -14,7 +14,7 @@ from seq2seq.onnx_exporting import describe, write_graphs
 
 
 def export_litert(model: keras.Model, folder: Path, probe: Sequence[str] = (), source_length: int = 128) -> None:
-    """Writes a folder that translates with LiteRT, one text at a time, by greedy search.
+    """Write a folder that translates with LiteRT, one text at a time, by greedy search.
 
     It is the folder of `export_onnx`, with the graphs `encoder.tflite` and `decoder.tflite`. All sizes are fixed: one
     source, padded to S ids, and one hypothesis. They are in `vocabulary.json`: S is `longest_source`, and a translation

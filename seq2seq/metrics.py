@@ -126,7 +126,7 @@ class OfTokens(keras.metrics.Metric):
 
 
 def of_tokens(metric: str | Callable | keras.metrics.Metric) -> keras.metrics.Metric:
-    """Turns a metric for `compile` (a name, a function or a metric) into one over real tokens.
+    """Turn a metric for `compile` (a name, a function or a metric) into one over real tokens.
 
     Raises:
         OptionError: if it takes probabilities, or Keras has no metric of this name.
@@ -146,7 +146,7 @@ def of_tokens(metric: str | Callable | keras.metrics.Metric) -> keras.metrics.Me
 
 
 def check_loss(loss: Any, compute: Callable, vocabulary_size: int) -> None:
-    """Tests a custom loss on a batch of two rows. With more padding or each row twice, its result must be the same.
+    """Test a custom loss on a batch of two rows. With more padding or each row twice, its result must be the same.
 
     Args:
         loss: as given to `compile`.
@@ -213,7 +213,7 @@ def _make(argument, name, base, config):
 
 
 def _refuse_probabilities(argument, name, given):
-    """Refuses a loss, metric or function that would take logits for probabilities."""
+    """Refuse a loss, metric or function that would take logits for probabilities."""
     config = given.get_config() if hasattr(given, "get_config") else {}
     usual = inspect.signature(given).parameters.get("from_logits") if inspect.isroutine(given) else None
     if config.get("from_logits", usual and usual.default) is False:

@@ -130,7 +130,7 @@ class Seq2Seq(Translator, Trainer):
         return construct(name, part, tokenizer.vocabulary_size, options=options, name=name, dtype=dtype)
 
     def build(self, *_: Any) -> None:
-        """Makes the weights with a tiny batch, which also checks the contract of encoder and decoder."""
+        """Make the weights with a tiny batch, which also checks the contract of encoder and decoder."""
         for part in ("source_tokenizer", "target_tokenizer", "encoder", "decoder"):
             check_savable(part, getattr(self, part))
         tokenizers = self.source_tokenizer, self.target_tokenizer
@@ -147,7 +147,7 @@ class Seq2Seq(Translator, Trainer):
         self.built = True
 
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Scores the next target token at every position.
+        """Score the next target token at every position.
 
         Args:
             inputs: (source `[B, S, Vs]`, target from START on `[B, T, Vt]`), one-hot; or ids `[B, S]` and `[B, T]`.
@@ -169,7 +169,7 @@ class Seq2Seq(Translator, Trainer):
         return tf.cast(logits, tf.float32)  # a custom decoder may return others
 
     def train_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
-        """Learns from one batch of (source, target), or of (source, target, weights), with teacher forcing.
+        """Learn from one batch of (source, target), or of (source, target, weights), with teacher forcing.
 
         The decoder reads the correct tokens so far and predicts the next one, at all positions of the target at once.
         Its loss is the cross-entropy of these predictions, averaged over real tokens. A batch whose gradient is not
@@ -187,14 +187,14 @@ class Seq2Seq(Translator, Trainer):
         return self.measure(loss, labels, logits, weights, finite)
 
     def test_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
-        """Measures one batch of (source, target), or of (source, target, weights), with teacher forcing."""
+        """Measure one batch of (source, target), or of (source, target, weights), with teacher forcing."""
         inputs, labels, weights = rows_of_replica(teacher_forcing(*checked_batch(data)))
         logits = self(inputs, training=False)
         loss = self.compute_loss(inputs, labels, logits, weights, training=False)
         return self.measure(loss, labels, logits, weights)
 
     def check_vocabularies(self) -> None:
-        """Refuses tokenizers that have been adapted again since the model was made: ids would mean other tokens.
+        """Refuse tokenizers that have been adapted again since the model was made: ids would mean other tokens.
 
         Raises:
             OptionError: if a vocabulary has changed.
@@ -211,7 +211,7 @@ class Seq2Seq(Translator, Trainer):
         return [[part.tokens for part in side.of_columns] for side in (self.source_tokenizer, self.target_tokenizer)]
 
     def count_lengths(self, source: tf.Tensor, target: tf.Tensor) -> None:
-        """Adds a batch to the statistics of the ratio of target to source lengths; see `limits`."""
+        """Add a batch to the statistics of the ratio of target to source lengths; see `limits`."""
         labels = token_ids(target[:, 1:])
         targets = tf.cast(tf.math.count_nonzero(labels != PADDING, axis=1), tf.float64)
         ratios = targets / tf.cast(tf.maximum(row_lengths(source), 1), tf.float64)
@@ -219,7 +219,7 @@ class Seq2Seq(Translator, Trainer):
         self.length_ratios.assign_add(tf.stack([tf.reduce_sum(x) for x in (real, ratios, ratios**2)]))
 
     def _with_guesses(self, source, inputs):
-        """Replaces some of the correct tokens by the model's own predictions, with the probability of
+        """Replace some of the correct tokens by the model's own predictions, with the probability of
         `teacher_forcing`.
 
         Every token is predicted from the correct ones before it, all in one pass, and a second pass trains on the
@@ -269,7 +269,7 @@ class Seq2Seq(Translator, Trainer):
         seeds: tf.Tensor | None = None,
         prefixes: tf.Tensor | None = None,
     ) -> Hypotheses:
-        """Decodes source ids `[B, S]`, or their one-hot form, into target ids.
+        """Decode source ids `[B, S]`, or their one-hot form, into target ids.
 
         Args:
             source: the sources.
@@ -352,7 +352,7 @@ class Seq2Seq(Translator, Trainer):
         super().save(filepath, *args, **kwargs)
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
-        """Raises an error: Keras would quantize only a few of the layers, and the saved model could not be loaded."""
+        """Raise an error: Keras would quantize only a few of the layers, and the saved model could not be loaded."""
         raise OptionError("quantize: not supported; dtype='mixed_bfloat16' computes in half precision")
 
     def __repr__(self):
@@ -373,7 +373,7 @@ class Seq2Seq(Translator, Trainer):
 def teacher_forcing(
     source: tf.Tensor, target: tf.Tensor, sample_weight: tf.Tensor | None = None
 ) -> tuple[tuple[tf.Tensor, tf.Tensor], tf.Tensor, tf.Tensor]:
-    """Turns a pair into a training example: the decoder reads the correct tokens so far and predicts the next one.
+    """Turn a pair into a training example: the decoder reads the correct tokens so far and predicts the next one.
 
     Args:
         source: one-hot `[B, S, Vs]` or ids `[B, S]`.

@@ -51,7 +51,7 @@ _KINDS: dict[type[Tokenizer], str] = {
 
 
 def export_onnx(model: keras.Model, folder: Path, probe: Sequence[str] = ()) -> None:
-    """Writes a folder that translates without TensorFlow; it includes a copy of `seq2seq/onnx_runtime.py`.
+    """Write a folder that translates without TensorFlow; it includes a copy of `seq2seq/onnx_runtime.py`.
 
     Its graphs take ids and return scores, so that every ONNX runtime has their operations:
 
@@ -96,7 +96,7 @@ def write_graphs(
     vocabulary: dict[str, Any],
     probe: Sequence[str],
 ) -> None:
-    """Writes both graphs and their runtime, and checks that they translate the probe as the model does.
+    """Write both graphs and their runtime, and check that they translate the probe as the model does.
 
     Args:
         model, folder: as in `export_onnx`.
@@ -183,7 +183,7 @@ def _functions(model, sizes):
     """The encoder and a step of the decoder: functions of tensors by name, as described in `export_onnx`.
 
     `sizes` are S and the maximum number of steps, if all sizes are to be fixed, for a single source and hypothesis;
-    otherwise None. Raises a `RunError` if a tensor that the decoder prepares does not have a row for each source.
+    otherwise None. A `RunError` is raised if a tensor that the decoder prepares does not have a row for each source.
     """
     nests: dict[str, Any] = {}  # what the decoder's `start` returns; tracing `encoder` fills it
     looks = {"return_attention": True} if model.has_attention else {}
@@ -245,7 +245,7 @@ def _constants(encode_all, traced):
 
 
 def _compare(model, folder, probe, form):
-    """Checks that the exported model translates as the model does; returns the greedy translations by source."""
+    """Check that the exported model translates as the model does; return the greedy translations by source."""
     try:
         translator, beam = onnx_runtime.Translator(folder), BeamSearch()
     except ValueError as error:  # an operation that tf2onnx leaves as it is
@@ -268,7 +268,7 @@ def _compare(model, folder, probe, form):
 
 @contextlib.contextmanager
 def _quietly():
-    """Suppresses warnings and logs of the converters, which are meant for their developers."""
+    """Suppress warnings and logs of the converters, which are meant for their developers."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""Translates with an exported model. It needs numpy and onnxruntime, or ai-edge-litert, and no other part of this
+"""Translate with an exported model. It needs numpy and onnxruntime, or ai-edge-litert, and no other part of this
 library.
 
 `seq2seq export RUN DIR --format onnx` puts a copy of this file into DIR, as `translator.py`; so does `--format litert`,
@@ -87,7 +87,7 @@ class Translator:
         max_length: int | None = None,
         batch_size: int = 64,
     ) -> list[list[Hypothesis]]:
-        """Translates texts.
+        """Translate texts.
 
         Args:
             texts: strings, or UTF-8 bytes, in which invalid bytes become U+FFFD. Characters that the model does not
@@ -213,21 +213,21 @@ class Steps:
         self.state = {name: found[name] for name in found if name.startswith("state")}
 
     def take(self, tokens: np.ndarray) -> np.ndarray:
-        """Takes a step with tokens `[R]`: the scores of the next ones `[R, V]`."""
+        """Take a step with tokens `[R]`: the scores of the next ones `[R, V]`."""
         found = self.decoder({"token": tokens.astype(np.int32), **self.encoded, **self.state})
         logits, self.attention = found.pop("logits"), found.pop("attention", None)
         self.state = {name.removeprefix("next_"): tensor for name, tensor in found.items()}
         return logits
 
     def keep(self, sources: np.ndarray | None, rows: np.ndarray) -> None:
-        """Keeps these sources and these rows of the state. There are K rows for each source, one after another."""
+        """Keep these sources and these rows of the state. There are K rows for each source, one after another."""
         if sources is not None:
             self.encoded = {name: tensor[sources] for name, tensor in self.encoded.items()}
         self.state = {name: tensor[rows] for name, tensor in self.state.items()}
 
 
 def greedy(model: Steps, limits: np.ndarray, min_length: int) -> list[list[tuple]]:
-    """Takes the most likely token at every step. Returns for each source a list of one (nan, nan, stopped, ids)."""
+    """Take the most likely token at every step. Return for each source a list of one (nan, nan, stopped, ids)."""
     ids: list[list[int]] = [[] for _ in limits]
     why = np.full(len(limits), RUNNING)
     sources, tokens, repetition = np.arange(len(limits)), np.full(len(limits), START), Repetition(len(limits))
@@ -252,7 +252,7 @@ def greedy(model: Steps, limits: np.ndarray, min_length: int) -> list[list[tuple
 def beam(
     model: Steps, limits: np.ndarray, min_length: int, width: int, n_best: int, length_penalty: float
 ) -> list[list[tuple]]:
-    """Monotonic beam search, as `seq2seq.BeamSearch`. Returns for each source its hypotheses, the best first."""
+    """Monotonic beam search, as `seq2seq.BeamSearch`. It returns for each source its hypotheses, the best first."""
     batch, kept = len(limits), 1 if n_best == 1 else 2 * n_best
     sources, history = np.arange(batch), []
     tokens, scores = np.full([batch, width], START), np.where(np.arange(width) == 0, np.float32(0), NEG_INF)
@@ -307,9 +307,9 @@ def beam(
 
 
 def fill_slots(totals: np.ndarray, count: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gives each of the K slots the likeliest extension that is left among those of the slots up to it.
+    """Give each of the K slots the likeliest extension that is left among those of the slots up to it.
 
-    Of log-likelihoods `[R, V - END]`. Returns log-likelihoods, tokens and the slots extended, `[b, K]` each.
+    From log-likelihoods `[R, V - END]`, return log-likelihoods, tokens and the slots extended, `[b, K]` each.
     """
     most = min(totals.shape[1], width)
     best = np.sort(np.argpartition(-totals, most - 1, axis=1)[:, :most], axis=1)
@@ -348,7 +348,7 @@ class Finished(NamedTuple):
 
 
 def back_track(finished: Finished, history: list[tuple], row: int, slot: int) -> list[int]:
-    """Reads a finished hypothesis from its last token to its first: its ids."""
+    """Read a finished hypothesis from its last token to its first: its ids."""
     length = finished.lengths[row, slot]
     if finished.ranks[row, slot] == NEG_INF or not length:
         return []
@@ -427,7 +427,7 @@ class Tokenizer:
         return [(number := self.ids.get(token, unknown), token if number == unknown else None) for token in tokens]
 
     def normalize(self, encoded: bytes) -> str:
-        """Converts a text to the normal form, with its case folded before that if the model requires it."""
+        """Convert a text to the normal form, with its case folded before that if the model requires it."""
         text = encoded.decode("utf-8", "replace")
         if self.fold:
             text = unicodedata.normalize("NFC", "".join(self.fold.get(character, character) for character in text))
@@ -489,7 +489,7 @@ class Tokenizer:
 
 
 def main() -> None:
-    """Translates the arguments, or standard input line by line, with the model in the folder of this file."""
+    """Translate the arguments, or standard input line by line, with the model in the folder of this file."""
     translator = Translator(Path(__file__).parent)
     texts: list = sys.argv[1:] or [line.rstrip(b"\r\n") for line in sys.stdin.buffer]
     for text in translator.translate(texts):

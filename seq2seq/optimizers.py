@@ -67,7 +67,7 @@ def optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
 
 @keras.saving.register_keras_serializable("seq2seq")
 class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
-    """Rises linearly to a rate, then falls with the inverse square root of the step number (Vaswani et al. 2017,
+    """A linear rise to a rate, then a fall with the inverse square root of the step number (Vaswani et al. 2017,
     arxiv.org/abs/1706.03762).
 
     Args:

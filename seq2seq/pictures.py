@@ -28,7 +28,7 @@ FONTS += ["Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI"]  # Wind
 
 
 def draw_lengths(survey: "Survey", path: Path | str) -> Figure:
-    """Draws how many texts there are of each length, for both sides of a corpus.
+    """Draw how many texts there are of each length, for both sides of a corpus.
 
     Args:
         survey: a `pipelines.Survey`.
@@ -50,7 +50,7 @@ def draw_lengths(survey: "Survey", path: Path | str) -> Figure:
 
 
 def draw_curves(history: Sequence[dict], path: Path | str, best: int | None = None) -> Figure:
-    """Draws loss, accuracy and, if they were measured, scores of translations, epoch by epoch.
+    """Draw loss, accuracy and, if they were measured, scores of translations, epoch by epoch.
 
     Args:
         history: a dict of numbers for each epoch, as `read_history` of `seq2seq.records` reads it.
@@ -85,7 +85,7 @@ def draw_curves(history: Sequence[dict], path: Path | str, best: int | None = No
 
 
 def draw_attention(alignment: "Alignment", path: Path | str) -> Figure:
-    """Draws the attention weights: a row for each target token, a column for each source token.
+    """Draw the attention weights: a row for each target token, a column for each source token.
 
     Args:
         alignment: a `seq2seq.translation.Alignment`.
@@ -131,7 +131,7 @@ def _attention_figure(alignment):
 
 
 def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:
-    """Draws the error rates of translations of short and of long sources.
+    """Draw the error rates of translations of short and of long sources.
 
     Args:
         parts: the result of `Evaluation.by_length` or `scores_by_length`.
@@ -152,7 +152,7 @@ def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:
 
 
 def draw_table(table: Any, path: Path | str) -> Figure:
-    """Draws a table: a panel for each measure, with a line for each row: the mean of its runs, the standard deviation
+    """Draw a table: a panel for each measure, with a line for each row: the mean of its runs, the standard deviation
     as a bar, and a small dot for each run.
 
     Args:
@@ -177,7 +177,7 @@ def draw_table(table: Any, path: Path | str) -> Figure:
 
 
 def _draw_lines(axes, lines, colors):
-    """Draws {label: (x, y)}, two at most, and writes each label at the end of its line."""
+    """Draw {label: (x, y)}, two at most, and write each label at the end of its line."""
     lowest = min(lines, key=lambda label: lines[label][1][-1])
     for color, (label, (x, y)) in zip(colors, lines.items(), strict=False):
         axes.plot(x, y, marker="o", markersize=3.5, color=color, clip_on=False)

@@ -1,4 +1,7 @@
-"""Options before they are a `Config`: presets, those of another run, `NAME=VALUE`. Imports no TensorFlow."""
+"""Options before they are a `Config`: presets, those of another run, `NAME=VALUE`.
+
+This module imports no TensorFlow.
+"""
 
 import dataclasses
 import itertools
@@ -82,7 +85,7 @@ def choose_preset(config: Config, given: Collection[str] = ()) -> str:
 
     Sentences are texts of three words or more, on average: for single words, or words that are written without spaces,
     characters are better. With other tokenizers or several source columns, or if a tokenizer is among the options that
-    were `given`, it is also "default". Reads only the first 20,000 pairs.
+    were `given`, it is also "default". Only the first 20,000 pairs are read.
     """
     if {"source_tokenizer", "target_tokenizer"}.intersection(given):
         return "default"
@@ -130,7 +133,7 @@ def warm_options(options: dict) -> dict:
 
 
 def parse_setting(text: str, *, of_config: bool) -> tuple[str, Any]:
-    """Reads an option written `name=value`, as `--set` and `--grid` take it.
+    """Read an option written `name=value`, as `--set` and `--grid` take it.
 
     With `of_config`, the value of an option of `Config` is read as on the command line. Any other, for a custom class,
     is JSON (`0.5`, `true`, `[3, 5]`), or else text. None, true and false may be written as in Python or as in JSON.

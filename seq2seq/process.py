@@ -21,7 +21,7 @@ from seq2seq.config import Config
 
 
 def be_reproducible(config: Config) -> None:
-    """Sets the seed, and whether operations are deterministic, for the whole process."""
+    """Set the seed, and whether operations are deterministic, for the whole process."""
     keras.utils.set_random_seed(config.seed)
     if not on_gpu() if config.deterministic is None else config.deterministic:
         determinism.enable_op_determinism()
@@ -31,7 +31,7 @@ def be_reproducible(config: Config) -> None:
 
 @contextlib.contextmanager
 def restored_determinism() -> Iterator[None]:
-    """Restores at the end whether operations are deterministic."""
+    """Restore at the end whether operations are deterministic."""
     enabled = is_deterministic()
     try:
         yield
@@ -41,7 +41,7 @@ def restored_determinism() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred_signal() -> Iterator[list[int]]:
-    """Yields a list to which the first SIGINT or SIGTERM only adds its number. The second one takes effect."""
+    """Yield a list to which the first SIGINT or SIGTERM only adds its number. The second one takes effect."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received

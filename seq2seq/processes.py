@@ -19,7 +19,7 @@ def in_processes(
     ended: Callable[[Any, Any], None] | None = None,
     watch: Callable[[list], None] | None = None,
 ) -> dict[Any, Any]:
-    """Calls a function for each of {key: arguments}, each in its own process with its share of the cores.
+    """Call a function for each of {key: arguments}, each in its own process with its share of the cores.
 
     The processes are forked from one that has only imported TensorFlow, and they end when this process ends, for
     whatever reason. After an interrupt, they are terminated and waited for.
@@ -77,7 +77,7 @@ def in_processes(
 
 
 def _start(context, *arguments):
-    """Starts a process: the connection that receives its result, and the process."""
+    """Start a process: the connection that receives its result, and the process."""
     receiver, sender = context.Pipe(duplex=False)
     stderr = multiprocessing.connection.Connection(os.dup(2), readable=False)  # which, unlike a number, can be sent
     process = context.Process(target=_run, args=(sender, stderr, *arguments))
@@ -104,7 +104,7 @@ def _divide_machine(jobs):
 
 
 def _run(sender, stderr, cores, variables, function, arguments):
-    """Runs in the new process: calls the function and sends the result."""
+    """Call the function and send the result, in the new process."""
     from seq2seq.startup import start_tensorflow  # which sets the threads of a process that is the command's own
 
     def end_with_parent():

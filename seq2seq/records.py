@@ -1,4 +1,7 @@
-"""What a run folder tells without its model: `config.json` as a `Record`, and `history.csv`. Imports no TensorFlow."""
+"""What a run folder tells without its model: `config.json` as a `Record`, and `history.csv`.
+
+This module imports no TensorFlow.
+"""
 
 import csv
 import dataclasses
@@ -57,7 +60,7 @@ class Record:
         return Config(**self.options)
 
     def lineage(self) -> Iterator["Record"]:
-        """Yields this record, that of the run from whose weights it started, and so on."""
+        """Yield this record, that of the run from whose weights it started, and so on."""
         yield self
         if "from" in self.content:
             yield from Record(self.content["from"]).lineage()
@@ -72,7 +75,7 @@ class Record:
         return list(self.content.get("checksums" if name == "corpus" else "validation_checksums", {}).values())
 
     def find_corpus(self, name: str = "corpus") -> str | tuple[str, ...]:
-        """Finds the corpus again, by the checksums of its files.
+        """Find the corpus again, by the checksums of its files.
 
         A relative path is looked up in the current directory, then in the one in which the run was trained.
 
@@ -123,7 +126,7 @@ class Record:
 
 
 def read_record(run: Path | str) -> Record:
-    """Reads the `config.json` of a run.
+    """Read the `config.json` of a run.
 
     Args:
         run: the run folder, or the file itself.
@@ -165,7 +168,7 @@ def finished(folder: Path | str) -> bool:
 
 
 def read_history(folder: Path | str) -> list[dict[str, float]]:
-    """Reads the figures of each epoch of a run, {name: number}, from its `history.csv`. Epochs that were not measured
+    """Read the figures of each epoch of a run, {name: number}, from its `history.csv`. Epochs that were not measured
     lack those of the held-out pairs.
 
     Raises:

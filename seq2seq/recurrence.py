@@ -154,7 +154,7 @@ class LSTM:
 
     @staticmethod
     def step(input_gates: tf.Tensor, hidden_gates: tf.Tensor, state: State) -> tuple[State, list[tf.Tensor]]:
-        """Returns the new state, and the tensors that `backward` needs, `[B, D]` each."""
+        """Return the new state, and the tensors that `backward` needs, `[B, D]` each."""
         i, f, candidate, o = tf.split(input_gates + hidden_gates, 4, axis=1)
         i, f, candidate, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(candidate), tf.sigmoid(o)
         c = f * state[1] + i * candidate
@@ -224,7 +224,7 @@ CELLS: dict[str, type[LSTM] | type[GRU]] = {"lstm": LSTM, "gru": GRU}
 def recur(
     cell: type[LSTM] | type[GRU], input_gates: tf.Tensor, kernel: tf.Tensor, biases: Sequence[tf.Tensor], first: State
 ) -> State:
-    """Runs the steps one after another.
+    """Run the steps one after another.
 
     TensorFlow's own backward loop would add a product to the kernel's gradient in every step. This one computes only
     the gradients of the gates. The kernel's gradient, the sum over t of h(t - 1)^T d_hidden_gates(t), is then one large
@@ -320,7 +320,7 @@ def _transpose(x):
 
 
 def _reverse(x, lengths):
-    """Reverses the steps of each row `[B, T, ...]`, but not its padding."""
+    """Reverse the steps of each row `[B, T, ...]`, but not its padding."""
     if isinstance(x, Rows):
         return x._replace(ids=tf.reverse_sequence(x.ids, lengths, seq_axis=1))
     return tf.reverse_sequence(x, lengths, seq_axis=1)

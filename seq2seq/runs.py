@@ -32,7 +32,7 @@ from seq2seq.records import Record, RunError, find_run, read_history, read_recor
 
 
 def load_run(folder: Path | str) -> Seq2Seq:
-    """Loads the `Seq2Seq` of a run folder. Import the custom classes that it uses first.
+    """Load the `Seq2Seq` of a run folder. Import the custom classes that it uses first.
 
     `load_run("phrasebook")` loads the small English-Spanish model that comes with the library, unless there is a folder
     of that name. All functions and commands that read a run accept the name `phrasebook`.
@@ -74,12 +74,12 @@ def load_run(folder: Path | str) -> Seq2Seq:
 
 
 def load_runs(folders: Sequence[Path | str]) -> Seq2Seq:
-    """Loads the model of one run folder, or the ensemble of several. Raises as `load_run` and `ensemble` do."""
+    """Load the model of one run folder, or the ensemble of several. Errors are those of `load_run` and `ensemble`."""
     return ensemble([load_run(folder) for folder in folders], folders)
 
 
 def load_model(folder: Path, name: str) -> Seq2Seq:
-    """Loads a model file of a run. The file may be untrusted: no code runs that the user has not imported.
+    """Load a model file of a run. The file may be untrusted: no code runs that the user has not imported.
 
     Raises:
         RunError: if the file is damaged, is not a `Seq2Seq`, or names a class that has not been imported.
@@ -115,7 +115,7 @@ def _imported(name):
 
 
 def compile_model(model: Seq2Seq, config: Config, steps: int) -> None:
-    """Compiles a model with a configuration's optimizer for this many steps, its loss and its metrics."""
+    """Compile a model with a configuration's optimizer for this many steps, its loss and its metrics."""
     model.compile(make_optimizer(config, steps), make_loss(config), metrics=make_metrics(config))
 
 
@@ -161,7 +161,7 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
 
 
 def trained_on(record: Record, pairs: tf.data.Dataset, source_tokenizer: Tokenizer) -> np.ndarray:
-    """Finds the pairs whose source a run, or a run that it started from, was trained on, with any target.
+    """Find the pairs whose source a run, or a run that it started from, was trained on, with any target.
 
     Args:
         record: of the run.
@@ -200,7 +200,7 @@ def draw_run(
     say: Callable[[str], None] = warnings.warn,
     out: Path | str | None = None,
 ) -> list[Path]:
-    """Draws the pictures of a run: `curves.png`; of held-out pairs `error-rates.png`, `attention-1.png`, ...
+    """Draw the pictures of a run: `curves.png`; of held-out pairs `error-rates.png`, `attention-1.png`, ...
 
     The curves are of the history; error rates by length and attention are of a `sample` of the held-out pairs. The
     former need the extra `evaluation`, the latter a model with attention.
@@ -262,7 +262,7 @@ def kept_epochs(folder: Path | str) -> dict[int, Path]:
 
 
 def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq2Seq:
-    """Makes a new run whose weights are the mean of those after the last kept epochs of a run.
+    """Make a new run whose weights are the mean of those after the last kept epochs of a run.
 
     Vaswani et al. 2017 (arxiv.org/abs/1706.03762, section 6.1) do this with the last 5 checkpoints. The run must have
     been trained with `Config.keep_epochs`. The new one counts as trained on the same corpus, with the same held-out
@@ -311,7 +311,7 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
 
 
 def export_runs(folders: Sequence[Path | str], out: Path | str, format: str = "tf_saved_model", **options: Any) -> None:
-    """Exports the model of a run, or the ensemble of several, as `Seq2Seq.export` does.
+    """Export the model of a run, or the ensemble of several, as `Seq2Seq.export` does.
 
     It checks that each model translates as it did after training: at least four texts of five, because another device
     rounds differently. The exported model must translate all texts as the original.

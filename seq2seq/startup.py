@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 def start_tensorflow(trains: bool = False) -> None:
-    """Imports TensorFlow without the start-up log that its C++ code writes to stderr, and sets its threads.
+    """Import TensorFlow without the start-up log that its C++ code writes to stderr, and set its threads.
 
     Args:
         trains: whether the process is mainly there to train.
@@ -31,7 +31,7 @@ def start_tensorflow(trains: bool = False) -> None:
 
 @contextlib.contextmanager
 def without_stderr() -> Iterator[None]:
-    """Discards what is written to stderr, by C++ and by child processes too."""
+    """Discard what is written to stderr, by C++ and by child processes too."""
     stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:

@@ -41,7 +41,7 @@ class Strategy:
     ```python
     @dataclasses.dataclass(frozen=True)
     class SecondBest(Strategy):
-        '''Takes the second most likely token at every step.'''
+        '''Take the second most likely token at every step.'''
 
         def search(self, step_for, state, constraints, loop=None):
             def choose(logits, t, sources):
@@ -62,7 +62,7 @@ class Strategy:
     n_best: int = 1
 
     def search(self, step_for: StepFor, state: State, constraints: Constraints, loop: Loop | None = None) -> Hypotheses:
-        """Searches for the translations of B sources.
+        """Search for the translations of B sources.
 
         Args:
             step_for: a function (sources int32 `[b]`) -> step, for those of the B sources that are not done yet. A step
@@ -82,7 +82,7 @@ class Strategy:
 
 @dataclasses.dataclass(frozen=True)
 class Greedy(Strategy):
-    """Takes the most likely token at every step: one hypothesis for each source, without a score."""
+    """Take the most likely token at every step: one hypothesis for each source, without a score."""
 
     def search(self, step_for: StepFor, state: State, constraints: Constraints, loop: Loop | None = None) -> Hypotheses:
         def choose(logits, t, sources):
@@ -93,7 +93,7 @@ class Greedy(Strategy):
 
 @dataclasses.dataclass(frozen=True)
 class BeamSearch(Strategy):
-    """Extends the K best partial hypotheses of each source at every step and returns the best of those that ended.
+    """Extend the K best partial hypotheses of each source at every step and return the best of those that ended.
 
     Left-to-right beam search (Graves 2012, arxiv.org/abs/1211.3711; Sutskever et al. 2014, arxiv.org/abs/1409.3215) in
     its monotonic form (Lemons et al. 2022, arxiv.org/abs/2204.02929): a beam is K numbered slots, filled in their
@@ -185,7 +185,7 @@ class BeamSearch(Strategy):
         return Hypotheses(ids, finished.scores, self._ranked_by(finished), finished.stopped)
 
     def adjust(self, totals: tf.Tensor, t: tf.Tensor, remembered: State, state: State) -> tf.Tensor:
-        """Lowers the log-likelihoods of extensions before one is chosen; to be overridden.
+        """Lower the log-likelihoods of extensions before one is chosen; to be overridden.
 
         The beam and the ranks of hypotheses follow the result; scores stay the log-likelihoods, from which the next
         step starts again. It must not raise any log-likelihood: the search ends once no partial hypothesis is likely
@@ -204,7 +204,7 @@ class BeamSearch(Strategy):
         return totals
 
     def remember(self, tokens: tf.Tensor, remembered: State = None) -> State:
-        """Keeps what `adjust` needs to know of each hypothesis; to be overridden.
+        """Keep what `adjust` needs to know of each hypothesis; to be overridden.
 
         Args:
             tokens: the newest ones, int32 `[R]`; START at first.
@@ -216,9 +216,9 @@ class BeamSearch(Strategy):
         return ()
 
     def _fill_slots(self, totals, count, forced, t, remembered, state):
-        """Gives each of the K slots the likeliest extension that is left among those of the slots up to it.
+        """Give each of the K slots the likeliest extension that is left among those of the slots up to it.
 
-        Of `totals` `[R, V - END]`, log-likelihoods of all extensions. Returns for each slot, `[b, K]` each: the
+        From `totals` `[R, V - END]`, log-likelihoods of all extensions, return for each slot, `[b, K]` each: the
         log-likelihood as `adjust` left it, -inf if nothing was left; the log-likelihood; the token; the slot extended.
         """
         width, size = self.width, tf.shape(totals)[1]
@@ -251,7 +251,7 @@ class BeamSearch(Strategy):
         return finished.ranks / self._penalty(finished.lengths)
 
     def _best(self, count, *several):
-        """Keeps the best of several `_Finished`, the best first. Ties go to the earlier one."""
+        """Keep the best of several `_Finished`, the best first. Ties go to the earlier one."""
         every = tf.nest.map_structure(lambda *tensors: tf.concat(tensors, axis=1), *several)
         # In float64, what is larger than every score can be subtracted without losing a digit of a float32.
         handicap = tf.where(every.stopped == ENDED, tf.constant(0, tf.float64), 1e6)
@@ -261,7 +261,7 @@ class BeamSearch(Strategy):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Strategy):
-    """Draws each token at random from the model's distribution. Hypotheses have no score and no order.
+    """Draw each token at random from the model's distribution. Hypotheses have no score and no order.
 
     Args:
         temperature: the divisor of the logits: below 1, likely tokens become more frequent; above 1, unlikely ones.
@@ -297,7 +297,7 @@ class Sampling(Strategy):
         return extend_each(step_for, state, constraints, choose, self.n_best, loop)
 
     def filter(self, logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
-        """Turns logits `[R, V]`, divided by the temperature, into probabilities to draw with; to be overridden.
+        """Turn logits `[R, V]`, divided by the temperature, into probabilities to draw with; to be overridden.
 
         Returns:
             Probabilities `[R, n]`, which need not sum to 1, and the tokens int32 `[R, n]` that they belong to; None for
@@ -325,7 +325,7 @@ def extend_each(
     width: int = 1,
     loop: Loop | None = None,
 ) -> Hypotheses:
-    """Extends K hypotheses of each source in parallel, independently of each other, until all have stopped.
+    """Extend K hypotheses of each source in parallel, independently of each other, until all have stopped.
 
     Args:
         step_for, state, constraints, loop: as in `Strategy.search`.
@@ -369,7 +369,7 @@ def extend_each(
 def mask_logits(
     logits: tf.Tensor, t: tf.Tensor, sources: tf.Tensor, constraints: Constraints, width: int = 1
 ) -> tf.Tensor:
-    """Keeps only the logits of the tokens from END on, and sets those that are not allowed now to -inf.
+    """Keep only the logits of the tokens from END on, and set those that are not allowed now to -inf.
 
     PADDING, UNKNOWN and START are never allowed, END is not allowed before the minimum length, and within the prefix of
     a source only its next token is allowed.
@@ -438,7 +438,7 @@ class _Finished(NamedTuple):
 
 
 def _back_track(finished, tokens, parents):
-    """Reads finished hypotheses from their last token to their first: int32 ids `[B, N, T]`.
+    """Read finished hypotheses from their last token to their first: int32 ids `[B, N, T]`.
 
     `tokens` and `parents` `[T, B, K]` are the newest tokens at each step, and the slots that they extended.
     """

@@ -35,9 +35,9 @@ def survey_corpus(
     say: Callable[[str], None],
     warns: bool = False,
 ) -> Survey:
-    """Counts pairs, tokens and lengths of the training side, and checks that the validation side can serve.
+    """Count pairs, tokens and lengths of the training side, and check that the validation side can serve.
 
-    Says which pairs were left out. If the default of `max_length`, which the user may not know of, left out some, a
+    Say which pairs were left out. If the default of `max_length`, which the user may not know of, left out some, a
     hint follows, as a warning if `warns`.
 
     Raises:
@@ -84,7 +84,7 @@ def survey_corpus(
 
 
 def say_leaks(record: Record, config: Config, source_tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
-    """Says how many of the held-out pairs have a source that is, or was before a warm start, trained on too."""
+    """Say how many of the held-out pairs have a source that is, or was before a warm start, trained on too."""
 
     def tell(learned, by_whom):
         if learned.any():
@@ -107,9 +107,9 @@ def say_leaks(record: Record, config: Config, source_tokenizer: Tokenizer, say: 
 def take_vocabularies(
     config: Config, tokenizers: list[Tokenizer], found: Survey, say: Callable[[str], None]
 ) -> set[tuple[int, int]]:
-    """Gives the tokenizers vocabularies of the surveyed tokens, or with a warm start adds new tokens to theirs.
+    """Give the tokenizers vocabularies of the surveyed tokens, or with a warm start add new tokens to theirs.
 
-    Says which tokens stay unknown if they are more than 5% of a side, as accuracy then counts unknown tokens, or with a
+    Say which tokens stay unknown if they are more than 5% of a side, as accuracy then counts unknown tokens, or with a
     warm start; and how many tokens can be copied. For copying, a vocabulary may become larger than `max_vocabulary`.
 
     Returns:
@@ -148,7 +148,7 @@ def take_vocabularies(
 
 
 def _take_copied(config, source_tokenizer, target_tokenizer, counts):
-    """Adds the tokens that copying needs.
+    """Add the tokens that copying needs.
 
     The source's vocabulary gets each source token that the target's has, however rare it is, so that it is copied as
     itself. The target's gets U+FFFD, as which unknown tokens are copied, if the source's tokenizer can name them.

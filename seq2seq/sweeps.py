@@ -45,7 +45,7 @@ class Range:
 
 
 def read_grid(text: str) -> tuple[str, tuple | Range]:
-    """Reads an option of a grid and its values: "units=128,256", or a range, "learning_rate=1e-4..1e-2".
+    """Read an option of a grid and its values: "units=128,256", or a range, "learning_rate=1e-4..1e-2".
 
     If a value has commas itself, values are separated by ";": "teacher_forcing=1;1,0.5". Commas in brackets do not
     separate.
@@ -80,7 +80,7 @@ def sweep(
     say: Callable[[str], None] | None = None,
     show: Callable[[str], None] | None = None,
 ) -> dict[Path, Exception | None]:
-    """Trains every setting of a grid, or of a search, with several seeds: each a run folder OUT/SETTING/seed-N.
+    """Train every setting of a grid, or of a search, with several seeds: each a run folder OUT/SETTING/seed-N.
 
     After an interruption, the same call skips finished runs and resumes the others. Seeds and values of a grid, or
     trials of a search, may be added. Each run trains in a process of its own, so a script that calls this needs
@@ -154,7 +154,7 @@ class _Runs:
         return [self.out / _folder_name(setting) / f"seed-{seed}" for seed in range(self.seeds)]
 
     def train(self, settings: list[dict[str, Any]]) -> None:
-        """Trains the runs of these settings that are not finished."""
+        """Train the runs of these settings that are not finished."""
         say, show = self.say or (lambda text: None), self.show or (lambda text: None)
         todo, already = {}, 0
         for setting in settings:
@@ -193,7 +193,7 @@ class _Runs:
 
 
 def _start(runs, settings, values, trials):
-    """Checks all settings and that the folder is of this sweep, and writes `sweep.json`."""
+    """Check all settings and that the folder is of this sweep, and write `sweep.json`."""
     configs = [runs.config(setting, 0) for setting in settings]
     monitor = runs.given.get("monitor") or "val_loss"
     held_out = ("validation", *options_of_held_out(configs[0]))
@@ -277,7 +277,7 @@ def _record(config, runs, values, trials):
 
 
 def _refuse_another(out, record):
-    """Checks that a folder holds nothing but this sweep, or one with fewer seeds, values or trials."""
+    """Check that a folder holds nothing but this sweep, or one with fewer seeds, values or trials."""
 
     def parts(record):
         single = {name: record[name] for name in ("preset", "seeds", "trials")}
@@ -316,7 +316,7 @@ def finished_as(folder: Path, config: Config) -> bool:
 
 
 def _check(configs, names, imports):
-    """Checks that each configuration can be trained."""
+    """Check that each configuration can be trained."""
     load_classes("import", imports)
     for config in configs:
         check_taken(config, names)
@@ -324,7 +324,7 @@ def _check(configs, names, imports):
 
 
 def _train(config, folder, imports):
-    """Trains a run. Its output, TensorFlow's included, goes to a log file next to its folder."""
+    """Train a run. Its output, TensorFlow's included, goes to a log file next to its folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.log").open("a", encoding="utf-8", errors="backslashreplace") as log:
         for number in (1, 2):
@@ -353,7 +353,7 @@ def _figures(folder):
 
 
 def _search(runs, values, trials):
-    """Asks Optuna for settings and trains them, several at a time, until there have been `trials` of them.
+    """Ask Optuna for settings and train them, several at a time, until there have been `trials` of them.
 
     A trial ends when all its runs are finished, or when its options are refused. After any other failure it stays open,
     and the next call tries it again.

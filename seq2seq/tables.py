@@ -144,7 +144,7 @@ def table(
     *,
     say: Callable[[str], None] | None = None,
 ) -> Table:
-    """Compares runs: means and standard deviations over seeds, and whether rows differ from a baseline.
+    """Compare runs: means and standard deviations over seeds, and whether rows differ from a baseline.
 
     Runs that differ only in their seed form a row. With two seeds or more in both rows, p is that of Welch's t-test;
     with one in each and a test corpus, that of `evaluation.compare`; else there is none.
@@ -226,7 +226,7 @@ def held_out_figures(folder: Path | str) -> dict[str, float]:
 
 
 def read_sweep(path: Path) -> dict:
-    """Reads a `sweep.json`.
+    """Read a `sweep.json`.
 
     Raises:
         RunError: if it is damaged or not one.
@@ -361,7 +361,7 @@ def held_out_by(record: Record) -> tuple:
 
 
 def _incomparable(rows, records, measures, held_out, say):
-    """The measures that must not be compared between these rows; says why."""
+    """The measures that must not be compared between these rows; `say` is told why."""
     firsts = [_options(records[row.runs[0]]) for row in rows]
     found = []
     for measure in measures:
@@ -413,7 +413,7 @@ def _measure(rows, records, test, strategy, say):
 
 
 def _test(rows, first, measures, evaluations):
-    """Sets p of the rows that can be tested against the first one, and describes it for the note."""
+    """Set p of the rows that can be tested against the first one, and describe it for the note."""
     against = f"against {first.label}, not corrected for the number of rows."
     others = [row for row in rows if row is not first]
     if len(first.runs) > 1 and (tested := [row for row in others if len(row.runs) > 1]):
@@ -433,7 +433,7 @@ def _test(rows, first, measures, evaluations):
 
 
 def welch(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
-    """Tests whether two samples have the same mean, by Welch's t-test (Welch 1947, doi.org/10.1093/biomet/34.1-2.28).
+    """Test whether two samples have the same mean, by Welch's t-test (Welch 1947, doi.org/10.1093/biomet/34.1-2.28).
 
     Args:
         first, second: two numbers or more each.

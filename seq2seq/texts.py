@@ -1,4 +1,4 @@
-"""Checks texts, turns them into tensors and groups them into batches of similar length."""
+"""Check texts, turn them into tensors and group them into batches of similar length."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,9 +17,9 @@ _BATCH_LENGTH = 256  # from this length on, a batch holds fewer texts, so that m
 def in_batches(
     run: Callable[[np.ndarray], Any], lengths: np.ndarray, batch_size: int, what: str = "texts"
 ) -> tuple[list, np.ndarray]:
-    """Calls a function with the places of texts of similar length, so that short ones do not wait for long ones.
+    """Call a function with the places of texts of similar length, so that short ones do not wait for long ones.
 
-    Returns the result for each batch, and the order that restores the original order of the texts.
+    Return the result for each batch, and the order that restores the original order of the texts.
     """
     order = np.argsort(lengths, kind="stable")
     sizes = np.maximum(np.asarray(lengths)[order], _BATCH_LENGTH)
@@ -78,7 +78,7 @@ def bytes_or_tokens(texts: tf.Tensor) -> np.ndarray:
 
 
 def refuse_texts(method: str, x: Any) -> None:
-    """Refuses texts instead of batches, for which Keras has no helpful message."""
+    """Refuse texts instead of batches, for which Keras has no helpful message."""
     found = tf.nest.flatten(getattr(x, "element_spec", x))
     if not found:
         raise OptionError(f"{method}: expected batches of ids or one-hot rows, not {x!r}")

@@ -15,7 +15,7 @@ from seq2seq.model import Seq2Seq
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Checks that trackers are known and installed.
+    """Check that trackers are known and installed.
 
     Raises:
         OptionError: if there is no tracker of this name.
@@ -31,7 +31,7 @@ def check_trackers(names: Sequence[str]) -> None:
 def tracked(
     names: Sequence[str], config: Config, model: Seq2Seq, folder: Path
 ) -> Iterator[list[keras.callbacks.Callback]]:
-    """Opens a record of a training run with each tracker, and closes it at the end; after an error, as failed.
+    """Open a record of a training run with each tracker, and close it at the end; after an error, as failed.
 
     Args:
         names: the names of trackers, in `TRACKERS`.
@@ -82,7 +82,7 @@ def _mlflow(stack, config, model, folder):
 
 
 def _at_epoch_ends(callback, model):
-    """Calls a callback after epochs only: with a method for steps, it would make each step wait for the device."""
+    """Call a callback after epochs only: with a method for steps, it would make each step wait for the device."""
     callback.set_model(model)
     return keras.callbacks.LambdaCallback(on_epoch_end=callback.on_epoch_end)
 

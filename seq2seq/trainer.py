@@ -86,7 +86,7 @@ class Trainer(keras.Model):
             self.compiled = True
 
     def compile_from_config(self, config: dict) -> None:
-        """Compiles a loaded model as the saved one was. Keras asks for this if `compile` is overridden."""
+        """Compile a loaded model as the saved one was. Keras asks for this if `compile` is overridden."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer:
             self.optimizer.build(self.trainable_variables)
@@ -105,7 +105,7 @@ class Trainer(keras.Model):
         class_weight: None = None,
         **kwargs: Any,
     ) -> keras.callbacks.History:
-        """As `keras.Model.fit`. Warns if the learning rate has fallen to 0.
+        """As `keras.Model.fit`, with a warning if the learning rate has fallen to 0.
 
         `x` holds batches (source, target) as `batch_pairs` makes them. Or it is an array of sources, ids or one-hot,
         and `y` an array of targets. Weights, of pairs `[B]` or of labels `[B, T]`, are a third part of each batch or,
@@ -207,7 +207,7 @@ class Trainer(keras.Model):
             del self.train_step
 
     def _run_step(self, step, data):
-        """Checks a batch, counts its lengths and runs a `train_step` with it."""
+        """Check a batch, count its lengths and run a `train_step` with it."""
         if not (self.optimizer and self.trainable_weights):
             reason = "all weights are frozen; set trainable=True" if self.optimizer else "there is no optimizer"
             raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
@@ -219,7 +219,7 @@ class Trainer(keras.Model):
         return step(data)
 
     def update_weights(self, gradients: list, weights: tf.Tensor) -> tf.Tensor:
-        """Takes a step of the optimizer, if the gradient of the whole batch is finite.
+        """Take a step of the optimizer, if the gradient of the whole batch is finite.
 
         Args:
             gradients: of the mean loss over this replica's rows, scaled by `optimizer.scale_loss`.
@@ -258,7 +258,7 @@ class Trainer(keras.Model):
         weights: tf.Tensor,
         condition: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
-        """Adds a batch to the figures of the epoch, if a condition holds, and returns these figures.
+        """Add a batch to the figures of the epoch, if a condition holds, and return these figures.
 
         Each replica adds its own rows; Keras sums what all have added when the figures are read.
         """
@@ -302,7 +302,7 @@ class Trainer(keras.Model):
         return {**logs, **figures}
 
     def build_training(self) -> None:
-        """Makes the variables of optimizer and metrics before the first step does, so that a checkpoint has them from
+        """Make the variables of optimizer and metrics before the first step does, so that a checkpoint has them from
         the start. The model must have been compiled."""
         ids = tf.ones([1, 1], tf.int32)
         with self.distribute_strategy.scope():
@@ -342,7 +342,7 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
 
 
 def _check_arrays(place, source, target=None, *_):
-    """Refuses arrays that would teach or measure something else than what a model is used for. Without a target, the
+    """Refuse arrays that would teach or measure something else than what a model is used for. Without a target, the
     source is a dataset, which is not checked."""
     if target is None:
         return
@@ -364,7 +364,7 @@ def _refuse_class_weight(class_weight):
 
 @contextlib.contextmanager
 def without_end_warning(steps: int | None) -> Iterator[None]:
-    """Keeps Keras (3.15) from warning that a dataset of unknown length has ended, unless so many steps were asked
+    """Keep Keras (3.15) from warning that a dataset of unknown length has ended, unless so many steps were asked
     for."""
     with warnings.catch_warnings():
         if not steps:
@@ -383,7 +383,7 @@ def _follows_steps(callback):
 def _apply_if(
     condition: tf.Tensor, optimizer: keras.optimizers.Optimizer, gradients: list, variables: list[keras.Variable]
 ) -> None:
-    """Takes a step of an optimizer if a condition holds, with gradients that all replicas have alike.
+    """Take a step of an optimizer if a condition holds, with gradients that all replicas have alike.
 
     A `LossScaleOptimizer` always sees the gradients. If they are not finite, it takes no step and halves its scale.
     """
@@ -414,7 +414,7 @@ def _apply_if(
 
 
 def _run_if(condition: tf.Tensor, run: Callable[[], Any], changed: Iterable[keras.Variable]) -> None:
-    """Runs a function that changes variables, if a condition holds.
+    """Run a function that changes variables, if a condition holds.
 
     A GPU has to be waited for to know which branch to take. So there the function runs in any case, and the variables
     get their values back if the condition does not hold. Under a strategy this would copy all variables from one device

@@ -46,7 +46,7 @@ def _print(text):
 
 
 def _discard(text):
-    """Takes notices if `say` is None."""
+    """Discard notices if `say` is None."""
 
 
 # Long because it documents all arguments and errors.
@@ -61,7 +61,7 @@ def train(
     strategy: tf.distribute.Strategy | None = None,
     track: Sequence[str] = (),
 ) -> Seq2Seq:
-    """Trains a model and writes it to a run folder, again after each measured epoch.
+    """Train a model and write it to a run folder, again after each measured epoch.
 
     The same call, without `overwrite`, resumes interrupted training from its last checkpoint, and ends with the
     same weights as without the interruption. The checkpoints are in the folder's `unfinished` until training ends.
@@ -139,7 +139,7 @@ def train(
 
 
 def _is_resumed(config, folder, overwrite):
-    """Whether the folder holds an unfinished run to resume; if not, checks that a new one may begin there."""
+    """Whether the folder holds an unfinished run to resume; if not, it checks that a new one may begin there."""
     if overwrite and config is None:
         raise OptionError("config=None: resumes a run; to overwrite one, give a Config")
     if resumable(folder) and not overwrite:
@@ -166,7 +166,7 @@ def _is_resumed(config, folder, overwrite):
 
 
 def _begin(config, folder, progress, say, command):
-    """Surveys the corpus and builds the model of a new `TrainingRun`; writes to the folder what resuming it needs."""
+    """Survey the corpus and build the model of a new `TrainingRun`; write to the folder what resuming it needs."""
     be_reproducible(config)
     content = {
         "options": dataclasses.asdict(config),
@@ -236,7 +236,7 @@ def _resume(folder, given, say, strategy):
 
 
 def _fit(run, callbacks, say, track):
-    """Trains a run from where it is to its end."""
+    """Train a run from where it is to its end."""
     config, model = run.config, run.model
     validation = validation_pairs(config, model.source_tokenizer)
     held_out = sample(validation)
@@ -284,7 +284,7 @@ def _fit(run, callbacks, say, track):
 
 
 def _note_changes(run, say):
-    """Says which files of the corpora are no longer those that training began with, and records them."""
+    """Say which files of the corpora are no longer those that training began with, and record them."""
     changed = []
     for name in ("corpus", "validation"):
         if corpus := getattr(run.config, name):
@@ -303,7 +303,7 @@ def _note_changes(run, say):
 
 
 def _compile(run):
-    """Compiles the model of a run for training."""
+    """Compile the model of a run for training."""
     config, model = run.config, run.model
     with model.distribute_strategy.scope():
         compile_model(model, config, run.steps * run.epochs)

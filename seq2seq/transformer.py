@@ -20,7 +20,7 @@ from seq2seq.layers import BaseDecoder, BaseLayer, TokenVectors, arguments, sour
 
 @keras.saving.register_keras_serializable("seq2seq")
 class TransformerEncoder(BaseLayer):
-    """Reads the source with self-attention: every position attends to every other.
+    """A network that reads the source with self-attention: every position attends to every other.
 
     If the source has several columns, a vector for each column is added to its tokens, and the tokens of a set, such as
     features, all have the same position (Wu et al. 2021, arxiv.org/abs/2005.10213).
@@ -63,11 +63,11 @@ class TransformerEncoder(BaseLayer):
         self.in_order: Any = None  # bool [V]
 
     def build(self, source_shape: tuple) -> None:
-        """Makes the weights that do not come with the layers."""
+        """Make the weights that do not come with the layers."""
         self.norm.build((None, None, self.options["units"]))
 
     def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
-        """Finds out the source column of each token, and which columns are sets. `Seq2Seq` calls this when it is made
+        """Find out the source column of each token, and which columns are sets. `Seq2Seq` calls this when it is made
         and when it is loaded."""
         self.columns, self.in_order = source_tokenizer.columns, source_tokenizer.in_order
         columns = len(source_tokenizer.column_names)
@@ -87,7 +87,7 @@ class TransformerEncoder(BaseLayer):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class TransformerDecoder(BaseDecoder):
-    """Predicts each next token of the target: every position attends to those before it and to the whole source.
+    """A network that predicts the next target token: every position attends to those before it and to the whole source.
 
     In translation, the keys and values of earlier positions are kept in a cache, which is allocated for all steps at
     the start, so a decode loop can be compiled.
@@ -134,12 +134,12 @@ class TransformerDecoder(BaseDecoder):
         self.make_output()
 
     def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
-        """As in `BaseDecoder`; also finds out which source tokens belong to sets."""
+        """As in `BaseDecoder`; it also finds out which source tokens belong to sets."""
         super().take_tokenizers(source_tokenizer, target_tokenizer)
         self.in_order = source_tokenizer.in_order
 
     def start(self, encoded: Encoded, steps: int | tf.Tensor | None = None) -> tuple[Encoded, tuple]:
-        """Returns what every call for these sources needs, and the first state.
+        """Return what every call for these sources needs, and the first state.
 
         Args:
             encoded: the encoder's result.
@@ -221,7 +221,7 @@ class Block(keras.layers.Layer):
         encoded: Encoded | None = None,
         training: bool = False,
     ) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor], tf.Tensor | None]:
-        """Returns the sum `[B, T, D]`, the new content of the cache, and the weights of the attention to the source."""
+        """Return the sum `[B, T, D]`, the new content of the cache, and the weights of the attention to the source."""
         own_norm, *source_norm, wide_norm = self.norms
         normal, weights = own_norm(x), None
         keys, values = self.attention.project(normal, positions)
@@ -261,7 +261,7 @@ class MultiHeadAttention(keras.layers.Layer):
     def call(
         self, x: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, mask: tf.Tensor, positions: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Attends from x `[B, T, D]` to where the mask `[B, T, L]` is True: contexts `[B, T, D]` and mean weights."""
+        """Attend from x `[B, T, D]` to where the mask `[B, T, L]` is True: contexts `[B, T, D]` and mean weights."""
         queries = _rotate(self._split(self.query(x)), positions)
         scores = tf.matmul(queries * self.size**-0.5, keys, transpose_b=True)
         weights = masked_softmax(scores, mask[:, None])
@@ -284,7 +284,7 @@ def _source_positions(mask, ids, in_order, of_sets=None):
 
 
 def _rotate(vectors, positions):
-    """Rotary positions: rotates vectors `[B, H, L, d]` by angles proportional to their positions int32 `[B, L]`, each
+    """Rotary positions: rotate vectors `[B, H, L, d]` by angles proportional to their positions int32 `[B, L]`, each
     pair of numbers at its own speed. The product of two vectors then depends on how far apart they are."""
     half = vectors.shape[-1] // 2
     angles = tf.cast(positions, tf.float32)[:, None, :, None] * 10000 ** (-tf.range(half, dtype=tf.float32) / half)
@@ -294,6 +294,6 @@ def _rotate(vectors, positions):
 
 
 def _write(cache, new, positions):
-    """Adds vectors `[B, H, T, d]` to a cache `[B, H, L, d]` in positions int32 `[B, T]`, which are empty so far."""
+    """Add vectors `[B, H, T, d]` to a cache `[B, H, L, d]` in positions int32 `[B, T]`, which are empty so far."""
     at = tf.one_hot(positions, tf.shape(cache)[2], dtype=cache.dtype)
     return cache + tf.matmul(at[:, None], new, transpose_a=True)

@@ -89,7 +89,7 @@ class Translator(keras.Model):
         details: bool = False,
         scores: bool = True,
     ) -> Any:  # tf.Tensor, or Translations with details
-        """Translates texts.
+        """Translate texts.
 
         Args:
             texts: any number of strings: a list, a generator, an array, a tensor `[N]` or a `tf.data.Dataset` of scalar
@@ -182,7 +182,7 @@ class Translator(keras.Model):
         return prefix_ids(self.target_tokenizer, prefixes, "prefixes: text")
 
     def _compile_translate(self, strategy, details, scores, parts, with_prefixes, _compiles_decoding):
-        """Makes a graph of `translate_batch`. The last argument only makes the cache keep a graph for each value:
+        """Make a graph of `translate_batch`. The last argument only makes the cache keep a graph for each value:
         `decode` reads the attribute while it is traced."""
         seeds, length = tf.TensorSpec([None], tf.int64), tf.TensorSpec([], tf.int32)
         prefixes = [_IDS] * with_prefixes
@@ -212,7 +212,7 @@ class Translator(keras.Model):
         parts: int = 1,
         scores: bool = True,
     ) -> tuple[tf.Tensor, ...]:
-        """Translates texts `[B]`, at least one, all together. `translate` makes a graph of this.
+        """Translate texts `[B]`, at least one, all together. `translate` makes a graph of this.
 
         Args:
             texts, strategy, details, scores: as in `translate`.
@@ -253,7 +253,7 @@ class Translator(keras.Model):
             return tuple(found)
 
     def _as_sources(self, argument, texts):
-        """Converts texts with `as_strings`, and checks that each has as many columns as the model's sources, and that
+        """Convert texts with `as_strings`, and check that each has as many columns as the model's sources, and that
         the vocabularies are those that the model was made with."""
         self.check_vocabularies()
         texts, names = as_strings(argument, texts), self.source_tokenizer.column_names
@@ -268,7 +268,7 @@ class Translator(keras.Model):
         return side_by_side(self.source_tokenizer.tokenize, parts, texts, join=_join_ids)[:, :LONGEST_SOURCE]
 
     def predict(self, x: Any, batch_size: int | None = None, *args: Any, **kwargs: Any) -> np.ndarray:
-        """Translates sources greedily, as `translate` does: batches as `batch_pairs` makes them, or an array of ids or
+        """Translate sources greedily, as `translate` does: batches as `batch_pairs` makes them, or an array of ids or
         one-hot rows. A copied unknown token stays U+FFFD. For texts and other strategies, use `translate`.
 
         Returns:
@@ -284,7 +284,7 @@ class Translator(keras.Model):
             return super().predict(x, batch_size, *args, **kwargs)
 
     def predict_step(self, data: Any) -> tf.Tensor:
-        """Translates the sources of one batch greedily, see `predict`."""
+        """Translate the sources of one batch greedily, see `predict`."""
         source, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         if isinstance(source, tuple | list):
             return self(source)
@@ -428,7 +428,7 @@ class Translator(keras.Model):
         input_signature: None = None,
         **options: Any,
     ) -> None:
-        """Writes the model to a new folder, for programs without this library. The options are those of
+        """Write the model to a new folder, for programs without this library. The options are those of
         `exporting.export`, or with format="onnx" of `onnx_exporting.export_onnx`, with "litert" of
         `litert_exporting.export_litert`, with "web" of `web_exporting.export_web`.
 

@@ -29,7 +29,7 @@ def export_web(
     probe: Sequence[str] = (),
     onnxruntime_web: Path | str | None = None,
 ) -> None:
-    """Writes a self-contained folder for a web server: a page that translates as you type.
+    """Write a self-contained folder for a web server: a page that translates as you type.
 
     It holds the files of `export_onnx`, except the Python program; the files of `seq2seq/web`; and onnxruntime-web.
 
@@ -52,7 +52,7 @@ def export_web(
 
 
 def read_onnxruntime_web(path: Path | str | None = None) -> dict[str, bytes]:
-    """Reads the files of onnxruntime-web that the page loads, by their names there.
+    """Read the files of onnxruntime-web that the page loads, by their names there.
 
     Args:
         path: as in `export_web`.
