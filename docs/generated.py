@@ -1,4 +1,4 @@
-"""A Markdown extension: writes the command-line reference, and lists the classes and functions of the Python API.
+"""A Markdown extension that writes the command-line reference, and lists the classes and functions of the Python API.
 
 It replaces two kinds of comments, which stand alone on a line of a page:
 
@@ -23,7 +23,7 @@ MARK = re.compile(r"<!-- generated: (\w+) ?(.*) -->")
 
 
 class Generated(Preprocessor):
-    """Replaces the comments before anything else reads the page."""
+    """A preprocessor that replaces the comments before anything else reads the page."""
 
     def run(self, lines):
         found, listed = [], {}

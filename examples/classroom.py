@@ -29,7 +29,7 @@ def sums():
 
 
 def learn(task, pairs, epochs, **options):
-    """Trains a model on nine pairs in ten and returns the share of the others that it answers without an error."""
+    """Train a model on nine pairs in ten and return the share of the others that it answers without an error."""
     random.shuffle(pairs)
     held_out, training = pairs[: len(pairs) // 10], pairs[len(pairs) // 10 :]
     source, target = CharTokenizer(), CharTokenizer()

@@ -15,7 +15,7 @@ from seq2seq import Sampling, Seq2Seq
 
 @keras.saving.register_keras_serializable("minimum_risk")
 class MinimumRisk(Seq2Seq):
-    """Adds the expected edit distance of sampled translations to the crossentropy (Shen et al. 2016,
+    """A model that adds the expected edit distance of sampled translations to the crossentropy (Shen et al. 2016,
     arxiv.org/abs/1512.02433).
 
     Args:

@@ -26,7 +26,7 @@ def written(day, drawn):
 
 
 def dates():
-    """Yields pairs of texts without end, the same each time; every tenth day is held out."""
+    """Yield pairs of texts without end, the same each time; every tenth day is held out."""
     drawn = random.Random(0)  # its own, as the pipeline reads ahead in another thread
     while True:
         day = drawn.randrange(DAYS)

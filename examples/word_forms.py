@@ -17,7 +17,7 @@ REAL = ["kedi", "kapı", "okul", "göz", "masa", "kalem", "kuş", "deniz", "arab
 
 
 def attach(stem, ending):
-    """Adds an ending, in which A and I stand for the vowels that harmonise, D for d or t, (y) for y after a vowel."""
+    """Add an ending, in which A and I stand for the vowels that harmonise, D for d or t, (y) for y after a vowel."""
     last = [letter for letter in stem if letter in "aeıioöuü"][-1]
     harmony = {"A": "a" if last in "aıou" else "e", "D": "t" if stem[-1] in "çfhkpsşt" else "d"}
     harmony["I"] = dict(zip("aeıioöuü", "ıiıiuüuü", strict=True))[last]

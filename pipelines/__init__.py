@@ -29,7 +29,7 @@ __all__ = [name for names in _MODULES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a name on first use, so that code that does not need TensorFlow does not wait for it."""
+    """Import a name on first use, so that code that does not need TensorFlow does not wait for it."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(importlib.import_module(f"pipelines.{module}"), name)

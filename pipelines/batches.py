@@ -26,7 +26,7 @@ def batch_pairs(
     epoch: int | tf.Tensor | None = None,
     skip: int | tf.Tensor = 0,
 ) -> tf.data.Dataset:
-    """Makes the batches that `Seq2Seq.fit` and `evaluate` read, lazily.
+    """Make the batches that `Seq2Seq.fit` and `evaluate` read, lazily.
 
     A window of pairs is shuffled, sorted by length and cut into batches, which are shuffled again. So a batch holds
     random pairs of similar length, with little padding. Tokenizing and one-hot encoding run once on each whole batch,
@@ -118,7 +118,7 @@ def batch_pairs(
 
 
 def _random_number(seed, *numbers):
-    """Draws an int64 that depends only on these numbers."""
+    """Draw an int64 that depends only on these numbers."""
     seeds = tf.stack([tf.cast(seed, tf.int64), 0])
     for number in numbers:
         seeds = tf.random.experimental.stateless_fold_in(seeds, tf.cast(number, tf.int64))
@@ -126,7 +126,7 @@ def _random_number(seed, *numbers):
 
 
 def _length_order(source_lengths, target_lengths):
-    """Orders pairs by target length and then by source length, the latter alternately ascending and descending.
+    """Order pairs by target length and then by source length, the latter alternately ascending and descending.
 
     So neighbours are similar on both sides, even if the target length changes. Two adjacent target lengths are treated
     as one, which costs a little padding on one side and saves more on the other.
@@ -138,7 +138,7 @@ def _length_order(source_lengths, target_lengths):
 
 
 def _token_ends(lengths, budget):
-    """Finds the ends of batches whose rows times their longest length stay within the budget."""
+    """Find the ends of batches whose rows times their longest length stay within the budget."""
     ends, start, longest = [], 0, 0
     for position, length in enumerate(lengths.tolist()):
         longest = max(longest, length)

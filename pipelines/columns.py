@@ -52,7 +52,7 @@ class ColumnsTokenizer(Tokenizer):
         self._assign_ids(list(columns))
 
     def normalize(self, texts: Texts) -> tf.Tensor:
-        """Converts each column of texts `[B]` to the normal form of its tokenizer."""
+        """Convert each column of texts `[B]` to the normal form of its tokenizer."""
         return tf.strings.join([part.normalize(column) for part, column in self._columns_of(texts)], "\t")
 
     @property
@@ -79,18 +79,18 @@ class ColumnsTokenizer(Tokenizer):
         return tuple(int(table[part.unknown_ids[0]]) for part, table in parts)
 
     def count(self, texts: Texts) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Counts the tokens of texts `[B]`, as `Tokenizer.count`, each column separately."""
+        """Count the tokens of texts `[B]`, as `Tokenizer.count`, each column separately."""
         counts = [part.count(column) for part, column in self._columns_of(texts)]
         tokens, numbers, lengths = zip(*counts, strict=True)
         marked = [tf.strings.join(["\t" * number, column]) for number, column in enumerate(tokens)]
         return tf.concat(marked, axis=0), tf.concat(numbers, axis=0), tf.add_n(list(lengths))
 
     def lengths(self, texts: Texts) -> tf.Tensor:
-        """Counts the tokens of each of texts `[B]`, in all columns: int32 `[B]`."""
+        """Count the tokens of each of texts `[B]`, in all columns: int32 `[B]`."""
         return tf.add_n([part.lengths(column) for part, column in self._columns_of(texts)])
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
-        """Takes the vocabulary of each column from its counted tokens, as its tokenizer does.
+        """Take the vocabulary of each column from its counted tokens, as its tokenizer does.
 
         Args:
             counts: a mapping of tokens, as `count` returns them, to their counts.
@@ -103,7 +103,7 @@ class ColumnsTokenizer(Tokenizer):
     def extend_vocabulary(
         self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None
     ) -> None:
-        """Adds tokens to the vocabulary of each column. All tokens it has keep their ids.
+        """Add tokens to the vocabulary of each column. All tokens it has keep their ids.
 
         Args:
             counts, min_frequency, max_size: as in `take_vocabulary`.
@@ -113,7 +113,7 @@ class ColumnsTokenizer(Tokenizer):
         self._assign_ids(self.columns[len(RESERVED_TOKENS) :].tolist())
 
     def by_column(self, counts: Mapping[bytes, int]) -> list[dict[bytes, int]]:
-        """Divides counted tokens, as `count` returns them, by column, without the tabs before them."""
+        """Divide counted tokens, as `count` returns them, by column, without the tabs before them."""
         found: list[dict[bytes, int]] = [{} for _ in self.tokenizers]
         for token, count in counts.items():
             own = token.lstrip(b"\t")
@@ -137,10 +137,10 @@ class ColumnsTokenizer(Tokenizer):
             part._start_over()
 
     def _set_tokens(self, tokens):
-        """Does nothing: the columns have tokens, and `_assign_ids` gives them ids."""
+        """Do nothing: the columns have tokens, and `_assign_ids` gives them ids."""
 
     def _assign_ids(self, columns):
-        """Gives each token an id: the next id of its column in a list of columns by id, or a new id after the list.
+        """Give each token an id: the next id of its column in a list of columns by id, or a new id after the list.
 
         Within a column, ids are in the order of its tokenizer's ids, so only the list has to be saved. For columns with
         the tokens a, b and X, whose own ids begin after the four reserved ones, and an unknown token (1) of the second:
@@ -177,7 +177,7 @@ class ColumnsTokenizer(Tokenizer):
         return token if isinstance(token, bytes) else token.encode()
 
     def _columns_of(self, texts):
-        """Splits texts `[B]` into columns: a list of (tokenizer, strings `[B]`)."""
+        """Split texts `[B]` into columns: a list of (tokenizer, strings `[B]`)."""
         columns = tf.strings.split(strings(texts), "\t").to_tensor("", shape=[None, len(self.tokenizers)])
         return list(zip(self.tokenizers, tf.unstack(columns, axis=1), strict=True))
 

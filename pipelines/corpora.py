@@ -30,7 +30,7 @@ _CHUNK = 4096  # pairs handed to TensorFlow at a time
 
 @functools.cache
 def _reuse_memory() -> None:
-    """Lets malloc reuse freed memory for large tensors, which TensorFlow's `from_generator` prevents.
+    """Let malloc reuse freed memory for large tensors, which TensorFlow's `from_generator` prevents.
 
     The first `from_generator` of a process calls `mallopt(M_MMAP_THRESHOLD, 128 KiB)`, to mitigate a memory leak with
     Python 3.11 (TensorFlow 2.21, on glibc). From then on, the memory of each larger tensor is mapped, cleared and
@@ -53,7 +53,7 @@ def read_pairs(
     report: Report | None = None,
     **options: Any,
 ) -> tf.data.Dataset:
-    """Reads parallel text lazily, in memory that does not grow with the corpus.
+    """Read parallel text lazily, in memory that does not grow with the corpus.
 
     Args:
         corpus: one of these, or a list of them:
@@ -138,7 +138,7 @@ def read_pairs(
 
 @contextlib.contextmanager
 def corpus_errors() -> Iterator[None]:
-    """Unwraps a `CorpusError` raised inside a dataset from the `tf.errors.OpError` that TensorFlow makes of it."""
+    """Unwrap a `CorpusError` raised inside a dataset from the `tf.errors.OpError` that TensorFlow makes of it."""
     try:
         yield
     except tf.errors.OpError as error:
@@ -151,7 +151,7 @@ def corpus_errors() -> Iterator[None]:
 def split_by_hash(
     pairs: tf.data.Dataset, fraction: float, source_tokenizer: Tokenizer
 ) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Splits pairs into (training, validation) by a hash of the source text as the model sees it.
+    """Split pairs into (training, validation) by a hash of the source text as the model sees it.
 
     Sources that the tokenizer normalizes to the same text, or that differ only in whitespace, end up in the same split,
     with all their translations. The split of a source depends only on that text: it is the same in every epoch, on
@@ -186,7 +186,7 @@ def side_by_hash(
 
 
 def _source_keys(sources, tokenizer):
-    """Makes keys `[B]` of sources `[B]`: equal if no tokenizer of this normal form can tell the sources apart."""
+    """Make keys `[B]` of sources `[B]`: equal if no tokenizer of this normal form can tell the sources apart."""
     texts = tokenizer.normalize(sources)
     space, word = f"[{WHITESPACE}▁]+", f"[^{WHITESPACE}▁]+"
     # Most corpora have only single spaces, and checking for that takes a sixth of the time.
@@ -198,7 +198,7 @@ def _source_keys(sources, tokenizer):
 
 
 def split_last(pairs: tf.data.Dataset, fraction: float) -> tuple[tf.data.Dataset, tf.data.Dataset]:
-    """Splits pairs into (training, validation), the last `fraction` held out, as in the Keras tutorial.
+    """Split pairs into (training, validation), the last `fraction` held out, as in the Keras tutorial.
 
     It first counts the pairs, which reads them all. Translations of one source may end up in both splits; `sources_in`
     finds them. Each iteration of the dataset must have the same order; otherwise a pair can be in both splits.
@@ -213,7 +213,7 @@ def split_last(pairs: tf.data.Dataset, fraction: float) -> tuple[tf.data.Dataset
 
 
 def sources_in(pairs: tf.data.Dataset, training: tf.data.Dataset, source_tokenizer: Tokenizer) -> np.ndarray:
-    """Finds the pairs whose source is also that of a training pair, with any target.
+    """Find the pairs whose source is also that of a training pair, with any target.
 
     Sources are compared as in `split_by_hash`, by fingerprints of 64 bits. Memory is about 70 bytes a pair of `pairs`.
 
@@ -283,7 +283,7 @@ def survey(
     target_tokenizer: Tokenizer,
     progress: Callable[[int], None] | None = None,
 ) -> Survey:
-    """Counts pairs, and tokens and lengths in tokens of both sides, in one streaming pass.
+    """Count pairs, and tokens and lengths in tokens of both sides, in one streaming pass.
 
     Args:
         pairs: a `tf.data.Dataset` of (source, target) scalar strings.
@@ -317,7 +317,7 @@ def survey(
 
 
 def count_pairs(pairs: tf.data.Dataset) -> int:
-    """Counts the pairs in a dataset by reading it once.
+    """Count the pairs in a dataset by reading it once.
 
     Raises:
         OptionError: for anything but a dataset of pairs.
@@ -328,7 +328,7 @@ def count_pairs(pairs: tf.data.Dataset) -> int:
 
 
 def group_by_source(pairs: tf.data.Dataset) -> dict[str, list[str]]:
-    """Reads pairs into memory, as text: {source: [its targets, in their order]}.
+    """Read pairs into memory, as text: {source: [its targets, in their order]}.
 
     Sources that differ only in their Unicode form (NFC, NFD) are one source, in the form that occurs first.
 

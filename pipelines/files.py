@@ -31,7 +31,7 @@ class CorpusError(ValueError):
 
 
 def files_of(corpus: str | os.PathLike[str]) -> list[tuple[Path, ...]]:
-    """Finds the files of a corpus: the name of a corpus, a file, a glob, a folder, a member of a zip, or several of
+    """Find the files of a corpus: the name of a corpus, a file, a glob, a folder, a member of a zip, or several of
     these joined by `+`, which are parallel files. A `Path` is never the name of a corpus.
 
     Returns:
@@ -53,14 +53,14 @@ def files_of(corpus: str | os.PathLike[str]) -> list[tuple[Path, ...]]:
 
 
 def as_seen_from(directory: str | os.PathLike[str], corpus: str) -> str:
-    """Rewrites a corpus that is relative to a directory so that the current process finds it."""
+    """Rewrite a corpus that is relative to a directory so that the current process finds it."""
     if corpus in NAMED_CORPORA:
         return corpus
     return "+".join(os.path.join(directory, side) for side in parallel_names(corpus, directory))
 
 
 def parallel_names(text: str, directory: str | os.PathLike[str] = "") -> list[str]:
-    """Splits `A+B` into its paths or globs. A `+` within the name of something that exists does not separate."""
+    """Split `A+B` into its paths or globs. A `+` within the name of something that exists does not separate."""
     parts, names = text.split("+"), []
     while parts:
         candidates = (count for count in range(len(parts), 1, -1) if _exists(directory, "+".join(parts[:count])))
@@ -78,7 +78,7 @@ def _exists(directory, name):
 
 
 def _expand(text, corpus):
-    """Finds the files of one path, glob or folder, in the order of their names."""
+    """Find the files of one path, glob or folder, in the order of their names."""
     if not text:
         raise CorpusError(f"corpus={corpus!r}: a file name is empty; write . for the current folder")
     path = Path(text)
@@ -106,7 +106,7 @@ def _files_in(folder):
 
 
 def read_manifest(folder: Path | str) -> dict:
-    """Reads the manifest that `shuffle_corpus` wrote into a folder; empty for other folders."""
+    """Read the manifest that `shuffle_corpus` wrote into a folder; empty for other folders."""
     path = Path(folder) / "manifest.json"
     if not os.path.isfile(path):
         return {}
@@ -124,7 +124,7 @@ def read_manifest(folder: Path | str) -> dict:
 
 @contextlib.contextmanager
 def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
-    """Writes a folder atomically: yields a temporary path that becomes `folder` at the end. After an error, neither
+    """Write a folder atomically: yield a temporary path that becomes `folder` at the end. After an error, neither
     exists; parent folders made for it remain.
 
     Args:
@@ -154,7 +154,7 @@ def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def open_bytes(path: Path) -> Iterator[Any]:
-    """Opens a file, or a member of a zip, to read its bytes as they are."""
+    """Open a file, or a member of a zip, to read its bytes as they are."""
     archive = archive_of(path)
     if archive is None:
         with path.open("rb") as file:
@@ -167,7 +167,7 @@ def open_bytes(path: Path) -> Iterator[Any]:
 
 
 def sha256(path: Path) -> str:
-    """Computes the sha256 of a file or of a member of a zip, in hexadecimal."""
+    """Compute the sha256 of a file or of a member of a zip, in hexadecimal."""
     try:
         with open_bytes(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -176,25 +176,25 @@ def sha256(path: Path) -> str:
 
 
 def plain_name(path: Path) -> str:
-    """Returns the name of a file in lower case, without the ending of its compression."""
+    """Return the name of a file in lower case, without the ending of its compression."""
     name, ending = os.path.splitext(path.name.lower())
     return name if ending in COMPRESSED or ending in PACKED else name + ending
 
 
 def archive_of(path: Path) -> Path | None:
-    """Finds the zip file that a path leads into."""
+    """Find the zip file that a path leads into."""
     return next((p for p in (path, *path.parents) if p.suffix.lower() == ".zip" and os.path.isfile(p)), None)
 
 
 def _names(file):
-    """Returns the files in an open zip as {path in it: member name}, without those that macOS adds. Some zips name
+    """Return the files in an open zip as {path in it: member name}, without those that macOS adds. Some zips name
     members `./a.tsv` or `/a.tsv`; as paths, these would not lead into the zip."""
     names = [name for name in file.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")]
     return {posixpath.normpath(name.lstrip("/")): name for name in names}
 
 
 def _members(archive):
-    """Lists the files in a zip, by their paths in it."""
+    """List the files in a zip, by their paths in it."""
     try:
         with zipfile.ZipFile(archive) as file:
             return list(_names(file))
@@ -203,7 +203,7 @@ def _members(archive):
 
 
 def _member(path):
-    """Completes the path of a zip with its only member. Other paths stay as they are."""
+    """Complete the path of a zip with its only member. Other paths stay as they are."""
     archive = archive_of(path)
     if archive is None:
         return path

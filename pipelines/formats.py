@@ -40,7 +40,7 @@ class Shard(NamedTuple):
 
 
 def find_shards(corpus: Corpus) -> list[Shard]:
-    """Finds the shards of a corpus, as `read_pairs` describes it.
+    """Find the shards of a corpus, as `read_pairs` describes it.
 
     Raises:
         CorpusError: if its files are not found, as in `files_of`, or its type is not supported.
@@ -89,7 +89,7 @@ def _memory_shard(corpus):
 
 
 def check_pairs(pairs: Any, argument: str = "pairs") -> None:
-    """Checks that this is a `tf.data.Dataset` of (source, target) scalar strings.
+    """Check that this is a `tf.data.Dataset` of (source, target) scalar strings.
 
     Raises:
         OptionError: if it is not.
@@ -182,7 +182,7 @@ def _json_rows(path, columns, *_):
 
 
 def _value(key, entry):
-    """Looks up a key in a JSON object. If there is no key `a.b`, it is `b` in the object under `a`."""
+    """Look up a key in a JSON object. If there is no key `a.b`, it is `b` in the object under `a`."""
     if not isinstance(entry, dict):
         return None
     if key in entry:
@@ -192,7 +192,7 @@ def _value(key, entry):
 
 
 def _text_keys(entry, outer=""):
-    """Lists the keys under which a JSON object, or an object in it, holds text."""
+    """List the keys under which a JSON object, or an object in it, holds text."""
     for key, value in entry.items() if isinstance(entry, dict) else ():
         if isinstance(value, str):
             yield outer + key
@@ -234,7 +234,7 @@ def _tfrecord_rows(path, columns, *_):
     number, problem = 0, f"expected one text under each of the keys {', '.join(map(repr, keys))}"
 
     def texts_of(batch):
-        """Yields the texts of each record, or None for one that lacks some. A damaged record is found by halving."""
+        """Yield the texts of each record, or None for one that lacks some. A damaged record is found by halving."""
         try:
             parsed = tf.io.parse_example(batch, features)
         except tf.errors.InvalidArgumentError:
@@ -294,7 +294,7 @@ def numbered(columns: Any) -> TypeGuard[Sequence[int]]:
 
 
 def check_columns(columns: Sequence[str] | Sequence[int], sources: Sequence[str] | None = None) -> None:
-    """Checks that columns are names, or numbers counted from 1, and as many as a source with a target has.
+    """Check that columns are names, or numbers counted from 1, and as many as a source with a target has.
 
     Args:
         columns: the columns to read, the target last.
@@ -314,7 +314,7 @@ def check_columns(columns: Sequence[str] | Sequence[int], sources: Sequence[str]
 
 
 def wrong_columns(source: bytes, names: tuple[str, ...]) -> str:
-    """Describes what is wrong with a source that does not have these tab-separated columns; "" if it has."""
+    """Describe what is wrong with a source that does not have these tab-separated columns; "" if it has."""
     found = source.count(b"\t") + 1
     if found == len(names):
         return ""

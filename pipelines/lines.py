@@ -28,7 +28,7 @@ _FIRST_BYTES = {
 
 
 def read_lines(path: Path | None) -> Iterator[tuple[int, bytes]]:
-    """Yields (number, line) of a text file, without line ends and byte order mark.
+    """Yield (number, line) of a text file, without line ends and byte order mark.
 
     Only LF ends a line, with any number of CR before it.
 
@@ -64,7 +64,7 @@ def _check_first_line(name, line):
 
 @contextlib.contextmanager
 def _open(path):
-    """Opens a plain file, a compressed one, a member of a zip or, for None, standard input for reading lines."""
+    """Open a plain file, a compressed one, a member of a zip or, for None, standard input for reading lines."""
     global _standard_input
     if path is None:
         if sys.stdin is None:
@@ -98,7 +98,7 @@ class _StandardInput:
                 self.read()
 
     def read(self):
-        """Reads the bytes that are there, or waits for some."""
+        """Read the bytes that are there, or wait for some."""
         block = self.file.read1(1 << 16)
         self.rest += block
         if not block:
@@ -129,7 +129,7 @@ def line_waits() -> bool:
 
 
 def as_line(text: bytes, columns: int = 1) -> bytes:
-    """Writes a text as one line: each tab and each line break becomes a space.
+    """Write a text as one line: each tab and each line break becomes a space.
 
     Line breaks are all those of Unicode and `str.splitlines`, so that every program counts the same lines.
 

@@ -25,7 +25,7 @@ class MissingExtra(ModuleNotFoundError):
 
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Raises `MissingExtra` if a package that is imported in this `with` statement is not installed.
+    """Raise `MissingExtra` if a package that is imported in this `with` statement is not installed.
 
     Args:
         name: the extra in `setup.cfg` that brings the packages.
@@ -53,7 +53,7 @@ def check_number(
     below: float | None = None,
     optional: bool = False,
 ) -> None:
-    """Checks that an option is a finite number of a kind, in a range.
+    """Check that an option is a finite number of a kind, in a range.
 
     Args:
         argument: the option's name in messages.
@@ -85,7 +85,7 @@ def check_number(
 
 
 def choose(argument: str, name: str | None, choices: Collection, other: str = "") -> Any:
-    """Checks that a name is one of the choices.
+    """Check that a name is one of the choices.
 
     Args:
         argument: the option's name in messages.
@@ -106,7 +106,7 @@ def choose(argument: str, name: str | None, choices: Collection, other: str = ""
 
 
 def choose_class(argument: str, name: str, kinds: dict[str, type]) -> type:
-    """Finds one of several classes by its name, or imports a custom one, `module:Class`.
+    """Find one of several classes by its name, or import a custom one, `module:Class`.
 
     Raises:
         OptionError: if there is none of this name.
@@ -115,13 +115,13 @@ def choose_class(argument: str, name: str, kinds: dict[str, type]) -> type:
 
 
 def nearest(name: str | None, choices: Iterable) -> str:
-    """Returns the end of a message about a wrong name, which suggests the nearest choice, if there is one."""
+    """Return the end of a message about a wrong name, which suggests the nearest choice, if there is one."""
     near = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def accepted(function: Callable) -> set[str]:
-    """Lists the arguments that a function, or the constructor of a class, takes as options.
+    """List the arguments that a function, or the constructor of a class, takes as options.
 
     A constructor with `**kwargs` also takes those of its base class, unless that is a class of Keras or TensorFlow.
     """
@@ -151,7 +151,7 @@ def _constructors(kind):
 def construct(
     argument: str, kind: type, *arguments: Any, options: Mapping[str, Any], saved: bool = True, **always: Any
 ) -> Any:
-    """Makes an object of a class with those options that its constructor accepts.
+    """Make an object of a class with those options that its constructor accepts.
 
     Args:
         argument: the option that names the class, for messages.
@@ -188,7 +188,7 @@ def _as_lists(value):
 
 
 def load_class(argument: str, name: str) -> type:
-    """Imports a class by its name, `module:Class`. The module may be in the working directory.
+    """Import a class by its name, `module:Class`. The module may be in the working directory.
 
     Raises:
         OptionError: if there is no such module, it cannot be imported, or there is no such class in it.
@@ -225,6 +225,6 @@ def load_class(argument: str, name: str) -> type:
 
 
 def load_classes(argument: str, names: Iterable[str] | None) -> None:
-    """Imports several classes as `load_class` does, so that models that use them can be loaded."""
+    """Import several classes as `load_class` does, so that models that use them can be loaded."""
     for name in names or ():
         load_class(argument, name)

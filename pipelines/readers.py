@@ -71,7 +71,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Reads the pairs of one corpus or several. `read_pairs` explains the arguments."""
+    """A reader of the pairs of one corpus or several. `read_pairs` explains the arguments."""
 
     corpora: tuple[list[Shard], ...]
     columns: tuple | None = None
@@ -135,7 +135,7 @@ class Reader:
         return tuple(f"source {number}" for number in range(1, width))
 
     def pairs(self, seed: int = 0, report: Report | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """Yields (source, target) byte strings, once through.
+        """Yield (source, target) byte strings, once through.
 
         Args:
             seed: decides the order of the files if they are shuffled.
@@ -148,7 +148,7 @@ class Reader:
         return self._pairs_of(self.shards, seed, report)
 
     def lines(self, report: Report) -> Iterator[tuple[bytes, bytes] | None]:
-        """Yields one item for each line of the corpora, in order: (source, target), or None if `pairs` leaves it out.
+        """Yield one item for each line of the corpora, in order: (source, target), or None if `pairs` leaves it out.
 
         Args:
             report: a `Report` to count in. It also names empty lines and those with the names of the columns.
@@ -169,7 +169,7 @@ class Reader:
         return _interleave(parts)
 
     def _clean(self, shard, report, every_line=False):
-        """Yields the pairs of a shard that pass every check and, with `every_line`, None for each other line."""
+        """Yield the pairs of a shard that pass every check and, with `every_line`, None for each other line."""
         recent, older = set[int](), set[int]()
         for number, source, target, problem in shard.rows(self.columns, self.sources, report):
             if self.reverse:
@@ -226,7 +226,7 @@ class Reader:
 
 
 def _interleave(parts):
-    """Yields blocks from several iterators in turn, with a bounded number of files open at a time."""
+    """Yield blocks from several iterators in turn, with a bounded number of files open at a time."""
     waiting = iter(parts)
     reading = list(itertools.islice(waiting, _OPEN_FILES))
     while reading:
@@ -239,7 +239,7 @@ def _interleave(parts):
 
 
 def _mix(starts, weights, report):
-    """Yields from several corpora in proportion to their weights, evenly, until each has been read to its end once.
+    """Yield from several corpora in proportion to their weights, evenly, until each has been read to its end once.
     `starts` has a function for each, which begins to read it and counts in a `Report`.
 
     A corpus that ends earlier starts over. So every pair is read at least once, and the number of pairs read is not
@@ -265,7 +265,7 @@ def _mix(starts, weights, report):
 
 
 def open_corpora(corpus: Corpora, **options: Any) -> Reader:
-    """Opens a corpus or a list of corpora.
+    """Open a corpus or a list of corpora.
 
     Args:
         corpus: as `read_pairs` takes it.
@@ -278,7 +278,7 @@ def open_corpora(corpus: Corpora, **options: Any) -> Reader:
 
 
 def checksums(corpus: Corpora) -> dict[str, str]:
-    """Computes the checksums of a corpus's files: {path: sha256 in hexadecimal}, in the order read.
+    """Compute the checksums of a corpus's files: {path: sha256 in hexadecimal}, in the order read.
 
     Raises:
         CorpusError: for anything but files: standard input, pipes, lists and datasets.

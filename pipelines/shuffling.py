@@ -30,7 +30,7 @@ def shuffle_corpus(
     progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> dict:
-    """Writes a corpus in random order into a folder of shards of equal size, which `read_pairs` reads.
+    """Write a corpus in random order into a folder of shards of equal size, which `read_pairs` reads.
 
     Every order is equally likely. Each pair goes into one of 256 random buckets on disk; then each bucket is shuffled
     in memory and written out (Rao 1961, Sandelius 1962). Memory holds a 256th of the corpus. The disk must hold the
@@ -105,7 +105,7 @@ class _Bucket:
         self.buffer, self.size = [], 0
 
     def empty(self):
-        """Deletes the file and returns its pairs."""
+        """Delete the file and return its pairs."""
         self.flush()
         pairs = []
         with self.path.open("rb") as file:
@@ -116,7 +116,7 @@ class _Bucket:
 
 
 def _shuffled(buckets, rng):
-    """Yields all pairs in random order."""
+    """Yield all pairs in random order."""
     for bucket in buckets:
         rows = bucket.empty()
         rng.shuffle(rows)
@@ -124,7 +124,7 @@ def _shuffled(buckets, rng):
 
 
 def _write_shards(rows, count, folder, shards, format):
-    """Writes the rows; returns {file name: {"pairs": number, "sha256": hexadecimal}}."""
+    """Write the rows; return {file name: {"pairs": number, "sha256": hexadecimal}}."""
     ending, write = _FORMATS[format]
     written = {}
     for number in range(shards):
@@ -162,7 +162,7 @@ _FORMATS = {"gzip": ("tsv.gz", _write_gzip), "tfrecord": ("tfrecord", _write_tfr
 
 
 def damaged_shards(folder: Path | str) -> list[str]:
-    """Lists the shards of a shuffled corpus that differ from its manifest; none for a folder without one."""
+    """List the shards of a shuffled corpus that differ from its manifest; none for a folder without one."""
     shards = read_manifest(folder).get("shards", {})
     files = {name: Path(folder, name) for name in shards}
     return [name for name, file in files.items() if not file.is_file() or sha256(file) != shards[name]["sha256"]]

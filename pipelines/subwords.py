@@ -54,7 +54,7 @@ class SubwordTokenizer(Tokenizer):
         return tf.strings.strip(tf.strings.regex_replace(tf.strings.reduce_join(tokens, axis=1), "▁+", " "))
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
-        """Trains on counted words. The same words make the same model.
+        """Train on counted words. The same words make the same model.
 
         Args:
             counts: a mapping of words, as UTF-8, to their counts.
@@ -103,7 +103,7 @@ class SubwordTokenizer(Tokenizer):
     def extend_vocabulary(
         self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None
     ) -> None:
-        """Changes nothing: pieces are trained once. Characters that are in none of them are unknown."""
+        """Change nothing: pieces are trained once. Characters that are in none of them are unknown."""
 
     def get_config(self) -> dict:
         model = base64.b64encode(self.model).decode()

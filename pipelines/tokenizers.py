@@ -30,7 +30,7 @@ class CharTokenizer(Tokenizer):
         return tf.strings.unicode_split(texts, "UTF-8")
 
     def lengths(self, texts: Texts) -> tf.Tensor:
-        """Counts the characters of each of texts `[B]`: int32 `[B]`.
+        """Count the characters of each of texts `[B]`: int32 `[B]`.
 
         Those of the form NFC are counted before they are normalized, which is faster and nearly always the same.
         """
@@ -52,7 +52,7 @@ class CharTokenizer(Tokenizer):
         self._ids[code_points] = np.arange(len(RESERVED_TOKENS), self.vocabulary_size)
 
     def _split_code_points(self, texts):
-        """Splits normalized texts `[B]` into tokens as code points, ragged int32 `[B, (S)]`."""
+        """Split normalized texts `[B]` into tokens as code points, ragged int32 `[B, (S)]`."""
         return tf.strings.unicode_decode(texts, "UTF-8")
 
     def _look_up(self, texts):
@@ -75,7 +75,7 @@ class LetterTokenizer(CharTokenizer):
     """
 
     def normalize(self, texts: Texts) -> tf.Tensor:
-        """Converts texts `[B]` to the normal form; if there is none, to NFC, as the ids of all forms are the same."""
+        """Convert texts `[B]` to the normal form; if there is none, to NFC, as the ids of all forms are the same."""
         found = super().normalize(texts)
         return found if self.normal_form else self._compose(found)
 
@@ -86,7 +86,7 @@ class LetterTokenizer(CharTokenizer):
         return self._compose(super().join(tokens))
 
     def lengths(self, texts: Texts) -> tf.Tensor:
-        """Counts the letters and marks of each of texts `[B]`: int32 `[B]`."""
+        """Count the letters and marks of each of texts `[B]`: int32 `[B]`."""
         return Tokenizer.lengths(self, texts)
 
     def _split_code_points(self, texts):
@@ -96,7 +96,7 @@ class LetterTokenizer(CharTokenizer):
         return self._compose(super()._spell(ids))
 
     def _compose(self, texts):
-        """Joins letters and marks as in the normal form, or as in NFC if there is none."""
+        """Join letters and marks as in the normal form, or as in NFC if there is none."""
         return tf_text.normalize_utf8(texts, self.normal_form or "NFC")
 
 
@@ -120,7 +120,7 @@ class ByteTokenizer(Tokenizer):
         return RESERVED_TOKENS + [byte.decode(errors="backslashreplace") for byte in self.tokens]
 
     def normalize(self, texts: Texts) -> tf.Tensor:
-        """Converts texts `[B]` to the normal form; if there is one, or case is folded, invalid UTF-8 becomes U+FFFD."""
+        """Convert texts `[B]` to the normal form; if there is one, or case is folded, invalid UTF-8 becomes U+FFFD."""
         return super().normalize(texts) if self.normal_form or self.lowercase else strings(texts)
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
@@ -132,11 +132,11 @@ class ByteTokenizer(Tokenizer):
     def adapt(
         self, texts: Texts | tf.data.Dataset | None = None, min_frequency: int = 1, max_size: int | None = None
     ) -> None:
-        """Changes nothing and reads no text, as `take_vocabulary`."""
+        """Change nothing and read no text, as `take_vocabulary`."""
         self.take_vocabulary({}, min_frequency, max_size)
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
-        """Changes nothing: the vocabulary is fixed.
+        """Change nothing: the vocabulary is fixed.
 
         Raises:
             OptionError: if an option would leave out a byte.
@@ -148,7 +148,7 @@ class ByteTokenizer(Tokenizer):
     def extend_vocabulary(
         self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None
     ) -> None:
-        """Changes nothing, as `take_vocabulary`."""
+        """Change nothing, as `take_vocabulary`."""
 
     def get_config(self) -> dict:
         return {"normal_form": self.normal_form, "lowercase": self.lowercase}

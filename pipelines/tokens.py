@@ -70,15 +70,15 @@ class Tokenizer(tf.Module):
         self._set_tokens(vocabulary)
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        """Splits normalized texts `[B]` into tokens: a ragged string tensor `[B, (S)]`."""
+        """Split normalized texts `[B]` into tokens: a ragged string tensor `[B, (S)]`."""
         raise NotImplementedError(f"{type(self).__name__} must define split")
 
     def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
-        """Joins tokens, a ragged string tensor `[B, (T)]`, to texts `[B]`; by default with nothing between them."""
+        """Join tokens, a ragged string tensor `[B, (T)]`, to texts `[B]`; by default with nothing between them."""
         return tf.strings.reduce_join(tokens, axis=1)
 
     def normalize(self, texts: Texts) -> tf.Tensor:
-        """Converts texts `[B]` to the normal form; invalid UTF-8 becomes U+FFFD."""
+        """Convert texts `[B]` to the normal form; invalid UTF-8 becomes U+FFFD."""
         texts = tf.strings.unicode_transcode(strings(texts), "UTF-8", "UTF-8")
         if self.lowercase:  # tf.strings.lower would depend on the locale, and end a text at NUL
             texts = tf_text.case_fold_utf8(texts)
@@ -122,7 +122,7 @@ class Tokenizer(tf.Module):
         return (len(RESERVED_TOKENS) + list(self.tokens).index(REPLACEMENT) if known else UNKNOWN,)
 
     def adapt(self, texts: Texts | tf.data.Dataset, min_frequency: int = 1, max_size: int | None = None) -> None:
-        """Takes the vocabulary from text: every token in it, the most frequent first.
+        """Take the vocabulary from text: every token in it, the most frequent first.
 
         Args:
             texts: a `tf.data.Dataset` of scalar strings, or strings `[B]`.
@@ -143,7 +143,7 @@ class Tokenizer(tf.Module):
         self.take_vocabulary(counts, min_frequency, max_size)
 
     def count(self, texts: Texts) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Counts the tokens of texts `[B]`.
+        """Count the tokens of texts `[B]`.
 
         Returns:
             The distinct tokens `[N]`, the count of each (int64 `[N]`), and the number of tokens of each text (int64
@@ -154,7 +154,7 @@ class Tokenizer(tf.Module):
         return tokens, numbers, split.row_lengths()
 
     def lengths(self, texts: Texts) -> tf.Tensor:
-        """Counts the tokens of each of texts `[B]`: int32 `[B]`."""
+        """Count the tokens of each of texts `[B]`: int32 `[B]`."""
         return tf.cast(self._split(texts).row_lengths(), tf.int32)
 
     def unknown(self, texts: Texts, longest: int | None = None) -> tf.RaggedTensor:
@@ -165,7 +165,7 @@ class Tokenizer(tf.Module):
         return without_empty(self._only_unknown(texts)[:, :longest])
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
-        """Takes the vocabulary from counted tokens: the most frequent first, equally frequent ones in code point order.
+        """Take the vocabulary from counted tokens: the most frequent first, equally frequent ones in code point order.
 
         Args:
             counts: a mapping of tokens, as UTF-8, to their counts.
@@ -185,7 +185,7 @@ class Tokenizer(tf.Module):
     def extend_vocabulary(
         self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None
     ) -> None:
-        """Adds tokens to the vocabulary, after the existing ones, which keep their ids.
+        """Add tokens to the vocabulary, after the existing ones, which keep their ids.
 
         Args:
             counts, min_frequency, max_size: as in `take_vocabulary`; `max_size` counts all tokens.
@@ -196,16 +196,16 @@ class Tokenizer(tf.Module):
         self._set_tokens((known + list(self.tokens))[: max(len(known), max_size or sys.maxsize)])
 
     def add_unknown_token(self) -> None:
-        """Adds U+FFFD to the vocabulary, as the token that all unknown ones become.
+        """Add U+FFFD to the vocabulary, as the token that all unknown ones become.
 
         If the target's vocabulary has it, a model with `copy=True` copies unknown source tokens: see `detokenize`.
-        Changes nothing unless `counts_tokens`: no byte is unknown, and a vocabulary of subwords is trained.
+        This changes nothing unless `counts_tokens`: no byte is unknown, and a vocabulary of subwords is trained.
         """
         if self.counts_tokens and REPLACEMENT not in self.tokens:
             self._set_tokens([*self.tokens, REPLACEMENT])
 
     def tokenize(self, texts: Texts, start_end: bool = False) -> tf.Tensor:
-        """Turns texts into ids.
+        """Turn texts into ids.
 
         Args:
             texts: strings `[B]`.
@@ -228,13 +228,13 @@ class Tokenizer(tf.Module):
         return tf.pad(ids, [[0, 0], [0, empty]], constant_values=PADDING)
 
     def one_hot(self, ids: tf.Tensor) -> tf.Tensor:
-        """Turns ids `[B, S]` into floats `[B, S, V]`; padding becomes an all-zero row."""
+        """Turn ids `[B, S]` into floats `[B, S, V]`; padding becomes an all-zero row."""
         return one_hot(ids, self.vocabulary_size)
 
     def detokenize(
         self, ids: tf.Tensor | Sequence[Sequence[int]], unknown: tf.Tensor | tf.RaggedTensor | None = None
     ) -> tf.Tensor:
-        """Turns ids `[B, T]` back into texts `[B]`.
+        """Turn ids `[B, T]` back into texts `[B]`.
 
         Each text ends before its row's first END. START and padding are left out; unknown tokens become U+FFFD.
 
@@ -272,7 +272,7 @@ class Tokenizer(tf.Module):
         return f"{type(self).__name__}({self.vocabulary_size} tokens: {' '.join(self.vocabulary[4:24])!r})"
 
     def _start_over(self):
-        """Resets the state that would change how `adapt` counts."""
+        """Reset the state that would change how `adapt` counts."""
 
     def _set_tokens(self, tokens):
         self.tokens = list(tokens)
@@ -289,7 +289,7 @@ class Tokenizer(tf.Module):
         return tokens
 
     def _look_up(self, texts):
-        """Turns texts `[B]` into ragged ids, int32 `[B, (S)]`."""
+        """Turn texts `[B]` into ragged ids, int32 `[B, (S)]`."""
         tokens = self._split(texts)
         places = tf.cast(self._lookup(tokens.flat_values), tf.int32)  # 0 if unknown, else counted from 1
         known = (places > 0) & (places <= len(self.tokens))
@@ -301,7 +301,7 @@ class Tokenizer(tf.Module):
         return tokens.with_flat_values(tf.where(ids.flat_values == self.unknown_ids[0], tokens.flat_values, ""))
 
     def _spell(self, ids):
-        """Turns ids `[B, T]` into texts `[B]`, without PADDING and START."""
+        """Turn ids `[B, T]` into texts `[B]`, without PADDING and START."""
         return self._join(self._written(ids))
 
     def _written(self, ids):
@@ -309,12 +309,12 @@ class Tokenizer(tf.Module):
         return tf.gather(tf.concat([["", REPLACEMENT, "", ""], tf.constant(self.tokens, tf.string)], axis=0), ids)
 
     def _join(self, written):
-        """Joins tokens `[B, T]`, in which "" may occur anywhere, to texts `[B]`."""
+        """Join tokens `[B, T]`, in which "" may occur anywhere, to texts `[B]`."""
         return self.join(tf.ragged.boolean_mask(written, written != ""))
 
 
 def strings(texts: Texts) -> tf.Tensor:
-    """Converts texts to a tensor of strings `[B]`.
+    """Convert texts to a tensor of strings `[B]`.
 
     Raises:
         OptionError: if they are a single text, pairs, an iterator or anything else.
@@ -327,7 +327,7 @@ def strings(texts: Texts) -> tf.Tensor:
 
 
 def without_empty(tokens: tf.RaggedTensor) -> tf.RaggedTensor:
-    """Leaves the empty ones out of ragged strings `[B, (S)]`."""
+    """Leave the empty ones out of ragged strings `[B, (S)]`."""
     # As `tf.ragged.boolean_mask`, with a third of its operations: a pipeline of columns has many of these.
     kept = tokens.flat_values != ""
     kept_before = tf.cumsum(tf.pad(tf.cast(kept, tokens.row_splits.dtype), [[1, 0]]))
@@ -342,7 +342,7 @@ def one_hot(ids: tf.Tensor, vocabulary_size: int, dtype: str = "float32") -> tf.
 
 
 def frequent_tokens(counts: Mapping[bytes, int], min_frequency: int, max_size: int | None) -> list[bytes]:
-    """Selects the tokens that are frequent enough. Leaves out empty ones, U+FFFD (it stands for unknown tokens), and
+    """Select the tokens that are frequent enough. Leave out empty ones, U+FFFD (it stands for unknown tokens), and
     those with NUL (SentencePiece and NumPy end a string there).
 
     Raises:
@@ -357,7 +357,7 @@ def frequent_tokens(counts: Mapping[bytes, int], min_frequency: int, max_size: i
 def target_ids(
     tokenizer: Tokenizer, texts: Texts, source_tokenizer: Tokenizer, sources: Texts, longest: int | None = None
 ) -> tf.Tensor:
-    """Tokenizes targets `[B]` of sources `[B]`, with START and END: int32 `[B, T]`.
+    """Tokenize targets `[B]` of sources `[B]`, with START and END: int32 `[B, T]`.
 
     If the vocabulary has U+FFFD, it stands for the source's unknown tokens, as in `detokenize`. All unknown tokens of a
     target become UNKNOWN unless `detokenize` would write the same ones. `longest`: as in `Tokenizer.unknown`, for
@@ -380,7 +380,7 @@ def spelled(tokenizer: Tokenizer, ids: tf.Tensor | np.ndarray) -> list[list[str]
 
 
 def prefix_ids(tokenizer: Tokenizer, prefixes: Texts, place: str, first: int = 1) -> tf.Tensor:
-    """Tokenizes the prefixes of N translations: int32 `[N, P]`.
+    """Tokenize the prefixes of N translations: int32 `[N, P]`.
 
     Raises:
         OptionError: if one has unknown tokens; the message names `place` and the prefix's number, counted from `first`.

@@ -27,12 +27,12 @@ server.set_forkserver_preload(
 
 
 def seq2seq(*arguments, stdin=None, cwd=None):
-    """Runs a command in a process of its own, as `subprocess.run` does, and returns what that returns."""
+    """Run a command in a process of its own, as `subprocess.run` does, and return what that returns."""
     return _in_another_process(run_command, arguments, stdin, cwd)
 
 
 def python(*arguments, cwd=None):
-    """Runs a script in a process of its own, in which TensorFlow is imported already; otherwise as `seq2seq` above."""
+    """Run a script in a process of its own, in which TensorFlow is imported already; otherwise as `seq2seq` above."""
     return _in_another_process(_run_script, arguments, None, cwd)
 
 
@@ -57,7 +57,7 @@ def _with_files(run, arguments, files, cwd):
 
 
 def run_command(arguments, pictures=False):
-    """Runs a command in this process, and ends it. It has one core, as a part of each model is traced for every core,
+    """Run a command in this process, and end it. It has one core, as a part of each model is traced for every core,
     and `train` draws no pictures unless they are asked for."""
     _take_one_core_and_the_server()
     if arguments[0] == "train" and not pictures:
@@ -97,7 +97,7 @@ def _files(stdin):
 
 
 def in_process(*arguments, stdin=None, cwd=None):
-    """Runs a command in this process, which has started TensorFlow, and returns what `subprocess.run` would.
+    """Run a command in this process, which has started TensorFlow, and return what `subprocess.run` would.
 
     It is much faster: a run is loaded once for all commands, and a strategy traced once. Signals, closed streams and
     what C++ writes to stderr need a process of their own.
@@ -110,7 +110,7 @@ def in_process(*arguments, stdin=None, cwd=None):
 
 
 def command_with_streams(arguments, stdin, stdout, stderr, cwd=None):
-    """Runs a command in this process with these files or descriptors, and returns its exit code."""
+    """Run a command in this process with these files or descriptors, and return its exit code."""
     modules = set(sys.modules)
     with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", stack.enter_context(open(stdin)))
@@ -133,7 +133,7 @@ def command_with_streams(arguments, stdin, stdout, stderr, cwd=None):
 
 
 def load_runs(folders):
-    """As `seq2seq.runs.load_runs`, but loads the same files only once."""
+    """Load runs as `seq2seq.runs.load_runs` does, but the same files only once."""
     paths = [Path(folder).resolve() / "model.keras" for folder in folders]
     key = tuple((path, path.stat().st_mtime_ns if path.is_file() else None) for path in paths)
     if key not in _LOADED:

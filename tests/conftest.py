@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def rounds():
-    """Lets a GPU round factors, as is TensorFlow's default. Returns a function that says whether one does."""
+    """Let a GPU round factors, as is TensorFlow's default. Return a function that says whether one does."""
     tf.config.experimental.enable_tensor_float_32_execution(True)
     yield tf.config.experimental.tensor_float_32_execution_enabled
     tf.config.experimental.enable_tensor_float_32_execution(False)
@@ -192,7 +192,7 @@ def open_browser():
 
 @pytest.fixture(params=["shrinking", "masking"])
 def each_loop(request, monkeypatch):
-    """Lets a test's searches use one loop, then the other."""
+    """Let a test's searches use one loop, then the other."""
     monkeypatch.setattr("searching.LOOP", getattr(searching, request.param))
 
 
@@ -306,7 +306,7 @@ def toy_run(tmp_path_factory):
 
 
 def make_run(folder, corpus, characters="abcde", **options):
-    """Makes a run folder as if its model, which has learned nothing, had been trained here on a corpus."""
+    """Make a run folder as if its model, which has learned nothing, had been trained here on a corpus."""
     config = Config(corpus, **options)
     record = {"options": dataclasses.asdict(config), "directory": os.getcwd(), "checksums": checksums(corpus)}
     if config.validation:

@@ -80,7 +80,7 @@ def defined_in(page: Path, file: str) -> dict:
 
 
 class Shell:
-    """Runs shell scripts in which `seq2seq` is forked from a process that has imported TensorFlow."""
+    """A shell for scripts, in which `seq2seq` is forked from a process that has imported TensorFlow."""
 
     def __init__(self, folder: Path):
         self.folder, self.trained, self.done, self.lock = folder, {}, {}, threading.Lock()
@@ -108,7 +108,7 @@ class Shell:
         return subprocess.run(command, cwd=cwd, env=self.environment, capture_output=True, text=True)
 
     def answer(self, pid: int, cwd: Path, arguments: list[str]) -> int:
-        """Runs one command with the standard streams of the process that asks, and returns its exit code."""
+        """Run one command with the standard streams of the process that asks, and return its exit code."""
         if (arguments[0], len(arguments)) in (("evaluate", 2), ("export", 3)):
             return self.once(pid, cwd, arguments)
         if arguments[:1] != ["train"] or {"--resume", "--from", "--config"} & set(arguments):

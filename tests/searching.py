@@ -19,7 +19,7 @@ TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz")
 
 @dataclasses.dataclass(frozen=True)
 class SecondBest(Strategy):
-    """Takes the second likeliest token at every step: a custom strategy."""
+    """A custom strategy that takes the second likeliest token at every step."""
 
     def search(self, step_for, state, constraints, loop=None):
         def choose(logits, t, sources):
@@ -88,7 +88,7 @@ LOOP = shrinking  # unless the fixture `each_loop` changes it
 
 
 def search(strategy, step, state=(), limits=(), min_length=0, seeds=None, prefixes=None):
-    """Searches with a step function: of a model below in a graph that is traced once, of another one eagerly."""
+    """Search with a step function: of a model below in a graph that is traced once, of another one eagerly."""
     limits = tf.constant(limits, tf.int32)
     seeds = tf.range(tf.size(limits)) if seeds is None else tf.constant(seeds)
     constraints = Constraints(limits, tf.constant(min_length), seeds, prefixes)
@@ -120,7 +120,7 @@ def always(step):
 
 
 class Speller(NamedTuple):
-    """Spells a word for each row, whatever it is given; its state is which word `[R]` and where `[R]`."""
+    """A model that spells a word for each row, whatever it is given; its state is which word `[R]` and where `[R]`."""
 
     ids: tf.Tensor
 

@@ -81,7 +81,7 @@ def test_a_transformer_may_decode_what_a_recurrent_encoder_reads(config):
 
 
 class Begun(keras.callbacks.Callback):
-    """Ends training before its first step, and keeps the model."""
+    """A callback that ends training before its first step, and keeps the model."""
 
     def on_train_begin(self, logs=None):
         raise InterruptedError

@@ -31,7 +31,8 @@ def test_the_figures_of_an_epoch_are_those_of_evaluate(trained):
 
 
 class Remember(keras.callbacks.Callback):
-    """Keeps the weights after each epoch, and sees that the next one does not begin with their average."""
+    """A callback that keeps the weights after each epoch, and checks that the next one does not begin with their
+    average."""
 
     def __init__(self):
         super().__init__()
@@ -88,7 +89,7 @@ def test_a_training_without_a_finite_gradient_stops_and_writes_each_pair_of_the_
 
 
 class Follow(keras.callbacks.Callback):
-    """Keeps the norm of each step's gradient."""
+    """A callback that keeps the norm of each step's gradient."""
 
     def __init__(self):
         super().__init__()
@@ -142,7 +143,7 @@ def test_a_scale_too_large_for_float16_is_no_divergence_but_weights_that_are_no_
 
 @keras.saving.register_keras_serializable("tests")
 class VastEncoder(Encoder):
-    """Asks for a petabyte if there are more rows than `enough`."""
+    """An encoder that asks for a petabyte if there are more rows than `enough`."""
 
     enough = 3
 
@@ -155,7 +156,7 @@ class VastEncoder(Encoder):
 
 @keras.saving.register_keras_serializable("tests")
 class ShortOfMemory(Encoder):
-    """Fails like `VastEncoder`, but at once: TensorFlow waits 10 s for memory before it gives up."""
+    """An encoder that fails like `VastEncoder`, but at once: TensorFlow waits 10 s for memory before it gives up."""
 
     def call(self, source, training=False):
         encoded = super().call(source, training=training)

@@ -161,7 +161,7 @@ def config(tmp_path):
 
 
 def _train(config, folder, events):
-    """Trains in a process of its own that says after each step and epoch that it is there."""
+    """Train in a process of its own that says after each step and epoch that it is there."""
     from seq2seq.startup import start_tensorflow
 
     start_tensorflow()

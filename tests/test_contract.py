@@ -28,37 +28,37 @@ class Own(Strategy):
 
 
 def unfinished(step_for, state, constraints, loop):
-    """Takes one step and nothing else."""
+    """Take one step and nothing else."""
     step_for(tf.range(3))(tf.fill([3], 4), state)
 
 
 def of_one_row(step_for, state, constraints, loop):
-    """Takes a step of fewer rows than there are sources."""
+    """Take a step of fewer rows than there are sources."""
     step_for(tf.range(3))(tf.fill([1], 4), state[:1])
 
 
 def of_columns(step_for, state, constraints, loop):
-    """Takes a step with an axis too many."""
+    """Take a step with an axis too many."""
     step_for(tf.range(3))(tf.fill([3, 1], 4), state)
 
 
 def unrepeated(step_for, state, constraints, loop):
-    """Takes a step for two hypotheses of each source, with a state of one."""
+    """Take a step for two hypotheses of each source, with a state of one."""
     step_for(tf.range(3))(tf.fill([6], 4), state)
 
 
 def deaf(step_for, state, constraints, loop):
-    """Leaves prefixes aside."""
+    """Leave prefixes aside."""
     return Greedy().search(step_for, state, constraints._replace(prefixes=None), loop)
 
 
 def endless(step_for, state, constraints, loop):
-    """Goes on after the limit."""
+    """Go on after the limit."""
     return Greedy().search(step_for, state, constraints._replace(limits=constraints.limits + 9, min_length=9), loop)
 
 
 def in_python(step_for, state, constraints, loop):
-    """Asks a tensor for its value in the middle."""
+    """Ask a tensor for its value in the middle."""
     float(tf.reduce_sum(constraints.limits).numpy())
     return Greedy().search(step_for, state, constraints, loop)
 

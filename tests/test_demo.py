@@ -41,7 +41,7 @@ def test_the_translation_follows_the_typing_and_nothing_leaves_the_machine(upper
     rows = page.locator(".hypotheses tr:has(td)")
 
     def shown(text, strategy="greedy"):
-        """Waits until the page shows what the model makes of a text, and returns the best translation."""
+        """Wait until the page shows what the model makes of a text, and return the best translation."""
         found = [part.numpy()[0] for part in model.translate([text], strategy, details=True)[:4]]
         best = found[0][0].decode()
         expect(translation).to_have_value(best)

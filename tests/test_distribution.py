@@ -60,7 +60,7 @@ def _two_devices():
 
 
 def _train(config, folder, strategy, cluster, index, events):
-    """Trains in a process of its own: one device ("none"), two logical ones ("mirrored") or a worker of several."""
+    """Train in a process of its own: one device ("none"), two logical ones ("mirrored") or a worker of several."""
     if cluster:
         task = {"type": "worker", "index": index}
         os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
@@ -94,7 +94,7 @@ class Process:
         sender.close()
 
     def steps(self, count):
-        """Waits for so many steps."""
+        """Wait for so many steps."""
         for _ in range(count):
             assert self.events.recv() == "step"
 
@@ -296,7 +296,7 @@ def test_two_devices_lower_the_scale_of_a_float16_loss_together():
 
 
 def _feed(readers, address):
-    """Serves tf.data's service, with so many workers that read and encode."""
+    """Serve tf.data's service, with so many workers that read and encode."""
     import tensorflow as tf
     import tensorflow_text  # noqa: F401  (what tokenizers are made of)
 

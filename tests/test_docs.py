@@ -93,7 +93,7 @@ def test_the_blocks_of_a_page_run(page, home, shell, tmp_path, monkeypatch):
 
 
 def run(block, place, shell, folder, scope):
-    """Runs a block of shell in a page's folder, or one of Python in the page's scope."""
+    """Run a block of shell in a page's folder, or one of Python in the page's scope."""
     text = block.text
     if block.language == "bash":
         lines = text.splitlines(keepends=True)

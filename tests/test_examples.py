@@ -59,7 +59,7 @@ def kept():
 
 
 def train(arguments, path, kept, folder):
-    """Trains as an example's command says, or copies the run of an earlier example with the same command."""
+    """Train as an example's command says, or copy the run of an earlier example with the same command."""
     if "--from" not in arguments:  # which keeps the architecture
         arguments = [*arguments, *SMALLER.get(path.stem, ())]
     run = folder / arguments[arguments.index("--out") + 1]

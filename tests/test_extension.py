@@ -381,7 +381,7 @@ def modules(monkeypatch, tmp_path):
 
 
 def make_run(folder, config):
-    """Makes a run folder of a configuration, whose model has learned nothing."""
+    """Make a run folder of a configuration, whose model has learned nothing."""
     _, tokenizers = prepare(config)
     take_vocabularies(config, tokenizers, survey_corpus(config, tokenizers, None, None, print), print)
     folder.mkdir()

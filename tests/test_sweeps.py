@@ -63,7 +63,7 @@ def test_a_sweep_trains_each_setting_with_each_seed_and_says_how_each_went(swept
 
 @pytest.fixture
 def one_core():
-    """Gives this thread and the processes that it starts one core, which each of the `swept` runs had."""
+    """Give this thread and the processes that it starts one core, which each of the `swept` runs had."""
     cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cores)})
     yield

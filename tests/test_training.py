@@ -189,7 +189,7 @@ def test_of_many_epochs_some_are_measured_and_saved_and_the_models_of_the_last_a
 
 
 class Worsen(keras.callbacks.Callback):
-    """Spoils the model after each epoch but the first three, before it is measured."""
+    """A callback that spoils the model after each epoch but the first three, before it is measured."""
 
     def on_test_begin(self, logs=None):
         if len(self.model.history.epoch) >= 3:
@@ -262,7 +262,8 @@ def test_a_callback_may_end_a_training(config, tmp_path):
 
 
 class StopAndSpoil(keras.callbacks.Callback):
-    """Ends training after the second epoch. As an `EarlyStopping` that restores weights, it changes them at the end."""
+    """A callback that ends training after the second epoch. As an `EarlyStopping` that restores weights, it changes
+    them at the end."""
 
     def on_epoch_end(self, epoch, logs=None):
         self.model.optimizer.learning_rate = 1e-5 / (epoch + 1)
@@ -288,7 +289,7 @@ def test_the_epoch_in_which_a_callback_ends_training_is_measured_and_saved(confi
 
 
 class At(keras.callbacks.Callback):
-    """Calls a function with the model after a batch, or after an epoch if no batch is given."""
+    """A callback that calls a function with the model after a batch, or after an epoch if no batch is given."""
 
     def __init__(self, run, batch=None):
         super().__init__()

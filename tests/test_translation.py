@@ -132,7 +132,7 @@ def test_hypotheses_stand_in_the_order_of_what_ranks_them(model, penalty):
 
 @keras.saving.register_keras_serializable("tests")
 class Pieces(Tokenizer):
-    """Splits into letters; its vocabulary may hold longer pieces, so that one text can be several lists of tokens."""
+    """A tokenizer of letters. Its vocabulary may hold longer pieces, so one text can be several lists of tokens."""
 
     def split(self, texts):
         return tf.strings.unicode_split(texts, "UTF-8")
@@ -140,7 +140,7 @@ class Pieces(Tokenizer):
 
 @keras.saving.register_keras_serializable("tests")
 class Branching(Tokenizer):
-    """Splits into letters, by a branch on a tensor, for which AutoGraph is needed."""
+    """A tokenizer of letters that splits by a branch on a tensor, for which AutoGraph is needed."""
 
     @tf.function
     def split(self, texts):
@@ -215,7 +215,7 @@ def test_prefixes_that_cannot_be_are_refused(shared_model):
 
 @dataclasses.dataclass(frozen=True)
 class Several(Strategy):
-    """Finds each of so many samples twice, of which so many are wanted."""
+    """A strategy that finds each of `samples` samples twice; `n_best` of them are wanted."""
 
     samples: int = 4
     n_best: int = 3

@@ -205,7 +205,7 @@ def test_the_page_translates_while_one_types_and_offline_once_loaded(browser, ad
     page.context.set_offline(True)
 
     def shown(text, **options):
-        """Waits until the page shows what Python's runtime finds."""
+        """Wait until the page shows what Python's runtime finds."""
         found = translator.search([text], **options)[0]
         expect(result).to_have_text(found[0].text, use_inner_text=True)
         cells = ["–"] if not options else [f"{each.score:.2f}" for each in found if each.ids]

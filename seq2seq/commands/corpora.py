@@ -54,7 +54,7 @@ def inspect(
 
 
 def _print_survey(found, tokens):
-    """Prints a `Survey` as tables, and the counted tokens of each column."""
+    """Print a `Survey` as tables, and the counted tokens of each column."""
     typer.echo(f"pairs                  {found.pairs:>10,}\n")
     typer.echo(f"{'':<20}{'source':>13}{'target':>13}")
     rows = {"distinct tokens": map(len, found.tokens), "tokens": [counts.total() for counts in found.tokens]}
@@ -87,7 +87,7 @@ def shuffle(
 ) -> None:
     """Shuffle a corpus on disk, without reading it into memory, into a folder of shards to train on.
 
-    This needs disk space for the uncompressed corpus and for the shards. Prints the folder.
+    This needs disk space for the uncompressed corpus and for the shards. The command prints the folder.
 
     Example: seq2seq shuffle corpus.en+corpus.es shuffled --shards 64 --max-length 200
     """

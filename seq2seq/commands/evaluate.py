@@ -94,7 +94,7 @@ def evaluate(
 
 
 def _check_write(folder, corpus):
-    """Checks that files can be written into a folder without replacing the user's own files or the corpus."""
+    """Check that files can be written into a folder without replacing the user's own files or the corpus."""
     from seq2seq.evaluation import check_folder
 
     check_folder(folder)
@@ -105,7 +105,7 @@ def _check_write(folder, corpus):
 
 
 def _print_evaluation(found, worst):
-    """Prints the figures of an `Evaluation` as tables."""
+    """Print the figures of an `Evaluation` as tables."""
     references = sum(map(len, found.references))
     typer.echo(f"{len(found.sources):,} sources, {references:,} references\n")
     few_words, names = _measures(found)
@@ -134,7 +134,7 @@ def _print_evaluation(found, worst):
 
 
 def _measures(found):
-    """Returns whether most references have too few words for BLEU, and the names of the measures, best suited first."""
+    """Return whether most references have too few words for BLEU, and the names of the measures, best suited first."""
     texts = [text for those in found.references for text in those]
     short = sum(len(text.split()) < 4 for text in texts) > len(texts) / 2
     few_words = short and found.bleu_tokenizer in ("13a", "intl", "none")
@@ -209,7 +209,7 @@ def compare(
 
 
 def _print_comparison(runs, evaluation, found):
-    """Prints the scores of several runs on one corpus as a table, and how significant each difference is."""
+    """Print the scores of several runs on one corpus as a table, and how significant each difference is."""
     typer.echo(f"{len(evaluation.sources):,} sources, {sum(map(len, evaluation.references)):,} references\n")
     for number, run in enumerate(runs, start=1):
         typer.echo(f"run {number}  {run}")
@@ -273,7 +273,7 @@ def _evaluations(command, runs, corpus, strategy, imports, given, settings):
 
 
 def _say_oddities(runs, models, sources):
-    """Reports the oddities of each run: sources that it may misread, and translations that differ in case."""
+    """Report the oddities of each run: sources that it may misread, and translations that differ in case."""
     for run, model in zip(runs, models, strict=True):
         found = Counter(odd for _, odd in set(oddities(model.source_tokenizer, sources))).most_common()
         unknown = [odd for odd, _ in found if odd.endswith(NOT_KNOWN)]
@@ -295,7 +295,7 @@ def _was_trained_with(run, digests):
 
 
 def _say_chosen_on(runs, digests):
-    """Names each run whose epoch was chosen on a file with one of these checksums; if they are None, on the held-out
+    """Name each run whose epoch was chosen on a file with one of these checksums; if they are None, on the held-out
     set of the first run."""
     from seq2seq.tables import held_out_by
 
@@ -318,7 +318,7 @@ def _digests(corpus):
 
 
 def _say_trained_on(command, runs, models, pairs, named):
-    """Says on stderr how many sources of these pairs each run was trained on.
+    """Say on stderr how many sources of these pairs each run was trained on.
 
     Without a named corpus the pairs are the held-out set of the first run. They are refused if another run was trained
     on one of them.

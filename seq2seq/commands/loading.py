@@ -25,7 +25,7 @@ MOST_NAMED = 20  # of the unknown tokens of one command's texts
 
 
 def split_runs(command: str, arguments: list[str], other: str, least: int = 1) -> tuple[list[Path], list[str]]:
-    """Separates the run folders from the arguments after them, whose name in messages is `other`.
+    """Separate the run folders from the arguments after them, whose name in messages is `other`.
 
     The first `least` arguments are meant to be runs; another one is a run if it is a folder with a run in it.
     """
@@ -49,9 +49,9 @@ def is_run(name: str) -> bool:
 
 
 def open_runs(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
-    """Imports classes of your own, then loads a run, or the ensemble of several.
+    """Import classes of your own, then load a run, or the ensemble of several.
 
-    Names on stderr each run whose training has not ended.
+    Each run whose training has not ended is named on stderr.
     """
     from seq2seq.runs import load_runs
 
@@ -64,7 +64,7 @@ def open_runs(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
 
 
 def oddities(tokenizer: Any, sources: Sequence[bytes]) -> Iterator[tuple[int, str]]:
-    """Yields (place, message) for each source that the model may not read as the user meant it."""
+    """Yield (place, message) for each source that the model may not read as the user meant it."""
     import numpy as np
 
     from pipelines.tokens import PADDING
@@ -118,7 +118,7 @@ def oddities_for_export(translator: Any, sources: Sequence[bytes]) -> Iterator[t
 
 
 def _unknown(place, tokens, half):
-    """Yields the messages about the unknown tokens of a text, which may be half of it or more."""
+    """Yield the messages about the unknown tokens of a text, which may be half of it or more."""
     if half:
         yield place, UNKNOWN_TEXT
         return
@@ -129,7 +129,7 @@ def _unknown(place, tokens, half):
 
 
 def say_oddities(found: Iterable[tuple[int, str]], unit: str, done: int, said: set[str]) -> None:
-    """Reports oddities of sources, numbered after `done` others, each only once: `said` holds those reported."""
+    """Report oddities of sources, numbered after `done` others, each only once: `said` holds those reported."""
     for place, odd in sorted(found):
         if odd not in said and odd.endswith(NOT_KNOWN):
             named = sum(message.endswith(NOT_KNOWN) for message in said)

@@ -92,7 +92,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON."
 
 
 def with_config_options(*names: str, without: str | None = None) -> Callable[[Callable], Callable]:
-    """Gives a command the options of these names, or all `without` one, as `Config` declares them; `given` gets those
+    """Give a command the options of these names, or all `without` one, as `Config` declares them; `given` gets those
     in use."""
     fields = [field for field in dataclasses.fields(Config) if field.metadata and field.name != without]
     fields = [field for field in fields if not names or field.name in names]
@@ -158,7 +158,7 @@ def _given(values):
 
 
 def read_settings(texts: Iterable[str] | None) -> dict[str, Any]:
-    """Reads options of custom classes, or settings of a strategy, that `--set` names: {name: value}."""
+    """Read options of custom classes, or settings of a strategy, that `--set` names: {name: value}."""
     found: dict[str, Any] = {}
     for text in texts or ():
         name, value = parse_setting(text, of_config=False)
@@ -174,7 +174,7 @@ def option_flag(name: str) -> str:
 
 
 def search_strategy(search: str | None, settings: list[str] | None, **options: Any) -> Any:
-    """Makes the strategy that the options of a command ask for; those that are not given are None."""
+    """Make the strategy that the options of a command ask for; those that are not given are None."""
     from seq2seq.contract import make_strategy
     from seq2seq.strategies import BeamSearch, Greedy, Sampling
 

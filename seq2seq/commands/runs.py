@@ -30,7 +30,7 @@ def plot(
     ] = None,
     imports: Import = None,
 ) -> None:
-    """Draw a run's pictures again: curves, error rates by length, attention. Prints their paths.
+    """Draw a run's pictures again: curves, error rates by length, attention. The command prints their paths.
 
     Example: seq2seq plot runs/phrasebook
     """
@@ -41,7 +41,7 @@ def plot(
 
 
 def draw(folder: Path, model: Any, out: Path | None = None) -> list[Path]:
-    """Draws a run's pictures, for TensorBoard too if the run logs to it; returns their paths."""
+    """Draw a run's pictures, for TensorBoard too if the run logs to it; return their paths."""
     from seq2seq.runs import draw_run
 
     drawn = draw_run(folder, model, say=lambda text: say(f"seq2seq: {text}"), out=out)
@@ -119,7 +119,7 @@ def export(
 
     The saved and the exported model translate a few texts. The export fails if the saved model no longer translates as
     it did after training (on another device, a few texts may differ), or if the exported model translates differently.
-    Prints the folder.
+    The command prints the folder.
 
     Example: seq2seq export runs/phrasebook exported/1
     """
@@ -157,7 +157,7 @@ def demo(
     options: Settings = None,
     imports: Import = None,
 ) -> None:
-    """Serve a page that translates while you type, to this machine only. Prints its address.
+    """Serve a page that translates while you type, to this machine only. The command prints the page's address.
 
     It shows the n best translations with their log-likelihoods, and the attention. The strategy that --search names is
     offered in addition to greedy search and beam search. Ctrl-C ends it.

@@ -26,18 +26,18 @@ def is_terminal() -> bool:
 
 
 def say(text: str) -> None:
-    """Writes a line to stderr; on a terminal it replaces what `show` has written."""
+    """Write a line to stderr; on a terminal it replaces what `show` has written."""
     typer.echo(f"{_CLEAR}{text}" if is_terminal() else text, err=True)
 
 
 def show(text: str) -> None:
-    """Shows a state on a terminal until the next line, cut to its width; shows nothing elsewhere."""
+    """Show a state on a terminal until the next line, cut to its width; show nothing elsewhere."""
     if is_terminal():
         typer.echo(f"{_CLEAR}{text[: shutil.get_terminal_size().columns - 1]}", err=True, nl=False)
 
 
 def counter(what: str) -> Callable[[int], None]:
-    """Returns a function that shows a growing number: on a terminal at most four times a second, elsewhere in a line
+    """Return a function that shows a growing number: on a terminal at most four times a second, elsewhere in a line
     at most once a minute."""
     shown = time.monotonic()
 
@@ -65,7 +65,7 @@ def json_line(content: Any) -> str:
 
 @contextlib.contextmanager
 def reporting(given: Mapping[str, Any]) -> Iterator[Any]:
-    """Gives a `Report` to count in. At the end, after an error too, says which pairs were left out, and whether a
+    """Give a `Report` to count in. At the end, after an error too, say which pairs were left out, and whether a
     column was, unless `given`, the options, names those to read."""
     from pipelines import Report
 
@@ -79,7 +79,7 @@ def reporting(given: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def say_speed(count: int, seconds: float, loading: float) -> None:
-    """Says how long translating and loading took."""
+    """Say how long translating and loading took."""
     rate = count / seconds if seconds else 0
     each = f", {rate:,.{0 if rate >= 10 else 1}f} per second" if seconds else ""
     say(f"{count:,} translated in {seconds:.1f} s{each}; loading took {loading:.1f} s")
@@ -91,14 +91,14 @@ def command_line(*arguments: Any) -> str:
 
 
 def check_picture(option: str, path: Path) -> None:
-    """Checks that a picture can be written, before the long computation whose result it shows."""
+    """Check that a picture can be written, before the long computation whose result it shows."""
     if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise typer.BadParameter(f"{path} does not end in .png, .svg or .pdf", param_hint=f"--{option}")
     check_writable(option, path)
 
 
 def check_writable(option: str, path: Path, folder: bool = False) -> None:
-    """Checks that a file, or files in a folder, can be written, before the long computation of their content."""
+    """Check that a file, or files in a folder, can be written, before the long computation of their content."""
     try:
         if folder:
             path.mkdir(parents=True, exist_ok=True)

@@ -152,7 +152,7 @@ def _configure(corpus, preset, config, resume, given):
 
 
 def preset_for_corpus(config: Config, given: Collection[str]) -> str:
-    """Chooses the preset that suits a corpus and can be used here, and says so unless it is the usual one."""
+    """Choose the preset that suits a corpus and can be used here, and say so unless it is the usual one."""
     preset = choose_preset(config, given)
     if preset == "subword":
         if importlib.util.find_spec("sentencepiece"):
@@ -165,7 +165,7 @@ def preset_for_corpus(config: Config, given: Collection[str]) -> str:
 
 
 def _finish(folder, model):
-    """Draws the pictures of a run, and says what its training took and how to translate with it."""
+    """Draw the pictures of a run, and say what its training took and how to translate with it."""
     from seq2seq.runs import can_measure, probe
 
     can_draw = importlib.util.find_spec("matplotlib")

@@ -168,7 +168,7 @@ def translate(  # longer than 60 lines: its signature declares the options
 
 
 def _say_paths(texts):
-    """Names the texts that look like paths."""
+    """Name the texts that look like paths."""
     for text in map(os.fsencode, texts):
         what = b""
         if os.path.isfile(text):
@@ -180,7 +180,7 @@ def _say_paths(texts):
 
 
 def _answer(texts, unit, names, write, loading):
-    """Calls `write` with the TEXTs, or with the lines of standard input and how many came before them."""
+    """Call `write` with the TEXTs, or with the lines of standard input and how many came before them."""
     numbered = enumerate(map(os.fsencode, texts), start=1) if texts else read_lines(None)
     lines = _with_columns(unit, numbered, names)
     if texts:
@@ -207,7 +207,7 @@ def _refuse_for_export(folder, options):
 
 
 def _translate_with_export(folder, texts, beam, lengths, scores):
-    """Translates with a folder of `export --format onnx` or `litert`, without TensorFlow."""
+    """Translate with a folder of `export --format onnx` or `litert`, without TensorFlow."""
     from seq2seq.onnx_runtime import Translator
     from seq2seq.records import RunError
 
@@ -246,7 +246,7 @@ def _translate_with_export(folder, texts, beam, lengths, scores):
 
 
 def _with_columns(unit, numbered, names):
-    """Yields the texts of (number, text) pairs, each of which must have the columns that a model expects."""
+    """Yield the texts of (number, text) pairs, each of which must have the columns that a model expects."""
     for number, text in numbered:
         if len(names) > 1 and (problem := wrong_columns(text, names)):
             raise CorpusError(f"{unit} {number}: {problem}")
@@ -254,7 +254,7 @@ def _with_columns(unit, numbered, names):
 
 
 def _blocks(lines: Iterable) -> Iterator[list]:
-    """Yields lines in blocks, which are fast to work on.
+    """Yield lines in blocks, which are fast to work on.
 
     A block ends when it is full, when no line is waiting, as somebody at a terminal or the other end of a pipe may want
     an answer first, or before a bad line, whose error follows.
@@ -275,7 +275,7 @@ def _blocks(lines: Iterable) -> Iterator[list]:
 
 
 def _columns(found, done, scores):
-    """Yields a line for each hypothesis, of what is known of it, with tabs between."""
+    """Yield a line for each hypothesis, of what is known of it, with tabs between."""
     for number, row in enumerate(zip(*(part.numpy() for part in found[:4]), strict=True), start=done + 1):
         for text, score, rank, stopped in zip(*row, strict=True):
             columns = [b"%d" % number] if len(row[0]) > 1 else []
@@ -285,7 +285,7 @@ def _columns(found, done, scores):
 
 
 def _objects(model, texts, found, attention):
-    """Yields a line of JSON for each text: all that is known of its hypotheses."""
+    """Yield a line of JSON for each text: all that is known of its hypotheses."""
     import numpy as np
 
     rows, count, length = found.ids.shape

@@ -3,7 +3,7 @@
     pip install -e '.[evaluation,litert,onnx,test]'
     python tests/benchmarks/exports.py RUN pairs.tsv
 
-Exports RUN as a SavedModel, as ONNX, and for LiteRT (greedy search only, sources of up to 128 tokens). Then it
+It exports RUN as a SavedModel, as ONNX, and for LiteRT (greedy search only, sources of up to 128 tokens). Then it
 translates the sources of the first 500 lines of pairs.tsv (source columns TAB reference), which the model should not
 have seen, with each and with the model. For each it prints:
 
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def compare(run: Path, texts: list[str], references: list[str], folder: Path) -> None:
-    """Prints a row for each way to translate."""
+    """Print a row for each way to translate."""
     import numpy as np
     import tensorflow as tf
 

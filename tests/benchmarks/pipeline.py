@@ -58,7 +58,7 @@ def seconds(batches):
 
 
 def padding(batches):
-    """Share of positions, both sides together, that hold no token. Takes batches of ids."""
+    """Share of positions in batches of ids, both sides together, that hold no token."""
     real = size = 0
     for batch in batches:
         real += sum(int(tf.math.count_nonzero(ids)) for ids in batch)

@@ -47,7 +47,7 @@ PAIRS = {"limit": None, "split": "hash", "validation_fraction": 0.05, "max_lengt
 
 
 def train(corpus, preset, folder, log, epochs, more):
-    """Runs `seq2seq train`; what it says and how many seconds it took go into the log."""
+    """Run `seq2seq train`; what it says and how many seconds it took go into the log."""
     given = PAIRS | {"preset": preset, "epochs": epochs, "seed": 0, "out": folder}
     options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     command = [Path(sys.executable).with_name("seq2seq"), "train", corpus, *options, "--overwrite", *more]
@@ -67,7 +67,7 @@ def training_times(log):
 
 
 def check_run(folder, corpus):
-    """Sees that a run was trained on these pairs: on others it may have seen what it is measured on."""
+    """See that a run was trained on these pairs: on others it may have seen what it is measured on."""
     options = read_record(folder).options
     for name, value in (PAIRS | {"corpus": corpus}).items():
         if options[name] != value:
@@ -75,7 +75,7 @@ def check_run(folder, corpus):
 
 
 def held_out(corpus, count):
-    """Draws so many sources of the held-out side: the sources, and all references of each."""
+    """Draw so many sources of the held-out side: the sources, and all references of each."""
     pairs = read_pairs(corpus, max_length=PAIRS["max_length"])
     training, references = map(group_by_source, split_by_hash(pairs, PAIRS["validation_fraction"], CharTokenizer()))
     assert references.keys().isdisjoint(training)
@@ -85,7 +85,7 @@ def held_out(corpus, count):
 
 
 def translate(folder, sources, strategies):
-    """Translates with each strategy: the texts, how many of them a second, and the shares of reasons to stop."""
+    """Translate with each strategy: the texts, how many of them a second, and the shares of reasons to stop."""
     start_tensorflow()
     model = load_run(folder)
     found = {}
@@ -124,7 +124,7 @@ def measure(folder, sources, references, strategies):
 
 
 def alone(function, *arguments):
-    """Calls a function in a process of its own."""
+    """Call a function in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as process:
         return process.apply(function, arguments)
 

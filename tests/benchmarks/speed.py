@@ -309,7 +309,7 @@ def measured(*arguments):
 
 
 def measure(task, subject=None, *cases):
-    """Does it, each case of a subject, and prints it as JSON with the peak of this process's memory."""
+    """Measure a task, each case of a subject, and print the figures as JSON with the peak of this process's memory."""
     for options in cases:
         print(json.dumps([SUBJECTS[task][subject](**options), peak_memory()]), flush=True)
     if task == "matrices":

@@ -1,4 +1,4 @@
-"""A plain PyTorch LSTM encoder-decoder, to measure this library against; run by `speed.py`. Imports no TensorFlow.
+"""A plain PyTorch LSTM encoder-decoder, to measure this library against; run by `speed.py`. It imports no TensorFlow.
 
 As one writes it with what PyTorch offers: embeddings, packed sequences, batches sorted by length, Luong's attention
 after the recurrence for all steps at once, Adam, gradients clipped; greedy decoding step by step for a whole batch. On

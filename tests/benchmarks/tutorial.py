@@ -87,7 +87,7 @@ class Tutorial:
         return loss_and_accuracy(np.log(probabilities + 1e-12), labels, real)
 
     def translate(self, sources, steps=None):
-        """Decodes all rows together, one character of each with every `predict`; the tutorial gives it one row.
+        """Decode all rows together, one character of each with every `predict`; the tutorial gives it one row.
 
         With `steps`, so many characters of each, wherever it ends.
         """
@@ -164,7 +164,7 @@ def loss_and_accuracy(log_probabilities, labels, real):
 
 
 def run(kind, pairs, epochs, timed, threads):
-    """Trains and measures one `kind` of the two, in a process of its own."""
+    """Train and measure one `kind` of the two, in a process of its own."""
     if threads:
         start_tensorflow()
     keras.utils.set_random_seed(0)

@@ -3,7 +3,7 @@
     pip install -e '.[onnx,test]'
     python tests/benchmarks/web.py texts.txt RUN...
 
-Exports each RUN as a page and opens it in Chromium. Then it translates the first 500 lines of texts.txt, which the
+It exports each RUN as a page and opens it in Chromium. Then it translates the first 500 lines of texts.txt, which the
 models should not have seen, there, by the ONNX runtime in Python and by the model, by greedy search and by beam search
 of width 5. It prints how many translations in Chromium are the Python runtime's and how many are the model's;
 milliseconds for a text, the mean of all, one text at a time; kilobytes of the folder without onnxruntime-web, and with
