@@ -1,4 +1,4 @@
-/* Translates with an exported ONNX model in a browser. It needs onnxruntime-web, and nothing of the library.
+/* Translate with an exported ONNX model in a browser. It needs onnxruntime-web, and nothing of the library.
 
 `seq2seq export RUN DIR --format web` puts this file into DIR, next to the files that it needs:
 
@@ -48,7 +48,7 @@ export class Translator {
     return (await this.search(texts, options)).map(([best]) => best.text);
   }
 
-  /* Translates texts. For each it gives its hypotheses, the best first: { text, score, rankedBy, stopped, ids }.
+  /* Translate texts. For each, give its hypotheses, the best first: { text, score, rankedBy, stopped, ids }.
 
   The score is the log-likelihood in nats, NaN from greedy search, and `rankedBy` the score over the length penalty;
   `stopped` is "end", "limit" or "repetition"; `ids` are the target's, with END if there is one. A beam may find fewer
@@ -107,7 +107,7 @@ export class Translator {
   }
 }
 
-/* Reads a JSON file, or makes a session of a graph. */
+/* Read a JSON file, or make a session of a graph. */
 export async function loadFile(url) {
   const response = await fetch(url).catch((error) => error);
   if (!response.ok) throw new Error(`${url}: cannot be loaded (${response.statusText || response.message})`);
@@ -128,7 +128,7 @@ class Steps {
     return Object.assign(new Steps(), { decoder, encoded: named("encoded"), state: named("state") });
   }
 
-  /* Takes a step with tokens `[K]`: the scores of the next ones, K rows of V. */
+  /* Take a step with tokens `[K]`: the scores of the next ones, K rows of V. */
   async take(tokens) {
     const given = { token: int32(tokens, [tokens.length]), ...this.encoded, ...this.state };
     const { logits, attention, ...state } = await run(this.decoder, given);
@@ -157,7 +157,7 @@ function int32(values, dims) {
   return new ort.Tensor("int32", Int32Array.from(values), dims);
 }
 
-/* Takes the most likely token at every step. Gives a list of one [NaN, NaN, stopped, ids]. */
+/* Take the most likely token at every step. Return a list of one [NaN, NaN, stopped, ids]. */
 async function greedy(model, limit, minLength) {
   const ids = [];
   const repetition = new Repetition(1);
@@ -171,7 +171,7 @@ async function greedy(model, limit, minLength) {
   }
 }
 
-/* Monotonic beam search, as `seq2seq.BeamSearch`. Gives the hypotheses, the best first. */
+/* Monotonic beam search, as `seq2seq.BeamSearch`. Return the hypotheses, the best first. */
 async function beam(model, limit, minLength, width, nBest, lengthPenalty) {
   const kept = nBest === 1 ? 1 : 2 * nBest;
   const history = [];
@@ -211,7 +211,7 @@ async function beam(model, limit, minLength, width, nBest, lengthPenalty) {
   });
 }
 
-/* Gives each of the K slots the likeliest extension that is left among those of the slots up to it.
+/* Give each of the K slots the likeliest extension that is left among those of the slots up to it.
 
 Of log-likelihoods, K rows of V - END. */
 function fillSlots(totals, width) {
@@ -249,7 +249,7 @@ function bestFinished(hypotheses, count, penalty) {
   return hypotheses.sort((one, other) => order(one) - order(other)).slice(0, count);
 }
 
-/* Reads a finished hypothesis from its last token to its first: its ids. */
+/* Read a finished hypothesis from its last token to its first: its ids. */
 function backTrack({ token, parent, length }, history) {
   const ids = [token];
   for (const { tokens, parents } of history.slice(0, length - 1).reverse()) {
