@@ -2,10 +2,12 @@
 
 import contextlib
 import functools
+import gzip
 import itertools
 import json
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeGuard
@@ -110,24 +112,18 @@ def is_list_of_pairs(corpus: Any) -> bool:
 
 def _tab_rows(path, columns, sources, report):
     lines = read_lines(path)
-    places, most, wanted = list(range(len(sources) + 1)), sys.maxsize, f"columns {', '.join(map(str, columns or ()))}"
     named = columns is not None and not numbered(columns)
     if columns is None:
+        places = list(range(len(sources) + 1))
         most = max(3, len(places))
         wanted = _between_tabs(*sources, "target") + " (and at most one more column)" * (most > len(places))
-    elif named:
-        _, header = next(lines, (1, b""))
-        names = header.decode(errors="replace").split("\t")
-        for name in columns:
-            if names.count(name) != 1:
-                there = ", ".join(map(repr, names))
-                called = f"{'several columns are' if name in names else 'no column is'} called {name!r}"
-                choose = "; choose by number" * (name in names)
-                raise CorpusError(f"{path or 'standard input'}, line 1: {called}; the columns are {there}{choose}")
-        places = [names.index(name) for name in columns]
-        yield 1, None, None, HEADER
     else:
-        places = [number - 1 for number in columns]
+        most, wanted = sys.maxsize, f"columns {', '.join(map(str, columns))}"
+        if named:
+            places = _named_places(path, next(lines, (1, b""))[1], columns)
+            yield 1, None, None, HEADER
+        else:
+            places = [number - 1 for number in columns]
     *before, last = places
     least = max(places) + 1
     for number, line in lines:
@@ -142,16 +138,21 @@ def _tab_rows(path, columns, sources, report):
         else:
             if not (named or report.unread) and any(found[least:]):
                 other = next(place for place in range(least, len(found)) if found[place]) + 1
-                unread, report.silent = _unread(other, columns, sources)
-                report.unread = f"{path or 'standard input'}, line {number}: {unread}"
+                where = f"{path or 'standard input'}, line {number}"
+                report.unread = f"{where}: column {other} is not read; --columns names the columns to read"
             yield number, b"\t".join([found[place] for place in before]), found[last], ""
 
 
-def _unread(other, columns, sources):
-    """The message that a column is not read, and how to read it; and the option that hides this message."""
-    *before, target = map(str, columns or range(1, len(sources) + 2))
-    added, silent = (f"--columns {','.join(those)}" for those in ([*before, str(other), target], [*before, target]))
-    return f"column {other} is not read; {added} adds it to the source", silent
+def _named_places(path, header, columns):
+    """The places of the columns that have these names in the first line."""
+    names = header.decode(errors="replace").split("\t")
+    for name in columns:
+        if names.count(name) != 1:
+            there = ", ".join(map(repr, names))
+            called = f"{'several columns are' if name in names else 'no column is'} called {name!r}"
+            choose = "; choose by number" * (name in names)
+            raise CorpusError(f"{path or 'standard input'}, line 1: {called}; the columns are {there}{choose}")
+    return [names.index(name) for name in columns]
 
 
 def _json_rows(path, columns, *_):
@@ -231,7 +232,7 @@ def _tfrecord_rows(path, columns, *_):
     features = {key: tf.io.RaggedFeature(tf.string) for key in keys}
     compression = "GZIP" if path.suffix.lower() == ".gz" else ""
     records = tf.data.TFRecordDataset(str(path), compression_type=compression)
-    number, problem = 0, f"expected one text under each of the keys {', '.join(map(repr, keys))}"
+    number, size, problem = 0, 0, f"expected one text under each of the keys {', '.join(map(repr, keys))}"
 
     def texts_of(batch):
         """Yield the texts of each record, or None for one that lacks some. A damaged record is found by halving."""
@@ -253,6 +254,7 @@ def _tfrecord_rows(path, columns, *_):
 
     try:
         for batch in records.batch(4096):
+            size += sum(len(record) + 16 for record in batch.numpy())  # with its length and two checksums
             for texts in texts_of(batch):
                 number += 1
                 if texts is None:
@@ -264,7 +266,23 @@ def _tfrecord_rows(path, columns, *_):
         with contextlib.suppress(tf.errors.OpError):  # counts the readable records of the batch that failed
             for _ in records.skip(number):
                 number += 1
-        raise CorpusError(f"{path}: cannot be read after record {number:,} ({error.message.splitlines()[0]})") from None
+        reason = error.message.splitlines()[0].rpartition("}} ")[2].partition(" [Op:")[0]
+        raise CorpusError(f"{path}: cannot be read after record {number:,} ({reason})") from None
+    # TensorFlow (2.21) takes a cut in the length of a record, or in compressed data, for the end of the file.
+    try:
+        whole = size == _uncompressed_size(path)
+    except (EOFError, OSError, zlib.error):
+        whole = False
+    if not whole:
+        raise CorpusError(f"{path}: damaged or cut short after record {number:,}")
+
+
+def _uncompressed_size(path):
+    """The size of a file in bytes. One that ends in .gz is decompressed for this."""
+    if path.suffix.lower() != ".gz":
+        return path.stat().st_size
+    with gzip.open(path) as file:
+        return sum(map(len, iter(lambda: file.read(1 << 20), b"")))
 
 
 def _dataset_rows(dataset, *_):

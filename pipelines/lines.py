@@ -14,16 +14,16 @@ from pathlib import Path
 
 from pipelines.files import COMPRESSED, CorpusError, open_bytes
 
-# First bytes that no UTF-8 text begins with.
+# How files in other formats begin.
 _FIRST_BYTES = {
     rb"\xff\xfe|\xfe\xff|(?:[\t\n\r -~]\0){4}|(?:\0[\t\n\r -~]){4}": "UTF-16; save it as UTF-8",
     rb"\x1f\x8b": "compressed with gzip; rename it to end in .gz",
     rb"BZh[1-9]1AY&SY": "compressed with bzip2; rename it to end in .bz2",
     rb"\xfd7zXZ\0": "compressed with xz; rename it to end in .xz",
     rb"\x28\xb5\x2f\xfd": "compressed with zstd; unpack it first: zstd -d",
-    rb"7z\xbc\xaf|Rar!\x1a|(?s:.{257})ustar": "an archive; unpack it first",
+    rb"7z\xbc\xaf|Rar!\x1a|(?s:.{257})ustar[\0 ]": "an archive; unpack it first",
     rb"PK\x03\x04": "a zip archive or an office document; rename it to end in .zip, or save it as UTF-8 text",
-    rb"PAR1[\0-\x1f]": "Parquet; save it as JSON Lines",
+    rb"PAR1[\0-\x08\x0e-\x1f]": "Parquet; save it as JSON Lines",
 }
 
 

@@ -7,6 +7,7 @@ import itertools
 import random
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pipelines.files import CorpusError, sha256
@@ -27,10 +28,10 @@ _OPEN_FILES = 16  # read in turns if files are shuffled
 _TURN = 256  # pairs read from a file before it is the next one's turn
 _DUPLICATE_WINDOW = 1 << 17  # pairs remembered at least; at most twice as many
 
-# Invisible characters: spaces of all kinds, control characters, and marks such as U+200B and U+FEFF. A string of them,
-# for `lstrip`, which is several times faster than a regular expression.
-INVISIBLE = r"[\s\0-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\u034f\u2800\u3164]"
-INVISIBLE = "".join(re.findall(INVISIBLE, "".join(map(chr, (*range(0x3165), 0xFEFF)))))
+# Invisible characters: spaces of all kinds, control characters, and marks such as U+200B and U+FEFF. `lstrip` with a
+# string of them is several times faster than the regular expression.
+_INVISIBLE = r"[\s\0-\x1f\x7f-\x9f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\u034f\u2800\u3164]"
+INVISIBLE = "".join(re.findall(_INVISIBLE, "".join(map(chr, (*range(0x3165), 0xFEFF)))))
 
 # Why a pair is left out. The first four are faults of the text: they are errors unless `on_bad_line` is "skip".
 FAULTS = COLUMNS, ENCODING, EMPTY, BREAK = "wrong columns", "invalid UTF-8", "empty side", "tab or line break"
@@ -46,20 +47,15 @@ class Report:
     dropped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # pairs by reason
     first: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # the first three messages, by reason
     unread: str = ""  # a message about the first line with a column after those that are read
-    silent: str = ""  # the option that hides this message, by giving the columns that are read
 
     def drop(self, reason: str, message: str) -> None:
         self.dropped[reason] += 1
         if self.dropped[reason] <= 3:
             self.first.setdefault(reason, []).append(message)
 
-    def notices(self, columns_given: bool, hint: bool = True) -> list[str]:
-        """What to tell the user: a column that is not read, unless the columns were given, and what was left out.
-        `hint`: whether to say which option hides the first."""
-        found = []
-        if self.unread and not columns_given:
-            found.append(self.unread + f", {self.silent} hides this message" * hint)
-        return [*found, str(self)] if self.dropped else found
+    def notices(self, columns_given: bool) -> list[str]:
+        """What to tell the user: a column that is not read, unless the columns were given, and what was left out."""
+        return [self.unread] * (bool(self.unread) and not columns_given) + [str(self)] * bool(self.dropped)
 
     def __str__(self):
         lines = [f"{self.dropped.total():,} of {self.pairs + self.dropped.total():,} pairs left out"]
@@ -289,6 +285,11 @@ def checksums(corpus: Corpora) -> dict[str, str]:
             raise CorpusError(f"{shard.name}: training reads a corpus many times, so it must be a file")
     names = [name for shard in shards for name in shard.files]
     return {str(name): sha256(name) for name in dict.fromkeys(names)}
+
+
+def named(corpus: Corpora) -> str:
+    """The names of a corpus's files, or of several corpora, for messages."""
+    return " ".join(str(one) if isinstance(one, str | Path) else "these pairs" for one in _as_list(corpus))
 
 
 def _as_list(corpus):

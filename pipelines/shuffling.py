@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.files import CorpusError, read_manifest, sha256, whole_folder
 from pipelines.formats import Corpora
 from pipelines.options import check_number, choose
-from pipelines.readers import Report, open_corpora
+from pipelines.readers import Report, named, open_corpora
 
 _BUCKETS = 256
 _BUFFER = 1 << 16  # bytes of memory that a bucket takes before it is written
@@ -54,12 +54,13 @@ def shuffle_corpus(
     Raises:
         CorpusError: if the corpus cannot be read, is empty or has text that tab-separated text cannot hold, or if the
             folder exists and is not empty.
-        OptionError: for an unknown format, or fewer than 1 shard.
+        OptionError: for an unknown format, fewer than 1 shard, or a seed that is not an integer from 0 to 2^32 - 1.
         OSError: if the disk is full, or if another process has made the folder in the meantime.
     """
     folder = Path(folder)
     choose("format", format, list(_FORMATS))
     check_number("shards", shards, least=1)
+    check_number("seed", seed, least=0, below=2**32)
     with whole_folder(folder, CorpusError) as aside:
         reader = open_corpora(corpus, **options, tab_separated=format == "gzip")
         rng = random.Random(seed)
@@ -74,7 +75,7 @@ def shuffle_corpus(
             if progress and count % 4096 == 0:
                 progress(count)
         if count == 0:
-            raise CorpusError(f"{corpus}: no pairs to shuffle")
+            raise CorpusError(f"{named(corpus)}: no pairs to shuffle")
         manifest = {
             "pairs": count,
             "shards": _write_shards(_shuffled(buckets, rng), count, aside, shards, format),

@@ -334,6 +334,8 @@ class Config:
             )
         if self.monitor is not None:
             choose("monitor", self.monitor, MONITORS)
+            if not (self.validation or self.validation_fraction):
+                raise OptionError(f"monitor={self.monitor!r}: there is no held-out set to measure it on")
         elif self.patience is not None or self.schedule == "plateau":
             option = "patience" if self.patience is not None else "schedule"
             raise OptionError(
@@ -378,6 +380,8 @@ def check_option(name: str, value: typing.Any) -> None:
     if not values:
         raise OptionError(f"{name}=(): expected one or more")
     if kinds & {int, float}:
+        if Ellipsis in kinds and isinstance(value, str):
+            raise OptionError(f"{name}={value!r}: expected numbers with commas between them{', or None' * optional}")
         for number in values:
             check_number(name, number, int if int in kinds else float, **field.metadata["range"], optional=optional)
     elif bool in kinds and not isinstance(value, bool):
@@ -410,7 +414,7 @@ def read_option(name: str, text: str) -> typing.Any:
         elif bool in kinds:
             value = {"true": True, "false": False}.get(text.lower(), text)
         elif name == "columns":
-            names = tuple(text.split(","))
+            names = tuple(map(str.strip, text.split(",")))
             value = tuple(map(int, names)) if all(map(str.isdigit, names)) else names
         elif number:
             value = tuple(map(number, text.split(","))) if Ellipsis in kinds else number(text)

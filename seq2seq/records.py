@@ -136,6 +136,8 @@ def read_record(run: Path | str) -> Record:
     """
     path = find_run(run)
     path = path / "config.json" if path.is_dir() else path
+    if not path.exists():
+        raise OptionError(f"{path}: no such run folder or configuration")
     try:
         record = Record(json.loads(path.read_bytes()))
         for each in record.lineage():

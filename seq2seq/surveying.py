@@ -17,7 +17,7 @@ from pipelines import (
     sources_in,
     survey,
 )
-from pipelines.readers import LENGTH
+from pipelines.readers import LENGTH, named
 from pipelines.tokens import END, PADDING, REPLACEMENT, RESERVED_TOKENS
 from seq2seq.attention import copied_ids
 from seq2seq.config import Config
@@ -44,12 +44,11 @@ def survey_corpus(
         CorpusError: if a side cannot be read, is empty, or has a text to validate on that is too long.
         OptionError: if nothing is held out for `config.monitor`.
     """
-    # A preset's columns were not chosen for this corpus, so it is said if they leave one out. As a user may also have
-    # given just these, there is no hint that giving them hides the message.
+    # A preset's columns were not chosen for this corpus, so it is said if they leave one out.
     chosen = config.columns not in [options.get("columns") for options in PRESETS.values()]
 
     def say_report(report):
-        for notice in report.notices(columns_given=chosen, hint=not config.columns):
+        for notice in report.notices(columns_given=chosen):
             say(notice)
 
     cleaning = Report()
@@ -61,7 +60,7 @@ def survey_corpus(
             f"{cleaning.first[LENGTH][0]}. To use them, set a higher --max-length, or none; long texts need much memory"
         )
     if found.pairs == 0:
-        raise CorpusError(f"{config.corpus}: no pairs to train on")
+        raise CorpusError(f"{named(config.corpus)}: no pairs to train on")
     if config.validation:
         cleaning = Report()
         longest = config.max_length and max(config.max_length, Config.max_length or 0)
@@ -69,7 +68,7 @@ def survey_corpus(
         if cleaning.dropped[LENGTH]:
             raise CorpusError(f"{cleaning.first[LENGTH][0]}, too long to validate on; remove it, or raise --max-length")
         if not count:
-            raise CorpusError(f"{config.validation}: no pairs to validate on")
+            raise CorpusError(f"{named(config.validation)}: no pairs to validate on")
         say_report(cleaning)
     if count := sum(count for length, count in found.lengths[0].items() if length > LONGEST_SOURCE):
         pieces = any(isinstance(part, SubwordTokenizer) for part in tokenizers[0].of_columns)

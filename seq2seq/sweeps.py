@@ -216,12 +216,11 @@ def _start(runs, settings, values, trials):
 
 
 def _check_grid(values, given, seeds, trials, jobs):
-    if "corpus" in given:
-        raise OptionError("corpus: cannot be set like other options; give it as an argument")
-    if "seed" in given:
-        raise OptionError("seed: a sweep has the seeds 0, 1 and so on; give their number, seeds")
+    for name, instead in (("corpus", "it is an argument"), ("seed", "seeds are 0, 1 and so on; give their number")):
+        if name in given or name in values:
+            raise OptionError(f"{name}: cannot be set like other options; {instead}")
     for name, of in values.items():
-        if name in given or name in ("seed", "corpus"):
+        if name in given:
             raise OptionError(f"grid={name}: is already set, for all runs")
         if not isinstance(of, Range | tuple | list) or not of:
             raise OptionError(f"grid={name}={of!r}: expected a list of values")

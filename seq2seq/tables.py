@@ -287,7 +287,7 @@ def _load_records(folders, say):
 
 
 _LONGEST_LABEL = 60  # in characters; if a label is longer and each row has one run, rows are named by their run folders
-_OF_NO_SETTING = ("seed", "checkpoint_minutes", "keep_epochs")  # options by which runs of a row may differ
+_OF_NO_SETTING = ("seed", "on_bad_line", "checkpoint_minutes", "keep_epochs")  # by which runs of a row may differ
 
 
 def _group_by_setting(records, grid, say):
@@ -346,7 +346,7 @@ def _options(record):
 
 def options_of_held_out(config: Config) -> list[str]:
     """The options that determine which pairs of its corpora a run holds out. Custom tokenizers may do that too."""
-    names = ["columns", "reverse", "on_bad_line"]
+    names = ["columns", "reverse"]
     if not config.validation:
         names += ["limit", "max_length", "max_ratio", "drop_duplicates", "split", "validation_fraction"]
         names += ["normal_form", "lowercase"] if config.split == "hash" else []

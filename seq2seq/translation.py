@@ -58,7 +58,7 @@ class Alignment(NamedTuple):
 
     source: list[str]  # S tokens
     target: list[str]  # T tokens, with END if there is one
-    weights: np.ndarray  # [T, S], each row sums to 1
+    weights: np.ndarray  # [T, S], each row sums to 1; [T, 1] for an empty source
 
 
 class Translator(keras.Model):

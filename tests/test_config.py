@@ -86,6 +86,7 @@ def test_every_number_has_a_range_and_is_refused_just_outside_it_from_python_and
             for columns in (5, (), (1,), (1, "b"), (0, 1), (1.0, 2.0), "12")
         ),
         ({"weights": (1, 0)}, "weights=0: expected a number, above 0, or None"),
+        ({"weights": ","}, "weights=',': expected numbers with commas between them, or None"),
         ({"teacher_forcing": (1, 1, 1)}, "expected one number or two"),
         ({"model": "Seq2Seq"}, "model='Seq2Seq': expected a class, module:Class"),
         ({"encoder": Path}, "encoder: expected the name of a class, such as 'pathlib:Path'"),
@@ -114,6 +115,7 @@ def test_options_that_exclude_each_other_are_refused():
     [
         ({"monitor": "val_bleuu"}, "monitor='val_bleuu'.*did you mean 'val_bleu'"),
         ({"patience": 3}, "patience=3: needs a monitor"),
+        ({"monitor": "val_loss", "validation_fraction": 0}, "monitor='val_loss': there is no held-out set"),
         ({"schedule": "plateau"}, "schedule='plateau': needs a monitor"),
         ({"schedule": "inverse_sqrt"}, "schedule='inverse_sqrt' and warmup=0 cannot be combined; give a warmup"),
         ({"schedule": "cosin"}, "schedule='cosin'.*did you mean 'cosine'"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from command_line import in_process, python, seq2seq
-from conftest import LINES, QUICK, WORDS, read_history, small_config
+from conftest import LINES, QUICK, WORDS, decoded, read_history, small_config
 from pages import ROOT, defined_in
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, Tokenizer, batch_pairs, checksums, load_class
@@ -140,10 +140,6 @@ def answers(model):
         "beam scores": beam.scores.numpy().tolist(),
         "score": model.score(WORDS, UPPER).numpy().tolist(),
     }
-
-
-def decoded(texts):
-    return [text.decode() for text in texts.numpy()]
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,11 @@ def test_a_file_that_is_not_utf8_text_is_refused_whatever_its_name(read, tsv, co
             read(path, on_bad_line="skip")
 
 
+@pytest.mark.parametrize("first", ["PAR1", "a" * 252 + "gustar", "BZh9 x", "Rar!", "7z"])
+def test_text_that_begins_almost_like_another_format_is_text(read, tsv, first):
+    assert read(tsv(f"{first}\tx\n")) == [(first, "x")]
+
+
 def test_a_zip_with_a_password_is_refused(read, tmp_path):
     path = tmp_path / "pairs.zip"
     with zipfile.ZipFile(path, "w") as archive:

@@ -121,7 +121,7 @@ def test_a_setting_is_read_as_on_the_command_line_or_as_json():
     texts = {
         "units=16": 16,
         "--clip-norm=none": None,
-        "columns=1,3": (1, 3),
+        "columns=1, 3": (1, 3),
         "attention=null": None,
         "attention=None": None,
         "deterministic=null": None,

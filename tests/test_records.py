@@ -26,7 +26,7 @@ def test_what_is_no_configuration_is_refused_by_name(tmp_path, content):
     path.write_text(content)
     with pytest.raises(OptionError, match=r"config\.json"):
         read_record(path)
-    with pytest.raises(OptionError, match="none"):
+    with pytest.raises(OptionError, match="none: no such run folder or configuration"):
         read_record(tmp_path / "none")
 
 

@@ -58,10 +58,12 @@ def test_nothing_is_overwritten_and_nothing_half_made_is_left(tsv, tmp_path):
         shuffle_corpus(path, tmp_path)
     with pytest.raises(CorpusError, match="line 2"):
         shuffle_corpus(path, tmp_path / "s")
-    with pytest.raises(CorpusError, match="no pairs to shuffle"):
-        shuffle_corpus(tsv("", "empty.tsv"), tmp_path / "s")
+    with pytest.raises(CorpusError, match=r"^\S+empty\.tsv \S+empty\.tsv: no pairs to shuffle"):
+        shuffle_corpus([tsv("", "empty.tsv")] * 2, tmp_path / "s")
     with pytest.raises(OptionError, match="shards=0: expected a whole number, at least 1"):
         shuffle_corpus(path, tmp_path / "s", shards=0)
+    with pytest.raises(OptionError, match="seed=-1: expected a whole number, at least 0"):
+        shuffle_corpus(path, tmp_path / "s", seed=-1)
     with pytest.raises(OptionError, match="expected 'gzip', 'tfrecord'"):
         shuffle_corpus(path, tmp_path / "s", format="zip")
     assert sorted(file.name for file in tmp_path.iterdir()) == ["empty.tsv", "pairs.tsv"]

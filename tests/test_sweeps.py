@@ -154,7 +154,7 @@ def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_adde
         ({"limit": [9, 20]}, {"monitor": "val_chrf"}, 2, "trials: limit changes the held-out set; set it for all runs"),
         ({"units": [8]}, {"units": 4}, None, "grid=units: is already set, for all runs"),
         ({"units": "8..16"}, {}, None, "grid=units=8..16: only a search takes ranges; add --trials"),
-        ({"seed": [1, 2]}, {}, None, "grid=seed: is already set"),
+        ({"seed": [1, 2]}, {}, None, "seed: cannot be set .*; seeds are 0, 1 and so on; give their number"),
         ({}, {}, 3, "trials: nothing to search"),
         (
             {"label_smoothing": [0, 0.1]},

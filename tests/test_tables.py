@@ -194,6 +194,8 @@ def test_runs_of_one_and_of_two_source_columns_have_no_test_corpus_in_common(cop
 @pytest.mark.slow
 def test_runs_that_have_held_out_other_pairs_are_refused(copied):
     run = copied / "units=8" / "seed-1"
+    change(run, on_bad_line="skip")  # of files that have no bad lines, or the other runs would have failed
+    assert [len(row.runs) for row in table(copied).rows] == [2, 2]
     change(run, validation_fraction=0.1)
     with pytest.raises(RunError, match=r"have different held-out sets \(validation_fraction\); name a test corpus"):
         table(copied)
@@ -252,7 +254,7 @@ def test_single_runs_on_a_test_corpus_are_compared_by_randomization_over_its_sou
     assert [row.p for row in found.rows] == [{}, {"chrf": compare(first, second)["chrF"][1].p}]
     assert "approximate randomization over the sources" in found.note and "25 sources of" in found.note
     assert re.fullmatch(r"units=8: trained on the sources of (19|2\d) of 25 test pairs", said[0])
-    assert "25 sources of" in found.note and "test.tsv, greedy search." in found.note
+    assert "test.tsv, greedy search." in found.note
 
 
 @pytest.mark.slow

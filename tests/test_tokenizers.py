@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import decoded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,10 +64,6 @@ def adapted(kind, **options):
     tokenizer = kind(**options)
     tokenizer.adapt([*WORDS, *SPACES, "cat\tcats;a\tcat"])
     return tokenizer
-
-
-def decoded(texts):
-    return [text.decode() for text in texts.numpy()]
 
 
 def known(text):

@@ -37,7 +37,7 @@ from seq2seq.commands.options import (
     with_config_options,
 )
 from seq2seq.commands.terminal import check_writable, command_line, counter, json_line, reporting, say, say_speed
-from seq2seq.records import read_record
+from seq2seq.records import RunError, read_record
 
 
 @with_config_options("limit", "columns", "reverse", "on_bad_line")
@@ -76,14 +76,29 @@ def evaluate(
 
     Example: seq2seq evaluate runs/mine test-pairs.tsv --beam-width 5
     """
+    from pipelines import corpus_errors
+    from seq2seq.ensembles import ensemble
+    from seq2seq.evaluation import evaluate as measure
+
     strategy = search_strategy(search, options, beam_width=beam_width, length_penalty=length_penalty)
-    lengths = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
     runs, corpus = split_runs("evaluate", [str(run), *(corpus or ())], "CORPUS")
     if write:
         _check_write(write, corpus)
-    (found,), seconds = _evaluations(
-        "evaluate", runs, corpus, strategy, imports, given, {**lengths, "bleu_tokenizer": bleu_tokenizer}
-    )
+    models, seconds = _open("evaluate", runs, corpus, imports, given)
+    model = ensemble(models, runs)
+    with corpus_errors(), reporting(given) as report:
+        pairs = _pairs("evaluate", runs, models, corpus, given, report)
+        found = measure(
+            model,
+            pairs,
+            strategy,
+            min_length=min_length,
+            max_length=max_length,
+            batch_size=batch_size,
+            bleu_tokenizer=bleu_tokenizer,
+            progress=counter("translated"),
+        )
+    _say_oddities(runs, models, found.sources)
     if write:
         found.write(write)
     if as_json:
@@ -185,7 +200,9 @@ def compare(
 
     Example: seq2seq compare runs/characters runs/subwords test-pairs.tsv
     """
+    from pipelines import corpus_errors
     from seq2seq.evaluation import compare as test
+    from seq2seq.evaluation import evaluate as measure
 
     expected = "expected RUN RUN [RUN]... [CORPUS]..."
     if len(runs) < 2:
@@ -197,8 +214,14 @@ def compare(
     except CorpusError as error:  # perhaps a run whose name is mistyped
         raise OptionError(f"compare: {error}; {expected}") from None
     strategy = search_strategy(search, options, beam_width=beam_width, length_penalty=length_penalty)
-    settings = {"bleu_tokenizer": bleu_tokenizer}
-    evaluations, _ = _evaluations("compare", folders, corpus, strategy, imports, given, settings)
+    models, _ = _open("compare", folders, corpus, imports, given)
+    with corpus_errors(), reporting(given) as report:
+        pairs = _pairs("compare", folders, models, corpus, given, report)
+        shown = counter("translated")
+        evaluations = [
+            measure(model, pairs, strategy, bleu_tokenizer=bleu_tokenizer, progress=shown) for model in models
+        ]
+    _say_oddities(folders, models, evaluations[0].sources)
     found = test(*evaluations)
     if as_json:
         scores = {name: [tested._asdict() for tested in row] for name, row in found.items()}
@@ -226,54 +249,54 @@ def _print_comparison(runs, evaluation, found):
         typer.echo(f"\n{_FEW_WORDS}")
 
 
-def _evaluations(command, runs, corpus, strategy, imports, given, settings):
-    """The `Evaluation` of each run on one corpus, for `compare`, or of their ensemble, for `evaluate`; and how many
-    seconds it took to load them."""
-    from pipelines import corpus_errors, read_pairs
-    from seq2seq.ensembles import ensemble
-    from seq2seq.evaluation import evaluate as measure
-    from seq2seq.records import RunError
-    from seq2seq.runs import held_out_pairs
-
+def _open(command, runs, corpus, imports, given):
+    """The models of runs, which must read as many columns, and how many seconds it took to load them."""
     if given and not corpus:
         raise OptionError(f"{option_flag(next(iter(given)))} applies to a corpus, but none is named")
     started = time.monotonic()
     models = [open_runs([run], imports) for run in runs]
-    measured = models if command == "compare" else [ensemble(models, runs)]
     seconds = time.monotonic() - started
-    columns = models[0].source_tokenizer.column_names
-    readings = [reading_as_trained(run, [], given) for run in runs]
-    for run, model, reading in zip(runs, models, readings, strict=True):
-        if len(model.source_tokenizer.column_names) != len(columns):
-            counts = f"{len(model.source_tokenizer.column_names)}, and {runs[0]} on {len(columns)}"
-            raise OptionError(f"{command}: number of source columns: {run} was trained on {counts}")
-        if reading != readings[0] and "-" not in corpus:
+    first, *counts = (len(model.source_tokenizer.column_names) for model in models)
+    for run, count in zip(runs[1:], counts, strict=True):
+        if count != first:
+            differ = f"{run} was trained on {count}, and {runs[0]} on {first}"
+            raise OptionError(f"{command}: number of source columns: {differ}")
+    return models, seconds
+
+
+def _pairs(command, runs, models, corpus, given, report):
+    """The pairs to translate: of the corpus, or the held-out set of the first run. stderr says what runs know of them.
+
+    The training corpora are read to find their sources, but for one run only if there is reason to suspect overlap.
+    """
+    from pipelines import read_pairs
+    from seq2seq.runs import held_out_pairs
+
+    of_first, *others = (reading_as_trained(run, [], given) for run in runs)
+    for run, other in zip(runs[1:], others, strict=True):
+        if other != of_first and "-" not in corpus:
             say(f"{run} was trained with other --columns or --reverse than {runs[0]}; pairs are read as for the latter")
-    with corpus_errors(), reporting(given) as report:
-        if corpus:
-            how = reading_as_trained(runs[0], corpus, given)
-            pairs = read_pairs(corpus, report=report, source_columns=columns, **how)
-        else:
-            pairs = held_out_pairs(runs[0], models[0])
-            if not list(pairs.take(1)):
-                raise RunError(
-                    f"{runs[0]}: its held-out set is empty, because its corpus has too few sources; name a corpus"
-                )
-        digests = _digests(corpus)
-        _say_chosen_on(runs, digests if corpus else None)
-        pairs = pairs.cache()  # standard input can be read only once
-        # To compare sources, the whole training corpus is read: for one run only if there is reason to suspect overlap.
-        suspect = _was_trained_with(runs[0], digests) if corpus else read_record(runs[0]).may_have_learned
-        if suspect or len(runs) > 1:
-            _say_trained_on(command, runs, models, pairs, corpus)
-        progress = counter("translated")
-        found = [measure(model, pairs, strategy, progress=progress, **settings) for model in measured]
-    _say_oddities(runs, models, [source.encode() for source in found[0].sources])
-    return found, seconds
+    if corpus:
+        how = reading_as_trained(runs[0], corpus, given)
+        pairs = read_pairs(corpus, report=report, source_columns=models[0].source_tokenizer.column_names, **how)
+    else:
+        pairs = held_out_pairs(runs[0], models[0])
+        if not list(pairs.take(1)):
+            raise RunError(
+                f"{runs[0]}: its held-out set is empty, because its corpus has too few sources; name a corpus"
+            )
+    digests = _digests(corpus)
+    _say_chosen_on(runs, digests if corpus else None)
+    pairs = pairs.cache()  # standard input can be read only once
+    suspect = _was_trained_with(runs[0], digests) if corpus else read_record(runs[0]).may_have_learned
+    if suspect or len(runs) > 1:
+        _say_trained_on(command, runs, models, pairs, corpus)
+    return pairs
 
 
 def _say_oddities(runs, models, sources):
     """Report the oddities of each run: sources that it may misread, and translations that differ in case."""
+    sources = [source.encode() for source in sources]
     for run, model in zip(runs, models, strict=True):
         found = Counter(odd for _, odd in set(oddities(model.source_tokenizer, sources))).most_common()
         unknown = [odd for odd, _ in found if odd.endswith(NOT_KNOWN)]
@@ -327,7 +350,6 @@ def _say_trained_on(command, runs, models, pairs, named):
     import tensorflow as tf
 
     from pipelines import group_by_source
-    from seq2seq.records import RunError
     from seq2seq.runs import trained_on
 
     sources = list(group_by_source(pairs))

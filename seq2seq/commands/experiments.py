@@ -21,6 +21,7 @@ from seq2seq.commands.options import (
 )
 from seq2seq.commands.terminal import check_picture, command_line, is_terminal, say, show
 from seq2seq.commands.train import preset_for_corpus
+from seq2seq.records import RunError
 
 
 @with_config_options(without="seed")
@@ -58,7 +59,6 @@ def sweep(  # longer than 60 lines: its signature declares the options
 
     Example: seq2seq sweep pairs.tsv --grid units=128,256 --grid layers=1,2 --seeds 3 --out runs/sizes
     """
-    from seq2seq.records import RunError
     from seq2seq.sweeps import read_grid
     from seq2seq.sweeps import sweep as train_all
     from seq2seq.tables import table as tabulate

@@ -181,12 +181,10 @@ def search_strategy(search: str | None, settings: list[str] | None, **options: A
     given = {name: value for name, value in options.items() if value is not None}
     of_beam = [option_flag(name) for name in given if name in ("beam_width", "length_penalty")]
     of_sampling = [option_flag(name) for name in given if name in ("sample", "temperature", "top_k", "top_p")]
+    if search and given:
+        flag = option_flag(next(iter(given)))
+        raise OptionError(f"--search and {flag} cannot be combined; write --set NAME=VALUE for settings of {search}")
     if search:
-        for name in given:
-            flag = option_flag(name)
-            raise OptionError(
-                f"--search and {flag} cannot be combined; write --set NAME=VALUE for settings of {search}"
-            )
         return make_strategy(search, read_settings(settings))
     if settings:
         raise OptionError(

@@ -127,7 +127,7 @@ def export(
 
     *more, out = folder
     formats = {"savedmodel": "tf_saved_model", "onnx": "onnx", "litert": "litert", "web": "web"}
-    choose("format", format, formats)
+    kind = choose("format", format, formats)
     theirs: dict[str, dict[str, Any]] = {
         "savedmodel": {"beam_width": beam_width, "length_penalty": length_penalty, "search": search, "set": options},
         "litert": {"source_length": source_length},
@@ -145,7 +145,7 @@ def export(
             width = beam_width or 5
             how["beam"] = search_strategy(None, None, beam_width=width, n_best=width, length_penalty=length_penalty)
     load_classes("import", imports)
-    export_runs([run, *map(find_run, more)], out, formats[format], **how)
+    export_runs([run, *map(find_run, more)], out, kind, **how)
     typer.echo(out)
 
 

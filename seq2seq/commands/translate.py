@@ -40,6 +40,7 @@ from seq2seq.commands.options import (
     with_config_options,
 )
 from seq2seq.commands.terminal import json_line, reporting, say_speed, show
+from seq2seq.records import RunError
 from seq2seq.startup import start_tensorflow, without_stderr
 
 
@@ -209,7 +210,6 @@ def _refuse_for_export(folder, options):
 def _translate_with_export(folder, texts, beam, lengths, scores):
     """Translate with a folder of `export --format onnx` or `litert`, without TensorFlow."""
     from seq2seq.onnx_runtime import Translator
-    from seq2seq.records import RunError
 
     how: dict[str, Any] = lengths | {name: value for name, value in beam.items() if value is not None}
     if how.keys() & beam.keys():
