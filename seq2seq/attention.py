@@ -162,23 +162,15 @@ class HardAttention(Attention):
         inputs = tf.one_hot(ids, predicted.shape[3], dtype=self.variable_dtype)
         of_inputs = tf.einsum("btsv,btv->bts", before, inputs)  # log P(input token | position)
 
-        def next_alignment(t, alignment):
+        def next_alignment(alignment, t):
             filtered = tf.nn.log_softmax(alignment + of_inputs[:, t])
             return tf.maximum(scores[:, t] + _cumulative_logsumexp(filtered - log_norms[:, t]), _LOG_ZERO)
 
         if ids.shape[1] == 1:  # one step needs no loop around it
-            alignment = next_alignment(0, alignment)
+            alignment = next_alignment(alignment, 0)
             return alignment[:, None], [alignment, predicted[:, -1]]
-
-        def step(t, alignment, alignments):
-            alignment = next_alignment(t, alignment)
-            return t + 1, alignment, alignments.write(t, alignment)
-
-        steps = tf.shape(ids)[1]
-        alignments = tf.TensorArray(self.variable_dtype, size=steps, element_shape=[None, None])
-        # XLA needs `maximum_iterations`.
-        _, last, alignments = tf.while_loop(lambda *_: True, step, (0, alignment, alignments), maximum_iterations=steps)
-        return tf.transpose(alignments.stack(), [1, 0, 2]), [last, predicted[:, -1]]
+        alignments = tf.scan(next_alignment, tf.range(tf.shape(ids)[1]), alignment)
+        return tf.transpose(alignments, [1, 0, 2]), [alignments[-1], predicted[:, -1]]
 
 
 def _cumulative_logsumexp(x, reverse=False):

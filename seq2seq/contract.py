@@ -19,7 +19,7 @@ from pipelines.options import choose_class, one_line
 from pipelines.tokens import END, PADDING, START, UNKNOWN, Tokenizer
 from seq2seq.attention import Encoded
 from seq2seq.compilation import full_precision
-from seq2seq.decoding import Constraints, Hypotheses, masking_loop, shrinking_loop
+from seq2seq.decoding import STEPS_PER_CHECK, Constraints, Hypotheses, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoder, token_ids
 from seq2seq.strategies import STRATEGIES, Strategy
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
@@ -297,7 +297,8 @@ def _try_strategy(strategy):
             return found
 
         # First eagerly, for clearer errors; then in a graph, without Python, with the other loop.
-        for run, loop in ((search, shrinking_loop), (tf.function(search, autograph=False), masking_loop(1))):
+        in_graph = tf.function(search, autograph=False)
+        for run, loop in ((search, shrinking_loop), (in_graph, masking_loop(STEPS_PER_CHECK))):
             for limit, prefix, hypotheses in zip(limits, prefixes, run(loop).ids.numpy().tolist(), strict=True):
                 prefix = [token for token in prefix if token != PADDING]
                 for ids in filter(any, hypotheses):

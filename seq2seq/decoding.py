@@ -112,7 +112,7 @@ def shrinking_loop(
 STEPS_PER_CHECK = 16  # steps that a `masking_loop` takes between checks whether any source is still running
 
 
-def masking_loop(blocks: int | tf.Tensor) -> Loop:
+def masking_loop(steps: int | tf.Tensor) -> Loop:
     """Make a loop of fixed shapes that XLA can compile: the fast loop on a GPU, where a wait costs more than a row.
 
     Sources that have stopped stay in the batch, and their further tokens are masked. A check whether to continue makes
@@ -120,16 +120,16 @@ def masking_loop(blocks: int | tf.Tensor) -> Loop:
     constant.
 
     Args:
-        blocks: the highest limit in units of `STEPS_PER_CHECK`, rounded up. For compilation, it must be a number or the
-            size of a tensor.
+        steps: the highest limit, rounded up to a multiple of `STEPS_PER_CHECK`. For compilation, it must be a number or
+            the size of a tensor.
 
     Returns:
-        A function like `shrinking_loop`, whose history always has blocks x STEPS_PER_CHECK steps.
+        A function like `shrinking_loop`, whose history always has so many steps.
     """
 
     def loop(step_for, extend, running, per_source, per_row, limits, history, width=1):
         batch = tf.shape(limits)[0]
-        sources, steps = tf.range(batch), blocks * STEPS_PER_CHECK
+        sources = tf.range(batch)
         step = step_for(sources)
 
         def some_run(t, per_source, *_):

@@ -49,9 +49,7 @@ def export(
     }
     if search:
         strategies["search"] = check_strategy(search), search.n_best > 1
-    compiles = model.compiles_decoding
     try:
-        model.compiles_decoding = False  # an exported model runs on any device, also without cuDNN
         with exporting():
             _write(model, folder, strategies)
     except (OSError, MemoryError, OptionError):
@@ -60,8 +58,6 @@ def export(
         raise OSError(error.message) from None
     except Exception as error:  # TensorFlow raises exceptions of any class
         raise cannot_export(model, error) from error
-    finally:
-        model.compiles_decoding = compiles
     if probe:
         exported = tf.saved_model.load(str(folder))
         for name, strategy in strategies.items():

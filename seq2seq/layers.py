@@ -28,7 +28,7 @@ _FEW_TOKENS = 500  # up to this size of a vocabulary, a batch usually has more p
 class BaseLayer(keras.layers.Layer):
     """The base class of encoders and, as `BaseDecoder`, of decoders."""
 
-    options: dict[str, Any]  # the arguments of the constructor, of `arguments(locals())`
+    options: dict[str, Any]  # the arguments of the constructor, of `checked_arguments(locals())`
 
     def build(self, shape: tuple) -> None:
         """Do nothing, because no weight depends on the input's shape. Keras's `summary` requires it."""
@@ -71,17 +71,13 @@ class BaseDecoder(BaseLayer):
         return self.pointer(logits, output, self.pointer.pointed(weights, copies, encoded)) if self.pointer else logits
 
 
-def arguments(scope: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a constructor by name, from its `locals()`, as `get_config` returns them."""
-    return {name: value for name, value in scope.items() if name not in ("self", "kwargs", "__class__")}
-
-
-def with_checked_sizes(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a constructor.
+def checked_arguments(scope: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor by name, from its `locals()`, as `get_config` returns them.
 
     Raises:
         OptionError: for a size that is not a whole number of at least 1.
     """
+    options = {name: value for name, value in scope.items() if name not in ("self", "kwargs", "__class__")}
     for name in ("vocabulary_size", "units", "layers", "heads", "embedding", "feed_forward"):
         if name in options:
             check_number(name, options[name], least=1, optional=name in ("embedding", "feed_forward"))
@@ -134,7 +130,7 @@ class Encoder(BaseLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.options = with_checked_sizes(arguments(locals()))
+        self.options = checked_arguments(locals())
         if bidirectional and units % 2:
             raise OptionError(f"units={units}: two directions need an even number of units")
         dtype = self.dtype_policy
@@ -213,7 +209,7 @@ class Decoder(BaseDecoder):
         **kwargs: Any,
     ) -> None:
         super().__init__(autocast=False, **kwargs)  # log-probabilities in the state stay float32
-        self.options = with_checked_sizes(arguments(locals()))
+        self.options = checked_arguments(locals())
         choose("attention", attention, ATTENTIONS)
         if input_feeding and attention not in SOFT_ATTENTIONS:
             raise OptionError(f"input_feeding=True: there is nothing to feed with attention={attention!r}")

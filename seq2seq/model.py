@@ -5,6 +5,7 @@ of training, `Translator` takes strings and returns strings.
 """
 
 import functools
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +16,9 @@ import tensorflow as tf
 import pipelines.tokenizers  # noqa: F401 (Keras loads only classes that are imported)
 from pipelines import OptionError, accepted, check_number, choose, construct
 from pipelines.tokens import END, PADDING, Tokenizer, one_hot
-from seq2seq.compilation import on_gpu, parts_of_batch, side_by_side
+from seq2seq.compilation import is_exporting, on_gpu, parts_of_batch, side_by_side
 from seq2seq.contract import check_contract, check_savable, encode, serialized, start, take_tokenizers
 from seq2seq.decoding import (
-    STEPS_PER_CHECK,
     Constraints,
     Hypotheses,
     first_rows,
@@ -283,13 +283,14 @@ class Seq2Seq(Translator, Trainer):
         """
         strategy, source = self._checked_strategy(strategy), tf.convert_to_tensor(source)
         with tf.device("CPU"):  # where all sizes are known
-            limits = tf.where(max_length < 0, tf.maximum(self.limits(source), min_length + 1), max_length)  # and END
+            own = tf.maximum(self.limits(source), min_length + 1)  # END follows `min_length` tokens
+            limits = tf.where(max_length < 0, own, max_length)
             seeds = tf.range(tf.size(limits, tf.int64)) if seeds is None else tf.cast(seeds, tf.int64)
             if prefixes is not None:
                 prefixes = token_ids(tf.convert_to_tensor(prefixes))
                 limits = tf.maximum(limits, row_lengths(prefixes) + 1)
         constraints = Constraints(limits, min_length, seeds, prefixes)
-        if not self.compiles_decoding:
+        if not self.compiles_decoding or is_exporting():  # an exported model runs on any device, also without cuDNN
             steps = tf.maximum(1, tf.reduce_max(limits))
             return self._search(encode(self.encoder, source), constraints, steps, strategy, shrinking_loop)
         rows = tf.shape(source)[0]
@@ -314,17 +315,19 @@ class Seq2Seq(Translator, Trainer):
     def _compile_search(self, strategy):
         def search(encoded, constraints, room):
             steps = tf.size(room)  # XLA knows the sizes of arguments when it compiles, but not their values
-            return self._search(encoded, constraints, steps, strategy, masking_loop(steps // STEPS_PER_CHECK))
+            return self._search(encoded, constraints, steps, strategy, masking_loop(steps))
 
         # A `partial` for the same reason as in `translation._graph`.
         return tf.function(functools.partial(search), jit_compile=True, autograph=False, reduce_retracing=True)
 
+    def count_params(self) -> int:
+        """As in `keras.Model`, without the statistics of training that the model keeps, which are no parameters."""
+        return super().count_params() - sum(math.prod(each.shape) for each in (self.length_ratios, self.gradient_norm))
+
     def limits(self, source: tf.Tensor) -> tf.Tensor:
         """The maximum length of the translation of each source, in tokens: int32 `[B]`.
 
-        It is 16 plus twice the length that nearly all targets of such sources had in training, which is the source's
-        length times the mean ratio of lengths plus four standard deviations. If no lengths were counted, it is 16 plus
-        8 tokens for each token of the source.
+        It is 16 plus twice the source's length times `longest_ratio`.
         """
         ratio = self.longest_ratio()
         return 16 + tf.cast(tf.math.ceil(2 * ratio * tf.cast(row_lengths(source), ratio.dtype)), tf.int32)

@@ -182,6 +182,10 @@ def _case_folding():
 def _functions(model, sizes):
     """The encoder and a step of the decoder: functions of tensors by name, as described in `export_onnx`.
 
+    The encoder is traced once to learn what `start` returns: `every` name, in the order of the flattened nests. Each is
+    of None, of a constant of the model, or of a tensor that a step takes (`taken`). The exported encoder returns only
+    the last; the exported step puts all three back in order.
+
     `sizes` are S and the maximum number of steps, if all sizes are to be fixed, for a single source and hypothesis;
     otherwise None. A `RunError` is raised if a tensor that the decoder prepares does not have a row for each source.
     """
@@ -196,13 +200,13 @@ def _functions(model, sizes):
     source, steps = tf.TensorSpec([None, None], tf.int32, "source"), tf.TensorSpec([], tf.int32, "steps")
     encode_all: Any = tf.function(encoder, input_signature=[source, steps], autograph=False)
     traced = encode_all.get_concrete_function().structured_outputs
-    nothing = {name: None for name in _named(**nests)}
+    every = list(_named(**nests))
     constants = _constants(encode_all, traced)
     taken = [name for name in traced if name not in constants]
 
     def decoder(token, *tensors):
         given = dict(zip(taken, tensors, strict=True)) | {name: tf.constant(x) for name, x in constants.items()}
-        encoded, state = tf.nest.pack_sequence_as(list(nests.values()), list((nothing | given).values()))
+        encoded, state = tf.nest.pack_sequence_as(list(nests.values()), [given.get(name) for name in every])
         logits, state, *weights = model.decoder(token[:, None], encoded, state, **looks)
         after = {f"next_{name}": tf.identity(tensor) for name, tensor in _named(state=state).items()}
         scores = zip(("logits", "attention"), (logits, *weights), strict=False)
@@ -254,8 +258,7 @@ def _compare(model, folder, probe, form):
         return {}
     greedy = [text.decode() for text in model.translate(probe).numpy()]
     same = [one == other for one, other in zip(greedy, translator.translate(probe), strict=True)]
-    tokens = model.target_tokenizer.vocabulary_size - START  # to choose from
-    if beam.width < tokens and not translator.one_by_one:
+    if beam.width <= model.target_tokenizer.vocabulary_size - END and not translator.one_by_one:
         best = model.translate(probe, beam, details=True)
         found = translator.search(probe, beam_width=beam.width, length_penalty=beam.length_penalty)
         right = zip(best.texts.numpy()[:, 0], best.ranked_by.numpy()[:, 0], strict=True)

@@ -43,7 +43,7 @@ class Recurrent(keras.layers.Layer):
 
     Call arguments:
         x: `[B, T, E]` or `Rows`.
-        lengths: int32 `[B]`, at least 1: the number of steps of each row. By default all have T.
+        lengths: int32 `[B]`, at least 1: the number of steps of each row. With one direction, the default is T for all.
         state: the state to start from, of one direction; by default zeros.
 
     Returns:
@@ -124,7 +124,7 @@ class Recurrent(keras.layers.Layer):
         if state is None:
             state = [tf.zeros_like(input_gates[0, :, : direction.units])] * self.cell.states
         if _steps(x) == 1:  # one step needs no loop around it
-            state, _ = self.cell.step(input_gates[0], sum(biases, tf.matmul(state[0], recurrent_kernel)), state)
+            state, _ = self.cell.step(input_gates[0], _hidden_gates(state, recurrent_kernel, biases), state)
             return state[0][:, None], state
         states = recur(self.cell, input_gates, recurrent_kernel, biases, state)
         if lengths is None:
@@ -252,7 +252,7 @@ def recur(
         length = input_gates.shape[0] or length  # in LiteRT, all sizes are known
 
         def step(t, state, states):
-            state, _ = cell.step(input_gates[t], sum(biases, tf.matmul(state[0], kernel)), state)
+            state, _ = cell.step(input_gates[t], _hidden_gates(state, kernel, biases), state)
             return t + 1, state, write(states, t, state)
 
         variables = (0, list(first), arrays(len(first), units, length))
@@ -264,7 +264,7 @@ def recur(
         biases, state = rest[: -len(first)], rest[-len(first) :]
 
         def forward(t, state, states, saved):
-            state, save = cell.step(input_gates[t], sum(biases, tf.matmul(state[0], kernel)), state)
+            state, save = cell.step(input_gates[t], _hidden_gates(state, kernel, biases), state)
             return t + 1, state, write(states, t + 1, state), write(saved, t, save)
 
         states = write(arrays(len(first), units, length + 1), 0, state)
@@ -293,6 +293,12 @@ def recur(
         return [states[1:] for states in all_states], gradient
 
     return run(input_gates, kernel, *biases, *first)
+
+
+def _hidden_gates(state, kernel, biases):
+    """h times the recurrent kernel `[D, G]`, plus the bias that a GRU has there, and an LSTM does not."""
+    product = tf.matmul(state[0], kernel)
+    return product + biases[0] if biases else product
 
 
 def _steps(x):

@@ -41,9 +41,10 @@ class Trainer(keras.Model):
         super().__init__(**kwargs)
         # Keras converts the metrics of each step to numbers, which waits for a GPU. If nobody reads them (`verbose=0`,
         # no callback for batches), steps are quiet: they return a constant, and Keras gets the metrics once per epoch,
-        # from `_get_metrics_result_or_logs`. Both kinds of functions are traced once, and exchanged by `_steps`.
+        # from `_get_metrics_result_or_logs`. Keras keeps one function of each kind in the model. A quiet `fit` and a
+        # `train_on_batch` need different ones, so `_steps` puts the right ones in place while they run.
         self._quiet = False
-        self._functions: dict[bool, tuple] = {}  # {whether quiet: (train_function, test_function)}
+        self._functions: dict[bool, tuple] = {}  # {whether quiet: Keras's (train_function, test_function)}
 
     def compile(
         self,
@@ -332,8 +333,11 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
             "makes them; the decoder's input and labels are made from the target"
         )
     for side in sides:
-        if side is not None and side.shape.rank == 2 and not side.dtype.is_integer:
-            raise OptionError(f"fit, evaluate: expected ids of an integer type, such as int32, not {side.dtype.name}")
+        if side is not None and (side.shape.rank == 2) != side.dtype.is_integer:
+            raise OptionError(
+                "fit, evaluate: expected ids [B, S] of an integer type, or one-hot rows [B, S, V] of floats, not "
+                f"{side.dtype.name} {side.shape}"
+            )
     if weights is None:
         return sides
     rows, length = tf.unstack(tf.shape(sides[1])[:2])

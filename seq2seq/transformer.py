@@ -15,7 +15,7 @@ import tensorflow as tf
 from pipelines import OptionError
 from pipelines.tokens import Tokenizer
 from seq2seq.attention import Encoded, masked_softmax, rows_by_source
-from seq2seq.layers import BaseDecoder, BaseLayer, TokenVectors, arguments, source_mask, token_ids, with_checked_sizes
+from seq2seq.layers import BaseDecoder, BaseLayer, TokenVectors, checked_arguments, source_mask, token_ids
 
 
 @keras.saving.register_keras_serializable("seq2seq")
@@ -54,7 +54,7 @@ class TransformerEncoder(BaseLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.options = with_checked_sizes(arguments(locals()))
+        self.options = checked_arguments(locals())
         dtype = self.dtype_policy
         self.vectors = TokenVectors(vocabulary_size, units, dropout, dtype=dtype)
         self.blocks = [Block(units, heads, feed_forward, dropout, dtype=dtype) for _ in range(layers)]
@@ -124,7 +124,7 @@ class TransformerDecoder(BaseDecoder):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.options = with_checked_sizes(arguments(locals()))
+        self.options = checked_arguments(locals())
         self.units, self.heads = units, heads
         dtype = self.dtype_policy
         self.vectors = TokenVectors(vocabulary_size, units, dropout, dtype=dtype)

@@ -14,7 +14,7 @@ from pipelines import OptionError, check_number, choose
 from pipelines.files import whole_folder
 from pipelines.formats import wrong_columns
 from pipelines.options import one_line
-from pipelines.tokens import PADDING, START, UNKNOWN, Texts, prefix_ids, spelled, target_ids
+from pipelines.tokens import END, PADDING, START, UNKNOWN, Texts, prefix_ids, spelled, target_ids
 from seq2seq.attention import Encoded
 from seq2seq.compilation import full_precision, on_gpu, padded, parts_of_batch, side_by_side, threads
 from seq2seq.contract import check_strategy, encode, has_attention, start
@@ -166,7 +166,7 @@ class Translator(keras.Model):
         if isinstance(strategy, str):
             strategy = choose("strategy", strategy, STRATEGIES)()
         check_strategy(strategy)
-        tokens = self.target_tokenizer.vocabulary_size - START - 1
+        tokens = self.target_tokenizer.vocabulary_size - END
         if isinstance(strategy, BeamSearch) and strategy.width > tokens:
             raise OptionError(
                 f"width={strategy.width}: wider than the vocabulary, which has {tokens} tokens to choose from"
@@ -318,9 +318,10 @@ class Translator(keras.Model):
             ragged float32 `[N, (T)]`.
 
         Raises:
-            OptionError: if there are not as many targets as sources, or they are not texts.
+            OptionError: if there are not as many targets as sources, they are not texts, or `batch_size` is below 1.
             MemoryError: if a batch does not fit into memory.
         """
+        check_number("batch_size", batch_size, least=1)
         sources = self._as_sources("sources", sources)
         if not sources.shape.rank or isinstance(targets, str | bytes):
             raise OptionError("sources and targets: expected lists of strings; put a single string into a list")
@@ -372,11 +373,13 @@ class Translator(keras.Model):
             A list of `Alignment`.
 
         Raises:
-            OptionError: if the decoder has no attention, or there are not as many targets as sources.
+            OptionError: if the decoder has no attention, there are not as many targets as sources, or `batch_size` is
+                below 1.
             MemoryError: if a batch does not fit into memory.
         """
         if not self.has_attention:
             raise OptionError(f"attention: {type(self.decoder).__name__} has no attention weights to return")
+        check_number("batch_size", batch_size, least=1)
         sources = tf.reshape(self._as_sources("sources", sources), [-1])
         targets = self.translate(sources, details=True, scores=False).ids[:, 0] if targets is None else targets
         targets = as_targets(targets, sources, self.target_tokenizer.vocabulary_size)

@@ -12,7 +12,8 @@ import tensorflow as tf
 from pipelines.tokenizers import CharTokenizer
 from pipelines.tokens import END, START
 from seq2seq import BeamSearch, Greedy, Sampling, Strategy, extend_each
-from seq2seq.decoding import STEPS_PER_CHECK, STOPPED, Constraints, masking_loop
+from seq2seq.compilation import rounded_up
+from seq2seq.decoding import STOPPED, Constraints, masking_loop
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz")
 
@@ -81,7 +82,7 @@ def shrinking(limits):
 
 
 def masking(limits):
-    return masking_loop((tf.maximum(1, tf.reduce_max(limits)) + STEPS_PER_CHECK - 1) // STEPS_PER_CHECK)
+    return masking_loop(rounded_up(tf.reduce_max(limits)))
 
 
 LOOP = shrinking  # unless the fixture `each_loop` changes it

@@ -21,7 +21,7 @@ from searching import (
 
 from pipelines.tokens import END
 from seq2seq import BeamSearch
-from seq2seq.decoding import Constraints, masking_loop
+from seq2seq.decoding import STEPS_PER_CHECK, Constraints, masking_loop
 
 
 @BOTH_LOOPS
@@ -50,7 +50,7 @@ def test_compiled_it_finds_the_same_with_a_prefix_and_without(strategy):
 
     @tf.function(jit_compile=True, autograph=False)
     def compiled(state, constraints):
-        return strategy.search(always(step), state, constraints, masking_loop(2))
+        return strategy.search(always(step), state, constraints, masking_loop(2 * STEPS_PER_CHECK))
 
     found = compiled(state, Constraints(tf.constant(limits), tf.constant(1), tf.range(30), prefixes))
     assert texts(found) == texts(right) and reasons(found) == reasons(right)

@@ -406,6 +406,10 @@ def test_what_cannot_be_asked_of_translate_is_refused_by_name(shared_model):
     ):
         with pytest.raises(OptionError, match=message):
             shared_model.translate(["sol"], **options)
+    for size in (0, -3, 2.5):
+        for compute in (shared_model.score, shared_model.attention):
+            with pytest.raises(OptionError, match=f"batch_size={size}: expected a whole number, at least 1"):
+                compute(["sol"], ["SOL"], batch_size=size)
     with pytest.raises(OptionError, match="Decoder has no attention weights"):
         Seq2Seq(shared_model.source_tokenizer, shared_model.target_tokenizer, units=8).attention(["sol"])
     with pytest.raises(OptionError, match=r"option='unit'.*did you mean 'units'"):
