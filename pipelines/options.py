@@ -206,9 +206,10 @@ def load_class(argument: str, name: str) -> type:
         if not f"{module_name}.".startswith(f"{error.name}."):
             what = f"needs {error.name!r}, which is not installed" if error.name else one_line(error)
             raise OptionError(f"{argument}={name!r}: {module_name} {what}") from error
-        raise OptionError(
-            f"{argument}={name!r}: no module {module_name!r} in the current directory or among the installed packages"
-        ) from None
+        what = f"no module {module_name!r} in the current directory or among the installed packages"
+        if module_name.endswith(".py"):
+            what = "expected module:Class, the module without .py, in the current directory or on PYTHONPATH"
+        raise OptionError(f"{argument}={name!r}: {what}") from None
     except Exception as error:  # of any class, as it runs the module
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if "site-packages" not in frame.filename and frame.filename[0] != "<"]

@@ -62,7 +62,7 @@ class Attention(keras.layers.Layer):
     def __init__(self, units: int, kind: str = "general", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.units = units
-        self.kind = choose("kind", kind, self.kinds)
+        self.kind = choose("attention", kind, self.kinds)
         dense = {"use_bias": False, "dtype": self.dtype_policy}
         self.key = keras.layers.Dense(units, **dense) if kind != "dot" else None  # W
         if kind == "additive":

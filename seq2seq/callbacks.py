@@ -94,8 +94,14 @@ class SayEpochs(keras.callbacks.Callback):
 
     def __init__(self, held_out: Any, run: TrainingRun, say: Any) -> None:
         super().__init__()
+        self.held_out, self.run, self.say = held_out, run, say
         self.examples = [(source, targets[0]) for source, targets in itertools.islice(held_out.items(), 3)]
-        self.run, self.say = run, say
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        line = f"Training on {self.run.pairs:,} pairs"
+        if count := len(self.held_out):
+            line += f"; scores are of {count:,} held-out sources" + ", so few that they are rough" * (count < 100)
+        self.say(line)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.started = time.monotonic()

@@ -392,7 +392,8 @@ def check_option(name: str, value: typing.Any) -> None:
         (one, *_) = (each for each in values if isinstance(each, type))
         raise OptionError(f"{name}: expected the name of a class, such as '{one.__module__}:{one.__qualname__}'")
     elif str in kinds and not all(isinstance(text, str) and text for text in values):
-        raise OptionError(f"{name}={reprlib.repr(value)}: expected text{', or None' * optional}")
+        files = "; only files can be trained on, and other pairs with `fit`" if name in ("corpus", "validation") else ""
+        raise OptionError(f"{name}={reprlib.repr(value)}: expected text{', or None' * optional}{files}")
     if name == "columns":
         check_columns(value)
     if "choices" in field.metadata:

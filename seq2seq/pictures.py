@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.options import extra
+from seq2seq.config import MONITORS
 
 with extra("plots"):
     import matplotlib
@@ -168,7 +169,8 @@ def draw_table(table: Any, path: Path | str) -> Figure:
             axes.errorbar(row.mean(measure), place, xerr=row.deviation(measure), fmt="o", color=color, capsize=3)
         if min(min(row.figures[measure]) for row in table.rows) >= 0:
             axes.set_xlim(left=max(0, axes.get_xlim()[0]))
-        axes.set_xlabel(table.prefix + measure)
+        better = "lower" if MONITORS[f"val_{measure}"] == "min" else "higher"
+        axes.set_xlabel(f"{table.prefix}{measure}\n({better} is better)")
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(table.rows)), [row.label for row in table.rows])

@@ -51,6 +51,8 @@ def load_run(folder: Path | str) -> Seq2Seq:
     if folder.is_file():
         of_run = (folder.parent / "config.json").is_file()
         hint = f"name {folder.parent}" if of_run else "name the run first, then a corpus"
+        if folder.suffix == ".keras" and not of_run:
+            hint = "keras.models.load_model loads a model without its run"
         raise RunError(f"{folder} is a file, but a run is a folder; {hint}")
     if not folder.is_dir():
         makes = f"`seq2seq train --out {shlex.quote(str(folder))}` makes one"

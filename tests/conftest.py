@@ -156,8 +156,8 @@ def decoded(tensor):
 
 
 def notices(said):
-    """What a training has said, without the figures and translations of its epochs."""
-    return [text for text in said if not text.startswith(("Epoch ", "    "))]
+    """What a training has said, without the numbers of pairs, and the figures and translations of its epochs."""
+    return [text for text in said if not text.startswith(("Training on ", "Epoch ", "    "))]
 
 
 def ids_of(model, words=("sol", "mar", "gatonube")):

@@ -15,7 +15,7 @@ from seq2seq.layers import Decoder, Encoder, Prepared
 def test_each_kind_of_attention_is_a_class_of_its_own():
     for layer, other in ((Attention, "monotonic"), (HardAttention, "general")):
         assert layer(2).kind in layer.kinds
-        with pytest.raises(OptionError, match=f"kind='{other}': expected '{layer.kinds[0]}'"):
+        with pytest.raises(OptionError, match=f"attention='{other}': expected '{layer.kinds[0]}'"):
             layer(2, other)
 
 

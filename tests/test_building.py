@@ -22,6 +22,7 @@ from seq2seq.training import train
         ({"optimizer": "adamm"}, "optimizer='adamm'.*did you mean 'adam'"),
         ({"tied": True}, "tied=True"),
         ({"decoder": "nowhere:Decoder"}, "no module 'nowhere'"),
+        ({"decoder": "/there/my.py:Decoder"}, "expected module:Class, the module without .py"),
         ({"encoder": "json:Encoder"}, "json has no class 'Encoder'"),
         ({"units": 7, "bidirectional": True}, "units=7"),
     ],

@@ -61,9 +61,14 @@ def test_lines_through_a_pipe_are_answered_when_no_more_are_waiting(folder, comm
 
 
 def test_what_is_no_run_folder_is_named(folder, tmp_path):
+    (tmp_path / "m.keras").touch()
     for run, message in (
         (folder / "model.keras", f"{folder / 'model.keras'} is a file, but a run is a folder; name {folder}\n"),
         (__file__, f"{__file__} is a file, but a run is a folder; name the run first, then a corpus\n"),
+        (
+            tmp_path / "m.keras",
+            "m.keras is a file, but a run is a folder; keras.models.load_model loads a model without",
+        ),
         (tmp_path, "not a run folder"),
         ("no run", "`seq2seq train --out 'no run'` makes one"),
     ):

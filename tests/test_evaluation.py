@@ -120,22 +120,22 @@ def test_what_is_shown_of_an_evaluation_holds_no_texts():
 
 
 def test_by_length_and_worst_tell_where_the_errors_are():
-    sources = [letter * length for length in (1, 5, 20) for letter in "abcd"]
+    sources = [letter * length for length in (1, 5, 20) for letter in "abcdefghijklmnopqrst"]
     translations = [text.upper() if len(text) < 20 else "X" * 20 for text in sources]
     found = evaluation(translations, [[text.upper()] for text in sources], sources)
     parts = found.by_length(3)
-    assert [(part["from"], part["to"], part["texts"]) for part in parts] == [(1, 1, 4), (5, 5, 4), (20, 20, 4)]
+    assert [(part["from"], part["to"], part["texts"]) for part in parts] == [(1, 1, 20), (5, 5, 20), (20, 20, 20)]
     assert [part["CER"] for part in parts] == [0, 0, 100]
     columns = evaluation(translations, [[text.upper()] for text in sources], [f"{text}\tV;PST" for text in sources])
-    assert columns.by_length(3) == parts
-    assert [text["source"] for text in found.worst(4)] == sources[8:]
+    assert columns.by_length(3) == columns.by_length() == parts  # of at least 20 sources
+    assert [text["source"] for text in found.worst(20)] == sources[40:]
     assert found.worst(1)[0] == {
         "source": "a" * 20,
         "translation": "X" * 20,
         "references": ["A" * 20],
         "CER": 100.0,
     }
-    assert json.loads(json.dumps(found.as_dict()))["stopped"] == {"end": 12}
+    assert json.loads(json.dumps(found.as_dict()))["stopped"] == {"end": 60}
 
 
 def test_compare_tells_a_difference_from_chance():

@@ -293,7 +293,9 @@ def test_the_command_prints_a_table_and_draws_it(swept, tmp_path):
 def test_the_picture_has_a_panel_for_each_measure_and_a_line_for_each_row(swept, tmp_path):
     found = table(swept[0])
     panels = draw_table(found, tmp_path / "table.svg").axes
-    assert [axes.get_xlabel() for axes in panels] == [f"val_{measure}" for measure in MEASURES]
+    assert [axes.get_xlabel() for axes in panels] == [
+        f"val_{measure}\n({'lower' if measure == 'loss' else 'higher'} is better)" for measure in MEASURES
+    ]
     assert [label.get_text() for label in panels[0].get_yticklabels()] == LABELS
     for axes, measure in zip(panels, MEASURES, strict=True):
         assert [bar.lines[0].get_xydata().tolist() for bar in axes.containers] == [
@@ -322,6 +324,17 @@ def test_the_picture_has_a_panel_for_each_measure_and_a_line_for_each_row(swept,
 )
 def test_welch(first, second, p):
     assert welch(first, second) == pytest.approx(p, rel=1e-9) == welch(second, first)
+
+
+@pytest.mark.slow
+def test_a_missing_p_is_explained(copied):
+    assert "No p if neither row varies" not in table(copied, measures=["loss"]).note
+    for run in copied.glob("*/seed-*"):
+        text = (run / "history.csv").read_text().splitlines()
+        rows = [dict(row, val_loss="1.5") for row in csv.DictReader(text)]
+        (run / "history.csv").write_text("\n".join([text[0], *(",".join(row.values()) for row in rows)]) + "\n")
+    found = table(copied, measures=["loss"])
+    assert [row.p for row in found.rows] == [{}, {}] and found.note.endswith("No p if neither row varies.")
 
 
 def test_welch_says_nothing_of_samples_that_do_not_vary():

@@ -110,6 +110,7 @@ def test_a_training_prints_its_epochs_and_what_was_left_out_unless_it_is_to_be_s
     train(config, tmp_path / "spoken")
     said = capfd.readouterr().err
     assert "1 of 2 pairs left out" in said
+    assert "\nTraining on 1 pairs\nEpoch 1/1" in said
     assert re.search(r"^Epoch 1/1  loss \d\.\d{3}  accuracy \d.*%  \|  ", said, re.M)
 
 

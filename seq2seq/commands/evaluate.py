@@ -265,10 +265,7 @@ def _open(command, runs, corpus, imports, given):
 
 
 def _pairs(command, runs, models, corpus, given, report):
-    """The pairs to translate: of the corpus, or the held-out set of the first run. stderr says what runs know of them.
-
-    The training corpora are read to find their sources, but for one run only if there is reason to suspect overlap.
-    """
+    """The pairs to translate, of the corpus or held out by the first run; stderr says what the runs know of them."""
     from pipelines import read_pairs
     from seq2seq.runs import held_out_pairs
 
@@ -285,11 +282,9 @@ def _pairs(command, runs, models, corpus, given, report):
             raise RunError(
                 f"{runs[0]}: its held-out set is empty, because its corpus has too few sources; name a corpus"
             )
-    digests = _digests(corpus)
-    _say_chosen_on(runs, digests if corpus else None)
+    _say_chosen_on(runs, _digests(corpus) if corpus else None)
     pairs = pairs.cache()  # standard input can be read only once
-    suspect = _was_trained_with(runs[0], digests) if corpus else read_record(runs[0]).may_have_learned
-    if suspect or len(runs) > 1:
+    if corpus or len(runs) > 1 or read_record(runs[0]).may_have_learned:
         _say_trained_on(command, runs, models, pairs, corpus)
     return pairs
 
@@ -307,14 +302,6 @@ def _say_oddities(runs, models, sources):
             say(f"{run}: {MORE_UNKNOWN}")
         if model.target_tokenizer.lowercase:
             say(f"{run}: translations are case-folded (--lowercase), but references are not changed")
-
-
-def _was_trained_with(run, digests):
-    """Whether a run, or one that its weights come from, was trained on one of the files with these checksums."""
-    if not (run / "config.json").is_file():
-        return False
-    trained = {digest for record in read_record(run).lineage() for digest in record.checksums()}
-    return not trained.isdisjoint(digests)
 
 
 def _say_chosen_on(runs, digests):
