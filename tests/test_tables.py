@@ -329,10 +329,10 @@ def test_welch(first, second, p):
 @pytest.mark.slow
 def test_a_missing_p_is_explained(copied):
     assert "No p if neither row varies" not in table(copied, measures=["loss"]).note
-    for run in copied.glob("*/seed-*"):
-        text = (run / "history.csv").read_text().splitlines()
+    for path in copied.glob("*/seed-*/history.csv"):
+        text = path.read_text().splitlines()
         rows = [dict(row, val_loss="1.5") for row in csv.DictReader(text)]
-        (run / "history.csv").write_text("\n".join([text[0], *(",".join(row.values()) for row in rows)]) + "\n")
+        path.write_text("\n".join([text[0], *(",".join(row.values()) for row in rows)]) + "\n")
     found = table(copied, measures=["loss"])
     assert [row.p for row in found.rows] == [{}, {}] and found.note.endswith("No p if neither row varies.")
 
