@@ -18,7 +18,7 @@ from seq2seq import Hypotheses, Sampling, Strategy
 
 @dataclasses.dataclass(frozen=True)
 class BayesRisk(Strategy):
-    """A strategy that takes the sample of the highest mean utility.
+    """A strategy that takes the sample with the highest mean utility.
 
     Args:
         samples: how many to draw of each source.

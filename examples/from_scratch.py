@@ -32,7 +32,7 @@ def lstm(x, state, weights):
 
 
 def read(vectors, weights):
-    """Read vectors one after another: the output at each, and the last state."""
+    """Run the LSTM over vectors, one after another; return the output at each, and the last state."""
     state = np.zeros(len(weights[1])), np.zeros(len(weights[1]))
     outputs = []
     for x in vectors:

@@ -31,8 +31,8 @@ class CorpusError(ValueError):
 
 
 def files_of(corpus: str | os.PathLike[str]) -> list[tuple[Path, ...]]:
-    """Find the files of a corpus: the name of a corpus, a file, a glob, a folder, a member of a zip, or several of
-    these joined by `+`, which are parallel files. A `Path` is never the name of a corpus.
+    """Find the files of a corpus, which is the name of a corpus, a file, a glob, a folder, a member of a zip, or
+    several of these joined by `+`, parallel files. A `Path` is never the name of a corpus.
 
     Returns:
         For each file a tuple with its path; for each set of parallel files a tuple with all their paths.

@@ -67,7 +67,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """A reader of the pairs of one corpus or several. `read_pairs` explains the arguments."""
+    """The cleaned pairs of one corpus or several, read lazily. `read_pairs` explains the arguments."""
 
     corpora: tuple[list[Shard], ...]
     columns: tuple | None = None

@@ -132,7 +132,7 @@ class ByteTokenizer(Tokenizer):
     def adapt(
         self, texts: Texts | tf.data.Dataset | None = None, min_frequency: int = 1, max_size: int | None = None
     ) -> None:
-        """Change nothing and read no text, as `take_vocabulary`."""
+        """Read no text, because the vocabulary is fixed; see `take_vocabulary`."""
         self.take_vocabulary({}, min_frequency, max_size)
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
@@ -148,7 +148,7 @@ class ByteTokenizer(Tokenizer):
     def extend_vocabulary(
         self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None
     ) -> None:
-        """Change nothing, as `take_vocabulary`."""
+        """Do nothing, as in `take_vocabulary`."""
 
     def get_config(self) -> dict:
         return {"normal_form": self.normal_form, "lowercase": self.lowercase}

@@ -74,7 +74,7 @@ class Tokenizer(tf.Module):
         raise NotImplementedError(f"{type(self).__name__} must define split")
 
     def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
-        """Join tokens, a ragged string tensor `[B, (T)]`, to texts `[B]`; by default with nothing between them."""
+        """Join tokens, a ragged string tensor `[B, (T)]`, into texts `[B]`; by default with nothing between them."""
         return tf.strings.reduce_join(tokens, axis=1)
 
     def normalize(self, texts: Texts) -> tf.Tensor:
@@ -309,7 +309,7 @@ class Tokenizer(tf.Module):
         return tf.gather(tf.concat([["", REPLACEMENT, "", ""], tf.constant(self.tokens, tf.string)], axis=0), ids)
 
     def _join(self, written):
-        """Join tokens `[B, T]`, in which "" may occur anywhere, to texts `[B]`."""
+        """Join tokens `[B, T]`, in which "" may occur anywhere, into texts `[B]`."""
         return self.join(tf.ragged.boolean_mask(written, written != ""))
 
 

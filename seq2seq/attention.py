@@ -39,7 +39,7 @@ class Encoded(NamedTuple):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class Attention(keras.layers.Layer):
-    """The average of the memory, weighted by how well each of its positions matches a query, for all queries at once.
+    """A layer that averages the memory, weighted by how well each position matches a query, for all queries at once.
 
     Args:
         units: size of queries, D.
@@ -96,7 +96,7 @@ class Attention(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("seq2seq")
 class HardAttention(Attention):
-    """The alignment of each target token with one source position, with an exact sum over all possible positions.
+    """Attention that aligns each target token with one source position, and sums exactly over all possible positions.
 
     Soft attention averages the memory and predicts a token from the average. Hard attention predicts a token from each
     position by itself, and averages these probabilities:
@@ -194,8 +194,8 @@ def masked_softmax(scores: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable("seq2seq")
 class Pointer(keras.layers.Layer):
-    """A mixture of two distributions over the next token: generated tokens, and copies of source tokens that attention
-    points at.
+    """A layer that mixes two distributions over the next token: generated tokens, and copies of source tokens that
+    attention points at.
 
     The pointer-generator network of See et al. 2017 (arxiv.org/abs/1704.04368), equations 8 and 9: with g the
     probability of generating, for each position, and a the attention,

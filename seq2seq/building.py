@@ -112,7 +112,7 @@ def _changed_options(config: Config) -> list[str]:
 
 
 def applicable(config: Config, given: Collection[str]) -> Config:
-    """Reset options of a preset that the encoder, the decoder or the optimizer does not have to their defaults.
+    """Reset to their defaults the options of a preset that the encoder, the decoder or the optimizer does not have.
 
     Options that were `given` are not changed, so that `check_taken` finds them.
     """
@@ -167,7 +167,7 @@ def _build_tokenizer(config, side, columns):
 
 
 def _column_tokenizer(config, side, name):
-    """The tokenizer of one column, by its name, after a check that it can split a text."""
+    """Make the tokenizer of one column from its name, and check that it can split a text."""
     options = {"normal_form": config.normal_form, "lowercase": config.lowercase}
     if separates(name):
         return SeparatorTokenizer(name, **options)

@@ -31,7 +31,8 @@ class DivergedError(RuntimeError):
 
 
 class AverageWeights(keras.callbacks.Callback):
-    """Replace the weights by their average after the last `count` epochs, while an epoch is measured and saved."""
+    """A callback that replaces the weights by their average over `count` epochs, while an epoch is measured and
+    saved."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -70,7 +71,7 @@ class AverageWeights(keras.callbacks.Callback):
 
 
 class ScoreTranslations(keras.callbacks.Callback):
-    """Add the scores of translations of held-out sources to the metrics of each measured epoch."""
+    """A callback that adds the scores of translations of held-out sources to the metrics of each measured epoch."""
 
     def __init__(self, held_out: Any, run: TrainingRun) -> None:
         super().__init__()
@@ -90,7 +91,7 @@ class ScoreTranslations(keras.callbacks.Callback):
 
 
 class SayEpochs(keras.callbacks.Callback):
-    """Say the figures of each epoch and, if it was measured, the translations of up to three held-out sources."""
+    """A callback that says the figures of each epoch and, if it was measured, translations of held-out sources."""
 
     def __init__(self, held_out: Any, run: TrainingRun, say: Any) -> None:
         super().__init__()
@@ -135,7 +136,7 @@ def _figures(logs, side=""):
 
 
 class WatchSteps(keras.callbacks.Callback):
-    """Count the steps and pairs of a run, and find batches without a finite gradient.
+    """A callback that counts the steps and pairs of a run, and finds batches without a finite gradient.
 
     A step is noted when the next one begins, and the last step of an epoch when the epoch ends. The notes are tensors
     on the device, which `look` reads from time to time.
@@ -252,7 +253,7 @@ class WatchSteps(keras.callbacks.Callback):
 
 
 class SaveRun(keras.callbacks.Callback):
-    """Write the run folder after measured epochs, and checkpoints to resume from in between.
+    """A callback that writes the run folder after measured epochs, and checkpoints to resume from in between.
 
     In the list of callbacks, `average` and `watch` must come first. The translations of `probe`, a few texts, are saved
     to check later that a loaded or exported model is the same.
@@ -398,8 +399,8 @@ class SaveRun(keras.callbacks.Callback):
 
 
 class EndFit(keras.callbacks.Callback):
-    """End `fit` when training has ended, and after the rest of an epoch that was begun before resuming, because the
-    epochs that follow have more steps. It must be the last of the callbacks.
+    """A callback that ends `fit` when training has ended, and after the rest of an epoch that was begun before
+    resuming, because the epochs that follow have more steps. It must be the last of the callbacks.
 
     If another callback ends training in an epoch that is not to be measured, `measure` measures and saves it.
     """
@@ -418,8 +419,9 @@ class EndFit(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def _uncompiled(model):
-    """Save a model without its optimizer, which is twice as large as the model. Checkpoints have it for resuming; for
-    further training it would be useless, because its learning rate schedule has ended."""
+    """A context in which a model has no optimizer, so that it is saved without: the optimizer is twice as large as the
+    model. Checkpoints have it for resuming; for further training it would be useless, because its learning rate
+    schedule has ended."""
     optimizer, model.optimizer, model.compiled = model.optimizer, None, False
     try:
         yield

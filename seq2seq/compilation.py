@@ -127,7 +127,7 @@ def compiled_by_xla(what: str, run: Callable, specs: Sequence[tf.TensorSpec]) ->
 
 @functools.cache
 def xla_works(probe: Callable = tf.exp) -> bool:
-    """Whether XLA can compile at all, which fails if parts of CUDA are missing; if not, it warns once."""
+    """Return whether XLA can compile at all; warn once if it cannot, as when parts of CUDA are missing."""
     try:
         with tf.init_scope():
             tf.function(probe, jit_compile=True)(tf.ones([]))

@@ -150,7 +150,7 @@ def _check_padding(encoder, decoder, source, target, encoded, whole, compare):
 
 
 def _check_steps(decoder, target, encoded, copies, compare):
-    """Run token by token, with `copies` hypotheses of each source; return whether the state's shapes stay constant."""
+    """Run token by token, with `copies` hypotheses of each source; return whether its state keeps its size."""
     case = "one token after another" if copies == 1 else "three hypotheses for each source (see rows_by_source)"
     keeps_sizes = True
     with _refusing("decoder", decoder, case) as refuse:

@@ -1,4 +1,4 @@
-"""A local web page that translates while you type. It needs the extra `demo`."""
+"""A local web page that translates as you type. It needs the extra `demo`."""
 
 import base64
 import os
@@ -117,7 +117,7 @@ def _picture(model, text, translation, ids):
 
 
 def listen(port: int) -> socket.socket:
-    """Open a port that can be reached only from this machine: a socket for `serve`.
+    """Open a port that can be reached only from this machine; return its socket, for `serve`.
 
     Args:
         port: its number, or 0 for any free port.

@@ -193,7 +193,7 @@ def evaluate(
     seed: int | tuple[int, int] = 0,
     batch_size: int = 256,
 ) -> Evaluation:
-    """Translate the sources of a corpus and measure how well.
+    """Translate the sources of a corpus and measure the quality of the translations.
 
     Args:
         model: a `Seq2Seq`.

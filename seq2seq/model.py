@@ -147,7 +147,7 @@ class Seq2Seq(Translator, Trainer):
         self.built = True
 
     def call(self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False) -> tf.Tensor:
-        """Score the next target token at every position.
+        """Compute the logits of the next target token at every position.
 
         Args:
             inputs: (source `[B, S, Vs]`, target from START on `[B, T, Vt]`), one-hot; or ids `[B, S]` and `[B, T]`.

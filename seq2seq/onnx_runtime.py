@@ -348,7 +348,7 @@ class Finished(NamedTuple):
 
 
 def back_track(finished: Finished, history: list[tuple], row: int, slot: int) -> list[int]:
-    """Read a finished hypothesis from its last token to its first: its ids."""
+    """Read a finished hypothesis from its last token to its first; return its ids."""
     length = finished.lengths[row, slot]
     if finished.ranks[row, slot] == NEG_INF or not length:
         return []

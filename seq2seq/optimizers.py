@@ -67,8 +67,8 @@ def optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
 
 @keras.saving.register_keras_serializable("seq2seq")
 class InverseSqrt(keras.optimizers.schedules.LearningRateSchedule):
-    """A linear rise to a rate, then a fall with the inverse square root of the step number (Vaswani et al. 2017,
-    arxiv.org/abs/1706.03762).
+    """A schedule that rises linearly to a learning rate, then falls with the inverse square root of the step number
+    (Vaswani et al. 2017, arxiv.org/abs/1706.03762).
 
     Args:
         rate: the highest learning rate.

@@ -31,7 +31,7 @@ def be_reproducible(config: Config) -> None:
 
 @contextlib.contextmanager
 def restored_determinism() -> Iterator[None]:
-    """Restore at the end whether operations are deterministic."""
+    """A context after which operations are deterministic, or not, as before."""
     enabled = is_deterministic()
     try:
         yield

@@ -77,7 +77,7 @@ def in_processes(
 
 
 def _start(context, *arguments):
-    """Start a process: the connection that receives its result, and the process."""
+    """Start a process; return the connection that receives its result, and the process."""
     receiver, sender = context.Pipe(duplex=False)
     stderr = multiprocessing.connection.Connection(os.dup(2), readable=False)  # which, unlike a number, can be sent
     process = context.Process(target=_run, args=(sender, stderr, *arguments))

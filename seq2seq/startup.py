@@ -31,7 +31,7 @@ def start_tensorflow(trains: bool = False) -> None:
 
 @contextlib.contextmanager
 def without_stderr() -> Iterator[None]:
-    """Discard what is written to stderr, by C++ and by child processes too."""
+    """A context in which everything written to stderr is discarded, by C++ and by child processes too."""
     stderr = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:

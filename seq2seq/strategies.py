@@ -41,7 +41,7 @@ class Strategy:
     ```python
     @dataclasses.dataclass(frozen=True)
     class SecondBest(Strategy):
-        '''Take the second most likely token at every step.'''
+        '''A strategy that takes the second most likely token at every step.'''
 
         def search(self, step_for, state, constraints, loop=None):
             def choose(logits, t, sources):
@@ -82,7 +82,7 @@ class Strategy:
 
 @dataclasses.dataclass(frozen=True)
 class Greedy(Strategy):
-    """Take the most likely token at every step: one hypothesis for each source, without a score."""
+    """The most likely token at every step: one hypothesis for each source, without a score."""
 
     def search(self, step_for: StepFor, state: State, constraints: Constraints, loop: Loop | None = None) -> Hypotheses:
         def choose(logits, t, sources):
@@ -93,7 +93,7 @@ class Greedy(Strategy):
 
 @dataclasses.dataclass(frozen=True)
 class BeamSearch(Strategy):
-    """Extend the K best partial hypotheses of each source at every step and return the best of those that ended.
+    """The K best partial hypotheses of each source, extended at every step; the best of those that ended.
 
     Left-to-right beam search (Graves 2012, arxiv.org/abs/1211.3711; Sutskever et al. 2014, arxiv.org/abs/1409.3215) in
     its monotonic form (Lemons et al. 2022, arxiv.org/abs/2204.02929): a beam is K numbered slots, filled in their
@@ -261,7 +261,7 @@ class BeamSearch(Strategy):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Strategy):
-    """Draw each token at random from the model's distribution. Hypotheses have no score and no order.
+    """Tokens drawn at random from the model's distribution. Hypotheses have no score and no order.
 
     Args:
         temperature: the divisor of the logits: below 1, likely tokens become more frequent; above 1, unlikely ones.

@@ -139,7 +139,7 @@ def train(
 
 
 def _is_resumed(config, folder, overwrite):
-    """Whether the folder holds an unfinished run to resume; if not, it checks that a new one may begin there."""
+    """Return whether the folder holds an unfinished run to resume. If not, check that a new one may begin there."""
     if overwrite and config is None:
         raise OptionError("config=None: resumes a run; to overwrite one, give a Config")
     if resumable(folder) and not overwrite:

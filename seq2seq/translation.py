@@ -268,8 +268,9 @@ class Translator(keras.Model):
         return side_by_side(self.source_tokenizer.tokenize, parts, texts, join=_join_ids)[:, :LONGEST_SOURCE]
 
     def predict(self, x: Any, batch_size: int | None = None, *args: Any, **kwargs: Any) -> np.ndarray:
-        """Translate sources greedily, as `translate` does: batches as `batch_pairs` makes them, or an array of ids or
-        one-hot rows. A copied unknown token stays U+FFFD. For texts and other strategies, use `translate`.
+        """Translate batches, as `batch_pairs` makes them, or an array of ids or one-hot rows, greedily.
+
+        A copied unknown token stays U+FFFD. For texts and other strategies, use `translate`.
 
         Returns:
             Strings `[N]`, as bytes, in the order of the batches: make these with `shuffle=False`. If `x` is a pair

@@ -48,7 +48,7 @@ def unrepeated(step_for, state, constraints, loop):
 
 
 def deaf(step_for, state, constraints, loop):
-    """Leave prefixes aside."""
+    """Ignore prefixes."""
     return Greedy().search(step_for, state, constraints._replace(prefixes=None), loop)
 
 

@@ -34,7 +34,7 @@ def copied(swept, tmp_path):
 
 
 def change(run, **options):
-    """Change what a run says that it was made with."""
+    """Change the options that a run has recorded."""
     record = json.loads((run / "config.json").read_text())
     record["options"] |= options
     (run / "config.json").write_text(json.dumps(record))

@@ -87,9 +87,10 @@ def shuffle(
 ) -> None:
     """Shuffle a corpus on disk, without reading it into memory, into a folder of shards to train on.
 
-    This needs disk space for the uncompressed corpus and for the shards. The command prints the folder.
+    This needs disk space for the uncompressed corpus and for the shards. The command prints the folder's path. Unlike
+    `train`, it has no --max-length by default.
 
-    Example: seq2seq shuffle corpus.en+corpus.es shuffled --shards 64 --max-length 200
+    Example: seq2seq shuffle corpus.en+corpus.es shuffled --shards 64
     """
     from pipelines import shuffle_corpus
 

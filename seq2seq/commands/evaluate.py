@@ -68,8 +68,8 @@ def evaluate(
 ) -> None:
     """Translate a corpus and measure the translations against all references of each source.
 
-    The corpus is read with the --columns and --reverse of the run's training, unless you give others. Standard input
-    has all source columns and then the target.
+    The corpus is read with the --columns and --reverse that the run was trained with, unless you give others. Standard
+    input has all source columns and then the target. stderr says how many of the sources the run was trained on.
 
     Several runs are measured as an ensemble; `compare` measures each separately. An ensemble needs a CORPUS if one of
     its runs was trained on the held-out set of the first.
@@ -190,8 +190,8 @@ def compare(
 ) -> None:
     """Translate a corpus with several runs and test whether each differs from the first.
 
-    The corpus is read with the --columns and --reverse of the first run's training, unless you give others. Standard
-    input has all source columns and then the target.
+    The corpus is read with the --columns and --reverse that the first run was trained with, unless you give others.
+    Standard input has all source columns and then the target.
 
     The test is approximate randomization, not corrected for the number of runs. A difference with p below 0.05 is
     unlikely to be chance.

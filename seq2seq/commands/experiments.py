@@ -55,7 +55,7 @@ def sweep(  # longer than 60 lines: its signature declares the options
     After an interruption, the same command continues the sweep. You may add seeds, values of a grid, or trials of a
     search.
 
-    A search optimizes the mean of --monitor, by default val_loss, over seeds.
+    A search (--trials) optimizes the mean of --monitor, by default val_loss, over seeds.
 
     Example: seq2seq sweep pairs.tsv --grid units=128,256 --grid layers=1,2 --seeds 3 --out runs/sizes
     """
@@ -100,16 +100,16 @@ def table(
         list[str] | None,
         typer.Option(
             metavar="CORPUS",
-            help="Translate this corpus and measure the translations; repeatable. Default: metrics of the held-out "
-            "sets.",
+            help="Translate this corpus and measure the translations. Default: metrics of the held-out sets. "
+            "Repeatable.",
         ),
     ] = None,
     measure: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A metric: loss, accuracy, perplexity, bleu, chrf, exact_match, ter, cer, wer; repeatable. Default: "
-            "loss, accuracy, chrf and exact_match, if all runs have them.",
+            help="A metric: loss, accuracy, perplexity, bleu, chrf, exact_match, ter, cer, wer. Default: loss, "
+            "accuracy, chrf and exact_match, if all runs have them. Repeatable.",
         ),
     ] = None,
     baseline: Annotated[
@@ -132,8 +132,8 @@ def table(
 
     Runs that differ only in their seed form one row. Unfinished runs are left out and named on stderr.
 
-    p is from Welch's t-test over seeds if both rows have two or more. If both have one, with --test, it is from
-    approximate randomization over the sources.
+    p is from Welch's t-test over seeds if both rows have two seeds or more. If both have one seed and --test is given,
+    it is from approximate randomization over the sources.
 
     Example: seq2seq table runs/sizes --test test.tsv --format md
     """

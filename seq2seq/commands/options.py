@@ -71,7 +71,7 @@ Search = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the strategy that --search names; repeatable."),
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the strategy that --search names. Repeatable."),
 ]
 MinLength = Annotated[int, typer.Option(min=0, help="Shortest translation, in tokens.")]
 MaxLength = Annotated[

@@ -30,7 +30,7 @@ def plot(
     ] = None,
     imports: Import = None,
 ) -> None:
-    """Draw a run's pictures again: curves, error rates by length, attention. The command prints their paths.
+    """Draw a run's pictures again: curves, error rates by length, attention. Print their paths.
 
     Example: seq2seq plot runs/phrasebook
     """
@@ -62,9 +62,9 @@ def average(
     ] = None,
     imports: Import = None,
 ) -> None:
-    """Make a run whose weights are the mean over the last epochs of another run, and print its folder.
+    """Average the weights of a run's last epochs into a new run, and print the new run's folder.
 
-    The other run must have been trained with --keep-epochs, which keeps the models of its last measured epochs.
+    The first run must have been trained with --keep-epochs, which keeps the models of its last measured epochs.
 
     Example: seq2seq average runs/mine --last 5 --out runs/mean
     """
@@ -106,20 +106,21 @@ def export(
 ) -> None:
     """Write a model for programs without this library, tokenizers included: a SavedModel, ONNX, LiteRT, or a web page.
 
-    A SavedModel, such as for TensorFlow Serving, has the signatures `greedy` and `beam`, which take and return strings.
-    --search adds a third one, `search`, with that strategy.
+    A SavedModel, for example for TensorFlow Serving, has the signatures `greedy` and `beam`, which take and return
+    strings. --search NAME adds a third, `search`, which uses the strategy NAME.
 
     With --format onnx, the folder holds two ONNX graphs, the vocabularies, and translator.py, which translates with
-    only onnxruntime and numpy. `seq2seq translate DIR` translates with the folder too, without TensorFlow.
+    only onnxruntime and numpy. `seq2seq translate DIR` translates with this folder, without TensorFlow.
 
-    With --format litert, it holds the same for LiteRT, which runs on phones: greedy search, one text at a time.
+    With --format litert, it holds the same files for LiteRT, which runs on phones. They translate one text at a time,
+    by greedy search.
 
     With --format web, it holds a page that translates as you type, in the browser, from any web server. To see it:
     `python -m http.server --directory DIR`.
 
-    The saved and the exported model translate a few texts. The export fails if the saved model no longer translates as
-    it did after training (on another device, a few texts may differ), or if the exported model translates differently.
-    The command prints the folder.
+    As a check, the saved and the exported model translate a few texts. The export fails if the saved model no longer
+    translates as it did after training (on another device, a few texts may differ), or if the exported model translates
+    differently. The command prints the folder's path.
 
     Example: seq2seq export runs/phrasebook exported/1
     """
@@ -157,10 +158,10 @@ def demo(
     options: Settings = None,
     imports: Import = None,
 ) -> None:
-    """Serve a page that translates while you type, to this machine only. The command prints the page's address.
+    """Serve a page that translates as you type, and print its address. Only this machine can open it.
 
-    It shows the n best translations with their log-likelihoods, and the attention. The strategy that --search names is
-    offered in addition to greedy search and beam search. Ctrl-C ends it.
+    The page shows the n best translations with their log-likelihoods, and the attention. It offers the strategy that
+    --search names in addition to greedy search and beam search. Ctrl-C ends the command.
 
     Example: seq2seq demo runs/phrasebook
     """

@@ -65,8 +65,8 @@ def json_line(content: Any) -> str:
 
 @contextlib.contextmanager
 def reporting(given: Mapping[str, Any]) -> Iterator[Any]:
-    """Give a `Report` to count in. At the end, after an error too, say which pairs were left out, and whether a
-    column was, unless `given`, the options, names those to read."""
+    """Yield a `Report` to count in. At the end, even after an error, say which pairs were left out, and whether a
+    column was not read, unless the options `given` name the columns."""
     from pipelines import Report
 
     report = Report()

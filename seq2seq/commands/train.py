@@ -24,7 +24,7 @@ from seq2seq.records import read_record, resumable
 @with_config_options()
 def train(  # longer than 60 lines: its signature declares the options
     corpus: Annotated[list[str] | None, typer.Argument(metavar="CORPUS", help=CORPUS_HELP)] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder to make (default: runs/NAME-OF-CORPUS).")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder to make (default: runs/CORPUS).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run.")] = False,
     resume: Annotated[
         bool,
@@ -44,7 +44,7 @@ def train(  # longer than 60 lines: its signature declares the options
         typer.Option(
             metavar="TRACKER",
             help="Log the metrics of each epoch to tensorboard (curves and pictures, in the run folder), wandb or "
-            "mlflow; repeatable. Default: none.",
+            "mlflow. Default: none. Repeatable.",
         ),
     ] = None,
     strategy: Annotated[

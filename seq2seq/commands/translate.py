@@ -109,8 +109,9 @@ def translate(  # longer than 60 lines: its signature declares the options
     written as a space. Run folders come first; an argument that is not a run folder is a TEXT. Instead of run folders,
     RUN may be a folder made by `export --format onnx` or `litert`, which starts at once, without TensorFlow.
 
-    With --scores or --n-best, the output has tab-separated columns: with --n-best above 1, the number of the text; with
-    --scores, the log-likelihood, the number that ranks the translations, and why each stopped; the translation last.
+    With --scores or --n-best above 1, the output has tab-separated columns. --n-best adds the number of the text.
+    --scores adds the log-likelihood, the number that ranks the translations, and why each stopped. The translation is
+    the last column.
 
     With --json, each text gets one object: its "source" and "translations", the best first. Each of these has "text",
     "log_likelihood", "ranked_by", "stopped", "tokens" and their "log_probabilities", in nats. --attention adds the
@@ -329,14 +330,14 @@ def score(
     """Write the log-likelihood of each pair of texts, in nats: how well the target translates the source.
 
     Standard input has source TAB target, or all source columns and then the target. A CORPUS is read with the --columns
-    and --reverse of the run's training, unless you give others.
+    and --reverse that the run was trained with, unless you give others.
 
     Each line of a CORPUS gets one line of output: a number, or nan if it holds no pair to score. On stderr, the lines
-    without a pair are counted by reason: empty line, column names, bad line. --on-bad-line is skip by default here;
-    with error, the command ends at the first bad line.
+    without a pair are counted by reason: empty line, column names, bad line. Here --on-bad-line is skip by
+    default; with error, the command ends at the first bad line.
 
-    With --json, the line is an object with "source", "target", "log_likelihood", "loss" (nats per token, END included),
-    "tokens" and their "log_probabilities"; or null instead of nan.
+    With --json, each line is an object with "source", "target", "log_likelihood", "loss" (nats per token, END
+    included), "tokens" and their "log_probabilities", or null if there is no pair to score.
 
     Example: paste source.txt target.txt | seq2seq score runs/phrasebook
     """

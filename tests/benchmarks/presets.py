@@ -67,7 +67,7 @@ def training_times(log):
 
 
 def check_run(folder, corpus):
-    """See that a run was trained on these pairs: on others it may have seen what it is measured on."""
+    """Check that a run was trained on these pairs; with others it may have been trained on the held-out ones."""
     options = read_record(folder).options
     for name, value in (PAIRS | {"corpus": corpus}).items():
         if options[name] != value:
@@ -75,7 +75,7 @@ def check_run(folder, corpus):
 
 
 def held_out(corpus, count):
-    """Draw so many sources of the held-out side: the sources, and all references of each."""
+    """Draw so many sources of the held-out side; return the sources, and all references of each."""
     pairs = read_pairs(corpus, max_length=PAIRS["max_length"])
     training, references = map(group_by_source, split_by_hash(pairs, PAIRS["validation_fraction"], CharTokenizer()))
     assert references.keys().isdisjoint(training)

@@ -95,7 +95,7 @@ def config_of(folder, preset, architecture, given, seed):
 
 
 def measure(members, path, strategy):
-    """Train what is not finished of the members, [(run folder, `Config`), ...]; measure them as one: figures."""
+    """Train the unfinished members, [(run folder, `Config`), ...]; return the figures of all as an ensemble."""
     for folder, config in members:
         if not finished_as(folder, config):
             train(config, folder, say=None)

@@ -87,9 +87,9 @@ class Tutorial:
         return loss_and_accuracy(np.log(probabilities + 1e-12), labels, real)
 
     def translate(self, sources, steps=None):
-        """Decode all rows together, one character of each with every `predict`; the tutorial gives it one row.
+        """Decode all rows together, one character of each per `predict`; the tutorial passes a single row.
 
-        With `steps`, so many characters of each, wherever it ends.
+        With `steps`, decode that many characters of each row, even after its end.
         """
         states = self.encoder.predict(self.one_hot(sources, self.source_characters, self.source_length), verbose=0)
         texts, finished = [""] * len(sources), [False] * len(sources)
