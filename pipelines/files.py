@@ -14,7 +14,7 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +229,21 @@ def _spa_eng():
                 "spa-eng.zip", url, file_hash="f80e581ae291aa34dd3aba7bd98b5e9505234da4318e2f3295df70a1520c7f61"
             )
     except Exception as error:  # get_file raises no narrower one
-        cache = Path(os.environ.get("KERAS_HOME", "~/.keras"), "datasets").expanduser()
-        raise CorpusError(f"spa-eng: {error}; you can also download {url} yourself and put it into {cache}") from None
+        raise CorpusError(
+            f"spa-eng: {error}; you can also download {url} yourself and put it into {_downloads()}"
+        ) from None
     return Path(archive) / "spa-eng" / "spa.txt"
+
+
+def _downloads():
+    return Path(os.environ.get("KERAS_HOME", "~/.keras"), "datasets").expanduser()
+
+
+def needs_download(corpus: str | Sequence[str]) -> bool:
+    """Whether this is, or holds, the name of a corpus that is not on this machine yet."""
+    return (
+        "spa-eng" in ([corpus] if isinstance(corpus, str) else corpus) and not (_downloads() / "spa-eng.zip").exists()
+    )
 
 
 NAMED_CORPORA = {"phrasebook": _phrasebook, "spa-eng": _spa_eng}

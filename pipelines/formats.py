@@ -139,7 +139,7 @@ def _tab_rows(path, columns, sources, report):
             if not (named or report.unread) and any(found[least:]):
                 other = next(place for place in range(least, len(found)) if found[place]) + 1
                 where = f"{path or 'standard input'}, line {number}"
-                report.unread = f"{where}: column {other} is not read; --columns names the columns to read"
+                report.unread = f"{where}: column {other} is not read; choose columns with --columns, the target last"
             yield number, b"\t".join([found[place] for place in before]), found[last], ""
 
 

@@ -287,7 +287,7 @@ def checksums(corpus: Corpora) -> dict[str, str]:
     return {str(name): sha256(name) for name in dict.fromkeys(names)}
 
 
-def named(corpus: Corpora) -> str:
+def corpus_names(corpus: Corpora) -> str:
     """The names of a corpus's files, or of several corpora, for messages."""
     return " ".join(str(one) if isinstance(one, str | Path) else "these pairs" for one in _as_list(corpus))
 

@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.files import CorpusError, read_manifest, sha256, whole_folder
 from pipelines.formats import Corpora
 from pipelines.options import check_number, choose
-from pipelines.readers import Report, named, open_corpora
+from pipelines.readers import Report, corpus_names, open_corpora
 
 _BUCKETS = 256
 _BUFFER = 1 << 16  # bytes of memory that a bucket takes before it is written
@@ -75,7 +75,7 @@ def shuffle_corpus(
             if progress and count % 4096 == 0:
                 progress(count)
         if count == 0:
-            raise CorpusError(f"{named(corpus)}: no pairs to shuffle")
+            raise CorpusError(f"{corpus_names(corpus)}: no pairs to shuffle")
         manifest = {
             "pairs": count,
             "shards": _write_shards(_shuffled(buckets, rng), count, aside, shards, format),

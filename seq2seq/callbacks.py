@@ -23,7 +23,7 @@ from seq2seq.epochs import training_batches
 from seq2seq.layers import token_ids
 from seq2seq.process import clocks, device_name, peak_memory
 from seq2seq.progress import TrainingRun
-from seq2seq.runs import kept_epochs, translations_of
+from seq2seq.runs import can_measure, kept_epochs, translations_of
 
 
 class DivergedError(RuntimeError):
@@ -100,8 +100,9 @@ class SayEpochs(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         line = f"Training on {self.run.pairs:,} pairs"
-        if count := len(self.held_out):
-            line += f"; scores are of {count:,} held-out sources" + ", so few that they are rough" * (count < 100)
+        if self.held_out and can_measure():
+            line += f"; translations of {len(self.held_out):,} held-out sources are measured"
+            line += ", too few for precise scores" * (len(self.held_out) < 100)
         self.say(line)
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

@@ -290,7 +290,7 @@ class Config:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, as_saved(getattr(self, field.name)))
         for name in ("corpus", "validation"):
-            if isinstance(value := getattr(self, name), tuple) and len(value) == 1:
+            if isinstance(value := getattr(self, name), tuple) and len(value) == 1 and isinstance(value[0], str):
                 object.__setattr__(self, name, value[0])
         if vars(self)["validation_fraction"] is None:
             object.__setattr__(self, "validation_fraction", 0.0 if self.validation else 0.05)
@@ -335,7 +335,9 @@ class Config:
         if self.monitor is not None:
             choose("monitor", self.monitor, MONITORS)
             if not (self.validation or self.validation_fraction):
-                raise OptionError(f"monitor={self.monitor!r}: there is no held-out set to measure it on")
+                raise OptionError(
+                    f"monitor={self.monitor!r}: there is no held-out set; give a validation_fraction or validation"
+                )
         elif self.patience is not None or self.schedule == "plateau":
             option = "patience" if self.patience is not None else "schedule"
             raise OptionError(
@@ -392,8 +394,10 @@ def check_option(name: str, value: typing.Any) -> None:
         (one, *_) = (each for each in values if isinstance(each, type))
         raise OptionError(f"{name}: expected the name of a class, such as '{one.__module__}:{one.__qualname__}'")
     elif str in kinds and not all(isinstance(text, str) and text for text in values):
-        files = "; only files can be trained on, and other pairs with `fit`" if name in ("corpus", "validation") else ""
-        raise OptionError(f"{name}={reprlib.repr(value)}: expected text{', or None' * optional}{files}")
+        found = f"{name}={reprlib.repr(value)}: expected text{', or None' * optional}"
+        if name in ("corpus", "validation"):
+            found += "; train reads only files: write the pairs to a file, or use fit"
+        raise OptionError(found)
     if name == "columns":
         check_columns(value)
     if "choices" in field.metadata:

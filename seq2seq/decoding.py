@@ -120,11 +120,11 @@ def masking_loop(steps: int | tf.Tensor) -> Loop:
     constant.
 
     Args:
-        steps: the highest limit, rounded up to a multiple of `STEPS_PER_CHECK`. For compilation, it must be a number or
-            the size of a tensor.
+        steps: the number of steps in the history, a multiple of `STEPS_PER_CHECK` and at least the highest limit. For
+            compilation, it must be a number or the size of a tensor.
 
     Returns:
-        A function like `shrinking_loop`, whose history always has so many steps.
+        A function like `shrinking_loop`, whose history always has `steps` steps.
     """
 
     def loop(step_for, extend, running, per_source, per_row, limits, history, width=1):

@@ -304,14 +304,17 @@ def scores_by_length(
     parts: int = 5,
     bleu_tokenizer: str = "13a",
 ) -> list[dict]:
-    """Score short and long sources separately, in up to `parts` parts of about equal size, of 20 sources or more.
+    """Score short and long sources separately, in parts of about equal size.
+
+    There are up to `parts` of them, and at most one for every 20 sources, as scores of fewer are too rough. Sources of
+    equal length are in the same part.
 
     Returns:
         [{"from": characters, "to": characters, "texts": number, measure: score, ...}, ...], the shortest first. Of
         several source columns, the characters of the first are counted.
     """
     lengths = np.array([len(source.partition("\t")[0]) for source in sources])
-    parts = max(1, min(parts, len(sources) // 20))  # fewer sources say little
+    parts = max(1, min(parts, len(sources) // 20))
     cuts = sorted(set(np.quantile(lengths, np.linspace(0, 1, parts + 1)[1:], method="inverted_cdf").tolist()))
     part_of = np.searchsorted(cuts, lengths)
     found = []

@@ -72,7 +72,7 @@ class BaseDecoder(BaseLayer):
 
 
 def checked_arguments(scope: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a constructor by name, from its `locals()`, as `get_config` returns them.
+    """The checked arguments of a constructor by name, from its `locals()`, as `get_config` returns them.
 
     Raises:
         OptionError: for a size that is not a whole number of at least 1.

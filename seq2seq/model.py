@@ -321,7 +321,8 @@ class Seq2Seq(Translator, Trainer):
         return tf.function(functools.partial(search), jit_compile=True, autograph=False, reduce_retracing=True)
 
     def count_params(self) -> int:
-        """As in `keras.Model`, without the statistics of training that the model keeps, which are no parameters."""
+        """As in `keras.Model`, without the 4 numbers in which the model keeps statistics of training. `summary` counts
+        them as non-trainable."""
         return super().count_params() - sum(math.prod(each.shape) for each in (self.length_ratios, self.gradient_norm))
 
     def limits(self, source: tf.Tensor) -> tf.Tensor:

@@ -107,7 +107,7 @@ class Record:
                 return place[0] if isinstance(corpus, str) else tuple(place)
             failures.append(f"{', '.join(changed)}: changed since the run was {what_for} this corpus")
         where = f" (looked up from {here}" + (f", then from {then}, where it was trained)" if len(places) > 1 else ")")
-        raise CorpusError("; ".join(failures) + (where if relative else ""))
+        raise CorpusError("; ".join(dict.fromkeys(failures)) + (where if relative else ""))
 
     def changed_files(self, corpus: str | Sequence[str], name: str = "corpus") -> list[str]:
         """The files of a corpus that are not those of the run; the corpus itself if only their number or order differs.
@@ -135,8 +135,11 @@ def read_record(run: Path | str) -> Record:
         OptionError: if the file cannot be read, or an option in it is unknown or not allowed.
     """
     path = find_run(run)
-    path = path / "config.json" if path.is_dir() else path
-    if not path.exists():
+    if path.is_dir():
+        path = path / "config.json"
+        if not path.exists():
+            raise OptionError(f"{path.parent}: has no config.json")
+    elif not path.exists():
         raise OptionError(f"{path}: no such run folder or configuration")
     try:
         record = Record(json.loads(path.read_bytes()))

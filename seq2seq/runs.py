@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import CorpusError, OptionError, Tokenizer, check_number, group_by_source, sources_in
-from pipelines.files import whole_folder
+from pipelines.files import needs_download, whole_folder
 from pipelines.options import one_line
 from seq2seq.checkpoints import write_json
 from seq2seq.config import Config, own_classes
@@ -174,8 +174,11 @@ def trained_on(record: Record, pairs: tf.data.Dataset, source_tokenizer: Tokeniz
         bool `[N]`.
 
     Raises:
-        CorpusError: if its corpus cannot be found or has changed.
+        CorpusError: if its corpus cannot be found, has changed, or would have to be downloaded.
     """
+    for each in record.lineage():
+        if needs_download(each.config.corpus):
+            raise CorpusError("spa-eng is not on this machine; `seq2seq inspect spa-eng` downloads it")
     configs = [dataclasses.replace(each.config, corpus=each.find_corpus()) for each in record.lineage()]
     training_sets = [training_pairs(config, source_tokenizer) for config in configs]
     return np.any([sources_in(pairs, training_set, source_tokenizer) for training_set in training_sets], axis=0)

@@ -17,7 +17,7 @@ from pipelines import (
     sources_in,
     survey,
 )
-from pipelines.readers import LENGTH, named
+from pipelines.readers import LENGTH, corpus_names
 from pipelines.tokens import END, PADDING, REPLACEMENT, RESERVED_TOKENS
 from seq2seq.attention import copied_ids
 from seq2seq.config import Config
@@ -60,7 +60,7 @@ def survey_corpus(
             f"{cleaning.first[LENGTH][0]}. To use them, set a higher --max-length, or none; long texts need much memory"
         )
     if found.pairs == 0:
-        raise CorpusError(f"{named(config.corpus)}: no pairs to train on")
+        raise CorpusError(f"{corpus_names(config.corpus)}: no pairs to train on")
     if config.validation:
         cleaning = Report()
         longest = config.max_length and max(config.max_length, Config.max_length or 0)
@@ -68,7 +68,7 @@ def survey_corpus(
         if cleaning.dropped[LENGTH]:
             raise CorpusError(f"{cleaning.first[LENGTH][0]}, too long to validate on; remove it, or raise --max-length")
         if not count:
-            raise CorpusError(f"{named(config.validation)}: no pairs to validate on")
+            raise CorpusError(f"{corpus_names(config.validation)}: no pairs to validate on")
         say_report(cleaning)
     if count := sum(count for length, count in found.lengths[0].items() if length > LONGEST_SOURCE):
         pieces = any(isinstance(part, SubwordTokenizer) for part in tokenizers[0].of_columns)

@@ -216,7 +216,8 @@ def _start(runs, settings, values, trials):
 
 
 def _check_grid(values, given, seeds, trials, jobs):
-    for name, instead in (("corpus", "it is an argument"), ("seed", "seeds are 0, 1 and so on; give their number")):
+    in_place = {"corpus": "give it as an argument", "seed": "seeds are 0, 1 and so on; give their number with seeds"}
+    for name, instead in in_place.items():
         if name in given or name in values:
             raise OptionError(f"{name}: cannot be set like other options; {instead}")
     for name, of in values.items():

@@ -420,7 +420,11 @@ def _test(rows, first, measures, evaluations):
         for row in tested:
             found = {name: welch(first.figures[name], row.figures[name]) for name in measures}
             row.p = {name: p for name, p in found.items() if not math.isnan(p)}
-        equal = " No p if neither row varies." if any(len(row.p) < len(measures) for row in tested) else ""
+        equal = (
+            " p is missing if the figures of both rows are constant, or some are not finite."
+            if any(len(row.p) < len(measures) for row in tested)
+            else ""
+        )
         return f"p: Welch's t-test over seeds, two-sided, {against}{equal}"
     if len(first.runs) == 1 and evaluations and (tested := [row for row in others if len(row.runs) == 1]):
         from seq2seq.evaluation import compare

@@ -20,7 +20,7 @@ def test_inspect_tells_what_a_corpus_holds(tsv, tmp_path):
 
 def test_a_third_column_that_is_not_read_is_said_once_unless_it_is_empty(tsv, monkeypatch):
     path = tsv("see\tsaw\t\ngo\twent\tV;PST\nbe\twas\tV;PST\n")
-    said = f"{path}, line 2: column 3 is not read; --columns names the columns to read\n"
+    said = f"{path}, line 2: column 3 is not read; choose columns with --columns, the target last\n"
     done = seq2seq("inspect", path, "--json")
     assert done.stderr.decode() == said and json.loads(done.stdout)["pairs"] == 3
     assert seq2seq("inspect", path, "--columns", "1,2").stderr == b""
@@ -31,7 +31,10 @@ def test_a_third_column_that_is_not_read_is_said_once_unless_it_is_empty(tsv, mo
 
     monkeypatch.setattr("seq2seq.training.build_model", stop)
     done = seq2seq("train", five, "--preset", "inflection", cwd=path.parent)
-    assert f"{five}, line 1: column 5 is not read; --columns names the columns to read\n".encode() in done.stderr
+    assert (
+        f"{five}, line 1: column 5 is not read; choose columns with --columns, the target last\n".encode()
+        in done.stderr
+    )
 
 
 def test_a_run_folder_is_no_corpus_but_a_built_in_corpus_wins_over_a_run_of_its_name(tmp_path):

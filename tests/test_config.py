@@ -76,7 +76,11 @@ def test_every_number_has_a_range_and_is_refused_just_outside_it_from_python_and
         ({"copy": "no"}, "copy='no': expected True or False"),
         ({"deterministic": 1}, "deterministic=1: expected True or False, or None"),
         ({"optimizer": 3}, "optimizer=3: expected text"),
-        ({"corpus": [("a", "b")] * 9}, r"^corpus=\(\('a', 'b'\), .{,80}, \.\.\.\): expected text$"),
+        (
+            {"corpus": [("a", "b")] * 9},
+            r"^corpus=\(\('a', 'b'\), .{,80}, \.\.\.\): expected text; train reads only files",
+        ),
+        ({"corpus": [("a", "b")]}, r"^corpus=\(\('a', 'b'\),\): expected text; train reads only files"),
         ({"validation": ""}, "validation='': expected text, or None"),
         ({"encoder": ""}, "encoder='': expected text, or None"),
         ({"corpus": ()}, r"corpus=\(\): expected one or more"),

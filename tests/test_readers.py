@@ -87,7 +87,7 @@ def test_cleaning_leaves_out_and_reports_by_reason(read, tsv):
 def test_a_column_that_is_not_read_is_said_unless_the_columns_were_given(read, tsv):
     report, path = Report(), tsv("see\tsaw\tV;PST\tx\n")
     read(path, report, columns=(1, 3, 2))
-    said = f"{path}, line 1: column 4 is not read; --columns names the columns to read"
+    said = f"{path}, line 1: column 4 is not read; choose columns with --columns, the target last"
     assert report.notices(columns_given=False) == [said]
     assert report.notices(columns_given=True) == []
 

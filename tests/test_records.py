@@ -28,6 +28,9 @@ def test_what_is_no_configuration_is_refused_by_name(tmp_path, content):
         read_record(path)
     with pytest.raises(OptionError, match="none: no such run folder or configuration"):
         read_record(tmp_path / "none")
+    path.unlink()
+    with pytest.raises(OptionError, match=f"^{tmp_path}: has no config.json"):
+        read_record(tmp_path)
 
 
 def test_a_configuration_nested_too_deep_is_no_configuration(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import notices, read_history
 
 from pipelines import CharTokenizer, CorpusError, OptionError, batch_pairs, read_pairs
@@ -331,6 +332,14 @@ def test_what_a_run_and_those_it_started_from_were_trained_on_is_known(copied, t
     os.unlink(old.corpus)
     with pytest.raises(CorpusError, match="No such file"):
         trained_on(record, asked, tokenizer)
+
+
+def test_to_know_what_a_run_was_trained_on_nothing_is_downloaded(monkeypatch, tmp_path):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr("keras.utils.get_file", pytest.fail)
+    record, asked = Record({"options": {"corpus": "spa-eng"}}), tf.data.Dataset.from_tensors(("Go.", "Ve."))
+    with pytest.raises(CorpusError, match="spa-eng is not on this machine; `seq2seq inspect spa-eng` downloads it"):
+        trained_on(record, asked, CharTokenizer())
 
 
 def test_a_runs_pictures_are_drawn_into_its_folder(trained, copied, monkeypatch):
