@@ -23,7 +23,7 @@ from seq2seq.epochs import training_batches
 from seq2seq.layers import token_ids
 from seq2seq.process import clocks, device_name, peak_memory
 from seq2seq.progress import TrainingRun
-from seq2seq.runs import can_measure, kept_epochs, translations_of
+from seq2seq.runs import kept_epochs, translations_of
 
 
 class DivergedError(RuntimeError):
@@ -95,15 +95,8 @@ class SayEpochs(keras.callbacks.Callback):
 
     def __init__(self, held_out: Any, run: TrainingRun, say: Any) -> None:
         super().__init__()
-        self.held_out, self.run, self.say = held_out, run, say
         self.examples = [(source, targets[0]) for source, targets in itertools.islice(held_out.items(), 3)]
-
-    def on_train_begin(self, logs: Any = None) -> None:
-        line = f"Training on {self.run.pairs:,} pairs"
-        if self.held_out and can_measure():
-            line += f"; translations of {len(self.held_out):,} held-out sources are measured"
-            line += ", too few for precise scores" * (len(self.held_out) < 100)
-        self.say(line)
+        self.run, self.say = run, say
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.started = time.monotonic()

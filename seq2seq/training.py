@@ -250,6 +250,12 @@ def _fit(run, callbacks, say, track):
         own.append(ScoreTranslations(held_out, run))
     tell = [SayEpochs(held_out, run, say)] if is_chief(run.strategy) and say is not _discard else []
     measured = make_batches(run, validation, shuffle=False)
+    if tell:
+        size = f"Training on {run.pairs:,} pairs"
+        if held_out and can_measure():
+            size += f"; translations of {len(held_out):,} held-out sources are measured"
+            size += ", too few for precise scores" * (len(held_out) < 100)
+        say(size)
 
     def measure_last():  # if a callback has ended training early
         row, run.epochs = run.history[-1], len(run.history)

@@ -235,6 +235,9 @@ def test_an_interrupted_training_resumes_and_what_it_took_adds_up(config, tmp_pa
     assert said[0].startswith(f"Resuming {tmp_path / 'run'} in epoch ") and len(read_history(tmp_path / "run")) == 2
     found = read_record(tmp_path / "run").content["training"]
     pairs = json.loads((tmp_path / "run" / "survey.json").read_text())["pairs"]
+    (size,) = (text for text in said if text.startswith("Training on "))
+    held_out = "translations of [1-9] held-out sources are measured, too few for precise scores"
+    assert re.fullmatch(f"Training on {pairs} pairs; {held_out}", size)
     assert (before["updates"], before["epochs"], before["pairs"]) == (3, 1, pairs)
     assert (found["updates"], found["epochs"], found["pairs"]) == (6, 2, 2 * pairs)
     weights = sum(weight.numpy().size for weight in model.trainable_weights)  # and no statistics of training
