@@ -283,7 +283,7 @@ class Config:
         "a GPU, where they are slower.",
     )
     seed: int = _option(
-        0, TRAINING, "Seed of initial weights, order, dropout and sampling.", {"least": 0, "below": 2**32}
+        0, TRAINING, "Seed of initial weights, order, dropout and scheduled sampling.", {"least": 0, "below": 2**32}
     )
 
     def __post_init__(self):
