@@ -87,6 +87,8 @@ def _expand(text, corpus):
     if os.path.exists(path) or archive_of(path):
         return [_member(path)]
     found = sorted(Path(name) for name in glob.glob(text, recursive=True) if not os.path.isdir(name))
+    if "://" in text and not found:
+        raise CorpusError(f"{text}: is an address; download the file first")
     if not found:
         named = "" if os.sep in text else f"; the built-in corpora are {', '.join(NAMED_CORPORA)}"
         part = "" if text == corpus else f" (of {corpus})"
@@ -143,6 +145,10 @@ def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
     ):
         if is_one:
             raise refused(f"{folder} is {kind}, which cannot be replaced; choose another folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        raise refused(f"{folder} cannot be made: {error.strerror}") from None
     # Another process may be making the same folder, so each has a name of its own. The second to end fails.
     aside = folder.with_name(f"aside-{secrets.token_hex(4)}-{folder.name}")
     try:
@@ -171,8 +177,8 @@ def sha256(path: Path) -> str:
     try:
         with open_bytes(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except (EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # a zip, damaged or encrypted
-        raise CorpusError(f"{path}: {error}") from None
+    except (EOFError, OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:  # also of a zip
+        raise CorpusError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def plain_name(path: Path) -> str:

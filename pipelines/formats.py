@@ -266,8 +266,11 @@ def _tfrecord_rows(path, columns, *_):
         with contextlib.suppress(tf.errors.OpError):  # counts the readable records of the batch that failed
             for _ in records.skip(number):
                 number += 1
-        reason = error.message.splitlines()[0].rpartition("}} ")[2].partition(" [Op:")[0]
-        raise CorpusError(f"{path}: cannot be read after record {number:,} ({reason})") from None
+        if not isinstance(error, tf.errors.DataLossError | tf.errors.OutOfRangeError):
+            raise CorpusError(f"{path}: {error.message.splitlines()[0]}") from None
+        if number == 0:
+            raise CorpusError(f"{path}: damaged, or no TFRecord file; one compressed with gzip ends in .gz") from None
+        raise CorpusError(f"{path}: damaged or cut short after record {number:,}") from None
     # TensorFlow (2.21) takes a cut in the length of a record, or in compressed data, for the end of the file.
     try:
         whole = size == _uncompressed_size(path)

@@ -35,6 +35,9 @@ def ensemble(models: Sequence[Seq2Seq], names: Sequence[Any] = ()) -> Seq2Seq:
         OptionError: if there is no model; if the number of names is not the number of models; if two models share an
             encoder or decoder; or if their tokenizers differ (the message says how).
     """
+    if isinstance(models, Seq2Seq):
+        raise OptionError("models: expected a list of models, not a single one")
+    models = list(models)
     names = [str(name) for name in names] or [f"models[{number}]" for number in range(len(models))]
     if not models:
         raise OptionError("models: an ensemble needs at least one")

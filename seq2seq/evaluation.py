@@ -79,9 +79,18 @@ def _edits(split, text, references):
 
 
 def metrics(bleu_tokenizer: str = "13a") -> dict[str, Metric]:
-    """The measures of a corpus of texts, by name; higher is better, except for the error rates."""
+    """The measures of a corpus of texts, by name; higher is better, except for the error rates.
+
+    Raises:
+        OptionError: for an unknown tokenizer, or one that needs a package that is not installed.
+    """
+    choose("bleu_tokenizer", bleu_tokenizer, list(BLEU.TOKENIZERS))
+    try:
+        bleu = BLEU(tokenize=bleu_tokenizer, force=True)  # without a warning about tokenized text
+    except (ImportError, RuntimeError) as error:
+        raise OptionError(f"bleu_tokenizer={bleu_tokenizer!r}: {one_line(error)}") from None
     return {
-        "BLEU": BLEU(tokenize=bleu_tokenizer, force=True),  # without a warning about tokenized text
+        "BLEU": bleu,
         "chrF": CHRF(),
         "TER": TER(),
         "CER": _Rate("CER", functools.partial(_edits, list)),  # characters
@@ -172,6 +181,8 @@ def check_folder(folder: Path) -> None:
     Raises:
         OptionError: if the folder holds anything else.
     """
+    if folder.is_file():
+        raise OptionError(f"{folder}: is a file; choose a folder")
     inside = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
     other = {name for name in inside if not re.fullmatch(r"(sources|translations|references\.\d+)\.txt", name)}
     if not inside >= {"sources.txt", "translations.txt", "references.0.txt"}:
@@ -213,12 +224,8 @@ def evaluate(
         CorpusError: if there are no pairs.
         OptionError: for a BLEU tokenizer that is unknown or not installed, or no resamples.
     """
-    choose("bleu_tokenizer", bleu_tokenizer, list(BLEU.TOKENIZERS))
+    metrics(bleu_tokenizer)  # refuses an unknown tokenizer at once
     check_number("resamples", resamples, least=1)
-    try:
-        metrics(bleu_tokenizer)
-    except (ImportError, RuntimeError) as error:  # a package that this tokenizer needs is missing
-        raise OptionError(f"bleu_tokenizer={bleu_tokenizer!r}: {one_line(error)}") from None
     if not isinstance(pairs, tf.data.Dataset):
         pairs = read_pairs(pairs, source_columns=model.source_tokenizer.column_names)
     with corpus_errors():

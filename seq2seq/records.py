@@ -180,6 +180,8 @@ def read_history(folder: Path | str) -> list[dict[str, float]]:
         RunError: if the file is missing, damaged or has no epochs.
     """
     path = find_run(folder) / "history.csv"
+    if not path.exists():
+        raise RunError(f"{path.parent}: has no history.csv")
     try:
         with path.open(newline="") as file:
             rows = [{name: float(text) for name, text in row.items() if text} for row in csv.DictReader(file)]

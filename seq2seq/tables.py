@@ -174,7 +174,9 @@ def table(
         configs = [records[row.runs[0]].config for row in rows]
         if len({held_out_by(records[row.runs[0]]) for row in rows}) > 1:
             names = ["validation", *options_of_held_out(configs[0])]
-            names = [name for name in names if len({getattr(config, name) for config in configs}) > 1] or ["files"]
+            names = [name for name in names if len({getattr(config, name) for config in configs}) > 1]
+            if len({_held_out_digests(records[row.runs[0]]) for row in rows}) > 1:
+                names = ["files", *names]
             raise RunError(f"these runs have different held-out sets ({', '.join(names)}); name a test corpus (--test)")
         hashed = [config for config in configs if config.split == "hash" and not config.validation]
         if len({config.source_tokenizer for config in hashed}) > 1:
@@ -278,8 +280,13 @@ def _load_records(folders, say):
             seen.add(run.resolve())
             if finished(run):
                 records[run] = read_record(run)
-            else:
+            elif (run / "unfinished").is_dir():
                 say(f"{run}: unfinished, left out")
+            else:
+                say(f"{run}: has no model.keras, left out")
+        for path in folder.rglob("model.keras"):
+            if not (path.parent / "config.json").exists():
+                say(f"{path.parent}: has no config.json, left out")
     if not records:
         raise RunError(f"{', '.join(map(str, folders))}: no finished run")
     whole = len(grids) == 1 and all(grids[0][0] in run.parents for run in records)
@@ -356,8 +363,11 @@ def options_of_held_out(config: Config) -> list[str]:
 def held_out_by(record: Record) -> tuple:
     """The values on which the held-out pairs of a run depend: equal for runs with the same held-out pairs."""
     config = record.config
-    digests = record.checksums("validation" if config.validation else "corpus")
-    return *digests, *(getattr(config, name) for name in options_of_held_out(config))
+    return *_held_out_digests(record), *(getattr(config, name) for name in options_of_held_out(config))
+
+
+def _held_out_digests(record):
+    return tuple(record.checksums("validation" if record.config.validation else "corpus"))
 
 
 def _incomparable(rows, records, measures, held_out, say):

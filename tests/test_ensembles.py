@@ -129,6 +129,8 @@ def test_models_that_are_no_ensemble_are_refused(model, tokenizers):
     target = tokenizers[1]
     for models, said in (
         ([], "models: an ensemble needs at least one"),
+        (model, "models: expected a list of models, not a single one"),
+        ((each for each in [model, 3]), r"models\[1\]=3: expected a Seq2Seq"),
         ([model, "runs/mine"], r"models\[1\]='runs/mine': expected a Seq2Seq"),
         ([model, model], "two of them share an encoder or decoder"),
         (

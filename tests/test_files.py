@@ -143,6 +143,22 @@ def test_a_download_that_fails_says_what_to_do(read, tmp_path, monkeypatch, capf
     assert capfd.readouterr().out == ""
 
 
+def test_an_address_and_a_file_that_cannot_be_read_are_named(read):
+    with pytest.raises(CorpusError, match=r"^http://nowhere/pairs.tsv: is an address; download the file first"):
+        read("http://nowhere/pairs.tsv")
+    with pytest.raises(CorpusError, match=r"^/proc/self/mem: Input/output error"):
+        checksums("/proc/self/mem")
+
+
+def test_a_folder_within_a_file_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(CorpusError, match=f"^{tmp_path}/file/new cannot be made: (File exists|Not a directory)"),
+        whole_folder(tmp_path / "file" / "new", CorpusError),
+    ):
+        pytest.fail("nothing can be written there")
+
+
 def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
     folder, empty = tmp_path / "new", tmp_path / "empty"
     with pytest.raises(ZeroDivisionError), whole_folder(folder, CorpusError) as aside:

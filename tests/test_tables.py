@@ -108,7 +108,7 @@ def test_what_is_missing_unfinished_or_there_twice_is_said(copied):
     found = table(copied, say=said.append)
     assert [row.label for row in found.rows] == LABELS
     assert [row.seeds for row in found.rows] == [[1], [0, 1]]
-    assert f"{first}: unfinished, left out" in said
+    assert f"{first}: has no model.keras, left out" in said
     assert f"{copied / 'written-twin'}: left out, because it has the same options and seed as {third}" in said
     assert said[-1] == "The rows have different seeds (units=4: 1; units=8: 0 1)"
     shutil.rmtree(second)
@@ -203,6 +203,21 @@ def test_runs_that_have_held_out_other_pairs_are_refused(copied):
     record = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps(record | {"checksums": {"pairs.tsv": "0" * 64}}))
     with pytest.raises(RunError, match=r"have different held-out sets \(files\); name a test corpus"):
+        table(copied)
+    change(run, validation_fraction=0.1)
+    with pytest.raises(RunError, match=r"have different held-out sets \(files, validation_fraction\); name a test"):
+        table(copied)
+
+
+@pytest.mark.slow
+def test_a_run_that_lacks_a_file_is_named(copied):
+    first, second = (copied / "units=8" / f"seed-{seed}" for seed in (0, 1))
+    (first / "config.json").unlink()
+    said = []
+    assert [row.seeds for row in table(copied, say=said.append).rows] == [[0, 1], [1]]
+    assert f"{first}: has no config.json, left out" in said
+    (second / "history.csv").unlink()
+    with pytest.raises(RunError, match=rf"^{second}: has no history\.csv$"):
         table(copied)
 
 

@@ -10,6 +10,7 @@ import typer
 from pipelines import CorpusError, OptionError, checksums
 from pipelines.formats import find_shards
 from pipelines.lines import as_line
+from pipelines.readers import corpus_names
 from seq2seq.commands.loading import (
     MORE_UNKNOWN,
     MOST_NAMED,
@@ -79,7 +80,9 @@ def evaluate(
     from pipelines import corpus_errors
     from seq2seq.ensembles import ensemble
     from seq2seq.evaluation import evaluate as measure
+    from seq2seq.evaluation import metrics
 
+    metrics(bleu_tokenizer)  # refuses an unknown tokenizer before the corpus is read
     strategy = search_strategy(search, options, beam_width=beam_width, length_penalty=length_penalty)
     runs, corpus = split_runs("evaluate", [str(run), *(corpus or ())], "CORPUS")
     if write:
@@ -203,7 +206,9 @@ def compare(
     from pipelines import corpus_errors
     from seq2seq.evaluation import compare as test
     from seq2seq.evaluation import evaluate as measure
+    from seq2seq.evaluation import metrics
 
+    metrics(bleu_tokenizer)
     expected = "expected RUN RUN [RUN]... [CORPUS]..."
     if len(runs) < 2:
         raise OptionError(f"compare: only one argument, {runs[0]}; {expected}")
@@ -341,7 +346,7 @@ def _say_trained_on(command, runs, models, pairs, named):
 
     sources = list(group_by_source(pairs))
     if not sources:
-        return  # `evaluate` refuses them
+        raise CorpusError(f"{corpus_names(named)}: no pairs to evaluate on")
     dataset = tf.data.Dataset.from_tensor_slices((sources, sources))
     learned = []
     for run, model in zip(runs, models, strict=True):
