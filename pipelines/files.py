@@ -131,7 +131,7 @@ def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
 
     Args:
         folder: the folder to make. It may exist if it is empty.
-        refused: the exception to raise if it is not empty, or cannot be replaced.
+        refused: the exception to raise if it is not empty, or cannot be made or replaced.
 
     Raises:
         OSError: at the end, if another process has made the folder in the meantime.
@@ -148,7 +148,7 @@ def whole_folder(folder: Path, refused: type[ValueError]) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
-        raise refused(f"{folder} cannot be made: {error.strerror}") from None
+        raise refused(f"{folder} cannot be made: {error.filename}: {error.strerror}") from None
     # Another process may be making the same folder, so each has a name of its own. The second to end fails.
     aside = folder.with_name(f"aside-{secrets.token_hex(4)}-{folder.name}")
     try:
@@ -173,7 +173,11 @@ def open_bytes(path: Path) -> Iterator[Any]:
 
 
 def sha256(path: Path) -> str:
-    """Compute the sha256 of a file or of a member of a zip, in hexadecimal."""
+    """Compute the sha256 of a file or of a member of a zip, in hexadecimal.
+
+    Raises:
+        CorpusError: if it cannot be read.
+    """
     try:
         with open_bytes(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -242,7 +246,10 @@ def _spa_eng():
 
 
 def _downloads():
-    return Path(os.environ.get("KERAS_HOME", "~/.keras"), "datasets").expanduser()
+    home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
+    if not os.access(home, os.W_OK):  # as in `keras.utils.get_file`
+        home = Path("/tmp/.keras")
+    return home / "datasets"
 
 
 def needs_download(corpus: str | Sequence[str]) -> bool:

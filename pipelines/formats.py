@@ -267,7 +267,8 @@ def _tfrecord_rows(path, columns, *_):
             for _ in records.skip(number):
                 number += 1
         if not isinstance(error, tf.errors.DataLossError | tf.errors.OutOfRangeError):
-            raise CorpusError(f"{path}: {error.message.splitlines()[0]}") from None
+            reason = error.message.splitlines()[0].rpartition("}} ")[2].partition(" [Op:")[0]
+            raise CorpusError(f"{path}: {reason}") from None
         if number == 0:
             raise CorpusError(f"{path}: damaged, or no TFRecord file; one compressed with gzip ends in .gz") from None
         raise CorpusError(f"{path}: damaged or cut short after record {number:,}") from None

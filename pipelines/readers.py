@@ -289,7 +289,8 @@ def checksums(corpus: Corpora) -> dict[str, str]:
 
 def corpus_names(corpus: Corpora) -> str:
     """The names of a corpus's files, or of several corpora, for messages."""
-    return " ".join(str(one) if isinstance(one, str | Path) else "these pairs" for one in _as_list(corpus))
+    names = [str(one) if isinstance(one, str | Path) else "these pairs" for one in _as_list(corpus)]
+    return " ".join("standard input" if name == "-" else name for name in names)
 
 
 def _as_list(corpus):

@@ -413,8 +413,8 @@ class EndFit(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def _uncompiled(model):
-    """A context in which a model has no optimizer, so that it is saved without: the optimizer is twice as large as the
-    model. Checkpoints have it for resuming; for further training it would be useless, because its learning rate
+    """A context in which a model has no optimizer, so that it is saved without one. The optimizer is twice as large as
+    the model. Checkpoints have it for resuming; for further training it would be useless, because its learning rate
     schedule has ended."""
     optimizer, model.optimizer, model.compiled = model.optimizer, None, False
     try:

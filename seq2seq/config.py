@@ -395,7 +395,7 @@ def check_option(name: str, value: typing.Any) -> None:
         raise OptionError(f"{name}: expected the name of a class, such as '{one.__module__}:{one.__qualname__}'")
     elif str in kinds and not all(isinstance(text, str) and text for text in values):
         found = f"{name}={reprlib.repr(value)}: expected text{', or None' * optional}"
-        if name in ("corpus", "validation"):
+        if name in ("corpus", "validation") and not isinstance(value, str):
             found += "; train reads only files: write the pairs to a file, or use fit"
         raise OptionError(found)
     if name == "columns":

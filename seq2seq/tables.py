@@ -278,15 +278,16 @@ def _load_records(folders, say):
             if run.resolve() in seen:
                 continue
             seen.add(run.resolve())
-            if finished(run):
+            if finished(run) and (run / "config.json").is_file():
                 records[run] = read_record(run)
             elif (run / "unfinished").is_dir():
                 say(f"{run}: unfinished, left out")
             else:
                 say(f"{run}: has no model.keras, left out")
-        for path in folder.rglob("model.keras"):
-            if not (path.parent / "config.json").exists():
-                say(f"{path.parent}: has no config.json, left out")
+        for run in sorted(path.parent for path in folder.rglob("model.keras")):
+            if run.resolve() not in seen:
+                seen.add(run.resolve())
+                say(f"{run}: has no config.json, left out")
     if not records:
         raise RunError(f"{', '.join(map(str, folders))}: no finished run")
     whole = len(grids) == 1 and all(grids[0][0] in run.parents for run in records)
@@ -454,7 +455,7 @@ def welch(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndar
         first, second: two numbers or more each.
 
     Returns:
-        p, two-sided; nan if neither varies.
+        p, two-sided; nan if neither varies, or if a number is not finite.
     """
     samples = [np.asarray(sample, np.float64) for sample in (first, second)]
     with np.errstate(invalid="ignore"):  # of infinite numbers

@@ -126,7 +126,7 @@ def test_evaluate_says_what_it_skips(folder, tsv):
 def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(folder, tmp_path):
     (tmp_path / "empty.tsv").write_text("\n")
     for arguments, message in (
-        (["evaluate", folder, tmp_path / "empty.tsv"], "no pairs to evaluate on"),
+        (["evaluate", folder, tmp_path / "empty.tsv"], "empty.tsv: no pairs to evaluate on"),
         (["evaluate", folder, "--limit", 3], "--limit applies to a corpus, but none is named"),
         (["evaluate", folder, tmp_path / "empty.tsv", "--bleu-tokenizer", "13b"], "did you mean '13a'"),
         (["evaluate", tmp_path], "not a run folder"),

@@ -81,7 +81,7 @@ def test_every_number_has_a_range_and_is_refused_just_outside_it_from_python_and
             r"^corpus=\(\('a', 'b'\), .{,80}, \.\.\.\): expected text; train reads only files",
         ),
         ({"corpus": [("a", "b")]}, r"^corpus=\(\('a', 'b'\),\): expected text; train reads only files"),
-        ({"validation": ""}, "validation='': expected text, or None"),
+        ({"validation": ""}, "validation='': expected text, or None$"),
         ({"encoder": ""}, "encoder='': expected text, or None"),
         ({"corpus": ()}, r"corpus=\(\): expected one or more"),
         ({"units": 2**31}, "units=2147483648: expected a whole number, at least 1 and below 2,147,483,648"),

@@ -218,6 +218,16 @@ def test_a_tfrecord_that_is_cut_anywhere_is_not_read_as_a_whole_one(read, tmp_pa
         read(path)
 
 
+def test_an_error_of_tensorflow_is_reported_in_its_words_without_its_internals(read, tmp_path, monkeypatch):
+    def denied(*_, **__):
+        raise tf.errors.PermissionDeniedError(None, None, "{{function_node x/device:CPU:0}} a; denied [Op:Next]")
+
+    (tmp_path / "a.tfrecord").touch()
+    monkeypatch.setattr(tf.data.TFRecordDataset, "batch", denied)
+    with pytest.raises(CorpusError, match=r"a\.tfrecord: a; denied$"):
+        read(tmp_path / "a.tfrecord")
+
+
 def test_records_that_lack_a_text_are_named_and_can_be_skipped(read, tmp_path):
     path, report = tmp_path / "a.tfrecord", Report()
     with tf.io.TFRecordWriter(str(path)) as file:

@@ -70,7 +70,8 @@ def evaluate(
     """Translate a corpus and measure the translations against all references of each source.
 
     The corpus is read with the --columns and --reverse that the run was trained with, unless you give others. Standard
-    input has all source columns and then the target. stderr says how many of the sources the run was trained on.
+    input has all source columns and then the target. stderr says how many of the sources the run was trained on, if
+    any.
 
     Several runs are measured as an ensemble; `compare` measures each separately. An ensemble needs a CORPUS if one of
     its runs was trained on the held-out set of the first.
