@@ -88,7 +88,7 @@ class Record:
         Raises:
             CorpusError: if it does not exist, or its files have changed.
         """
-        corpus = self.options[name]
+        corpus = getattr(self.config, name)
         names = [corpus] if isinstance(corpus, str) else corpus
         here, then = os.getcwd(), self.content.get("directory", os.getcwd())
         relative = [as_seen_from(here, name) for name in names] != list(names)

@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 from command_line import in_process as seq2seq
 
-from pipelines import OptionError, checksums
-from seq2seq.commands.evaluate import _was_trained_with
+from pipelines import OptionError
 from seq2seq.commands.loading import reading_as_trained, split_runs
 
 
@@ -62,14 +61,3 @@ def test_standard_input_is_not_read_by_a_runs_columns_and_this_is_said(capfd):
     assert reading_as_trained(Path("one"), ["-"], {}) == {}
     said = "standard input is read as all source columns, then the target, without --columns and --reverse of one"
     assert said in capfd.readouterr().err
-
-
-@pytest.mark.usefixtures("folders")
-def test_corpora_of_warm_starts_count_as_trained_on():
-    Path("pairs.tsv").write_text("a\tb\n")
-    first = {"options": {}, "checksums": checksums("pairs.tsv")}
-    record = {"options": {}, "checksums": {}, "from": {"options": {}, "from": first}}
-    for name, known in (("one", record), ("two", {"options": {}, "checksums": {}})):
-        Path(name, "config.json").write_text(json.dumps(known))
-    digests = set(checksums("pairs.tsv").values())
-    assert _was_trained_with(Path("one"), digests) and not _was_trained_with(Path("two"), digests)

@@ -17,7 +17,7 @@ def test_a_file_that_cannot_be_written_is_named_before_the_work(tsv, tmp_path):
         ),
         (["inspect", corpus, "--histogram", "lengths.doc"], "does not end in .png"),
         (["inspect", corpus, "--histogram", folder], "folder.png: cannot be written: Is a directory"),
-        (["evaluate", tmp_path, corpus, "--write", file], f"write={file}: cannot be written: File exists"),
+        (["evaluate", tmp_path, corpus, "--write", file], f"{file}: is a file; choose a folder"),
         (["evaluate", tmp_path, corpus, "--write", "/proc/x"], "write=/proc/x: cannot be written: No such file"),
     ):
         done = seq2seq(*arguments)

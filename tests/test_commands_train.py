@@ -128,7 +128,7 @@ def test_bad_options_exit_2(tsv, tmp_path):
     path = tsv("a\tb\n")
     for options, message in (
         (["--weights", "1,2"], "expected one number for each corpus (1)"),
-        (["--weights", "one"], "weights='one': expected a number, above 0, or None"),
+        (["--weights", "one"], "weights='one': expected numbers with commas between them, or None"),
         (["--limit", "few"], "limit='few': expected a whole number, at least 1, or None"),
         (["--epochs", "many"], "epochs='many': expected a whole number, at least 1, or None"),
         (["--units", "0"], "units=0: expected a whole number, at least 1"),
