@@ -246,17 +246,17 @@ def _spa_eng():
 
 
 def _downloads():
+    """The folder in which Keras keeps what `get_file` downloads."""
     home = Path(os.environ.get("KERAS_HOME", "~/.keras")).expanduser()
-    if not os.access(home, os.W_OK):  # as in `keras.utils.get_file`
+    if not os.access(home, os.W_OK):
         home = Path("/tmp/.keras")
     return home / "datasets"
 
 
 def needs_download(corpus: str | Sequence[str]) -> bool:
     """Whether this is, or holds, the name of a corpus that is not on this machine yet."""
-    return (
-        "spa-eng" in ([corpus] if isinstance(corpus, str) else corpus) and not (_downloads() / "spa-eng.zip").exists()
-    )
+    names = [corpus] if isinstance(corpus, str) else corpus
+    return "spa-eng" in names and not (_downloads() / "spa-eng.zip").exists()
 
 
 NAMED_CORPORA = {"phrasebook": _phrasebook, "spa-eng": _spa_eng}

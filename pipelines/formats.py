@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gzip
 import itertools
 import json
 import os
@@ -232,7 +231,7 @@ def _tfrecord_rows(path, columns, *_):
     features = {key: tf.io.RaggedFeature(tf.string) for key in keys}
     compression = "GZIP" if path.suffix.lower() == ".gz" else ""
     records = tf.data.TFRecordDataset(str(path), compression_type=compression)
-    number, size, problem = 0, 0, f"expected one text under each of the keys {', '.join(map(repr, keys))}"
+    number, size, whole, problem = 0, 0, False, f"expected one text under each of the keys {', '.join(map(repr, keys))}"
 
     def texts_of(batch):
         """Yield the texts of each record, or None for one that lacks some. A damaged record is found by halving."""
@@ -262,6 +261,8 @@ def _tfrecord_rows(path, columns, *_):
                 else:
                     *before, target = texts
                     yield number, b"\t".join(before), target, ""
+        # TensorFlow (2.21) takes a cut in the length of a record, or in compressed data, for the end of the file.
+        whole = _has_size(path, size)
     except tf.errors.OpError as error:
         with contextlib.suppress(tf.errors.OpError):  # counts the readable records of the batch that failed
             for _ in records.skip(number):
@@ -271,22 +272,19 @@ def _tfrecord_rows(path, columns, *_):
             raise CorpusError(f"{path}: {reason}") from None
         if number == 0:
             raise CorpusError(f"{path}: damaged, or no TFRecord file; one compressed with gzip ends in .gz") from None
-        raise CorpusError(f"{path}: damaged or cut short after record {number:,}") from None
-    # TensorFlow (2.21) takes a cut in the length of a record, or in compressed data, for the end of the file.
-    try:
-        whole = size == _uncompressed_size(path)
-    except (EOFError, OSError, zlib.error):
-        whole = False
     if not whole:
         raise CorpusError(f"{path}: damaged or cut short after record {number:,}")
 
 
-def _uncompressed_size(path):
-    """The size of a file in bytes. One that ends in .gz is decompressed for this."""
+def _has_size(path, size):
+    """Whether the content of a file, decompressed if it ends in .gz, is whole and has so many bytes."""
     if path.suffix.lower() != ".gz":
-        return path.stat().st_size
-    with gzip.open(path) as file:
-        return sum(map(len, iter(lambda: file.read(1 << 20), b"")))
+        return path.stat().st_size == size
+    try:
+        with COMPRESSED[".gz"](path) as file:
+            return sum(map(len, iter(lambda: file.read(1 << 20), b""))) == size
+    except (EOFError, OSError, zlib.error):
+        return False
 
 
 def _dataset_rows(dataset, *_):

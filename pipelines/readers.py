@@ -55,7 +55,8 @@ class Report:
 
     def notices(self, columns_given: bool) -> list[str]:
         """What to tell the user: a column that is not read, unless the columns were given, and what was left out."""
-        return [self.unread] * (bool(self.unread) and not columns_given) + [str(self)] * bool(self.dropped)
+        found = [self.unread] if self.unread and not columns_given else []
+        return [*found, str(self)] if self.dropped else found
 
     def __str__(self):
         lines = [f"{self.dropped.total():,} of {self.pairs + self.dropped.total():,} pairs left out"]

@@ -64,7 +64,7 @@ def shuffle_corpus(
     with whole_folder(folder, CorpusError) as aside:
         reader = open_corpora(corpus, **options, tab_separated=format == "gzip")
         rng = random.Random(seed)
-        aside.mkdir(parents=True)
+        aside.mkdir()
         lengths = collections.Counter[int](), collections.Counter[int]()
         count = 0
         buckets = [_Bucket(aside / f"bucket-{number}") for number in range(_BUCKETS)]

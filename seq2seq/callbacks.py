@@ -31,8 +31,8 @@ class DivergedError(RuntimeError):
 
 
 class AverageWeights(keras.callbacks.Callback):
-    """A callback that replaces the weights by their average over `count` epochs, while an epoch is measured and
-    saved."""
+    """A callback that replaces the weights by their average over the last `count` epochs, while an epoch is measured
+    and saved."""
 
     def __init__(self, count: int) -> None:
         super().__init__()

@@ -179,7 +179,7 @@ def check_folder(folder: Path) -> None:
     """Check that a folder is new or empty, or holds what `Evaluation.write` has written and may replace.
 
     Raises:
-        OptionError: if the folder holds anything else.
+        OptionError: if it is a file, or holds anything else.
     """
     if folder.is_file():
         raise OptionError(f"{folder}: is a file; choose a folder")

@@ -182,9 +182,9 @@ def _case_folding():
 def _functions(model, sizes):
     """The encoder and a step of the decoder: functions of tensors by name, as described in `export_onnx`.
 
-    The encoder is traced once to learn what `start` returns: `every` name, in the order of the flattened nests. Each is
-    of None, of a constant of the model, or of a tensor that a step takes (`taken`). The exported encoder returns only
-    the last; the exported step puts all three back in order.
+    The encoder is traced once, to learn the names of everything that `start` returns, in the order of the flattened
+    nests (`every`). Each names None, a constant of the model, or a tensor that a step takes (`taken`). The exported
+    encoder returns only these tensors. The exported step puts everything back in order.
 
     `sizes` are S and the maximum number of steps, if all sizes are to be fixed, for a single source and hypothesis;
     otherwise None. A `RunError` is raised if a tensor that the decoder prepares does not have a row for each source.

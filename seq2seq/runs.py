@@ -297,7 +297,7 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
         )
     epochs = list(kept)[-(last or len(kept)) :]
     with whole_folder(out, RunError) as aside:
-        aside.mkdir(parents=True)
+        aside.mkdir()
         totals: list[Any] = []
         for epoch in epochs:
             model = load_model(folder, f"epochs/{kept[epoch].name}")

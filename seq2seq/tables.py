@@ -295,7 +295,8 @@ def _load_records(folders, say):
 
 
 _LONGEST_LABEL = 60  # in characters; if a label is longer and each row has one run, rows are named by their run folders
-_OF_NO_SETTING = ("seed", "on_bad_line", "checkpoint_minutes", "keep_epochs")  # by which runs of a row may differ
+# Options in which the runs of a row may differ.
+_OF_NO_SETTING = ("seed", "on_bad_line", "checkpoint_minutes", "keep_epochs")
 
 
 def _group_by_setting(records, grid, say):
@@ -431,12 +432,10 @@ def _test(rows, first, measures, evaluations):
         for row in tested:
             found = {name: welch(first.figures[name], row.figures[name]) for name in measures}
             row.p = {name: p for name, p in found.items() if not math.isnan(p)}
-        equal = (
-            " p is missing if the figures of both rows are constant, or some are not finite."
-            if any(len(row.p) < len(measures) for row in tested)
-            else ""
-        )
-        return f"p: Welch's t-test over seeds, two-sided, {against}{equal}"
+        note = f"p: Welch's t-test over seeds, two-sided, {against}"
+        if any(len(row.p) < len(measures) for row in tested):
+            note += " p is missing if the figures of both rows are constant, or some are not finite."
+        return note
     if len(first.runs) == 1 and evaluations and (tested := [row for row in others if len(row.runs) == 1]):
         from seq2seq.evaluation import compare
 

@@ -337,7 +337,7 @@ def _say_trained_on(command, runs, models, pairs, named):
     """Say on stderr how many sources of these pairs each run was trained on.
 
     Without a named corpus the pairs are the held-out set of the first run. They are refused if another run was trained
-    on one of them.
+    on one of them. A corpus without pairs is refused too, here, where its sources are first read.
     """
     import numpy as np
     import tensorflow as tf

@@ -64,7 +64,7 @@ def average(
 ) -> None:
     """Average the weights of a run's last epochs into a new run, and print the new run's folder.
 
-    The first run must have been trained with --keep-epochs, which keeps the models of its last measured epochs.
+    The run must have been trained with --keep-epochs, which keeps the models of its last measured epochs.
 
     Example: seq2seq average runs/mine --last 5 --out runs/mean
     """

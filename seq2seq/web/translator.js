@@ -249,7 +249,7 @@ function bestFinished(hypotheses, count, penalty) {
   return hypotheses.sort((one, other) => order(one) - order(other)).slice(0, count);
 }
 
-/* Read a finished hypothesis from its last token to its first: its ids. */
+/* Read a finished hypothesis from its last token to its first; return its ids. */
 function backTrack({ token, parent, length }, history) {
   const ids = [token];
   for (const { tokens, parents } of history.slice(0, length - 1).reverse()) {
