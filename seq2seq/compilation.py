@@ -137,9 +137,9 @@ def xla_works(probe: Callable = tf.exp) -> bool:
     return True
 
 
-def rounded_up(size: tf.Tensor) -> tf.Tensor:
-    """The smallest of 16, 32, 64, ... that is at least `size`, so that XLA compiles few shapes."""
-    return tf.bitwise.left_shift(16, tf.math.count_nonzero(size > 16 * 2 ** tf.range(20), dtype=tf.int32))
+def rounded_up(size: tf.Tensor, least: int = 16) -> tf.Tensor:
+    """`least`, doubled until it is at least `size`, so that XLA compiles few shapes."""
+    return tf.bitwise.left_shift(least, tf.math.count_nonzero(size > least * 2 ** tf.range(20), dtype=tf.int32))
 
 
 def padded(tokens: tf.Tensor, rows: tf.Tensor, length: tf.Tensor) -> tf.Tensor:

@@ -109,19 +109,19 @@ def shrinking_loop(
     return final, [array.gather(tf.range(steps)) for array in arrays]
 
 
-STEPS_PER_CHECK = 16  # steps that a `masking_loop` takes between checks whether any source is still running
+STEPS_PER_CHECK = 16  # steps that a `masking_loop` takes on a GPU between checks whether any source is still running
 
 
-def masking_loop(steps: int | tf.Tensor) -> Loop:
+def masking_loop(steps: int | tf.Tensor, steps_per_check: int = STEPS_PER_CHECK) -> Loop:
     """Make a loop of fixed shapes that XLA can compile: the fast loop on a GPU, where a wait costs more than a row.
 
     Sources that have stopped stay in the batch, and their further tokens are masked. A check whether to continue makes
-    the GPU wait, so the loop takes `STEPS_PER_CHECK` steps without one. The shapes of the decoder's state must stay
-    constant.
+    a GPU wait, so the loop takes several steps without one. The shapes of the decoder's state must stay constant.
 
     Args:
-        steps: the number of steps in the history, a multiple of `STEPS_PER_CHECK` and at least the highest limit. For
+        steps: the number of steps in the history, a multiple of `steps_per_check` and at least the highest limit. For
             compilation, it must be a number or the size of a tensor.
+        steps_per_check: the number of steps between checks. On a CPU, a check costs nothing.
 
     Returns:
         A function like `shrinking_loop`, whose history always has `steps` steps.
@@ -140,8 +140,8 @@ def masking_loop(steps: int | tf.Tensor) -> Loop:
                 per_source, per_row, recorded = extend(t + i, step, sources, per_source, per_row)
                 return i + 1, per_source, per_row, _write(arrays, t + i, recorded)
 
-            _, *variables = tf.while_loop(lambda i, *_: i < STEPS_PER_CHECK, extend_all, (0, *variables))
-            return t + STEPS_PER_CHECK, *variables
+            _, *variables = tf.while_loop(lambda i, *_: i < steps_per_check, extend_all, (0, *variables))
+            return t + steps_per_check, *variables
 
         arrays = [
             tf.TensorArray(tf.int32, steps).unstack(tf.zeros([steps, batch, *shape], tf.int32)) for shape in history
@@ -152,8 +152,10 @@ def masking_loop(steps: int | tf.Tensor) -> Loop:
     return loop
 
 
-def padded_to_few_shapes(source: tf.Tensor, constraints: Constraints) -> tuple[tf.Tensor, Constraints, tf.Tensor]:
-    """Pad a batch to one of few shapes, for a search that XLA compiles.
+def padded_to_few_shapes(
+    source: tf.Tensor, constraints: Constraints, least_rows: int = 16
+) -> tuple[tf.Tensor, Constraints, tf.Tensor]:
+    """Pad a batch to one of few shapes, for a search that XLA compiles, and to at least so many rows.
 
     Returns:
         The sources, their constraints, and a tensor whose size is the largest limit, rounded up. XLA knows sizes when
@@ -161,7 +163,7 @@ def padded_to_few_shapes(source: tf.Tensor, constraints: Constraints) -> tuple[t
     """
     with tf.device("CPU"):  # where all sizes are known
         rows, length = tf.unstack(tf.shape(source)[:2])
-        all_rows = rounded_up(rows)
+        all_rows = rounded_up(rows, least_rows)
         source = padded(source, all_rows, rounded_up(length))
         # Rows that only fill the batch up are done after one step.
         missing = [[0, all_rows - rows]]

@@ -19,6 +19,7 @@ from pipelines.tokens import END, PADDING, Tokenizer, one_hot
 from seq2seq.compilation import is_exporting, on_gpu, parts_of_batch, side_by_side
 from seq2seq.contract import check_contract, check_savable, encode, serialized, start, take_tokenizers
 from seq2seq.decoding import (
+    STEPS_PER_CHECK,
     Constraints,
     Hypotheses,
     first_rows,
@@ -62,7 +63,7 @@ class Seq2Seq(Translator, Trainer):
     Attributes:
         compiles_decoding: whether XLA compiles decoding, with constant shapes: `decoding.masking_loop`. The result is
             the same. Default: on a GPU, if the shapes of the decoder's state are constant; for a state that grows, it
-            must stay False.
+            must stay False. On a CPU it pays for a program that translates few texts at a time, many times.
 
     Raises:
         OptionError: for an option that neither class has, an encoder or decoder that breaks the contract, or weights of
@@ -138,8 +139,8 @@ class Seq2Seq(Translator, Trainer):
             take_tokenizers(part, *tokenizers)
         keeps_sizes = check_contract(self.encoder, self.decoder, *tokenizers)
         # On an H100, decoding is then 8 times as fast for 256 rows of 30 steps, because the uncompiled loop waits for
-        # the device several times in each step. On a CPU, `shrinking_loop` drops finished rows, which saves more, and
-        # no shape has to be compiled first, which takes seconds.
+        # the device several times in each step. On a CPU, `shrinking_loop` drops finished rows, which saves more unless
+        # there are few rows, and no shape has to be compiled first, which takes seconds.
         self.compiles_decoding = keeps_sizes and on_gpu()
         for part in (self.encoder, self.decoder):
             for weight in part.weights if not part.trainable else ():
@@ -294,8 +295,10 @@ class Seq2Seq(Translator, Trainer):
             steps = tf.maximum(1, tf.reduce_max(limits))
             return self._search(encode(self.encoder, source), constraints, steps, strategy, shrinking_loop)
         rows = tf.shape(source)[0]
-        source, constraints, room = padded_to_few_shapes(source, constraints)
-        return first_rows(self._search_with(strategy)(encode(self.encoder, source), constraints, room), rows)
+        source, constraints, room = padded_to_few_shapes(source, constraints, least_rows=16 if on_gpu() else 1)
+        # On a GPU, cuDNN computes the recurrences of the encoder, which XLA cannot compile.
+        source = encode(self.encoder, source) if on_gpu() else source
+        return first_rows(self._search_with(strategy)(source, constraints, room), rows)
 
     def _search(self, encoded, constraints, steps, strategy, loop):
         _, state = start(self.decoder, encoded, steps)
@@ -313,9 +316,11 @@ class Seq2Seq(Translator, Trainer):
         return strategy.search(step_for, state, constraints, loop)
 
     def _compile_search(self, strategy):
-        def search(encoded, constraints, room):
+        def search(source, constraints, room):
+            encoded = source if on_gpu() else encode(self.encoder, source)
             steps = tf.size(room)  # XLA knows the sizes of arguments when it compiles, but not their values
-            return self._search(encoded, constraints, steps, strategy, masking_loop(steps))
+            loop = masking_loop(steps, steps_per_check=STEPS_PER_CHECK if on_gpu() else 1)
+            return self._search(encoded, constraints, steps, strategy, loop)
 
         # A `partial` for the same reason as in `translation._graph`.
         return tf.function(functools.partial(search), jit_compile=True, autograph=False, reduce_retracing=True)

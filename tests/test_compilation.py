@@ -27,6 +27,11 @@ def test_sizes_are_rounded_up_to_few(size, expected):
     assert rounded_up(tf.constant(size)) == expected
 
 
+@pytest.mark.parametrize(("rows", "expected"), [(0, 1), (1, 1), (2, 2), (3, 4), (5, 8), (100, 128)])
+def test_few_rows_stay_few_where_each_costs_time(rows, expected):
+    assert rounded_up(tf.constant(rows), least=1) == expected
+
+
 @pytest.mark.parametrize("rows", [0, 1, 2, 5, 7])
 def test_parts_side_by_side_are_the_whole(rows):
     numbers = tf.range(rows)[:, None]

@@ -17,7 +17,8 @@ are those of the products that real tokens need, forward and backward, without i
 held against the products of two large matrices. The tutorial has no attention and no embedding.
 
 Decoding: models as they are before training, each sentence decoded for as many steps, so that nothing depends on what
-was learned. The library's sentences go in and come out as strings, PyTorch's as ids.
+was learned. The library's sentences go in and come out as strings, PyTorch's as ids. In the cases "compiled", the
+library decodes with `compiles_decoding`, as it does by default on a GPU; PyTorch is eager in all cases.
 """
 
 import argparse
@@ -60,6 +61,8 @@ DECODINGS = {  # name: what is decoded
     "greedy, 1 short": {"rows": 1, "length": SHORT},
     "beam 5, 256 short": {"rows": 256, "length": SHORT, "width": 5},
     "beam 5, 1 short": {"rows": 1, "length": SHORT, "width": 5},
+    "greedy, 1 short, compiled": {"rows": 1, "length": SHORT, "compiled": True},
+    "beam 5, 1 short, compiled": {"rows": 1, "length": SHORT, "width": 5, "compiled": True},
 }
 SIZES = {"units": 256, "attention": True, "layers": 1}
 
@@ -124,7 +127,7 @@ def library_training(batch, random=False, **sizes):
     return characters(random) / best_of(lambda: model.fit(batches, verbose=0, shuffle=False), seconds=8)
 
 
-def library_decoding(rows, length, width=1):
+def library_decoding(rows, length, width=1, compiled=False):
     from seq2seq.startup import start_tensorflow
 
     start_tensorflow()
@@ -133,6 +136,7 @@ def library_decoding(rows, length, width=1):
     from seq2seq import BeamSearch, Greedy
 
     model = library_model(**SIZES)
+    model.compiles_decoding = model.compiles_decoding or compiled
     texts = sentences(rows, length)
     strategy = BeamSearch(width) if width > 1 else Greedy()
     options = {"min_length": length, "max_length": length}
@@ -181,7 +185,7 @@ def torch_training(batch, random=False, **sizes):
     return characters(random) / best_of(lambda: float(sum(step(*each) for each in batches)), seconds=8)
 
 
-def torch_decoding(rows, length, width=1):
+def torch_decoding(rows, length, width=1, compiled=False):
     if width > 1:
         return None
     model, source, _ = torch_model(**SIZES)
@@ -202,8 +206,8 @@ def tutorial_training(batch, **sizes):
     return characters() / best_of(lambda: tutorial.model.fit(inputs, labels, batch, verbose=0), seconds=8)
 
 
-def tutorial_decoding(rows, length, width=1):
-    if (rows, width) != (1, 1):
+def tutorial_decoding(rows, length, width=1, compiled=False):
+    if (rows, width, compiled) != (1, 1, False):
         return None
     from tutorial import Tutorial
 
