@@ -10,7 +10,7 @@ seq2seq translate runs/sinusoidal --import sinusoidal:SinusoidalEncoder "ab"
 import keras
 import tensorflow as tf
 
-from seq2seq import Encoded, TokenVectors, rows_by_source, source_mask
+from seq2seq import Encoded, TokenVectors, rows_by_hypothesis, rows_by_source, source_mask
 from seq2seq.layers import token_ids
 
 
@@ -77,6 +77,6 @@ class SinusoidalDecoder(_Sinusoidal):
             x = self.norms[3 * n](x + attention(x, x, use_causal_mask=True, training=training))
             mask = encoded.mask[:, None]
             seen = self.across[n](rows_by_source(x, encoded), encoded.memory, attention_mask=mask, training=training)
-            x = self.norms[3 * n + 1](x + tf.reshape(seen, tf.shape(x)))
+            x = self.norms[3 * n + 1](x + rows_by_hypothesis(seen, x))
             x = self.norms[3 * n + 2](x + self.output_of[n](self.hidden[n](x)))
         return self.output_layer(x[:, -tf.shape(target)[1] :]), ids

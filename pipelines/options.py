@@ -77,7 +77,8 @@ def check_number(
         ("at most", most, operator.le),
         ("below", below, operator.lt),
     ]
-    if number and math.isfinite(value) and all(end is None or holds(value, end) for _, end, holds in bounds):
+    finite = number and abs(value) <= sys.float_info.max  # `math.isfinite` fails for an int that no float can hold
+    if finite and all(end is None or holds(value, end) for _, end, holds in bounds):
         return
     span = " and ".join(f"{name} {end:,}" for name, end, _ in bounds if end is not None)
     expected = ("a whole number" if kind is int else "a number") + f", {span}" * bool(span)

@@ -27,7 +27,10 @@ class CharTokenizer(Tokenizer):
     """
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        return tf.strings.unicode_split(texts, "UTF-8")
+        return tf.strings.unicode_split(self._decompose(texts), "UTF-8")
+
+    def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
+        return self._compose(super().join(tokens))
 
     def lengths(self, texts: Texts) -> tf.Tensor:
         """Count the characters of each of texts `[B]`: int32 `[B]`.
@@ -51,18 +54,23 @@ class CharTokenizer(Tokenizer):
         self._ids = np.full(max(code_points, default=0) + 2, self.unknown_ids[0], np.int32)
         self._ids[code_points] = np.arange(len(RESERVED_TOKENS), self.vocabulary_size)
 
-    def _split_code_points(self, texts):
-        """Split normalized texts `[B]` into tokens as code points, ragged int32 `[B, (S)]`."""
-        return tf.strings.unicode_decode(texts, "UTF-8")
+    def _decompose(self, texts):
+        """Convert normalized texts to a form in which each token is one code point."""
+        return texts
+
+    def _compose(self, texts):
+        """Undo `_decompose`."""
+        return texts
 
     def _look_up(self, texts):
-        code_points = self._split_code_points(self.normalize(texts))
+        code_points = tf.strings.unicode_decode(self._decompose(self.normalize(texts)), "UTF-8")
         ids = tf.gather(self._ids, tf.minimum(code_points.flat_values, len(self._ids) - 1))
         return code_points.with_flat_values(ids)
 
     def _spell(self, ids):
         code_points = tf.gather(self._code_points, ids)
-        return tf.strings.unicode_encode(tf.ragged.boolean_mask(code_points, code_points >= 0), "UTF-8")
+        texts = tf.strings.unicode_encode(tf.ragged.boolean_mask(code_points, code_points >= 0), "UTF-8")
+        return self._compose(texts)
 
 
 @keras.saving.register_keras_serializable("pipelines")
@@ -79,24 +87,14 @@ class LetterTokenizer(CharTokenizer):
         found = super().normalize(texts)
         return found if self.normal_form else self._compose(found)
 
-    def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
-        return super().split(tf_text.normalize_utf8(texts, "NFD"))
-
-    def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
-        return self._compose(super().join(tokens))
-
     def lengths(self, texts: Texts) -> tf.Tensor:
         """Count the letters and marks of each of texts `[B]`: int32 `[B]`."""
         return Tokenizer.lengths(self, texts)
 
-    def _split_code_points(self, texts):
-        return super()._split_code_points(tf_text.normalize_utf8(texts, "NFD"))
-
-    def _spell(self, ids):
-        return self._compose(super()._spell(ids))
+    def _decompose(self, texts):
+        return tf_text.normalize_utf8(texts, "NFD")
 
     def _compose(self, texts):
-        """Join letters and marks as in the normal form, or as in NFC if there is none."""
         return tf_text.normalize_utf8(texts, self.normal_form or "NFC")
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "extend_each",
     "load_run",
     "mask_logits",
+    "rows_by_hypothesis",
     "rows_by_source",
     "source_mask",
     "sweep",
@@ -71,7 +72,7 @@ if (_found := _backend()) != "tensorflow":
 # seconds of importing TensorFlow. Everyone else gets the names, and with them the classes that Keras needs to know to
 # load a model.
 if not _IS_COMMAND:
-    from seq2seq.attention import Attention, Encoded, rows_by_source
+    from seq2seq.attention import Attention, Encoded, rows_by_hypothesis, rows_by_source
     from seq2seq.config import Config
     from seq2seq.decoding import Constraints, Hypotheses
     from seq2seq.ensembles import ensemble

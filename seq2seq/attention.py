@@ -80,8 +80,7 @@ class Attention(keras.layers.Layer):
             raise ValueError(f"scores {scores.shape} of {positions} source positions; expected [b, T, S]")
         weights = masked_softmax(scores, encoded.mask[:, None])
         context = tf.matmul(tf.cast(weights, encoded.memory.dtype), encoded.memory)
-        rows, length = tf.shape(query)[0], tf.shape(query)[1]
-        return tuple(tf.reshape(x, [rows, length, tf.shape(x)[2]]) for x in (context, weights))
+        return rows_by_hypothesis(context, query), rows_by_hypothesis(weights, query)
 
     def scores(self, query: tf.Tensor, keys: tf.Tensor, encoded: Encoded) -> tf.Tensor:
         """How well each position matches: `[b, T, S]`, or in beam search as `rows_by_source` arranges them."""
@@ -247,8 +246,7 @@ class Pointer(keras.layers.Layer):
         """
         # Under mixed precision the copies may be in half precision.
         weights, copies = tf.cast(weights, self.dtype), tf.cast(copies, self.dtype)
-        found = tf.matmul(rows_by_source(weights, encoded), copies)
-        return tf.reshape(found, [*tf.unstack(tf.shape(weights)[:2]), self.vocabulary_size])
+        return rows_by_hypothesis(tf.matmul(rows_by_source(weights, encoded), copies), weights)
 
     def call(self, logits: tf.Tensor, output: tf.Tensor, pointed: tf.Tensor) -> tf.Tensor:
         copied = (1 - self.share(output)) * pointed
@@ -270,11 +268,23 @@ def copied_ids(source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> np.n
 
 
 def rows_by_source(rows: tf.Tensor, encoded: Encoded) -> tf.Tensor:
-    """Group the rows that belong to one source: `[B x K, T, D]` becomes `[B, K x T, D]`.
+    """Group the rows that belong to one source: `[B x K, T, ...]` becomes `[B, K x T, ...]`.
 
     In beam search, a decoder is called with K hypotheses, in successive rows, for each row of `encoded`. A layer that
-    attends to the memory treats them as K times as many steps of one row, and reshapes the result back, so that the
-    memory is not repeated K times. Everywhere else K is 1 and nothing changes.
+    attends to the memory treats them as K times as many steps of one row, and applies `rows_by_hypothesis` to the
+    result, so that the memory is not repeated K times. Everywhere else K is 1 and nothing changes.
     """
-    shape, sources = tf.shape(rows), tf.shape(encoded.memory)[0]
-    return tf.reshape(rows, [sources, shape[0] // tf.maximum(sources, 1) * shape[1], rows.shape[2] or shape[2]])
+    rows_of_all, length, *rest = _sizes(rows)
+    sources = tf.shape(encoded.memory)[0]
+    return tf.reshape(rows, [sources, rows_of_all // tf.maximum(sources, 1) * length, *rest])
+
+
+def rows_by_hypothesis(grouped: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+    """Undo `rows_by_source`: `[B, K x T, ...]` becomes `[B x K, T, ...]`, whose first two sizes are those of `rows`."""
+    return tf.reshape(grouped, [*tf.unstack(tf.shape(rows)[:2]), *_sizes(grouped)[2:]])
+
+
+def _sizes(tensor):
+    """The size of each axis, a number if it is known in a graph."""
+    shape = tf.shape(tensor)
+    return [shape[axis] if size is None else size for axis, size in enumerate(tensor.shape)]

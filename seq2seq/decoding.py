@@ -35,6 +35,14 @@ class Constraints(NamedTuple):
     seeds: tf.Tensor  # int32 or int64 [B]; use all bits: a sample depends on no other randomness
     prefixes: tf.Tensor | None = None  # int32 [B, P], padded: the tokens that hypotheses begin with, below the limit
 
+    def forced(self, t: tf.Tensor, sources: tf.Tensor, width: int) -> tf.Tensor | None:
+        """The next token of the prefix of each row, PADDING after its end: int32 `[R]`; None without prefixes."""
+        if self.prefixes is None:
+            return None
+        prefixes = tf.pad(self.prefixes, [[0, 0], [0, 1]])
+        following = tf.gather(prefixes, tf.minimum(t, tf.shape(prefixes)[1] - 1), axis=1)
+        return tf.repeat(tf.gather(following, sources), width)
+
 
 class Hypotheses(NamedTuple):
     """The result of a search for each source, the best hypothesis first."""
@@ -52,8 +60,8 @@ def shrinking_loop(
     per_source: Any,
     per_row: Any,
     limits: tf.Tensor,
-    history: list,
-    width: int = 1,
+    width: int,
+    recorded: int,
 ) -> tuple[Any, list[tf.Tensor]]:
     """Take steps until all sources have stopped: the fast loop on a CPU, where every row costs time.
 
@@ -63,16 +71,16 @@ def shrinking_loop(
     Args:
         step_for: as in `Strategy.search`.
         extend: a function that takes a step: (t, step, sources `[b]`, per_source, per_row) -> (per_source, per_row,
-            tensors for the history, `[b, ...]`).
+            a list of tensors int32 `[b, K]` for the history). `sources` are the places of the b sources among all B.
         running: a function of per_source -> bool `[b]`, which sources continue.
         per_source: the search state of each source, a nest of tensors `[B, ...]`.
         per_row: the search state of each row, such as the decoder's, a nest of tensors `[R, ...]`.
         limits: int32 `[B]`, as in `Constraints`.
-        history: the shape of each int32 tensor that is recorded at a step, without the axis of sources.
         width: K.
+        recorded: the number of tensors that a step adds to the history.
 
     Returns:
-        The search state of each source when it stopped, and the history: each recorded tensor, `[T, B, ...]` over all
+        The search state of each source when it stopped, and the history: each recorded tensor, `[T, B, K]` over all
         steps taken, 0 for a source that had been removed.
     """
     batch = tf.shape(limits)[0]
@@ -88,10 +96,9 @@ def shrinking_loop(
             return (t == 0) | (2 * tf.math.count_nonzero(running(per_source), dtype=tf.int32) > tf.size(sources))
 
         def extend_all(t, per_source, per_row, arrays):
-            per_source, per_row, recorded = extend(t, step, sources, per_source, per_row)
-            each = zip(recorded, history, strict=True)
-            recorded = [tf.scatter_nd(sources[:, None], some, [batch, *shape]) for some, shape in each]
-            return t + 1, per_source, per_row, _write(arrays, t, recorded)
+            per_source, per_row, found = extend(t, step, sources, per_source, per_row)
+            found = [tf.scatter_nd(sources[:, None], some, [batch, width]) for some in found]
+            return t + 1, per_source, per_row, _write(arrays, t, found)
 
         t, per_source, per_row, arrays = _while_sizes_change(most_run, extend_all, (t, per_source, per_row, arrays))
         final = tf.nest.map_structure(
@@ -103,7 +110,7 @@ def shrinking_loop(
         per_row = gather_rows(per_row, row_numbers(left, tf.range(width), width))
         return t, tf.gather(sources, left), gather_rows(per_source, left), per_row, final, arrays
 
-    arrays = [tf.TensorArray(tf.int32, longest, element_shape=[None, *shape]) for shape in history]
+    arrays = [tf.TensorArray(tf.int32, longest, element_shape=[None, width]) for _ in range(recorded)]
     variables = tf.constant(0), tf.range(batch), per_source, per_row, per_source, arrays
     steps, *_, final, arrays = _while_sizes_change(some_are_left, decode_until_half_have_stopped, variables)
     return final, [array.gather(tf.range(steps)) for array in arrays]
@@ -127,7 +134,7 @@ def masking_loop(steps: int | tf.Tensor, steps_per_check: int = STEPS_PER_CHECK)
         A function like `shrinking_loop`, whose history always has `steps` steps.
     """
 
-    def loop(step_for, extend, running, per_source, per_row, limits, history, width=1):
+    def loop(step_for, extend, running, per_source, per_row, limits, width, recorded):
         batch = tf.shape(limits)[0]
         sources = tf.range(batch)
         step = step_for(sources)
@@ -137,15 +144,14 @@ def masking_loop(steps: int | tf.Tensor, steps_per_check: int = STEPS_PER_CHECK)
 
         def extend_unasked(t, *variables):
             def extend_all(i, per_source, per_row, arrays):
-                per_source, per_row, recorded = extend(t + i, step, sources, per_source, per_row)
-                return i + 1, per_source, per_row, _write(arrays, t + i, recorded)
+                per_source, per_row, found = extend(t + i, step, sources, per_source, per_row)
+                return i + 1, per_source, per_row, _write(arrays, t + i, found)
 
             _, *variables = tf.while_loop(lambda i, *_: i < steps_per_check, extend_all, (0, *variables))
             return t + steps_per_check, *variables
 
-        arrays = [
-            tf.TensorArray(tf.int32, steps).unstack(tf.zeros([steps, batch, *shape], tf.int32)) for shape in history
-        ]
+        nothing = tf.zeros([steps, batch, width], tf.int32)
+        arrays = [tf.TensorArray(tf.int32, steps).unstack(nothing) for _ in range(recorded)]
         _, final, _, arrays = tf.while_loop(some_run, extend_unasked, (0, per_source, per_row, arrays))
         return final, [array.stack() for array in arrays]
 

@@ -17,6 +17,7 @@ from seq2seq.attention import (
     Encoded,
     HardAttention,
     Pointer,
+    rows_by_hypothesis,
     rows_by_source,
 )
 from seq2seq.recurrence import Recurrent, Rows
@@ -351,7 +352,7 @@ class Decoder(BaseDecoder):
         pairs = tf.tanh(pairs[:, :, None] + prepared.memory[:, None])  # `combine` of all pairs of positions
         logits = self.output_layer(pairs)
         tokens = self.pointer(logits, pairs, prepared.copies[:, None]) if self.pointer else tf.nn.log_softmax(logits)
-        tokens = tf.reshape(tokens, [*tf.unstack(tf.shape(ids)), tf.shape(tokens)[2], tokens.shape[3]])  # [B, T, S, V]
+        tokens = rows_by_hypothesis(tokens, ids)  # [B, T, S, V]
         positions, alignment = self.attention.align(output, ids, tokens, encoded, alignment)
         return tf.reduce_logsumexp(positions[..., None] + tokens, axis=2), tf.exp(positions), alignment
 

@@ -78,8 +78,7 @@ class MeanTokenLoss(keras.metrics.Mean):
     """The crossentropy per token in nats. Exact over an epoch: every token counts the same."""
 
     def update_state(self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
-        nats = token_losses(labels, logits)  # TensorFlow computes it once for this and for the loss
-        super().update_state(_flat(nats), _flat(sample_weight))
+        super().update_state(_flat(token_losses(labels, logits)), _flat(sample_weight))
 
 
 @keras.saving.register_keras_serializable("seq2seq")

@@ -284,6 +284,7 @@ class Seq2Seq(Translator, Trainer):
         """
         strategy, source = self._checked_strategy(strategy), tf.convert_to_tensor(source)
         with tf.device("CPU"):  # where all sizes are known
+            min_length = tf.convert_to_tensor(min_length, tf.int32)  # a number would be part of the graph
             own = tf.maximum(self.limits(source), min_length + 1)  # END follows `min_length` tokens
             limits = tf.where(max_length < 0, own, max_length)
             seeds = tf.range(tf.size(limits, tf.int64)) if seeds is None else tf.cast(seeds, tf.int64)

@@ -51,7 +51,8 @@ def deferred_signal() -> Iterator[list[int]]:
         received.append(number)
         signal.signal(number, old[number])
 
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    # None is a handler that was not installed from Python.
+    old = {number: signal.signal(number, note) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:

@@ -139,7 +139,7 @@ class BeamSearch(Strategy):
             (tokens, scores, finished), (repetition, remembered, state) = per_source, per_row
             logits, state = step(tf.reshape(tokens, [-1]), state)
             count, limits = tf.size(sources), tf.gather(constraints.limits, sources)[:, None]
-            forced = _forced(t, sources, constraints, width)
+            forced = constraints.forced(t, sources, width)
 
             # One number for each row turns its logits into log-probabilities and adds those of the tokens before.
             offsets = tf.reshape(scores, [-1]) - tf.reduce_logsumexp(logits, axis=1)
@@ -153,18 +153,10 @@ class BeamSearch(Strategy):
 
             runs = tf.reshape(repetition.runs, [count, width, PHRASE])
             stopped = why_stopped(tokens, t + 1, limits, runs, constraints.min_length)
-            alive = tf.where(stopped == RUNNING, scores, NEG_INF)
-            new = _Finished(
-                ranks=tf.where(stopped == RUNNING, NEG_INF, ranks),
-                lengths=tf.fill([count, width], t + 1),
-                tokens=tokens,
-                parents=parents,
-                stopped=tf.where((stopped == RUNNING) | (ranks == NEG_INF), LIMITED, stopped),
-                scores=tf.where(stopped == RUNNING, NEG_INF, scores),
-            )
-            finished = self._best(kept, finished, new)
+            finished = self._best(kept, finished, _ended(t, tokens, parents, ranks, scores, stopped))
 
             # A log-likelihood can only fall: no rank can exceed the highest one now, with the penalty of the limit.
+            alive = tf.where(stopped == RUNNING, scores, NEG_INF)
             best_possible = tf.reduce_max(alive, axis=1) / self._penalty(limits[:, 0])
             worst_kept = tf.where(finished.stopped == ENDED, self._ranked_by(finished), NEG_INF)[:, -1]
             scores = tf.where((best_possible <= worst_kept)[:, None], NEG_INF, alive)  # none, if the source is done
@@ -179,7 +171,7 @@ class BeamSearch(Strategy):
         remembered = self.remember(tf.fill([batch * width], START))
         per_row = Repetition.none(batch * width), remembered, state
         (_, _, finished), history = (loop or shrinking_loop)(
-            step_for, extend, running, per_source, per_row, constraints.limits, [[width]] * 2, width
+            step_for, extend, running, per_source, per_row, constraints.limits, width, recorded=2
         )
         ids = tf.ensure_shape(_back_track(finished, *history), [None, kept, None])
         return Hypotheses(ids, finished.scores, self._ranked_by(finished), finished.stopped)
@@ -222,16 +214,16 @@ class BeamSearch(Strategy):
         log-likelihood as `adjust` left it, -inf if nothing was left; the log-likelihood; the token; the slot extended.
         """
         width, size = self.width, tf.shape(totals)[1]
-        adjusted = self.adjust(tf.reshape(totals, [count, width, size]), t, remembered, state)
-        adjusted = tf.reshape(adjusted, [count * width, size])
+        totals = tf.reshape(totals, [count, width, size])
+        adjusted = self.adjust(totals, t, remembered, state)
         if forced is not None:
-            adjusted = tf.where((forced == PADDING)[:, None], adjusted, totals)
+            adjusted = tf.where(tf.reshape(forced == PADDING, [count, width, 1]), adjusted, totals)
 
-        most = tf.minimum(size, width)  # of one partial hypothesis
-        offered, tokens = (tf.reshape(best, [-1, width * most]) for best in tf.math.top_k(adjusted, most))
+        most = tf.minimum(size, width)  # of one partial hypothesis, the likeliest first
+        offered, tokens = (tf.reshape(best, [count, width * most]) for best in tf.math.top_k(adjusted, most))
         ranks, chosen, positions = [], [], tf.range(width * most)
         for slot in range(1, width + 1):
-            candidates = offered[:, : slot * most]
+            candidates = offered[:, : slot * most]  # those of slots 1 to `slot`
             best = tf.argmax(candidates, axis=1, output_type=tf.int32)
             ranks.append(tf.reduce_max(candidates, axis=1))
             chosen.append(best)
@@ -286,12 +278,14 @@ class Sampling(Strategy):
         steps = tf.range(self.n_best) * 2**17  # more than a sample has tokens, so each has its own random numbers
 
         def choose(logits, t, sources):
-            probabilities, tokens = self.filter(logits / self.temperature)
+            # Less than a millionth, which float32 cannot divide by, is greedy search too.
+            probabilities, tokens = self.filter(logits / max(self.temperature, 1e-6))
             # Inverse transform sampling: the token in whose part of the cumulative distribution the number falls.
             cumulative = tf.cumsum(probabilities, axis=1)
             numbers = _uniform(tf.gather(constraints.seeds, sources)[:, None], t + steps)
-            numbers = tf.reshape(numbers, [-1]) * cumulative[:, -1]
-            drawn = tf.reduce_sum(tf.cast(cumulative <= numbers[:, None], tf.int32), axis=1)
+            numbers = tf.reshape(numbers, [-1, 1]) * cumulative[:, -1:]
+            reached = (cumulative > numbers) & (probabilities > 0)  # a GPU rounds a sum that stays the same
+            drawn = tf.argmax(tf.cast(reached, tf.int32), axis=1, output_type=tf.int32)  # the first of them
             return drawn if tokens is None else tf.gather(tokens, drawn, batch_dims=1)
 
         return extend_each(step_for, state, constraints, choose, self.n_best, loop)
@@ -347,7 +341,7 @@ def extend_each(
         (tokens, stopped), (repetition, state) = per_source, per_row
         logits, state = step(tf.reshape(tokens, [-1]), state)
         chosen = END + choose(mask_logits(logits, t, sources, constraints, width), t, sources)
-        forced = _forced(t, sources, constraints, width)
+        forced = constraints.forced(t, sources, width)
         if forced is not None:
             chosen = tf.where(forced == PADDING, chosen, forced)
         tokens = tf.where(stopped == RUNNING, tf.reshape(chosen, [-1, width]), PADDING)
@@ -361,8 +355,9 @@ def extend_each(
     per_source = tf.fill([batch, width], START), tf.fill([batch, width], RUNNING)
     state = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, width, axis=0), state)
     per_row = Repetition.none(batch * width), state
-    run = loop or shrinking_loop
-    (_, stopped), (ids,) = run(step_for, extend, running, per_source, per_row, constraints.limits, [[width]], width)
+    (_, stopped), (ids,) = (loop or shrinking_loop)(
+        step_for, extend, running, per_source, per_row, constraints.limits, width, recorded=1
+    )
     return Hypotheses(tf.transpose(ids, [1, 2, 0]), None, None, stopped)
 
 
@@ -385,20 +380,11 @@ def mask_logits(
     """
     end = tf.where(t < constraints.min_length, NEG_INF, logits[:, END : END + 1])
     free = tf.concat([end, logits[:, END + 1 :]], axis=1)
-    forced = _forced(t, sources, constraints, width)
+    forced = constraints.forced(t, sources, width)
     if forced is None:
         return free
     others = tf.range(END, tf.shape(logits)[1]) != forced[:, None]
     return tf.where((forced != PADDING)[:, None] & others, NEG_INF, free)
-
-
-def _forced(t, sources, constraints, width):
-    """The next token of the prefix of each row, PADDING after its end: int32 `[R]`; None without prefixes."""
-    if constraints.prefixes is None:
-        return None
-    prefixes = tf.pad(constraints.prefixes, [[0, 0], [0, 1]])
-    following = tf.gather(prefixes, tf.minimum(t, tf.shape(prefixes)[1] - 1), axis=1)
-    return tf.repeat(tf.gather(following, sources), width)
 
 
 def _uniform(seeds, t):
@@ -435,6 +421,13 @@ class _Finished(NamedTuple):
     parents: tf.Tensor  # int32, the slots that they extended, among the K of one token earlier
     stopped: tf.Tensor  # int32, indices in STOPPED
     scores: tf.Tensor  # float32, log-likelihoods
+
+
+def _ended(t, tokens, parents, ranks, scores, stopped):
+    """The hypotheses `[b, K]` that stop at this step, as `_Finished`; the other slots are empty."""
+    ranks, scores = (tf.where(stopped == RUNNING, NEG_INF, x) for x in (ranks, scores))
+    why = tf.where(ranks == NEG_INF, LIMITED, stopped)
+    return _Finished(ranks, tf.fill(tf.shape(tokens), t + 1), tokens, parents, why, scores)
 
 
 def _back_track(finished, tokens, parents):

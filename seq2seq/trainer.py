@@ -356,6 +356,8 @@ def _check_arrays(place, source, target=None, *_):
             real = holds_token(side)
             if tf.reduce_any(real[:, 1:] & ~real[:, :-1]):
                 raise OptionError(f"{place}: a {name} has padding before a token; expected it after the last one")
+        if sides[0].shape[1] == 0 or sides[1].shape[1] < 2:
+            raise OptionError(f"{place}: expected one source token or more, and START with one target token or more")
         first = token_ids(sides[1])[:, 0]
         if tf.reduce_any((first != START) & (first != PADDING)):
             raise OptionError(f"{place}: a target does not begin with START; `tokenize` adds it with start_end=True")

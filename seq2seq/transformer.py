@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from pipelines import OptionError
 from pipelines.tokens import Tokenizer
-from seq2seq.attention import Encoded, masked_softmax, rows_by_source
+from seq2seq.attention import Encoded, masked_softmax, rows_by_hypothesis, rows_by_source
 from seq2seq.layers import BaseDecoder, BaseLayer, TokenVectors, checked_arguments, source_mask, token_ids
 
 
@@ -230,10 +230,9 @@ class Block(keras.layers.Layer):
         found, _ = self.attention(normal, keys, values, mask, positions)
         x += self.drop(found, training=training)
         if memory is not None and encoded is not None:
-            # Positions `[B, T]` get a third axis for `rows_by_source`, and lose it again.
-            queries, at = (rows_by_source(y, encoded) for y in (source_norm[0](x), positions[:, :, None]))
-            found, weights = self.source_attention(queries, *memory, encoded.mask[:, None], at[:, :, 0])
-            found, weights = (tf.reshape(y, [*tf.unstack(tf.shape(x)[:2]), tf.shape(y)[2]]) for y in (found, weights))
+            queries, at = (rows_by_source(y, encoded) for y in (source_norm[0](x), positions))
+            found, weights = self.source_attention(queries, *memory, encoded.mask[:, None], at)
+            found, weights = (rows_by_hypothesis(y, x) for y in (found, weights))
             x += self.drop(found, training=training)
         found = self.narrow(self.wide(wide_norm(x)))
         return x + self.drop(found, training=training), (keys, values), weights

@@ -331,6 +331,7 @@ def frequencies(strategy, rows=4000):
         (Sampling(), PROBABILITIES),
         (Sampling(temperature=2.0), PROBABILITIES**0.5),
         (Sampling(temperature=0.5), PROBABILITIES**2),
+        (Sampling(temperature=1e-50), PROBABILITIES == PROBABILITIES.max()),
         (Sampling(top_k=3), PROBABILITIES * [0, 1, 1, 1, 0, 0]),
         (Sampling(top_k=99), PROBABILITIES),
         (Sampling(top_p=0.69), PROBABILITIES * [0, 1, 0, 1, 0, 0]),
@@ -401,6 +402,7 @@ def test_all_samples_come_as_often_as_they_are_likely():
     ("name", "options", "message"),
     [
         ("beam", {"width": 0}, "width=0: expected a whole number, at least 1"),
+        ("beam", {"width": -(10**400)}, f"width={-(10**400)}: expected a whole number, at least 1"),
         ("beam", {"length_penalty": -0.5}, "length_penalty=-0.5: expected a number, at least 0"),
         ("beam", {"width": 2, "n_best": 3}, "n_best=3: expected a whole number, at least 1 and at most 2"),
         ("beam", {"n_best": 0}, "n_best=0: expected a whole number, at least 1 and at most 5"),

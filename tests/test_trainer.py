@@ -460,6 +460,8 @@ def test_arrays_that_would_teach_something_else_are_refused(model):
         (source, target[:, 1:], "a target does not begin with START; `tokenize` adds it with start_end=True"),
         (source[:, ::-1], target, "a source has padding before a token; expected it after the last one"),
         (source, np.roll(target, 1, axis=1), "a target has padding before a token"),
+        (source[:, :0], target, "expected one source token or more"),
+        (source, target[:, :1], "expected .* START with one target token or more"),
     ):
         for use, place in (
             (lambda x=x, y=y: model.fit(x, y), "fit"),
