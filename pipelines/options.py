@@ -4,7 +4,6 @@ import contextlib
 import difflib
 import importlib
 import inspect
-import math
 import numbers
 import operator
 import os
