@@ -2,9 +2,11 @@
 
 import bz2
 import contextlib
+import functools
 import glob
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import os
@@ -20,7 +22,47 @@ from typing import Any
 
 # Endings of the files read from a folder, in any case. Not `.json`, which may be a manifest.
 _ENDINGS = (".tsv", ".txt", ".csv", ".jsonl", ".ndjson", ".tfrecord", ".tfrecords")
-COMPRESSED: dict[str, Callable] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_BLOCK = 1 << 16  # bytes of a compressed file that are read at once
+
+
+class _Streams(io.RawIOBase):
+    """The content of a file of one or more compressed streams, between which there may be zeros.
+
+    `bz2.open` and `lzma.open` take everything from a damaged stream on for the end of the file, and so does the latter
+    with zeros, as the format xz allows.
+    """
+
+    def __init__(self, decompressor: Callable, file: Any) -> None:
+        super().__init__()
+        self._decompressor, self._file = decompressor, file
+        self._stream = decompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        found = b""
+        while not found:
+            block = b""
+            if self._stream.eof:
+                block = self._stream.unused_data.lstrip(b"\0")
+                while not block:
+                    if not (block := self._file.read(_BLOCK)):
+                        return 0
+                    block = block.lstrip(b"\0")
+                self._stream = self._decompressor()
+            elif self._stream.needs_input and not (block := self._file.read(_BLOCK)):
+                raise EOFError("the file ends within a compressed stream")
+            found = self._stream.decompress(block, len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
+
+COMPRESSED: dict[str, Callable] = {
+    ".gz": gzip.open,
+    ".bz2": functools.partial(_Streams, bz2.BZ2Decompressor),
+    ".xz": functools.partial(_Streams, functools.partial(lzma.LZMADecompressor, lzma.FORMAT_XZ)),
+}
 # Endings that are not read, and the commands that unpack them.
 PACKED = {".zst": "zstd -d", ".lz4": "lz4 -d", ".7z": "7z x", ".rar": "unrar x"}
 PACKED |= dict.fromkeys((".tar", ".tgz", ".tbz2", ".txz"), "tar -xf")

@@ -261,7 +261,8 @@ class SaveRun(keras.callbacks.Callback):
         self.saved = time.monotonic()
 
     def on_train_begin(self, logs: Any = None) -> None:
-        if not self.run.history and not self.run.step:
+        begins = not self.run.history and not self.run.step
+        if begins and self.run.state is None:  # a restored state is not yet in the variables
             self._checkpoint()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

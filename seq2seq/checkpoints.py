@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seq2seq.records import RunError
+from seq2seq.records import CHECKPOINTS, RunError
 
 
 @contextlib.contextmanager
@@ -164,7 +164,7 @@ class Checkpoints:
 
     def _paths(self):
         """The newest first."""
-        return sorted(self.folder.glob("[0-9]*.npz"), reverse=True)
+        return sorted(self.folder.glob(CHECKPOINTS), reverse=True)
 
     def clear(self) -> None:
         """Make the folder, or empty it."""

@@ -156,8 +156,9 @@ class Evaluation:
         """Write sources.txt, translations.txt, references.0.txt and so on, one text per line, for other tools.
 
         If a text has fewer references than others, its first one is repeated, as `sacrebleu` needs the same number for
-        each. A tab or a line break in a text is written as a space, except the tabs between source columns. Files of
-        an earlier evaluation in the folder are replaced.
+        each. This changes no measure but TER, which divides by the mean length of the references. A tab or a line
+        break in a text is written as a space, except the tabs between source columns. Files of an earlier evaluation
+        in the folder are replaced.
 
         Raises:
             OptionError: if the folder holds files that no evaluation has written.

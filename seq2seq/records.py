@@ -161,10 +161,13 @@ _KINDS: dict[str, type] = {"directory": str}
 _KINDS |= dict.fromkeys(("options", "checksums", "validation_checksums", "from", "averaged", "training"), dict)
 
 
+CHECKPOINTS = "[0-9]*.npz"  # the pattern of their names, which one that is being written does not match
+
+
 def resumable(folder: Path | str) -> bool:
     """Whether a folder holds an unfinished run to resume: its configuration and a checkpoint."""
     unfinished = Path(folder, "unfinished")
-    return (unfinished / "config.json").is_file() and any(unfinished.glob("*.npz"))
+    return (unfinished / "config.json").is_file() and any(unfinished.glob(CHECKPOINTS))
 
 
 def finished(folder: Path | str) -> bool:

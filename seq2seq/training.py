@@ -223,7 +223,7 @@ def _resume(folder, given, say, strategy):
     except (ValueError, TypeError, FileNotFoundError) as error:
         path = checkpoints.folder / "run.json"
         raise RunError(f"{path}: damaged ({one_line(error)}); --overwrite starts again") from None
-    if any(checkpoints.folder.glob("*.npz")):
+    if resumable(folder):
         run.state, facts = checkpoints.load()
         run.history, run.step, run.seen = (facts[name] for name in ("history", "step", "seen"))
         run.clocks, run.peak = np.array(facts["clocks"]), facts["peak"]

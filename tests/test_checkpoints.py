@@ -113,8 +113,10 @@ def test_the_last_two_states_are_kept_and_the_newest_whole_one_is_loaded(tmp_pat
 def test_what_is_cleared_half_is_no_training_to_resume(tmp_path, monkeypatch):
     checkpoints = Checkpoints(tmp_path / "unfinished")
     checkpoints.clear()
-    for name in ("config.json", "1.npz"):
+    for name in ("config.json", "aside-000000000000.npz"):  # the first checkpoint was being written
         (checkpoints.folder / name).touch()
+    assert not resumable(tmp_path)
+    (checkpoints.folder / "000000000000.npz").touch()
     assert resumable(tmp_path)
     monkeypatch.setattr("shutil.rmtree", lambda *_, **__: exit(1))
     with pytest.raises(SystemExit):
@@ -277,6 +279,29 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path):
     assert history[0] == history[1]
     with pytest.raises(RunError, match="no unfinished run to resume; its training has ended"):
         train(None, tmp_path / "run")
+
+
+def test_a_training_interrupted_twice_before_its_second_checkpoint_ends_with_the_same_weights(config, tmp_path):
+    import keras
+
+    from seq2seq.training import train
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 3:
+                raise _StopHere
+
+    options = {"epochs": 1, "patience": None, "schedule": "constant", "checkpoint_minutes": 60.0}
+    config = dataclasses.replace(config, **options)
+    whole = train(config, tmp_path / "whole")
+    for _ in range(2):
+        with pytest.raises(_StopHere):
+            train(config, tmp_path / "run", callbacks=[Stop()])
+        (checkpoint,) = (tmp_path / "run" / "unfinished").glob("*.npz")
+        assert checkpoint.name == "000000000000.npz"
+    resumed = train(config, tmp_path / "run")
+    for one, other in zip(whole.weights, resumed.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_training_is_resumed_from_another_directory_on_its_own_corpus(config, tmp_path, monkeypatch):

@@ -40,6 +40,18 @@ def test_bzip2_and_xz_are_read(read, tsv, tmp_path):
     assert read(tmp_path) == PAIRS * 2
 
 
+@pytest.mark.parametrize("ending", ["bz2", "xz"])
+def test_a_file_of_several_streams_is_read_to_its_end_or_refused(read, tsv, ending):
+    pack = {"bz2": bz2.compress, "xz": lzma.compress}[ending]
+    one, other = (pack(line.encode()) for line in TSV.splitlines(keepends=True)[:2])
+    for content in (one + other, one + bytes(4) + other, one + other + bytes(8)):  # zeros, as the format xz allows
+        assert read(tsv(content, f"two.tsv.{ending}")) == PAIRS[:2]
+    damaged = bytes([other[0] ^ 1]) + other[1:]
+    for content in (one + damaged, one + b"garbage", one + other[:4], one + other[:-4], b""):
+        with pytest.raises(CorpusError, match=rf"bad\.tsv\.{ending}: damaged or cut short after \d lines"):
+            read(tsv(content, f"bad.tsv.{ending}"))
+
+
 def packed(kind):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") if kind == "zip" else tarfile.open(fileobj=file, mode="w") as archive:
