@@ -165,6 +165,8 @@ def construct(
         OptionError: if the constructor fails, or the object's `get_config` shows that it does not use an option.
     """
     own = {name: value for name, value in options.items() if name in accepted(kind) - set(always)}
+    for name in own.keys() & _float_options(kind):
+        own[name] = float(own[name]) if type(own[name]) is int else own[name]  # 4 is 4.0, also in `--set`
     name = f"{argument}={kind.__name__}"
     try:
         made = kind(*arguments, **always, **own)
@@ -181,6 +183,12 @@ def construct(
         if option in found and _as_lists(found[option]) != _as_lists(value):
             raise OptionError(f"{name}: does not use {option}={value!r}; its get_config returns {found[option]!r}")
     return made
+
+
+def _float_options(kind):
+    """The names of the options of a class whose defaults are floats."""
+    parameters = [inspect.signature(each).parameters.values() for each in _constructors(kind)]
+    return {parameter.name for each in parameters for parameter in each if isinstance(parameter.default, float)}
 
 
 def _as_lists(value):

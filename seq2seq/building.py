@@ -55,8 +55,7 @@ def prepare(config: Config) -> tuple[Seq2Seq | None, list[Tokenizer]]:
     else:
         sides = {"source_tokenizer": columns, "target_tokenizer": ("target",)}
         tokenizers = [_build_tokenizer(config, side, names) for side, names in sides.items()]
-    smoothed = ["label_smoothing"] * (config.label_smoothing not in (Config.label_smoothing, 0.0))
-    check_taken(config, [*_changed_options(config), *smoothed])
+    check_taken(config, _changed_options(config))
     compile_model(build_model(config, tokenizers, steps=1), config, steps=1)
     if config.monitor in TRANSLATION_FIGURES:
         importlib.import_module("seq2seq.evaluation")  # whose packages may be missing
@@ -79,7 +78,7 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
     for option, kind in own:
         if option == "model" and not issubclass(kind, Seq2Seq):
             raise OptionError(f"model={config.model!r}: expected a class that is derived from seq2seq.Seq2Seq")
-        if option == "loss" and "label_smoothing" in names and "label_smoothing" not in accepted(kind):
+        if option == "loss" and config.label_smoothing and "label_smoothing" not in accepted(kind):
             raise OptionError(f"label_smoothing: {kind.__name__} has no such option")
     possible = set().union(*(accepted(kind) for _, kind in own))
     possible -= {*vars(config), "name", "dtype", "trainable", "vocabulary", "normal_form"}

@@ -235,7 +235,12 @@ class Config:
         flag="--metric",
         metavar="CLASS",
     )
-    label_smoothing: float = _option(0.1, TRAINING, "Share of each label that is spread over all tokens.", _FRACTION)
+    label_smoothing: float = _option(
+        None,
+        TRAINING,
+        "Share of each label that is spread over all tokens. Default: 0.1, or 0 with --loss.",
+        _FRACTION,
+    )
     teacher_forcing: tuple[float, ...] = _option(
         (1.0,),
         TRAINING,
@@ -294,6 +299,8 @@ class Config:
                 object.__setattr__(self, name, value[0])
         if vars(self)["validation_fraction"] is None:
             object.__setattr__(self, "validation_fraction", 0.0 if self.validation else 0.05)
+        if vars(self)["label_smoothing"] is None:
+            object.__setattr__(self, "label_smoothing", 0.0 if self.loss else 0.1)
         single: dict[str, typing.Any] = {
             "weights": (int, float),
             "teacher_forcing": (int, float),

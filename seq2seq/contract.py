@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -51,10 +51,19 @@ def has_attention(decoder: keras.layers.Layer) -> bool:
     return can_return and getattr(decoder, "attention", True) is not None
 
 
+class Traits(NamedTuple):
+    """What a model must know of its encoder and decoder."""
+
+    # Whether the shapes of the decoder's state stay constant from one token to the next, so that a decode loop can be
+    # compiled.
+    keeps_sizes: bool = True
+    adds_losses: bool = False  # whether one of them calls `add_loss` in training
+
+
 @full_precision()
 def check_contract(
     encoder: keras.layers.Layer, decoder: keras.layers.Layer, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer
-) -> bool:
+) -> Traits:
     """Run an encoder and a decoder on two short rows, which makes their weights, and check the results.
 
     Args:
@@ -64,10 +73,6 @@ def check_contract(
             and token by token, also with K rows of target and state for each row of `encoded`, and must ignore padding.
             For a whole target, `steps` is None, and the next state is not used.
         source_tokenizer, target_tokenizer: those of the model; V is the vocabulary size of the latter.
-
-    Returns:
-        Whether the shapes of the decoder's state stay constant from one token to the next, so that a decode loop can be
-        compiled.
 
     Raises:
         OptionError: if the contract is broken. The message names the argument (encoder or decoder), the class and the
@@ -101,14 +106,15 @@ def check_contract(
         if (values >= 0).all() and np.allclose(values.sum(axis=-1), 1, atol=1e-2):
             refuse("returns probabilities; expected logits, without a softmax")
     if {type(encoder), type(decoder)} <= {Encoder, TransformerEncoder, Decoder, TransformerDecoder}:
-        return True  # the library's own tests check the rest
+        return Traits()  # the library's own tests check the rest
 
     compare = _comparison(decoder)
     _check_padding(encoder, decoder, source, target, encoded, found[0], compare)
     keeps_sizes = [_check_steps(decoder, target, encoded, copies, compare) for copies in (1, 3)]
+    adds_losses = False
     for name, part, compute in (
-        ("encoder", encoder, lambda layer: layer(source)),
-        ("decoder", decoder, lambda layer: layer(target, *start(layer, encoded))),
+        ("encoder", encoder, lambda layer, **training: layer(source, **training)),
+        ("decoder", decoder, lambda layer, **training: layer(target, *start(layer, encoded), **training)),
     ):
         with _refusing(name, part, _RELOAD) as refuse:
             again = _reloaded(part)
@@ -116,7 +122,11 @@ def check_contract(
             compute(again)  # which makes its weights
             again.set_weights(part.get_weights())
             compare(compute(again), compute(part), refuse, f"computes different results after {_RELOAD}")
-    return all(keeps_sizes)
+        with _refusing(name, part, "a call in training"):
+            compute(again, training=True)
+        regularized = [weight for weight in again.trainable_weights if weight.regularizer]
+        adds_losses |= len(again.losses) > len(regularized)
+    return Traits(all(keeps_sizes), adds_losses)
 
 
 def _comparison(decoder):

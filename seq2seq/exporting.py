@@ -1,5 +1,6 @@
 """A SavedModel of a trained model: strings in, strings out, for programs without this library."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +53,7 @@ def export(
     try:
         with exporting():
             _write(model, folder, strategies)
-    except (OSError, MemoryError, OptionError):
+    except (OSError, MemoryError, OptionError, RunError):
         raise
     except (tf.errors.ResourceExhaustedError, tf.errors.PermissionDeniedError) as error:  # of the disk
         raise OSError(error.message) from None
@@ -77,13 +78,24 @@ def check_same(probe: Sequence[str], same: Sequence[bool]) -> None:
         raise RunError(f"the exported model translates {len(differ)} texts differently, such as {differ[0]!r}")
 
 
+_PYTHON = {"PyFunc", "PyFuncStateless", "EagerPyFunc"}  # operations that call a function of this process
+
+
 def _write(model, folder, strategies):
     archive = keras.export.ExportArchive()
     for part in (model, model.source_tokenizer, model.target_tokenizer):
         archive.track(part)
     for name, strategy in strategies.items():
         texts = tf.TensorSpec([None], tf.string, "texts")
-        archive.add_endpoint(name, _endpoint(model, *strategy), input_signature=[texts])
+        endpoint = tf.function(_endpoint(model, *strategy), input_signature=[texts], autograph=False)
+        graph = endpoint.get_concrete_function().graph.as_graph_def()
+        nodes = itertools.chain(graph.node, *(function.node_def for function in graph.library.function))
+        if _PYTHON.intersection(node.op for node in nodes):
+            raise RunError(
+                "a tokenizer, layer or strategy calls Python (tf.numpy_function, tf.py_function), which no SavedModel "
+                "can contain"
+            )
+        archive.add_endpoint(name, endpoint)
     archive.write_out(str(folder), verbose=False)
 
 

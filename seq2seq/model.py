@@ -137,11 +137,12 @@ class Seq2Seq(Translator, Trainer):
         tokenizers = self.source_tokenizer, self.target_tokenizer
         for part in (self.encoder, self.decoder):
             take_tokenizers(part, *tokenizers)
-        keeps_sizes = check_contract(self.encoder, self.decoder, *tokenizers)
+        traits = check_contract(self.encoder, self.decoder, *tokenizers)
+        self._in_parts = not traits.adds_losses  # Keras would add up the losses of all parts, also if they are means
         # On an H100, decoding is then 8 times as fast for 256 rows of 30 steps, because the uncompiled loop waits for
         # the device several times in each step. On a CPU, `shrinking_loop` drops finished rows, which saves more unless
         # there are few rows, and no shape has to be compiled first, which takes seconds.
-        self.compiles_decoding = keeps_sizes and on_gpu()
+        self.compiles_decoding = traits.keeps_sizes and on_gpu()
         for part in (self.encoder, self.decoder):
             for weight in part.weights if not part.trainable else ():
                 weight.trainable = False  # Keras made these weights after the layer was frozen
@@ -161,7 +162,8 @@ class Seq2Seq(Translator, Trainer):
         """
         if not isinstance(inputs, tuple | list) or len(inputs) != 2:
             raise OptionError("call: expected (source, target so far); `translate` and `decode` need no target")
-        return side_by_side(functools.partial(self._logits, training=training), parts_of_batch(), *inputs)
+        parts = parts_of_batch() if self._in_parts else 1
+        return side_by_side(functools.partial(self._logits, training=training), parts, *inputs)
 
     @tf.autograph.experimental.do_not_convert  # as in Keras's training; converting takes longer than tracing
     def _logits(self, source, target, training=False):

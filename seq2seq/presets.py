@@ -74,6 +74,7 @@ _EXCLUDES = {
     "usual_epochs": ("epochs", "updates"),
     "batch_size": ("batch_tokens",),
     "columns": ("reverse",),
+    "loss": ("label_smoothing",),
     "validation": ("validation_fraction", "split"),
     "validation_fraction": ("validation",),
     "split": ("validation",),

@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from seq2seq import BeamSearch, Seq2Seq
+from pipelines.tokens import PADDING
+from seq2seq import BeamSearch, Decoder, Seq2Seq
 from seq2seq.compilation import compiled_by_xla, rounded_up, side_by_side, xla_works
+from seq2seq.layers import token_ids
 
 
 def test_where_xla_does_not_work_it_is_said_once_and_done_without():
@@ -61,3 +63,30 @@ def test_a_model_in_parts_learns_the_same(tokenizers, batches, monkeypatch):
         np.testing.assert_allclose(one, other, atol=1e-6)
     np.testing.assert_array_equal(texts[0].texts, texts[1].texts)
     np.testing.assert_allclose(texts[0].scores, texts[1].scores, atol=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Costly(Decoder):
+    """A decoder with a loss of its own, the mean of its logits' squares."""
+
+    def call(self, target, encoded, state, training=False):
+        logits, state = super().call(target, encoded, state, training=training)
+        if training:
+            self.add_loss(tf.reduce_mean(logits**2))
+        return logits, state
+
+
+def test_a_loss_that_a_layer_adds_counts_once_however_many_parts_a_batch_has(tokenizers, batches, monkeypatch):
+    model = Seq2Seq(*tokenizers, decoder=Costly, units=8)
+    model.compile()
+    source, target = next(iter(batches))
+    inputs, labels = (source, target[:, :-1]), token_ids(target[:, 1:])
+    found = []
+    for parts in (1, 3):
+        monkeypatch.setattr("seq2seq.model.parts_of_batch", lambda parts=parts: parts)
+        logits = model(inputs, training=True)
+        found.append(model.compute_loss(inputs, labels, logits, tf.cast(labels != PADDING, tf.float32)))
+    added = tf.reduce_mean(logits**2)
+    np.testing.assert_allclose(found, found[:1] * 2, rtol=1e-5)
+    (own,) = model.losses
+    np.testing.assert_allclose(own, added, rtol=1e-5)

@@ -1,17 +1,20 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from command_line import in_process, seq2seq
 from conftest import QUICK
 
-from pipelines import CharTokenizer, OptionError, read_pairs
+from pipelines import CharTokenizer, OptionError, Tokenizer, read_pairs
 from seq2seq import BeamSearch, Config, Seq2Seq, TransformerDecoder, TransformerEncoder
 from seq2seq.exporting import _alike
 from seq2seq.records import RunError
@@ -154,6 +157,31 @@ def test_nothing_stays_of_what_cannot_be_exported(model, tmp_path):
     ):
         model.export(tmp_path / "saved")
     assert os.listdir(tmp_path) == ["pairs.tsv"]
+
+
+@keras.saving.register_keras_serializable("tests")
+class PythonTokenizer(Tokenizer):
+    """A tokenizer of two characters a token, in Python."""
+
+    def split(self, texts):
+        def pieces(texts):
+            rows = [re.findall("..?", text.decode()) for text in texts]
+            return np.array([piece.encode() for row in rows for piece in row], object), np.array([*map(len, rows)])
+
+        tokens, lengths = tf.numpy_function(pieces, [texts], (tf.string, tf.int64))
+        for found in (tokens, lengths):
+            found.set_shape([None])
+        return tf.RaggedTensor.from_row_lengths(tokens, lengths)
+
+
+def test_what_calls_python_is_used_but_not_exported(tokenizers, tmp_path):
+    python = PythonTokenizer()
+    python.adapt(["sol", "mar"])
+    model = Seq2Seq(python, tokenizers[1], units=4)
+    assert model.translate(["sol", "mar"], max_length=3).shape == (2,)
+    with pytest.raises(RunError, match=r"calls Python \(tf\.numpy_function, tf\.py_function\), which no SavedModel"):
+        model.export(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_translation_that_differs_is_an_error(model, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, Tokenizer, b
 from seq2seq import BeamSearch, Config, Decoder, Encoder, Sampling, Seq2Seq
 from seq2seq.building import build_model, copy_weights, prepare
 from seq2seq.commands.train import _imports_for
+from seq2seq.presets import without_excluded
 from seq2seq.records import read_record
 from seq2seq.runs import load_run
 from seq2seq.surveying import survey_corpus, take_vocabularies
@@ -472,15 +473,23 @@ def test_a_custom_loss_and_a_custom_metric_train_and_are_measured_and_translatin
     modules, config, trained
 ):
     # With gamma 0 it is the usual loss.
-    options = {"loss": "focal:FocalLoss", "metrics": "focal:Confidence", "own": {"gamma": 0.0}}
+    options = {"loss": "focal:FocalLoss", "metrics": "focal:Confidence", "own": {"gamma": 0}}
     model = train(dataclasses.replace(config, **options), modules / "run")
     assert (model.loss.gamma, type(model.loss).__name__) == (0.0, "FocalLoss")
+    assert isinstance(model.loss.gamma, float)  # like its default
     last = read_history(modules / "run")[-1]
     assert all(0 < float(last[name]) < 1 for name in ("confidence", "val_confidence"))
     assert same_weights(model, trained.model)
     Path("script.py").write_text(TRANSLATED)
     done = python("script.py", cwd=modules)
     assert done.stdout == b"(1,) False False\n", done.stderr.decode()
+
+
+def test_a_custom_loss_is_not_recorded_as_smoothed_unless_it_smooths(modules, config):
+    assert Config(loss="focal:FocalLoss").label_smoothing == 0 and Config().label_smoothing == 0.1
+    assert without_excluded({"label_smoothing": 0.1, "units": 8}, {"loss": "focal:FocalLoss"}) == {"units": 8}
+    with pytest.raises(OptionError, match="label_smoothing: FocalLoss has no such option"):
+        prepare(dataclasses.replace(config, loss="focal:FocalLoss", label_smoothing=0.1))
 
 
 def test_a_model_is_saved_and_loaded_with_its_custom_loss(modules, tokenizers):

@@ -467,6 +467,8 @@ def test_arrays_that_would_teach_something_else_are_refused(model):
             (lambda x=x, y=y: model.fit(x, y), "fit"),
             (lambda x=x, y=y: model.fit(source, target, validation_data=(x, y)), "validation_data"),
             (lambda x=x, y=y: model.evaluate(x, y), "evaluate"),
+            (lambda x=x, y=y: model.fit(tf.data.Dataset.from_tensors((x, y))), "fit"),
+            (lambda x=x, y=y: model.evaluate(tf.data.Dataset.from_tensors((x, y, np.ones(len(x))))), "evaluate"),
         ):
             with pytest.raises(OptionError, match=f"{place}: {message}"):
                 use()
