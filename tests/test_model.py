@@ -13,6 +13,7 @@ from pipelines.tokens import END, PADDING
 from seq2seq import (
     BeamSearch,
     Decoder,
+    Encoded,
     Encoder,
     Greedy,
     Sampling,
@@ -203,6 +204,12 @@ def test_what_no_model_can_be_made_with_is_refused(tokenizers):
 def test_a_decoder_needs_an_encoder_with_the_same_state(options):
     with pytest.raises(OptionError, match=r"the encoder's state has the sizes .*, and this decoder needs \[\[8, 8\]\]"):
         Decoder(9, 8).start(Encoder(9, **{"units": 8, **options})(tf.constant([[4]])))
+
+
+def test_a_decoder_that_starts_from_the_mean_of_a_memory_needs_its_size():
+    memory = Encoded(tf.zeros([2, 3, 16]), tf.ones([2, 3], tf.bool))
+    with pytest.raises(OptionError, match="units=8: .* mean of the memory, which has the size 16; project the memory"):
+        Decoder(9, 8).start(memory)
 
 
 def test_decode_takes_the_name_of_a_strategy(model, tokenizers):
