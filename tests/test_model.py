@@ -208,7 +208,7 @@ def test_a_decoder_needs_an_encoder_with_the_same_state(options):
 
 def test_a_decoder_that_starts_from_the_mean_of_a_memory_needs_its_size():
     memory = Encoded(tf.zeros([2, 3, 16]), tf.ones([2, 3], tf.bool))
-    with pytest.raises(OptionError, match="units=8: .* mean of the memory, which has the size 16; project the memory"):
+    with pytest.raises(OptionError, match=r"units=8: .* mean of the memory, which has the size 16; project the memory"):
         Decoder(9, 8).start(memory)
 
 
