@@ -327,7 +327,7 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
     """
     source, target, weights = keras.utils.unpack_x_y_sample_weight(data)
     sides = tuple(
-        None if isinstance(side, tuple | list | dict | None) else tf.convert_to_tensor(side)
+        None if isinstance(side, tuple | list | dict | tf.RaggedTensor | None) else tf.convert_to_tensor(side)
         for side in (source, target)
     )
     if any(side is None or side.dtype == tf.string or side.shape.rank not in (2, 3) for side in sides):

@@ -324,6 +324,7 @@ def test_fit_and_evaluate_say_what_they_are_to_be_given(model, pairs, batches):
         (lambda: model.predict(["sol"]), "predict: .*`translate` takes texts"),
         (lambda: model.predict(np.array(["sol"])), "predict: .*`translate` takes texts"),
         (lambda: model.fit(source, verbose=0), r"expected \(source, target\)"),
+        (lambda: model.fit(tf.RaggedTensor.from_tensor(source), target), r"expected \(source, target\), ids \[B, S\]"),
         (lambda: model.fit((source, target[:, :-1]), target[:, 1:], verbose=0), r"expected \(source, target\)"),
         (lambda: model.fit(source, target, class_weight={1: 2.0}), "class_weight: .* sample_weight"),
         (lambda: model.train_on_batch(source, target, class_weight={1: 2.0}), "class_weight: .* sample_weight"),
