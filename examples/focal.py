@@ -22,7 +22,9 @@ class FocalLoss(keras.losses.Loss):
 
     def call(self, labels, logits):
         nats = token_losses(labels, logits)
-        return (1 - tf.exp(-nats)) ** self.gamma * nats
+        # 1 - P; not 0, where its power has no finite gradient if gamma is below 1.
+        missing = tf.maximum(-tf.math.expm1(-nats), 1e-7)
+        return missing**self.gamma * nats
 
     def get_config(self):
         return {**super().get_config(), "gamma": self.gamma}

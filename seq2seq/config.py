@@ -236,10 +236,7 @@ class Config:
         metavar="CLASS",
     )
     label_smoothing: float = _option(
-        None,
-        TRAINING,
-        "Share of each label that is spread over all tokens. Default: 0.1, or 0 with --loss.",
-        _FRACTION,
+        None, TRAINING, "Share of each label that is spread over all tokens. Default: 0.1, or 0 with --loss.", _FRACTION
     )
     teacher_forcing: tuple[float, ...] = _option(
         (1.0,),

@@ -118,10 +118,10 @@ def write_graphs(
         raise
     except Exception as error:  # TensorFlow and the converters raise exceptions of any class
         raise cannot_export(model, error, form) from error
-    (folder / "vocabulary.json").write_text(json.dumps(vocabulary, ensure_ascii=False, allow_nan=False))
+    (folder / "vocabulary.json").write_bytes(json.dumps(vocabulary, ensure_ascii=False, allow_nan=False).encode())
     shutil.copy(onnx_runtime.__file__, folder / "translator.py")
     translations = _compare(model, folder, list(probe), form)
-    (folder / "probe.json").write_text(json.dumps(translations, ensure_ascii=False, indent=1))
+    (folder / "probe.json").write_bytes(json.dumps(translations, ensure_ascii=False, indent=1).encode())
 
 
 def describe(model: keras.Model) -> dict[str, Any]:

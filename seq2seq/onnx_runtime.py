@@ -1,8 +1,8 @@
 """Translate with an exported model. It needs numpy and onnxruntime, or ai-edge-litert, and no other part of this
 library.
 
-`seq2seq export RUN DIR --format onnx` puts a copy of this file into DIR, as `translator.py`; so does `--format litert`,
-whose graphs support greedy search only.
+`seq2seq export RUN DIR --format onnx` puts a copy of this file into DIR, as `translator.py`; so does `--format
+litert`, whose graphs support greedy search only.
 
     translator = Translator("DIR")
     translator.translate(["Go."])                           # greedy search
@@ -108,7 +108,7 @@ class Translator:
             raise ValueError("texts: expected a list of texts; for a single one, [text]")
         most = 1 if beam_width is None else beam_width
         if not 1 <= n_best <= most:
-            raise ValueError(f"n_best={n_best}: expected 1 to {most}, the width of the beam")
+            raise ValueError(f"n_best={n_best}: expected 1 or more, and at most the beam's width, {most}")
         if max_length is not None and max_length < max(1, min_length):
             raise ValueError(f"max_length={max_length}: expected {max(1, min_length)} or more")
         if self.one_by_one and beam_width:
@@ -312,9 +312,9 @@ def fill_slots(totals: np.ndarray, count: int, width: int) -> tuple[np.ndarray, 
     From log-likelihoods `[R, V - END]`, return log-likelihoods, tokens and the slots extended, `[b, K]` each.
     """
     most = min(totals.shape[1], width)
-    best = np.sort(np.argpartition(-totals, most - 1, axis=1)[:, :most], axis=1)
-    offered = np.take_along_axis(totals, best, axis=1)
-    order = np.argsort(-offered, axis=1, kind="stable")
+    best = totals.argmax(axis=1)[:, None] if most == 1 else np.argpartition(-totals, most - 1, axis=1)[:, :most]
+    best.sort(axis=1)  # of equal ones the first comes first, though any may be missing
+    order = np.argsort(-(offered := np.take_along_axis(totals, best, axis=1)), axis=1, kind="stable")
     offered, best = (np.take_along_axis(x, order, axis=1).reshape(count, -1) for x in (offered, best))
     scores, chosen = np.empty([count, width], np.float32), np.empty([count, width], np.int64)
     every = np.arange(count)

@@ -109,7 +109,7 @@ def attention_svg(alignment: "Alignment") -> str:
 def _attention_figure(alignment):
     source, target = ([re.sub(r"\s", "␣", token) for token in tokens] for tokens in alignment[:2])
     rows, columns = alignment.weights.shape
-    cell = min(0.25, 80 / max(rows, columns))  # inches; matplotlib refuses too large pictures
+    cell = min(0.25, 20 / max(rows, columns))  # inches: at most 3,000 pixels, as memory grows with their square
     height, width = cell * max(rows, 6), cell * max(columns, 6)
     beside, above = (0.1 * max(map(len, tokens), default=0) for tokens in (target, source))
     figure = Figure(figsize=(width + beside + 1.3, height + above + 0.6), layout="constrained")
@@ -120,6 +120,7 @@ def _attention_figure(alignment):
     axes.set(xlabel="source", ylabel="target")
     installed = set(get_font_names())
     style: dict[str, Any] = {"fontfamily": [font for font in FONTS if font in installed], "parse_math": False}
+    style["fontsize"] = min(10, 60 * cell)
     axes.set_xticks(range(len(source)), source, **style)
     axes.set_yticks(range(len(target)), target, **style)
     axes.tick_params(length=0)

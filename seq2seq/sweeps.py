@@ -21,7 +21,7 @@ from pipelines import OptionError, check_number, checksums
 from pipelines.options import extra, load_classes
 from seq2seq.building import check_taken, configure, prepare
 from seq2seq.checkpoints import locked, write_json
-from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config
+from seq2seq.config import MONITORS, TRANSLATION_FIGURES, Config, kinds_of
 from seq2seq.presets import parse_setting
 from seq2seq.processes import in_processes
 from seq2seq.records import RunError, finished, read_record
@@ -115,6 +115,7 @@ def sweep(
     """
     values = {name: read_grid(f"{name}={of}")[1] if isinstance(of, str) else of for name, of in grid.items()}
     _check_grid(values, options or {}, seeds, trials, jobs)
+    values = {name: _as_floats(name, of) for name, of in values.items()}
     settings = _settings(values, trials)
     given = {"corpus": corpus, **(options or {})}
     if not isinstance(preset, str):
@@ -237,6 +238,18 @@ def _check_grid(values, given, seeds, trials, jobs):
         raise OptionError("trials: nothing to search; name options and their ranges or values with --grid")
     if given.get("monitor") in TRANSLATION_FIGURES:
         import seq2seq.evaluation  # noqa: F401  (its packages may be missing)
+
+
+def _as_floats(name, of):
+    """The values or the range of an option in a grid. If it takes floats, whole numbers become floats, as in `Config`:
+    0 and 0.0 are one setting, and a search of a range from 1 to 4 also tries numbers between them."""
+    if name not in Config.__dataclass_fields__ or float not in kinds_of(name):
+        return of
+    if isinstance(of, Range):
+        return Range(float(of.low), float(of.high))
+    if isinstance(of, tuple | list):
+        return [_as_floats(name, value) for value in of]
+    return float(of) if type(of) is int else of
 
 
 def _settings(values, trials):

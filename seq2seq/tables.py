@@ -52,7 +52,8 @@ class Row:
 
     def deviation(self, measure: str) -> float | None:
         """The standard deviation over seeds, n - 1; None of one seed."""
-        return float(np.std(self.figures[measure], ddof=1)) if len(self.runs) > 1 else None
+        with np.errstate(invalid="ignore"):  # of infinite numbers
+            return float(np.std(self.figures[measure], ddof=1)) if len(self.runs) > 1 else None
 
 
 @dataclasses.dataclass
@@ -413,7 +414,8 @@ def _measure(rows, records, test, strategy, say):
             scores = {name.lower().replace(" ", "_"): it.score for name, it in evaluation.scores.items()}
             found[run] = {name: getattr(evaluation, name) for name in TOKEN_FIGURES} | scores
             if run == row.runs[0]:
-                evaluations[run] = evaluation
+                if len(row.runs) == 1:  # of several seeds, the figures are compared
+                    evaluations[run] = evaluation
                 try:
                     learned = trained_on(records[run], pairs, model.source_tokenizer)
                     if learned.any():
@@ -428,7 +430,10 @@ def _test(rows, first, measures, evaluations):
     """Set p of the rows that can be tested against the first one, and describe it for the note."""
     against = f"against {first.label}, not corrected for the number of rows."
     others = [row for row in rows if row is not first]
-    if len(first.runs) > 1 and (tested := [row for row in others if len(row.runs) > 1]):
+    tested = [row for row in others if (len(row.runs) > 1) == (len(first.runs) > 1)]
+    if len(tested) < len(others):
+        against += f" Rows with {'a single seed' if len(first.runs) > 1 else 'several seeds'} have none."
+    if len(first.runs) > 1 and tested:
         for row in tested:
             found = {name: welch(first.figures[name], row.figures[name]) for name in measures}
             row.p = {name: p for name, p in found.items() if not math.isnan(p)}
@@ -436,7 +441,7 @@ def _test(rows, first, measures, evaluations):
         if any(len(row.p) < len(measures) for row in tested):
             note += " p is missing if the figures of both rows are constant, or some are not finite."
         return note
-    if len(first.runs) == 1 and evaluations and (tested := [row for row in others if len(row.runs) == 1]):
+    if len(first.runs) == 1 and evaluations and tested:
         from seq2seq.evaluation import compare
 
         compared = compare(*(evaluations[row.runs[0]] for row in (first, *tested)))
@@ -462,6 +467,7 @@ def welch(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndar
         difference = samples[0].mean() - samples[1].mean()
     if not sum(parts) > 0:
         return math.nan
-    freedom = sum(parts) ** 2 / sum(part**2 / (len(sample) - 1) for part, sample in zip(parts, samples, strict=True))
+    shares = [part / sum(parts) for part in parts]
+    freedom = 1 / sum(share**2 / (len(sample) - 1) for share, sample in zip(shares, samples, strict=True))
     x = freedom / (freedom + difference**2 / sum(parts))
     return float(tf.math.betainc(tf.constant(freedom / 2, tf.float64), tf.constant(0.5, tf.float64), tf.constant(x)))

@@ -401,6 +401,7 @@ def test_what_cannot_be_asked_of_translate_exits_2(folder):
         (["--top-p", 2], "top_p=2.0"),
         (["--min-length", 5, "--max-length", 2], "max_length=2: expected a whole number, at least 5"),
         (["--temperature", "inf"], "temperature=inf: expected a number, above 0"),
+        (["--seed", 3], "--seed: applies to sampling; add --sample"),
         (["--sample", "--seed", 10**20], "seed=100000000000000000000: expected a whole number, at least 0 and below"),
         (["--import", "nowhere:Class"], "no module 'nowhere'"),
     ):

@@ -217,7 +217,7 @@ def test_what_an_exported_folder_cannot_do_is_said(exported_onnx, tmp_path):
         (["--temperature", "0"], b"--temperature: .* is an export"),
         (["--json"], b"--json: .* is an export"),
         (["--search", "greedy"], b"--search: .* is an export"),
-        (["--n-best", 3, "--beam-width", 2], b"n_best=3: expected 1 to 2"),
+        (["--n-best", 3, "--beam-width", 2], b"n_best=3: expected 1 or more, and at most the beam's width, 2"),
         (["--min-length", 3, "--max-length", 2], b"max_length=2: expected 3 or more"),
     ):
         done = seq2seq("translate", folder, "sol", *options, cwd=tmp_path)
@@ -246,8 +246,8 @@ def test_options_that_contradict_each_other_are_refused(exported_onnx):
     translator = Translator(exported_onnx[1])
     for texts, options, message in (
         ("sol", {}, r"texts: expected a list of texts; for a single one, \[text\]"),
-        (["sol"], {"n_best": 2}, "n_best=2: expected 1 to 1"),
-        (["sol"], {"beam_width": 0}, "n_best=1: expected 1 to 0"),
+        (["sol"], {"n_best": 2}, "n_best=2: expected 1 or more, and at most the beam's width, 1"),
+        (["sol"], {"beam_width": 0}, "n_best=1: expected 1 or more, and at most the beam's width, 0"),
         (["sol"], {"max_length": 0}, "max_length=0: expected 1 or more"),
     ):
         with pytest.raises(ValueError, match=message):

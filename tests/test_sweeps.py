@@ -14,7 +14,7 @@ from pipelines import OptionError
 from seq2seq import sweep, table
 from seq2seq.records import RunError, finished
 from seq2seq.runs import load_run
-from seq2seq.sweeps import Range, _as_fields, _refuse_another, _settings, read_grid
+from seq2seq.sweeps import Range, _as_fields, _as_floats, _refuse_another, _settings, read_grid
 
 
 def as_arguments(options):
@@ -173,6 +173,7 @@ def test_a_run_that_fails_is_reported_and_others_go_on_and_later_values_are_adde
         ({"units": "256..16"}, {}, 3, r"grid=units=256..16: expected two numbers, the lower one first"),
         ({"teacher_forcing": "0.5..1"}, {}, 3, r"grid=teacher_forcing=.*: expected two numbers"),
         ({"cell": ["gru", "gru"]}, {}, None, "grid=cell: has the same value twice"),
+        ({"dropout": [0, 0.0]}, {}, None, "grid=dropout: has the same value twice"),
         (
             {"architecture": ["recurrent", "transformer"]},
             {"attention": "dot"},
@@ -207,6 +208,13 @@ def test_grids_are_read_as_they_are_written():
 
 
 @pytest.mark.slow
+def test_numbers_from_python_are_those_of_the_configuration():
+    assert repr(_as_floats("dropout", (0, 0.5))) == "[0.0, 0.5]" and repr(_as_floats("units", (8, 16))) == "(8, 16)"
+    assert repr(_as_floats("clip_norm", Range(1, 4))) == "Range(low=1.0, high=4.0)"  # also the numbers between
+    assert repr(_as_floats("teacher_forcing", [(1, 0.5), None])) == "[[1.0, 0.5], None]"
+    assert repr(_as_floats("kernel", (3, 5))) == "(3, 5)"
+
+
 def test_a_search_that_was_interrupted_tries_the_settings_that_it_would_have_tried(home):
     grid = {"units": "4..8", "learning_rate": "1e-4..1e-2", "average": [1, 2]}
     options = {**SMALL, "monitor": "val_accuracy"}

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTok
 from seq2seq import Seq2Seq, compare, evaluate, load_run, table
 from seq2seq.pictures import draw_table
 from seq2seq.records import RunError
-from seq2seq.tables import Row, _baseline_row, options_that_change, welch
+from seq2seq.tables import Row, _baseline_row, _test, options_that_change, welch
 
 LABELS = ["units=4", "units=8"]
 MEASURES = ["loss", "accuracy", "chrf", "exact_match"]
@@ -353,6 +354,17 @@ def test_a_missing_p_is_explained(copied):
         {},
         {},
     ] and "p is missing if the figures of both rows are constant" in found.note
+    assert "Rows with" not in found.note
+
+
+def test_rows_with_another_number_of_seeds_are_named_in_the_note():
+    rows = [Row({}, [Path(f"{name}-{n}") for n in range(seeds)], []) for name, seeds in (("a", 2), ("b", 2), ("c", 1))]
+    for row in rows:
+        row.figures["loss"] = np.arange(1.0, len(row.runs) + 1)
+    assert _test(rows, rows[0], ["loss"], {}).endswith("rows. Rows with a single seed have none.")
+    assert [len(row.p) for row in rows] == [0, 1, 0]
+    rows[0].figures["loss"] = np.array([1.0, np.inf])
+    assert math.isnan(rows[0].deviation("loss"))
 
 
 def test_welch_says_nothing_of_samples_that_do_not_vary():

@@ -44,13 +44,13 @@ def inspect(
         found = survey(pairs, source_tokenizer, CharTokenizer(), counter("pairs read"))
     if not found.pairs:
         raise CorpusError(f"{' '.join(corpus)}: no pairs")
-    if histogram:
-        draw_lengths(found, histogram)
     if as_json:
         typer.echo(json_line(found.as_dict() | {"dropped": report.dropped}))
-        return
-    sources = columns.by_column(found.tokens[0]) if len(names) > 1 else [found.tokens[0]]
-    _print_survey(found, dict(zip((*names, "target"), (*sources, found.tokens[1]), strict=True)))
+    else:
+        sources = columns.by_column(found.tokens[0]) if len(names) > 1 else [found.tokens[0]]
+        _print_survey(found, dict(zip((*names, "target"), (*sources, found.tokens[1]), strict=True)))
+    if histogram:
+        draw_lengths(found, histogram)
 
 
 def _print_survey(found, tokens):

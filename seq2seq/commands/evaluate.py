@@ -103,12 +103,12 @@ def evaluate(
             progress=counter("translated"),
         )
     _say_oddities(runs, models, found.sources)
-    if write:
-        found.write(write)
     if as_json:
         typer.echo(json_line(found.as_dict(worst) | {"loading_seconds": seconds}))
     else:
         _print_evaluation(found, worst)
+    if write:
+        found.write(write)
     say_speed(len(found.sources), found.seconds, seconds)
 
 

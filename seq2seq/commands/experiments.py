@@ -150,6 +150,6 @@ def table(
             raise OptionError(f"{option_flag(name)} applies to a test corpus; name one with --test")
     strategy = search_strategy(search, options, **searching)
     found = tabulate(folders, test, measure or (), baseline, strategy, say=say)
+    typer.echo(found.text(format))
     if picture:
         draw_table(found, picture)
-    typer.echo(found.text(format))

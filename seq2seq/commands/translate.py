@@ -69,7 +69,7 @@ def translate(  # longer than 60 lines: its signature declares the options
     top_p: Annotated[
         float | None, typer.Option(help="Sample only from the most likely tokens with this total probability.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of sampling. Default: 0.")] = None,
     search: Search = None,
     options: Settings = None,
     prefix: Annotated[
@@ -124,7 +124,7 @@ def translate(  # longer than 60 lines: its signature declares the options
     sampling = {"sample": sample or None, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     if os.path.isfile(run / "vocabulary.json"):  # not by `Path`, which raises an error for a text too long to be a path
         refused = {"search": search, "set": options, "prefix": prefix, "json": as_json, "attention": attention}
-        _refuse_for_export(run, {**sampling, **refused, "import": imports})
+        _refuse_for_export(run, {**sampling, "seed": seed, **refused, "import": imports})
         if others := list(filter(is_run, texts or ())):
             raise OptionError(f"translate: {others[0]} is a run folder; the export {run} cannot be part of an ensemble")
         _say_paths(texts or ())
@@ -133,8 +133,11 @@ def translate(  # longer than 60 lines: its signature declares the options
         return
     start_tensorflow()
     from pipelines.tokens import prefix_ids
+    from seq2seq.strategies import Sampling
 
     strategy = search_strategy(search, options, **beam, **sampling)
+    if seed is not None and not (search or isinstance(strategy, Sampling)):
+        raise OptionError("--seed: applies to sampling; add --sample")
     runs, texts = split_runs("translate", [str(run), *(texts or ())], "TEXT")
     _say_paths(texts)
     started = time.monotonic()
@@ -145,7 +148,12 @@ def translate(  # longer than 60 lines: its signature declares the options
     said = set[str]()
 
     def write(lines, done):
-        how: dict = {"seed": (seed, done), "min_length": min_length, "max_length": max_length, "batch_size": batch_size}
+        how: dict = {
+            "seed": (seed or 0, done),
+            "min_length": min_length,
+            "max_length": max_length,
+            "batch_size": batch_size,
+        }
         sources = lines
         if prefix:
             sources, how["prefixes"] = zip(*(line.rpartition(b"\t")[::2] for line in lines), strict=True)

@@ -62,7 +62,7 @@ export class Translator {
     const { beamWidth = null, nBest = 1, lengthPenalty = 0.6, minLength = 0, maxLength = null } = options;
     if (typeof texts === "string") throw new RangeError("texts: expected a list of texts; for a single one, [text]");
     if (!(nBest >= 1 && nBest <= (beamWidth ?? 1)))
-      throw new RangeError(`nBest=${nBest}: expected 1 to ${beamWidth ?? 1}, the width of the beam`);
+      throw new RangeError(`nBest=${nBest}: expected 1 or more, and at most the beam's width, ${beamWidth ?? 1}`);
     if (maxLength !== null && maxLength < Math.max(1, minLength))
       throw new RangeError(`maxLength=${maxLength}: expected ${Math.max(1, minLength)} or more`);
     const found = [];

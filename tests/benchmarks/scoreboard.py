@@ -10,10 +10,10 @@ shown for tasks and languages named as in `PUBLISHED`. Choose recipes on dev, an
 rate is 100 minus the percentage of exact matches: of letters to phones, the word error rate.
 
 Each run is a run folder in OUT/TASK/LANGUAGE/SETTING, each result a row of OUT/scoreboard.csv. The same command resumes
-after an interruption; rows that are there are not computed again. A run with other options in that place, as after a
-change of its preset, is an error. `--jobs` runs train at a time, each in a process of its own, and share the cores. The
-seconds are the processor time of all threads during training. The weights depend slightly on the number of cores of a
-process. An ensemble has the sums of its members.
+after an interruption; rows that are there are not computed again, even if a file has changed since. A run with other
+options in that place, as after a change of its preset, is an error. `--jobs` runs train at a time, each in a process of
+its own, and share the cores. The seconds are the processor time of all threads during training. The weights depend
+slightly on the number of cores of a process. An ensemble has the sums of its members.
 """
 
 import argparse

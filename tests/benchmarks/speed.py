@@ -5,11 +5,10 @@
     python tests/benchmarks/speed.py figures --only training --rounds 1
     python tests/benchmarks/speed.py figures --only decoding --cases "greedy, 256 short" "beam 5, 256 short"
 
-All run on a GPU if there is one. There, training has cases of 24,000 random pairs of `spa-eng`, which are longer,
-and 2,048 sentences are decoded in one batch.
-Each case of a subject is measured in a process of its own, with the threads that its users get, and they take turns:
-as many `--rounds` of each, of which the median counts. All tables print ratios; FOLDER receives speed.json and
-speed.png.
+All run on a GPU if there is one. There, training has cases of 24,000 random pairs of `spa-eng`, which are longer, and
+2,048 sentences are decoded in one batch. Each case of a subject is measured in a process of its own, with the threads
+that its users get, and they take turns: as many `--rounds` of each, of which the median counts; start-up and latency
+are minima of one process. All tables print ratios; FOLDER receives speed.json and speed.png.
 
 Training: the first 8,000 pairs of `spa-eng`, one LSTM layer a side, dot attention after the recurrence, an embedding of
 128, Adam, gradients clipped, batches sorted by length; counted are real target characters, END included. Useful GFLOP

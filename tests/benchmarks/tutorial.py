@@ -197,6 +197,8 @@ def main():
     parser.add_argument("--sentences", type=int, default=20, help="how many the tutorial's loop is timed on")
     parser.add_argument("--threads", action="store_true", help="set threads for the tutorial as for the library")
     options = parser.parse_args()
+    if not 1 <= options.sentences <= 2000:
+        parser.error("--sentences: expected 1 to 2000")
     pairs = [(s.decode(), t.decode()) for s, t in read_pairs("spa-eng", limit=10_000).as_numpy_iterator()]
     step = 2000 // options.sentences
     one_by_one = [[number] for number in range(0, step * options.sentences, step)]
