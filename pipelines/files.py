@@ -28,8 +28,8 @@ _BLOCK = 1 << 16  # bytes of a compressed file that are read at once
 class _Streams(io.RawIOBase):
     """The content of a file of one or more compressed streams, between which there may be zeros.
 
-    `bz2.open` and `lzma.open` take everything from a damaged stream on for the end of the file, and so does the latter
-    with zeros, as the format xz allows.
+    `bz2.open` and `lzma.open` ignore everything after the first stream that does not begin as it should, and the latter
+    also what follows zeros, which the format xz allows.
     """
 
     def __init__(self, decompressor: Callable, file: Any) -> None:

@@ -165,15 +165,15 @@ def construct(
         OptionError: if the constructor fails, or the object's `get_config` shows that it does not use an option.
     """
     own = {name: value for name, value in options.items() if name in accepted(kind) - set(always)}
-    for name in own.keys() & _float_options(kind):
-        own[name] = float(own[name]) if type(own[name]) is int else own[name]  # 4 is 4.0, also in `--set`
     name = f"{argument}={kind.__name__}"
     try:
+        for option in own.keys() & _float_options(kind):  # 4 is 4.0, also in `--set`
+            own[option] = float(own[option]) if type(own[option]) is int else own[option]
         made = kind(*arguments, **always, **own)
         found = made.get_config() if own and hasattr(made, "get_config") else {}
     except OptionError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         said = ", ".join(f"{option}={value!r}" for option, value in own.items())
         given = ", ".join([*(type(argument).__name__ for argument in arguments), *always, said or "no options"])
         raise OptionError(f"{name}: cannot be constructed with {given}: {error}") from error
@@ -187,8 +187,11 @@ def construct(
 
 def _float_options(kind):
     """The names of the options of a class whose defaults are floats."""
-    parameters = [inspect.signature(each).parameters.values() for each in _constructors(kind)]
-    return {parameter.name for each in parameters for parameter in each if isinstance(parameter.default, float)}
+    defaults: dict[str, Any] = {}
+    for each in _constructors(kind):  # a derived class first
+        for name, parameter in inspect.signature(each).parameters.items():
+            defaults.setdefault(name, parameter.default)
+    return {name for name, default in defaults.items() if isinstance(default, float)}
 
 
 def _as_lists(value):

@@ -79,7 +79,7 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
         if option == "model" and not issubclass(kind, Seq2Seq):
             raise OptionError(f"model={config.model!r}: expected a class that is derived from seq2seq.Seq2Seq")
         if option == "loss" and config.label_smoothing and "label_smoothing" not in accepted(kind):
-            raise OptionError(f"label_smoothing: {kind.__name__} has no such option")
+            raise OptionError(f"label_smoothing: {kind.__name__} has no such option; set it to 0, or leave it out")
     possible = set().union(*(accepted(kind) for _, kind in own))
     possible -= {*vars(config), "name", "dtype", "trainable", "vocabulary", "normal_form"}
     for name in (config.own or {}).keys() - possible:

@@ -74,6 +74,9 @@ def check_contract(
             For a whole target, `steps` is None, and the next state is not used.
         source_tokenizer, target_tokenizer: those of the model; V is the vocabulary size of the latter.
 
+    Returns:
+        The `Traits` of the two.
+
     Raises:
         OptionError: if the contract is broken. The message names the argument (encoder or decoder), the class and the
             fault.
@@ -123,7 +126,7 @@ def check_contract(
             again.set_weights(part.get_weights())
             compare(compute(again), compute(part), refuse, f"computes different results after {_RELOAD}")
         with _refusing(name, part, "a call in training"):
-            compute(again, training=True)
+            tf.distribute.get_strategy().run(compute, [again], {"training": True})
         regularized = [weight for weight in again.trainable_weights if weight.regularizer]
         adds_losses |= len(again.losses) > len(regularized)
     return Traits(all(keeps_sizes), adds_losses)

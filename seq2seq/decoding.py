@@ -161,7 +161,7 @@ def masking_loop(steps: int | tf.Tensor, steps_per_check: int = STEPS_PER_CHECK)
 def padded_to_few_shapes(
     source: tf.Tensor, constraints: Constraints, least_rows: int = 16
 ) -> tuple[tf.Tensor, Constraints, tf.Tensor]:
-    """Pad a batch to one of few shapes, for a search that XLA compiles, and to at least so many rows.
+    """Pad a batch to one of few shapes, of `least_rows` rows or more, for a search that XLA compiles.
 
     Returns:
         The sources, their constraints, and a tensor whose size is the largest limit, rounded up. XLA knows sizes when

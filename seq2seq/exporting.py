@@ -93,7 +93,7 @@ def _write(model, folder, strategies):
         if _PYTHON.intersection(node.op for node in nodes):
             raise RunError(
                 "a tokenizer, layer or strategy calls Python (tf.numpy_function, tf.py_function), which no SavedModel "
-                "can contain"
+                "can contain; write it with TensorFlow's operations"
             )
         archive.add_endpoint(name, endpoint)
     archive.write_out(str(folder), verbose=False)

@@ -63,7 +63,8 @@ class Seq2Seq(Translator, Trainer):
     Attributes:
         compiles_decoding: whether XLA compiles decoding, with constant shapes: `decoding.masking_loop`. The result is
             the same. Default: on a GPU, if the shapes of the decoder's state are constant; for a state that grows, it
-            must stay False. On a CPU it pays for a program that translates few texts at a time, many times.
+            must stay False. On a CPU, set it to True in a program that translates few texts at a time, many times; XLA
+            must then be able to compile the encoder too.
 
     Raises:
         OptionError: for an option that neither class has, an encoder or decoder that breaks the contract, or weights of
@@ -286,7 +287,7 @@ class Seq2Seq(Translator, Trainer):
         """
         strategy, source = self._checked_strategy(strategy), tf.convert_to_tensor(source)
         with tf.device("CPU"):  # where all sizes are known
-            min_length = tf.convert_to_tensor(min_length, tf.int32)  # a number would be part of the graph
+            min_length = tf.cast(min_length, tf.int32)  # a Python number would be part of the graph
             own = tf.maximum(self.limits(source), min_length + 1)  # END follows `min_length` tokens
             limits = tf.where(max_length < 0, own, max_length)
             seeds = tf.range(tf.size(limits, tf.int64)) if seeds is None else tf.cast(seeds, tf.int64)
@@ -300,8 +301,8 @@ class Seq2Seq(Translator, Trainer):
         rows = tf.shape(source)[0]
         source, constraints, room = padded_to_few_shapes(source, constraints, least_rows=16 if on_gpu() else 1)
         # On a GPU, cuDNN computes the recurrences of the encoder, which XLA cannot compile.
-        source = encode(self.encoder, source) if on_gpu() else source
-        return first_rows(self._search_with(strategy)(source, constraints, room), rows)
+        given = encode(self.encoder, source) if on_gpu() else source
+        return first_rows(self._search_with(strategy)(given, constraints, room), rows)
 
     def _search(self, encoded, constraints, steps, strategy, loop):
         _, state = start(self.decoder, encoded, steps)
@@ -319,8 +320,8 @@ class Seq2Seq(Translator, Trainer):
         return strategy.search(step_for, state, constraints, loop)
 
     def _compile_search(self, strategy):
-        def search(source, constraints, room):
-            encoded = source if on_gpu() else encode(self.encoder, source)
+        def search(given, constraints, room):
+            encoded = given if on_gpu() else encode(self.encoder, given)
             steps = tf.size(room)  # XLA knows the sizes of arguments when it compiles, but not their values
             loop = masking_loop(steps, steps_per_check=STEPS_PER_CHECK if on_gpu() else 1)
             return self._search(encoded, constraints, steps, strategy, loop)

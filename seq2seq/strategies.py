@@ -281,10 +281,10 @@ class Sampling(Strategy):
             # Less than a millionth, which float32 cannot divide by, is greedy search too.
             probabilities, tokens = self.filter(logits / max(self.temperature, 1e-6))
             # Inverse transform sampling: the token in whose part of the cumulative distribution the number falls.
-            cumulative = tf.cumsum(probabilities, axis=1)
+            # On a GPU, a sum to which 0 is added may change in its last digit.
+            cumulative = tf.where(probabilities > 0, tf.cumsum(probabilities, axis=1), 0)
             numbers = _uniform(tf.gather(constraints.seeds, sources)[:, None], t + steps)
-            numbers = tf.reshape(numbers, [-1, 1]) * cumulative[:, -1:]
-            reached = (cumulative > numbers) & (probabilities > 0)  # a GPU rounds a sum that stays the same
+            reached = cumulative > tf.reshape(numbers, [-1, 1]) * tf.reduce_max(cumulative, axis=1, keepdims=True)
             drawn = tf.argmax(tf.cast(reached, tf.int32), axis=1, output_type=tf.int32)  # the first of them
             return drawn if tokens is None else tf.gather(tokens, drawn, batch_dims=1)
 

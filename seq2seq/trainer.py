@@ -120,8 +120,9 @@ class Trainer(keras.Model):
         `distribution.distribute` returns; with several workers, the latter.
 
         Raises:
-            OptionError: for data of another form or without batches, ids with padding before a token or targets without
-                START, a `class_weight` or a vocabulary that has changed, and if there is nothing to train.
+            OptionError: for data of another form or without batches, padding before a token or targets without START
+                (on a GPU, only in arrays), a `class_weight` or a vocabulary that has changed, and if there is nothing
+                to train.
         """
         self.check_vocabularies()
         refuse_texts("fit", x)
@@ -136,14 +137,12 @@ class Trainer(keras.Model):
                 "ended, compile the model again with a new optimizer",
                 stacklevel=2,
             )
-        x, validation_data = (
-            whole_batches(self.distribute_strategy, _with_checks(data)) for data in (x, validation_data)
-        )
+        x, validation_data = (whole_batches(self.distribute_strategy, data) for data in (x, validation_data))
         if shuffle is None:  # Keras warns of it for other data, which shuffles itself
             shuffle = y is not None or isinstance(x, keras.utils.PyDataset)
         quiet = verbose == 0 and not any(map(_follows_steps, tf.nest.flatten(callbacks or [])))
         ends = kwargs.get("steps_per_epoch") or kwargs.get("validation_steps")
-        with self._steps(quiet), without_end_warning(ends), _refused_batches("fit"):
+        with self._steps(quiet), without_end_warning(ends), _refused_batches():
             history = super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, validation_data=validation_data, shuffle=shuffle, **kwargs
             )
@@ -179,9 +178,8 @@ class Trainer(keras.Model):
         self.check_vocabularies()
         refuse_texts("evaluate", x)
         _check_arrays("evaluate", x, y)
-        x = whole_batches(self.distribute_strategy, _with_checks(x))
-        with without_end_warning(kwargs.get("steps")), _refused_batches("evaluate"):
-            return super().evaluate(x, y, *args, **kwargs)
+        with without_end_warning(kwargs.get("steps")):
+            return super().evaluate(whole_batches(self.distribute_strategy, x), y, *args, **kwargs)
 
     @contextlib.contextmanager
     def _steps(self, quiet):
@@ -219,6 +217,9 @@ class Trainer(keras.Model):
         for side in ("source", "target"):
             if getattr(self, f"{side}_tokenizer").vocabulary_size == END + 1:
                 raise OptionError(f"fit: the {side} vocabulary is empty; call `adapt` before the model is made")
+        if not on_gpu():  # which would be waited for
+            for wrong, fault in _faults(*batch[:2]):
+                tf.debugging.Assert(~wrong, [fault])
         self.count_lengths(*batch[:2])
         return step(data)
 
@@ -350,7 +351,7 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
 
 def _check_arrays(place, source, target=None, *_):
     """Refuse arrays that would teach or measure something else than what a model is used for. Without a target, the
-    source is a dataset; see `_with_checks`."""
+    source is a dataset, whose batches `_run_step` checks."""
     if target is None:
         return
     with tf.device("CPU"):
@@ -360,7 +361,7 @@ def _check_arrays(place, source, target=None, *_):
 
 
 def _faults(source, target):
-    """Yield (whether a batch has it, fault) for each fault that would not be noticed otherwise."""
+    """Yield (whether a batch has it, fault) for each fault that training would not notice."""
     short = (tf.shape(source)[1] < 1) | (tf.shape(target)[1] < 2)
     yield short, "expected one source token or more, and START with one target token or more"
     for name, side in (("source", source), ("target", target)):
@@ -372,32 +373,16 @@ def _faults(source, target):
     yield ~begun, "a target does not begin with START; `tokenize` adds it with start_end=True"
 
 
-def _with_checks(data):
-    """The data; if it is a dataset of ids, one that fails at a batch with a fault, see `_refused_batches`."""
-    spec = data.element_spec if isinstance(data, tf.data.Dataset) else None
-    sides = spec[:2] if isinstance(spec, tuple) and len(spec) in (2, 3) else [None]
-    if not all(isinstance(side, tf.TensorSpec) and side.dtype.is_integer and side.shape.rank == 2 for side in sides):
-        return data
-
-    @tf.autograph.experimental.do_not_convert
-    def check(source, target, *weights):
-        asserted = [tf.debugging.Assert(~wrong, [fault]) for wrong, fault in _faults(source, target)]
-        with tf.control_dependencies(asserted):
-            return tf.identity(source), target, *weights
-
-    return data.map(check)
-
-
 @contextlib.contextmanager
-def _refused_batches(place):
-    """Raise an `OptionError` for the fault of a batch that `_with_checks` has found."""
+def _refused_batches():
+    """Raise an `OptionError` for a fault that a step has found in its batch."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
         nothing = tf.ones([1, 1], tf.int32)
         for _, fault in _faults(nothing, nothing):
             if f"[{fault}]" in error.message:
-                raise OptionError(f"{place}: {fault}") from None
+                raise OptionError(f"fit: {fault}") from None
         raise
 
 

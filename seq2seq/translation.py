@@ -4,6 +4,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import keras
@@ -150,7 +151,8 @@ class Translator(keras.Model):
             if not self.compiles_decoding:
                 raise
             warnings.warn(
-                f"decoding continues uncompiled and slower, because of an XLA error: {one_line(error)}", stacklevel=2
+                f"decoding continues uncompiled and slower, because of an XLA error: {shorten(one_line(error), 300)}",
+                stacklevel=2,
             )
             self.compiles_decoding = False
             done, order = in_batches(run, lengths, batch_size)

@@ -65,7 +65,7 @@ def test_compiled_decoding_finds_the_same_row_by_row_in_few_shapes(upper_case, s
             else:
                 np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
         np.testing.assert_array_equal(known[False, "short"], known[True, "short"])
-        assert model._search_with(strategy).experimental_get_tracing_count() == 1
+        assert model._search_with(strategy).experimental_get_tracing_count() == 1  # also for another `min_length`
     finally:
         model.compiles_decoding = False
 
@@ -210,6 +210,17 @@ def test_a_decoder_that_starts_from_the_mean_of_a_memory_needs_its_size():
     memory = Encoded(tf.zeros([2, 3, 16]), tf.ones([2, 3], tf.bool))
     with pytest.raises(OptionError, match=r"units=8: .* mean of the memory, which has the size 16; project the memory"):
         Decoder(9, 8).start(memory)
+
+
+def test_few_rows_stay_few_when_decoding_is_compiled_on_a_cpu(tokenizers, monkeypatch):
+    model = Seq2Seq(*tokenizers, units=8)
+    model.compiles_decoding, seen = True, []
+    call = model.encoder.call
+    monkeypatch.setattr(model.encoder, "call", lambda source, **options: seen.append(source.shape) or call(source))
+    for count, min_length in ((1, 0), (1, 2), (3, 2)):
+        source = tokenizers[0].tokenize(["sol"] * count)
+        model.decode(source, min_length=min_length, max_length=4)
+    assert seen[0] == (1, 16) and len(seen) == 2  # the encoder is in it, and `min_length` makes no difference
 
 
 def test_decode_takes_the_name_of_a_strategy(model, tokenizers):

@@ -31,6 +31,7 @@ from pipelines import OptionError
 from pipelines.tokens import END, START
 from seq2seq import BeamSearch, Greedy, Sampling
 from seq2seq.compilation import on_gpu
+from seq2seq.contract import make_strategy
 from seq2seq.decoding import ENDED
 from seq2seq.strategies import STRATEGIES
 
@@ -418,3 +419,8 @@ def test_options_that_cannot_be_are_refused_by_name(name, options, message):
     with pytest.raises(OptionError) as error:
         STRATEGIES[name](**options)
     assert str(error.value) == message
+
+
+def test_a_number_that_no_float_holds_is_refused():
+    with pytest.raises(OptionError, match=r"search=Sampling: cannot be constructed with .* too large"):
+        make_strategy("sampling", {"temperature": 10**400})
