@@ -29,6 +29,7 @@ from pipelines import (
 )
 from pipelines.lines import as_line
 from pipelines.options import extra, one_line
+from seq2seq.checkpoints import whole_file
 from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.metrics import MeanTokenLoss, of_tokens
 from seq2seq.model import Seq2Seq, teacher_forcing
@@ -166,18 +167,22 @@ class Evaluation:
         folder = Path(folder)
         check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob("references.*.txt"):  # of a corpus with more references
-            stale.unlink()
-        files = {"sources": self.sources, "translations": self.translations}
-        for n, column in enumerate(_streams(self.references)):
-            files[f"references.{n}"] = [text or those[0] for text, those in zip(column, self.references, strict=True)]
+        files = {  # first the one by which `check_folder` knows them
+            f"references.{n}.txt": [text or those[0] for text, those in zip(column, self.references, strict=True)]
+            for n, column in enumerate(_streams(self.references))
+        }
+        files |= {"sources.txt": self.sources, "translations.txt": self.translations}
         for name, lines in files.items():
-            columns = self.source_columns if name == "sources" else 1
-            (folder / f"{name}.txt").write_bytes(b"".join(as_line(line.encode(), columns) + b"\n" for line in lines))
+            columns = self.source_columns if name == "sources.txt" else 1
+            with whole_file(folder / name) as path:
+                path.write_bytes(b"".join(as_line(line.encode(), columns) + b"\n" for line in lines))
+        for path in folder.glob("references.*.txt"):
+            if path.name not in files:  # of a corpus with more references
+                path.unlink()
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a folder is new or empty, or holds what `Evaluation.write` has written and may replace.
+    """Check that a folder is new or empty, or holds what `Evaluation.write` has written, or part of it, to replace.
 
     Raises:
         OptionError: if it is a file, or holds anything else.
@@ -185,8 +190,9 @@ def check_folder(folder: Path) -> None:
     if folder.is_file():
         raise OptionError(f"{folder}: is a file; choose a folder")
     inside = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
-    other = {name for name in inside if not re.fullmatch(r"(sources|translations|references\.\d+)\.txt", name)}
-    if not inside >= {"sources.txt", "translations.txt", "references.0.txt"}:
+    written = r"(aside-)?(sources|translations|references\.\d+)\.txt"
+    other = {name for name in inside if not re.fullmatch(written, name)}
+    if inside.isdisjoint({"references.0.txt", "aside-references.0.txt"}):
         other = inside
     if other:
         raise OptionError(f"{folder}: holds {min(other)}, which no evaluation has written; choose another folder")

@@ -293,7 +293,8 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
     kept = kept_epochs(folder)
     if len(kept) < (last or 1):
         raise OptionError(
-            f"last={last}: {folder} has kept the models of {len(kept)} epochs; train with --keep-epochs {last or 5}"
+            f"{f'last={last}: ' if last else ''}{folder} has kept the models of {len(kept)} epochs; train with "
+            f"--keep-epochs {last or 5}"
         )
     epochs = list(kept)[-(last or len(kept)) :]
     with whole_folder(out, RunError) as aside:

@@ -260,13 +260,20 @@ def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held
     return names
 
 
+def _holding(name, folder):
+    """The folders below this one that hold a file of this name, except what a killed `whole_folder` has left."""
+    paths = [path.parent for path in sorted(folder.rglob(name))]
+    aside = re.compile("aside-[0-9a-f]{8}-")
+    return [path for path in paths if not any(map(aside.match, path.relative_to(folder).parts))]
+
+
 def _load_records(folders, say):
     """{finished run: its `Record`}, and the options of the grid if all are of one sweep."""
     records, grids, seen = {}, [], set()
     for folder in map(find_run, folders):
         if not folder.is_dir():
             raise RunError(f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'}")
-        places = [path.parent for path in folder.rglob("config.json")]
+        places = _holding("config.json", folder)
         runs = sorted({place.parent if place.name == "unfinished" else place for place in places})
         for path in folder.rglob("sweep.json"):
             sweep = read_sweep(path)
@@ -285,7 +292,7 @@ def _load_records(folders, say):
                 say(f"{run}: unfinished, left out")
             else:
                 say(f"{run}: has no model.keras, left out")
-        for run in sorted(path.parent for path in folder.rglob("model.keras")):
+        for run in _holding("model.keras", folder):
             if run.resolve() not in seen:
                 seen.add(run.resolve())
                 say(f"{run}: has no config.json, left out")

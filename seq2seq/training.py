@@ -161,6 +161,10 @@ def _is_resumed(config, folder, overwrite):
         )
     inside = {path.name for path in folder.iterdir() if path.name[0] != "."} - {"lock"}
     if inside - {"unfinished"} and not (overwrite and inside & {"model.keras", "unfinished"}):
+        if "unfinished" in inside:
+            raise RunError(
+                f"{folder} holds part of a run, which cannot be resumed; --overwrite starts from the beginning"
+            )
         raise RunError(f"{folder} is not empty and holds no run; choose another folder (--out)")
     return False
 
@@ -193,6 +197,9 @@ def _begin(config, folder, progress, say, command):
         copy_weights(model, old, config.warm_start, sizes)
     run = TrainingRun(folder, config, record, model, Checkpoints(folder / "unfinished"), found.pairs, steps, epochs)
     unfinished = run.checkpoints.folder
+    if resumable(folder):  # without its checkpoints, the model of the run that is overwritten would seem to be finished
+        (unfinished / "config.json").unlink()
+        (folder / "model.keras").unlink(missing_ok=True)
     run.checkpoints.clear()
     model.save(unfinished / "begun.keras")
     write_json(unfinished / "survey.json", found.as_dict(), indent=1)

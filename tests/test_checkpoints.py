@@ -304,6 +304,34 @@ def test_a_training_interrupted_twice_before_its_second_checkpoint_ends_with_the
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_half_trained_model_is_not_finished_when_overwriting_its_run_is_interrupted(config, tmp_path, monkeypatch):
+    import keras
+
+    from seq2seq import training
+    from seq2seq.records import finished
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch:
+                raise _StopHere
+
+    def stop(*_):
+        raise _StopHere
+
+    config = dataclasses.replace(config, epochs=2, patience=None, schedule="constant", limit=60)
+    with pytest.raises(_StopHere):
+        training.train(config, tmp_path / "run", callbacks=[Stop()])
+    assert (tmp_path / "run" / "model.keras").is_file() and not finished(tmp_path / "run")
+    with monkeypatch.context() as patched, pytest.raises(_StopHere):
+        patched.setattr(training, "_fit", stop)
+        training.train(config, tmp_path / "run", overwrite=True)
+    assert not finished(tmp_path / "run") and not resumable(tmp_path / "run")
+    with pytest.raises(RunError, match="holds part of a run, which cannot be resumed; --overwrite starts"):
+        training.train(config, tmp_path / "run")
+    training.train(config, tmp_path / "run", overwrite=True)
+    assert finished(tmp_path / "run")
+
+
 def test_a_training_is_resumed_from_another_directory_on_its_own_corpus(config, tmp_path, monkeypatch):
     import keras
 

@@ -49,6 +49,11 @@ def test_references_of_an_earlier_evaluation_do_not_stay_beside_these(tmp_path):
     evaluation(TRANSLATIONS, REFERENCES).write(tmp_path)
     evaluation(TRANSLATIONS, [references[:1] for references in REFERENCES]).write(tmp_path)
     assert [path.name for path in tmp_path.glob("references.*")] == ["references.0.txt"]
+    for name in ("sources.txt", "translations.txt"):  # as if it had been killed
+        (tmp_path / name).rename(tmp_path / f"aside-{name}")
+        evaluation(TRANSLATIONS, REFERENCES).write(tmp_path)
+        (tmp_path / f"aside-{name}").unlink(missing_ok=True)
+    assert len(list(tmp_path.glob("references.*"))) > 1 and (tmp_path / "sources.txt").is_file()
     (tmp_path / "references.en.txt").write_text("mine")
     with pytest.raises(OptionError, match=r"holds references\.en\.txt, which no evaluation has written"):
         evaluation(TRANSLATIONS, REFERENCES).write(tmp_path)
