@@ -24,8 +24,8 @@ def words_and_their_reverse(count=4000):
 
 def sums():
     """All sums of two numbers below 100, the digits of all numbers in reverse, so that the ones come first and a carry
-    is known before it is needed: `7+52` for 7 + 25 becomes `23`. Of most held-out sums, training has the one with both
-    numbers exchanged."""
+    is known before it is needed: `7+52` for 7 + 25 becomes `23`. For most held-out sums, the training set has the same
+    sum with its two numbers exchanged."""
     return [(f"{a}"[::-1] + "+" + f"{b}"[::-1], f"{a + b}"[::-1]) for a in range(100) for b in range(100)]
 
 

@@ -22,7 +22,7 @@ class FocalLoss(keras.losses.Loss):
 
     def call(self, labels, logits):
         nats = token_losses(labels, logits)
-        # 1 - P; not 0, where its power has no finite gradient if gamma is below 1.
+        # 1 - P, at least 1e-7: at 0, its power has no finite gradient if gamma is below 1.
         missing = tf.maximum(-tf.math.expm1(-nats), 1e-7)
         return missing**self.gamma * nats
 

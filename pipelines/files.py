@@ -26,10 +26,10 @@ _BLOCK = 1 << 16  # bytes of a compressed file that are read at once
 
 
 class _Streams(io.RawIOBase):
-    """The content of a file of one or more compressed streams, between which there may be zeros.
+    """The content of a file of compressed streams, perhaps with zeros between them.
 
-    `bz2.open` and `lzma.open` ignore everything after the first stream that does not begin as it should, and the latter
-    also what follows zeros, which the format xz allows.
+    `bz2.open` and `lzma.open` silently stop at a later stream whose beginning is damaged, and the latter also at zeros
+    between streams, which the format xz allows.
     """
 
     def __init__(self, decompressor: Callable, file: Any) -> None:

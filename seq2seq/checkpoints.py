@@ -160,7 +160,7 @@ class Checkpoints:
                     return arrays, json.loads(facts.item())
             except (OSError, ValueError, KeyError, zipfile.BadZipFile):
                 continue
-        raise RunError(f"{self.folder}: no undamaged checkpoint; --overwrite starts again")
+        raise RunError(f"{self.folder}: no undamaged checkpoint; --overwrite starts from the beginning")
 
     def _paths(self):
         """The newest first."""

@@ -75,7 +75,7 @@ def check_contract(
         source_tokenizer, target_tokenizer: those of the model; V is the vocabulary size of the latter.
 
     Returns:
-        The `Traits` of the two.
+        The `Traits` of this encoder and decoder.
 
     Raises:
         OptionError: if the contract is broken. The message names the argument (encoder or decoder), the class and the

@@ -167,7 +167,7 @@ class Evaluation:
         folder = Path(folder)
         check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        files = {  # first the one by which `check_folder` knows them
+        files = {  # first the one by which `check_folder` recognizes the folder
             f"references.{n}.txt": [text or those[0] for text, those in zip(column, self.references, strict=True)]
             for n, column in enumerate(_streams(self.references))
         }
@@ -182,7 +182,8 @@ class Evaluation:
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a folder is new or empty, or holds what `Evaluation.write` has written, or part of it, to replace.
+    """Check that `Evaluation.write` may write to a folder: it is new, empty, or holds only files of an earlier
+    evaluation, perhaps incomplete.
 
     Raises:
         OptionError: if it is a file, or holds anything else.

@@ -248,7 +248,7 @@ class Decoder(BaseDecoder):
             if (size := self._size(mean)) != self.units:
                 raise OptionError(
                     f"units={self.units}: this decoder starts from the mean of the memory, which has the size {size}; "
-                    "project the memory, or return a state"
+                    "project the memory to this size, or let the encoder return a state"
                 )
             first = [[mean] * len(of_layer) for of_layer in expected]
         found = [[self._size(part) for part in tf.nest.flatten(layer)] for layer in first]

@@ -63,8 +63,8 @@ class Seq2Seq(Translator, Trainer):
     Attributes:
         compiles_decoding: whether XLA compiles decoding, with constant shapes: `decoding.masking_loop`. The result is
             the same. Default: on a GPU, if the shapes of the decoder's state are constant; for a state that grows, it
-            must stay False. On a CPU, set it to True in a program that translates few texts at a time, many times; XLA
-            must then be able to compile the encoder too.
+            must stay False. On a CPU, True is faster for programs that repeatedly translate a few texts;
+            XLA must be able to compile the encoder too.
 
     Raises:
         OptionError: for an option that neither class has, an encoder or decoder that breaks the contract, or weights of
@@ -139,7 +139,7 @@ class Seq2Seq(Translator, Trainer):
         for part in (self.encoder, self.decoder):
             take_tokenizers(part, *tokenizers)
         traits = check_contract(self.encoder, self.decoder, *tokenizers)
-        self._in_parts = not traits.adds_losses  # Keras would add up the losses of all parts, also if they are means
+        self._in_parts = not traits.adds_losses  # Keras would add up the losses of all parts, even means
         # On an H100, decoding is then 8 times as fast for 256 rows of 30 steps, because the uncompiled loop waits for
         # the device several times in each step. On a CPU, `shrinking_loop` drops finished rows, which saves more unless
         # there are few rows, and no shape has to be compiled first, which takes seconds.

@@ -119,8 +119,8 @@ def without_excluded(options: dict, given: dict) -> dict:
     """
     if given.get("batch_size") and given.get("batch_tokens"):
         raise OptionError("batch_size and batch_tokens cannot be combined")
-    # Also by the usual loss, which is None.
-    names = (name for name, value in given.items() if value is not None or name == "loss")
+    # The usual loss, None, also replaces one of another smoothing.
+    names = (name for name, value in given.items() if value is not None or (name == "loss" and options.get("loss")))
     excluded = {other for name in names for other in _EXCLUDES.get(name, ())}
     if "validation" in excluded and options.get("validation"):
         excluded.add("validation_fraction")  # the 0 that `validation` implies

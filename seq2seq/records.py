@@ -161,7 +161,7 @@ _KINDS: dict[str, type] = {"directory": str}
 _KINDS |= dict.fromkeys(("options", "checksums", "validation_checksums", "from", "averaged", "training"), dict)
 
 
-CHECKPOINTS = "[0-9]*.npz"  # the pattern of their names, which one that is being written does not match
+CHECKPOINTS = "[0-9]*.npz"  # their names; that of one still being written does not match
 
 
 def resumable(folder: Path | str) -> bool:

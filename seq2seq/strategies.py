@@ -278,7 +278,7 @@ class Sampling(Strategy):
         steps = tf.range(self.n_best) * 2**17  # more than a sample has tokens, so each has its own random numbers
 
         def choose(logits, t, sources):
-            # Less than a millionth, which float32 cannot divide by, is greedy search too.
+            # Below a millionth, a division could overflow, and sampling is greedy search anyway.
             probabilities, tokens = self.filter(logits / max(self.temperature, 1e-6))
             # Inverse transform sampling: the token in whose part of the cumulative distribution the number falls.
             # On a GPU, a sum to which 0 is added may change in its last digit.

@@ -241,15 +241,15 @@ def _check_grid(values, given, seeds, trials, jobs):
 
 
 def _as_floats(name, of):
-    """The values or the range of an option in a grid. If it takes floats, whole numbers become floats, as in `Config`:
-    0 and 0.0 are one setting, and a search of a range from 1 to 4 also tries numbers between them."""
+    """Convert whole numbers to floats for an option that takes floats, as `Config` does. So 0 and 0.0 are one setting,
+    and a search from 1 to 4 also tries numbers in between."""
     if name not in Config.__dataclass_fields__ or float not in kinds_of(name):
         return of
     if isinstance(of, Range):
-        return Range(float(of.low), float(of.high))
+        return Range(_as_floats(name, of.low), _as_floats(name, of.high))
     if isinstance(of, tuple | list):
         return [_as_floats(name, value) for value in of]
-    return float(of) if type(of) is int else of
+    return float(of) if type(of) is int and abs(of) < 2**31 else of  # larger ones are refused later
 
 
 def _settings(values, trials):

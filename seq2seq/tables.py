@@ -261,7 +261,7 @@ def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held
 
 
 def _holding(name, folder):
-    """The folders below this one that hold a file of this name, except what a killed `whole_folder` has left."""
+    """The folders in this one, or itself, that hold a file of this name, except temporary ones of killed commands."""
     paths = [path.parent for path in sorted(folder.rglob(name))]
     aside = re.compile("aside-[0-9a-f]{8}-")
     return [path for path in paths if not any(map(aside.match, path.relative_to(folder).parts))]
@@ -421,7 +421,7 @@ def _measure(rows, records, test, strategy, say):
             scores = {name.lower().replace(" ", "_"): it.score for name, it in evaluation.scores.items()}
             found[run] = {name: getattr(evaluation, name) for name in TOKEN_FIGURES} | scores
             if run == row.runs[0]:
-                if len(row.runs) == 1:  # of several seeds, the figures are compared
+                if len(row.runs) == 1:  # rows of several seeds are compared by their figures
                     evaluations[run] = evaluation
                 try:
                     learned = trained_on(records[run], pairs, model.source_tokenizer)
@@ -439,7 +439,7 @@ def _test(rows, first, measures, evaluations):
     others = [row for row in rows if row is not first]
     tested = [row for row in others if (len(row.runs) > 1) == (len(first.runs) > 1)]
     if len(tested) < len(others):
-        against += f" Rows with {'a single seed' if len(first.runs) > 1 else 'several seeds'} have none."
+        against += f" Rows with {'a single seed' if len(first.runs) > 1 else 'several seeds'} have no p."
     if len(first.runs) > 1 and tested:
         for row in tested:
             found = {name: welch(first.figures[name], row.figures[name]) for name in measures}

@@ -120,9 +120,9 @@ class Trainer(keras.Model):
         `distribution.distribute` returns; with several workers, the latter.
 
         Raises:
-            OptionError: for data of another form or without batches, padding before a token or targets without START
-                (on a GPU, only in arrays), a `class_weight` or a vocabulary that has changed, and if there is nothing
-                to train.
+            OptionError: for data of another form or without batches, a `class_weight`, a vocabulary that has changed,
+                or nothing to train; for padding before a token or targets without START. On a GPU or with
+                `jit_compile=True`, the last two are found only in arrays; in a dataset for validation, never.
         """
         self.check_vocabularies()
         refuse_texts("fit", x)
@@ -213,14 +213,15 @@ class Trainer(keras.Model):
         if not (self.optimizer and self.trainable_weights):
             reason = "all weights are frozen; set trainable=True" if self.optimizer else "there is no optimizer"
             raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
-        batch = checked_batch(data)
+        checked_batch(data)
         for side in ("source", "target"):
             if getattr(self, f"{side}_tokenizer").vocabulary_size == END + 1:
                 raise OptionError(f"fit: the {side} vocabulary is empty; call `adapt` before the model is made")
-        if not on_gpu():  # which would be waited for
-            for wrong, fault in _faults(*batch[:2]):
-                tf.debugging.Assert(~wrong, [fault])
-        self.count_lengths(*batch[:2])
+        if not on_gpu():  # a check there would make the host wait for the device
+            checks = [tf.debugging.Assert(~wrong, [fault]) for wrong, fault in _faults(*checked_batch(data)[:2])]
+            with tf.control_dependencies(checks):  # before anything changes
+                data = tf.nest.map_structure(lambda part: None if part is None else tf.identity(part), data)
+        self.count_lengths(*checked_batch(data)[:2])
         return step(data)
 
     def update_weights(self, gradients: list, weights: tf.Tensor) -> tf.Tensor:
@@ -351,7 +352,7 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
 
 def _check_arrays(place, source, target=None, *_):
     """Refuse arrays that would teach or measure something else than what a model is used for. Without a target, the
-    source is a dataset, whose batches `_run_step` checks."""
+    source is a dataset; in `fit`, `_run_step` checks its batches."""
     if target is None:
         return
     with tf.device("CPU"):
@@ -381,7 +382,7 @@ def _refused_batches():
     except tf.errors.InvalidArgumentError as error:
         nothing = tf.ones([1, 1], tf.int32)
         for _, fault in _faults(nothing, nothing):
-            if f"[{fault}]" in error.message:
+            if fault in error.message:
                 raise OptionError(f"fit: {fault}") from None
         raise
 

@@ -197,7 +197,7 @@ def _begin(config, folder, progress, say, command):
         copy_weights(model, old, config.warm_start, sizes)
     run = TrainingRun(folder, config, record, model, Checkpoints(folder / "unfinished"), found.pairs, steps, epochs)
     unfinished = run.checkpoints.folder
-    if resumable(folder):  # without its checkpoints, the model of the run that is overwritten would seem to be finished
+    if resumable(folder):  # without checkpoints, the old run's half-trained model would count as finished
         (unfinished / "config.json").unlink()
         (folder / "model.keras").unlink(missing_ok=True)
     run.checkpoints.clear()

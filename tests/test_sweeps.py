@@ -207,14 +207,14 @@ def test_grids_are_read_as_they_are_written():
         read_grid("units")
 
 
-@pytest.mark.slow
 def test_numbers_from_python_are_those_of_the_configuration():
     assert repr(_as_floats("dropout", (0, 0.5))) == "[0.0, 0.5]" and repr(_as_floats("units", (8, 16))) == "(8, 16)"
     assert repr(_as_floats("clip_norm", Range(1, 4))) == "Range(low=1.0, high=4.0)"  # also the numbers between
     assert repr(_as_floats("teacher_forcing", [(1, 0.5), None])) == "[[1.0, 0.5], None]"
-    assert repr(_as_floats("kernel", (3, 5))) == "(3, 5)"
+    assert repr(_as_floats("kernel", (3, 5))) == "(3, 5)" and _as_floats("dropout", (10**400,)) == [10**400]
 
 
+@pytest.mark.slow
 def test_a_search_that_was_interrupted_tries_the_settings_that_it_would_have_tried(home):
     grid = {"units": "4..8", "learning_rate": "1e-4..1e-2", "average": [1, 2]}
     options = {**SMALL, "monitor": "val_accuracy"}

@@ -361,7 +361,7 @@ def test_rows_with_another_number_of_seeds_are_named_in_the_note():
     rows = [Row({}, [Path(f"{name}-{n}") for n in range(seeds)], []) for name, seeds in (("a", 2), ("b", 2), ("c", 1))]
     for row in rows:
         row.figures["loss"] = np.arange(1.0, len(row.runs) + 1)
-    assert _test(rows, rows[0], ["loss"], {}).endswith("rows. Rows with a single seed have none.")
+    assert _test(rows, rows[0], ["loss"], {}).endswith("rows. Rows with a single seed have no p.")
     assert [len(row.p) for row in rows] == [0, 1, 0]
     rows[0].figures["loss"] = np.array([1.0, np.inf])
     assert math.isnan(rows[0].deviation("loss"))

@@ -472,10 +472,18 @@ def test_arrays_that_would_teach_something_else_are_refused(model):
             with pytest.raises(OptionError, match=f"{place}: {message}"):
                 use()
     assert model.optimizer.iterations == 0
+    one_hot = model.source_tokenizer.one_hot(source), model.target_tokenizer.one_hot(target)
+    for x in (source.astype(float), one_hot[0].numpy().astype(int)):
+        with pytest.raises(OptionError, match=r"expected ids .*, or one-hot rows .* of floats, not (float64|int64) \("):
+            model.fit(x, target)
+    for x, y in ((source, target), one_hot):
+        assert np.isfinite(model.fit(x, y, verbose=0).history["loss"])
 
 
-@pytest.mark.parametrize("weights", [(), (np.ones(3, np.float32),)])
-def test_a_batch_that_would_teach_something_else_is_refused(model, weights):
+@pytest.mark.parametrize("eagerly", [False, True])
+@pytest.mark.parametrize("weights", [(), (np.ones(3, np.float32),)], ids=["plain", "weighted"])
+def test_a_batch_that_would_teach_something_else_is_refused(model, weights, eagerly):
+    model.compile(run_eagerly=eagerly)
     source, target = (side[:3] for side in ids_of(model))
     for x, y, message in (
         (source, target[:, 1:], "fit: a target does not begin with START"),
@@ -485,12 +493,9 @@ def test_a_batch_that_would_teach_something_else_is_refused(model, weights):
         if on_gpu():  # which would have to be waited for
             model.fit(data, verbose=0)
             continue
+        before = model.get_weights()
         with pytest.raises(OptionError, match=message):
             model.fit(data, verbose=0)
+        for one, other in zip(before, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(one, other)
     model.fit(tf.data.Dataset.from_tensors((source, target, *weights)), verbose=0)
-    one_hot = model.source_tokenizer.one_hot(source), model.target_tokenizer.one_hot(target)
-    for x in (source.astype(float), one_hot[0].numpy().astype(int)):
-        with pytest.raises(OptionError, match=r"expected ids .*, or one-hot rows .* of floats, not (float64|int64) \("):
-            model.fit(x, target)
-    for x, y in ((source, target), one_hot):
-        assert np.isfinite(model.fit(x, y, verbose=0).history["loss"])
