@@ -45,17 +45,21 @@ class _Streams(io.RawIOBase):
         while not found:
             block = b""
             if self._stream.eof:
-                block = self._stream.unused_data.lstrip(b"\0")
-                while not block:
-                    if not (block := self._file.read(_BLOCK)):
-                        return 0
-                    block = block.lstrip(b"\0")
+                if not (block := self._after_zeros()):
+                    return 0
                 self._stream = self._decompressor()
             elif self._stream.needs_input and not (block := self._file.read(_BLOCK)):
                 raise EOFError("the file ends within a compressed stream")
             found = self._stream.decompress(block, len(buffer))
         buffer[: len(found)] = found
         return len(found)
+
+    def _after_zeros(self):
+        """The beginning of the next stream, as many bytes as have been read; none at the end of the file."""
+        rest = self._stream.unused_data.lstrip(b"\0")
+        while not rest and (block := self._file.read(_BLOCK)):
+            rest = block.lstrip(b"\0")
+        return rest
 
 
 COMPRESSED: dict[str, Callable] = {

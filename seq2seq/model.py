@@ -63,8 +63,8 @@ class Seq2Seq(Translator, Trainer):
     Attributes:
         compiles_decoding: whether XLA compiles decoding, with constant shapes: `decoding.masking_loop`. The result is
             the same. Default: on a GPU, if the shapes of the decoder's state are constant; for a state that grows, it
-            must stay False. On a CPU, True is faster for programs that repeatedly translate a few texts;
-            XLA must be able to compile the encoder too.
+            must stay False. On a CPU, True is faster for programs that repeatedly translate a few texts; XLA must be
+            able to compile the encoder too.
 
     Raises:
         OptionError: for an option that neither class has, an encoder or decoder that breaks the contract, or weights of

@@ -1,8 +1,7 @@
-"""Translate with an exported model. It needs numpy and onnxruntime, or ai-edge-litert, and no other part of this
-library.
+"""Translate with an exported model, without the rest of this library: needs numpy and onnxruntime, or ai-edge-litert.
 
-`seq2seq export RUN DIR --format onnx` puts a copy of this file into DIR, as `translator.py`; so does `--format
-litert`, whose graphs support greedy search only.
+`seq2seq export RUN DIR --format onnx` puts a copy of this file into DIR, as `translator.py`. So does
+`--format litert`, whose graphs support greedy search only.
 
     translator = Translator("DIR")
     translator.translate(["Go."])                           # greedy search
@@ -314,7 +313,8 @@ def fill_slots(totals: np.ndarray, count: int, width: int) -> tuple[np.ndarray, 
     most = min(totals.shape[1], width)
     best = totals.argmax(axis=1)[:, None] if most == 1 else np.argpartition(-totals, most - 1, axis=1)[:, :most]
     best.sort(axis=1)  # of equal ones the first comes first, though any may be missing
-    order = np.argsort(-(offered := np.take_along_axis(totals, best, axis=1)), axis=1, kind="stable")
+    offered = np.take_along_axis(totals, best, axis=1)
+    order = np.argsort(-offered, axis=1, kind="stable")
     offered, best = (np.take_along_axis(x, order, axis=1).reshape(count, -1) for x in (offered, best))
     scores, chosen = np.empty([count, width], np.float32), np.empty([count, width], np.int64)
     every = np.arange(count)

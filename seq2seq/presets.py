@@ -119,7 +119,7 @@ def without_excluded(options: dict, given: dict) -> dict:
     """
     if given.get("batch_size") and given.get("batch_tokens"):
         raise OptionError("batch_size and batch_tokens cannot be combined")
-    # The usual loss, None, also replaces one of another smoothing.
+    # `loss=None` replaces the loss of a preset or a run, and the smoothing that was meant for it.
     names = (name for name, value in given.items() if value is not None or (name == "loss" and options.get("loss")))
     excluded = {other for name in names for other in _EXCLUDES.get(name, ())}
     if "validation" in excluded and options.get("validation"):

@@ -213,15 +213,12 @@ class Trainer(keras.Model):
         if not (self.optimizer and self.trainable_weights):
             reason = "all weights are frozen; set trainable=True" if self.optimizer else "there is no optimizer"
             raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
-        checked_batch(data)
+        data = data if on_gpu() else _with_checks(data)  # for a check on a GPU, the host would wait for the device
+        batch = checked_batch(data)
         for side in ("source", "target"):
             if getattr(self, f"{side}_tokenizer").vocabulary_size == END + 1:
                 raise OptionError(f"fit: the {side} vocabulary is empty; call `adapt` before the model is made")
-        if not on_gpu():  # a check there would make the host wait for the device
-            checks = [tf.debugging.Assert(~wrong, [fault]) for wrong, fault in _faults(*checked_batch(data)[:2])]
-            with tf.control_dependencies(checks):  # before anything changes
-                data = tf.nest.map_structure(lambda part: None if part is None else tf.identity(part), data)
-        self.count_lengths(*checked_batch(data)[:2])
+        self.count_lengths(*batch[:2])
         return step(data)
 
     def update_weights(self, gradients: list, weights: tf.Tensor) -> tf.Tensor:
@@ -374,9 +371,16 @@ def _faults(source, target):
     yield ~begun, "a target does not begin with START; `tokenize` adds it with start_end=True"
 
 
+def _with_checks(data):
+    """The data of a step; reading it fails if the batch has a fault, so before anything changes."""
+    checks = [tf.debugging.Assert(~wrong, [fault]) for wrong, fault in _faults(*checked_batch(data)[:2])]
+    with tf.control_dependencies(checks):
+        return tf.nest.map_structure(lambda part: None if part is None else tf.identity(part), data)
+
+
 @contextlib.contextmanager
 def _refused_batches():
-    """Raise an `OptionError` for a fault that a step has found in its batch."""
+    """Raise an `OptionError` for a fault that `_with_checks` has found."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:

@@ -229,7 +229,7 @@ def _resume(folder, given, say, strategy):
         run = TrainingRun(folder, config, record, model, checkpoints, **facts, strategy=strategy)
     except (ValueError, TypeError, FileNotFoundError) as error:
         path = checkpoints.folder / "run.json"
-        raise RunError(f"{path}: damaged ({one_line(error)}); --overwrite starts again") from None
+        raise RunError(f"{path}: damaged ({one_line(error)}); --overwrite starts from the beginning") from None
     if resumable(folder):
         run.state, facts = checkpoints.load()
         run.history, run.step, run.seen = (facts[name] for name in ("history", "step", "seen"))
