@@ -46,7 +46,7 @@ class Tokenizer(tf.Module):
         normal_form: the Unicode normal form of all text that is read, "NFC", "NFD", "NFKC" or "NFKD"; None leaves the
             text as it is.
         lowercase: whether to fold case before that, by Unicode's rules for all languages (NFKC_Casefold): "Straße"
-            becomes "strasse", and "½" becomes "1⁄2".
+            becomes "strasse", "½" becomes "1⁄2", and invisible characters such as joiners (U+200C, U+200D) are removed.
 
     Raises:
         OptionError: for an unknown normal form, or a token in the vocabulary that is empty or occurs twice.
@@ -83,6 +83,10 @@ class Tokenizer(tf.Module):
         if self.lowercase:  # tf.strings.lower would depend on the locale, and end a text at NUL
             texts = tf_text.case_fold_utf8(texts)
         return tf_text.normalize_utf8(texts, self.normal_form) if self.normal_form else texts
+
+    def written_form(self, texts: Texts) -> tf.Tensor:
+        """Texts `[B]` as a model that knows all their tokens would write them: normalized, split and joined again."""
+        return self.join(self._split(texts))
 
     @property
     def vocabulary(self) -> list[str]:

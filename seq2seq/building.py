@@ -28,7 +28,7 @@ from seq2seq.layers import Decoder, Encoder
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import takes
 from seq2seq.presets import usual_options
-from seq2seq.records import read_record
+from seq2seq.records import check_finished, read_record
 from seq2seq.runs import compile_model, load_run
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
 
@@ -187,6 +187,7 @@ def _warm_start(config, columns):
     """The model of the run to start from, which must have the same tokens, weights and number of source columns."""
     start = f"{config.warm_start}, the run to start from, has"
     old = read_record(config.warm_start).config
+    check_finished(config.warm_start)
     for name in shaping_options():
         if (value := getattr(config, name)) != (was := getattr(old, name)):
             raise OptionError(f"{name}={value!r}: {start} {was!r}")

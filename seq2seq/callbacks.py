@@ -5,8 +5,6 @@ import contextlib
 import csv
 import itertools
 import math
-import os
-import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +19,7 @@ from seq2seq.compilation import on_gpu
 from seq2seq.distribution import WorkerLostError, is_chief, several_workers, sums_of_workers
 from seq2seq.epochs import training_batches
 from seq2seq.layers import token_ids
-from seq2seq.process import clocks, device_name, peak_memory
+from seq2seq.process import clocks, device_name, peak_memory, stop_for
 from seq2seq.progress import TrainingRun
 from seq2seq.runs import kept_epochs, translations_of
 
@@ -260,11 +258,6 @@ class SaveRun(keras.callbacks.Callback):
         self.signal: list[int] = []  # the number of a received signal
         self.saved = time.monotonic()
 
-    def on_train_begin(self, logs: Any = None) -> None:
-        begins = not self.run.history and not self.run.step
-        if begins and self.run.state is None:  # a restored state is not yet in the variables
-            self._checkpoint()
-
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if self.run.state is not None:  # and not earlier, as Keras resets metrics before an epoch
             variables = self._variables()
@@ -282,7 +275,7 @@ class SaveRun(keras.callbacks.Callback):
             self._wait()
             if not self.signal:
                 raise WorkerLostError("another worker was told to stop; start all workers again to resume")
-            raise KeyboardInterrupt if self.signal[0] == signal.SIGINT else SystemExit(143)
+            stop_for(self.signal)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         run = self.run
@@ -302,22 +295,12 @@ class SaveRun(keras.callbacks.Callback):
     def write(self) -> None:
         """Write the run folder after the last epoch of the history."""
         if self.chief:
-            if len(self.run.history) == 1:
-                self._remove_replaced()
             self._write_models(self.run.kept() == len(self.run.history))
-            self._write_record()
+            self._write_history()
+            self.saved = -math.inf  # so that the next step begins with a checkpoint of the same history
 
     def on_train_end(self, logs: Any = None) -> None:
         self._wait()
-
-    def _remove_replaced(self):
-        """Remove the files of a run that is being replaced, except for its models, which are overwritten."""
-        folder, begun = self.run.folder, (self.run.checkpoints.folder / "begun.keras").stat().st_mtime
-        names = ["config.json", "history.csv", "curves.png", "error-rates.png", "attention-*.png"]
-        old = list(itertools.chain(*map(folder.glob, names)))
-        logs = [*folder.glob("diverged.tsv"), *folder.glob("tensorboard/*/events.*")]  # may belong to this run
-        for path in old + [path for path in logs if path.stat().st_mtime < begun]:
-            path.unlink()
 
     def _write_models(self, best):
         """Write the model of the epoch, if it is the best so far, and those of the last epochs."""
@@ -339,37 +322,14 @@ class SaveRun(keras.callbacks.Callback):
             translations = translations_of(self.model, self.probe)
             write_json(folder / "probe.json", dict(zip(self.probe, translations, strict=True)))
 
-    def _write_record(self):
-        """Write the other files of the run folder."""
-        run, folder = self.run, self.run.folder
-        write_json(folder / "config.json", run.record.content | {"training": self._resources()})
-        with whole_file(folder / "history.csv") as path, path.open("w", newline="") as file:
+    def _write_history(self):
+        """Write `history.csv`."""
+        run = self.run
+        with whole_file(run.folder / "history.csv") as path, path.open("w", newline="") as file:
             # Not only the first row's names: a package for metrics may have been installed since then.
             writer = csv.DictWriter(file, dict.fromkeys(itertools.chain(*run.history)))
             writer.writeheader()
             writer.writerows(run.history)
-        found = run.checkpoints.folder / "survey.json"
-        if found.is_file():
-            os.replace(found, folder / found.name)
-
-    def _resources(self):
-        """The resources that training has used so far, including those before it was resumed."""
-        run = self.run
-        seconds, processor_seconds = (clocks() + run.clocks).round(1).tolist()
-        taken = {
-            "parameters": self.model.count_params(),
-            "updates": int(self.model.optimizer.iterations.numpy()),
-            "epochs": len(run.history),
-            "pairs": run.seen,
-            "seconds": seconds,
-            "processor_seconds": processor_seconds,
-            "peak_memory_mb": max(run.peak, peak_memory()),
-        }
-        if gpus := tf.config.list_logical_devices("GPU"):
-            peaks = [tf.config.experimental.get_memory_info(gpu.name.removeprefix("/device:"))["peak"] for gpu in gpus]
-            taken["peak_gpu_memory_mb"] = max(peaks) // 2**20
-        replicas = self.model.distribute_strategy.num_replicas_in_sync
-        return taken | {"device": f"{replicas} x " * (replicas > 1) + device_name()}
 
     def _variables(self):
         """All variables that training changes."""
@@ -391,6 +351,25 @@ class SaveRun(keras.callbacks.Callback):
         """Wait until the last checkpoint is written, and report if that failed."""
         if error := self.run.checkpoints.wait():
             self.say(f"A checkpoint could not be saved ({error}); the previous one is still there")
+
+
+def resources(run: TrainingRun) -> dict[str, Any]:
+    """The resources that training has used so far, including those before it was resumed."""
+    seconds, processor_seconds = (clocks() + run.clocks).round(1).tolist()
+    taken = {
+        "parameters": run.model.count_params(),
+        "updates": int(run.model.optimizer.iterations.numpy()),
+        "epochs": len(run.history),
+        "pairs": run.seen,
+        "seconds": seconds,
+        "processor_seconds": processor_seconds,
+        "peak_memory_mb": max(run.peak, peak_memory()),
+    }
+    if gpus := tf.config.list_logical_devices("GPU"):
+        peaks = [tf.config.experimental.get_memory_info(gpu.name.removeprefix("/device:"))["peak"] for gpu in gpus]
+        taken["peak_gpu_memory_mb"] = max(peaks) // 2**20
+    replicas = run.model.distribute_strategy.num_replicas_in_sync
+    return taken | {"device": f"{replicas} x " * (replicas > 1) + device_name()}
 
 
 class EndFit(keras.callbacks.Callback):

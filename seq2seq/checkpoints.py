@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import socket
 import zipfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seq2seq.records import CHECKPOINTS, RunError
+from seq2seq.records import RunError
 
 
 @contextlib.contextmanager
@@ -144,13 +143,13 @@ class Checkpoints:
         for old in self._paths()[2:]:
             old.unlink()
 
-    def load(self) -> tuple[list[np.ndarray], dict]:
-        """The arrays and other data of the newest undamaged state.
+    def load(self) -> tuple[list[np.ndarray] | None, dict]:
+        """The arrays and other data of the newest undamaged state; None and {} if none has been saved.
 
         Raises:
-            RunError: if there is none.
+            RunError: if all are damaged.
         """
-        for path in self._paths():
+        for path in (paths := self._paths()):
             try:
                 with zipfile.ZipFile(path) as archive:
                     if archive.testzip():
@@ -160,15 +159,18 @@ class Checkpoints:
                     return arrays, json.loads(facts.item())
             except (OSError, ValueError, KeyError, zipfile.BadZipFile):
                 continue
-        raise RunError(f"{self.folder}: no undamaged checkpoint; --overwrite starts from the beginning")
+        if paths:
+            raise RunError(f"{self.folder}: no undamaged checkpoint; --overwrite starts from the beginning")
+        return None, {}
 
     def _paths(self):
         """The newest first."""
-        return sorted(self.folder.glob(CHECKPOINTS), reverse=True)
+        return sorted(self.folder.glob("[0-9]*.npz"), reverse=True)
 
-    def clear(self) -> None:
-        """Make the folder, or empty it."""
-        # First, because with this file half a folder would seem to be resumable.
-        (self.folder / "config.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
+    def remove(self) -> None:
+        """Remove the states and what training began with; then the folder, if nothing else is in it."""
+        for name in ("[0-9]*.npz", "aside-[0-9]*.npz", "begun.keras"):
+            for path in self.folder.glob(name):
+                path.unlink()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()

@@ -111,7 +111,12 @@ class Config:
     )
     target_tokenizer: str = _option("char", TOKENS, "How to split target texts into tokens: one of the same names.")
     normal_form: str | None = _option("NFC", TOKENS, "Unicode normal form of all text: NFC, NFD, NFKC, NFKD, none.")
-    lowercase: bool = _option(False, TOKENS, "Fold the case of source and target (Unicode's NFKC_Casefold).")
+    lowercase: bool = _option(
+        False,
+        TOKENS,
+        "Fold the case of source and target. Unicode's NFKC_Casefold, which also replaces characters like ½ and ﬁ, and "
+        "removes joiners and other invisible characters.",
+    )
     min_frequency: int = _option(1, TOKENS, "Leave tokens rarer than this out of the vocabulary.", _COUNT)
     max_vocabulary: int | None = _option(None, TOKENS, "Maximum number of tokens in a vocabulary.", _COUNT)
     shared_vocabulary: bool = _option(

@@ -225,8 +225,8 @@ def evaluate(
         progress: a function to call now and then with the number of sources translated.
 
     Returns:
-        An `Evaluation`. Texts are scored with case and accents, in the Unicode form NFC. Only TER ignores case, like
-        Tercom.
+        An `Evaluation`. Texts are scored with case, accents and spaces, in the Unicode form NFC, also if the model
+        cannot write all of them, as with `lowercase`. Only TER ignores case, like Tercom.
 
     Raises:
         CorpusError: if there are no pairs.
@@ -328,7 +328,7 @@ def scores_by_length(
         [{"from": characters, "to": characters, "texts": number, measure: score, ...}, ...], the shortest first. Of
         several source columns, the characters of the first are counted.
     """
-    lengths = np.array([len(source.partition("\t")[0]) for source in sources])
+    lengths = np.array([len(source.partition("\t")[0]) for source in _nfc(sources)])
     parts = max(1, min(parts, len(sources) // 20))
     cuts = sorted(set(np.quantile(lengths, np.linspace(0, 1, parts + 1)[1:], method="inverted_cdf").tolist()))
     part_of = np.searchsorted(cuts, lengths)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import keras
 import numpy as np
@@ -58,6 +59,11 @@ def deferred_signal() -> Iterator[list[int]]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def stop_for(received: list[int]) -> NoReturn:
+    """Raise KeyboardInterrupt if the first of the received signals was SIGINT, else SystemExit with the code 143."""
+    raise KeyboardInterrupt if received[0] == signal.SIGINT else SystemExit(143)
 
 
 def clocks() -> np.ndarray:

@@ -44,7 +44,8 @@ class Record:
 
     Attributes:
         content: the whole file. Besides "options" there may be "command", "versions", "directory", "checksums" and
-            "validation_checksums" of the corpora, "from", "averaged" and "training", the resources used.
+            "validation_checksums" of the corpora, "from", "averaged"; "plan", the pairs in the training set, the steps
+            in an epoch and the epochs; and "training", the resources used, once training has ended.
     """
 
     content: dict
@@ -158,21 +159,29 @@ def read_record(run: Path | str) -> Record:
 
 
 _KINDS: dict[str, type] = {"directory": str}
-_KINDS |= dict.fromkeys(("options", "checksums", "validation_checksums", "from", "averaged", "training"), dict)
+_KINDS |= dict.fromkeys(("options", "checksums", "validation_checksums", "from", "averaged", "training", "plan"), dict)
 
 
-CHECKPOINTS = "[0-9]*.npz"  # their names; that of one still being written does not match
+def finished(folder: Path | str) -> bool | None:
+    """Whether the training of a run has ended; None if the folder holds no run.
+
+    This is read from `config.json` alone: it has "plan" from the beginning of training on, and "training" at the end.
+    """
+    try:
+        content = json.loads(Path(folder, "config.json").read_bytes())
+        return True if "training" in content else False if "plan" in content else None
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
 
 
-def resumable(folder: Path | str) -> bool:
-    """Whether a folder holds an unfinished run to resume: its configuration and a checkpoint."""
-    unfinished = Path(folder, "unfinished")
-    return (unfinished / "config.json").is_file() and any(unfinished.glob(CHECKPOINTS))
+def check_finished(folder: Path | str) -> None:
+    """Check that a run has ended, before something is made of its model.
 
-
-def finished(folder: Path | str) -> bool:
-    """Whether the training of a run has ended: the folder holds a model, and nothing to resume."""
-    return Path(folder, "model.keras").is_file() and not resumable(folder)
+    Raises:
+        RunError: if the run is unfinished.
+    """
+    if finished(find_run(folder)) is False:
+        raise RunError(f"{folder}: its training has not ended; the command that began it resumes it")
 
 
 def read_history(folder: Path | str) -> list[dict[str, float]]:

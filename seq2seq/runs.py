@@ -28,7 +28,7 @@ from seq2seq.metrics import make_loss, make_metrics
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import make_optimizer
 from seq2seq.progress import best_epoch
-from seq2seq.records import Record, RunError, find_run, read_history, read_record
+from seq2seq.records import Record, RunError, check_finished, find_run, finished, read_history, read_record
 
 
 def load_run(folder: Path | str) -> Seq2Seq:
@@ -45,7 +45,7 @@ def load_run(folder: Path | str) -> Seq2Seq:
 
     Raises:
         RunError: if the folder does not exist or is not a run, its model file is damaged, or such a class is missing.
-        OptionError: if its `config.json` is damaged.
+        OptionError: if its `config.json` is missing or damaged.
     """
     folder = find_run(folder)
     if folder.is_file():
@@ -59,19 +59,18 @@ def load_run(folder: Path | str) -> Seq2Seq:
         raise RunError(f"{folder}: no such run folder; {makes}, and the run `phrasebook` comes with the library")
     if not (folder / "model.keras").is_file():
         why = ""
-        if (folder / "unfinished").is_dir():
+        if finished(folder) is False:
             why = "; its training has not finished an epoch"
         elif (folder / "vocabulary.json").is_file():
             why = "; it is an export, which only `seq2seq translate` can read"
         elif (folder / "saved_model.pb").is_file():
             why = "; it is a SavedModel, which tf.saved_model.load reads"
         raise RunError(f"{folder}: not a run folder, it holds no model.keras{why}")
+    config = dataclasses.replace(read_record(folder).config, schedule="constant", warmup=0)
     model = load_model(folder, "model.keras")
-    if (folder / "config.json").is_file():
-        config = dataclasses.replace(read_record(folder).config, schedule="constant", warmup=0)
-        if all(map(_imported, own_classes(config))):
-            compile_model(model, config, steps=1)
-        model.teacher_forcing = config.teacher_forcing[-1]
+    if all(map(_imported, own_classes(config))):
+        compile_model(model, config, steps=1)
+    model.teacher_forcing = config.teacher_forcing[-1]
     return model
 
 
@@ -87,8 +86,7 @@ def load_model(folder: Path, name: str) -> Seq2Seq:
         RunError: if the file is damaged, is not a `Seq2Seq`, or names a class that has not been imported.
     """
     path = folder / name
-    own = own_classes(read_record(folder).config, training=False) if (folder / "config.json").is_file() else []
-    for one in own:
+    for one in (own := own_classes(read_record(folder).config, training=False)):
         if not _imported(one):
             raise RunError(f"{folder}: uses {one}, which is not part of this library; import it first (--import {one})")
     try:
@@ -145,11 +143,10 @@ def held_out_pairs(folder: Path | str, model: Seq2Seq) -> tf.data.Dataset:
         model: the model in it.
 
     Raises:
-        RunError: if there are none, or the folder has no `config.json`.
+        RunError: if there are none.
+        OptionError: if the folder has no `config.json`.
         CorpusError: if the corpus cannot be found, or has changed, so that any of it may have been trained on.
     """
-    if not (find_run(folder) / "config.json").is_file():
-        raise RunError(f"{folder}: has no config.json, so the held-out set is unknown; name a corpus")
     record = read_record(folder)
     config = record.config
     if not config.validation and not config.validation_fraction:
@@ -184,14 +181,18 @@ def trained_on(record: Record, pairs: tf.data.Dataset, source_tokenizer: Tokeniz
     return np.any([sources_in(pairs, training_set, source_tokenizer) for training_set in training_sets], axis=0)
 
 
-def sample(pairs: tf.data.Dataset) -> dict[str, list[str]]:
+def sample(pairs: tf.data.Dataset, target_tokenizer: Tokenizer) -> dict[str, list[str]]:
     """Random sources of the first 20,000 pairs, at most 500, with all their references: {source: references}.
 
-    The same pairs always give the same sources, so runs with different seeds are measured on the same ones.
+    The same pairs always give the same sources, so runs with different seeds are measured on the same ones. References
+    are in the form in which the model writes, or `lowercase` would make all of them wrong, and epochs incomparable.
     """
     references = group_by_source(pairs.take(20_000))
-    sources = list(references)
-    return {source: references[source] for source in random.Random(0).sample(sources, min(500, len(sources)))}
+    sources = random.Random(0).sample(list(references), min(500, len(references)))
+    return {
+        source: [text.decode() for text in target_tokenizer.written_form(references[source]).numpy()]
+        for source in sources
+    }
 
 
 def can_measure() -> bool:
@@ -237,7 +238,7 @@ def draw_run(
     held_out: dict[str, list[str]] = {}
     if config.validation or config.validation_fraction:
         try:
-            held_out = sample(held_out_pairs(folder, model))
+            held_out = sample(held_out_pairs(folder, model), model.target_tokenizer)
         except CorpusError as error:
             say(f"{error}; only the curves are drawn")
     if not held_out:
@@ -282,14 +283,13 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
         The `Seq2Seq` in it.
 
     Raises:
-        OptionError: if fewer epochs are kept.
-        RunError: if there is no such run, or `out` is not empty.
+        OptionError: if fewer epochs are kept, or there is no such run.
+        RunError: if its training has not ended, or `out` is not empty.
     """
     folder, out = find_run(folder), Path(out)
     check_number("last", last, least=1, optional=True)
-    if not (folder / "config.json").is_file():
-        raise RunError(f"{folder}: not a run folder")
     record = read_record(folder).content
+    check_finished(folder)
     kept = kept_epochs(folder)
     if len(kept) < (last or 1):
         raise OptionError(
@@ -323,11 +323,12 @@ def export_runs(folders: Sequence[Path | str], out: Path | str, format: str = "t
     rounds differently. The exported model must translate all texts as the original.
 
     Raises:
-        RunError: if one of them does not, or there is no such run.
+        RunError: if one of them does not, its training has not ended, or there is no such run.
         OptionError: as `ensemble`.
     """
     models, kept = [], {}
     for folder in folders:
+        check_finished(folder)
         model, kept = load_run(folder), probe(folder)
         now = dict(zip(kept, translations_of(model, list(kept)), strict=True))
         changed = [source for source in kept if now[source] != kept[source]]

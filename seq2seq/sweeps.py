@@ -320,12 +320,11 @@ def finished_as(folder: Path, config: Config) -> bool:
     Raises:
         RunError: if it was started with other options.
     """
-    for place in (folder, folder / "unfinished"):
-        if (place / "config.json").is_file():
-            old = vars(read_record(place).config)
-            if other := [f"{name}={old[name]!r}" for name, value in vars(config).items() if old[name] != value]:
-                raise RunError(f"{folder} has {', '.join(other)}; choose another --out, or delete that run")
-    return finished(folder)
+    if (ended := finished(folder)) is not None:
+        old = vars(read_record(folder).config)
+        if other := [f"{name}={old[name]!r}" for name, value in vars(config).items() if old[name] != value]:
+            raise RunError(f"{folder} has {', '.join(other)}; choose another --out, or delete that run")
+    return bool(ended)
 
 
 def _check(configs, names, imports):
@@ -354,9 +353,9 @@ def _train(config, folder, imports):
 def _epoch(folder):
     """The epoch that a run has reached, as text."""
     try:
-        total = json.loads((folder / "unfinished" / "run.json").read_bytes())["epochs"]
+        total = read_record(folder).content["plan"]["epochs"]
         rows = (folder / "history.csv").read_text().count("\n") if (folder / "history.csv").exists() else 1
-    except (OSError, ValueError):
+    except (OSError, ValueError, LookupError):
         return "ending" if finished(folder) else "starting"
     return f"epoch {min(rows, total)}/{total}"
 

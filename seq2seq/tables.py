@@ -273,8 +273,7 @@ def _load_records(folders, say):
     for folder in map(find_run, folders):
         if not folder.is_dir():
             raise RunError(f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'}")
-        places = _holding("config.json", folder)
-        runs = sorted({place.parent if place.name == "unfinished" else place for place in places})
+        runs = _holding("config.json", folder)
         for path in folder.rglob("sweep.json"):
             sweep = read_sweep(path)
             grids.append((path.parent, list(sweep["grid"])))
@@ -286,10 +285,10 @@ def _load_records(folders, say):
             if run.resolve() in seen:
                 continue
             seen.add(run.resolve())
-            if finished(run) and (run / "config.json").is_file():
-                records[run] = read_record(run)
-            elif (run / "unfinished").is_dir():
+            if finished(run) is False:
                 say(f"{run}: unfinished, left out")
+            elif (run / "model.keras").is_file():
+                records[run] = read_record(run)
             else:
                 say(f"{run}: has no model.keras, left out")
         for run in _holding("model.keras", folder):

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import json
+import itertools
 import os
 import platform
 import sys
@@ -17,7 +17,7 @@ import tensorflow as tf
 from pipelines import CorpusError, OptionError, checksums, corpus_errors, load_class
 from pipelines.options import one_line
 from seq2seq.building import build_model, copy_weights, prepare
-from seq2seq.callbacks import AverageWeights, EndFit, SaveRun, SayEpochs, ScoreTranslations, WatchSteps
+from seq2seq.callbacks import AverageWeights, EndFit, SaveRun, SayEpochs, ScoreTranslations, WatchSteps, resources
 from seq2seq.checkpoints import Checkpoints, locked, write_json
 from seq2seq.config import Config, own_classes
 from seq2seq.distribution import distribute, is_chief, lost_workers, sums_of_workers, wait_for_workers
@@ -30,9 +30,9 @@ from seq2seq.epochs import (
     validation_pairs,
 )
 from seq2seq.model import Seq2Seq
-from seq2seq.process import be_reproducible, clocks, deferred_signal, restored_determinism
+from seq2seq.process import be_reproducible, clocks, deferred_signal, restored_determinism, stop_for
 from seq2seq.progress import TrainingRun
-from seq2seq.records import Record, RunError, finished, read_record, resumable
+from seq2seq.records import Record, RunError, finished, read_record
 from seq2seq.runs import can_measure, compile_model, load_model, load_run, sample
 from seq2seq.surveying import say_leaks, survey_corpus, take_vocabularies
 from seq2seq.tracking import check_trackers, tracked
@@ -83,8 +83,7 @@ def train(
             the token counts and lengths of the training set; and in `epochs` the models that `config.keep_epochs` asks
             for.
         overwrite: whether an existing run may be replaced. A folder that holds no run is never replaced. The old run is
-            not changed until the first epoch has ended. The checkpoints of an unfinished run are deleted when the
-            corpus has been surveyed.
+            removed after the options have been checked, the corpus surveyed and the new model made.
         callbacks: more Keras callbacks, one or several. One that sets `stop_training` ends training, after an epoch or
             within one, which is then recorded like a whole epoch; the run folder has the model that `config.monitor`
             chooses, whatever weights a callback may restore. One that sets the learning rate needs a `config.schedule`
@@ -123,18 +122,17 @@ def train(
     with lock, lost_workers(strategy), corpus_errors(), without_end_warning(None), restored_determinism():
         for name, option in own_classes(config).items() if config else ():
             load_class(option, name)
-        new = chief and not _is_resumed(config, folder, overwrite)
-        run = _begin(config, folder, progress, say, command) if new else None
+        if chief and not _is_resumed(config, folder, overwrite):
+            _begin(config, folder, progress, say, command)
         wait_for_workers(strategy)  # until the first one has written what all read
-        if run is None or strategy:  # with a strategy, the model must be made in its scope
-            run = _resume(folder, config, say, strategy)
+        run = _resume(folder, config, say, strategy)
         run.clocks = run.clocks - started
-        _fit(run, callbacks, say, track if chief else ())
+        signals = _fit(run, callbacks, say, track if chief else ())
         wait_for_workers(strategy)
         if chief:
-            _note_changes(run, say)
-            run.checkpoints.clear()
-            run.checkpoints.folder.rmdir()
+            _end(run, say)
+        if signals:  # during the last epoch: this run has ended, but the caller may go on with others
+            stop_for(signals)
         return load_run(folder)
 
 
@@ -142,8 +140,9 @@ def _is_resumed(config, folder, overwrite):
     """Return whether the folder holds an unfinished run to resume. If not, check that a new one may begin there."""
     if overwrite and config is None:
         raise OptionError("config=None: resumes a run; to overwrite one, give a Config")
-    if resumable(folder) and not overwrite:
-        old = read_record(folder / "unfinished").config
+    ended = finished(folder)
+    if ended is False and not overwrite:
+        old = read_record(folder).config
         if config is None or config == old:
             return True
         pairs = zip(dataclasses.asdict(old).items(), dataclasses.asdict(config).values(), strict=True)
@@ -153,24 +152,28 @@ def _is_resumed(config, folder, overwrite):
             "options, --overwrite starts from the beginning, --out chooses another folder"
         )
     if config is None:
-        raise RunError(f"{folder}: no unfinished run to resume" + "; its training has ended" * finished(folder))
-    if finished(folder) and not overwrite:
+        raise RunError(f"{folder}: no unfinished run to resume" + "; its training has ended" * bool(ended))
+    if ended and not overwrite:
         raise RunError(
             f"{folder} holds a finished run; --from {folder} trains it further into another folder, --overwrite "
             "replaces it, --out chooses another folder"
         )
-    inside = {path.name for path in folder.iterdir() if path.name[0] != "."} - {"lock"}
-    if inside - {"unfinished"} and not (overwrite and inside & {"model.keras", "unfinished"}):
-        if "unfinished" in inside:
-            raise RunError(
-                f"{folder} holds part of a run, which cannot be resumed; --overwrite starts from the beginning"
-            )
+    if ended is None and not _is_empty(folder):
         raise RunError(f"{folder} is not empty and holds no run; choose another folder (--out)")
     return False
 
 
+def _is_empty(folder):
+    """Whether a folder holds nothing, or only what a killed `_begin` may have left."""
+    inside = {path.name.removeprefix("aside-") for path in folder.iterdir() if path.name[0] != "."} - {"lock"}
+    unfinished = folder / "unfinished"
+    if unfinished.is_dir() and {path.name for path in unfinished.iterdir()} <= {"begun.keras"}:
+        inside -= {"unfinished", "survey.json", "config.json"}
+    return not inside
+
+
 def _begin(config, folder, progress, say, command):
-    """Survey the corpus and build the model of a new `TrainingRun`; write to the folder what resuming it needs."""
+    """Survey the corpus and make the model of a new run; write to the folder what `_resume` reads."""
     be_reproducible(config)
     content = {
         "options": dataclasses.asdict(config),
@@ -195,26 +198,33 @@ def _begin(config, folder, progress, say, command):
     model = build_model(config, tokenizers, steps * epochs)
     if old:
         copy_weights(model, old, config.warm_start, sizes)
-    run = TrainingRun(folder, config, record, model, Checkpoints(folder / "unfinished"), found.pairs, steps, epochs)
-    unfinished = run.checkpoints.folder
-    if resumable(folder):  # without checkpoints, the old run's half-trained model would count as finished
-        (unfinished / "config.json").unlink()
-        (folder / "model.keras").unlink(missing_ok=True)
-    run.checkpoints.clear()
-    model.save(unfinished / "begun.keras")
-    write_json(unfinished / "survey.json", found.as_dict(), indent=1)
-    write_json(unfinished / "run.json", {"pairs": run.pairs, "steps": steps, "epochs": epochs})
-    write_json(unfinished / "config.json", content)  # the last: a folder with this file can be resumed
-    return run
+    _remove_run(folder)
+    (folder / "unfinished").mkdir(exist_ok=True)
+    model.save(folder / "unfinished" / "begun.keras")
+    write_json(folder / "survey.json", found.as_dict(), indent=1)
+    content["plan"] = {"pairs": found.pairs, "steps": steps, "epochs": epochs}
+    write_json(folder / "config.json", content)  # the last, since a folder with this file holds a run
+
+
+def _remove_run(folder):
+    """Remove the files of a run, `config.json` last, as without it nothing shows that the others were a run's."""
+    names = ["model.keras", "probe.json", "history.csv", "survey.json", "diverged.tsv", "curves.png", "error-rates.png"]
+    names += ["attention-*.png", "tensorboard/*/events.*", "epochs/*epoch-*.keras"]
+    for path in itertools.chain(*map(folder.glob, names + [f"aside-{name}" for name in names])):
+        path.unlink()
+    with contextlib.suppress(OSError):
+        (folder / "epochs").rmdir()
+    Checkpoints(folder / "unfinished").remove()
+    (folder / "config.json").unlink(missing_ok=True)
 
 
 def _resume(folder, given, say, strategy):
-    """The `TrainingRun` of an unfinished run, as of its last checkpoint, or as it has just been begun.
+    """The `TrainingRun` of an unfinished run, as of its last checkpoint; without one, from its beginning.
 
     `given` is the same configuration or None. A file of the same name in another directory is another corpus.
     """
     checkpoints = Checkpoints(folder / "unfinished")
-    record = read_record(checkpoints.folder)
+    record = read_record(folder)
     config, corpus = record.config, record.find_corpus()
     validation = record.find_corpus("validation") if config.validation else None
     for name, found in (("corpus", corpus), ("validation", validation)):
@@ -222,16 +232,17 @@ def _resume(folder, given, say, strategy):
             raise CorpusError(f"{other}: this run began with {found}; --resume continues with that")
     config = dataclasses.replace(config, corpus=corpus, validation=validation)
     be_reproducible(config)
+    if not (checkpoints.folder / "begun.keras").is_file():
+        raise RunError(f"{folder} holds part of a run, which cannot be resumed; --overwrite starts from the beginning")
     with strategy.scope() if strategy else contextlib.nullcontext():
-        model = load_model(checkpoints.folder, "begun.keras")
+        model = load_model(folder, "unfinished/begun.keras")
     try:
-        facts = json.loads((checkpoints.folder / "run.json").read_bytes())
-        run = TrainingRun(folder, config, record, model, checkpoints, **facts, strategy=strategy)
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        path = checkpoints.folder / "run.json"
-        raise RunError(f"{path}: damaged ({one_line(error)}); --overwrite starts from the beginning") from None
-    if resumable(folder):
-        run.state, facts = checkpoints.load()
+        run = TrainingRun(folder, config, record, model, checkpoints, **record.content["plan"], strategy=strategy)
+    except TypeError as error:
+        path = folder / "config.json"
+        raise RunError(f"{path}: damaged plan ({one_line(error)}); --overwrite starts from the beginning") from None
+    run.state, facts = checkpoints.load()
+    if facts:
         run.history, run.step, run.seen = (facts[name] for name in ("history", "step", "seen"))
         run.clocks, run.peak = np.array(facts["clocks"]), facts["peak"]
         epoch = f"{len(run.history) + 1}/{run.epochs}"
@@ -243,10 +254,10 @@ def _resume(folder, given, say, strategy):
 
 
 def _fit(run, callbacks, say, track):
-    """Train a run from where it is to its end."""
+    """Train a run from where it is to its end. Return the signals that came too late to interrupt it."""
     config, model = run.config, run.model
     validation = validation_pairs(config, model.source_tokenizer)
-    held_out = sample(validation)
+    held_out = sample(validation, model.target_tokenizer)
     _compile(run)
     average, watch = AverageWeights(config.average), WatchSteps(run, say)
     save = SaveRun(run, average, watch, list(held_out)[:50] or _first_sources(run), say)
@@ -294,10 +305,11 @@ def _fit(run, callbacks, say, track):
             if end.asked:
                 say(f"A callback has stopped training in epoch {len(run.history)}")
                 break
+    return save.signal
 
 
-def _note_changes(run, say):
-    """Say which files of the corpora are no longer those that training began with, and record them."""
+def _end(run, say):
+    """Record that training has ended, what it took, and which files are no longer those that it began with."""
     changed = []
     for name in ("corpus", "validation"):
         if corpus := getattr(run.config, name):
@@ -310,9 +322,9 @@ def _note_changes(run, say):
             f"{', '.join(changed)}: changed during training, so the model may have seen two versions; config.json has "
             "the checksums of the first. Train again for a run that can be repeated"
         )
-        content = read_record(run.folder).content
-        content["training"]["changed"] = changed
-        write_json(run.folder / "config.json", content)
+    training = resources(run) | ({"changed": changed} if changed else {})
+    write_json(run.folder / "config.json", run.record.content | {"training": training})
+    run.checkpoints.remove()
 
 
 def _compile(run):

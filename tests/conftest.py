@@ -312,10 +312,15 @@ def make_run(folder, corpus, characters="abcde", **options):
     if config.validation:
         record["validation_checksums"] = checksums(config.validation)
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(record))
     tokenizers = CharTokenizer(characters, lowercase=config.lowercase), CharTokenizer(characters.upper())
     model = Seq2Seq(*tokenizers, units=4, cell="gru", bidirectional=False, attention="dot")
+    save_run(model, folder, **record)
+
+
+def save_run(model, folder, **record):
+    """Write a model and a record, without options by default, to a folder as of a run."""
     model.save(folder / "model.keras")
+    (folder / "config.json").write_text(json.dumps({"options": {}, **record}))
 
 
 @pytest.fixture(scope="session")
@@ -323,7 +328,7 @@ def untrained(tmp_path_factory):
     """A run folder with a small model that has learned nothing."""
     folder = tmp_path_factory.mktemp("untrained")
     tokenizers = CharTokenizer("ab"), CharTokenizer("AB")
-    Seq2Seq(*tokenizers, units=4, cell="gru", bidirectional=False, attention="dot").save(folder / "model.keras")
+    save_run(Seq2Seq(*tokenizers, units=4, cell="gru", bidirectional=False, attention="dot"), folder)
     return folder
 
 

@@ -1,7 +1,10 @@
+import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -14,7 +17,7 @@ from conftest import notices
 from pipelines import CorpusError
 from seq2seq.checkpoints import Checkpoints, locked, whole_file
 from seq2seq.config import Config
-from seq2seq.records import RunError, resumable
+from seq2seq.records import RunError, finished, read_record
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -90,9 +93,8 @@ def test_processes_racing_for_a_folder_never_have_it_both(tmp_path):
 
 def test_the_last_two_states_are_kept_and_the_newest_whole_one_is_loaded(tmp_path):
     checkpoints = Checkpoints(tmp_path / "unfinished")
-    checkpoints.clear()
-    with pytest.raises(RunError, match="no undamaged checkpoint"):
-        checkpoints.load()
+    checkpoints.folder.mkdir()
+    assert checkpoints.load() == (None, {})
     for number in (9, 10, 11):
         checkpoints.save(number, [np.arange(number), np.float64(number) / 3], {"step": number, "text": "ñ"})
     assert checkpoints.wait() is None
@@ -110,23 +112,22 @@ def test_the_last_two_states_are_kept_and_the_newest_whole_one_is_loaded(tmp_pat
         checkpoints.load()
 
 
-def test_what_is_cleared_half_is_no_training_to_resume(tmp_path, monkeypatch):
+def test_only_what_training_has_written_is_removed(tmp_path):
     checkpoints = Checkpoints(tmp_path / "unfinished")
-    checkpoints.clear()
-    for name in ("config.json", "aside-000000000000.npz"):  # the first checkpoint was being written
+    checkpoints.folder.mkdir()
+    for name in ("000000000007.npz", "aside-000000000008.npz", "begun.keras", "novel.txt", "mine.npz"):
         (checkpoints.folder / name).touch()
-    assert not resumable(tmp_path)
-    (checkpoints.folder / "000000000000.npz").touch()
-    assert resumable(tmp_path)
-    monkeypatch.setattr("shutil.rmtree", lambda *_, **__: exit(1))
-    with pytest.raises(SystemExit):
-        checkpoints.clear()
-    assert not resumable(tmp_path)
+    checkpoints.remove()
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["mine.npz", "novel.txt"]
+    for path in checkpoints.folder.iterdir():
+        path.unlink()
+    checkpoints.remove()
+    assert not checkpoints.folder.exists()
 
 
 def test_a_full_disk_takes_nothing_that_was_saved(full_disk):
     checkpoints = Checkpoints(full_disk / "unfinished")
-    checkpoints.clear()
+    checkpoints.folder.mkdir()
     checkpoints.save(1, [np.zeros(1000)], {"step": 1})
     checkpoints.save(2, [np.zeros(200_000)], {"step": 2})
     assert "No space left" in str(checkpoints.wait()) and checkpoints.wait() is None
@@ -260,12 +261,12 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path):
     said = []
     with pytest.raises(_StopHere):
         train(config, tmp_path / "run", callbacks=[Stop()])
-    facts = tmp_path / "run" / "unfinished" / "run.json"
-    content = facts.read_bytes()
-    facts.write_bytes(content[:9])
-    with pytest.raises(RunError, match=r"unfinished/run\.json: damaged \(.*\); --overwrite starts"):
+    path = tmp_path / "run" / "config.json"
+    record = path.read_text()
+    path.write_text(json.dumps(json.loads(record) | {"plan": {"steps": 6}}))
+    with pytest.raises(RunError, match=r"run/config\.json: damaged plan \(.*\); --overwrite starts"):
         train(None, tmp_path / "run")
-    facts.write_bytes(content)
+    path.write_text(record)
     other = dataclasses.replace(config, units=4)
     with pytest.raises(RunError, match=r"unfinished run with other options \(units 8, not 4\)"):
         train(other, tmp_path / "run")
@@ -281,7 +282,7 @@ def test_a_training_goes_on_in_the_middle_of_an_epoch(config, tmp_path):
         train(None, tmp_path / "run")
 
 
-def test_a_training_interrupted_twice_before_its_second_checkpoint_ends_with_the_same_weights(config, tmp_path):
+def test_a_training_interrupted_twice_before_its_first_checkpoint_ends_with_the_same_weights(config, tmp_path):
     import keras
 
     from seq2seq.training import train
@@ -297,39 +298,101 @@ def test_a_training_interrupted_twice_before_its_second_checkpoint_ends_with_the
     for _ in range(2):
         with pytest.raises(_StopHere):
             train(config, tmp_path / "run", callbacks=[Stop()])
-        (checkpoint,) = (tmp_path / "run" / "unfinished").glob("*.npz")
-        assert checkpoint.name == "000000000000.npz"
+        assert [path.name for path in (tmp_path / "run" / "unfinished").iterdir()] == ["begun.keras"]
     resumed = train(config, tmp_path / "run")
     for one, other in zip(whole.weights, resumed.weights, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_half_trained_model_is_not_finished_when_overwriting_its_run_is_interrupted(config, tmp_path, monkeypatch):
+def test_a_checkpoint_follows_each_epoch_that_is_written(config, tmp_path):
+    import keras
+
+    from seq2seq.training import train
+
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if self.model.optimizer.iterations.numpy() == self.params["steps"] + 2:
+                raise _StopHere
+
+    config = dataclasses.replace(config, epochs=2, patience=None, schedule="constant", checkpoint_minutes=60.0)
+    with pytest.raises(_StopHere):
+        train(config, tmp_path / "run", callbacks=[Stop()])
+    checkpoints = Checkpoints(tmp_path / "run" / "unfinished")
+    while not (facts := checkpoints.load()[1]):
+        time.sleep(0.01)  # a thread writes it
+    assert len(facts["history"]) == 1 and facts["step"] == 0
+
+
+def test_a_signal_in_the_last_epoch_is_obeyed_once_the_run_has_ended(config, tmp_path):
+    import keras
+
+    from seq2seq.training import train
+
+    stop = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    config = dataclasses.replace(config, epochs=1, patience=None, schedule="constant")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", callbacks=[stop])
+    assert finished(tmp_path / "run") is True
+
+
+def test_a_folder_called_unfinished_that_no_run_has_made_is_left_alone(config, tmp_path):
+    from seq2seq.training import train
+
+    (tmp_path / "run" / "unfinished").mkdir(parents=True)
+    novel = tmp_path / "run" / "unfinished" / "novel.txt"
+    novel.write_text("x")
+    for overwrite in (False, True):
+        with pytest.raises(RunError, match="is not empty and holds no run"):
+            train(config, tmp_path / "run", overwrite=overwrite)
+    assert novel.read_text() == "x"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_wherever_overwriting_is_interrupted_no_model_has_the_record_of_another_and_the_same_command_works(
+    config, tmp_path, monkeypatch, ended
+):
     import keras
 
     from seq2seq import training
-    from seq2seq.records import finished
 
     class Stop(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            if epoch:
+            if epoch and not ended:
                 raise _StopHere
 
     def stop(*_):
         raise _StopHere
 
-    config = dataclasses.replace(config, epochs=2, patience=None, schedule="constant", limit=60)
-    with pytest.raises(_StopHere):
-        training.train(config, tmp_path / "run", callbacks=[Stop()])
-    assert (tmp_path / "run" / "model.keras").is_file() and not finished(tmp_path / "run")
-    with monkeypatch.context() as patched, pytest.raises(_StopHere):
-        patched.setattr(training, "_fit", stop)
-        training.train(config, tmp_path / "run", overwrite=True)
-    assert not finished(tmp_path / "run") and not resumable(tmp_path / "run")
-    with pytest.raises(RunError, match="holds part of a run, which cannot be resumed; --overwrite starts"):
-        training.train(config, tmp_path / "run")
-    training.train(config, tmp_path / "run", overwrite=True)
-    assert finished(tmp_path / "run")
+    def failing(change):
+        def once(*arguments, **options):
+            changes.append(arguments)
+            return stop() if len(changes) == number else change(*arguments, **options)
+
+        return once
+
+    old = dataclasses.replace(config, epochs=2, patience=None, schedule="constant", limit=60, keep_epochs=1)
+    new = dataclasses.replace(old, keep_epochs=0)
+    with contextlib.nullcontext() if ended else pytest.raises(_StopHere):
+        training.train(old, tmp_path / "old", callbacks=[Stop()])
+    assert (tmp_path / "old" / "model.keras").is_file() and finished(tmp_path / "old") is ended
+    monkeypatch.setattr(training, "_fit", stop)
+    for number in itertools.count(1, 4):  # stopped before the first file is removed or renamed, the fifth, ...
+        run, changes = tmp_path / f"run {number}", []
+        shutil.copytree(tmp_path / "old", run)
+        with monkeypatch.context() as patched, pytest.raises(_StopHere):
+            patched.setattr(Path, "unlink", failing(Path.unlink))
+            patched.setattr(os, "replace", failing(os.replace))
+            training.train(new, run, overwrite=True)
+        if (run / "model.keras").exists():
+            assert read_record(run).config == old and finished(run) is ended
+        with pytest.raises(_StopHere):
+            training.train(new, run, overwrite=True)
+        assert read_record(run).config == new and finished(run) is False
+        left = sorted(path.name for path in run.rglob("*"))
+        assert left == ["begun.keras", "config.json", "survey.json", "unfinished"]
+        if len(changes) < number:
+            break  # it was not stopped
+    assert number >= 9
 
 
 def test_a_training_is_resumed_from_another_directory_on_its_own_corpus(config, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from conftest import make_run
 
 from seq2seq import evaluation
 from seq2seq.commands.evaluate import _print_comparison
+from seq2seq.records import read_record
 
 pytestmark = pytest.mark.slow
 
@@ -100,14 +101,15 @@ def test_a_run_that_held_out_nothing_is_told_from_one_that_has(tmp_path, tsv):
         and b"run: its held-out set is empty, because its corpus has too few sources; name a corpus" in done.stderr
     )
     done = seq2seq("evaluate", tmp_path / "run", "-", stdin=b"Go.\tVe.\n")
-    assert done.returncode == 0 and b"translations are case-folded (--lowercase)" in done.stderr
+    unlike = b"run: 1 of 1 references are not what the model can write, such as 'Ve.' (it writes 've.'); scores count"
+    assert done.returncode == 0 and unlike in done.stderr, done.stderr
 
 
 def test_a_run_whose_training_has_not_ended_is_used_and_said(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "run")
-    (tmp_path / "run" / "unfinished").mkdir()
-    for name in ("000000000001.npz", "config.json"):
-        (tmp_path / "run" / "unfinished" / name).touch()
+    record = read_record(folder).content
+    record = {name: value for name, value in record.items() if name != "training"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record | {"plan": {}}))
     done = seq2seq("translate", tmp_path / "run", "ab")
     assert done.returncode == 0 and done.stdout == seq2seq("translate", folder, "ab").stdout
     wanted = f"{tmp_path}/run: its training is unfinished; resume it with seq2seq train --resume --out {tmp_path}/run\n"

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from command_line import SEQ2SEQ, command_with_streams, load_runs
 from command_line import in_process as seq2seq
+from conftest import save_run
 
 from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
 from pipelines.tokens import REPLACEMENT
@@ -162,7 +163,7 @@ def test_json_of_pairs_has_the_score_of_each_token_and_null_for_a_line_without_a
 
 def test_json_of_pairs_counts_only_unknown_tokens_of_the_source_as_copied(tmp_path):
     tokenizers = CharTokenizer("ab"), CharTokenizer(["A", "B", REPLACEMENT])
-    Seq2Seq(*tokenizers, units=4, attention="dot", copy=True).save(tmp_path / "model.keras")
+    save_run(Seq2Seq(*tokenizers, units=4, attention="dot", copy=True), tmp_path)
     copied, other = objects(seq2seq("score", tmp_path, "--json", stdin="aж\tAж\naж\tAé\n".encode()))
     assert copied["tokens"] == ["A", REPLACEMENT, "[END]"] and other["tokens"] == ["A", "[UNK]", "[END]"]
     numbers = seq2seq("score", tmp_path, stdin="aж\tAж\naж\tAé\n".encode()).stdout.split()
@@ -179,7 +180,7 @@ def test_json_has_null_for_what_is_no_number_and_no_hypotheses_that_a_beam_has_n
     assert sorted(one["text"] for one in known["translations"]) == ["A", "B"]
     model = load_run(untrained)
     model.decoder.output_layer.kernel.assign(model.decoder.output_layer.kernel * np.nan)
-    model.save(tmp_path / "model.keras")
+    save_run(model, tmp_path)
     (known,) = objects(seq2seq("translate", tmp_path, "a", "--max-length", 2, "--json"))
     (one,) = known["translations"]
     assert one["log_likelihood"] is None and one["log_probabilities"] == [None] * len(one["tokens"])
@@ -251,7 +252,7 @@ def test_score_writes_a_line_for_each_line_and_says_which_hold_no_pair(folder, t
 
 def test_a_translation_with_tabs_and_line_breaks_is_one_column_of_one_line(tsv, tmp_path):
     breaks = CharTokenizer("\t\n\v\f\r\x85\u2028")  # a model that writes nothing else
-    Seq2Seq(CharTokenizer("abc"), breaks, units=4, attention="dot").save(tmp_path / "model.keras")
+    save_run(Seq2Seq(CharTokenizer("abc"), breaks, units=4, attention="dot"), tmp_path)
 
     def translated(*arguments, stdin):
         done = seq2seq("translate", tmp_path, *arguments, "--min-length", 2, "--max-length", 4, stdin=stdin)
@@ -280,8 +281,7 @@ def inflecting(tmp_path_factory):
     """A run folder with a model, not trained, of two source columns, which were read from columns 1 and 3."""
     folder = tmp_path_factory.mktemp("inflecting")
     source = ColumnsTokenizer([CharTokenizer("abc"), SeparatorTokenizer(";", ["V", "PST"])], ["lemma", "features"])
-    Seq2Seq(source, CharTokenizer("abc"), units=4, attention="dot").save(folder / "model.keras")
-    (folder / "config.json").write_text(json.dumps({"options": {"columns": [1, 3, 2]}}))
+    save_run(Seq2Seq(source, CharTokenizer("abc"), units=4, attention="dot"), folder, options={"columns": [1, 3, 2]})
     return folder
 
 

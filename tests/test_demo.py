@@ -13,7 +13,7 @@ import gradio
 import pytest
 from command_line import SEQ2SEQ
 from command_line import in_process as seq2seq
-from conftest import open_browser
+from conftest import open_browser, save_run
 from playwright.sync_api import expect
 
 from pipelines import CharTokenizer, ColumnsTokenizer, SeparatorTokenizer
@@ -33,7 +33,7 @@ def browser():
 @pytest.mark.slow
 def test_the_translation_follows_the_typing_and_nothing_leaves_the_machine(upper_case, tmp_path, browser):
     (model, words), page, requests = upper_case, browser.new_page(), []
-    model.save(tmp_path / "model.keras")
+    save_run(model, tmp_path)
     (tmp_path / "probe.json").write_text(json.dumps(dict.fromkeys(words, "")))
     page.on("request", lambda request: requests.append(request.url))
     page.on("websocket", lambda websocket: requests.append(websocket.url))

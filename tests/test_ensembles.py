@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from command_line import in_process as seq2seq
 from command_line import load_runs
-from conftest import WORDS
+from conftest import WORDS, save_run
 
 from pipelines import CharTokenizer, OptionError
 from pipelines.tokens import END, START
@@ -90,7 +90,7 @@ def test_it_is_saved_and_loaded_with_the_lengths_that_its_members_have_seen(memb
     members[0].length_ratios.assign([2, 4, 10])
     members[1].length_ratios.assign([3, 3, 4])
     model = ensemble(members)
-    model.save(tmp_path / "model.keras")
+    save_run(model, tmp_path)
     again = load_run(tmp_path)
     np.testing.assert_array_equal(again.length_ratios.numpy(), [5, 7, 14])
     np.testing.assert_allclose(again.score(WORDS, WORDS[::-1]), model.score(WORDS, WORDS[::-1]), rtol=1e-5)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from command_line import in_process as seq2seq
-from conftest import WORDS
+from conftest import WORDS, save_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -168,7 +168,7 @@ def test_the_command_translates_with_an_exported_folder_as_with_the_run(exported
     model, folder = exported_onnx
     run = tmp_path / "run"
     run.mkdir()
-    model.save(run / "model.keras")
+    save_run(model, run)
     (tmp_path / "in.txt").write_text("sol\n\nflor\nxqz\n")
     lines = (tmp_path / "in.txt").read_bytes()
     for options in ([], ["--n-best", 3], ["--scores"], ["--beam-width", 4, "--scores"], ["--max-length", 2]):
@@ -210,7 +210,7 @@ def test_the_command_imports_no_tensorflow_for_an_exported_folder(exported_onnx,
 def test_what_an_exported_folder_cannot_do_is_said(exported_onnx, tmp_path):
     _, folder = exported_onnx
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "model.keras").touch()
+    (tmp_path / "run" / "config.json").touch()
     for options, message in (
         (["run"], b"run is a run folder; the export .* cannot be part of an ensemble"),
         (["--sample"], b"--sample: .* is an export, which supports only greedy search and beam"),

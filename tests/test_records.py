@@ -9,7 +9,7 @@ import pytest
 
 from pipelines import CorpusError, OptionError, checksums
 from seq2seq.config import Config
-from seq2seq.records import Record, RunError, finished, read_history, read_record, resumable
+from seq2seq.records import Record, RunError, check_finished, finished, read_history, read_record
 
 
 def test_options_stand_in_json_and_come_back(tmp_path):
@@ -104,11 +104,14 @@ def test_an_option_that_is_not_allowed_is_told_with_its_file(tmp_path):
             read_record(tmp_path)
 
 
-def test_a_run_is_finished_if_it_has_a_model_and_nothing_to_resume(tmp_path):
-    assert not finished(tmp_path) and not resumable(tmp_path)
+def test_a_run_has_ended_if_its_record_says_so_and_nothing_is_made_of_another(tmp_path):
     (tmp_path / "model.keras").touch()
-    (tmp_path / "unfinished").mkdir()
-    (tmp_path / "unfinished" / "1.npz").touch()  # as a process that was killed while it removed the folder leaves it
-    assert finished(tmp_path) and not resumable(tmp_path)
-    (tmp_path / "unfinished" / "config.json").touch()
-    assert resumable(tmp_path) and not finished(tmp_path)
+    assert finished(tmp_path) is None
+    for content, ended in (("{", None), ("[]", None), ('{"options": {}}', None), ('{"plan": {}}', False)):
+        (tmp_path / "config.json").write_text(content)
+        assert finished(tmp_path) is ended
+    with pytest.raises(RunError, match="its training has not ended"):
+        check_finished(tmp_path)
+    (tmp_path / "config.json").write_text('{"plan": {}, "training": {}}')
+    assert finished(tmp_path) is True
+    check_finished(tmp_path)

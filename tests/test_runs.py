@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import notices, read_history
+from conftest import notices, read_history, save_run
 
 from pipelines import CharTokenizer, CorpusError, OptionError, batch_pairs, read_pairs
 from pipelines.tokenizers import TOKENIZERS
@@ -216,7 +216,7 @@ def test_a_damaged_model_file_is_refused_by_name(copied):
 
 def test_a_model_of_another_kind_is_refused(tmp_path):
     model = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
-    model.save(tmp_path / "model.keras")
+    save_run(model, tmp_path)
     with pytest.raises(RunError, match="a Sequential, not a Seq2Seq"):
         load_run(tmp_path)
 
@@ -231,7 +231,7 @@ def test_what_a_run_held_out_is_read_again(trained, copied):
     with pytest.raises(RunError, match="nothing was held out"):
         held_out_pairs(folder, model)
     (folder / "config.json").unlink()
-    with pytest.raises(RunError, match=r"no config\.json"):
+    with pytest.raises(OptionError, match=r"no config\.json"):
         held_out_pairs(folder, model)
 
 

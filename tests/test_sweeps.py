@@ -36,8 +36,8 @@ def runs_in(folder):
 
 def in_first_epoch(folder):
     """The runs of a sweep that have begun to train and are far from their end."""
-    checkpoints = folder.glob("*/seed-*/unfinished/000000000000.npz")
-    return [path.parent.parent for path in checkpoints if not (path.parent.parent / "history.csv").exists()]
+    begun = [path.parent for path in folder.glob("*/seed-*/config.json")]
+    return [run for run in begun if not (run / "history.csv").exists()]
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_sweep_that_was_told_to_end_and_one_that_was_killed_come_to_the_same_w
                 assert process.poll() is None
             process.send_signal(number)
         assert process.returncode == code
-        assert all(any(run.glob("unfinished/*.npz")) for run in early)
+        assert all(finished(run) is False for run in early)
         kept |= {run: (run / "model.keras").stat().st_mtime_ns for run in runs_in(out).values()}
     assert len(kept) == 1
     done = seq2seq(*COMMAND, "--out", out, cwd=home)

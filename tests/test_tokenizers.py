@@ -221,6 +221,19 @@ def test_round_trip_gives_the_normal_form_and_single_spaces_where_whitespace_sep
     assert decoded(tokenizer.detokenize(tokenizer.tokenize(texts))) == normal
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "text", "written"),
+    [
+        (CharTokenizer("a"), "É  b", "É  b"),
+        (CharTokenizer(lowercase=True), "E\u0301  B", "é  b"),
+        (WhitespaceTokenizer(["a"]), " É  b", "É b"),
+        (ByteTokenizer(), "É  b", "É  b"),
+    ],
+)
+def test_the_written_form_of_a_text_is_that_of_a_model_that_knows_its_tokens(tokenizer, text, written):
+    assert tokenizer.written_form([text]).numpy()[0].decode() == written
+
+
 @pytest.mark.parametrize("kind", KINDS[:-1])
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.binary(max_size=20), max_size=4), st.sampled_from(NORMAL_FORMS), st.booleans())

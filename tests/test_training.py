@@ -86,6 +86,7 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
 
     def saving(model, path, **options):
         if path.parent == run:
+            assert read_record(run).config.epochs == 1
             beside.extend(path.name for path in run.iterdir())
         save(model, path, **options)
 
@@ -93,7 +94,7 @@ def test_a_run_is_overwritten_only_on_request_and_then_with_the_models_of_its_ep
     write = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: (run / "diverged.tsv").write_text("new"))
     options = {"epochs": 1, "keep_epochs": 9, "validation_fraction": 0}
     train(dataclasses.replace(config, **options), run, overwrite=True, callbacks=[write])
-    assert not {"config.json", "history.csv"} & set(beside)  # of the old model, which would be taken for the new one's
+    assert "config.json" in beside and "history.csv" not in beside  # the old run's
     assert (run / "model.keras").read_bytes() != model and list(kept_epochs(run)) == [1]
     assert (run / "diverged.tsv").read_text() == "new"  # what this run has written stays
     assert (run / "notes.png").exists() and not any(path.exists() for path in old)
@@ -226,9 +227,11 @@ def test_an_interrupted_training_resumes_and_what_it_took_adds_up(config, tmp_pa
     # Lists, paths and whole numbers are recorded as JSON has them, and are still the same configuration.
     options = {"corpus": [Path(config.corpus)], "columns": [1, 2], "teacher_forcing": [1, 0.5]}
     config, said = dataclasses.replace(config, checkpoint_minutes=0.0, **options), []
+    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run", callbacks=[Stop()])
-    before = read_record(tmp_path / "run").content["training"]
+    before = time.monotonic() - started
+    assert "training" not in read_record(tmp_path / "run").content
     started = time.monotonic()
     model = train(config, tmp_path / "run", say=said.append)
     alone = time.monotonic() - started
@@ -238,12 +241,11 @@ def test_an_interrupted_training_resumes_and_what_it_took_adds_up(config, tmp_pa
     (size,) = (text for text in said if text.startswith("Training on "))
     held_out = "translations of [1-9] held-out sources are measured, too few for precise scores"
     assert re.fullmatch(f"Training on {pairs} pairs; {held_out}", size)
-    assert (before["updates"], before["epochs"], before["pairs"]) == (3, 1, pairs)
     assert (found["updates"], found["epochs"], found["pairs"]) == (6, 2, 2 * pairs)
     weights = sum(weight.numpy().size for weight in model.trainable_weights)  # and no statistics of training
     assert found["parameters"] == model.count_params() == weights and found["device"]
-    assert alone < found["seconds"] < before["seconds"] + alone
-    assert before["processor_seconds"] < found["processor_seconds"] and found["peak_memory_mb"] > 100
+    assert alone < found["seconds"] < before + alone
+    assert found["processor_seconds"] > 0 and found["peak_memory_mb"] > 100
 
 
 def test_a_token_budget_and_one_hot_rows_train_too_and_a_copying_model_without_common_tokens(config, tmp_path):

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 from command_line import in_process as seq2seq
-from conftest import WORDS, open_browser
+from conftest import WORDS, open_browser, save_run
 from pages import ROOT, blocks
 from playwright.sync_api import expect
 from test_onnx_runtime import SAMPLE, TOKENIZERS
@@ -52,7 +52,7 @@ def site(exported_onnx, package, tmp_path_factory):
     """The folder that the command made of a run, with the graphs of `exported_onnx`."""
     (model, folder), home = exported_onnx, tmp_path_factory.mktemp("web")
     (home / "run").mkdir()
-    model.save(home / "run" / "model.keras")
+    save_run(model, home / "run")
     shutil.copy(folder / "probe.json", home / "run")
 
     def export_onnx(model, out, probe):

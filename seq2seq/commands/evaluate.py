@@ -1,6 +1,7 @@
 """`seq2seq evaluate` and `compare`: how well runs translate a corpus."""
 
 import time
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -102,7 +103,7 @@ def evaluate(
             bleu_tokenizer=bleu_tokenizer,
             progress=counter("translated"),
         )
-    _say_oddities(runs, models, found.sources)
+    _say_oddities(runs, models, found)
     if as_json:
         typer.echo(json_line(found.as_dict(worst) | {"loading_seconds": seconds}))
     else:
@@ -227,7 +228,7 @@ def compare(
         evaluations = [
             measure(model, pairs, strategy, bleu_tokenizer=bleu_tokenizer, progress=shown) for model in models
         ]
-    _say_oddities(folders, models, evaluations[0].sources)
+    _say_oddities(folders, models, evaluations[0])
     found = test(*evaluations)
     if as_json:
         scores = {name: [tested._asdict() for tested in row] for name, row in found.items()}
@@ -295,9 +296,10 @@ def _pairs(command, runs, models, corpus, given, report):
     return pairs
 
 
-def _say_oddities(runs, models, sources):
-    """Report the oddities of each run: sources that it may misread, and translations that differ in case."""
-    sources = [source.encode() for source in sources]
+def _say_oddities(runs, models, evaluation):
+    """Report the oddities of each run: sources that it may misread, and references that it cannot write."""
+    sources = [source.encode() for source in evaluation.sources]
+    references = [text for those in evaluation.references for text in those]
     for run, model in zip(runs, models, strict=True):
         found = Counter(odd for _, odd in set(oddities(model.source_tokenizer, sources))).most_common()
         unknown = [odd for odd, _ in found if odd.endswith(NOT_KNOWN)]
@@ -306,8 +308,20 @@ def _say_oddities(runs, models, sources):
                 say(f"{run}: {count:,} of {len(sources):,} sources: {odd}")
         if len(unknown) > MOST_NAMED:
             say(f"{run}: {MORE_UNKNOWN}")
-        if model.target_tokenizer.lowercase:
-            say(f"{run}: translations are case-folded (--lowercase), but references are not changed")
+        written = _as_written(model.target_tokenizer, references)
+        if other := [pair for pair in zip(references, written, strict=True) if pair[0] != pair[1]]:
+            texts = "{!r} (it writes {!r})".format(*(text[:60] for text in other[0]))
+            share = f"{len(other):,} of {len(references):,} references"
+            say(f"{run}: {share} are not what the model can write, such as {texts}; scores count this as errors")
+
+
+def _as_written(tokenizer, texts):
+    """Texts as a model with this target tokenizer can write them at best, in the Unicode form NFC."""
+    found: list[bytes] = []
+    for first in range(0, len(texts), 256):  # few, as each batch is as long as its longest text
+        some = texts[first : first + 256]
+        found += tokenizer.detokenize(tokenizer.tokenize(some), tokenizer.unknown(some)).numpy().tolist()
+    return [unicodedata.normalize("NFC", text.decode()) for text in found]
 
 
 def _say_chosen_on(runs, digests):
@@ -315,7 +329,7 @@ def _say_chosen_on(runs, digests):
     set of the first run."""
     from seq2seq.tables import held_out_by
 
-    records = {run: read_record(run) for run in runs if (run / "config.json").is_file()}
+    records = {run: read_record(run) for run in runs}
     for run, record in records.items():
         if digests is None:
             same = held_out_by(record) == held_out_by(records[runs[0]])

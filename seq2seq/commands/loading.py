@@ -43,9 +43,7 @@ def split_runs(command: str, arguments: list[str], other: str, least: int = 1) -
 
 def is_run(name: str) -> bool:
     """Whether a path is a run folder, finished or not."""
-    files = ("model.keras", "config.json", "unfinished")  # `train` leaves one of them in every folder
-    # Not by `Path`, which raises an error for a text too long to be a path.
-    return os.path.isdir(name) and any(os.path.exists(os.path.join(name, file)) for file in files)
+    return os.path.isfile(os.path.join(name, "config.json"))  # `Path` raises an error for a text too long to be a path
 
 
 def open_runs(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
@@ -58,7 +56,7 @@ def open_runs(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
     load_classes("import", imports)
     model = load_runs(runs)
     for run in runs:
-        if not finished(run):
+        if finished(run) is False:
             say(f"{run}: its training is unfinished; resume it with {command_line('train', '--resume', '--out', run)}")
     return model
 
@@ -151,7 +149,7 @@ def reading_as_trained(run: Path, corpus: Sequence[str], given: dict) -> dict:
     columns or reversed, a message says that this is not applied. Another says if the run's columns choose parallel
     files.
     """
-    if "columns" in given or not (run / "config.json").is_file():
+    if "columns" in given:
         return given
     options = read_record(run).options
     own = {name: options[name] for name in ("columns", "reverse") if options.get(name) and name not in given}

@@ -18,7 +18,7 @@ from seq2seq.commands.runs import draw
 from seq2seq.commands.terminal import command_line, counter, is_terminal, say
 from seq2seq.config import Config, own_classes
 from seq2seq.presets import choose_preset, usual_options, warm_options, without_excluded
-from seq2seq.records import read_record, resumable
+from seq2seq.records import finished, read_record
 
 
 @with_config_options()
@@ -75,7 +75,7 @@ def train(  # longer than 60 lines: its signature declares the options
     settings = _configure(corpus, preset, config, resume, given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
-    begun = folder / "unfinished" / "config.json"
+    begun = folder / "config.json"
     if resume and corpus and begun.is_file():
         used = read_record(begun).options["corpus"]
         used = [used] if isinstance(used, str) else used
@@ -100,8 +100,8 @@ def train(  # longer than 60 lines: its signature declares the options
         say(f"seq2seq: {error}")
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
-        if resumable(folder):
-            config_of_run = read_record(folder / "unfinished").config
+        if finished(folder) is False and (resume or read_record(folder).config == settings):  # and not the old run
+            config_of_run = read_record(folder).config
             where = [*(part for name in track or () for part in ("--track", name)), *_imports_for(config_of_run)]
             where += ["--strategy", strategy] * (strategy != "none")
             resuming = command_line("train", "--resume", "--out", folder, *where)
