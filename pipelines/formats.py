@@ -133,6 +133,8 @@ def _tab_rows(path, columns, sources, report):
             problem = f"expected {wanted}, found {'no tab' if len(found) == 1 else f'{len(found)} columns'}"
             if len(found) == 1 and str(path).endswith(".csv"):
                 problem += " (CSV is not supported; use tabs, without quotes)"
+            elif len(found) == 1 and path and number == 1:
+                problem += " (two parallel files are named together: FILE+FILE)"
             yield number, None, None, problem
         else:
             if not (named or report.unread) and any(found[least:]):

@@ -1,4 +1,4 @@
-"""Checks of options: numbers in a range, one name of several, custom classes written `module:Class`; error texts."""
+"""Checks of options: numbers in a range, one name of several, names of tokenizers and custom classes; error texts."""
 
 import contextlib
 import difflib
@@ -240,3 +240,22 @@ def load_classes(argument: str, names: Iterable[str] | None) -> None:
     """Import several classes as `load_class` does, so that models that use them can be loaded."""
     for name in names or ():
         load_class(argument, name)
+
+
+def tokenizer_names(side: str, text: str) -> list[str]:
+    """The names of the tokenizers in an option: one for each column, with commas between them.
+
+    A name may be a comma itself, as in "char,,": characters, and in the second column features separated by commas.
+
+    Raises:
+        OptionError: if it is not such a list; the message names `side`, the option.
+    """
+    names = re.findall("(,|[^,]+)(?:,|$)", text)
+    if ",".join(names) != text or not names:
+        raise OptionError(f"{side}={text!r}: expected a name, or a name for each column with commas between them")
+    return names
+
+
+def separates(name: str) -> bool:
+    """Whether the name of a tokenizer is the character at which it splits texts."""
+    return len(name) == 1 and not name.isalnum()

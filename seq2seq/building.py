@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from pipelines import OptionError, Tokenizer, accepted, construct, load_class, open_corpora
 from pipelines.columns import ColumnsTokenizer
-from pipelines.options import choose_class, extra, nearest, one_line
+from pipelines.options import choose_class, extra, nearest, one_line, separates, tokenizer_names
 from pipelines.tokenizers import TOKENIZERS, SeparatorTokenizer
 from seq2seq.config import (
     TRANSLATION_FIGURES,
@@ -20,9 +20,7 @@ from seq2seq.config import (
     model_options,
     own_classes,
     reading_options,
-    separates,
     shaping_options,
-    tokenizer_names,
 )
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.model import Seq2Seq

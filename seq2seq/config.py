@@ -7,7 +7,6 @@ is recorded in `config.json`.
 import contextlib
 import dataclasses
 import os
-import re
 import reprlib
 import types
 import typing
@@ -16,6 +15,7 @@ from collections.abc import Mapping
 from pipelines import OptionError, check_number, choose
 from pipelines.files import NAMED_CORPORA
 from pipelines.formats import check_columns
+from pipelines.options import separates, tokenizer_names
 
 CORPUS, TOKENS, MODEL, TRAINING = "Corpus", "Tokens", "Model", "Training"  # the panels of the help
 
@@ -155,7 +155,7 @@ class Config:
         MODEL,
         "Let the decoder also copy source tokens, even unknown ones; useful if targets repeat parts of their sources.",
     )
-    dropout: float = _option(0.3, MODEL, "Dropout rate.", _FRACTION)
+    dropout: float = _option(0.3, MODEL, "Dropout rate of embeddings and of the output of each layer.", _FRACTION)
     encoder: str | None = _option(
         None, MODEL, "Encoder, if not that of --architecture: recurrent, transformer, or module:Class.", metavar="KIND"
     )
@@ -192,6 +192,13 @@ class Config:
         choices=("one_hot", "ids"),
     )
     epochs: int | None = _option(None, TRAINING, "Number of epochs. Default: see --usual-updates.", _COUNT)
+    steps_per_epoch: int | None = _option(
+        None,
+        TRAINING,
+        "Number of updates in an epoch, after which held-out pairs are measured and the model is saved; useful for a "
+        "large corpus. Default: one pass over the corpus, or --updates if that is less.",
+        _COUNT,
+    )
     updates: int | None = _option(
         None, TRAINING, "Number of updates, rounded to whole epochs, instead of --epochs.", _COUNT
     )
@@ -203,7 +210,11 @@ class Config:
         _COUNT,
     )
     usual_epochs: tuple[int, ...] = _option(
-        (8, 100), TRAINING, "The smallest and the largest number of epochs for --usual-updates.", _COUNT, metavar="N,N"
+        (8, 100),
+        TRAINING,
+        "The smallest and the largest number of passes over the corpus for --usual-updates.",
+        _COUNT,
+        metavar="N,N",
     )
     optimizer: str = _option("adam", TRAINING, "The optimizer, by its Keras name.")
     beta_2: float | None = _option(
@@ -254,8 +265,9 @@ class Config:
     monitor: str | None = _option(
         None,
         TRAINING,
-        "Keep the best epoch by this held-out metric: val_loss, val_accuracy, val_perplexity, or, measured on "
-        "translations, val_bleu, val_chrf, val_exact_match, val_ter, val_cer, val_wer. Default: keep the last.",
+        "Keep the best epoch by this held-out metric: val_loss, val_perplexity, val_accuracy (of single tokens, given "
+        "the correct ones before them), or, measured on translations, val_bleu, val_chrf, val_exact_match, val_ter, "
+        "val_cer, val_wer. Default: keep the last.",
     )
     patience: int | None = _option(
         None, TRAINING, "Stop when --monitor has not improved for this many measured epochs.", _COUNT
@@ -468,25 +480,6 @@ def shaping_options() -> list[str]:
     may train the same weights in another way."""
     names = ("source_tokenizer", "target_tokenizer", "normal_form", "lowercase", "shared_vocabulary")
     return [*names, *(name for name in model_options() if name not in ("dropout", "model", "own"))]
-
-
-def tokenizer_names(side: str, text: str) -> list[str]:
-    """The names of the tokenizers in an option: one for each column, with commas between them.
-
-    A name may be a comma itself, as in "char,,": characters, and in the second column features separated by commas.
-
-    Raises:
-        OptionError: if it is not such a list; the message names `side`, the option.
-    """
-    names = re.findall("(,|[^,]+)(?:,|$)", text)
-    if ",".join(names) != text or not names:
-        raise OptionError(f"{side}={text!r}: expected a name, or a name for each column with commas between them")
-    return names
-
-
-def separates(name: str) -> bool:
-    """Whether the name of a tokenizer is the character at which it splits texts."""
-    return len(name) == 1 and not name.isalnum()
 
 
 def own_classes(config: Config, training: bool = True) -> dict[str, str]:

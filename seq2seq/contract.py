@@ -199,6 +199,8 @@ def check_savable(name: str, part: Any) -> None:
     """
     with _refusing(name, part, "being saved") as refuse:
         kind = type(part)
+        if kind.__module__.partition(".")[0] == "keras":
+            refuse("put it into a layer of your own that keeps the contract of encoders and decoders")
         if keras.saving.get_registered_object(keras.saving.get_registered_name(kind)) is not kind:
             refuse(
                 "put @keras.saving.register_keras_serializable() above it; otherwise, a saved model cannot be loaded"

@@ -51,20 +51,21 @@ def _reorders(config):
 
 
 def training_batches(run: TrainingRun, seen: int) -> tf.data.Dataset:
-    """The batches of a run after this many pairs, epoch after epoch: an endless `tf.data.Dataset`."""
+    """The batches of a run after this many pairs, pass after pass: an endless `tf.data.Dataset`."""
     config, source_tokenizer = run.config, run.model.source_tokenizer
-    # With batch_tokens the number of batches in an epoch depends on its order, so epochs are counted in pairs.
+    # In passes over the training set, which epochs need not be: with `steps_per_epoch`, and with `batch_tokens`, as the
+    # number of batches then depends on the order.
     begun, skip = divmod(seen, run.pairs)
     always = None if _reorders(config) else training_pairs(config, source_tokenizer)
 
     @tf.autograph.experimental.do_not_convert
-    def one_epoch(number):
-        # With weights, the order determines how often a small corpus repeats; so all epochs are as long as the first.
+    def one_pass(number):
+        # With weights, the order determines how often a small corpus repeats; so all passes are as long as the first.
         pairs = (always or training_pairs(config, source_tokenizer, number)).repeat().take(run.pairs)
         return make_batches(run, pairs, seed=config.seed, epoch=number, skip=tf.where(number == begun, skip, 0))
 
-    epochs = tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_epoch).prefetch(2).with_options(WITHOUT_AUTOTUNE)
-    return epochs.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    passes = tf.data.Dataset.range(begun, tf.int64.max).flat_map(one_pass).prefetch(2).with_options(WITHOUT_AUTOTUNE)
+    return passes.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
 
 
 def make_batches(run: TrainingRun, pairs: tf.data.Dataset, **options: Any) -> tf.data.Dataset:
@@ -74,11 +75,11 @@ def make_batches(run: TrainingRun, pairs: tf.data.Dataset, **options: Any) -> tf
     return batch_pairs(pairs, model.source_tokenizer, model.target_tokenizer, config.batch_size, **options)
 
 
-def steps_per_epoch(config: Config, tokenizers: list[Tokenizer], found: Any) -> int:
-    """The number of batches in an epoch, from the `Survey` of the training set."""
+def count_batches(config: Config, tokenizers: list[Tokenizer], found: Any) -> int:
+    """The number of batches in one pass over the training set, from its `Survey`."""
     if not config.batch_tokens:
         return math.ceil(found.pairs / config.batch_size)
-    # The number depends on the order, so this is an estimate. Batches continue across epochs.
+    # The number depends on the order, so this is an estimate.
     longer = found.longer * _tokens_per_character(training_pairs(config, tokenizers[0]), tokenizers)
     return math.ceil((longer + found.pairs) / config.batch_tokens)
 
@@ -92,11 +93,17 @@ def _tokens_per_character(pairs, tokenizers):
     return int(tokens) / max(1, int(characters))
 
 
-def epoch_count(config: Config, pairs: int, steps: int) -> int:
-    """The number of epochs of a training run, if each has this many pairs and steps."""
-    if config.updates is not None:
-        return max(1, round(config.updates / steps))
+def training_length(config: Config, pairs: int, batches: int) -> tuple[int, int]:
+    """The number of steps in an epoch and the number of epochs, for a training set of this many pairs and batches.
+
+    An epoch is one pass over the training set, unless `steps_per_epoch` is set or `updates` are fewer.
+    """
+    steps = config.steps_per_epoch or min(batches, config.updates or batches)
+    if config.epochs:
+        return steps, config.epochs
+    if config.updates:
+        return steps, max(1, round(config.updates / steps))
     least, most = config.usual_epochs
     # Ten times as many pairs need more updates, but not ten times as many: see docs/ablations.md.
     updates = config.usual_updates * max(1, pairs / 1000) ** math.log10(2)
-    return config.epochs or min(most, max(least, int(updates / steps)))
+    return steps, max(1, int(min(most * batches, max(least * batches, updates)) / steps))

@@ -174,8 +174,8 @@ class Decoder(BaseDecoder):
             decoder gets only the encoder's last state.
         input_feeding: whether the attention's result is part of the next step's input (Luong et al. 2015, section 3.3).
             Training then runs step by step, which is several times slower.
-        tied: whether the embedding is also the output's matrix (Press & Wolf 2017, arxiv.org/abs/1608.05859), after a
-            projection to its size.
+        tied: whether the embedding is also the output's matrix (Press & Wolf 2017, arxiv.org/abs/1608.05859); if its
+            size is not D, after a projection.
         copy: whether the decoder can also copy the source token that attention points at, as in `Pointer`. It then
             needs `take_tokenizers`, and returns log-probabilities as logits.
 
@@ -450,18 +450,24 @@ class TokenVectors(keras.layers.Layer):
 
 
 class TiedOutput(keras.layers.Layer):
-    """Logits `[..., V]` of outputs `[..., D]`: the product with the embedding of each token."""
+    """Logits `[..., V]` of outputs `[..., D]`: the product with the embedding of each token, of size E.
+
+    If D is not E, outputs are projected first.
+    """
 
     def __init__(self, vectors: TokenVectors, units: int) -> None:
         super().__init__(dtype=vectors.variable_dtype, name="output")
         self.vectors = vectors
-        self.project = keras.layers.Dense(vectors.size, use_bias=False, dtype=self.dtype_policy)
-        self.project.build((None, None, units))
+        self.project: Any = None
+        if units != vectors.size:
+            self.project = keras.layers.Dense(vectors.size, use_bias=False, dtype=self.dtype_policy)
+            self.project.build((None, None, units))
         self.bias = self.add_weight(shape=(vectors.vocabulary_size,), initializer="zeros", name="bias")
 
     def call(self, output: tf.Tensor) -> tf.Tensor:
         matrix = tf.convert_to_tensor(self.vectors.matrix)
-        return tf.tensordot(self.project(output), matrix, [[-1], [1]]) + self.bias
+        output = self.project(output) if self.project else tf.cast(output, matrix.dtype)
+        return tf.tensordot(output, matrix, [[-1], [1]]) + self.bias
 
 
 def _recurrent_layers(cell, layers, size, units, bidirectional, dtype):

@@ -13,7 +13,7 @@ from seq2seq.config import MONITORS
 with extra("plots"):
     import matplotlib
     from matplotlib.figure import Figure
-    from matplotlib.font_manager import get_font_names
+    from matplotlib.font_manager import FontProperties, findfont, get_font, get_font_names
     from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:  # pictures do not need TensorFlow
@@ -118,8 +118,7 @@ def _attention_figure(alignment):
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.set(xlabel="source", ylabel="target")
-    installed = set(get_font_names())
-    style: dict[str, Any] = {"fontfamily": [font for font in FONTS if font in installed], "parse_math": False}
+    style: dict[str, Any] = {"fontfamily": _fonts(), "parse_math": False}
     style["fontsize"] = min(10, 60 * cell)
     axes.set_xticks(range(len(source)), source, **style)
     axes.set_yticks(range(len(target)), target, **style)
@@ -130,6 +129,19 @@ def _attention_figure(alignment):
     place: dict[str, Any] = {"shrink": bar / height, "aspect": bar / 0.12, "anchor": (0, 1), "pad": 0.2 / width}
     figure.colorbar(image, label="attention", ticks=[0, 0.5, 1], **place)
     return figure
+
+
+def _fonts():
+    """The installed fonts to take a character from, in this order."""
+    installed = get_font_names()
+    return [font for font in FONTS if font in installed] + [font for font in installed if font.startswith("Noto Sans")]
+
+
+def without_font(alignment: "Alignment") -> list[str]:
+    """The characters of an alignment's tokens that no installed font has: `draw_attention` draws them as boxes."""
+    fonts = [get_font(findfont(FontProperties(family=name))) for name in _fonts()]
+    characters = dict.fromkeys("".join([*alignment.source, *alignment.target]))
+    return [one for one in characters if not one.isspace() and not any(font.get_char_index(ord(one)) for font in fonts)]
 
 
 def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:

@@ -131,7 +131,7 @@ def warm_options(options: dict) -> dict:
     """The options that a run on another corpus takes from the run whose weights it starts from."""
     names = [field.name for field in dataclasses.fields(Config) if field.metadata.get("rich_help_panel") != CORPUS]
     names += "columns", "reverse"  # part of the task, not of the corpus
-    dropped = ("corpus", "epochs", "updates", "usual_updates", "usual_epochs")
+    dropped = ("corpus", "epochs", "steps_per_epoch", "updates", "usual_updates", "usual_epochs")
     return {name: options[name] for name in names if name in options and name not in dropped}
 
 

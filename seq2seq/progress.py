@@ -27,7 +27,7 @@ class TrainingRun:
     record: Record
     model: Seq2Seq
     checkpoints: Checkpoints
-    pairs: int  # in an epoch
+    pairs: int  # in the training set
     steps: int  # in an epoch
     epochs: int
     history: list = dataclasses.field(default_factory=list)  # rows of history.csv

@@ -215,7 +215,7 @@ def draw_run(
         folder: the run folder.
         model: the model in it.
         say: a function to call with the reason, as text, if the held-out pairs cannot be read again, so that only the
-            curves are drawn.
+            curves are drawn; and with the characters that no installed font has.
         out: the folder to draw into, which is made if there is none. Default: the run folder.
 
     Returns:
@@ -225,7 +225,7 @@ def draw_run(
         OptionError: if the folder has no `config.json`.
         RunError: if its `history.csv` is missing or damaged.
     """
-    from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates
+    from seq2seq.pictures import draw_attention, draw_curves, draw_error_rates, without_font
 
     folder = find_run(folder)
     record, history = read_record(folder), read_history(folder)
@@ -250,9 +250,15 @@ def draw_run(
         drawn.append(out / "error-rates.png")
         draw_error_rates(scores_by_length(list(held_out), texts, list(held_out.values())), drawn[-1])
     if model.has_attention:
-        for number, alignment in enumerate(model.attention(list(held_out)[:4], texts[:4]), start=1):
+        alignments = model.attention(list(held_out)[:4], texts[:4])
+        for number, alignment in enumerate(alignments, start=1):
             drawn.append(out / f"attention-{number}.png")
             draw_attention(alignment, drawn[-1])
+        if boxes := sorted({character for alignment in alignments for character in without_font(alignment)}):
+            some = " ".join(boxes[:5])
+            say(
+                f"the attention pictures have boxes for {some}, as no installed font has them; Noto Sans has most scripts"
+            )
     return drawn
 
 

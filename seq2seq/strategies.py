@@ -112,7 +112,8 @@ class BeamSearch(Strategy):
 
     Args:
         width: K. With 1 this is greedy search, with scores.
-        length_penalty: 0 compares log-likelihoods as they are, 1 nearly those per token.
+        length_penalty: 0 compares log-likelihoods as they are. The larger it is, the better long hypotheses rank. 1
+            approaches the log-likelihood per token for long ones only: below about 20 tokens it changes much less.
         n_best: the number of hypotheses wanted of each source, at most K. `search` returns N = 1 for 1 and N = 2 n_best
             for more, as different ids may be the same text: `Seq2Seq.translate` takes the first n_best different texts.
             If there are fewer than N hypotheses, the last ones are empty with a score of -inf and count as "limit".

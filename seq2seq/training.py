@@ -22,10 +22,10 @@ from seq2seq.checkpoints import Checkpoints, locked, write_json
 from seq2seq.config import Config, own_classes
 from seq2seq.distribution import distribute, is_chief, lost_workers, sums_of_workers, wait_for_workers
 from seq2seq.epochs import (
-    epoch_count,
+    count_batches,
     make_batches,
-    steps_per_epoch,
     training_batches,
+    training_length,
     training_pairs,
     validation_pairs,
 )
@@ -191,8 +191,7 @@ def _begin(config, folder, progress, say, command):
     found = survey_corpus(config, tokenizers, progress, say, warns=say is _discard)
     say_leaks(record, config, tokenizers[0], say)
     sizes = take_vocabularies(config, tokenizers, found, say)
-    steps = steps_per_epoch(config, tokenizers, found)
-    epochs = epoch_count(config, found.pairs, steps)
+    steps, epochs = training_length(config, found.pairs, count_batches(config, tokenizers, found))
     if config.warmup >= steps * epochs:
         say(f"All {steps * epochs:,} updates are warm-up: lower --warmup ({config.warmup})")
     model = build_model(config, tokenizers, steps * epochs)

@@ -292,6 +292,8 @@ def test_a_source_of_several_columns_is_tab_separated_text(inflecting, tsv, tmp_
     refused = seq2seq("translate", inflecting, "--max-length", 4, stdin=lines + b"ab\n")
     message = b"seq2seq: standard input, line 3: expected 2 columns: lemma TAB features, found 1\n"
     assert (refused.returncode, refused.stdout, refused.stderr) == (2, found.stdout, message)
+    empty = seq2seq("translate", inflecting, "--max-length", 4, stdin=lines + b"\t\n\tV\n")
+    assert empty.stdout == found.stdout + b"\n" and empty.stderr.endswith(b"line 4: the lemma is empty\n")
     scored = seq2seq("score", inflecting, stdin=b"ab\tV;PST\ta\nab\ta\nc\t\tb\n")
     assert [line == b"nan" for line in scored.stdout.split()] == [False, True, False]
     wanted = "standard input, line 2: expected lemma TAB features TAB target, found 2 columns"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pipelines import CorpusError, OptionError, open_corpora
-from seq2seq.config import Config, check_option, own_classes, tokenizer_names
+from pipelines.options import tokenizer_names
+from seq2seq.config import Config, check_option, own_classes
 
 
 def test_train_and_load_run_come_from_the_package():

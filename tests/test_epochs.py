@@ -6,7 +6,7 @@ import pytest
 from pipelines import CharTokenizer, ColumnsTokenizer, CorpusError, OptionError, corpus_errors
 from seq2seq.building import configure
 from seq2seq.config import Config
-from seq2seq.epochs import epoch_count, training_pairs, validation_pairs
+from seq2seq.epochs import training_length, training_pairs, validation_pairs
 
 
 @pytest.mark.parametrize(
@@ -15,10 +15,12 @@ from seq2seq.epochs import epoch_count, training_pairs, validation_pairs
 )
 def test_a_corpus_ten_times_as_large_is_trained_on_for_twice_as_many_updates(pairs, batch_size, epochs):
     steps = math.ceil(pairs / batch_size)
-    assert epoch_count(Config(), pairs, steps) == epochs
-    assert epoch_count(Config(epochs=5, usual_updates=4000), pairs, steps) == 5
+    assert training_length(Config(), pairs, steps) == (steps, epochs)
+    assert training_length(Config(epochs=5, usual_updates=4000), pairs, steps) == (steps, 5)
     long = {100: 500, 1000: 20, 10_000: 40, 10_000_000: 1}[pairs]
-    assert epoch_count(Config(usual_updates=2000, usual_epochs=(1, 500)), pairs, steps) == long
+    assert training_length(Config(usual_updates=2000, usual_epochs=(1, 500)), pairs, steps) == (steps, long)
+    halves = training_length(Config(steps_per_epoch=math.ceil(steps / 2)), pairs, steps)
+    assert math.prod(halves) == pytest.approx(steps * epochs, rel=0.05)  # as many updates
 
 
 def test_the_usual_training_lengths_are_those_of_the_benchmarks():
@@ -29,7 +31,7 @@ def test_the_usual_training_lengths_are_those_of_the_benchmarks():
         ("inflection", 1000, 3200),
     ):
         steps = math.ceil(pairs / 64)
-        assert epoch_count(configure(preset), pairs, steps) * steps == updates
+        assert math.prod(training_length(configure(preset), pairs, steps)) == updates
 
 
 def test_the_bounds_of_the_usual_number_of_epochs_are_two_in_their_order():
@@ -38,9 +40,18 @@ def test_the_bounds_of_the_usual_number_of_epochs_are_two_in_their_order():
             Config(usual_epochs=wrong)
 
 
-@pytest.mark.parametrize(("updates", "epochs"), [(1, 1), (14, 5)])
-def test_a_length_in_updates_is_rounded_to_epochs(updates, epochs):
-    assert epoch_count(Config(updates=updates), pairs=3, steps=3) == epochs
+@pytest.mark.parametrize(
+    ("options", "steps", "epochs"),
+    [
+        ({"updates": 1}, 1, 1),  # less than a pass
+        ({"updates": 14}, 3, 5),
+        ({"updates": 14, "steps_per_epoch": 2}, 2, 7),
+        ({"updates": 14, "steps_per_epoch": 100}, 100, 1),
+        ({"epochs": 5, "steps_per_epoch": 2}, 2, 5),
+    ],
+)
+def test_a_length_in_updates_is_rounded_to_epochs(options, steps, epochs):
+    assert training_length(Config(**options), pairs=3, batches=3) == (steps, epochs)
 
 
 def test_weights_draw_from_the_training_side_only(tsv):

@@ -156,10 +156,11 @@ def test_input_feeding_makes_what_attention_found_a_part_of_the_next_input():
 
 
 def test_a_tied_output_is_the_embedding():
-    decoder = Decoder(8, 6, embedding=4, tied=True, attention="dot")
-    run((Encoder(8, 6), decoder))
-    assert [weight.shape for weight in decoder.weights].count((8, 4)) == 1
-    assert not any(weight.shape == (6, 8) for weight in decoder.weights)
+    for size, projected in ((4, True), (6, False)):
+        decoder = Decoder(8, 6, embedding=size, tied=True, attention="dot")
+        run((Encoder(8, 6), decoder))
+        shapes = [weight.shape for weight in decoder.weights]
+        assert shapes.count((8, size)) == 1 and (6, 8) not in shapes and ((6, size) in shapes) == projected
 
 
 def test_dropout_leaves_numbers_out_in_training_only():

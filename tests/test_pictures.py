@@ -8,7 +8,15 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 from pipelines import Survey
-from seq2seq.pictures import COLORS, attention_svg, draw_attention, draw_curves, draw_error_rates, draw_lengths
+from seq2seq.pictures import (
+    COLORS,
+    attention_svg,
+    draw_attention,
+    draw_curves,
+    draw_error_rates,
+    draw_lengths,
+    without_font,
+)
 from seq2seq.translation import Alignment
 
 HISTORY = [
@@ -68,6 +76,10 @@ def test_curves_of_one_epoch_and_nothing_held_out(tmp_path):
     assert [tick for tick in loss.get_xticks() if low <= tick <= high] == [1]
 
 
+def test_characters_that_no_font_has_are_found():
+    assert without_font(alignment(["a", "\U000f0000", "ñ"], ["\U000f0000", "\n"])) == ["\U000f0000"]
+
+
 def test_attention_labels_every_token_and_turns_the_long_ones(tmp_path):
     figure = draw_attention(alignment(["▁Good", " ", "ñ"], ["¿", "▁días", "[END]"]), tmp_path / "attention.png")
     axes, bar = figure.axes
@@ -95,7 +107,9 @@ def test_attention_labels_every_token_and_turns_the_long_ones(tmp_path):
     ],
 )
 def test_attention_takes_any_script_and_no_text_for_a_formula(tmp_path, text):
-    figure = draw_attention(alignment(text, [text, "$\\nothing$", "[END]"]), tmp_path / "attention.png")
+    drawn = alignment(text, [text, "$\\nothing$", "[END]"])
+    figure = draw_attention(drawn, tmp_path / "attention.png")
+    assert set(without_font(drawn)) <= set(text)
     assert labels(figure.axes[0].yaxis)[1] == "$\\nothing$"
     assert labels(figure.axes[0].xaxis) == ["␣" if letter.isspace() else letter for letter in text]
 

@@ -60,7 +60,11 @@ Import = Annotated[
 ]
 BeamWidth = Annotated[int | None, typer.Option(min=1, help="Use beam search with this many hypotheses.")]
 LengthPenalty = Annotated[
-    float | None, typer.Option(min=0, help="Length penalty of beam search: 0 favours short translations, 1 long ones.")
+    float | None,
+    typer.Option(
+        min=0,
+        help="Length penalty of beam search, as in GNMT: 0 favours short translations, larger ones long. Default: 0.6.",
+    ),
 ]
 Search = Annotated[
     str | None,

@@ -255,10 +255,15 @@ def _translate_with_export(folder, texts, beam, lengths, scores):
 
 
 def _with_columns(unit, numbered, names):
-    """Yield the texts of (number, text) pairs, each of which must have the columns that a model expects."""
+    """Yield the texts of (number, text) pairs, each of which must have the columns that a model expects. If there are
+    several, the first must not be empty, unless all are."""
     for number, text in numbered:
-        if len(names) > 1 and (problem := wrong_columns(text, names)):
-            raise CorpusError(f"{unit} {number}: {problem}")
+        if len(names) > 1:
+            problem = wrong_columns(text, names)
+            if not problem and is_blank(text.partition(b"\t")[0]) and not is_blank(text):
+                problem = f"the {names[0]} is empty"
+            if problem:
+                raise CorpusError(f"{unit} {number}: {problem}")
         yield text
 
 
