@@ -256,9 +256,7 @@ def draw_run(
             draw_attention(alignment, drawn[-1])
         if boxes := sorted({character for alignment in alignments for character in without_font(alignment)}):
             some = " ".join(boxes[:5])
-            say(
-                f"the attention pictures have boxes for {some}, as no installed font has them; Noto Sans has most scripts"
-            )
+            say(f"no installed font has {some}, so attention pictures show boxes; Noto Sans has most scripts")
     return drawn
 
 

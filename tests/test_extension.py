@@ -565,3 +565,8 @@ def test_a_configuration_keeps_the_options_of_custom_classes_that_are_not_given_
     assert config.own == {"kernel": 5, "gamma": 2}
     assert _imports_for(config) == ["--import", "coverage:CoverageDecoder", "--import", "focal:FocalLoss"]
     assert _imports_for(config, training=False) == ["--import", "coverage:CoverageDecoder"]
+
+
+def test_a_layer_of_keras_itself_is_no_encoder(tokenizers):
+    with pytest.raises(OptionError, match="encoder=LSTM: put it into a layer of your own"):
+        Seq2Seq(*tokenizers, encoder=keras.layers.LSTM(4))

@@ -344,7 +344,11 @@ def test_to_know_what_a_run_was_trained_on_nothing_is_downloaded(monkeypatch, tm
 
 def test_a_runs_pictures_are_drawn_into_its_folder(trained, copied, monkeypatch):
     model, (folder, change) = trained.model, copied
-    drawn = draw_run(folder, model)
+    said = []
+    with monkeypatch.context() as patched:
+        patched.setattr(pictures, "without_font", lambda alignment: ["क"])
+        drawn = draw_run(folder, model, said.append)
+    assert said == ["no installed font has क, so attention pictures show boxes; Noto Sans has most scripts"]
     names = ["curves.png", "error-rates.png", *(f"attention-{n}.png" for n in range(1, len(drawn) - 1))]
     assert [path.name for path in drawn] == names and len(drawn) > 2
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)

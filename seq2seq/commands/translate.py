@@ -1,5 +1,6 @@
 """`seq2seq translate` and `score`: text, line for line."""
 
+import contextlib
 import functools
 import os
 import sys
@@ -241,7 +242,8 @@ def _translate_with_export(folder, texts, beam, lengths, scores):
 
     def write(lines, done):
         say_oddities(oddities_for_export(translator, lines), unit, done, said)
-        found_each = zip(lines, translator.search(lines, **how), strict=True)
+        with contextlib.nullcontext() if done else without_stderr():  # LiteRT says once what it computes with
+            found_each = zip(lines, translator.search(lines, **how), strict=True)
         for number, (line, hypotheses) in enumerate(found_each, start=done + 1):
             for found in hypotheses:
                 columns = [b"%d" % number] if len(hypotheses) > 1 else []
