@@ -251,6 +251,8 @@ def options_that_change(measure: str, options: Iterable[Mapping[str, Any]], held
     if by_token and any(of.get("copy") for of in options):
         # Copying may add U+FFFD to the target's vocabulary, depending on the source's tokenizer.
         names += ("source_tokenizer",)
+    if held_out and not by_token:  # whose references are written as the model writes
+        names += "normal_form", "lowercase"
     if by_loss:  # which is computed by a custom loss or model, with its options, or with smoothing
         names += "loss", "model", "label_smoothing"
     for of in options:
@@ -345,7 +347,7 @@ def _group_by_setting(records, grid, say):
 
 def _order(value):
     """A sort key: numbers by size, then text."""
-    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, value_text(value))
+    return (0, value) if isinstance(value, (int, float)) else (1, value_text(value))
 
 
 def _options(record):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer
 from pipelines.tokens import REPLACEMENT, UNKNOWN
-from seq2seq.attention import Attention, Encoded, HardAttention, Pointer, rows_by_source
+from seq2seq.attention import Attention, Encoded, HardAttention, Pointer, masked_softmax, rows_by_source
 from seq2seq.contract import encode
 from seq2seq.layers import Decoder, Encoder, Prepared
 
@@ -37,6 +37,14 @@ def test_attention_is_the_published_formula_and_looks_only_where_the_mask_is(kin
         wanted = np.exp(scores) / np.exp(scores).sum()
         np.testing.assert_allclose(found, [*wanted, 0], atol=1e-6)
         np.testing.assert_allclose(c, wanted @ memory[0, :2], atol=1e-6)
+
+
+def test_padding_is_no_part_of_the_mean_and_has_no_weight_in_half_precision_either():
+    memory = tf.constant([[[1.0], [3.0], [9.0]], [[5.0], [5.0], [5.0]]])
+    mask = tf.constant([[True, True, False], [False, False, False]])
+    np.testing.assert_array_equal(Encoded(memory, mask).mean(), [[2], [0]])
+    weights = masked_softmax(tf.constant([tf.float16.min, 3.0], tf.float16), tf.constant([True, False]))
+    assert weights.dtype == tf.float32 and weights.numpy().tolist() == [1, 0]
 
 
 def test_scores_of_one_position_are_not_taken_for_all():

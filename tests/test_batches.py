@@ -94,9 +94,18 @@ def test_an_epoch_resumes_after_the_pairs_that_were_seen(tokenizers, size):
     assert found[2, 0] == whole != found[3, 0]
 
 
+def test_each_window_of_an_epoch_has_an_order_of_its_own():
+    letters = "abcdefghijklmnop"
+    tokenizers, options = [CharTokenizer(letters)] * 2, {"encoding": "ids", "window": 8, "epoch": 0}
+    batches = batch_pairs(in_memory(list(zip(letters, letters, strict=True))), *tokenizers, batch_size=8, **options)
+    first, second = (source.numpy()[:, 0] for source, _ in batches)
+    assert sorted(first + 8) == sorted(second) and (first + 8 != second).any()
+
+
 def test_pairs_are_skipped_only_in_the_order_of_a_given_epoch(tokenizers):
-    with pytest.raises(OptionError, match="skip: needs epoch"):
-        batch_pairs(in_memory(LINES), *tokenizers, skip=4)
+    for skip in (4, tf.constant(0)):
+        with pytest.raises(OptionError, match="skip: needs epoch"):
+            batch_pairs(in_memory(LINES), *tokenizers, skip=skip)
     with pytest.raises(OptionError, match="skip=-1: expected a whole number, at least 0"):
         batch_pairs(in_memory(LINES), *tokenizers, epoch=0, skip=-1)
 
@@ -196,10 +205,21 @@ def test_no_pair_is_lost_repeated_or_mismatched(wanted, number):
     assert sorted(pair for pair in read if pair != (b"", b"")) == sorted(encoded)
 
 
-@pytest.mark.parametrize("size", ["batch_size", "batch_tokens", "window"])
+@pytest.mark.parametrize("size", ["batch_size", "batch_tokens", "longest_source", "window"])
 def test_a_size_below_one_is_refused(tokenizers, size):
     with pytest.raises(OptionError, match=f"{size}=0: expected a whole number, at least 1"):
         batch_pairs(tf.data.Dataset.from_tensors(("a", "A")), *tokenizers, **{size: 0})
+
+
+def test_a_seed_below_zero_is_refused(tokenizers):
+    with pytest.raises(OptionError, match="seed=-1: expected a whole number, at least 0"):
+        batch_pairs(tf.data.Dataset.from_tensors(("a", "A")), *tokenizers, seed=-1)
+
+
+def test_sources_are_in_rising_and_falling_order_by_turns_so_that_neighbours_are_similar():
+    order = _length_order(tf.constant([1, 2, 1, 2, 1, 2]), tf.constant([0, 1, 2, 3, 4, 4]))
+    assert order.numpy().tolist() == [0, 1, 3, 2, 4, 5]
+    assert _length_order(tf.constant([2, 2]), tf.constant([2, 0])).numpy().tolist() == [1, 0]
 
 
 def test_long_texts_are_ordered_by_length_too():

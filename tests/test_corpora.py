@@ -1,3 +1,4 @@
+import collections
 import re
 import resource
 import string
@@ -14,6 +15,7 @@ from pipelines import (
     OptionError,
     Report,
     SubwordTokenizer,
+    Survey,
     WhitespaceTokenizer,
     corpus_errors,
     count_pairs,
@@ -169,7 +171,8 @@ def test_a_pass_up_to_the_limit_is_whole(tsv):
     [
         lambda pairs: split_by_hash(pairs, 0.1, CharTokenizer()),
         lambda pairs: split_last(pairs, 0.1),
-        lambda pairs: sources_in(pairs, pairs, CharTokenizer()),
+        lambda pairs: sources_in(pairs, dataset([("a", "b")]), CharTokenizer()),
+        lambda pairs: sources_in(dataset([("a", "b")]), pairs, CharTokenizer()),
         lambda pairs: survey(pairs, CharTokenizer(), CharTokenizer()),
         count_pairs,
         group_by_source,
@@ -207,6 +210,15 @@ def test_a_survey_counts_pairs_tokens_and_lengths():
     assert found.lengths == ({3: 1, 1: 1}, {1: 1, 5: 1})
     assert [found.length(0, quantile) for quantile in (0, 0.5, 0.51, 1)] == [1, 1, 3, 3]
     assert found.as_dict()["target"] == {"tokens": {"x": 4, "y": 2}, "lengths": {1: 1, 5: 1}}
+
+
+def test_a_survey_is_written_with_any_token_and_its_lengths_in_rising_order():
+    assert Survey().length(0, 0.5) == 0
+    nothing = collections.Counter()
+    tokens, lengths = collections.Counter({b"\xc4": 1, b"\xc3": 2}), collections.Counter({3: 1, 1: 2})
+    found = Survey(3, 7, (tokens, nothing), (lengths, nothing)).as_dict()["source"]
+    assert list(found["tokens"].items()) == [("\\xc3", 2), ("\\xc4", 1)]
+    assert list(found["lengths"].items()) == [(1, 2), (3, 1)]
 
 
 def test_pairs_are_grouped_by_source_in_their_order():

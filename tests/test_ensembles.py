@@ -9,7 +9,7 @@ from command_line import in_process as seq2seq
 from command_line import load_runs
 from conftest import WORDS, save_run
 
-from pipelines import CharTokenizer, OptionError
+from pipelines import CharTokenizer, LetterTokenizer, OptionError
 from pipelines.tokens import END, START
 from seq2seq import BeamSearch, Seq2Seq, ensemble, load_run
 from seq2seq.ensembles import EnsembleDecoder
@@ -143,6 +143,10 @@ def test_models_that_are_no_ensemble_are_refused(model, tokenizers):
         (
             [made("aab", target), Seq2Seq(of_text("aab", normal_form=None), target, units=2)],
             "the same tokens, but a different normal_form",
+        ),
+        (
+            [made("aab", target), Seq2Seq(LetterTokenizer("ab"), target, units=2)],
+            "the same tokens, but CharTokenizer and LetterTokenizer",
         ),
     ):
         with pytest.raises(OptionError, match=said):

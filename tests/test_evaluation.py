@@ -6,6 +6,7 @@ import sys
 import unicodedata
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
@@ -14,7 +15,7 @@ from conftest import WORDS
 from pipelines import CharTokenizer, ColumnsTokenizer, CorpusError, OptionError, SeparatorTokenizer, read_pairs
 from seq2seq import BeamSearch, Evaluation, Seq2Seq, compare, evaluate
 from seq2seq.decoding import LONGEST_SOURCE
-from seq2seq.evaluation import corpus_scores, measure
+from seq2seq.evaluation import check_folder, corpus_scores, measure, scores_by_length
 from seq2seq.metrics import TokenCrossentropy
 
 TRANSLATIONS = [
@@ -113,6 +114,32 @@ def test_any_text_is_one_line_of_the_written_files(tmp_path):
     assert (tmp_path / "references.1.txt").read_text().splitlines() == [f"{line}." for line in lines]
 
 
+def test_tabs_stay_between_the_columns_of_a_source_only(tmp_path):
+    found = dataclasses.replace(evaluation(["a\tb"], [["a\tc"]], ["sol\tV;PST"]), source_columns=2)
+    found.write(tmp_path)
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert written == {"references.0.txt": "a c\n", "sources.txt": "sol\tV;PST\n", "translations.txt": "a b\n"}
+
+
+def test_spaces_around_a_text_are_no_error_of_it():
+    scores = corpus_scores([" a", "b"], [["a"], ["b "]])
+    assert (scores["exact match"], scores["CER"]) == (100, 0)
+
+
+@pytest.mark.parametrize("names", [[".DS_Store"], ["aside-references.0.txt", "aside-sources.txt", ".DS_Store"]])
+def test_hidden_files_and_those_of_a_killed_evaluation_may_be_in_the_folder(tmp_path, names):
+    for name in names:
+        (tmp_path / name).touch()
+    check_folder(tmp_path)
+
+
+@pytest.mark.parametrize("count", [5, 39])
+def test_few_sources_are_one_part_whatever_their_lengths(count):
+    texts = ["a" * length for length in range(1, count + 1)]
+    (part,) = scores_by_length(texts, texts, [[text] for text in texts])
+    assert (part["from"], part["to"], part["texts"], part["chrF"]) == (1, count, count, 100)
+
+
 def test_one_interval_belongs_to_each_figure():
     exact = measure(["a"] * 50 + ["b"] * 50, [["a"]] * 100)["exact match"]
     # Half of 95% of a binomial distribution of 100 draws: 1.96 * 5%.
@@ -150,16 +177,21 @@ def test_compare_tells_a_difference_from_chance():
     almost = [right[0] + "!", *right[1:]]
     better = compare(evaluation(wrong, references), evaluation(right, references))
     assert all(first.p == 1 and second.p < 0.05 for first, second in better.values())
+    assert better["exact match"][1].p == 1 / 1001  # as 30 texts are better and none is worse
     assert [tested.score for tested in better["exact match"]] == [50, 100]
     assert better["WER"][0].score > better["WER"][1].score == 0
     same = compare(evaluation(right, references), evaluation(right, references))
     assert all(tested.p == 1 for row in same.values() for tested in row)
     assert compare(evaluation(right, references), evaluation(almost, references))["exact match"][1].p > 0.05
+    found = evaluation(right, references)
     with pytest.raises(OptionError, match="of the same texts"):
-        compare(evaluation(right, references), evaluation(right[1:], references[1:]))
+        compare(found, evaluation(right[1:], references[1:]))
+    with pytest.raises(OptionError, match="of the same texts"):
+        compare(found, dataclasses.replace(found, references=[[text, "x"] for text in right]))
     with pytest.raises(OptionError, match="the same BLEU tokenizer, not '13a' and, for number 2, 'char'"):
-        other = dataclasses.replace(evaluation(right, references), bleu_tokenizer="char")
-        compare(evaluation(right, references), other)
+        compare(found, dataclasses.replace(found, bleu_tokenizer="char"))
+    with pytest.raises(OptionError, match="trials=0: expected a whole number, at least 1"):
+        compare(found, found, trials=0)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +240,10 @@ def test_any_number_of_evaluations_is_compared_each_with_the_first():
 
 def test_a_letter_is_right_in_whatever_unicode_form(model):
     nfd = [[unicodedata.normalize("NFD", text) for text in those] for those in REFERENCES]
-    assert measure(TRANSLATIONS, nfd) == measure(TRANSLATIONS, REFERENCES)
+    found = evaluation(TRANSLATIONS, REFERENCES)
+    assert measure(TRANSLATIONS, nfd) == found.scores
+    other = dataclasses.replace(found, translations=[unicodedata.normalize("NFD", text) for text in TRANSLATIONS])
+    assert all(first == second for first, second in compare(found, other, trials=9).values())
     accents = corpus_scores([unicodedata.normalize("NFD", "ñandú")], [["ñandú"]])
     assert accents["exact match"] == 100 and accents["CER"] == 0
     pairs = tf.data.Dataset.from_tensor_slices((["n\u0303u", "\xf1u", "x"], ["N\u0303", "\xd1", "X\u0301Z"]))
@@ -232,6 +267,23 @@ def test_a_model_is_evaluated_on_each_source_once_by_all_its_references(model, t
     assert beam.loss == pytest.approx(found.loss) and beam.translations == [
         text.decode() for text in model.translate(["sol", "mar"], BeamSearch(2), max_length=5).numpy()
     ]
+
+
+def test_texts_are_translated_with_the_options_that_are_given_to_evaluate(monkeypatch):
+    calls = []
+
+    def translate(texts, strategy, **how):
+        calls.append((strategy, how))
+        return SimpleNamespace(texts=tf.constant([["N\u0303"]]), stopped=tf.constant([["end"]]))
+
+    monkeypatch.setattr("seq2seq.evaluation._token_figures", lambda model, batches: [1.0, 0.5])
+    model = SimpleNamespace(source_tokenizer=CharTokenizer(), target_tokenizer=CharTokenizer(), translate=translate)
+    options = {"seed": (3, 2), "min_length": 4, "max_length": 5, "batch_size": 6}
+    found = evaluate(model, [("ñ", "Ñ")], "sampling", resamples=7, **options)
+    for strategy, how in calls:  # to trace it, and for the result
+        assert (strategy, how) == ("sampling", options | {"details": True, "scores": False})
+    assert len(calls) == 2 and found.translations == ["Ñ"]
+    assert "bs:7" in found.scores["chrF"].signature.split("|")
 
 
 def test_evaluate_cuts_long_sources_like_score(shared_model):

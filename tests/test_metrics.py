@@ -1,8 +1,11 @@
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
-from seq2seq.metrics import Perplexity, TokenCrossentropy, of_tokens, token_losses
+from pipelines import OptionError
+from seq2seq.config import Config
+from seq2seq.metrics import Perplexity, TokenCrossentropy, make_loss, make_metrics, of_tokens, token_losses
 
 LABELS = np.array([[1, 2], [3, 0]])  # the second row ends in padding
 LOGITS = np.array([[[0.0, 2, 0, 0], [0, 2, 0, 0]], [[0, 0, 0, 2], [0, 5, 0, 0]]])
@@ -53,3 +56,13 @@ def test_crossentropy_and_its_gradient_are_those_of_tensorflow():
         found.append((nats, tape.gradient(nats, logits, of_each)))
     for ours, theirs in zip(*found, strict=True):
         tf.debugging.assert_near(ours, theirs)
+
+
+def test_a_loss_that_smooths_gets_the_label_smoothing_of_the_configuration():
+    config = Config(loss="seq2seq.metrics:TokenCrossentropy", label_smoothing=0.3)
+    assert make_loss(config).label_smoothing == 0.3
+
+
+def test_a_metric_with_the_name_of_a_usual_one_is_refused():
+    with pytest.raises(OptionError, match="metrics=Perplexity: another metric is already called 'perplexity'"):
+        make_metrics(Config(metrics=("seq2seq.metrics:Perplexity",)))

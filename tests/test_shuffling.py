@@ -1,8 +1,9 @@
 import json
 
 import pytest
+import tensorflow as tf
 
-from pipelines import CorpusError, OptionError, Report, damaged_shards, open_corpora, shuffle_corpus
+from pipelines import CorpusError, OptionError, Report, damaged_shards, open_corpora, shuffle_corpus, shuffling
 
 LINES = [f"source {n}\ttarget {n % 7}" for n in range(2000)]
 
@@ -25,6 +26,19 @@ def test_shards_hold_every_pair_once_in_random_order(tsv, tmp_path, format):
     assert [shard["pairs"] for shard in manifest["shards"].values()] == [666, 667, 667]
     assert manifest["lengths"]["target"] == {"8": 2000}
     assert sorted(path.name for path in folder.iterdir()) == sorted([*manifest["shards"], "manifest.json"])
+
+
+def test_a_bucket_gives_back_every_pair_in_its_order_however_often_it_was_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(shuffling, "_BUFFER", 1)
+    bucket, rows = shuffling._Bucket(tmp_path / "bucket"), [[b"a", b"b"], [b"c", b"d"], [b"e", b"f"]]
+    for row in rows:
+        bucket.add(row)
+    assert bucket.buffer == [] and bucket.empty() == rows
+
+
+def test_lengths_are_counted_in_characters_and_listed_in_rising_order(tsv, tmp_path):
+    lengths = shuffle_corpus(tsv("año\tñandú\né\tñandú\n"), tmp_path / "s", shards=1)["lengths"]
+    assert list(lengths["source"].items()) == [("1", 1), ("3", 1)] and lengths["target"] == {"5": 2}
 
 
 def test_the_same_seed_gives_the_same_files(tsv, tmp_path):
@@ -101,8 +115,17 @@ def test_texts_that_tab_separation_cannot_hold_are_refused_and_kept_as_tfrecord(
 
 
 def test_a_first_text_that_begins_with_a_byte_order_mark_keeps_it(tsv, tmp_path):
-    shuffle_corpus(tsv('{"source": "\\ufeffa", "target": "b"}', "bom.jsonl"), tmp_path / "s", shards=1)
-    assert strings(tmp_path / "s") == ["\ufeffa\tb"]
+    shuffle_corpus(tsv('{"source": "\\ufeffa", "target": "b"}\n' * 2, "bom.jsonl"), tmp_path / "s", shards=1)
+    assert strings(tmp_path / "s") == ["\ufeffa\tb"] * 2
+
+
+def test_a_full_disk_is_an_error_of_the_operating_system_whatever_writes(tsv, tmp_path, monkeypatch):
+    def full(path):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(tf.io, "TFRecordWriter", full)
+    with pytest.raises(OSError, match=r"^No space left on device$"):
+        shuffle_corpus(tsv("a\tb\n"), tmp_path / "s", format="tfrecord")
 
 
 @pytest.mark.parametrize("format", ["gzip", "tfrecord"])

@@ -201,12 +201,32 @@ def test_a_narrow_beam_scores_what_it_finds_as_the_model_does():
 
 
 def test_what_is_cut_ranks_below_all_that_ended():
-    # "a" goes on for ever and is likely; END is unlikely at every step.
-    logits = tf.constant([[0.0, 0.0, 0.0, 1.0, 9.0]])
+    # "a" goes on for ever and is likely; END is very unlikely at every step.
+    logits = tf.constant([[0.0, 0.0, 0.0, 1.0, 90.0]])
     hypotheses = search(BeamSearch(3, n_best=3), lambda tokens, _: (tf.repeat(logits, len(tokens), 0), ()), (), [2])
     assert texts(hypotheses) == [[[4, END], [END], [4, 4], [], [], []]]
     assert reasons(hypotheses) == [["end", "end", "limit", "limit", "limit", "limit"]]
     assert hypotheses.scores[0, 2] > hypotheses.scores[0, 0]
+
+
+def test_what_is_cut_is_ranked_by_small_differences_too():
+    scores = {START: [0.01, 0.0], 4: [0.0, 0.0], 5: [0.05, 0.0]}  # of the tokens 4 and 5, which never end
+    table = np.full([6, 6], -99.0, "float32")
+    for token, row in scores.items():
+        table[token, 4:] = row
+    found = search(BeamSearch(2, n_best=2), lambda tokens, _: (tf.gather(table, tokens), ()), (), [2])
+    assert texts(found)[0][:2] == [[5, 4], [4, 4]] and reasons(found)[0][:2] == ["limit", "limit"]
+
+
+def test_a_likely_repetition_does_not_stop_the_search_for_what_ends(monkeypatch):
+    monkeypatch.setattr("seq2seq.decoding.LEAST_REPETITION", 3)
+
+    def step(tokens, t):  # the token 4 is likelier at first, and repeats itself; the other way ends
+        first = tf.constant([[-50.0] * 4 + [0.0, -3.0] + [-50.0] * 4])
+        chosen = tf.where(tokens == 4, 4, tf.where(t < 5, 5 + t, END))
+        return tf.where((t == 0)[:, None], first, tf.one_hot(chosen, 10, 0.0, -50.0)), t + 1
+
+    assert reasons(search(BeamSearch(2, 0.0), step, tf.zeros([1], tf.int32), [7])) == [["end"]]
 
 
 @pytest.mark.parametrize(
@@ -382,6 +402,18 @@ def test_several_samples_of_a_source_are_draws_of_their_own():
     assert len({tuple(ids) for source in five for ids in source}) > 90  # of one text, whatever source and sample
     alone = texts(search(Sampling(3.0, n_best=5), step, state[:1], limits[:1], seeds=[7]))
     assert alone[0] == five[7]
+
+
+def test_samples_of_a_source_do_not_draw_the_same_numbers_at_other_steps():
+    step = lambda tokens, _: (tf.zeros([tf.size(tokens), 30]), ())  # noqa: E731
+    first, second = search(Sampling(n_best=2), step, (), [12], min_length=12).ids.numpy()[0]
+    assert (first[1:] != second[:-1]).any()
+
+
+def test_the_lowest_random_number_draws_no_token_that_is_not_allowed(monkeypatch):
+    monkeypatch.setattr("seq2seq.strategies._uniform", lambda seeds, t: tf.zeros_like(seeds + t, tf.float32))
+    found = search(Sampling(), lambda tokens, _: (tf.zeros([tf.size(tokens), 6]), ()), (), [4], min_length=3)
+    assert texts(found) == [[[4, 4, 4, END]]]
 
 
 def test_all_samples_come_as_often_as_they_are_likely():

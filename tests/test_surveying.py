@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from pipelines import CorpusError, OptionError
+from pipelines import CharTokenizer, CorpusError, OptionError
 from pipelines.tokens import REPLACEMENT
 from seq2seq.building import prepare
 from seq2seq.config import Config
@@ -22,6 +22,13 @@ def test_the_vocabulary_is_of_the_training_side_only(tsv):
     corpus = tsv("".join(f"{c}\tx\n" for c in "abcdefghij"))
     _, (source, _) = survey(Config(str(corpus), split="last", validation_fraction=0.2, units=4))
     assert sorted(source.tokens) == list("abcdefgh")
+
+
+def test_a_small_corpus_counts_as_often_as_training_draws_from_it(tsv):
+    small, large = tsv("a\tx\n", "small.tsv"), tsv("b\ty\n" * 20)
+    config = Config((str(small), str(large)), weights=(1, 1), validation_fraction=0)
+    found = survey_corpus(config, [CharTokenizer()] * 2, None, print)
+    assert found.tokens[0][b"b"] >= 20 and found.tokens[0][b"a"] > 5
 
 
 def test_what_was_read_is_reported_and_unknown_tokens_are_told(tsv):

@@ -14,9 +14,21 @@ from matplotlib.image import imread
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer
 from seq2seq import Seq2Seq, compare, evaluate, load_run, table
+from seq2seq.config import Config
 from seq2seq.pictures import draw_table
-from seq2seq.records import RunError
-from seq2seq.tables import Row, _baseline_row, _test, options_that_change, welch
+from seq2seq.records import Record, RunError
+from seq2seq.tables import (
+    Row,
+    Table,
+    _baseline_row,
+    _options,
+    _order,
+    _test,
+    held_out_by,
+    options_of_held_out,
+    options_that_change,
+    welch,
+)
 
 LABELS = ["units=4", "units=8"]
 MEASURES = ["loss", "accuracy", "chrf", "exact_match"]
@@ -32,6 +44,24 @@ def last_epochs(folder, label, figure):
 def copied(swept, tmp_path):
     """A copy of the sweep, to be changed."""
     return shutil.copytree(swept[0], tmp_path / "copied")
+
+
+def made(run, history="epoch,val_loss\n1,1.0\n", **options):
+    """A run folder that `table` can read, without a model."""
+    run.mkdir(parents=True)
+    (run / "model.keras").touch()
+    (run / "history.csv").write_text(history)
+    (run / "config.json").write_text(json.dumps({"options": {"corpus": "pairs.tsv", **options}}))
+    return run
+
+
+def swept_by_hand(folder, **content):
+    """A sweep of two runs that were not trained."""
+    for units in (16, 4):
+        made(folder / f"units={units}", units=units)
+    content = {"preset": None, "seeds": 1, "trials": None, "options": {}, "checksums": {}, **content}
+    (folder / "sweep.json").write_text(json.dumps({"grid": {"units": [16, 4]}, **content}))
+    return folder
 
 
 def change(run, **options):
@@ -368,12 +398,15 @@ def test_rows_with_another_number_of_seeds_are_named_in_the_note():
 
 
 def test_welch_says_nothing_of_samples_that_do_not_vary():
-    assert math.isnan(welch([1, 1], [2, 2]))
+    assert math.isnan(welch([1, 1], [2, 2])) and math.isnan(welch([1, math.inf], [1, 2]))
     assert welch([1, 1], [1, 1.5]) == pytest.approx(0.5)  # t = 1 with one degree of freedom, of Cauchy's distribution
 
 
 def test_token_figures_depend_on_whatever_changes_the_vocabulary():
     assert "weights" in options_that_change("loss", [{}]) and "weights" not in options_that_change("chrf", [{}])
+    assert "label_smoothing" not in options_that_change("loss", [{}], held_out=False)
+    for held_out in (False, True):  # references are then written as the model writes
+        assert ("lowercase" in options_that_change("chrf", [{}], held_out)) == held_out
     for copies in (False, True):  # which may add a target token, depending on the source's tokenizer
         assert ("source_tokenizer" in options_that_change("loss", [{}, {"copy": copies}])) == copies
 
@@ -384,3 +417,91 @@ def test_token_figures_depend_on_the_settings_of_a_tokenizer_of_ones_own():
     assert "size" not in options_that_change("accuracy", [own | {"target_tokenizer": "char"}])
     for loss in ({"loss": "mine:Loss"}, {"model": "mine:Model"}):  # a model may have a `compute_loss` of its own
         assert {"size", *loss} <= set(options_that_change("loss", [loss | {"size": 3}]))
+
+
+def of_figures(*figures, incomparable=()):
+    """A table with a row for each figure, which is that of two measures."""
+    rows = [Row({}, [Path("run")], [0], "row", {"loss": np.array([x]), "chrf": np.array([x])}) for x in figures]
+    return Table(rows, ["loss", "chrf"], list(incomparable), "", "")
+
+
+def test_the_best_is_the_lowest_or_the_highest_of_the_numbers_that_may_be_compared():
+    found = of_figures(math.nan, 1.0, 3.0, 2.0)
+    assert (found.best("loss"), found.best("chrf")) == (1.0, 3.0)
+    assert of_figures(math.nan, 1.0).best("loss") is None
+    found = of_figures(1.0, 2.0, incomparable=["loss"])
+    assert (found.best("loss"), found.best("chrf")) == (None, 2.0)
+
+
+def test_what_a_format_would_take_for_its_own_is_escaped_and_a_small_p_is_a_bound():
+    found = of_figures(1.0, 2.0)
+    found.rows[0].label = r"a&b%c#d|e$f_{g}\~^"
+    for row, p in zip(found.rows, (0.0009, 0.0011), strict=True):
+        row.p = {"chrf": p}
+    found.rows[1].runs *= 2
+    found.rows[1].figures = dict.fromkeys(found.measures, np.array([1.5, 2.5]))
+    text, md, latex = map(found.text, ("text", "md", "latex"))
+    assert "1.0 (p < 0.001)" in text and "*2.0 ± 0.7 (p = 0.001)" in text
+    assert "1.0 (p $<$ 0.001)" in latex and r"\textbf{2.0} $\pm$ 0.7 (p = 0.001)" in latex
+    assert r"| a&b%c#d\|e$f_{g}\~^ |" in md
+    special = r"\textbackslash{}\textasciitilde{}\textasciicircum{}"
+    assert r"a\&b\%c\#d|e\$f\_\{g\}" + special in latex
+
+
+def test_held_out_pairs_are_those_of_the_validation_files_or_of_a_part_of_the_corpus():
+    digests = {"checksums": {"a": "1"}, "validation_checksums": {"b": "2"}}
+    assert held_out_by(Record({"options": {"corpus": "a", "validation": "b"}, **digests}))[0] == "2"
+    assert held_out_by(Record({"options": {"corpus": "a"}, **digests}))[0] == "1"
+    assert not {"lowercase", "split"} & set(options_of_held_out(Config("a", validation="b")))
+    assert "lowercase" in options_of_held_out(Config("a", split="hash"))
+    assert "lowercase" not in options_of_held_out(Config("a", split="last"))
+
+
+def test_a_table_has_the_measures_of_all_runs_and_needs_one(tmp_path):
+    made(tmp_path / "one", "epoch,val_loss,val_chrf\n1,1.0,50\n", units=4)
+    made(tmp_path / "other", units=8)
+    assert table(tmp_path).measures == ["loss"]
+    made(tmp_path / "none", "epoch,loss\n1,1.0\n", units=16)
+    with pytest.raises(RunError, match="there is no held-out metric that all runs have; name a test corpus"):
+        table(tmp_path)
+
+
+def test_runs_are_ordered_by_number_and_those_that_were_never_whole_are_not_seen(tmp_path):
+    for seed in (10, 9):
+        made(tmp_path / f"seed-{seed}", seed=seed)
+    made(tmp_path / "aside-0123abcd-run", seed=3)
+    record = json.loads((made(tmp_path / "new", seed=4) / "config.json").read_text())
+    (tmp_path / "new" / "config.json").write_text(json.dumps(record | {"plan": {}}))
+    said = []
+    (row,) = table([tmp_path, tmp_path / "new" / ".." / "seed-9"], say=said.append).rows
+    assert (row.seeds, [run.name for run in row.runs]) == ([9, 10], ["seed-9", "seed-10"])
+    assert said == [f"{tmp_path / 'new'}: unfinished, left out"]
+    assert sorted([16, "b", 4, None, 0.5], key=_order) == [0.5, 4, 16, "b", None]
+
+
+def test_the_rows_of_a_sweep_have_its_options_and_order_unless_another_run_is_among_them(tmp_path):
+    folder, other = swept_by_hand(tmp_path / "sweep"), made(tmp_path / "other", units=32, layers=2)
+    change(folder / "units=16", layers=3)  # as if it followed from the number of units
+    assert [row.label for row in table(folder).rows] == ["units=4", "units=16"]
+    labels = [row.label for row in table([folder, other]).rows]
+    assert len(labels) == 3 and all("layers=" in label for label in labels)
+
+
+@pytest.mark.parametrize(("trials", "count"), [(None, 1), (3, 0)])
+def test_a_search_has_tried_as_many_settings_as_it_wanted(tmp_path, trials, count):
+    said = []
+    table(swept_by_hand(tmp_path, trials=trials, grid={"units": [16, 8, 4]}), say=said.append)
+    assert said == [f"{tmp_path}: 1 of the sweep's 3 runs are missing"] * count
+
+
+@pytest.mark.parametrize("length", [60, 61])
+def test_a_setting_is_a_label_if_it_is_short(tmp_path, length):
+    run = made(tmp_path / "one", own={"note": "x" * (length - len("note="))})
+    made(tmp_path / "other")
+    first, _ = table(tmp_path, say=[].append).rows
+    assert first.label == (str(run) if length > 60 else f"note={'x' * 55}")
+
+
+def test_an_averaged_run_is_another_setting_than_that_which_it_was_made_of():
+    record = {"options": {"corpus": "a"}, "averaged": {"run": "b", "epochs": [1, 2]}}
+    assert _options(Record(record))["averaged"] == (1, 2)

@@ -95,6 +95,10 @@ def test_empty_texts_are_one_column_of_padding():
     np.testing.assert_array_equal(CharTokenizer("a").tokenize(["", ""]), [[PADDING], [PADDING]])
 
 
+def test_without_a_vocabulary_every_token_is_unknown():
+    assert WhitespaceTokenizer().tokenize(["nothing"]).numpy().tolist() == [[UNKNOWN]]
+
+
 def test_a_batch_of_single_characters_keeps_its_two_axes():
     assert CharTokenizer("ab").tokenize(["a", "b"]).shape == (2, 1)
 
@@ -129,6 +133,7 @@ def test_what_is_unknown_in_the_source_is_written_for_the_token_of_what_is_unkno
     ids = [[6, 4, 6, END], [4, END, 6, 6], [6, 6, UNKNOWN, 5], [END, 0, 0, 0]]
     unknown = [["ж", "xy"], ["z", ""], ["q", ""], ["z", ""]]
     assert decoded(tokenizer.detokenize(ids[1:2], unknown[1:2])) == ["a"]
+    assert decoded(tokenizer.detokenize([[UNKNOWN, END]], [["q"]])) == ["\ufffd"]
     tokenizer.add_unknown_token()
     written = ["жaxy", "a", "q\ufffdb", ""]
     assert decoded(tokenizer.detokenize(ids, unknown)) == written
@@ -188,6 +193,7 @@ def test_letters_their_marks_and_syllables_of_hangul_are_taken_apart_and_put_tog
     assert tokenizer.lengths(texts).numpy().tolist() == [10, 2, 0, 5]
     assert tokenizer.vocabulary_size == 4 + len(set(itertools.chain.from_iterable(letters)))
     assert decoded(tokenizer.detokenize(tokenizer.tokenize(texts))) == texts
+    assert decoded(LetterTokenizer(normal_form=None).normalize(["e\u0301"])) == ["é"]
     # All syllables, those at the ends of the range included, as Unicode takes them apart.
     syllables = [chr(code) for code in range(0xAC00, 0xD7A4, 97)] + ["힣", "\uabff", "\ud7b0"]
     assert ["".join(decoded(row)) for row in tokenizer.split(tf.constant(syllables))] == [
@@ -245,6 +251,11 @@ def test_any_bytes_can_be_read_and_what_is_written_is_utf8(kind, texts, normal_f
     np.testing.assert_array_equal(tf.reduce_sum(tf.cast(ids > END, tf.int64), axis=1) <= ids.shape[1] - 2, True)
     _, numbers, lengths = tokenizer.count(texts)
     assert sum(numbers) == sum(lengths)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS.values())
+def test_every_kind_folds_case_also_without_a_normal_form(kind):
+    assert decoded(kind(normal_form=None, lowercase=True).normalize(["Straße É"])) == ["strasse é"]
 
 
 def test_lowercase_folds_case_alike_in_all_languages_before_the_normal_form():

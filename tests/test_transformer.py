@@ -7,7 +7,7 @@ from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTok
 from seq2seq import BeamSearch, Decoder, Encoder, Greedy, Seq2Seq, TransformerDecoder, TransformerEncoder
 from seq2seq.attention import Encoded
 from seq2seq.contract import check_contract, encode
-from seq2seq.transformer import MultiHeadAttention, _rotate
+from seq2seq.transformer import Block, MultiHeadAttention, _rotate, _source_positions
 
 TOKENIZERS = CharTokenizer("abcd"), CharTokenizer("dbax")
 
@@ -65,15 +65,19 @@ def test_a_position_is_how_far_apart_two_vectors_are():
     np.testing.assert_allclose(product(3, 5), product(13, 15), atol=1e-5)
     np.testing.assert_allclose(product(0, 0), tf.reduce_sum(one * other, axis=-1), atol=1e-6)
     assert np.abs(product(3, 5) - product(3, 6)).min() > 1e-3
+    turned = _rotate(tf.constant([[[[0.0, 1.0, 0.0, 0.0]]]]), tf.constant([[1]]))
+    angle = 10000**-0.5  # of the second of two pairs of numbers
+    np.testing.assert_allclose(turned, [[[[0, np.cos(angle), 0, np.sin(angle)]]]], atol=1e-6)
 
 
 def test_attention_to_the_source_depends_on_where_a_token_stands():
     keras.utils.set_random_seed(0)
     encoder, decoder = Encoder(8, 8, bidirectional=True), TransformerDecoder(8, units=8, heads=2, layers=1)
     memory = tf.tile(encoder(tf.constant([[4]])).memory, [1, 4, 1])  # the same at each of four places
-    encoded, state = decoder.start(Encoded(memory, tf.ones([1, 4], tf.bool), []), 1)
-    *_, weights = decoder(tf.constant([[2]]), encoded, state, return_attention=True)
-    assert np.ptp(weights) > 1e-3
+    encoded, state = decoder.start(Encoded(memory, tf.ones([1, 4], tf.bool), []), 2)
+    *_, weights = decoder(tf.constant([[2, 2]]), encoded, state, return_attention=True)
+    assert np.ptp(weights[:, 0]) > 1e-3
+    assert np.abs(weights[:, 0] - weights[:, 1]).max() > 1e-3  # and on where the target token stands
 
 
 def test_attention_is_the_published_formula_for_each_head():
@@ -106,6 +110,9 @@ def test_features_are_a_set_of_another_type_and_letters_are_not():
     np.testing.assert_allclose(tf.gather(first, [0, 1, 3, 2]), other, atol=1e-5)
     turned = encoder(tokenizer.tokenize(["ba\tV;PST"])).memory[0]
     assert np.abs(tf.gather(first, [1, 0, 2, 3]) - turned).max() > 1e-3
+    types = encoder.types
+    encoder.take_tokenizers(tokenizer, CharTokenizer("ab"))  # as when the model is loaded
+    assert encoder.types is types
     encoder.types.embeddings.assign_add([[0.0] * 8, [1.0] + [0.0] * 7])
     assert np.abs(first - encoder(tokenizer.tokenize(["ab\tV;PST"])).memory[0]).max() > 1e-3
 
@@ -122,6 +129,27 @@ def test_the_order_of_features_changes_nothing_that_is_written(order):
     model = Seq2Seq(tokenizer, CharTokenizer("ab"), encoder=TransformerEncoder, decoder=TransformerDecoder, **options)
     one, other, of_letters = model.score(sources, ["abab"] * 3).numpy()
     assert one == pytest.approx(other) and one != pytest.approx(of_letters)
+
+
+def test_dropout_is_for_the_result_of_each_sublayer():
+    block, positions = Block(8, 2, None, 1.0, of_decoder=True), tf.constant([[0, 1]])
+    x = tf.reshape(tf.sin(tf.range(16.0)), [1, 2, 8])
+    memory, mask = block.source_attention.project(tf.ones([1, 3, 8]), tf.zeros([1, 3], tf.int32)), tf.ones([1, 3]) > 0
+    encoded = Encoded(tf.ones([1, 3, 8]), mask, [])
+    for training in (True, False):
+        found, *_ = block(x, positions, tf.ones([1, 2, 2]) > 0, None, memory, encoded, training=training)
+        assert np.array_equal(found, x) == training
+
+
+def test_the_hidden_layer_is_four_times_as_large_unless_a_size_is_given():
+    assert [Block(8, 2, size, 0.0).wide.units for size in (None, 10)] == [32, 10]
+
+
+def test_features_stand_before_all_letters_or_after_them():
+    mask, ids = tf.constant([[True] * 4 + [False]]), tf.constant([[4, 6, 5, 6, 0]])
+    in_order = np.array([True] * 6 + [False])
+    assert _source_positions(mask, ids, in_order).numpy().tolist() == [[1, 3, 2, 3, 3]]
+    assert _source_positions(mask, ids, in_order, of_sets=0).numpy().tolist() == [[1, 0, 2, 0, 0]]
 
 
 def test_heads_share_the_units():
