@@ -134,7 +134,7 @@ def _tab_rows(path, columns, sources, report):
             if len(found) == 1 and str(path).endswith(".csv"):
                 problem += " (CSV is not supported; use tabs, without quotes)"
             elif len(found) == 1 and path and number == 1:
-                problem += " (two parallel files are named together: FILE+FILE)"
+                problem += "; two parallel files are named together, FILE+FILE"
             yield number, None, None, problem
         else:
             if not (named or report.unread) and any(found[least:]):

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from pipelines.options import OptionError, extra
-from pipelines.tokens import REPLACEMENT, RESERVED_TOKENS, WHITESPACE, Tokenizer, frequent_tokens
+from pipelines.tokens import REPLACEMENT, RESERVED_TOKENS, WHITESPACE, Texts, Tokenizer, frequent_tokens
 
 
 @keras.saving.register_keras_serializable("pipelines")
@@ -52,6 +52,10 @@ class SubwordTokenizer(Tokenizer):
 
     def join(self, tokens: tf.RaggedTensor) -> tf.Tensor:
         return tf.strings.strip(tf.strings.regex_replace(tf.strings.reduce_join(tokens, axis=1), "▁+", " "))
+
+    def written_form(self, texts: Texts) -> tf.Tensor:
+        """As in `Tokenizer`: normalized, with single spaces."""
+        return tf.strings.strip(tf.strings.regex_replace(self.normalize(texts), f"[{WHITESPACE}▁]+", " "))
 
     def take_vocabulary(self, counts: Mapping[bytes, int], min_frequency: int = 1, max_size: int | None = None) -> None:
         """Train on counted words. The same words make the same model.

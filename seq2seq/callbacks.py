@@ -245,7 +245,7 @@ class WatchSteps(keras.callbacks.Callback):
 
 
 class SaveRun(keras.callbacks.Callback):
-    """A callback that writes the run folder after measured epochs, and checkpoints to resume from in between.
+    """A callback that writes the run folder after measured epochs, and checkpoints to resume from then and in between.
 
     In the list of callbacks, `average` and `watch` must come first. The translations of `probe`, a few texts, are saved
     to check later that a loaded or exported model is the same.
@@ -312,7 +312,7 @@ class SaveRun(keras.callbacks.Callback):
             path.parent.mkdir(exist_ok=True)
             with whole_file(path) as aside, _uncompiled(self.model):
                 self.model.save(aside)
-        kept = kept_epochs(folder)  # later ones are of a run that is being replaced, or from before resuming
+        kept = kept_epochs(folder)  # later ones are from before resuming
         wanted = [number for number in kept if number <= epoch][-count:] if count else []
         for number in kept.keys() - set(wanted):
             kept[number].unlink()
@@ -350,7 +350,7 @@ class SaveRun(keras.callbacks.Callback):
     def _wait(self):
         """Wait until the last checkpoint is written, and report if that failed."""
         if error := self.run.checkpoints.wait():
-            self.say(f"A checkpoint could not be saved ({error}); the previous one is still there")
+            self.say(f"A checkpoint could not be saved ({error}); those saved before are still there")
 
 
 def resources(run: TrainingRun) -> dict[str, Any]:

@@ -139,7 +139,7 @@ class Checkpoints:
 
     def _write(self, number, arrays, facts):
         with whole_file(self.folder / f"{number:012}.npz") as path, path.open("wb") as file:
-            np.savez(file, json.dumps(facts), *arrays)
+            np.savez(file, json.dumps({"arrays": len(arrays), "facts": facts}), *arrays)
         for old in self._paths()[2:]:
             old.unlink()
 
@@ -155,10 +155,12 @@ class Checkpoints:
                     if archive.testzip():
                         continue
                 with np.load(path) as found:
-                    facts, *arrays = (found[f"arr_{number}"] for number in range(len(found)))
-                    return arrays, json.loads(facts.item())
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+                    first, *arrays = (found[f"arr_{number}"] for number in range(len(found)))
+            except Exception:  # `zipfile` raises many kinds
                 continue
+            content = json.loads(first.item())
+            if content["arrays"] == len(arrays):  # if not, the directory of the archive is damaged
+                return arrays, content["facts"]
         if paths:
             raise RunError(f"{self.folder}: no undamaged checkpoint; --overwrite starts from the beginning")
         return None, {}
@@ -168,8 +170,8 @@ class Checkpoints:
         return sorted(self.folder.glob("[0-9]*.npz"), reverse=True)
 
     def remove(self) -> None:
-        """Remove the states and what training began with; then the folder, if nothing else is in it."""
-        for name in ("[0-9]*.npz", "aside-[0-9]*.npz", "begun.keras"):
+        """Remove what training began with, then the states; then the folder, if nothing else is in it."""
+        for name in ("begun.keras", "aside-begun.keras", "[0-9]*.npz", "aside-[0-9]*.npz"):
             for path in self.folder.glob(name):
                 path.unlink()
         with contextlib.suppress(OSError):

@@ -195,8 +195,8 @@ class Config:
     steps_per_epoch: int | None = _option(
         None,
         TRAINING,
-        "Number of updates in an epoch, after which held-out pairs are measured and the model is saved; useful for a "
-        "large corpus. Default: one pass over the corpus, or --updates if that is less.",
+        "Number of updates in an epoch; useful for a large corpus, as the model is measured and saved after epochs. "
+        "Default: one pass over the corpus, or --updates if that is less.",
         _COUNT,
     )
     updates: int | None = _option(
@@ -206,7 +206,7 @@ class Config:
         1400,
         TRAINING,
         "Without --epochs and --updates: this many updates for up to 1,000 pairs, and twice as many for ten times as "
-        "many pairs; in whole epochs, within --usual-epochs.",
+        "many pairs; in whole epochs.",
         _COUNT,
     )
     usual_epochs: tuple[int, ...] = _option(
@@ -285,7 +285,7 @@ class Config:
         choices=("stop", "skip"),
     )
     checkpoint_minutes: float = _option(
-        1.0, TRAINING, "Minutes between checkpoints, which are also saved within an epoch.", {"least": 0}
+        1.0, TRAINING, "Minutes between checkpoints; one more follows each measured epoch.", {"least": 0}
     )
     precision: str = _option(
         "float32",
@@ -368,7 +368,7 @@ class Config:
             wanted = "give a warmup" if self.schedule == "inverse_sqrt" else "set warmup to 0"
             raise OptionError(f"schedule={self.schedule!r} and warmup={self.warmup} cannot be combined; {wanted}")
         if len(self.usual_epochs) != 2 or self.usual_epochs[0] > self.usual_epochs[1]:
-            raise OptionError(f"usual_epochs={self.usual_epochs}: expected two numbers of epochs, the smaller first")
+            raise OptionError(f"usual_epochs={self.usual_epochs}: expected two numbers of passes, the smaller first")
         if len(self.teacher_forcing) > 2:
             raise OptionError(f"teacher_forcing={self.teacher_forcing}: expected one number or two")
 

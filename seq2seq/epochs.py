@@ -53,8 +53,7 @@ def _reorders(config):
 def training_batches(run: TrainingRun, seen: int) -> tf.data.Dataset:
     """The batches of a run after this many pairs, pass after pass: an endless `tf.data.Dataset`."""
     config, source_tokenizer = run.config, run.model.source_tokenizer
-    # In passes over the training set, which epochs need not be: with `steps_per_epoch`, and with `batch_tokens`, as the
-    # number of batches then depends on the order.
+    # Counted in passes over the training set, because an epoch may be shorter or longer.
     begun, skip = divmod(seen, run.pairs)
     always = None if _reorders(config) else training_pairs(config, source_tokenizer)
 
@@ -96,14 +95,17 @@ def _tokens_per_character(pairs, tokenizers):
 def training_length(config: Config, pairs: int, batches: int) -> tuple[int, int]:
     """The number of steps in an epoch and the number of epochs, for a training set of this many pairs and batches.
 
-    An epoch is one pass over the training set, unless `steps_per_epoch` is set or `updates` are fewer.
+    An epoch is one pass over the training set, or has `steps_per_epoch`; but never more steps than the wanted updates.
     """
-    steps = config.steps_per_epoch or min(batches, config.updates or batches)
+    steps = config.steps_per_epoch or batches
     if config.epochs:
         return steps, config.epochs
     if config.updates:
-        return steps, max(1, round(config.updates / steps))
+        steps = min(steps, config.updates)
+        return steps, round(config.updates / steps)
     least, most = config.usual_epochs
     # Ten times as many pairs need more updates, but not ten times as many: see docs/ablations.md.
     updates = config.usual_updates * max(1, pairs / 1000) ** math.log10(2)
-    return steps, max(1, int(min(most * batches, max(least * batches, updates)) / steps))
+    updates = int(min(most * batches, max(least * batches, updates)))
+    steps = min(steps, updates)
+    return steps, updates // steps

@@ -174,8 +174,8 @@ class Decoder(BaseDecoder):
             decoder gets only the encoder's last state.
         input_feeding: whether the attention's result is part of the next step's input (Luong et al. 2015, section 3.3).
             Training then runs step by step, which is several times slower.
-        tied: whether the embedding is also the output's matrix (Press & Wolf 2017, arxiv.org/abs/1608.05859); if its
-            size is not D, after a projection.
+        tied: whether the embedding is also the output's matrix (Press & Wolf 2017, arxiv.org/abs/1608.05859). If its
+            size is not D, outputs are projected first.
         copy: whether the decoder can also copy the source token that attention points at, as in `Pointer`. It then
             needs `take_tokenizers`, and returns log-probabilities as logits.
 

@@ -9,6 +9,7 @@ import errno
 import functools
 import json
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -169,9 +170,14 @@ def finished(folder: Path | str) -> bool | None:
     """
     try:
         content = json.loads(Path(folder, "config.json").read_bytes())
-        return True if "training" in content else False if "plan" in content else None
+        return "training" in content if {"options", "plan"} <= set(content) else None
     except (OSError, ValueError, TypeError, RecursionError):
         return None
+
+
+def resuming(folder: Path | str) -> str:
+    """The command that resumes an unfinished run."""
+    return f"seq2seq train --resume --out {shlex.quote(str(folder))}"
 
 
 def check_finished(folder: Path | str) -> None:
@@ -181,7 +187,7 @@ def check_finished(folder: Path | str) -> None:
         RunError: if the run is unfinished.
     """
     if finished(find_run(folder)) is False:
-        raise RunError(f"{folder}: its training has not ended; the command that began it resumes it")
+        raise RunError(f"{folder}: its training is unfinished; resume it with {resuming(folder)}")
 
 
 def read_history(folder: Path | str) -> list[dict[str, float]]:

@@ -188,11 +188,11 @@ def sample(pairs: tf.data.Dataset, target_tokenizer: Tokenizer) -> dict[str, lis
     are in the form in which the model writes, or `lowercase` would make all of them wrong, and epochs incomparable.
     """
     references = group_by_source(pairs.take(20_000))
+    if not references:
+        return {}
     sources = random.Random(0).sample(list(references), min(500, len(references)))
-    return {
-        source: [text.decode() for text in target_tokenizer.written_form(references[source]).numpy()]
-        for source in sources
-    }
+    written = iter(target_tokenizer.written_form([text for source in sources for text in references[source]]).numpy())
+    return {source: [next(written).decode() for _ in references[source]] for source in sources}
 
 
 def can_measure() -> bool:

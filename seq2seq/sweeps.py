@@ -310,7 +310,7 @@ def _refuse_another(out, record):
         found = [(name, old.get(name), new.get(name)) for name in old | new]
         if other := [f"{name} {was}, not {now}" for name, was, now in found if not fits(name, was, now)]:
             raise RunError(f"{out} holds another sweep ({', '.join(other)}); choose another folder (--out)")
-    elif any(inside.name != "lock" for inside in out.iterdir()):
+    elif {path.name for path in out.iterdir()} - {"lock", "aside-sweep.json"}:
         raise RunError(f"{out} is not empty and holds no sweep; choose another folder (--out)")
 
 
@@ -353,10 +353,12 @@ def _train(config, folder, imports):
 def _epoch(folder):
     """The epoch that a run has reached, as text."""
     try:
+        if finished(folder):
+            return "ending"
         total = read_record(folder).content["plan"]["epochs"]
         rows = (folder / "history.csv").read_text().count("\n") if (folder / "history.csv").exists() else 1
     except (OSError, ValueError, LookupError):
-        return "ending" if finished(folder) else "starting"
+        return "starting"
     return f"epoch {min(rows, total)}/{total}"
 
 

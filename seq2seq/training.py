@@ -18,7 +18,7 @@ from pipelines import CorpusError, OptionError, checksums, corpus_errors, load_c
 from pipelines.options import one_line
 from seq2seq.building import build_model, copy_weights, prepare
 from seq2seq.callbacks import AverageWeights, EndFit, SaveRun, SayEpochs, ScoreTranslations, WatchSteps, resources
-from seq2seq.checkpoints import Checkpoints, locked, write_json
+from seq2seq.checkpoints import Checkpoints, locked, whole_file, write_json
 from seq2seq.config import Config, own_classes
 from seq2seq.distribution import distribute, is_chief, lost_workers, sums_of_workers, wait_for_workers
 from seq2seq.epochs import (
@@ -32,7 +32,7 @@ from seq2seq.epochs import (
 from seq2seq.model import Seq2Seq
 from seq2seq.process import be_reproducible, clocks, deferred_signal, restored_determinism, stop_for
 from seq2seq.progress import TrainingRun
-from seq2seq.records import Record, RunError, finished, read_record
+from seq2seq.records import Record, RunError, find_run, finished, read_record
 from seq2seq.runs import can_measure, compile_model, load_model, load_run, sample
 from seq2seq.surveying import say_leaks, survey_corpus, take_vocabularies
 from seq2seq.tracking import check_trackers, tracked
@@ -65,8 +65,8 @@ def train(
 
     The same call, without `overwrite`, resumes interrupted training from its last checkpoint, and ends with the
     same weights as without the interruption. The checkpoints are in the folder's `unfinished` until training ends.
-    On SIGTERM and SIGINT (Ctrl-C) one more is saved, after the epoch if that has just ended; a second signal stops at
-    once.
+    On SIGTERM and SIGINT (Ctrl-C) one more is saved, after the epoch if that has just ended; the last epoch is ended
+    first. A second signal of the same kind stops at once.
 
     The same configuration gives bit-identical weights on CPUs with the same number of cores and threads, and on a GPU
     with `config.deterministic`.
@@ -140,8 +140,8 @@ def _is_resumed(config, folder, overwrite):
     """Return whether the folder holds an unfinished run to resume. If not, check that a new one may begin there."""
     if overwrite and config is None:
         raise OptionError("config=None: resumes a run; to overwrite one, give a Config")
-    ended = finished(folder)
-    if ended is False and not overwrite:
+    ended, begun = finished(folder), (folder / "unfinished" / "begun.keras").is_file()
+    if ended is False and begun and not overwrite:
         old = read_record(folder).config
         if config is None or config == old:
             return True
@@ -151,6 +151,8 @@ def _is_resumed(config, folder, overwrite):
             f"{folder} holds an unfinished run with other options ({other}); --resume continues it with its own "
             "options, --overwrite starts from the beginning, --out chooses another folder"
         )
+    if ended:
+        Checkpoints(folder / "unfinished").remove()  # of a process that was killed before it had removed them
     if config is None:
         raise RunError(f"{folder}: no unfinished run to resume" + "; its training has ended" * bool(ended))
     if ended and not overwrite:
@@ -158,22 +160,19 @@ def _is_resumed(config, folder, overwrite):
             f"{folder} holds a finished run; --from {folder} trains it further into another folder, --overwrite "
             "replaces it, --out chooses another folder"
         )
-    if ended is None and not _is_empty(folder):
-        raise RunError(f"{folder} is not empty and holds no run; choose another folder (--out)")
+    if ended is False and (folder / "model.keras").exists() and not overwrite:
+        raise RunError(f"{folder} holds part of a run, which cannot be resumed; --overwrite starts from the beginning")
+    inside = {path.name for path in folder.iterdir() if path.name[0] != "."}
+    if ended is None and inside - {"lock", "aside-config.json"}:
+        what = "its config.json is damaged or of another program" if "config.json" in inside else "it holds no run"
+        raise RunError(f"{folder} is not empty, and {what}; choose another folder (--out)")
     return False
-
-
-def _is_empty(folder):
-    """Whether a folder holds nothing, or only what a killed `_begin` may have left."""
-    inside = {path.name.removeprefix("aside-") for path in folder.iterdir() if path.name[0] != "."} - {"lock"}
-    unfinished = folder / "unfinished"
-    if unfinished.is_dir() and {path.name for path in unfinished.iterdir()} <= {"begun.keras"}:
-        inside -= {"unfinished", "survey.json", "config.json"}
-    return not inside
 
 
 def _begin(config, folder, progress, say, command):
     """Survey the corpus and make the model of a new run; write to the folder what `_resume` reads."""
+    if config.warm_start and find_run(config.warm_start).resolve() == folder.resolve():
+        raise OptionError(f"warm_start={config.warm_start!r}: the new run would replace it; choose another --out")
     be_reproducible(config)
     content = {
         "options": dataclasses.asdict(config),
@@ -197,24 +196,25 @@ def _begin(config, folder, progress, say, command):
     model = build_model(config, tokenizers, steps * epochs)
     if old:
         copy_weights(model, old, config.warm_start, sizes)
-    _remove_run(folder)
-    (folder / "unfinished").mkdir(exist_ok=True)
-    model.save(folder / "unfinished" / "begun.keras")
-    write_json(folder / "survey.json", found.as_dict(), indent=1)
     content["plan"] = {"pairs": found.pairs, "steps": steps, "epochs": epochs}
-    write_json(folder / "config.json", content)  # the last, since a folder with this file holds a run
+    _remove_files(folder)
+    write_json(folder / "config.json", content)  # replaces that of an old run, so the folder always holds a run
+    write_json(folder / "survey.json", found.as_dict(), indent=1)
+    begun = folder / "unfinished" / "begun.keras"
+    begun.parent.mkdir(exist_ok=True)
+    with whole_file(begun) as aside:  # the last, since with this file the run can be resumed
+        model.save(aside)
 
 
-def _remove_run(folder):
-    """Remove the files of a run, `config.json` last, as without it nothing shows that the others were a run's."""
+def _remove_files(folder):
+    """Remove the files of a run, except for `config.json`."""
+    Checkpoints(folder / "unfinished").remove()  # the first, as without the others the run could not be resumed
     names = ["model.keras", "probe.json", "history.csv", "survey.json", "diverged.tsv", "curves.png", "error-rates.png"]
-    names += ["attention-*.png", "tensorboard/*/events.*", "epochs/*epoch-*.keras"]
-    for path in itertools.chain(*map(folder.glob, names + [f"aside-{name}" for name in names])):
+    patterns = ["attention-*.png", "tensorboard/*/events.*", "epochs/epoch-*.keras", "epochs/aside-epoch-*.keras"]
+    for path in itertools.chain(*map(folder.glob, [*names, *(f"aside-{name}" for name in names), *patterns])):
         path.unlink()
     with contextlib.suppress(OSError):
         (folder / "epochs").rmdir()
-    Checkpoints(folder / "unfinished").remove()
-    (folder / "config.json").unlink(missing_ok=True)
 
 
 def _resume(folder, given, say, strategy):
@@ -231,8 +231,6 @@ def _resume(folder, given, say, strategy):
             raise CorpusError(f"{other}: this run began with {found}; --resume continues with that")
     config = dataclasses.replace(config, corpus=corpus, validation=validation)
     be_reproducible(config)
-    if not (checkpoints.folder / "begun.keras").is_file():
-        raise RunError(f"{folder} holds part of a run, which cannot be resumed; --overwrite starts from the beginning")
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = load_model(folder, "unfinished/begun.keras")
     try:

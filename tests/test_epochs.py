@@ -36,7 +36,7 @@ def test_the_usual_training_lengths_are_those_of_the_benchmarks():
 
 def test_the_bounds_of_the_usual_number_of_epochs_are_two_in_their_order():
     for wrong in ((8,), (9, 8), (1, 2, 3)):
-        with pytest.raises(OptionError, match=r"usual_epochs=.*: expected two numbers of epochs"):
+        with pytest.raises(OptionError, match=r"usual_epochs=.*: expected two numbers of passes"):
             Config(usual_epochs=wrong)
 
 
@@ -46,7 +46,8 @@ def test_the_bounds_of_the_usual_number_of_epochs_are_two_in_their_order():
         ({"updates": 1}, 1, 1),  # less than a pass
         ({"updates": 14}, 3, 5),
         ({"updates": 14, "steps_per_epoch": 2}, 2, 7),
-        ({"updates": 14, "steps_per_epoch": 100}, 100, 1),
+        ({"updates": 14, "steps_per_epoch": 100}, 14, 1),
+        ({"usual_updates": 14, "usual_epochs": (1, 100), "steps_per_epoch": 100}, 14, 1),
         ({"epochs": 5, "steps_per_epoch": 2}, 2, 5),
     ],
 )

@@ -107,11 +107,17 @@ def test_an_option_that_is_not_allowed_is_told_with_its_file(tmp_path):
 def test_a_run_has_ended_if_its_record_says_so_and_nothing_is_made_of_another(tmp_path):
     (tmp_path / "model.keras").touch()
     assert finished(tmp_path) is None
-    for content, ended in (("{", None), ("[]", None), ('{"options": {}}', None), ('{"plan": {}}', False)):
+    for content, ended in (
+        ("{", None),
+        ("[]", None),
+        ('{"options": {}}', None),
+        ('{"training": {}}', None),
+        ('{"options": {}, "plan": {}}', False),
+    ):
         (tmp_path / "config.json").write_text(content)
         assert finished(tmp_path) is ended
-    with pytest.raises(RunError, match="its training has not ended"):
+    with pytest.raises(RunError, match=f"its training is unfinished; resume it with .* --out {tmp_path}"):
         check_finished(tmp_path)
-    (tmp_path / "config.json").write_text('{"plan": {}, "training": {}}')
+    (tmp_path / "config.json").write_text('{"options": {}, "plan": {}, "training": {}}')
     assert finished(tmp_path) is True
     check_finished(tmp_path)

@@ -320,9 +320,10 @@ def test_what_a_run_and_those_it_started_from_were_trained_on_is_known(copied, t
     old, said = read_record(folder).config, []
     options = {"split": "last", "validation_fraction": 0.5, "warm_start": str(folder), "epochs": 1}
     config = dataclasses.replace(old, corpus=str(tsv("eb\tEB\nee\tEE\nab\tAB\n", "new.tsv")), **options)
-    # In the place of the run that it starts from, whose record it keeps.
-    train(config, folder, overwrite=True, say=said.append)
-    record = read_record(folder)
+    with pytest.raises(OptionError, match=r"warm_start=.*: the new run would replace it; choose another --out"):
+        train(config, folder, overwrite=True)
+    train(config, folder.parent / "further", say=said.append)
+    record = read_record(folder.parent / "further")
     assert [each.config for each in record.lineage()] == [record.config, old] and record.may_have_learned
     tokenizer, asked = CharTokenizer(lowercase=True), read_pairs(tsv("AB\tx\nzz\tx\nEB\tx\n", "asked.tsv"))
     alone = Record({name: value for name, value in record.content.items() if name != "from"})

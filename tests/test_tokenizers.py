@@ -392,6 +392,7 @@ def test_adapting_subwords_again_starts_over():
 def test_long_words_and_few_make_subwords_too():
     tokenizer = SubwordTokenizer()
     tokenizer.adapt(["漢字" * 4000])
+    assert decoded(tokenizer.written_form([" 漢 \u00a0 字½"])) == ["漢 字½"]  # though it knows no ½
     assert decoded(tokenizer.detokenize(tokenizer.tokenize(["漢 字字"]))) == ["漢 字字"]
     tokenizer.adapt(["a"])
     assert decoded(tokenizer.detokenize(tokenizer.tokenize(["a aa"]))) == ["a aa"]

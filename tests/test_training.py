@@ -20,6 +20,7 @@ from seq2seq import Seq2Seq
 from seq2seq.commands.train import progress_callback
 from seq2seq.config import Config
 from seq2seq.evaluation import evaluate
+from seq2seq.process import clocks
 from seq2seq.progress import best_epoch
 from seq2seq.records import RunError, read_record
 from seq2seq.runs import draw_run, held_out_pairs, kept_epochs, load_run
@@ -120,7 +121,7 @@ def test_a_folder_without_a_run_is_not_overwritten(tsv, tmp_path):
     (tmp_path / "mine" / "config.json").write_text("{}")
     config = Config(str(tsv("Go.\tVe.\n")), units=4, epochs=1, **QUICK)
     for overwrite in (False, True):
-        with pytest.raises(RunError, match="mine is not empty and holds no run"):
+        with pytest.raises(RunError, match=r"mine is not empty, and its config\.json is damaged or of another program"):
             train(config, tmp_path / "mine", overwrite=overwrite)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["config.json"]
 
@@ -232,9 +233,9 @@ def test_an_interrupted_training_resumes_and_what_it_took_adds_up(config, tmp_pa
         train(config, tmp_path / "run", callbacks=[Stop()])
     before = time.monotonic() - started
     assert "training" not in read_record(tmp_path / "run").content
-    started = time.monotonic()
+    started = clocks()
     model = train(config, tmp_path / "run", say=said.append)
-    alone = time.monotonic() - started
+    alone, alone_processor = clocks() - started
     assert said[0].startswith(f"Resuming {tmp_path / 'run'} in epoch ") and len(read_history(tmp_path / "run")) == 2
     found = read_record(tmp_path / "run").content["training"]
     pairs = json.loads((tmp_path / "run" / "survey.json").read_text())["pairs"]
@@ -245,7 +246,7 @@ def test_an_interrupted_training_resumes_and_what_it_took_adds_up(config, tmp_pa
     weights = sum(weight.numpy().size for weight in model.trainable_weights)  # and no statistics of training
     assert found["parameters"] == model.count_params() == weights and found["device"]
     assert alone < found["seconds"] < before + alone
-    assert found["processor_seconds"] > 0 and found["peak_memory_mb"] > 100
+    assert found["processor_seconds"] > alone_processor and found["peak_memory_mb"] > 100
 
 
 def test_a_token_budget_and_one_hot_rows_train_too_and_a_copying_model_without_common_tokens(config, tmp_path):

@@ -103,7 +103,7 @@ def evaluate(
             bleu_tokenizer=bleu_tokenizer,
             progress=counter("translated"),
         )
-    _say_oddities(runs, models, found)
+    _say_oddities(runs, models, found.sources, pairs)
     if as_json:
         typer.echo(json_line(found.as_dict(worst) | {"loading_seconds": seconds}))
     else:
@@ -228,7 +228,7 @@ def compare(
         evaluations = [
             measure(model, pairs, strategy, bleu_tokenizer=bleu_tokenizer, progress=shown) for model in models
         ]
-    _say_oddities(folders, models, evaluations[0])
+    _say_oddities(folders, models, evaluations[0].sources, pairs)
     found = test(*evaluations)
     if as_json:
         scores = {name: [tested._asdict() for tested in row] for name, row in found.items()}
@@ -296,10 +296,10 @@ def _pairs(command, runs, models, corpus, given, report):
     return pairs
 
 
-def _say_oddities(runs, models, evaluation):
+def _say_oddities(runs, models, sources, pairs):
     """Report the oddities of each run: sources that it may misread, and references that it cannot write."""
-    sources = [source.encode() for source in evaluation.sources]
-    references = [text for those in evaluation.references for text in those]
+    sources = [source.encode() for source in sources]
+    references = [target.decode() for _, target in pairs.as_numpy_iterator()]
     for run, model in zip(runs, models, strict=True):
         found = Counter(odd for _, odd in set(oddities(model.source_tokenizer, sources))).most_common()
         unknown = [odd for odd, _ in found if odd.endswith(NOT_KNOWN)]
@@ -308,20 +308,24 @@ def _say_oddities(runs, models, evaluation):
                 say(f"{run}: {count:,} of {len(sources):,} sources: {odd}")
         if len(unknown) > MOST_NAMED:
             say(f"{run}: {MORE_UNKNOWN}")
-        written = _as_written(model.target_tokenizer, references)
-        if other := [pair for pair in zip(references, written, strict=True) if pair[0] != pair[1]]:
+        written = zip(references, _as_written(model.target_tokenizer, references), strict=True)
+        if other := [pair for pair in written if len(set(map(_nfc, pair))) > 1]:
             texts = "{!r} (it writes {!r})".format(*(text[:60] for text in other[0]))
             share = f"{len(other):,} of {len(references):,} references"
             say(f"{run}: {share} are not what the model can write, such as {texts}; scores count this as errors")
 
 
 def _as_written(tokenizer, texts):
-    """Texts as a model with this target tokenizer can write them at best, in the Unicode form NFC."""
+    """Texts as a model with this target tokenizer can write them at best."""
     found: list[bytes] = []
     for first in range(0, len(texts), 256):  # few, as each batch is as long as its longest text
         some = texts[first : first + 256]
         found += tokenizer.detokenize(tokenizer.tokenize(some), tokenizer.unknown(some)).numpy().tolist()
-    return [unicodedata.normalize("NFC", text.decode()) for text in found]
+    return [text.decode() for text in found]
+
+
+def _nfc(text):
+    return unicodedata.normalize("NFC", text)
 
 
 def _say_chosen_on(runs, digests):

@@ -1,7 +1,6 @@
 """`seq2seq train`."""
 
 import importlib.util
-import os
 import re
 import sys
 from collections.abc import Collection
@@ -13,6 +12,7 @@ import typer
 from pipelines import OptionError
 from pipelines.files import NAMED_CORPORA
 from pipelines.options import load_classes
+from seq2seq.commands.loading import is_run
 from seq2seq.commands.options import CORPUS_HELP, Import, Preset, with_config_options
 from seq2seq.commands.runs import draw
 from seq2seq.commands.terminal import command_line, counter, is_terminal, say
@@ -75,15 +75,15 @@ def train(  # longer than 60 lines: its signature declares the options
     settings = _configure(corpus, preset, config, resume, given)
     first = settings.corpus if isinstance(settings.corpus, str) else settings.corpus[0]
     folder = out or Path("runs") / (re.sub(r"[^\w-]+", "-", Path(first).name.split(".")[0]).strip("-") or "corpus")
-    begun = folder / "config.json"
-    if resume and corpus and begun.is_file():
-        used = read_record(begun).options["corpus"]
+    if resume and corpus and finished(folder) is False:
+        used = read_record(folder).options["corpus"]
         used = [used] if isinstance(used, str) else used
         if [Path(name).name for name in used] != [Path(name).name for name in corpus]:
             raise OptionError(f"resume continues with the corpus {' '.join(used)}; name no other")
     load_classes("import", imports)
     check_taken(settings, given)
     settings = applicable(settings, given)
+    before = _modified(folder)
     try:
         model = train_run(
             None if resume else settings,
@@ -100,7 +100,8 @@ def train(  # longer than 60 lines: its signature declares the options
         say(f"seq2seq: {error}")
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
-        if finished(folder) is False and (resume or read_record(folder).config == settings):  # and not the old run
+        # Not if it is still the run that was to be overwritten.
+        if finished(folder) is False and not (overwrite and _modified(folder) == before):
             config_of_run = read_record(folder).config
             where = [*(part for name in track or () for part in ("--track", name)), *_imports_for(config_of_run)]
             where += ["--strategy", strategy] * (strategy != "none")
@@ -109,6 +110,12 @@ def train(  # longer than 60 lines: its signature declares the options
         raise
     if is_chief(opened):
         _finish(folder, model)
+
+
+def _modified(folder):
+    """When the `config.json` of a run was written; None without one."""
+    path = folder / "config.json"
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _configure(corpus, preset, config, resume, given):
@@ -131,7 +138,7 @@ def _configure(corpus, preset, config, resume, given):
     else:
         corpus = corpus or ["phrasebook"]
     for name in corpus or ():
-        if name not in NAMED_CORPORA and os.path.isfile(os.path.join(name, "model.keras")):
+        if name not in NAMED_CORPORA and is_run(name):
             raise OptionError(f"{name} is a run folder, not a corpus; --from {name} starts from its weights")
     if corpus:
         options["corpus"] = tuple(corpus)
