@@ -58,6 +58,12 @@ def test_standard_input_is_not_read_by_a_runs_columns_and_this_is_said(capfd):
     reading_as_trained(Path("one"), ["a.txt+b.txt+c.txt"], {})
     said = "parallel files are chosen by the --columns of one, 1,3,2; give --columns for another order\n"
     assert capfd.readouterr().err == said
+    Path("two", "config.json").write_text('{"options": {}}')
+    for corpus in ("-", "a.txt+b.txt"):
+        assert reading_as_trained(Path("two"), [corpus], {}) == {}
+    assert capfd.readouterr().err == ""
+    assert reading_as_trained(Path("one"), ["-"], {"reverse": True}) == {"reverse": True}
+    assert capfd.readouterr().err.endswith("then the target, without --columns of one\n")
     assert reading_as_trained(Path("one"), ["-"], {}) == {}
     said = "standard input is read as all source columns, then the target, without --columns and --reverse of one"
     assert said in capfd.readouterr().err

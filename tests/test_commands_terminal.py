@@ -1,9 +1,12 @@
 import itertools
 import time
+from pathlib import Path
 
+import pytest
 import typer
 from command_line import in_process as seq2seq
 
+from pipelines import OptionError
 from seq2seq.commands import terminal
 
 
@@ -28,16 +31,42 @@ def test_a_state_is_shown_on_a_terminal_only_and_the_next_line_replaces_it(monke
     said, seconds = [], itertools.count()
     monkeypatch.setattr(typer, "echo", lambda text, **_: said.append(text))
     monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    monkeypatch.setenv("COLUMNS", "20")
     count = terminal.counter("pairs read")
     count(7)
     terminal.say("done")
     monkeypatch.setattr(terminal, "is_terminal", lambda: True)
     count(7)
     terminal.say("done")
+    terminal.show("x" * 30)
     monkeypatch.setattr(terminal, "is_terminal", lambda: False)
     for number in range(100):  # seconds
         count(number)
-    assert said == ["done", "\r\033[K7 pairs read", "\r\033[Kdone", "60 pairs read"]
+    assert said == ["done", "\r\033[K7 pairs read", "\r\033[Kdone", "\r\033[K" + "x" * 19, "60 pairs read"]
+
+
+def test_a_file_is_as_it_was_after_the_check_that_it_can_be_written(tmp_path):
+    new, old = tmp_path / "new.png", tmp_path / "old.png"
+    old.write_text("old")
+    for path in (new, old):
+        terminal.check_picture("plot", path)
+    terminal.check_writable("write", tmp_path / "folder", folder=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "old.png"] and old.read_text() == "old"
+    with pytest.raises(OptionError, match="write=/proc: cannot be written: No such file"):
+        terminal.check_writable("write", Path("/proc"), folder=True)
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "said"),
+    [
+        (0, 0.0, "0 translated in 0.0 s; "),
+        (3, 2.0, "3 translated in 2.0 s, 1.5 per second; "),
+        (1030, 2.0, "1,030 translated in 2.0 s, 515 per second; "),
+    ],
+)
+def test_the_speed_is_said_unless_nothing_was_translated(capfd, count, seconds, said):
+    terminal.say_speed(count, seconds, 1.5)
+    assert capfd.readouterr().err == f"{said}loading took 1.5 s\n"
 
 
 def test_json_has_null_for_a_number_that_is_not_finite_and_six_decimals_of_others():

@@ -24,9 +24,11 @@ def test_columns_are_chosen_by_number_or_by_name(read, tsv):
         read(path, columns=("english", "french"))
     with pytest.raises(CorpusError, match=r"line 1: several columns are called 'text'; the columns are 'id', 'text'"):
         read(tsv("id\ttext\ttext\n", "twice.tsv"), columns=("id", "text"))
+    with pytest.raises(CorpusError, match="line 1: no column is called 'id'; the columns are ''"):
+        read(tsv("", "empty.tsv"), columns=("id", "text"))
     with pytest.raises(CorpusError, match=r"line 1: expected columns 1, 5, found 4 columns"):
         read(path, columns=(1, 5))
-    for columns in [(0, 1), (1,), (1, "x")]:
+    for columns in [(0, 1), (1,), (1, "x"), (True, 2), ("x", "")]:
         with pytest.raises(OptionError, match="expected two names or more, or numbers"):
             read(path, columns=columns)
 
@@ -63,6 +65,7 @@ def test_all_columns_but_the_last_are_the_source(read, tsv, tmp_path):
     assert read(tmp_path / "rows.tfrecord", columns=names) == INFLECTED
     joined = tsv("".join(f"{source}\t{target}\n" for source, target in INFLECTED), "joined.tsv")
     assert read(joined, source_columns=("lemma", "features")) == INFLECTED
+    assert read(tsv("a\tb\tc\td\n", "four.tsv"), source_columns=("x", "y", "z")) == [("a\tb\tc", "d")]
     pairs = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*INFLECTED, strict=True))))
     assert read(pairs, source_columns=("lemma", "features")) == INFLECTED
 
@@ -98,7 +101,7 @@ def test_a_source_of_other_columns_is_refused_by_its_line(read, tsv, tmp_path):
 def test_json_lines_are_read_by_their_keys(read, tsv):
     lines = [json.dumps({"source": s, "target": t, "es": t}, ensure_ascii=False) for s, t in PAIRS]
     path = tsv("\n".join(lines), "pairs.jsonl")
-    assert read(path) == PAIRS
+    assert read(path) == read(tsv("\n\n".join(lines), "pairs.ndjson")) == PAIRS  # an empty line is no fault
     assert read(path, columns=("source", "es")) == PAIRS
     assert read(tsv('{"source": "two\\tcolumns", "target": "two\\nlines"}', "tab.jsonl")) == [
         ("two\tcolumns", "two\nlines")
@@ -144,10 +147,11 @@ def test_an_array_of_json_is_refused_with_a_command_that_converts_it(read, tsv):
 
 
 def test_json_nested_too_deep_is_a_bad_line(read, tsv):
-    path = tsv("[" * 100_000 + '\n{"source": "a", "target": "b"}', "deep.jsonl")
-    assert read(path, on_bad_line="skip") == [("a", "b")]
-    with pytest.raises(CorpusError, match="line 1: not JSON"):
-        read(path)
+    for deep in ("[", '{"a":'):
+        path = tsv(deep * 100_000 + '\n{"source": "a", "target": "b"}', "deep.jsonl")
+        assert read(path, on_bad_line="skip") == [("a", "b")]
+        with pytest.raises(CorpusError, match="line 1: not JSON"):
+            read(path)
     (path.parent / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(CorpusError, match=r"manifest\.json: cannot be read"):
         read(path.parent)
@@ -177,6 +181,10 @@ def test_parallel_files_are_read_side_by_side(read, tsv):
         read(f"{source}+{longer}")
     with pytest.raises(CorpusError, match=r"d\.es has 5 lines and .*c\.en 3"):
         read(f"{longer}+{source}")
+    other = tsv("1\n2\n3\n", "e.es")
+    with pytest.raises(CorpusError, match="line 2: the source is empty"):
+        read(f"{source}+{other}")
+    other.unlink()
     with pytest.raises(CorpusError, match="1 and 2 files; expected the same number of each"):
         read(f"{source}+{source.parent}/*.es")
 
@@ -231,13 +239,17 @@ def test_an_error_of_tensorflow_is_reported_in_its_words_without_its_internals(r
 def test_records_that_lack_a_text_are_named_and_can_be_skipped(read, tmp_path):
     path, report = tmp_path / "a.tfrecord", Report()
     with tf.io.TFRecordWriter(str(path)) as file:
-        for record in (example(source="a", target="b"), example(source="a"), b"\0", example(source="c", target="d")):
+        whole = [example(source=source, target=target) for source, target in ("ab", "cd")]
+        two = tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"a", b"b"]))
+        features = tf.train.Features(feature={"source": two, "target": two})
+        twice = tf.train.Example(features=features).SerializeToString()
+        for record in (whole[0], example(source="a"), b"\0", twice, whole[1]):
             file.write(record)
     with pytest.raises(CorpusError, match=r"a\.tfrecord, record 2: expected one text .* keys 'source', 'target'"):
         read(path)
     assert read(path, report, on_bad_line="skip") == [("a", "b"), ("c", "d")]
     assert [message.partition(":")[0] for message in report.first["wrong columns"]] == [
-        f"{path}, record {number}" for number in (2, 3)
+        f"{path}, record {number}" for number in (2, 3, 4)
     ]
 
 

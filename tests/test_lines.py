@@ -11,7 +11,7 @@ import zipfile
 
 import pytest
 from conftest import PAIRS, TSV
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines import CorpusError, checksums
@@ -24,6 +24,10 @@ def test_text_is_read_plain_gzipped_and_from_a_zip(read, tsv, tmp_path):
         archive.writestr("folder/pairs.tsv", TSV)
     for path in (plain, packed, tmp_path / "one.zip", tmp_path / "one.zip/folder/pairs.tsv"):
         assert read(path) == PAIRS
+    with zipfile.ZipFile(tmp_path / "records.zip", "w") as archive:
+        archive.writestr("pairs.tfrecord", b"")
+    with pytest.raises(CorpusError, match=r"records\.zip/pairs\.tfrecord: TFRecord is read .* not from a zip"):
+        read(tmp_path / "records.zip")
 
 
 def test_bzip2_and_xz_are_read(read, tsv, tmp_path):
@@ -135,12 +139,15 @@ def test_a_gzip_that_is_cut_short_says_how_far_it_came(read, tsv, cut):
 def test_only_lf_ends_a_line_with_any_cr_before_it(tsv):
     path = tsv("\ufeffa\r\r\n\n\rb\vc\x85\u2028\0\n d ".encode())
     assert [line.decode() for _, line in read_lines(path)] == ["a", "", "\rb\vc\x85\u2028\0", " d "]
+    assert list(read_lines(tsv("a\rb\nc\n"))) == [(1, b"a\rb"), (2, b"c")]
+    assert list(read_lines(tsv("a\r"))) == [(1, b"a")]
 
 
 BREAKS = st.sampled_from("\t\n\v\f\r\x1c\x1d\x1e\x1f\x85\u2028\u2029")
 
 
 @settings(deadline=None, max_examples=200)
+@example("a\r\nb")
 @given(st.text(st.one_of(BREAKS, st.characters(codec="utf-8"))))
 def test_any_text_stands_in_one_column_of_one_line(text):
     line = as_line(text.encode()).decode()

@@ -1,6 +1,10 @@
+import io
+import itertools
 import json
+import math
 import re
 import shutil
+import string
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -25,7 +29,7 @@ from seq2seq import BeamSearch
 from seq2seq.commands.loading import oddities, oddities_for_export
 from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.onnx_exporting import describe_tokenizer
-from seq2seq.onnx_runtime import Tokenizer, Translator
+from seq2seq.onnx_runtime import END, START, Hypothesis, Tokenizer, Translator, log_sum_exp, main
 
 SAMPLE = [
     "Straße und Weg; ½ ﬁx",
@@ -247,6 +251,8 @@ def test_options_that_contradict_each_other_are_refused(exported_onnx):
     for texts, options, message in (
         ("sol", {}, r"texts: expected a list of texts; for a single one, \[text\]"),
         (["sol"], {"n_best": 2}, "n_best=2: expected 1 or more, and at most the beam's width, 1"),
+        (["sol"], {"n_best": 0}, "n_best=0: expected 1 or more, and at most the beam's width, 1"),
+        (["sol"], {"min_length": 3, "max_length": 2}, "max_length=2: expected 3 or more"),
         (["sol"], {"beam_width": 0}, "n_best=1: expected 1 or more, and at most the beam's width, 0"),
         (["sol"], {"max_length": 0}, "max_length=0: expected 1 or more"),
     ):
@@ -292,3 +298,131 @@ def test_long_texts_are_translated_a_few_at_a_time(exported_onnx, monkeypatch):
     found = translator.translate(texts, max_length=1, batch_size=400)
     assert len(found) == 400 and found[100:] == ["S"] * 300
     assert sum(sizes) == 90_900 and max(sizes) <= 2**16 and len(sizes) <= 4
+
+
+class Chain:
+    """Both graphs of a model whose next token depends on the last one only, and at the start on the source's first.
+    The attention is the source's ids times that of the token."""
+
+    def __init__(self, size, following, attentive):
+        self.scores = np.full([size, size], -9, np.float32)
+        for before, after in following:
+            self.scores[before, after] = 0
+        self.inputs, self.attentive, self.taken = ["token", "encoded_source"], attentive, 0
+
+    def __call__(self, tensors):
+        if "token" not in tensors:
+            self.steps = tensors["steps"]
+            return {"encoded_source": tensors["source"]}
+        self.taken += 1
+        token, source = tensors["token"], tensors["encoded_source"]
+        source = np.repeat(source, len(token) // len(source), axis=0)
+        found = {"logits": self.scores[np.where(token == START, source[:, 0], token)]}
+        return found | ({"attention": source * token[:, None]} if self.attentive else {})
+
+
+@pytest.fixture
+def chain():
+    """A function that makes a translator of letters from texts in which each token follows the last; "." is END."""
+
+    def make(*texts, tokens=string.ascii_lowercase, attentive=True):
+        translator = Translator.__new__(Translator)
+        translator.source = translator.target = Tokenizer({"kind": "characters", "tokens": list(tokens)})
+        ids = [[END if token == "." else translator.target.ids[token] for token in text] for text in texts]
+        following = [pair for each in ids for pair in itertools.pairwise(each)]
+        graph = Chain(len(translator.target.tokens), following, attentive)
+        translator.encoder = translator.decoder = graph
+        translator.limit, translator.longest_source, translator.steps = 1.0, 9, math.inf
+        translator.one_by_one = False
+        return translator
+
+    return make
+
+
+@pytest.mark.parametrize("how", [{}, {"beam_width": 1}], ids=["greedy", "beam"])
+def test_an_exported_search_ends_by_itself_at_a_limit_or_when_phrases_of_up_to_eight_tokens_repeat(chain, how):
+    translator = chain("b.cc", "aa", "defghijkd", "lmnopqrstl")  # nothing follows END, whatever its scores are
+    for options, lengths in (
+        ({"max_length": 30}, [1, 17, 24, 30]),
+        ({"max_length": 40}, [1, 21, 28, 40]),
+        ({"max_length": 30, "min_length": 25}, [25, 25, 25, 30]),
+    ):
+        found = [one for (one,) in translator.search(["b", "a", "d", "l"], **options, **how)]
+        assert [len(one.ids) for one in found] == lengths
+        why = "repetition" if "min_length" in options else "end"
+        assert [one.stopped for one in found] == [why, "repetition", "repetition", "limit"]
+        assert found[0].ids[-1] == (END + 1 if "min_length" in options else END)
+        assert found[3].text == ("mnopqrstl" * 5)[: lengths[3]]
+
+
+@pytest.mark.parametrize("how", [{}, {"beam_width": 1}], ids=["greedy", "beam"])
+def test_the_limit_of_an_exported_search_follows_from_what_is_read_of_the_source(chain, how):
+    translator = chain("lmnopqrstl")
+    translator.limit = 0.7
+    texts = ["lll", "l", "l" * 9, "l" * 50]
+    lengths = [len(found.ids) for (found,) in translator.search(texts, **how)]
+    assert lengths == [21, 18, 29, 29] and translator.encoder.steps == 29
+    translator.steps = 20
+    assert [len(found.ids) for (found,) in translator.search(texts, **how)] == [20, 18, 20, 20]
+    translator = chain("b.")
+    assert translator.translate(["b"], **how) == [""] and translator.decoder.taken == 1
+
+
+def test_the_beam_of_an_export_goes_on_while_a_longer_text_may_be_ranked_higher(chain):
+    translator = chain("a.", "abcdefghijk.")
+    ((found,),) = translator.search(["a"], beam_width=2)
+    assert (found.text, found.stopped, len(found.ids)) == ("bcdefghijk", "end", 11)
+    assert found.ranked_by == pytest.approx(found.score / ((5 + 11) / 6) ** 0.6, rel=1e-5)
+    translator.decoder.taken = 0
+    assert translator.translate(["a"], beam_width=2, length_penalty=0.0) == [""] and translator.decoder.taken == 1
+    np.testing.assert_allclose(log_sum_exp(np.float32([[1000, 1000]])), 1000 + math.log(2), rtol=1e-6)
+
+
+def test_a_beam_of_an_export_that_finds_too_few_different_texts_has_empty_places(chain):
+    found = chain(tokens="ab").search(["a"], beam_width=5, n_best=5, min_length=1, max_length=1)
+    assert [(one.text, one.stopped, one.ids) for one in found[0]] == [
+        ("a", "limit", [4]),
+        ("b", "limit", [5]),
+        *[("", "limit", [])] * 3,
+    ]
+    assert all(one.score == one.ranked_by == -math.inf for one in found[0][2:])
+    translator = chain(tokens=["a", "b", "ab", "c"])
+    for before, after, score in ((7, 6, 0), (7, 4, 0), (7, 5, -1), (6, END, 0), (4, 5, 0), (5, END, 0)):
+        translator.decoder.scores[before, after] = score
+    found = translator.search(["c"], beam_width=4, n_best=2)
+    assert [one.text for one in found[0]] == ["ab", "b"]  # though the second best is another "ab"
+    same = [(-1.0, -0.5, 0, [6, END]), (-2.0, -1.0, 0, [4, 5, END]), (-3.0, -2.0, 1, [4])]
+    empty = Hypothesis("", -math.inf, -math.inf, "limit", [])
+    best, other = Hypothesis("ab", -1.0, -0.5, "end", [6, END]), Hypothesis("a", -3.0, -2.0, "limit", [4])
+    assert translator._different([], same, 3) == [best, other, empty]
+    assert translator._different([], same, 1) == [best]
+
+
+def test_an_export_copies_the_unknown_tokens_of_each_source(chain):
+    translator = chain("a\ufffd\ufffd", tokens="ab\ufffd")
+    for how in ({}, {"beam_width": 1}):
+        assert translator.translate(["abжé", "aжb", "a"], max_length=2, **how) == ["жé", "ж", ""]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_attention_of_an_export_is_that_of_each_step_for_what_is_read_of_the_source(chain, padded):
+    translator = chain("a.")
+    translator.one_by_one = padded
+    np.testing.assert_array_equal(translator.attention("ab", [4, 5, END]), [[8, 10], [16, 20], [20, 25]])
+    assert translator.encoder.steps == 3
+    assert translator.attention("ab", []).shape == (0, 2) and translator.encoder.steps == 1
+    assert translator.attention("", [END]).shape == (1, 1) and translator.attention("a" * 50, [END]).shape == (1, 9)
+    assert chain("a.", attentive=False).attention("ab", [4, END]) is None
+
+
+def test_the_script_of_an_export_writes_a_line_for_each_argument_or_line(monkeypatch, capsys):
+    read = []
+    echo = SimpleNamespace(translate=lambda texts: read.extend(texts) or ["x\ny", ""])
+    monkeypatch.setattr("seq2seq.onnx_runtime.Translator", lambda folder: echo)
+    monkeypatch.setattr("sys.argv", ["translator.py", "a b", ""])
+    main()
+    monkeypatch.setattr("sys.argv", ["translator.py"])
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b" a \r\n\nb\r")))
+    main()
+    assert read == ["a b", "", b" a ", b"", b"b"]
+    assert capsys.readouterr().out == "x y\n\n" * 2

@@ -7,7 +7,7 @@ import pytest
 from pipelines import OptionError
 from seq2seq import InverseSqrt
 from seq2seq.config import Config
-from seq2seq.optimizers import make_optimizer, optimizers
+from seq2seq.optimizers import make_optimizer, optimizers, takes
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,7 @@ from seq2seq.optimizers import make_optimizer, optimizers
             {"schedule": "cosine", "warmup": 4},
             [0, 0.025, 0.05, 0.075, *(0.05 * (1 + math.cos(math.pi * step / 6)) for step in range(7))],
         ),
+        ({"schedule": "cosine", "warmup": 20}, [0.005 * step for step in range(10)]),
         ({"schedule": "inverse_sqrt", "warmup": 4}, [0.025, 0.05, 0.075, *(0.2 / n**0.5 for n in range(4, 11))]),
     ],
 )
@@ -49,6 +50,9 @@ def test_an_option_reaches_the_optimizers_that_take_it_and_others_are_refused():
     assert make_optimizer(Config(optimizer="muon", beta_2=0.98), 1).adam_beta_2 == 0.98
     adam, adamw = (make_optimizer(Config(optimizer=name), 1) for name in ("adam", "adamw"))
     assert (adam.beta_2, adam.weight_decay, adamw.weight_decay) == (0.999, None, 0.004)
+    assert make_optimizer(Config(optimizer="adamw", weight_decay=0.0), 1).weight_decay == 0.0
+    assert [make_optimizer(Config(clip_norm=norm), 1).global_clipnorm for norm in (0.5, None)] == [0.5, None]
+    assert [takes(name, "beta_2") for name in ("Adam", "muon", "rmsprop", "none such")] == [True, True, False, False]
     with pytest.raises(OptionError, match=r"beta_2=0\.9: optimizer='sgd': expected 'adam', "):
         make_optimizer(Config(optimizer="sgd", beta_2=0.9), 1)
     for options in ({"beta_2": 1.0}, {"weight_decay": -0.1}):

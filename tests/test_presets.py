@@ -29,6 +29,8 @@ def test_an_architecture_that_is_given_overrules_the_presets_and_decides_on_what
     assert "epochs" not in usual_options("tutorial", {"updates": 3})
     length = {"usual_updates": 3200, "usual_epochs": (8, 400)}
     assert usual_options("inflection", {}).items() >= length.items()
+    both = usual_options("subword", {"architecture": "transformer"})
+    assert both["units"] == usual_options("default", {"architecture": "transformer"})["units"] and both["tied"]
     with pytest.raises(OptionError, match=r"architecture='transfomer'.*did you mean 'transformer'"):
         usual_options("default", {"architecture": "transfomer"})
 
@@ -76,6 +78,8 @@ def test_the_tutorial_preset_is_the_tutorial():
     [
         ("I saw him there.\tLo vi ahí.\n", SUBWORD_PAIRS - 1, "default"),
         ("saw\tS AO\n", SUBWORD_PAIRS, "default"),
+        ("saw him\tlo vi ahí\n", SUBWORD_PAIRS, "default"),
+        ("I saw him\tlo vi\n", SUBWORD_PAIRS, "subword"),
         ("我在那里看见他了。\tLo vi ahí.\n", SUBWORD_PAIRS, "default"),
     ],
 )
@@ -89,19 +93,26 @@ def test_a_preset_is_chosen_by_what_is_read(tsv):
     assert choose_preset(Config(str(path), columns=(1, 3))) == "default"
     assert choose_preset(Config(str(path), columns=(2, 3), limit=SUBWORD_PAIRS - 1)) == "default"
     assert choose_preset(Config(str(path), columns=(2, 3), target_tokenizer="whitespace")) == "default"
+    assert choose_preset(Config(str(path), columns=(2, 3), source_tokenizer="whitespace")) == "default"
     assert choose_preset(Config(str(path), columns=(2, 1, 3))) == "default"
-    assert choose_preset(Config(str(path), columns=(2, 3)), {"source_tokenizer": "char"}) == "default"
+    assert choose_preset(Config("-")) == "default"  # and nothing of standard input is read
+    for given in ("source_tokenizer", "target_tokenizer"):
+        assert choose_preset(Config(str(path), columns=(2, 3)), {given: "char"}) == "default"
 
 
 def test_an_option_that_is_given_replaces_those_that_it_excludes():
     assert without_excluded({"split": "last", "validation_fraction": 0.2}, {"validation": ("dev.tsv",)}) == {}
     assert without_excluded({"epochs": 40, "units": 8}, {"updates": 100}) == {"units": 8}
     assert without_excluded({"epochs": 40}, {"updates": None}) == {"epochs": 40}
-    assert without_excluded({"epochs": 40, "units": 8}, {"usual_updates": 100}) == {"units": 8}
+    length = {"epochs": 40, "updates": 100, "units": 8}
+    for given in ({"usual_updates": 100}, {"usual_epochs": (1, 9)}):
+        assert without_excluded(length, given) == {"units": 8}
+    assert without_excluded({"validation": ("dev.tsv",)}, {"validation_fraction": 0.1}) == {}
     assert without_excluded({"batch_tokens": 4000}, {"batch_size": 8}) == {}
     assert without_excluded({"columns": (1, 2), "reverse": True}, {"columns": (2, 1)}) == {"columns": (1, 2)}
     apart = {"validation": ("dev.tsv",), "validation_fraction": 0.0}
     assert without_excluded(apart, {"split": "last"}) == {}
+    assert without_excluded(apart, {"units": 8}) == apart
     assert without_excluded({"validation_fraction": 0.0}, {"split": "last"}) == {"validation_fraction": 0.0}
 
 
@@ -109,7 +120,8 @@ def test_a_warm_start_keeps_to_the_columns_and_the_direction_but_not_to_the_corp
     options = dataclasses.asdict(Config("pairs.tsv", columns=(1, 3), reverse=True, units=8, limit=9, epochs=3))
     kept = warm_options(options)
     assert (kept["columns"], kept["reverse"], kept["units"]) == ((1, 3), True, 8)
-    assert not {"corpus", "limit", "epochs"} & kept.keys()
+    assert not {"corpus", "limit", "epochs", "steps_per_epoch"} & kept.keys()
+    assert not {"updates", "usual_updates", "usual_epochs"} & kept.keys()
 
 
 def test_the_help_of_the_command_line_tells_the_presets_as_they_are():
@@ -130,13 +142,18 @@ def test_a_setting_is_read_as_on_the_command_line_or_as_json():
         "kernel=null": None,
         "kernel=None": None,
         "kernel=[3, 5]": (3, 5),
+        "kernel=NaN": "NaN",
+        "kernel=same": "same",
+        " attention = dot": "dot",
     }
     assert [parse_setting(text, of_config=True)[1] for text in texts] == list(texts.values())
-    assert parse_setting("clip-norm=1", of_config=True)[0] == "clip_norm"
+    for text in ("clip-norm=1", "--clip-norm=1", " clip_norm = 1"):
+        assert parse_setting(text, of_config=True) == ("clip_norm", 1.0)
     assert parse_setting("weights=0.5", of_config=True) == ("weights", (0.5,))
     assert parse_setting("weights=0.5", of_config=False) == ("weights", 0.5)  # of a strategy
     for text, message in (
         ("units", "set='units': expected NAME=VALUE"),
+        ("my units=3", "set='my units=3': expected NAME=VALUE"),
         ("units=many", "units='many': expected a whole number, at least 1"),
         ("units=0", "units=0: expected a whole number, at least 1"),
     ):

@@ -16,8 +16,13 @@ def test_an_epoch_that_was_measured_stays_one_if_training_ends_early(tmp_path):
     run = TrainingRun(tmp_path, Config("pairs.tsv", monitor="val_loss"), {}, None, None, pairs=1, steps=1, epochs=100)
     run.history = [{"epoch": number, "val_loss": abs(27 - number)} for number in range(1, 51)]
     assert run.kept() == 27 and not run.measures(50)
+    assert list(filter(run.measures, range(1, 10))) == [1, 3, 6, 9]
+    run.config = Config("pairs.tsv", monitor=None)
+    assert run.kept() == 48
     run.epochs = 50
-    assert run.kept() == 27 and run.measures(50)
+    assert run.kept() == 50 and run.measures(50)
+    run.config = Config("pairs.tsv", monitor="val_loss")
+    assert run.kept() == 27
 
 
 @pytest.mark.parametrize(

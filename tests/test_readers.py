@@ -63,6 +63,7 @@ def test_a_file_that_vanishes_while_others_are_read_is_named(tsv, tmp_path):
 def test_cleaning_leaves_out_and_reports_by_reason(read, tsv):
     path = tsv(
         b"Go.\tVe.\nno tab\n\tempty\nbad\t\xff\nGo.\tVe.\nmuch too long a source\tshort\na\tnot alike\nHi.\tHola.\n"
+        b"\tempty\nshort\tmuch too long a target\n"
     )
     report = Report()
     options = {"on_bad_line": "skip", "max_length": 20, "max_ratio": 5, "drop_duplicates": True}
@@ -70,14 +71,15 @@ def test_cleaning_leaves_out_and_reports_by_reason(read, tsv):
     assert report.pairs == 2
     assert report.dropped == {
         "wrong columns": 1,
-        "empty side": 1,
+        "empty side": 2,  # which are faults, even if read before
         "invalid UTF-8": 1,
         "duplicate": 1,
-        "too long": 1,
+        "too long": 2,
         "length ratio": 1,
     }
-    assert str(report).startswith("6 of 8 pairs left out\n")
+    assert str(report).startswith("8 of 10 pairs left out\n")
     assert f"    {path}, line 7: 1 to 9 characters" in str(report).splitlines()
+    assert read(tsv("abcd\tx\nx\tabcd\n", "exact.tsv"), max_length=4, max_ratio=4) == [("abcd", "x"), ("x", "abcd")]
     with pytest.raises(CorpusError, match=r"line 2: .*no tab"):
         read(path, max_length=20)
     with pytest.raises(OptionError, match="on_bad_line='ignore': expected 'error', 'skip'"):
@@ -85,11 +87,14 @@ def test_cleaning_leaves_out_and_reports_by_reason(read, tsv):
 
 
 def test_a_column_that_is_not_read_is_said_unless_the_columns_were_given(read, tsv):
-    report, path = Report(), tsv("see\tsaw\tV;PST\tx\n")
+    report, path = Report(), tsv("be\twas\tV;PST\t\nsee\tsaw\tV;PST\tx\ngo\twent\tV;PST\t\tx\n")
     read(path, report, columns=(1, 3, 2))
-    said = f"{path}, line 1: column 4 is not read; choose columns with --columns, the target last"
+    said = f"{path}, line 2: column 4 is not read; choose columns with --columns, the target last"
     assert report.notices(columns_given=False) == [said]
     assert report.notices(columns_given=True) == []
+    report = Report()
+    read(path, report, columns=("be", "was"))
+    assert not report.unread
 
 
 def lines(corpus, report=None, **options):

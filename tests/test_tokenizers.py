@@ -519,6 +519,11 @@ def test_columns_are_counted_and_their_vocabularies_taken_by_themselves():
     assert few.vocabulary[4:] == ["a", "[UNK]", "N"]
     with pytest.raises(OptionError, match="min_frequency=2: bytes are a fixed vocabulary"):
         tokenizer.take_vocabulary({b"cat": 2}, min_frequency=2)
+    again, fresh = (ColumnsTokenizer([CharTokenizer(), SubwordTokenizer()]) for _ in range(2))
+    for texts in (["x\tsun"], ["cat\tcats cat", "dog\tdogs"]):
+        again.adapt(texts)
+    fresh.adapt(texts)
+    assert again.vocabulary == fresh.vocabulary
 
 
 def test_new_tokens_of_any_column_leave_the_ids_of_all_as_they_were():

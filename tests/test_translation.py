@@ -17,6 +17,7 @@ from seq2seq import (
     Seq2Seq,
     Strategy,
 )
+from seq2seq.translation import _first_different
 
 
 def test_sources_with_a_wrong_number_of_columns_are_refused():
@@ -168,7 +169,21 @@ def test_the_n_best_are_different_texts(tokenizers):
         different = [text for text in dict.fromkeys(every[row])][:6]
         assert len(different) < 12 and len(set(every[row])) < len(every[row])
         assert texts[: len(different)] == different
-        assert np.all(np.isinf(found.scores[row, len(different) :]))
+
+
+def test_if_too_few_hypotheses_are_different_empty_ones_follow():
+    texts = tf.constant([["a", "a", "b", "a"], ["a", "b", "c", "b"]])
+    scores, ranked_by = tf.constant([[-1.0, -2, -3, -4]] * 2), tf.constant([[-0.1, -0.2, -0.3, -0.4]] * 2)
+    stopped, ids = tf.fill([2, 4], "end"), tf.constant([[[4, END], [5, END], [6, END], [7, END]]] * 2)
+    found = _first_different(3, texts, scores, ranked_by, stopped, ids)
+    right = (
+        [[b"a", b"b", b""], [b"a", b"b", b"c"]],
+        np.float32([[-1, -3, -np.inf], [-1, -2, -3]]).tolist(),
+        np.float32([[-0.1, -0.3, -np.inf], [-0.1, -0.2, -0.3]]).tolist(),
+        [[b"end", b"end", b"limit"], [b"end"] * 3],
+        [[[4, END], [6, END], [PADDING, PADDING]], [[4, END], [5, END], [6, END]]],
+    )
+    assert [part.numpy().tolist() for part in found] == list(right)
 
 
 @pytest.mark.parametrize("compiles", [False, True])
@@ -392,15 +407,20 @@ def test_n_best_and_details_say_more_of_each_text(shared_model):
 
 
 def test_what_cannot_be_asked_of_translate_is_refused_by_name(shared_model):
+    tokens = shared_model.target_tokenizer.vocabulary_size - END
+    assert shared_model._checked_strategy(BeamSearch(tokens)).width == tokens
     for options, message in (
+        ({"strategy": BeamSearch(tokens + 1)}, f"width={tokens + 1}: wider than .*, which has {tokens} tokens"),
         ({"strategy": "beem"}, "strategy='beem'.*did you mean 'beam'"),
-        ({"strategy": BeamSearch(50)}, "width=50: wider than the vocabulary"),
         ({"min_length": 3, "max_length": 2}, "max_length=2: expected a whole number, at least 3"),
         ({"max_length": 0}, "max_length=0: expected a whole number, at least 1 and at most 100,000, or None"),
         ({"max_length": 2**31}, "max_length=2147483648: expected .* at most 100,000, or None"),
         ({"min_length": -1}, "min_length=-1: expected a whole number, at least 0"),
+        ({"min_length": 100_001}, "min_length=100001: expected a whole number, at least 0 and at most 100,000"),
         ({"batch_size": 0}, "batch_size=0: expected a whole number, at least 1"),
         ({"seed": -1}, "seed=-1: expected a whole number, at least 0"),
+        ({"seed": (5, -1)}, "seed=-1: expected a whole number, at least 0"),
+        ({"seed": (5, 2**31)}, "seed=2147483648: expected a whole number, at least 0 and below 2,147,483,648"),
         ({"seed": (5, 0, 1)}, r"seed=\(5, 0, 1\): expected a whole number"),
         ({"seed": 10**20}, "seed=100000000000000000000: expected a whole number"),
     ):

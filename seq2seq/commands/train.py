@@ -1,5 +1,6 @@
 """`seq2seq train`."""
 
+import contextlib
 import importlib.util
 import re
 import sys
@@ -114,8 +115,9 @@ def train(  # longer than 60 lines: its signature declares the options
 
 def _modified(folder):
     """When the `config.json` of a run was written; None without one."""
-    path = folder / "config.json"
-    return path.stat().st_mtime_ns if path.exists() else None
+    with contextlib.suppress(OSError):
+        return (folder / "config.json").stat().st_mtime_ns
+    return None
 
 
 def _configure(corpus, preset, config, resume, given):
