@@ -156,11 +156,11 @@ class Checkpoints:
                         continue
                 with np.load(path) as found:
                     first, *arrays = (found[f"arr_{number}"] for number in range(len(found)))
+                content = json.loads(first.item())
+                if content["arrays"] == len(arrays):  # if not, the directory of the archive is damaged
+                    return arrays, content["facts"]
             except Exception:  # `zipfile` raises many kinds
                 continue
-            content = json.loads(first.item())
-            if content["arrays"] == len(arrays):  # if not, the directory of the archive is damaged
-                return arrays, content["facts"]
         if paths:
             raise RunError(f"{self.folder}: no undamaged checkpoint; --overwrite starts from the beginning")
         return None, {}

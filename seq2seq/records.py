@@ -175,9 +175,18 @@ def finished(folder: Path | str) -> bool | None:
         return None
 
 
-def resuming(folder: Path | str) -> str:
-    """The command that resumes an unfinished run."""
-    return f"seq2seq train --resume --out {shlex.quote(str(folder))}"
+def resumable(folder: Path | str) -> bool:
+    """Whether a folder holds an unfinished run of which nothing is missing."""
+    return finished(folder) is False and Path(folder, "unfinished", "begun.keras").is_file()
+
+
+def unfinished(folder: Path | str) -> str:
+    """Say that the training of a run has not ended, and what to do."""
+    if not resumable(folder):
+        return f"{folder} holds part of a run, which cannot be resumed; --overwrite starts from the beginning"
+    return (
+        f"{folder}: its training is unfinished; resume it with seq2seq train --resume --out {shlex.quote(str(folder))}"
+    )
 
 
 def check_finished(folder: Path | str) -> None:
@@ -187,7 +196,7 @@ def check_finished(folder: Path | str) -> None:
         RunError: if the run is unfinished.
     """
     if finished(find_run(folder)) is False:
-        raise RunError(f"{folder}: its training is unfinished; resume it with {resuming(folder)}")
+        raise RunError(unfinished(folder))
 
 
 def read_history(folder: Path | str) -> list[dict[str, float]]:

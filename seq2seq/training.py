@@ -32,7 +32,7 @@ from seq2seq.epochs import (
 from seq2seq.model import Seq2Seq
 from seq2seq.process import be_reproducible, clocks, deferred_signal, restored_determinism, stop_for
 from seq2seq.progress import TrainingRun
-from seq2seq.records import Record, RunError, find_run, finished, read_record
+from seq2seq.records import Record, RunError, find_run, finished, read_record, resumable, unfinished
 from seq2seq.runs import can_measure, compile_model, load_model, load_run, sample
 from seq2seq.surveying import say_leaks, survey_corpus, take_vocabularies
 from seq2seq.tracking import check_trackers, tracked
@@ -140,8 +140,8 @@ def _is_resumed(config, folder, overwrite):
     """Return whether the folder holds an unfinished run to resume. If not, check that a new one may begin there."""
     if overwrite and config is None:
         raise OptionError("config=None: resumes a run; to overwrite one, give a Config")
-    ended, begun = finished(folder), (folder / "unfinished" / "begun.keras").is_file()
-    if ended is False and begun and not overwrite:
+    ended = finished(folder)
+    if resumable(folder) and not overwrite:
         old = read_record(folder).config
         if config is None or config == old:
             return True
@@ -161,7 +161,7 @@ def _is_resumed(config, folder, overwrite):
             "replaces it, --out chooses another folder"
         )
     if ended is False and (folder / "model.keras").exists() and not overwrite:
-        raise RunError(f"{folder} holds part of a run, which cannot be resumed; --overwrite starts from the beginning")
+        raise RunError(unfinished(folder))
     inside = {path.name for path in folder.iterdir() if path.name[0] != "."}
     if ended is None and inside - {"lock", "aside-config.json"}:
         what = "its config.json is damaged or of another program" if "config.json" in inside else "it holds no run"
@@ -209,6 +209,9 @@ def _begin(config, folder, progress, say, command):
 def _remove_files(folder):
     """Remove the files of a run, except for `config.json`."""
     Checkpoints(folder / "unfinished").remove()  # the first, as without the others the run could not be resumed
+    if finished(folder):
+        content = read_record(folder).content
+        write_json(folder / "config.json", {name: content[name] for name in content if name != "training"})
     names = ["model.keras", "probe.json", "history.csv", "survey.json", "diverged.tsv", "curves.png", "error-rates.png"]
     patterns = ["attention-*.png", "tensorboard/*/events.*", "epochs/epoch-*.keras", "epochs/aside-epoch-*.keras"]
     for path in itertools.chain(*map(folder.glob, [*names, *(f"aside-{name}" for name in names), *patterns])):

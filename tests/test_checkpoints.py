@@ -394,6 +394,7 @@ def test_wherever_overwriting_is_interrupted_no_model_has_the_record_of_another_
             training.train(new, run, overwrite=True)
         is_old = read_record(run).config == old
         assert is_old or not (run / "model.keras").exists()
+        assert not finished(run) or (run / "model.keras").exists()
         if (run / "unfinished" / "begun.keras").exists():  # a run to resume, of which nothing is missing
             assert not (is_old and ended) and (run / "model.keras").exists() == is_old
         with pytest.raises(_StopHere):

@@ -40,7 +40,7 @@ def test_a_third_column_that_is_not_read_is_said_once_unless_it_is_empty(tsv, mo
 def test_a_run_folder_is_no_corpus_but_a_built_in_corpus_wins_over_a_run_of_its_name(tmp_path):
     for name in ("run", "phrasebook"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "model.keras").touch()
+        (tmp_path / name / "config.json").touch()
     named = seq2seq("train", "phrasebook", "--source-tokenizer", "none-such", "--out", "named", cwd=tmp_path)
     assert named.returncode == 2 and b"none-such" in named.stderr and b"run folder" not in named.stderr
     refused = seq2seq("train", "run", "--out", "other", cwd=tmp_path)

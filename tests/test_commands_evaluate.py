@@ -110,6 +110,8 @@ def test_a_run_whose_training_has_not_ended_is_used_and_said(folder, tmp_path):
     record = read_record(folder).content
     record = {name: value for name, value in record.items() if name != "training"}
     (tmp_path / "run" / "config.json").write_text(json.dumps(record | {"plan": {}}))
+    (tmp_path / "run" / "unfinished").mkdir()
+    (tmp_path / "run" / "unfinished" / "begun.keras").touch()
     done = seq2seq("translate", tmp_path / "run", "ab")
     assert done.returncode == 0 and done.stdout == seq2seq("translate", folder, "ab").stdout
     wanted = f"{tmp_path}/run: its training is unfinished; resume it with seq2seq train --resume --out {tmp_path}/run\n"

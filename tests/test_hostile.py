@@ -103,6 +103,7 @@ def test_a_model_file_with_any_bit_changed_is_refused_or_the_same(wild_run, tmp_
     right = load_run(wild_run).translate("sol", max_length=5)
     places = random.Random(0)
     refused = 0
+    (tmp_path / "config.json").write_text('{"options": {}}')
     for _ in range(60):
         content = bytearray(whole)
         content[places.randrange(len(content))] ^= 1 << places.randrange(8)
@@ -118,6 +119,7 @@ def test_a_model_file_with_any_bit_changed_is_refused_or_the_same(wild_run, tmp_
 @pytest.mark.parametrize("length", [0, 30, 5000, -1])
 def test_a_model_file_cut_short_is_refused(wild_run, tmp_path, length):
     (tmp_path / "model.keras").write_bytes((wild_run / "model.keras").read_bytes()[:length])
+    (tmp_path / "config.json").write_text('{"options": {}}')
     with pytest.raises(RunError, match=r"model.keras: damaged"):
         load_run(tmp_path)
 
@@ -145,6 +147,7 @@ def test_a_model_of_other_classes_is_refused_before_anything_is_made(wild_run, t
         "registered_name": None,
     }
     parts["config.json"] = json.dumps(config).encode()
+    (tmp_path / "config.json").write_text('{"options": {}}')
     with zipfile.ZipFile(tmp_path / "model.keras", "w") as archive:
         for name, content in parts.items():
             archive.writestr(name, content)

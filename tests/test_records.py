@@ -116,6 +116,10 @@ def test_a_run_has_ended_if_its_record_says_so_and_nothing_is_made_of_another(tm
     ):
         (tmp_path / "config.json").write_text(content)
         assert finished(tmp_path) is ended
+    with pytest.raises(RunError, match="holds part of a run, which cannot be resumed; --overwrite starts"):
+        check_finished(tmp_path)
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "begun.keras").touch()
     with pytest.raises(RunError, match=f"its training is unfinished; resume it with .* --out {tmp_path}"):
         check_finished(tmp_path)
     (tmp_path / "config.json").write_text('{"options": {}, "plan": {}, "training": {}}')

@@ -12,7 +12,7 @@ from pipelines.options import load_classes
 from pipelines.readers import INVISIBLE
 from seq2seq.commands.options import option_flag
 from seq2seq.commands.terminal import say
-from seq2seq.records import find_run, finished, read_record, resuming
+from seq2seq.records import find_run, finished, read_record, unfinished
 
 # What is odd in a source.
 NOT_KNOWN = " is not in the vocabulary"
@@ -57,7 +57,7 @@ def open_runs(runs: Sequence[Path], imports: Iterable[str] | None) -> Any:
     model = load_runs(runs)
     for run in runs:
         if finished(run) is False:
-            say(f"{run}: its training is unfinished; resume it with {resuming(run)}")
+            say(unfinished(run))
     return model
 
 

@@ -19,7 +19,7 @@ from seq2seq.commands.runs import draw
 from seq2seq.commands.terminal import command_line, counter, is_terminal, say
 from seq2seq.config import Config, own_classes
 from seq2seq.presets import choose_preset, usual_options, warm_options, without_excluded
-from seq2seq.records import finished, read_record
+from seq2seq.records import finished, read_record, resumable
 
 
 @with_config_options()
@@ -102,7 +102,7 @@ def train(  # longer than 60 lines: its signature declares the options
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, SystemExit, OSError, MemoryError):
         # Not if it is still the run that was to be overwritten.
-        if finished(folder) is False and not (overwrite and _modified(folder) == before):
+        if resumable(folder) and not (overwrite and _modified(folder) == before):
             config_of_run = read_record(folder).config
             where = [*(part for name in track or () for part in ("--track", name)), *_imports_for(config_of_run)]
             where += ["--strategy", strategy] * (strategy != "none")
