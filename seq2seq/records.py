@@ -46,7 +46,7 @@ class Record:
     Attributes:
         content: the whole file. Besides "options" there may be "command", "versions", "directory", "checksums" and
             "validation_checksums" of the corpora, "from", "averaged"; "plan", the pairs in the training set, the steps
-            in an epoch and the epochs; and "training", the resources used, once training has ended.
+            in an epoch, the epochs and the random seeds; and "training", the resources used, once training has ended.
     """
 
     content: dict

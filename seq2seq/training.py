@@ -196,7 +196,8 @@ def _begin(config, folder, progress, say, command):
     model = build_model(config, tokenizers, steps * epochs)
     if old:
         copy_weights(model, old, config.warm_start, sizes)
-    content["plan"] = {"pairs": found.pairs, "steps": steps, "epochs": epochs}
+    seeds = [seed.numpy().tolist() for seed in _seeds(model)]
+    content["plan"] = {"pairs": found.pairs, "steps": steps, "epochs": epochs, "seeds": seeds}
     _remove_files(folder)
     write_json(folder / "config.json", content)  # replaces that of an old run, so the folder always holds a run
     write_json(folder / "survey.json", found.as_dict(), indent=1)
@@ -220,6 +221,11 @@ def _remove_files(folder):
         (folder / "epochs").rmdir()
 
 
+def _seeds(model):
+    """The states of the random numbers, as for dropout, which Keras does not save with a model."""
+    return [variable for variable in model.variables if variable.path.endswith("seed_generator_state")]
+
+
 def _resume(folder, given, say, strategy):
     """The `TrainingRun` of an unfinished run, as of its last checkpoint; without one, from its beginning.
 
@@ -236,9 +242,12 @@ def _resume(folder, given, say, strategy):
     be_reproducible(config)
     with strategy.scope() if strategy else contextlib.nullcontext():
         model = load_model(folder, "unfinished/begun.keras")
+    plan = dict(record.content["plan"])
     try:
-        run = TrainingRun(folder, config, record, model, checkpoints, **record.content["plan"], strategy=strategy)
-    except TypeError as error:
+        for seed, state in zip(_seeds(model), plan.pop("seeds"), strict=True):
+            seed.assign(state)
+        run = TrainingRun(folder, config, record, model, checkpoints, **plan, strategy=strategy)
+    except (LookupError, TypeError, ValueError) as error:
         path = folder / "config.json"
         raise RunError(f"{path}: damaged plan ({one_line(error)}); --overwrite starts from the beginning") from None
     run.state, facts = checkpoints.load()
