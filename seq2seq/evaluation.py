@@ -10,7 +10,7 @@ import math
 import re
 import time
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -240,7 +240,7 @@ def evaluate(
         targets = group_by_source(pairs)
     if not targets:
         raise CorpusError("no pairs to evaluate on")
-    sources, references = list(targets), [list(dict.fromkeys(_nfc(those))) for those in targets.values()]
+    sources, references = list(targets), [list(dict.fromkeys(nfc(those))) for those in targets.values()]
 
     tokenizers = model.source_tokenizer, model.target_tokenizer
     # Not `pairs` again: standard input is read only once.
@@ -279,7 +279,7 @@ def _translate(model, sources, strategy, progress, seed, how):
         place = seed, before + start  # a sample depends on the place of its source
         found = model.translate(sources[start : start + 2048], strategy, seed=place, **how)
         seconds += time.perf_counter() - started
-        translations += _nfc(row[0].decode() for row in found.texts.numpy())
+        translations += nfc(row[0].decode() for row in found.texts.numpy())
         stopped += [row[0].decode() for row in found.stopped.numpy()]
         if progress:
             progress(len(translations))
@@ -307,7 +307,7 @@ def corpus_scores(
     translations: list[str], references: list[list[str]], bleu_tokenizer: str = "13a"
 ) -> dict[str, float]:
     """Score N texts against the references of each: {measure: score}."""
-    translations, streams = _nfc(translations), _streams(references)
+    translations, streams = nfc(translations), _streams(references)
     measures = metrics(bleu_tokenizer)
     return {name: float(metric.corpus_score(translations, streams).score) for name, metric in measures.items()}
 
@@ -328,7 +328,7 @@ def scores_by_length(
         [{"from": characters, "to": characters, "texts": number, measure: score, ...}, ...], the shortest first. Of
         several source columns, the characters of the first are counted.
     """
-    lengths = np.array([len(source.partition("\t")[0]) for source in _nfc(sources)])
+    lengths = np.array([len(source.partition("\t")[0]) for source in nfc(sources)])
     parts = max(1, min(parts, len(sources) // 20))
     cuts = sorted(set(np.quantile(lengths, np.linspace(0, 1, parts + 1)[1:], method="inverted_cdf").tolist()))
     part_of = np.searchsorted(cuts, lengths)
@@ -345,7 +345,8 @@ def measure(
     translations: list[str], references: list[list[str]], bleu_tokenizer: str = "13a", resamples: int = 1000
 ) -> dict[str, Measured]:
     """`corpus_scores` with confidence intervals and signatures: {measure: `Measured`}."""
-    measures, named = metrics(bleu_tokenizer), [("translations", _nfc(translations))]
+    measures = metrics(bleu_tokenizer)
+    named: list[tuple[str, Sequence[str]]] = [("translations", nfc(translations))]
     signatures, results = PairedTest(named, measures, _streams(references), "bs", resamples)()
     found: dict[str, Measured] = {}
     for name, key in zip(measures, signatures, strict=True):  # sacrebleu names them otherwise, in the same order
@@ -389,7 +390,7 @@ def compare(first: Evaluation, *others: Evaluation, trials: int = 1000) -> dict[
         if first.bleu_tokenizer != other.bleu_tokenizer:
             both = f"{first.bleu_tokenizer!r} and, for number {number}, {other.bleu_tokenizer!r}"
             raise OptionError(f"compare: expected evaluations with the same BLEU tokenizer, not {both}")
-    systems, references = [_nfc(each.translations) for each in (first, *others)], _streams(first.references)
+    systems, references = [nfc(each.translations) for each in (first, *others)], _streams(first.references)
     found = {}
     for name, metric in metrics(first.bleu_tokenizer).items():
         # `[N, M]` each: of each text, the M counts that a score is computed from when they are added up.
@@ -419,9 +420,9 @@ def _by_chance(metric, one, other, trials):
 
 def _streams(references):
     """The references as sacrebleu takes them: all first ones, all second ones, ...; None if a text has fewer."""
-    return list(itertools.zip_longest(*map(_nfc, references)))
+    return list(itertools.zip_longest(*map(nfc, references)))
 
 
-def _nfc(texts):
+def nfc(texts: Iterable[str]) -> list[str]:
     """Texts in the Unicode form NFC, in which a letter and its accent are the same in all texts."""
     return [unicodedata.normalize("NFC", text) for text in texts]

@@ -1,5 +1,6 @@
 """Pictures by matplotlib (extra `plots`). Each `draw_` function writes a file and returns its `Figure`."""
 
+import functools
 import io
 import re
 import warnings
@@ -118,7 +119,7 @@ def _attention_figure(alignment):
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
     axes.set(xlabel="source", ylabel="target")
-    style: dict[str, Any] = {"fontfamily": _fonts(), "parse_math": False}
+    style: dict[str, Any] = {"fontfamily": _fonts(alignment)[0], "parse_math": False}
     style["fontsize"] = min(10, 60 * cell)
     axes.set_xticks(range(len(source)), source, **style)
     axes.set_yticks(range(len(target)), target, **style)
@@ -131,17 +132,33 @@ def _attention_figure(alignment):
     return figure
 
 
-def _fonts():
-    """The installed fonts to take a character from, in this order."""
+def _fonts(alignment):
+    """The installed fonts to take the characters of an alignment's tokens from, and the characters that none has.
+
+    Of the many fonts of Noto, only those that are needed: matplotlib opens all that it is given for each picture.
+    """
     installed = get_font_names()
-    return [font for font in FONTS if font in installed] + [font for font in installed if font.startswith("Noto Sans")]
+    usual = [font for font in FONTS if font in installed]
+    others = sorted(font for font in installed if font.startswith("Noto Sans") and font not in FONTS)
+    missing = set("".join("".join([*alignment.source, *alignment.target]).split()))
+    needed = []
+    for font in (*usual, *others):
+        if not missing:
+            break
+        found = {character for character in missing if ord(character) in _code_points(font)}
+        needed += [font] * bool(found)
+        missing -= found
+    return list(dict.fromkeys([*usual, *needed])), sorted(missing)
+
+
+@functools.cache
+def _code_points(font):
+    return frozenset(get_font(findfont(FontProperties(family=font))).get_charmap())
 
 
 def without_font(alignment: "Alignment") -> list[str]:
     """The characters of an alignment's tokens that no installed font has: `draw_attention` draws them as boxes."""
-    fonts = [get_font(findfont(FontProperties(family=name))) for name in _fonts()]
-    characters = dict.fromkeys("".join([*alignment.source, *alignment.target]))
-    return [one for one in characters if not one.isspace() and not any(font.get_char_index(ord(one)) for font in fonts)]
+    return _fonts(alignment)[1]
 
 
 def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:

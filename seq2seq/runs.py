@@ -86,7 +86,8 @@ def load_model(folder: Path, name: str) -> Seq2Seq:
         RunError: if the file is damaged, is not a `Seq2Seq`, or names a class that has not been imported.
     """
     path = folder / name
-    for one in (own := own_classes(read_record(folder).config, training=False)):
+    own = own_classes(read_record(folder).config, training=False)
+    for one in own:
         if not _imported(one):
             raise RunError(f"{folder}: uses {one}, which is not part of this library; import it first (--import {one})")
     try:

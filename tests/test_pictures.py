@@ -8,6 +8,7 @@ from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
 from pipelines import Survey
+from seq2seq import pictures
 from seq2seq.pictures import (
     COLORS,
     attention_svg,
@@ -78,6 +79,14 @@ def test_curves_of_one_epoch_and_nothing_held_out(tmp_path):
 
 def test_characters_that_no_font_has_are_found():
     assert without_font(alignment(["a", "\U000f0000", "ñ"], ["\U000f0000", "\n"])) == ["\U000f0000"]
+
+
+def test_of_many_fonts_only_those_are_opened_for_a_picture_that_it_needs(monkeypatch):
+    have = {"Noto Sans Thai": "กa", "DejaVu Sans": "a", "Noto Sans Adlam": "x"}
+    monkeypatch.setattr(pictures, "get_font_names", lambda: list(have))
+    monkeypatch.setattr(pictures, "_code_points", lambda font: set(map(ord, have[font])))
+    assert pictures._fonts(alignment("a", "a")) == (["DejaVu Sans"], [])
+    assert pictures._fonts(alignment("a", "aกy")) == (["DejaVu Sans", "Noto Sans Thai"], ["y"])
 
 
 def test_attention_labels_every_token_and_turns_the_long_ones(tmp_path):

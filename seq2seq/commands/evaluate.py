@@ -1,7 +1,8 @@
 """`seq2seq evaluate` and `compare`: how well runs translate a corpus."""
 
+import itertools
+import operator
 import time
-import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
@@ -298,6 +299,8 @@ def _pairs(command, runs, models, corpus, given, report):
 
 def _say_oddities(runs, models, sources, pairs):
     """Report the oddities of each run: sources that it may misread, and references that it cannot write."""
+    from seq2seq.evaluation import nfc
+
     sources = [source.encode() for source in sources]
     references = [target.decode() for _, target in pairs.as_numpy_iterator()]
     for run, model in zip(runs, models, strict=True):
@@ -308,8 +311,9 @@ def _say_oddities(runs, models, sources, pairs):
                 say(f"{run}: {count:,} of {len(sources):,} sources: {odd}")
         if len(unknown) > MOST_NAMED:
             say(f"{run}: {MORE_UNKNOWN}")
-        written = zip(references, _as_written(model.target_tokenizer, references), strict=True)
-        if other := [pair for pair in written if len(set(map(_nfc, pair))) > 1]:
+        written = _as_written(model.target_tokenizer, references)
+        differ = map(operator.ne, nfc(references), nfc(written))
+        if other := list(itertools.compress(zip(references, written, strict=True), differ)):
             texts = "{!r} (it writes {!r})".format(*(text[:60] for text in other[0]))
             share = f"{len(other):,} of {len(references):,} references"
             say(f"{run}: {share} are not what the model can write, such as {texts}; scores count this as errors")
@@ -322,10 +326,6 @@ def _as_written(tokenizer, texts):
         some = texts[first : first + 256]
         found += tokenizer.detokenize(tokenizer.tokenize(some), tokenizer.unknown(some)).numpy().tolist()
     return [text.decode() for text in found]
-
-
-def _nfc(text):
-    return unicodedata.normalize("NFC", text)
 
 
 def _say_chosen_on(runs, digests):

@@ -242,7 +242,8 @@ def _translate_with_export(folder, texts, beam, lengths, scores):
 
     def write(lines, done):
         say_oddities(oddities_for_export(translator, lines), unit, done, said)
-        with contextlib.nullcontext() if done else without_stderr():  # LiteRT says once what it computes with
+        # LiteRT says once what it computes with.
+        with without_stderr() if engine == "litert" and not done else contextlib.nullcontext():
             found_each = zip(lines, translator.search(lines, **how), strict=True)
         for number, (line, hypotheses) in enumerate(found_each, start=done + 1):
             for found in hypotheses:
