@@ -1,4 +1,4 @@
-"""The whole method in NumPy: translation with the equations alone, without Keras, in about fifty lines.
+"""Translation and scoring in NumPy: the equations alone, without Keras, in about fifty lines.
 
 python from_scratch.py
 

@@ -65,8 +65,8 @@ def train(
 
     The same call, without `overwrite`, resumes interrupted training from its last checkpoint, and ends with the
     same weights as without the interruption. The checkpoints are in the folder's `unfinished` until training ends.
-    On SIGTERM and SIGINT (Ctrl-C) one more is saved, after the epoch if that has just ended; the last epoch is ended
-    first. A second signal of the same kind stops at once.
+    On SIGTERM and SIGINT (Ctrl-C), training stops before the next step, after one more checkpoint. If the last step has
+    begun, the run ends first. A second signal of the same kind stops at once.
 
     The same configuration gives bit-identical weights on CPUs with the same number of cores and threads, and on a GPU
     with `config.deterministic`.
@@ -80,8 +80,8 @@ def train(
         config: a `Config`; None to resume an unfinished run with its own.
         folder: the run folder to make: `model.keras`, of the last epoch or the best by `config.monitor`, without its
             optimizer; `config.json`, which also records the resources that training used; `history.csv`; `survey.json`,
-            the token counts and lengths of the training set; and in `epochs` the models that `config.keep_epochs` asks
-            for.
+            the token counts and lengths of the training set; `probe.json`, some sources and their translations; and in
+            `epochs` the models that `config.keep_epochs` asks for.
         overwrite: whether an existing run may be replaced. A folder that holds no run is never replaced. The old run is
             removed after the options have been checked, the corpus surveyed and the new model made.
         callbacks: more Keras callbacks, one or several. One that sets `stop_training` ends training, after an epoch or

@@ -221,6 +221,10 @@ def test_evaluate_says_what_of_the_held_out_side_was_learned(tmp_path, monkeypat
     assert done.stderr.startswith(said + b"run: trained on 1 of the 2 sources\n"), done.stderr
     done = seq2seq("evaluate", "run", "pairs.tsv", "--json", cwd=tmp_path)
     assert done.returncode == 0 and said not in done.stderr
+    record = json.loads((tmp_path / "run/config.json").read_text())
+    (tmp_path / "run/config.json").write_text(json.dumps(record | {"averaged": {"run": "other", "epochs": [1, 2]}}))
+    done = seq2seq("evaluate", "run", "--json", cwd=tmp_path)
+    assert done.stderr.startswith(b"run: trained on 1 of the 2 sources\n")  # no epoch of an average was chosen
 
 
 def test_a_run_is_evaluated_on_the_other_corpus_that_it_has_held_out(tmp_path, monkeypatch):

@@ -202,7 +202,7 @@ def compare(
     The test is approximate randomization, not corrected for the number of runs. A difference with p below 0.05 is
     unlikely to be chance.
 
-    stderr says how many of the sources each run was trained on.
+    stderr says how many of the sources each run was trained on, if any.
 
     Example: seq2seq compare runs/characters runs/subwords test-pairs.tsv
     """
@@ -339,7 +339,7 @@ def _say_chosen_on(runs, digests):
             same = held_out_by(record) == held_out_by(records[runs[0]])
         else:
             same = not digests.isdisjoint(record.checksums("validation"))
-        if same and (monitor := record.config.monitor):
+        if same and "averaged" not in record.content and (monitor := record.config.monitor):
             say(f"{run}: its epoch was chosen on this set, by {monitor}, so its scores are slightly optimistic")
 
 

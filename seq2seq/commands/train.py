@@ -31,8 +31,8 @@ def train(  # longer than 60 lines: its signature declares the options
         bool,
         typer.Option(
             "--resume",
-            help="Resume an interrupted run with its original options. Repeating the original command, without "
-            "--overwrite, does the same.",
+            help="Resume an interrupted run with its original options, except for --import, --track and --strategy, "
+            "which must be given again. Repeating the original command, without --overwrite, does the same.",
         ),
     ] = False,
     preset: Preset = None,

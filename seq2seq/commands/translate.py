@@ -349,8 +349,8 @@ def score(
     and --reverse that the run was trained with, unless you give others.
 
     Each line of a CORPUS gets one line of output: a number, or nan if it holds no pair to score. On stderr, the lines
-    without a pair are counted by reason: empty line, column names, bad line. Here --on-bad-line is skip by default;
-    with error, the command ends at the first bad line.
+    without a pair are counted by reason, such as "wrong columns", or "no pair" for an empty line or the names of the
+    columns. Here --on-bad-line is skip by default; with error, the command ends at the first bad line.
 
     With --json, each line is an object with "source", "target", "log_likelihood", "loss" (nats per token, END
     included), "tokens" and their "log_probabilities", or null if there is no pair to score.
