@@ -291,8 +291,8 @@ class Config:
         "float32",
         TRAINING,
         "Precision in which layers compute: float32, bfloat16, float16. Weights, logits and loss stay float32. The "
-        "latter two need less memory. On an H200, bfloat16 was not faster; on a CPU, neither is, and float16 is several "
-        "times slower.",
+        "latter two need less memory. On an H200, bfloat16 was not faster; on a CPU, neither is, and float16 is "
+        "several times slower.",
         choices=("float32", "bfloat16", "float16"),
     )
     deterministic: bool | None = _option(
