@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from pipelines import OptionError
 from pipelines.lines import as_line
 from seq2seq.checkpoints import whole_file, write_json
 from seq2seq.compilation import on_gpu
@@ -171,6 +172,7 @@ class WatchSteps(keras.callbacks.Callback):
 
     def _note_step(self):
         """Keep the results of a step without waiting for them, and check them from time to time."""
+        self._check_train_step()
         model = self.model
         kept = [model.gradient_norm, model.length_ratios]
         if isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer):
@@ -179,6 +181,14 @@ class WatchSteps(keras.callbacks.Callback):
         # Several workers wait for each other in each step anyway, and must find divergence together.
         if several_workers(self.run.strategy) or time.monotonic() >= self.looked + _seconds_between_looks():
             self.look()
+
+    def _check_train_step(self):
+        """Refuse a `train_step` of the user's own that does without what the options or the error messages promise."""
+        model, lost = self.model, {"update_weights": "a gradient that is not finite would not be noticed"}
+        if model.teacher_forcing != 1.0:
+            lost["scheduled_sampling"] = "the option teacher_forcing would have no effect"
+        for name in sorted(lost.keys() - model.called):
+            raise OptionError(f"model={type(model).__name__}: its `train_step` does not call `{name}`, so {lost[name]}")
 
     def look(self) -> None:
         """Check the results of the steps since the last check.

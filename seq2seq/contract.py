@@ -19,7 +19,7 @@ from pipelines.options import choose_class, one_line
 from pipelines.tokens import END, PADDING, START, UNKNOWN, Tokenizer
 from seq2seq.attention import Encoded
 from seq2seq.compilation import full_precision
-from seq2seq.decoding import STEPS_PER_CHECK, Constraints, Hypotheses, masking_loop, shrinking_loop
+from seq2seq.decoding import ENDED, STEPS_PER_CHECK, STOPPED, Constraints, Hypotheses, masking_loop, shrinking_loop
 from seq2seq.layers import Decoder, Encoder, token_ids
 from seq2seq.strategies import STRATEGIES, Strategy
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
@@ -114,6 +114,8 @@ def check_contract(
     compare = _comparison(decoder)
     _check_padding(encoder, decoder, source, target, encoded, found[0], compare)
     keeps_sizes = [_check_steps(decoder, target, encoded, copies, compare) for copies in (1, 3)]
+    if has_attention(decoder) and not _of_library(decoder):
+        _check_attention(decoder, target, encoded, compare)
     adds_losses = False
     for name, part, compute in (
         ("encoder", encoder, lambda layer, **training: layer(source, **training)),
@@ -127,9 +129,27 @@ def check_contract(
             compare(compute(again), compute(part), refuse, f"computes different results after {_RELOAD}")
         with _refusing(name, part, "a call in training"):
             tf.distribute.get_strategy().run(compute, [again], {"training": True})
+        if not _of_library(part):
+            with _refusing(name, part, "a graph for batches of any size"):
+                _trace(encoder, again) if part is decoder else _trace(again, decoder)
         regularized = [weight for weight in again.trainable_weights if weight.regularizer]
         adds_losses |= len(again.losses) > len(regularized)
     return Traits(all(keeps_sizes), adds_losses)
+
+
+def _of_library(part):
+    """Whether a part is of a class of the library, which its own tests check."""
+    return type(part).__module__.startswith(("seq2seq.", "pipelines."))
+
+
+def _trace(encoder, decoder):
+    """Trace the graph of a batch of any size."""
+
+    def run(source, target):
+        return decoder(target, *start(decoder, encode(encoder, source)))[0]
+
+    ids = tf.TensorSpec([None, None], tf.int32)
+    tf.function(run, [ids, ids], autograph=False).get_concrete_function()
 
 
 def _comparison(decoder):
@@ -186,6 +206,24 @@ def _check_steps(decoder, target, encoded, copies, compare):
     return keeps_sizes
 
 
+def _check_attention(decoder, target, encoded, compare):
+    """Check the attention weights of a decoder, for a whole target and for one token after another."""
+    with _refusing("decoder", decoder, "return_attention=True") as refuse:
+        *_, weights = decoder(target, *start(decoder, encoded), return_attention=True)
+        weights = tf.cast(weights, tf.float32)
+        if weights.shape != (*target.shape, encoded.mask.shape[1]):
+            refuse(f"attention {weights.shape} of a target {target.shape}; expected [B, T, S]")
+        if (padding := tf.abs(tf.where(encoded.mask[:, None], 0.0, weights))).numpy().max() > 1e-3:
+            refuse(f"attention to padding, up to {padding.numpy().max():.2g}; expected 0")
+        if weights.numpy().min() < -1e-3 or tf.reduce_sum(weights, axis=2).numpy().max() > 1.01:
+            refuse("attention that is no share of the source: expected weights from 0 that sum to 1 at most")
+        given, state = start(decoder, encoded, 5)
+        for position in range(target.shape[1]):
+            _, state, of_one = decoder(target[:, position : position + 1], given, state, return_attention=True)
+            what = "different attention for one token after another than for the whole target at once"
+            compare(of_one[:, 0], weights[:, position], refuse, what)
+
+
 def check_savable(name: str, part: Any) -> None:
     """Check that a part of a model can be saved and loaded again.
 
@@ -208,8 +246,8 @@ def check_savable(name: str, part: Any) -> None:
         keras.saving.serialize_keras_object(part)
     for tokenizer in part.tokenizers if isinstance(part, ColumnsTokenizer) else ():
         check_savable(name, tokenizer)
-    if kind.__module__.startswith(("seq2seq.", "pipelines.")):
-        return  # the library's own tests check the rest
+    if _of_library(part):
+        return
     with _refusing(name, part, "a text in a graph"):
         sample = _sample(part) if isinstance(part, Tokenizer) else None
     with _refusing(name, part, _RELOAD) as refuse:
@@ -311,17 +349,30 @@ def _try_strategy(strategy):
                     refuse(f"{name} {what}; expected {kind.name} {shape}")
             return found
 
+        def check(source, ids, score, stopped):
+            tokens = ids[: max(place for place, token in enumerate(ids, start=1) if token != PADDING)]
+            limit, prefix = limits[source], [token for token in prefixes[source] if token != PADDING]
+            if tokens[: len(prefix)] != prefix:
+                refuse(f"ids {tokens} do not begin with {prefix}, the prefix; see `mask_logits`")
+            if len(tokens) > limit or min(tokens) < END or END in tokens[:-1]:
+                refuse(f"ids {tokens}; expected at most {limit} tokens, none below END={END}, which ends them")
+            if stopped not in range(len(STOPPED)) or (tokens[-1] == END) != (stopped == ENDED):
+                refuse(f"stopped {stopped} for ids {tokens}; expected {ENDED} if END={END} is the last, or why not")
+            if score is not None:
+                log_p, before = tf.nn.log_softmax(table).numpy(), [START, *tokens]
+                true = sum(log_p[(last + 7 * source) % 256, token] for last, token in zip(before, tokens, strict=False))
+                if not abs(score - true) < 1e-2:
+                    refuse(
+                        f"scores {score:.4g} for ids {tokens}, whose log-likelihood is {true:.4g}; see `mask_logits`"
+                    )
+
         # First eagerly, for clearer errors; then in a graph, without Python, with the other loop.
         in_graph = tf.function(search, autograph=False)
         for run, loop in ((search, shrinking_loop), (in_graph, masking_loop(STEPS_PER_CHECK))):
-            for limit, prefix, hypotheses in zip(limits, prefixes, run(loop).ids.numpy().tolist(), strict=True):
-                prefix = [token for token in prefix if token != PADDING]
-                for ids in filter(any, hypotheses):
-                    tokens = ids[: max(place for place, token in enumerate(ids, start=1) if token != PADDING)]
-                    if tokens[: len(prefix)] != prefix:
-                        refuse(f"ids {tokens} do not begin with {prefix}, the prefix; see `mask_logits`")
-                    if len(tokens) > limit or min(tokens) < END or END in tokens[:-1]:
-                        refuse(f"ids {tokens}; expected at most {limit} tokens, none below END={END}, which ends them")
+            found = run(loop)
+            for source, rank in np.argwhere(found.ids.numpy().any(axis=2)).tolist():
+                score = None if found.scores is None else float(found.scores[source, rank])
+                check(source, found.ids[source, rank].numpy().tolist(), score, int(found.stopped[source, rank]))
 
 
 # A custom class often fails here because its `get_config` leaves out an argument.

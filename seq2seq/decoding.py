@@ -50,7 +50,7 @@ class Hypotheses(NamedTuple):
     ids: tf.Tensor  # int32 [B, N, T] tokens up to and with END, then padding
     scores: tf.Tensor | None  # float32 [B, N] log-likelihoods in nats, END included; if None, `translate` computes them
     ranked_by: tf.Tensor | None  # float32 [B, N] what they are ordered by, see `BeamSearch`; None if scores are None
-    stopped: tf.Tensor  # int32 [B, N] indices in STOPPED
+    stopped: tf.Tensor  # int32 [B, N] why: 0 ended with END, 1 reached the limit, 2 repeated itself; see STOPPED
 
 
 def shrinking_loop(

@@ -28,11 +28,10 @@ from seq2seq.decoding import (
     padded_to_few_shapes,
     shrinking_loop,
 )
-from seq2seq.distribution import rows_of_replica
 from seq2seq.layers import Decoder, Encoder, row_lengths, token_ids
 from seq2seq.metrics import token_losses
 from seq2seq.strategies import Strategy
-from seq2seq.trainer import Trainer, checked_batch
+from seq2seq.trainer import Trainer
 from seq2seq.translation import Translator
 
 
@@ -118,7 +117,7 @@ class Seq2Seq(Translator, Trainer):
         self.gradient_norm = self.add_weight(
             shape=(), initializer="zeros", trainable=False, autocast=False, name="gradient_norm"
         )
-        self.guesses = keras.random.SeedGenerator()
+        self.sampling_seed = keras.random.SeedGenerator()
         self._search_with = functools.lru_cache(maxsize=32)(self._compile_search)  # a graph for each strategy
         self.build()
 
@@ -149,28 +148,37 @@ class Seq2Seq(Translator, Trainer):
                 weight.trainable = False  # Keras made these weights after the layer was frozen
         self.built = True
 
-    def call(self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False) -> tf.Tensor:
+    def call(
+        self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False, return_attention: bool = False
+    ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
         """Compute the logits of the next target token at every position.
 
         Args:
             inputs: (source `[B, S, Vs]`, target from START on `[B, T, Vt]`), one-hot; or ids `[B, S]` and `[B, T]`.
+            training: whether dropout is active.
+            return_attention: whether to return the decoder's attention weights too.
 
         Returns:
-            logits `[B, T, Vt]`.
+            logits `[B, T, Vt]`; with `return_attention` (logits, weights `[B, T, S]`).
 
         Raises:
-            OptionError: for anything but a pair.
+            OptionError: for anything but a pair, and for the attention of a decoder without any.
         """
+        if return_attention and not self.has_attention:
+            raise OptionError(f"return_attention: this {type(self.decoder).__name__} has no attention")
         if not isinstance(inputs, tuple | list) or len(inputs) != 2:
             raise OptionError("call: expected (source, target so far); `translate` and `decode` need no target")
         parts = parts_of_batch() if self._in_parts else 1
-        return side_by_side(functools.partial(self._logits, training=training), parts, *inputs)
+        run = functools.partial(self._run, training=training, return_attention=return_attention)
+        return side_by_side(run, parts, *inputs)
 
     @tf.autograph.experimental.do_not_convert  # as in Keras's training; converting takes longer than tracing
-    def _logits(self, source, target, training=False):
+    def _run(self, source, target, training=False, return_attention=False):
         encoded, state = start(self.decoder, encode(self.encoder, source, training))
-        logits, _ = self.decoder(target, encoded, state, training=training)
-        return tf.cast(logits, tf.float32)  # a custom decoder may return others
+        options = {"return_attention": True} if return_attention else {}  # which not every decoder has
+        logits, _, *weights = self.decoder(target, encoded, state, training=training, **options)
+        logits = tf.cast(logits, tf.float32)  # a custom decoder may return others
+        return (logits, *weights) if return_attention else logits
 
     def train_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
         """Learn from one batch of (source, target), or of (source, target, weights), with teacher forcing.
@@ -180,9 +188,9 @@ class Seq2Seq(Translator, Trainer):
         finite does not change the model. A loop of your own should call `count_lengths` with each batch:
         `translate` learns from it how long translations may become, see `limits`.
         """
-        (source, inputs), labels, weights = rows_of_replica(teacher_forcing(*checked_batch(data)))
+        (source, inputs), labels, weights = teacher_forcing(*data)
         if self.teacher_forcing != 1.0:
-            inputs = self._with_guesses(source, inputs)
+            inputs = self.scheduled_sampling(source, inputs)
         with tf.GradientTape() as tape:
             logits = self((source, inputs), training=True)
             loss = self.compute_loss((source, inputs), labels, logits, weights)
@@ -192,9 +200,9 @@ class Seq2Seq(Translator, Trainer):
 
     def test_step(self, data: tuple[tf.Tensor, ...]) -> dict[str, tf.Tensor]:
         """Measure one batch of (source, target), or of (source, target, weights), with teacher forcing."""
-        inputs, labels, weights = rows_of_replica(teacher_forcing(*checked_batch(data)))
-        logits = self(inputs, training=False)
-        loss = self.compute_loss(inputs, labels, logits, weights, training=False)
+        (source, inputs), labels, weights = teacher_forcing(*data)
+        logits = self((source, inputs), training=False)
+        loss = self.compute_loss((source, inputs), labels, logits, weights, training=False)
         return self.measure(loss, labels, logits, weights)
 
     def check_vocabularies(self) -> None:
@@ -222,14 +230,22 @@ class Seq2Seq(Translator, Trainer):
         real = tf.cast(targets > 0, tf.float64)  # and not a row of padding
         self.length_ratios.assign_add(tf.stack([tf.reduce_sum(x) for x in (real, ratios, ratios**2)]))
 
-    def _with_guesses(self, source, inputs):
-        """Replace some of the correct tokens by the model's own predictions, with the probability of
-        `teacher_forcing`.
+    def scheduled_sampling(self, source: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
+        """Replace some of the decoder's correct tokens by its own predictions. Each stays with the probability
+        `self.teacher_forcing`.
 
         Every token is predicted from the correct ones before it, all in one pass, and a second pass trains on the
         mixture (Mihaylova & Martins 2019, arxiv.org/abs/1906.07651; Duckworth et al. 2019, arxiv.org/abs/1906.04331).
         This takes two passes for each batch, instead of running step by step.
+
+        Args:
+            source: ids `[B, S]`, or their one-hot form.
+            inputs: the decoder's input from `teacher_forcing`, ids `[B, T]` or their one-hot form.
+
+        Returns:
+            The mixture, of the form of `inputs`.
         """
+        self.called |= {"scheduled_sampling"}
         probability = self.teacher_forcing
         if callable(probability):
             probability = probability(self.optimizer.iterations)
@@ -237,11 +253,11 @@ class Seq2Seq(Translator, Trainer):
         logits = self((source, inputs))
         rows, length, size = (tf.shape(logits)[axis] for axis in range(3))
         allowed = tf.reshape(logits, [-1, size])[:, END:]  # as in decoding
-        drawn = END + keras.random.categorical(allowed, 1, dtype="int32", seed=self.guesses)
-        guesses = tf.concat([ids[:, :1], tf.reshape(drawn, [rows, length])[:, :-1]], axis=1)
-        chance = keras.random.uniform([rows, length], dtype="float32", seed=self.guesses)
+        drawn = END + keras.random.categorical(allowed, 1, dtype="int32", seed=self.sampling_seed)
+        sampled = tf.concat([ids[:, :1], tf.reshape(drawn, [rows, length])[:, :-1]], axis=1)
+        chance = keras.random.uniform([rows, length], dtype="float32", seed=self.sampling_seed)
         correct = chance < tf.cast(probability, "float32")
-        mixed = tf.where(correct | (ids == PADDING), ids, guesses)
+        mixed = tf.where(correct | (ids == PADDING), ids, sampled)
         return mixed if inputs.dtype.is_integer else one_hot(mixed, inputs.shape[-1], inputs.dtype)
 
     def log_likelihood(
@@ -259,11 +275,11 @@ class Seq2Seq(Translator, Trainer):
             float32 `[B]`, in nats: the sum over the tokens after START. With `per_token` `[B, T]`, 0 for padding.
         """
         source, target = tf.convert_to_tensor(source), tf.convert_to_tensor(target)
-        logits = self._logits(source, target[:, :-1], training)
+        logits = self._run(source, target[:, :-1], training)
         each = tf.where(target[:, 1:] == PADDING, 0.0, -token_losses(target[:, 1:], logits))
         return each if per_token else tf.reduce_sum(each, axis=1)
 
-    @tf.autograph.experimental.do_not_convert  # as `_logits`
+    @tf.autograph.experimental.do_not_convert  # as `_run`
     def decode(
         self,
         source: tf.Tensor,

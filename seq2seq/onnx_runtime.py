@@ -277,13 +277,13 @@ def beam(
 
         stopped = why_stopped(tokens, t + 1, limit, repetition.runs.reshape(count, width, PHRASE), min_length)
         alive = np.where(stopped == RUNNING, scores, NEG_INF)
-        ranks = np.where(stopped == RUNNING, NEG_INF, scores)
+        ended = np.where(stopped == RUNNING, NEG_INF, scores)
         stopped = np.where((stopped == RUNNING) | (scores == NEG_INF), LIMITED, stopped)
-        new = Finished(ranks, np.full_like(tokens, t + 1), tokens, parents, stopped)
+        new = Finished(ended, np.full_like(tokens, t + 1), tokens, parents, stopped)
         finished = finished.best(new, kept, penalty)
-        # A log-likelihood can only fall: no rank can exceed the highest one now, with the penalty of the limit.
+        # A log-likelihood can only fall, so none will rank above the highest one now with the penalty of the limit.
         best_possible = alive.max(axis=1) / penalty(limit[:, 0])
-        worst_kept = np.where(finished.stopped == ENDED, finished.ranks / penalty(finished.lengths), NEG_INF)[:, -1]
+        worst_kept = np.where(finished.stopped == ENDED, finished.scores / penalty(finished.lengths), NEG_INF)[:, -1]
         scores = np.where((best_possible <= worst_kept)[:, None], NEG_INF, alive)
 
         left = np.flatnonzero((scores > NEG_INF).any(axis=1))
@@ -297,8 +297,8 @@ def beam(
             repetition.keep(rows)
         if not len(sources):
             break
-    ranked_by = last.ranks / penalty(last.lengths)
-    figures = np.stack([last.ranks, ranked_by], axis=2).tolist()
+    ranked_by = last.scores / penalty(last.lengths)
+    figures = np.stack([last.scores, ranked_by], axis=2).tolist()
     return [
         [(*figures[row][n], last.stopped[row, n], back_track(last, history, row, n)) for n in range(kept)]
         for row in range(batch)
@@ -326,9 +326,9 @@ def fill_slots(totals: np.ndarray, count: int, width: int) -> tuple[np.ndarray, 
 
 
 class Finished(NamedTuple):
-    """Finished hypotheses `[B, N]`; a rank of -inf marks an empty slot."""
+    """Finished hypotheses `[B, N]`; a score of -inf marks an empty slot."""
 
-    ranks: np.ndarray
+    scores: np.ndarray  # log-likelihoods
     lengths: np.ndarray  # END included
     tokens: np.ndarray  # the last ones
     parents: np.ndarray  # the slots that they extended, one token earlier
@@ -343,14 +343,14 @@ class Finished(NamedTuple):
         """The best of both, first those that ended. In a tie, the earlier comes first."""
         every = Finished(*(np.concatenate(parts, axis=1) for parts in zip(self, other, strict=True)))
         handicap = np.where(every.stopped == ENDED, 0.0, 1e6)
-        order = np.argsort(handicap - (every.ranks / penalty(every.lengths)).astype(np.float64), axis=1, kind="stable")
+        order = np.argsort(handicap - (every.scores / penalty(every.lengths)).astype(np.float64), axis=1, kind="stable")
         return Finished(*(np.take_along_axis(part, order[:, :count], axis=1) for part in every))
 
 
 def back_track(finished: Finished, history: list[tuple], row: int, slot: int) -> list[int]:
     """Read a finished hypothesis from its last token to its first; return its ids."""
     length = finished.lengths[row, slot]
-    if finished.ranks[row, slot] == NEG_INF or not length:
+    if finished.scores[row, slot] == NEG_INF or not length:
         return []
     ids, parent = [int(finished.tokens[row, slot])], finished.parents[row, slot]
     for sources, tokens, parents in reversed(history[: length - 1]):

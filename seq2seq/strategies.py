@@ -144,8 +144,8 @@ class BeamSearch(Strategy):
 
             # One number for each row turns its logits into log-probabilities and adds those of the tokens before.
             offsets = tf.reshape(scores, [-1]) - tf.reduce_logsumexp(logits, axis=1)
-            totals = mask_logits(logits, t, sources, constraints, width) + offsets[:, None]
-            ranks, scores, tokens, parents = self._fill_slots(totals, count, forced, t, remembered, state)
+            totals = mask_logits(logits, t, constraints.min_length, forced) + offsets[:, None]
+            adjusted, scores, tokens, parents = self._fill_slots(totals, count, forced, t, remembered, state)
             remembered, state, repetition = gather_rows(
                 (remembered, state, repetition), row_numbers(tf.range(count), parents, width)
             )
@@ -154,7 +154,7 @@ class BeamSearch(Strategy):
 
             runs = tf.reshape(repetition.runs, [count, width, PHRASE])
             stopped = why_stopped(tokens, t + 1, limits, runs, constraints.min_length)
-            finished = self._best(kept, finished, _ended(t, tokens, parents, ranks, scores, stopped))
+            finished = self._best(kept, finished, _ended(t, tokens, parents, adjusted, scores, stopped))
 
             # A log-likelihood can only fall: no rank can exceed the highest one now, with the penalty of the limit.
             alive = tf.where(stopped == RUNNING, scores, NEG_INF)
@@ -222,18 +222,18 @@ class BeamSearch(Strategy):
 
         most = tf.minimum(size, width)  # of one partial hypothesis, the likeliest first
         offered, tokens = (tf.reshape(best, [count, width * most]) for best in tf.math.top_k(adjusted, most))
-        ranks, chosen, positions = [], [], tf.range(width * most)
+        found, chosen, positions = [], [], tf.range(width * most)
         for slot in range(1, width + 1):
             candidates = offered[:, : slot * most]  # those of slots 1 to `slot`
             best = tf.argmax(candidates, axis=1, output_type=tf.int32)
-            ranks.append(tf.reduce_max(candidates, axis=1))
+            found.append(tf.reduce_max(candidates, axis=1))
             chosen.append(best)
             offered = tf.where(positions == best[:, None], NEG_INF, offered)
-        ranks, chosen = tf.stack(ranks, axis=1), tf.stack(chosen, axis=1)
+        found, chosen = tf.stack(found, axis=1), tf.stack(chosen, axis=1)
 
         tokens, parents = tf.gather(tokens, chosen, batch_dims=1), chosen // most
         scores = tf.gather(tf.reshape(totals, [count, width * size]), parents * size + tokens, batch_dims=1)
-        return ranks, tf.where(ranks == NEG_INF, NEG_INF, scores), tokens + END, parents
+        return found, tf.where(found == NEG_INF, NEG_INF, scores), tokens + END, parents
 
     def _penalty(self, lengths):
         if not self.length_penalty:  # TensorFlow makes x ** 0 a constant, of the number of sources at the first step
@@ -241,7 +241,7 @@ class BeamSearch(Strategy):
         return ((5 + tf.cast(lengths, tf.float32)) / 6) ** self.length_penalty
 
     def _ranked_by(self, finished):
-        return finished.ranks / self._penalty(finished.lengths)
+        return finished.adjusted / self._penalty(finished.lengths)
 
     def _best(self, count, *several):
         """Keep the best of several `_Finished`, the best first. Ties go to the earlier one."""
@@ -341,7 +341,7 @@ def extend_each(
     def extend(t, step, sources, per_source, per_row):
         (tokens, stopped), (repetition, state) = per_source, per_row
         logits, state = step(tf.reshape(tokens, [-1]), state)
-        chosen = END + choose(mask_logits(logits, t, sources, constraints, width), t, sources)
+        chosen = END + choose(mask_logits(logits, t, constraints.min_length), t, sources)
         forced = constraints.forced(t, sources, width)
         if forced is not None:
             chosen = tf.where(forced == PADDING, chosen, forced)
@@ -363,25 +363,25 @@ def extend_each(
 
 
 def mask_logits(
-    logits: tf.Tensor, t: tf.Tensor, sources: tf.Tensor, constraints: Constraints, width: int = 1
+    logits: tf.Tensor, t: tf.Tensor, min_length: int | tf.Tensor, forced: tf.Tensor | None = None
 ) -> tf.Tensor:
     """Keep only the logits of the tokens from END on, and set those that are not allowed now to -inf.
 
-    PADDING, UNKNOWN and START are never allowed, END is not allowed before the minimum length, and within the prefix of
-    a source only its next token is allowed.
+    PADDING, UNKNOWN and START are never allowed, and END is not allowed before the minimum length. Log-likelihoods are
+    the logarithms of a softmax over all tokens, so compute them before.
 
     Args:
-        logits: float32 `[R, V]`.
+        logits: float32 `[R, V]`, or logarithms of probabilities.
         t: the number of tokens before.
-        sources, constraints: as in `Strategy.search`.
-        width: K.
+        min_length: as in `Constraints`.
+        forced: the next token of each row's prefix, int32 `[R]`, as `Constraints.forced` returns it: the only one that
+            is allowed, unless it is PADDING.
 
     Returns:
         float32 `[R, V - END]`.
     """
-    end = tf.where(t < constraints.min_length, NEG_INF, logits[:, END : END + 1])
+    end = tf.where(t < min_length, NEG_INF, logits[:, END : END + 1])
     free = tf.concat([end, logits[:, END + 1 :]], axis=1)
-    forced = constraints.forced(t, sources, width)
     if forced is None:
         return free
     others = tf.range(END, tf.shape(logits)[1]) != forced[:, None]
@@ -414,9 +414,9 @@ def _uniform(seeds, t):
 
 
 class _Finished(NamedTuple):
-    """Finished hypotheses of a beam search, `[B, N]` each; a rank of -inf marks an empty slot."""
+    """Finished hypotheses of a beam search, `[B, N]` each; `adjusted` is -inf in an empty slot."""
 
-    ranks: tf.Tensor  # float32, log-likelihoods as `adjust` left them
+    adjusted: tf.Tensor  # float32, log-likelihoods as `adjust` left them
     lengths: tf.Tensor  # int32, END included
     tokens: tf.Tensor  # int32, the last ones
     parents: tf.Tensor  # int32, the slots that they extended, among the K of one token earlier
@@ -424,11 +424,11 @@ class _Finished(NamedTuple):
     scores: tf.Tensor  # float32, log-likelihoods
 
 
-def _ended(t, tokens, parents, ranks, scores, stopped):
+def _ended(t, tokens, parents, adjusted, scores, stopped):
     """The hypotheses `[b, K]` that stop at this step, as `_Finished`; the other slots are empty."""
-    ranks, scores = (tf.where(stopped == RUNNING, NEG_INF, x) for x in (ranks, scores))
-    why = tf.where(ranks == NEG_INF, LIMITED, stopped)
-    return _Finished(ranks, tf.fill(tf.shape(tokens), t + 1), tokens, parents, why, scores)
+    adjusted, scores = (tf.where(stopped == RUNNING, NEG_INF, x) for x in (adjusted, scores))
+    why = tf.where(adjusted == NEG_INF, LIMITED, stopped)
+    return _Finished(adjusted, tf.fill(tf.shape(tokens), t + 1), tokens, parents, why, scores)
 
 
 def _back_track(finished, tokens, parents):

@@ -59,12 +59,9 @@ class TransformerEncoder(BaseLayer):
         self.vectors = TokenVectors(vocabulary_size, units, dropout, dtype=dtype)
         self.blocks = [Block(units, heads, feed_forward, dropout, dtype=dtype) for _ in range(layers)]
         self.norm = keras.layers.LayerNormalization(dtype=dtype)
+        self.norm.build((None, None, units))
         self.types: keras.layers.Layer | None = None
         self.in_order: Any = None  # bool [V]
-
-    def build(self, source_shape: tuple) -> None:
-        """Make the weights that do not come with the layers."""
-        self.norm.build((None, None, self.options["units"]))
 
     def take_tokenizers(self, source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
         """Find out the source column of each token, and which columns are sets. `Seq2Seq` calls this when it is made
@@ -73,6 +70,7 @@ class TransformerEncoder(BaseLayer):
         columns = len(source_tokenizer.column_names)
         if columns > 1 and self.types is None:
             self.types = keras.layers.Embedding(columns, self.options["units"], dtype=self.dtype_policy)
+        self.build((None, None))
 
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
         mask, ids = source_mask(source), token_ids(source)
@@ -130,6 +128,7 @@ class TransformerDecoder(BaseDecoder):
         self.vectors = TokenVectors(vocabulary_size, units, dropout, dtype=dtype)
         self.blocks = [Block(units, heads, feed_forward, dropout, True, dtype=dtype) for _ in range(layers)]
         self.norm = keras.layers.LayerNormalization(dtype=dtype)
+        self.norm.build((None, None, units))
         self.in_order: Any = None  # bool [V]
         self.make_output()
 

@@ -18,7 +18,7 @@ from pipelines.options import one_line
 from pipelines.tokens import END, PADDING, START, UNKNOWN, Texts, prefix_ids, spelled, target_ids
 from seq2seq.attention import Encoded
 from seq2seq.compilation import full_precision, on_gpu, padded, parts_of_batch, side_by_side, threads
-from seq2seq.contract import check_strategy, encode, has_attention, start
+from seq2seq.contract import check_strategy, encode, has_attention
 from seq2seq.decoding import LIMITED, LONGEST_SOURCE, NEG_INF, STOPPED
 from seq2seq.exporting import export
 from seq2seq.layers import row_lengths
@@ -397,8 +397,7 @@ class Translator(keras.Model):
 
     def _attention(self, sources, targets):
         source, target = self._source_ids(sources), self.target_ids(targets, sources)
-        encoded, state = start(self.decoder, encode(self.encoder, source))
-        *_, weights = self.decoder(target[:, :-1], encoded, state, return_attention=True)
+        _, weights = self((source, target[:, :-1]), return_attention=True)
         source, target = spelled(self.source_tokenizer, source), spelled(self.target_tokenizer, target[:, 1:])
         return [  # an empty source is one step of nothing; copied, since a view would keep the whole batch in memory
             Alignment(source, target, row[: len(target), : max(1, len(source))].copy())

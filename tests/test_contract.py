@@ -57,6 +57,12 @@ def endless(step_for, state, constraints, loop):
     return Greedy().search(step_for, state, constraints._replace(limits=constraints.limits + 9, min_length=9), loop)
 
 
+def too_sure(step_for, state, constraints, loop):
+    """Return higher scores than the log-likelihoods, as of a softmax over fewer tokens."""
+    found = BeamSearch(2).search(step_for, state, constraints, loop)
+    return found._replace(scores=found.scores + 0.1)
+
+
 def in_python(step_for, state, constraints, loop):
     """Ask a tensor for its value in the middle."""
     float(tf.reduce_sum(constraints.limits).numpy())
@@ -85,6 +91,8 @@ def of_any_number(found):
             "scores float32 (3, 2); expected float32 (3, 1)",
         ),
         (Own(lambda found: found._replace(ids=found.ids * 0 + END)), "do not begin with [5, 6], the prefix"),
+        (Own(lambda found: found._replace(stopped=1 - found.stopped)), "for ids [5, 6, "),
+        (Own(instead=too_sure), "whose log-likelihood is "),
         (Own(instead=deaf), "do not begin with [5, 6], the prefix; see `mask_logits`"),
         (Own(instead=endless), "expected at most 3 tokens, none below END=3"),
         (Own(instead=unfinished), "`search` returns NoneType, not Hypotheses"),
@@ -167,7 +175,7 @@ def test_a_model_refuses_what_it_is_told(model):
 def test_mask_logits_keeps_what_may_come():
     def search(step_for, state, constraints, loop):
         def choose(logits, t, sources):
-            again = mask_logits(tf.pad(logits, [[0, 0], [END, 0]]), t, sources, constraints)
+            again = mask_logits(tf.pad(logits, [[0, 0], [END, 0]]), t, constraints.min_length)
             tf.debugging.assert_equal(again, logits)
             return tf.argmax(again, axis=1, output_type=tf.int32)
 

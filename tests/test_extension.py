@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from command_line import in_process, python, seq2seq
 from conftest import LINES, QUICK, WORDS, decoded, read_history, small_config
-from pages import ROOT, defined_in
+from pages import ROOT, blocks, defined_in
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, Tokenizer, batch_pairs, checksums, load_class
 from seq2seq import BeamSearch, Config, Decoder, Encoder, Sampling, Seq2Seq
@@ -68,6 +68,11 @@ BROKEN_DECODERS = {
         "three hypotheses",
     ),
     "looks at padding": (", attention_mask=encoded.mask[:, None]", "", "padding"),
+    "of one size in a graph": (
+        "axis=1), tf.shape(target)[1]",
+        "axis=1), int(target.shape[1] or tf.shape(target)[1])",
+        "fails on a graph for batches of any size",
+    ),
     "forgets what it needs": ('"vocabulary_size": vocabulary_size, ', "", "get_config must return all arguments"),
     "forgets its size": ('"units": units, ', "", "get_config must return all arguments"),
 }
@@ -252,6 +257,42 @@ class Faulty(Decoder):
         Seq2Seq(tokenizer, tokenizer, decoder=importlib.import_module("faulty").Faulty, units=4)
 
 
+@keras.saving.register_keras_serializable("test_extension")
+class Looking(Decoder):
+    """A decoder that says that it looks elsewhere than it does."""
+
+    changed = staticmethod(lambda weights: weights)
+
+    def call(self, target, encoded, state, training=False, return_attention=False):
+        found = super().call(target, encoded, state, training=training, return_attention=return_attention)
+        return *found[:2], *map(self.changed, found[2:])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights[:, :, :1], "attention (2, 3, 1) of a target (2, 3); expected [B, T, S]"),
+        (lambda weights: tf.ones_like(weights) / 3, "attention to padding, up to 0.33; expected 0"),
+        (
+            lambda weights: 2 * weights,
+            "attention that is no share of the source: expected weights from 0 that sum to 1 at most",
+        ),
+        (
+            lambda weights: -weights,
+            "attention that is no share of the source: expected weights from 0 that sum to 1 at most",
+        ),
+        (lambda weights: weights / tf.cast(tf.shape(weights)[1], tf.float32), "different attention for one token"),
+    ],
+)
+def test_attention_weights_that_a_picture_would_show_wrongly_are_refused(monkeypatch, change, message):
+    tokenizer = CharTokenizer("abcdefghij")
+    options = {"decoder": Looking, "units": 8, "attention": "dot", **QUICK}
+    Seq2Seq(tokenizer, tokenizer, **options)
+    monkeypatch.setattr(Looking, "changed", staticmethod(change))
+    with pytest.raises(OptionError, match=f"^decoder=Looking: {re.escape(message)}"):
+        Seq2Seq(tokenizer, tokenizer, **options)
+
+
 def test_a_decoder_that_forgets_an_argument_that_shapes_no_weight_is_refused():
     @keras.saving.register_keras_serializable("broken")
     class Sharper(Decoder):
@@ -367,6 +408,44 @@ def test_the_command_line_refuses_it_in_one_line(folder, half, module, what):
     (line,) = done.stderr.decode().splitlines()
     assert line.startswith(f"seq2seq: {half}={name}: ") and message in line
     assert not (folder / "runs" / "broken").exists()
+
+
+PLAIN = """
+import keras
+import tensorflow as tf
+from seq2seq import Seq2Seq, teacher_forcing
+
+@keras.saving.register_keras_serializable("plain")
+class Plain(Seq2Seq):
+    def train_step(self, data):
+        inputs, labels, weights = teacher_forcing(*data)
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(inputs, labels, self(inputs, training=True), weights)
+        self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+        return {"loss": loss}
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("plain:Plain", {}, "model=Plain: its `train_step` does not call `update_weights`, so a gradient"),
+        (
+            "guided:GuidedAttention",
+            {"teacher_forcing": (1.0, 0.5), "attention": "dot"},
+            "call `scheduled_sampling`, so",
+        ),
+    ],
+)
+def test_a_step_without_what_training_promises_is_refused(folder, monkeypatch, tmp_path, model, options, message):
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    (guided,) = (block.text for block in blocks(PAGE) if block.text.startswith("# guided.py\n"))
+    for module, text in (("plain", PLAIN), ("guided", guided)):
+        (folder / f"{module}.py").write_text(text)
+    small = {"units": 8, "cell": "gru", "bidirectional": False, "epochs": 1}
+    with pytest.raises(OptionError, match=message):
+        train(Config("pairs.tsv", model=model, **small | options), tmp_path / "run", say=None)
 
 
 @pytest.fixture

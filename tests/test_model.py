@@ -242,7 +242,7 @@ def test_scheduled_sampling_puts_guesses_in_the_place_of_right_tokens(tokenizers
         source, inputs = tokenizers[0].one_hot(source), tokenizers[1].one_hot(inputs)
     for probability, share in ((0.0, 1.0), (0.5, 0.5), (1.0, 0.0)):
         model = Seq2Seq(*tokenizers, units=8, teacher_forcing=probability)
-        mixed = model._with_guesses(source, inputs)
+        mixed = model.scheduled_sampling(source, inputs)
         assert mixed.shape == inputs.shape and mixed.dtype == inputs.dtype
         ids = tf.argmax(mixed, -1).numpy() if encoding == "one_hot" else mixed.numpy()
         right = target[:, :-1].numpy()

@@ -392,6 +392,42 @@ class OwnStep(Seq2Seq):
         return {"nll": loss}
 
 
+class Tracking(Seq2Seq):
+    """A model with a figure of its own: the number of rows in a batch."""
+
+    def build(self, *_):
+        self.rows = keras.metrics.Mean("rows")
+        super().build()
+
+    def train_step(self, data):
+        self.rows.update_state(tf.shape(data[0])[0])
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize("verbose", [0, 2])
+def test_a_figure_of_ones_own_is_a_mean_over_the_epoch_and_unknown_where_it_was_not_measured(
+    pairs, tokenizers, verbose
+):
+    model = Tracking(*tokenizers, units=8, **QUICK)
+    model.compile("adam")
+    batches = batch_pairs(pairs, *tokenizers, batch_size=4, encoding="ids")
+    history = model.fit(batches, validation_data=batches, epochs=2, verbose=verbose).history
+    assert history["rows"] == pytest.approx([len(list(pairs)) / len(list(batches))] * 2)
+    assert np.isnan(history["val_rows"]).all() and np.isfinite(history["val_accuracy"]).all()
+
+
+def test_a_model_returns_the_attention_that_it_computes_with(pairs, tokenizers, batches):
+    model = Seq2Seq(*tokenizers, units=8, **QUICK, attention="dot")
+    source, target = next(iter(batches))
+    logits, weights = model((source, target[:, :-1]), return_attention=True)
+    np.testing.assert_allclose(logits, model((source, target[:, :-1])), atol=1e-6)
+    assert weights.shape == (*logits.shape[:2], source.shape[1])
+    np.testing.assert_allclose(tf.reduce_sum(weights, axis=2)[:, 0], 1, atol=1e-5)
+    without = Seq2Seq(*tokenizers, units=8, **QUICK)
+    with pytest.raises(OptionError, match="return_attention: this Decoder has no attention"):
+        without((source, target[:, :-1]), return_attention=True)
+
+
 @pytest.mark.parametrize("built", [False, True])
 def test_a_step_of_ones_own_needs_no_measure_and_its_pairs_are_counted(pairs, tokenizers, built):
     model = OwnStep(*tokenizers, units=8)

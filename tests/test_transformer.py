@@ -99,6 +99,13 @@ def test_attention_is_the_published_formula_for_each_head():
     np.testing.assert_allclose(weights[0, 0], [*shares.mean(axis=0), 0], atol=1e-6)
 
 
+def test_a_summary_shows_both_halves():
+    halves = {"encoder": TransformerEncoder, "decoder": TransformerDecoder}
+    lines = []
+    Seq2Seq(*TOKENIZERS, **halves, units=8, layers=1, heads=2).summary(print_fn=lines.append)
+    assert all(f"({half.__name__})" in "".join(lines) for half in halves.values())
+
+
 def test_features_are_a_set_of_another_type_and_letters_are_not():
     tokenizer = ColumnsTokenizer([CharTokenizer(), SeparatorTokenizer(";")])
     tokenizer.adapt(["ab\tV;PST", "ba\tN"])
