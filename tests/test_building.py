@@ -19,6 +19,7 @@ from seq2seq.training import train
     [
         ({"cell": "lstmm"}, "cell='lstmm'.*did you mean 'lstm'"),
         ({"target_tokenizer": "words"}, "target_tokenizer='words': expected 'char'"),
+        ({"target_tokenizer": "x"}, "target_tokenizer='x': expected 'char'"),  # only a mark separates
         ({"optimizer": "adamm"}, "optimizer='adamm'.*did you mean 'adam'"),
         ({"tied": True}, "tied=True"),
         ({"decoder": "nowhere:Decoder"}, "no module 'nowhere'"),
