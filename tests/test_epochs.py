@@ -67,6 +67,17 @@ def test_weights_draw_from_the_training_side_only(tsv):
             dataclasses.replace(config, **other)
 
 
+@pytest.mark.parametrize("options", [{}, {"limit": 8}, {"split": "last"}], ids=str)
+def test_each_epoch_reads_files_in_another_order_unless_it_decides_which_pairs_are_trained_on(tsv, options):
+    corpus = [str(tsv(f"first {number}\tx\nsecond {number}\ty\n", f"{number}.tsv")) for number in range(6)]
+    config = Config(tuple(corpus), validation_fraction=0.2, **options)
+    first, again, *others = (
+        list(training_pairs(config, CharTokenizer(), epoch=epoch).as_numpy_iterator()) for epoch in (0, 0, 1, 2, 3)
+    )
+    assert first == again and all(sorted(other) == sorted(first) for other in others)
+    assert all(other == first for other in others) == bool(options)
+
+
 def test_the_held_out_corpus_must_have_the_source_columns_of_the_training_corpus(tsv):
     tokenizer = ColumnsTokenizer([CharTokenizer(), CharTokenizer()])
     config = Config("a.txt+b.txt+c.txt", validation=str(tsv("go\tV;PST\twent\n", "dev.tsv")))
@@ -74,3 +85,10 @@ def test_the_held_out_corpus_must_have_the_source_columns_of_the_training_corpus
     config = dataclasses.replace(config, validation=str(tsv("go\twent\n", "two.tsv")))
     with pytest.raises(CorpusError, match=r"line 1: expected .* TAB target, found 2 columns"), corpus_errors():
         list(validation_pairs(config, tokenizer))
+
+
+def test_the_held_out_corpus_is_read_by_the_columns_and_in_the_direction_of_the_training_corpus(tsv):
+    dev = str(tsv("1\twent\tgo\n", "dev.tsv"))
+    for how in ({"columns": (2, 3), "reverse": True}, {"columns": (3, 2)}):
+        pairs = validation_pairs(Config("train.tsv", validation=dev, **how), CharTokenizer())
+        assert list(pairs.as_numpy_iterator()) == [(b"go", b"went")]
