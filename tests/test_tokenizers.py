@@ -382,6 +382,36 @@ def test_the_same_words_train_the_same_subwords_silently(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def trained(counts, **options):
+    """The pieces of subwords trained on counted words, without "▁"."""
+    tokenizer = SubwordTokenizer()
+    tokenizer.take_vocabulary({word.encode(): count for word, count in counts.items()}, **options)
+    return {token.replace("▁", "") for token in tokenizer.tokens}
+
+
+def test_subwords_are_those_of_frequent_words_and_a_rare_character_is_one_of_them():
+    for often, seldom in ((1000, 2), (2, 1000)):
+        counts = {"sing": often, "singing": often, "queue": seldom, "quoqueue": seldom}
+        assert ("singing" in trained(counts, max_size=12)) == (often > seldom)
+    assert "ж" in trained({"sing": 10_000, "ж": 1})
+
+
+def test_there_may_be_as_many_subwords_as_characters_and_by_default_more():
+    assert trained({"abc": 1}, max_size=4) == {"", *"abc"}
+    characters = "".join(chr(0x4E00 + number) for number in range(2100))
+    assert trained({characters: 1}) >= set(characters)
+
+
+@pytest.mark.parametrize("mark", ["▅", REPLACEMENT, "▁"])
+def test_marks_of_sentencepiece_and_of_what_is_unknown_divide_words(mark):
+    assert trained({f"ab{mark}c": 1}) - {"", "ab"} == set("abc")
+    if mark == "▁":
+        tokenizer = SubwordTokenizer()
+        words, *_ = tokenizer.count([f"ab{mark}c"])
+        assert words.numpy().tolist() == [b"ab", b"c"]
+        assert decoded(tokenizer.written_form([f"ab{mark} c"])) == ["ab c"]
+
+
 def test_adapting_subwords_again_starts_over():
     tokenizer = SubwordTokenizer()
     for texts in (["ab abab"], ["cd"]):
