@@ -11,11 +11,13 @@ import tensorflow as tf
 from conftest import notices, read_history
 
 from pipelines import CharTokenizer
-from seq2seq.callbacks import AverageWeights, DivergedError
+from seq2seq.callbacks import AverageWeights, DivergedError, SaveRun, SayEpochs, WatchSteps
+from seq2seq.config import Config
 from seq2seq.epochs import training_batches
 from seq2seq.evaluation import evaluate
 from seq2seq.layers import Encoder, token_ids
 from seq2seq.model import Seq2Seq
+from seq2seq.progress import TrainingRun
 from seq2seq.runs import held_out_pairs, load_run
 from seq2seq.training import train
 
@@ -28,6 +30,45 @@ def test_the_figures_of_an_epoch_are_those_of_evaluate(trained):
     for name, measured in found.scores.items():
         assert float(last[f"val_{name.lower().replace(' ', '_')}"]) == pytest.approx(measured.score)
     assert float(last["val_perplexity"]) == pytest.approx(found.perplexity, rel=1e-4)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of nine epochs that has not begun, without a model."""
+    config = Config("pairs.tsv", monitor="val_loss", batch_tokens=30)
+    return TrainingRun(tmp_path, config, {}, None, None, pairs=9, steps=3, epochs=9)
+
+
+def test_the_figures_of_an_epoch_are_said_and_the_beginnings_of_three_translations(shared_model, run):
+    said, blank, long = [], " ", "sol" * 100
+    say = SayEpochs({"sol": ["SOL", "no other"], blank: ["x\ny"], long: [""], "mar": ["MAR"]}, run, said.append)
+    say.set_model(shared_model)
+    say.on_epoch_begin(0)
+    measured = {"val_loss": 2.0, "val_accuracy": 0.25, "val_chrf": 12.34, "val_exact_match": 33.333}
+    say.on_epoch_end(0, {"loss": 1.23456, "accuracy": 0.5, **measured})
+    figures, *translations = said
+    held_out = r"held out: loss 2\.000  accuracy 25\.0%  chrF 12\.3  exact match 33\.3%"
+    assert re.fullmatch(rf"Epoch 1/9  loss 1\.235  accuracy 50\.0%  \|  {held_out}  \|  \d+\.\d s", figures)
+    for text, (source, reference) in zip(
+        translations, (("sol", "SOL"), ("␣", "x y"), (f"{long[:200]}...", "")), strict=True
+    ):
+        assert text.startswith(f"    {source}  ->  ") and text.endswith(f"   ({reference})")
+    say.on_epoch_end(1, {"loss": 1.0})  # not measured
+    assert len(said) == 5 and "held out" not in said[4]
+
+
+def test_the_history_has_a_column_for_each_figure_even_if_the_first_epoch_lacks_it(run):
+    run.history = [{"epoch": 1, "val_loss": 1.0}, {"epoch": 2, "val_loss": 2.0, "val_chrf": 3.0}]
+    SaveRun(run, None, None, [], None).write()
+    assert [row["val_chrf"] for row in read_history(run.folder)] == ["", "3.0"]
+
+
+def test_memory_that_the_held_out_set_lacks_is_not_that_of_a_training_step(run):
+    run.step = 3
+    assert WatchSteps(run, None).out_of_memory() == (
+        "epoch 1: out of memory while the held-out set was measured. Lower --batch-tokens (30), or leave out long "
+        "texts with --max-length (1000)"
+    )
 
 
 class Remember(keras.callbacks.Callback):
@@ -81,7 +122,8 @@ def test_a_training_without_a_finite_gradient_stops_and_writes_each_pair_of_the_
     wild = dataclasses.replace(config, corpus=str(tsv("".join(lines), "pairs.jsonl")), batch_size=2, **WILD)
     with pytest.raises(
         DivergedError,
-        match=r"epoch \d, step \d: .* norm is (nan|inf); one step earlier it was [\d.]+\. The batch is in",
+        match=r"epoch 1, step \d: .* norm is (nan|inf); one step earlier it was [\d.]+\. The batch is in .*tsv\. "
+        r"The run folder holds no model, because this was the first epoch\. A smaller",
     ):
         train(wild, tmp_path / "run")
     batch = (tmp_path / "run" / "diverged.tsv").read_text().splitlines()
@@ -122,7 +164,7 @@ def test_batches_without_a_finite_gradient_are_left_out_and_named_however_seldom
 
 @pytest.mark.slow
 def test_a_scale_too_large_for_float16_is_no_divergence_but_weights_that_are_no_numbers_are(config, tmp_path):
-    scales = []
+    scales, said = [], []
 
     class Spoil(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -135,8 +177,13 @@ def test_a_scale_too_large_for_float16_is_no_divergence_but_weights_that_are_no_
 
     options = {"epochs": 30, "precision": "float16", "validation_fraction": 0}
     with pytest.raises(DivergedError, match="the gradient norm is nan"):
-        train(dataclasses.replace(config, **options), tmp_path / "run", callbacks=[Spoil()])
+        train(dataclasses.replace(config, **options), tmp_path / "run", callbacks=[Spoil()], say=said.append)
     assert 2.0**29 in scales and 1.0 in scales
+    before = [scales[0], 2.0**30, *scales[1:]]
+    halved = [now < was for was, now in zip(before, scales, strict=False)]
+    skipped = [sum(halved[start : start + 4]) for start in range(0, len(halved) - 4, 4)]  # by epochs, the last left out
+    told = [f"{number}: {count} of 4 steps" for number, count in enumerate(skipped, start=1) if count]
+    assert notices(said) == [f"epoch {text} skipped, because their gradients were not finite" for text in told]
     losses = [float(row["loss"]) for row in read_history(tmp_path / "run")]
     assert math.isnan(losses[-1]) and not math.isnan(losses[0])
 

@@ -3,7 +3,8 @@ import re
 
 from command_line import in_process as seq2seq
 
-from seq2seq.commands.options import read_settings
+from seq2seq import BeamSearch
+from seq2seq.commands.options import read_settings, search_strategy
 from seq2seq.config import Config
 
 
@@ -23,6 +24,13 @@ def test_every_option_of_a_configuration_is_one_of_the_command_line_with_its_def
 
 def test_settings_of_a_strategy_are_not_those_of_a_configuration():
     assert read_settings(["weights=0.5", "corpus=x", "limit=0.5"]) == {"weights": 0.5, "corpus": "x", "limit": 0.5}
+    assert read_settings(["weights=0.5", "weights=0.5"]) == {"weights": 0.5}  # twice the same
+
+
+def test_a_beam_is_as_wide_as_the_best_that_are_asked_for_and_at_least_five():
+    for count in (2, 7):
+        assert search_strategy(None, None, n_best=count) == BeamSearch(max(5, count), n_best=count)
+    assert search_strategy(None, None, length_penalty=0.0) == BeamSearch(5, length_penalty=0.0)
 
 
 def test_options_of_a_configuration_are_not_set_like_those_of_custom_classes(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from command_line import in_process as seq2seq
 
 from seq2seq import BeamSearch, runs
+from seq2seq.records import read_record
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +68,38 @@ def test_every_command_that_searches_takes_a_strategy_by_name(toy_run, tmp_path,
     assert (type(own).__name__, own.width, own.n_best, own.spread) == ("Mine", 3, 2, (1, 2))
     assert seq2seq("export", folder, "saved", "--beam-width", 3, cwd=tmp_path).returncode == 0
     assert exported[1][3] == {"beam": BeamSearch(3, n_best=3), "search": None}
+    assert seq2seq("export", folder, "saved", "--length-penalty", 0, cwd=tmp_path).returncode == 0
+    assert exported[2][3] == {"beam": BeamSearch(5, n_best=5, length_penalty=0.0), "search": None}
     for command in (["export", folder, "other"], ["demo", folder, "--port", 0]):
         done = seq2seq(*command, "--search", "own:Mine", "--set", "wide=3", cwd=tmp_path)
         assert done.returncode == 2 and b"set='wide': expected 'width'" in done.stderr, done.stderr
     assert not (tmp_path / "other").exists()
+
+
+def test_what_cannot_be_asked_of_export_average_and_demo_exits_2(untrained, tmp_path):
+    export, demo, average = ["export", untrained, "x"], ["demo", untrained, "--port", 0], ["average", untrained]
+    alone = "--set width=3: applies to the strategy that --search names, but --search is not given"
+    for command, message in (
+        ([*export, "--set", "width=3"], alone),
+        ([*demo, "--set", "width=3"], alone),
+        ([*export, "--format", "onnx", "--set", "width=3"], "--set: applies only to --format savedmodel"),
+        ([*export, "--format", "web", "--length-penalty", 0], "--length-penalty: applies only to --format savedmodel"),
+        ([*export, "--import", "nowhere:Class"], "import='nowhere:Class': no module 'nowhere'"),
+        ([*average, "--out", "x", "--import", "nowhere:Class"], "import='nowhere:Class': no module 'nowhere'"),
+        ([*average, "--out", "x"], "has kept the models of 0 epochs; train with --keep-epochs 5"),
+    ):
+        done = seq2seq(*command, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, b"") and message in done.stderr.decode(), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_average_makes_a_run_of_as_many_of_the_last_epochs_as_are_asked_for(untrained, tmp_path):
+    run = shutil.copytree(untrained, tmp_path / "run")
+    (run / "epochs").mkdir()
+    for number in (1, 2, 3):
+        shutil.copy(run / "model.keras", run / "epochs" / f"epoch-{number:04}.keras")
+    for name, content in (("history.csv", "epoch\n"), ("survey.json", "{}"), ("probe.json", '{"a": ""}')):
+        (run / name).write_text(content)
+    done = seq2seq("average", "run", "--last", 2, "--out", "mean", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, b"mean\n"), done.stderr
+    assert read_record(tmp_path / "mean").content["averaged"]["epochs"] == [2, 3]

@@ -108,6 +108,25 @@ def test_several_samples_of_each_text(folder):
     assert alone.decode().splitlines() == [rows[0][4], rows[3][4]] and alone != other
 
 
+def test_samples_and_numbers_of_texts_go_on_from_block_to_block(untrained):
+    done = seq2seq("translate", untrained, "--sample", "--n-best", 2, "--max-length", 4, stdin=b"a\n" * 4096)
+    numbers, texts = zip(*(line.split("\t") for line in done.stdout.decode().splitlines()), strict=True)
+    assert list(map(int, numbers)) == [number for number in range(1, 4097) for _ in range(2)]
+    assert texts[:4096] != texts[4096:]  # of 2,048 lines each
+    lines = b"a\tA\n" * 2049 + b"a\tx\n"
+    done = seq2seq("translate", untrained, "--prefix", "--max-length", 2, stdin=lines)
+    assert done.returncode == 2 and done.stdout.count(b"\n") == 2049
+    assert b"standard input, line 2050: the prefix 'x' has tokens" in done.stderr
+
+
+def test_a_seed_is_that_of_a_strategy_too_that_is_named(untrained):
+    one, same, other = (
+        seq2seq("translate", untrained, *["a"] * 40, *how, "--max-length", 4)
+        for how in (["--sample", "--seed", 3], ["--search", "sampling", "--seed", 3], ["--search", "sampling"])
+    )
+    assert same.returncode == 0 and one.stdout == same.stdout != other.stdout
+
+
 def objects(done):
     """The lines of JSON that a command has written, strictly read: there is no NaN in JSON."""
     assert done.returncode == 0, done.stderr
@@ -246,6 +265,8 @@ def test_score_writes_a_line_for_each_line_and_says_which_hold_no_pair(folder, t
     nothing = seq2seq("score", folder, stdin=b"no tab\n" * 2)
     assert (nothing.returncode, nothing.stdout) == (2, b"nan\nnan\n")
     assert nothing.stderr.endswith(b"found no tab\nseq2seq: standard input: no pairs to score\n")
+    odd = seq2seq("score", folder, tsv("ab\tAB\n", "one.tsv"), tsv("жж\tAB\n", "two.tsv"))
+    assert odd.stderr.decode() == "line 2: at least half of the tokens are not in the vocabulary\n"  # of both files
     empty = seq2seq("score", folder, stdin=b"")
     assert (empty.returncode, empty.stdout, empty.stderr) == (0, b"", b"")
 

@@ -15,7 +15,7 @@ from command_line import server
 
 from pipelines import OptionError
 from seq2seq.config import Config
-from seq2seq.distribution import open_strategy
+from seq2seq.distribution import lost_workers, open_strategy
 
 pytestmark = pytest.mark.slow
 
@@ -364,7 +364,20 @@ def test_a_signal_to_one_worker_stops_all_after_a_checkpoint(config, tmp_path):
 def test_machines_that_tf_config_does_not_name_are_refused(monkeypatch):
     with pytest.raises(OptionError, match=r"strategy='mirored'.*did you mean 'mirrored'"):
         open_strategy("mirored")
-    for text in ("", "{}", '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}'):
+    for text in (
+        "",
+        "{}",
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "chief", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}}',
+    ):
         monkeypatch.setenv("TF_CONFIG", text)
         with pytest.raises(OptionError, match="strategy='multiworker': TF_CONFIG must look like"):
             open_strategy("multiworker")
+
+
+def test_where_there_is_no_other_worker_none_is_lost():
+    from tensorflow.errors import AbortedError
+
+    with pytest.raises(AbortedError), lost_workers(None):
+        raise AbortedError(None, None, "of another kind")

@@ -175,7 +175,14 @@ def test_the_command_translates_with_an_exported_folder_as_with_the_run(exported
     save_run(model, run)
     (tmp_path / "in.txt").write_text("sol\n\nflor\nxqz\n")
     lines = (tmp_path / "in.txt").read_bytes()
-    for options in ([], ["--n-best", 3], ["--scores"], ["--beam-width", 4, "--scores"], ["--max-length", 2]):
+    for options in (
+        [],
+        ["--n-best", 3],
+        ["--n-best", 6],
+        ["--scores"],
+        ["--beam-width", 4, "--scores"],
+        ["--max-length", 2],
+    ):
         one, other = (seq2seq("translate", model, *options, stdin=lines, cwd=tmp_path) for model in (run, folder))
         assert one.returncode == other.returncode == 0, other.stderr
         rows, others = ([line.split(b"\t") for line in done.stdout.splitlines()] for done in (one, other))
@@ -188,6 +195,8 @@ def test_the_command_translates_with_an_exported_folder_as_with_the_run(exported
     assert b"line 4: at least half of the tokens are not in the vocabulary" in other.stderr
     done = seq2seq("translate", folder, "sol", "mar", cwd=tmp_path)
     assert done.stdout.decode().split() == [text.decode() for text in model.translate(["sol", "mar"]).numpy()]
+    done = seq2seq("translate", folder, "--n-best", 2, "--max-length", 1, stdin=b"s\n" * 2049)  # in two blocks
+    assert [line.split(b"\t")[0] for line in done.stdout.splitlines()[-4:]] == [b"2048", b"2048", b"2049", b"2049"]
 
 
 LOADED = """
@@ -221,6 +230,11 @@ def test_what_an_exported_folder_cannot_do_is_said(exported_onnx, tmp_path):
         (["--temperature", "0"], b"--temperature: .* is an export"),
         (["--json"], b"--json: .* is an export"),
         (["--search", "greedy"], b"--search: .* is an export"),
+        (["--set", "width=3"], b"--set: .* is an export"),
+        (["--seed", 0], b"--seed: .* is an export"),
+        (["--prefix"], b"--prefix: .* is an export"),
+        (["--attention"], b"--attention: .* is an export"),
+        (["--import", "nowhere:Class"], b"--import: .* is an export"),
         (["--n-best", 3, "--beam-width", 2], b"n_best=3: expected 1 or more, and at most the beam's width, 2"),
         (["--min-length", 3, "--max-length", 2], b"max_length=2: expected 3 or more"),
     ):

@@ -33,6 +33,7 @@ from seq2seq.runs import (
     kept_epochs,
     load_run,
     probe,
+    sample,
     trained_on,
 )
 from seq2seq.surveying import survey_corpus, take_vocabularies
@@ -193,6 +194,10 @@ def test_what_is_no_run_is_refused_by_name(config, tmp_path):
         load_run(tmp_path / "none")
     with pytest.raises(RunError, match=r"holds no model\.keras"):
         load_run(tmp_path)
+    (tmp_path / "config.json").write_text('{"options": {}, "plan": {}}')
+    with pytest.raises(RunError, match=r"holds no model\.keras; its training has not finished an epoch"):
+        load_run(tmp_path)
+    (tmp_path / "config.json").unlink()
     (tmp_path / "saved_model.pb").touch()
     with pytest.raises(RunError, match=r"it is a SavedModel, which tf\.saved_model\.load reads"):
         load_run(tmp_path)
@@ -312,6 +317,14 @@ def test_what_was_held_out_apart_is_measured_whole_and_found_again(config, tmp_p
     (tmp_path / "old" / "dev.tsv").write_text("x\tab\tAC\n")
     with pytest.raises(CorpusError, match=r"dev\.tsv: changed since the run was validated on"):
         held_out_pairs(run, model)
+
+
+def test_the_same_500_sources_of_the_first_20_000_pairs_are_a_sample_with_all_their_references():
+    numbers = [f"{number % 10_000}" if number < 20_000 else "x" for number in range(20_500)]
+    pairs = tf.data.Dataset.from_tensor_slices((numbers, [f"A{number // 10_000}" for number in range(20_500)]))
+    one, again = (sample(pairs, CharTokenizer(lowercase=True)) for _ in range(2))
+    assert one == again and len(one) == 500 and set(one) < set(numbers) - {"x"}
+    assert all(references == ["a0", "a1"] for references in one.values())
 
 
 def test_what_a_run_and_those_it_started_from_were_trained_on_is_known(copied, tsv):

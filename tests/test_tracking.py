@@ -15,8 +15,9 @@ def test_tensorboard_is_told_the_figures_of_each_epoch(trained):
 
 
 def test_an_unknown_tracker_is_refused_before_anything_is_read(config, tmp_path):
-    with pytest.raises(OptionError, match=r"track='tensorbord'.*did you mean 'tensorboard'"):
-        train(dataclasses.replace(config, corpus="none.tsv"), tmp_path / "run", track=["tensorbord"])
+    for track in (["tensorbord"], "tensorbord"):
+        with pytest.raises(OptionError, match=r"track='tensorbord'.*did you mean 'tensorboard'"):
+            train(dataclasses.replace(config, corpus="none.tsv"), tmp_path / "run", track=track)
     assert not (tmp_path / "run").exists()
 
 
