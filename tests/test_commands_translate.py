@@ -109,10 +109,10 @@ def test_several_samples_of_each_text(folder):
 
 
 def test_samples_and_numbers_of_texts_go_on_from_block_to_block(untrained):
-    done = seq2seq("translate", untrained, "--sample", "--n-best", 2, "--max-length", 4, stdin=b"a\n" * 4096)
+    done = seq2seq("translate", untrained, "--sample", "--n-best", 2, "--max-length", 4, stdin=b"a\n" * 2058)
     numbers, texts = zip(*(line.split("\t") for line in done.stdout.decode().splitlines()), strict=True)
-    assert list(map(int, numbers)) == [number for number in range(1, 4097) for _ in range(2)]
-    assert texts[:4096] != texts[4096:]  # of 2,048 lines each
+    assert list(map(int, numbers)) == [number for number in range(1, 2059) for _ in range(2)]
+    assert texts[:20] != texts[4096:]  # of ten lines, at the beginnings of two blocks
     lines = b"a\tA\n" * 2049 + b"a\tx\n"
     done = seq2seq("translate", untrained, "--prefix", "--max-length", 2, stdin=lines)
     assert done.returncode == 2 and done.stdout.count(b"\n") == 2049

@@ -185,6 +185,11 @@ def test_training_on_at_a_learning_rate_of_zero_is_warned_of(model, batches, tmp
         it.fit(batches, verbose=0, shuffle=False)
 
 
+def test_a_learning_rate_that_begins_at_zero_is_not_warned_of(model, batches):
+    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.PolynomialDecay(0.0, 9, 0.1)))
+    model.fit(batches, verbose=0, shuffle=False)
+
+
 def test_padding_costs_nothing_in_a_test_step(model, batches):
     source, target = next(iter(batches))
     logs = {name: float(value) for name, value in model.test_step((source, target)).items()}
@@ -274,6 +279,39 @@ def test_batches_and_an_evaluation_after_a_quiet_fit_have_figures_at_each_step(m
     assert seen and np.all(np.isfinite(seen))
 
 
+def test_a_step_after_a_quiet_fit_that_has_failed_has_figures(model, batches):
+    source, target = ids_of(model)
+    with pytest.raises(OptionError):
+        model.fit(tf.data.Dataset.from_tensors((source[:, ::-1], target)), verbose=0)
+    assert np.isfinite(list(model.train_step(next(iter(batches))).values())).all()
+
+
+def test_a_callback_with_the_short_name_of_its_method_sees_each_step(model, batches):
+    class Follow(keras.callbacks.Callback):
+        def on_batch_end(self, batch, logs=None):
+            seen.append(logs["loss"])
+
+    seen = []
+    model.fit(batches, verbose=0, callbacks=[Follow()])
+    assert len(seen) == 3 and np.all(np.isfinite(seen))
+
+
+def test_a_pydataset_is_shuffled_unless_it_is_asked_not_to(model):
+    class Words(keras.utils.PyDataset):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, number):
+            read.append(number)
+            return ids_of(model, ["sol"])
+
+    for options, same in (({}, False), ({"shuffle": False}, True)):
+        read = []
+        model.fit(Words(), verbose=0, **options)
+        epoch = read[-40:]  # Keras reads some before, to see what they are
+        assert sorted(epoch) == [*range(40)] and (epoch == sorted(epoch)) == same
+
+
 def test_a_metric_with_the_name_of_a_default_one_takes_its_place(model, batches):
     model.compile(metrics=[keras.metrics.SparseTopKCategoricalAccuracy(k=100, name="accuracy")])
     found = model.evaluate(batches, verbose=0, return_dict=True)
@@ -309,8 +347,9 @@ def test_a_vocabulary_that_the_model_was_not_made_for_is_refused(tokenizers, sid
     with pytest.raises(OptionError, match=r"fit: the (source|target) vocabulary is empty; call `adapt` before"):
         model.fit(*batch, verbose=0)
     sides[side].adapt(["sol"])
-    with pytest.raises(OptionError, match=r"the (source|target) vocabulary has changed since the model was made"):
-        model.fit(*batch, verbose=0)
+    for run in (model.fit, model.evaluate, model.train_on_batch, model.test_on_batch):
+        with pytest.raises(OptionError, match=r"the (source|target) vocabulary has changed since the model was made"):
+            run(*batch)
 
 
 def test_fit_and_evaluate_say_what_they_are_to_be_given(model, pairs, batches):
@@ -346,8 +385,13 @@ def test_keras_warns_of_nothing_that_is_meant_so(model, batches):
         model.fit(batches, validation_data=batches, verbose=0)
         model.fit(((source, target) for source, target in batches), verbose=0)
         model.evaluate(batches, verbose=0)
-    with pytest.warns(UserWarning, match="Your input ran out of data"):
-        model.fit(batches, steps_per_epoch=9, verbose=0)
+    for run in (
+        lambda: model.fit(batches, steps_per_epoch=9, verbose=0),
+        lambda: model.fit(batches, validation_data=batches, validation_steps=9, verbose=0),
+        lambda: model.evaluate(batches, steps=9, verbose=0),
+    ):
+        with pytest.warns(UserWarning, match="Your input ran out of data"):
+            run()
 
 
 SPARSE = keras.losses.SparseCategoricalCrossentropy
