@@ -119,14 +119,6 @@ def test_samples_and_numbers_of_texts_go_on_from_block_to_block(untrained):
     assert b"standard input, line 2050: the prefix 'x' has tokens" in done.stderr
 
 
-def test_a_seed_is_that_of_a_strategy_too_that_is_named(untrained):
-    one, same, other = (
-        seq2seq("translate", untrained, *["a"] * 40, *how, "--max-length", 4)
-        for how in (["--sample", "--seed", 3], ["--search", "sampling", "--seed", 3], ["--search", "sampling"])
-    )
-    assert same.returncode == 0 and one.stdout == same.stdout != other.stdout
-
-
 def objects(done):
     """The lines of JSON that a command has written, strictly read: there is no NaN in JSON."""
     assert done.returncode == 0, done.stderr
