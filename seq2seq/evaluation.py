@@ -6,6 +6,7 @@ This module needs the extra `evaluation`: sacrebleu (Post 2018, arxiv.org/abs/18
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import re
 import time
@@ -111,18 +112,59 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The result of `evaluate`: N translations and their scores."""
+    """The result of `evaluate`: N translations and their scores. `of_texts` makes one of other translations."""
 
     sources: list[str] = dataclasses.field(repr=False)  # N texts
     references: list[list[str]] = dataclasses.field(repr=False)  # of each, one text or more
     translations: list[str] = dataclasses.field(repr=False)  # N texts
-    stopped: list[str] = dataclasses.field(repr=False)  # why each stopped: "end", "limit" or "repetition"
+    stopped: list[str] = dataclasses.field(repr=False)  # why each stopped: "end", "limit", "repetition"; "" if unknown
     scores: dict[str, Measured]  # by name
     loss: float  # crossentropy of the tokens of the references, END included, in nats per token
     accuracy: float  # the share of tokens predicted correctly, given the correct preceding ones
     seconds: float  # for translating, without loading and tracing; on a GPU, compiling for more sizes is included
     bleu_tokenizer: str
     source_columns: int = 1  # how many columns, between tabs, a source has
+
+    @classmethod
+    def of_texts(
+        cls,
+        sources: Sequence[str],
+        references: Sequence[Sequence[str]],
+        translations: Sequence[str],
+        bleu_tokenizer: str = "13a",
+        resamples: int = 1000,
+    ) -> "Evaluation":
+        """Measure translations that are there already: of another system, or chosen among several by a reranker.
+
+        ```python
+        found = evaluate(model, test)
+        other = Evaluation.of_texts(found.sources, found.references, open("other.txt").read().splitlines())
+        compare(found, other)
+        ```
+
+        Args:
+            sources: N texts.
+            references: of each, one text or more.
+            translations: of each, one text.
+            bleu_tokenizer, resamples: as in `evaluate`.
+
+        Returns:
+            An `Evaluation`, whose loss, accuracy and seconds are NaN.
+
+        Raises:
+            OptionError: for lists of different lengths, empty lists, and as `evaluate`.
+        """
+        if not len(sources) == len(references) == len(translations) or not sources or not all(references):
+            lengths = f"{len(sources)}, {len(references)} and {len(translations)}"
+            raise OptionError(
+                f"sources, references and translations: {lengths}; expected as many of each, at least one"
+            )
+        check_number("resamples", resamples, least=1)
+        targets, texts = [list(dict.fromkeys(nfc(those))) for those in references], nfc(translations)
+        scores = measure(texts, targets, bleu_tokenizer, resamples)
+        columns, unknown = sources[0].count("\t") + 1, math.nan
+        figures = scores, unknown, unknown, unknown
+        return cls(list(sources), targets, texts, [""] * len(texts), *figures, bleu_tokenizer, columns)
 
     @property
     def perplexity(self) -> float:
@@ -137,7 +179,7 @@ class Evaluation:
             "references": sum(map(len, self.references)),
             **{name: getattr(self, name) for name in names},
             "scores": {name: dataclasses.asdict(measured) for name, measured in self.scores.items()},
-            "stopped": {reason: self.stopped.count(reason) for reason in dict.fromkeys(sorted(self.stopped))},
+            "stopped": {reason: self.stopped.count(reason) for reason in sorted(set(self.stopped) - {""})},
             "by_length": self.by_length(),
             "worst": self.worst(worst),
         }
@@ -146,15 +188,25 @@ class Evaluation:
         """The scores of short and of long sources, as `scores_by_length` returns them."""
         return scores_by_length(self.sources, self.translations, self.references, parts, self.bleu_tokenizer)
 
+    def by_text(self, measures: Sequence[str] = ("chrF", "TER", "CER", "WER", "exact match")) -> list[dict]:
+        """The scores of each text, in their order: [{"source", "translation", "references", "stopped", measure: score,
+        ...}, ...]. BLEU is left out by default, since it is meant for many texts."""
+        known, names = metrics(self.bleu_tokenizer), ("source", "translation", "references", "stopped")
+        texts = zip(self.sources, self.translations, self.references, self.stopped, strict=True)
+        found: list[dict[str, Any]] = [dict(zip(names, text, strict=True)) for text in texts]
+        for name in measures:
+            metric = choose("measures", name, known)
+            for text in found:
+                text[name] = float(metric.sentence_score(text["translation"], text["references"]).score)
+        return found
+
     def worst(self, count: int = 5) -> list[dict]:
-        """The texts with the most errors for their length: [{"source", "translation", "references", "CER"}, ...]."""
-        rate, names = metrics()["CER"], ("source", "translation", "references", "CER")
-        texts = zip(self.sources, self.translations, self.references, strict=True)
-        rated = [dict(zip(names, (*text, rate.sentence_score(*text[1:]).score), strict=True)) for text in texts]
-        return sorted(rated, key=lambda text: -text["CER"])[:count]
+        """The texts with the most errors for their length, with their "CER", as in `by_text`."""
+        return sorted(self.by_text(["CER"]), key=lambda text: -text["CER"])[:count]
 
     def write(self, folder: Path | str) -> None:
-        """Write sources.txt, translations.txt, references.0.txt and so on, one text per line, for other tools.
+        """Write sources.txt, translations.txt, references.0.txt and so on, one text per line, for other tools; and
+        texts.jsonl, with a line of JSON for each text, as `by_text` returns it.
 
         If a text has fewer references than others, its first one is repeated, as `sacrebleu` needs the same number for
         each. This changes no measure but TER, which divides by the mean length of the references. A tab or a line
@@ -176,6 +228,9 @@ class Evaluation:
             columns = self.source_columns if name == "sources.txt" else 1
             with whole_file(folder / name) as path:
                 path.write_bytes(b"".join(as_line(line.encode(), columns) + b"\n" for line in lines))
+        with whole_file(folder / "texts.jsonl") as path:
+            lines = [json.dumps(text, ensure_ascii=False) + "\n" for text in self.by_text()]
+            path.write_text("".join(lines), encoding="utf-8")
         for path in folder.glob("references.*.txt"):
             if path.name not in files:  # of a corpus with more references
                 path.unlink()
@@ -191,7 +246,7 @@ def check_folder(folder: Path) -> None:
     if folder.is_file():
         raise OptionError(f"{folder}: is a file; choose a folder")
     inside = {path.name for path in folder.iterdir() if path.name[0] != "."} if folder.is_dir() else set()
-    written = r"(aside-)?(sources|translations|references\.\d+)\.txt"
+    written = r"(aside-)?((sources|translations|references\.\d+)\.txt|texts\.jsonl)"
     other = {name for name in inside if not re.fullmatch(written, name)}
     if inside.isdisjoint({"references.0.txt", "aside-references.0.txt"}):
         other = inside

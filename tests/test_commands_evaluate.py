@@ -45,6 +45,9 @@ def test_evaluate_prints_tables_or_json_and_writes_what_it_measured(folder, tmp_
     assert table.startswith(f"{len(sources)} sources, ")
     translations = seq2seq("translate", folder, stdin="\n".join(sources).encode()).stdout.decode()
     assert (tmp_path / "out" / "translations.txt").read_text() == translations
+    texts = [json.loads(line) for line in (tmp_path / "out" / "texts.jsonl").read_text().splitlines()]
+    assert [text["source"] for text in texts] == sources and texts[0].keys() > {"references", "stopped", "chrF", "CER"}
+    assert "".join(text["translation"] + "\n" for text in texts) == translations
     again = seq2seq("evaluate", folder, "out/sources.txt+out/translations.txt", "--write", "out", cwd=tmp_path)
     assert again.returncode == 2 and b"write=out: holds the corpus, out/sources.txt; choose another" in again.stderr
     options = ["--columns", "2,1", "--json", "--beam-width", 3]

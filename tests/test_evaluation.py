@@ -15,7 +15,7 @@ from conftest import WORDS
 from pipelines import CharTokenizer, ColumnsTokenizer, CorpusError, OptionError, SeparatorTokenizer, read_pairs
 from seq2seq import BeamSearch, Evaluation, Seq2Seq, compare, evaluate
 from seq2seq.decoding import LONGEST_SOURCE
-from seq2seq.evaluation import check_folder, corpus_scores, measure, scores_by_length
+from seq2seq.evaluation import check_folder, corpus_scores, measure, nfc, scores_by_length
 from seq2seq.metrics import TokenCrossentropy
 
 TRANSLATIONS = [
@@ -117,7 +117,7 @@ def test_any_text_is_one_line_of_the_written_files(tmp_path):
 def test_tabs_stay_between_the_columns_of_a_source_only(tmp_path):
     found = dataclasses.replace(evaluation(["a\tb"], [["a\tc"]], ["sol\tV;PST"]), source_columns=2)
     found.write(tmp_path)
-    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    written = {path.name: path.read_text() for path in tmp_path.glob("*.txt")}
     assert written == {"references.0.txt": "a c\n", "sources.txt": "sol\tV;PST\n", "translations.txt": "a b\n"}
 
 
@@ -165,9 +165,30 @@ def test_by_length_and_worst_tell_where_the_errors_are():
         "source": "a" * 20,
         "translation": "X" * 20,
         "references": ["A" * 20],
+        "stopped": "end",
         "CER": 100.0,
     }
+    first, *_, last = found.by_text()
+    assert [text["source"] for text in found.by_text(["WER"])] == sources
+    assert (first["exact match"], first["chrF"], first["TER"], last["exact match"]) == (100, 100, 0, 0)
+    assert "BLEU" not in first and found.by_text(["BLEU"])[0].keys() > {"BLEU"}
+    with pytest.raises(OptionError, match=r"measures='chrf': .*did you mean 'chrF'"):
+        found.by_text(["chrf"])
     assert json.loads(json.dumps(found.as_dict()))["stopped"] == {"end": 60}
+
+
+def test_translations_that_are_there_already_are_measured_and_compared():
+    found = evaluation(TRANSLATIONS, REFERENCES)
+    texts = [references[0] for references in REFERENCES]
+    other = Evaluation.of_texts(found.sources, REFERENCES, [unicodedata.normalize("NFD", text) for text in texts])
+    assert other.scores["exact match"].score == 100 and other.translations == nfc(texts)
+    assert compare(found, other)["exact match"][1].score == 100
+    shown = other.as_dict()
+    assert all(map(math.isnan, (other.loss, other.accuracy, other.perplexity))) and not shown["stopped"]
+    with pytest.raises(OptionError, match="and translations: 2, 2 and 1; expected as many of each"):
+        Evaluation.of_texts(["a", "b"], [["A"], ["B"]], ["A"])
+    with pytest.raises(OptionError, match="expected as many of each, at least one"):
+        Evaluation.of_texts(["a"], [[]], ["A"])
 
 
 def test_compare_tells_a_difference_from_chance():

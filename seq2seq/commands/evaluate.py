@@ -60,8 +60,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write sources, translations and references into this folder, which must be new, empty, or from an "
-            "earlier evaluation, whose files are replaced.",
+            help="Write sources, translations, references and the scores of each text (texts.jsonl) into this folder, "
+            "which must be new, empty, or from an earlier evaluation, whose files are replaced.",
         ),
     ] = None,
     as_json: AsJson = False,
