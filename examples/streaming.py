@@ -50,10 +50,12 @@ def main(steps=240):
 
     drawn = random.Random(1)
     texts, right = zip(*(written(day, drawn) for day in range(0, DAYS, 100)), strict=True)
-    found = model.translate(texts).numpy().astype(str)
+    found = [text.decode() for text in model.translate(texts).numpy()]
     for text, iso in zip(texts[:4], found, strict=False):
         print(f"    {text}  ->  {iso}")
-    print(f"{sum(found == right) / len(right):.1%} of {len(right)} held-out days right")
+    print(
+        f"{sum(one == other for one, other in zip(found, right, strict=True)) / len(right):.1%} of {len(right)} held-out days right"
+    )
 
 
 if __name__ == "__main__":

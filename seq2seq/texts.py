@@ -31,8 +31,8 @@ def in_batches(
         try:
             done.append(run(batch))
         except tf.errors.ResourceExhaustedError as error:
-            said = f"{len(batch)} {what} of up to {max(lengths[batch]):,} bytes"
-            raise MemoryError(f"out of memory for {said} together; lower batch_size={batch_size}") from error
+            together = f"out of memory for {len(batch)} {what} together"
+            raise MemoryError(f"{together}; lower batch_size={batch_size}") from error
         first += len(batch)
     return done, np.argsort(order)
 
