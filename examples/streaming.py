@@ -53,9 +53,8 @@ def main(steps=240):
     found = [text.decode() for text in model.translate(texts).numpy()]
     for text, iso in zip(texts[:4], found, strict=False):
         print(f"    {text}  ->  {iso}")
-    print(
-        f"{sum(one == other for one, other in zip(found, right, strict=True)) / len(right):.1%} of {len(right)} held-out days right"
-    )
+    correct = sum(one == other for one, other in zip(found, right, strict=True))
+    print(f"{correct / len(right):.1%} of {len(right)} held-out days right")
 
 
 if __name__ == "__main__":
