@@ -116,7 +116,7 @@ def check_contract(
     keeps_sizes = [_check_steps(decoder, target, encoded, copies, compare) for copies in (1, 3)]
     if has_attention(decoder) and not _of_library(decoder):
         _check_attention(decoder, target, encoded, compare)
-    adds_losses = False
+    adds_losses, reloaded = False, []
     for name, part, compute in (
         ("encoder", encoder, lambda layer, **training: layer(source, **training)),
         ("decoder", decoder, lambda layer, **training: layer(target, *start(layer, encoded), **training)),
@@ -129,11 +129,13 @@ def check_contract(
             compare(compute(again), compute(part), refuse, f"computes different results after {_RELOAD}")
         with _refusing(name, part, "a call in training"):
             tf.distribute.get_strategy().run(compute, [again], {"training": True})
-        if not _of_library(part):
-            with _refusing(name, part, "a graph for batches of any size"):
-                _trace(encoder, again) if part is decoder else _trace(again, decoder)
+        reloaded.append(again)
         regularized = [weight for weight in again.trainable_weights if weight.regularizer]
         adds_losses |= len(again.losses) > len(regularized)
+    for name, part in (("encoder", encoder), ("decoder", decoder)):
+        if not _of_library(part):
+            with _refusing(name, part, "a graph for batches of any size"):
+                _trace(reloaded, whole=part is decoder)
     return Traits(all(keeps_sizes), adds_losses)
 
 
@@ -142,11 +144,14 @@ def _of_library(part):
     return type(part).__module__.startswith(("seq2seq.", "pipelines."))
 
 
-def _trace(encoder, decoder):
-    """Trace the graph of a batch of any size."""
+def _trace(parts, whole):
+    """Trace the graph of the encoder, or of both, for a batch of any size. In the layers it leaves losses of a graph,
+    so they must not be those of the model."""
+    encoder, decoder = parts
 
     def run(source, target):
-        return decoder(target, *start(decoder, encode(encoder, source)))[0]
+        encoded = encode(encoder, source)
+        return decoder(target, *start(decoder, encoded))[0] if whole else encoded.memory
 
     ids = tf.TensorSpec([None, None], tf.int32)
     tf.function(run, [ids, ids], autograph=False).get_concrete_function()

@@ -204,11 +204,9 @@ def mean_over_replicas(gradients: list[tf.Tensor | None], tokens: tf.Tensor) -> 
     """
     gradients = [gradient if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
     context = tf.distribute.get_replica_context()
-    replicas = context.num_replicas_in_sync
-    if replicas == 1:
+    if context.num_replicas_in_sync == 1:
         return gradients
-    # Keras divides the mean loss of each replica by their number, as if all had the same number of tokens.
-    weighted = [g * tf.cast(replicas * tokens, g.dtype) for g in gradients if g is not None]
+    weighted = [g * tf.cast(tokens, g.dtype) for g in gradients if g is not None]
     *sums, all_tokens = context.all_reduce("SUM", [*weighted, tokens])
     means = iter(tf.math.divide_no_nan(total, tf.cast(all_tokens, total.dtype)) for total in sums)
     return [None if gradient is None else next(means) for gradient in gradients]

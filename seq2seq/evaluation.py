@@ -138,7 +138,7 @@ class Evaluation:
 
         ```python
         found = evaluate(model, test)
-        other = Evaluation.of_texts(found.sources, found.references, open("other.txt").read().splitlines())
+        other = Evaluation.of_texts(found.sources, found.references, texts)
         compare(found, other)
         ```
 
@@ -154,11 +154,13 @@ class Evaluation:
         Raises:
             OptionError: for lists of different lengths, empty lists, and as `evaluate`.
         """
-        if not len(sources) == len(references) == len(translations) or not sources or not all(references):
-            lengths = f"{len(sources)}, {len(references)} and {len(translations)}"
-            raise OptionError(
-                f"sources, references and translations: {lengths}; expected as many of each, at least one"
-            )
+        lengths = len(sources), len(references), len(translations)
+        if len(set(lengths)) > 1 or 0 in lengths:
+            counted = "sources, references and translations: {}, {} and {}".format(*lengths)
+            raise OptionError(f"{counted}; expected as many of each, at least one")
+        for those in references:
+            if isinstance(those, str | bytes) or not len(those):
+                raise OptionError(f"references: {those!r}; expected a list of one text or more for each source")
         check_number("resamples", resamples, least=1)
         targets, texts = [list(dict.fromkeys(nfc(those))) for those in references], nfc(translations)
         scores = measure(texts, targets, bleu_tokenizer, resamples)

@@ -407,12 +407,15 @@ def teacher_forcing(
     Args:
         source: one-hot `[B, S, Vs]` or ids `[B, S]`.
         target: one-hot `[B, T + 1, Vt]` or ids `[B, T + 1]`, from START to END, then padding.
-        sample_weight: weights of the labels, float32 `[B, T]`, or of the pairs, `[B, 1]`. Default: 1.
+        sample_weight: weights of the labels, float32 `[B, T]`, or of the pairs, `[B]` or `[B, 1]`. Default: 1.
 
     Returns:
         ((source, decoder input `[B, T, Vt]` or `[B, T]`), labels `[B, T]`, weights `[B, T]`). Labels are ids. A weight
         is 0 if the label is padding.
     """
+    source, target = tf.convert_to_tensor(source), tf.convert_to_tensor(target)
     labels = token_ids(target[:, 1:])
     weights = tf.cast(labels != PADDING, tf.float32)
-    return (source, target[:, :-1]), labels, weights if sample_weight is None else weights * sample_weight
+    if sample_weight is not None:
+        weights *= tf.reshape(tf.cast(sample_weight, tf.float32), [tf.shape(target)[0], -1])
+    return (source, target[:, :-1]), labels, weights

@@ -70,7 +70,8 @@ class TransformerEncoder(BaseLayer):
         columns = len(source_tokenizer.column_names)
         if columns > 1 and self.types is None:
             self.types = keras.layers.Embedding(columns, self.options["units"], dtype=self.dtype_policy)
-        self.build((None, None))
+        if not self.built:
+            self.build((None, None))
 
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
         mask, ids = source_mask(source), token_ids(source)

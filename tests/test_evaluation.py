@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import re
 import subprocess
 import sys
 import unicodedata
@@ -187,8 +188,11 @@ def test_translations_that_are_there_already_are_measured_and_compared():
     assert all(map(math.isnan, (other.loss, other.accuracy, other.perplexity))) and not shown["stopped"]
     with pytest.raises(OptionError, match="and translations: 2, 2 and 1; expected as many of each"):
         Evaluation.of_texts(["a", "b"], [["A"], ["B"]], ["A"])
-    with pytest.raises(OptionError, match="expected as many of each, at least one"):
-        Evaluation.of_texts(["a"], [[]], ["A"])
+    for wrong in ("A", []):
+        with pytest.raises(
+            OptionError, match=f"references: {re.escape(repr(wrong))}; expected a list of one text or more"
+        ):
+            Evaluation.of_texts(["a"], [wrong], ["A"])
 
 
 def test_compare_tells_a_difference_from_chance():

@@ -293,6 +293,25 @@ def test_attention_weights_that_a_picture_would_show_wrongly_are_refused(monkeyp
         Seq2Seq(tokenizer, tokenizer, **options)
 
 
+@keras.saving.register_keras_serializable("test_extension")
+class Penalized(Encoder):
+    """An encoder that adds a loss."""
+
+    def call(self, source, training=False):
+        encoded = super().call(source, training=training)
+        self.add_loss(tf.reduce_mean(tf.square(tf.convert_to_tensor(encoded.memory))))
+        return encoded
+
+
+def test_trying_custom_layers_leaves_no_loss_of_a_graph_in_them():
+    tokenizer = CharTokenizer("abc")
+    model = Seq2Seq(tokenizer, tokenizer, encoder=Penalized, decoder=Looking, units=8, attention="dot", **QUICK)
+    assert np.isfinite([float(loss) for loss in model.losses]).all()
+    model.compile(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight")
+    )
+
+
 def test_a_decoder_that_forgets_an_argument_that_shapes_no_weight_is_refused():
     @keras.saving.register_keras_serializable("broken")
     class Sharper(Decoder):
