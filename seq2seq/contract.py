@@ -129,13 +129,12 @@ def check_contract(
             compare(compute(again), compute(part), refuse, f"computes different results after {_RELOAD}")
         with _refusing(name, part, "a call in training"):
             tf.distribute.get_strategy().run(compute, [again], {"training": True})
-        reloaded.append(again)
         regularized = [weight for weight in again.trainable_weights if weight.regularizer]
         adds_losses |= len(again.losses) > len(regularized)
-    for name, part in (("encoder", encoder), ("decoder", decoder)):
+        reloaded.append(again)
         if not _of_library(part):
             with _refusing(name, part, "a graph for batches of any size"):
-                _trace(reloaded, whole=part is decoder)
+                _trace(*reloaded)
     return Traits(all(keeps_sizes), adds_losses)
 
 
@@ -144,14 +143,13 @@ def _of_library(part):
     return type(part).__module__.startswith(("seq2seq.", "pipelines."))
 
 
-def _trace(parts, whole):
-    """Trace the graph of the encoder, or of both, for a batch of any size. In the layers it leaves losses of a graph,
+def _trace(encoder, decoder=None):
+    """Trace the graph of an encoder, or of both, for a batch of any size. This leaves losses of a graph in the layers,
     so they must not be those of the model."""
-    encoder, decoder = parts
 
     def run(source, target):
         encoded = encode(encoder, source)
-        return decoder(target, *start(decoder, encoded))[0] if whole else encoded.memory
+        return decoder(target, *start(decoder, encoded))[0] if decoder else encoded.memory
 
     ids = tf.TensorSpec([None, None], tf.int32)
     tf.function(run, [ids, ids], autograph=False).get_concrete_function()

@@ -163,10 +163,18 @@ class Evaluation:
                 raise OptionError(f"references: {those!r}; expected a list of one text or more for each source")
         check_number("resamples", resamples, least=1)
         targets, texts = [list(dict.fromkeys(nfc(those))) for those in references], nfc(translations)
-        scores = measure(texts, targets, bleu_tokenizer, resamples)
-        columns, unknown = sources[0].count("\t") + 1, math.nan
-        figures = scores, unknown, unknown, unknown
-        return cls(list(sources), targets, texts, [""] * len(texts), *figures, bleu_tokenizer, columns)
+        return cls(
+            list(sources),
+            targets,
+            texts,
+            stopped=[""] * len(texts),
+            scores=measure(texts, targets, bleu_tokenizer, resamples),
+            loss=math.nan,
+            accuracy=math.nan,
+            seconds=math.nan,
+            bleu_tokenizer=bleu_tokenizer,
+            source_columns=sources[0].count("\t") + 1,
+        )
 
     @property
     def perplexity(self) -> float:
@@ -297,7 +305,7 @@ def evaluate(
         targets = group_by_source(pairs)
     if not targets:
         raise CorpusError("no pairs to evaluate on")
-    sources, references = list(targets), [list(dict.fromkeys(nfc(those))) for those in targets.values()]
+    sources, references = list(targets), list(targets.values())
 
     tokenizers = model.source_tokenizer, model.target_tokenizer
     # Not `pairs` again: standard input is read only once.
@@ -310,17 +318,10 @@ def evaluate(
 
     how = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}
     translations, stopped, seconds = _translate(model, sources, strategy, progress, seed, how)
-    return Evaluation(
-        sources,
-        references,
-        translations,
-        stopped,
-        measure(translations, references, bleu_tokenizer, resamples),
-        loss,
-        accuracy,
-        seconds,
-        bleu_tokenizer,
-        len(model.source_tokenizer.column_names),
+    found = Evaluation.of_texts(sources, references, translations, bleu_tokenizer, resamples)
+    columns = len(model.source_tokenizer.column_names)
+    return dataclasses.replace(
+        found, stopped=stopped, loss=loss, accuracy=accuracy, seconds=seconds, source_columns=columns
     )
 
 
@@ -336,7 +337,7 @@ def _translate(model, sources, strategy, progress, seed, how):
         place = seed, before + start  # a sample depends on the place of its source
         found = model.translate(sources[start : start + 2048], strategy, seed=place, **how)
         seconds += time.perf_counter() - started
-        translations += nfc(row[0].decode() for row in found.texts.numpy())
+        translations += [row[0].decode() for row in found.texts.numpy()]
         stopped += [row[0].decode() for row in found.stopped.numpy()]
         if progress:
             progress(len(translations))

@@ -73,10 +73,15 @@ def blocks(page: Path) -> list[Block]:
 
 def defined_in(page: Path, file: str) -> dict:
     """What the block that a page shows as this Python file defines."""
-    (text,) = (block.text for block in blocks(page) if block.text.startswith(f"# {file}\n"))
     scope: dict = {}
-    exec(text, scope)
+    exec(shown_as(page, file), scope)
     return scope
+
+
+def shown_as(page: Path, file: str) -> str:
+    """The text of the block that a page shows as this Python file."""
+    (text,) = (block.text for block in blocks(page) if block.text.startswith(f"# {file}\n"))
+    return text
 
 
 class Shell:

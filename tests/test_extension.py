@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from command_line import in_process, python, seq2seq
 from conftest import LINES, QUICK, WORDS, decoded, read_history, small_config
-from pages import ROOT, blocks, defined_in
+from pages import ROOT, defined_in, shown_as
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, Tokenizer, batch_pairs, checksums, load_class
 from seq2seq import BeamSearch, Config, Decoder, Encoder, Sampling, Seq2Seq
@@ -459,8 +459,7 @@ class Plain(Seq2Seq):
 def test_a_step_without_what_training_promises_is_refused(folder, monkeypatch, tmp_path, model, options, message):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    (guided,) = (block.text for block in blocks(PAGE) if block.text.startswith("# guided.py\n"))
-    for module, text in (("plain", PLAIN), ("guided", guided)):
+    for module, text in (("plain", PLAIN), ("guided", shown_as(PAGE, "guided.py"))):
         (folder / f"{module}.py").write_text(text)
     small = {"units": 8, "cell": "gru", "bidirectional": False, "epochs": 1}
     with pytest.raises(OptionError, match=message):

@@ -52,8 +52,8 @@ def sweep(  # longer than 60 lines: its signature declares the options
     The options of `train` apply to all runs. In --grid, use the names in config.json: learning_rate, not
     --learning-rate.
 
-    After an interruption, the same command continues the sweep. You may add seeds and values of a
-    grid, or trials of a search.
+    After an interruption, the same command continues the sweep. You may add seeds and values of a grid, or
+    trials of a search.
 
     A search (--trials) optimizes the mean of --monitor, by default val_loss, over seeds.
 
