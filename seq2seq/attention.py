@@ -112,12 +112,22 @@ class HardAttention(Attention):
             aligned with the position of the previous token or a later one, so alignment never moves back (Wu &
             Cotterell 2019, arxiv.org/abs/1905.06319, first order). The state holds the probabilities of the previous
             position.
+
+    Call arguments:
+        query: `[B, T, D]`, the decoder's output at each step.
+        ids: int32 `[B, T]`, the input token of each step, which the previous step predicted.
+        predicted: log-probabilities `[B, T, S, V]` of the token that each step predicts, from each position.
+        encoded: the `Encoded` source.
+        state: the state that `start`, or the call for the previous steps, returned.
+
+    Returns:
+        Log-probabilities `[B, T, S]` of the position that each step's token is aligned with, and the new state.
     """
 
     kinds = HARD_ATTENTIONS
 
     def __init__(self, units: int, kind: str = "hard", **kwargs: Any) -> None:
-        super().__init__(units, kind, **kwargs)
+        super().__init__(units, kind, autocast=False, **kwargs)  # log-probabilities stay float32
 
     @property
     def monotonic(self) -> bool:
@@ -132,21 +142,9 @@ class HardAttention(Attention):
         first = tf.where(tf.range(length) == 0, tf.cast(0, self.dtype), _LOG_ZERO)  # START is aligned with the first
         return [tf.tile(first[None], [rows, 1]), tf.zeros([rows, length, vocabulary_size], self.dtype)]
 
-    def align(
+    def call(  # type: ignore[override]  # alignment also needs the tokens, and the previous one
         self, query: tf.Tensor, ids: tf.Tensor, predicted: tf.Tensor, encoded: Encoded, state: list[tf.Tensor]
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Align each token with a source position.
-
-        Args:
-            query: `[B, T, D]`, the decoder's output at each step.
-            ids: int32 `[B, T]`, the input token of each step, which the previous step predicted.
-            predicted: log-probabilities `[B, T, S, V]` of the token that each step predicts, from each position.
-            encoded: the `Encoded` source.
-            state: the state that `start`, or the call for the previous steps, returned.
-
-        Returns:
-            Log-probabilities `[B, T, S]` of the position of each step's token, and the new state.
-        """
         scores = tf.cast(self.scores(query, encoded.extra.keys, encoded), self.variable_dtype)
         scores = tf.reshape(tf.where(encoded.mask[:, None], scores, _LOG_ZERO), tf.shape(predicted)[:3])
         if not self.monotonic:

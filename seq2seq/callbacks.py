@@ -77,7 +77,7 @@ class ScoreTranslations(keras.callbacks.Callback):
         self.sources, self.references, self.run = list(held_out), list(held_out.values()), run
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        from seq2seq.evaluation import corpus_scores
+        from seq2seq.scores import corpus_scores
 
         if not self.run.measures(epoch + 1):
             return

@@ -1,17 +1,16 @@
-"""Quality of translations by the measures that papers report: `evaluate` a model, `compare` several.
+"""How well a model translates a corpus: `evaluate` it, `compare` it with others, and see where its errors are.
 
 This module needs the extra `evaluation`: sacrebleu (Post 2018, arxiv.org/abs/1804.08771) and rapidfuzz.
 """
 
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import re
 import time
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,85 +28,22 @@ from pipelines import (
     read_pairs,
 )
 from pipelines.lines import as_line
-from pipelines.options import extra, one_line
 from seq2seq.checkpoints import whole_file
 from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.metrics import MeanTokenLoss, of_tokens
 from seq2seq.model import Seq2Seq, teacher_forcing
+from seq2seq.scores import (
+    Measured,
+    corpus_scores,
+    edited_tokens,
+    measure,
+    metrics,
+    nfc,
+    reference_streams,
+    scores_by_length,
+)
 from seq2seq.strategies import Strategy
 from seq2seq.translation import MANY_TEXTS
-
-with extra("evaluation"):
-    from rapidfuzz.distance import Levenshtein
-    from sacrebleu.metrics import BLEU, CHRF, TER
-    from sacrebleu.metrics.base import Metric, Score
-    from sacrebleu.significance import PairedTest
-
-# `sacrebleu.metrics.base.Metric` is designed for subclasses that override methods with a leading underscore. So
-# sacrebleu's bootstrap works for every measure here. `compare` calls two of these methods; its tests notice a change.
-
-
-class _Rate(Metric):
-    """A percentage: `count` returns two numbers for each text; the sum of the first is divided by the sum of the
-    second."""
-
-    def __init__(self, name: str, count: Callable[[str, list[str]], tuple[int, int]]) -> None:
-        super().__init__()
-        self.name, self.count = name, count
-
-    def _preprocess_segment(self, sent):
-        return sent.strip()
-
-    def _extract_reference_info(self, refs):
-        return {"references": refs}
-
-    def _compute_segment_statistics(self, hypothesis, ref_kwargs):
-        return self.count(hypothesis, ref_kwargs["references"])
-
-    def _aggregate_and_compute(self, stats):
-        return self._compute_score_from_stats(np.sum(stats, axis=0))
-
-    def _compute_score_from_stats(self, stats):
-        part, whole = stats
-        return Score(self.name, 100 * float(part) / max(float(whole), 1.0))
-
-
-def _edits(split, text, references):
-    """The number of tokens to insert, delete or replace to turn a text into a reference, and the number of tokens of
-    that reference. Of several references, it is the one with the lowest ratio."""
-    tokens = split(text)
-    counts = [(Levenshtein.distance(tokens, right), len(right)) for right in map(split, references)]
-    return min(counts, key=lambda count: (count[0] / max(count[1], 1), count))
-
-
-def metrics(bleu_tokenizer: str = "13a") -> dict[str, Metric]:
-    """The measures of a corpus of texts, by name; higher is better, except for the error rates.
-
-    Raises:
-        OptionError: for an unknown tokenizer, or one that needs a package that is not installed.
-    """
-    choose("bleu_tokenizer", bleu_tokenizer, list(BLEU.TOKENIZERS))
-    try:
-        bleu = BLEU(tokenize=bleu_tokenizer, force=True)  # without a warning about tokenized text
-    except (ImportError, RuntimeError) as error:
-        raise OptionError(f"bleu_tokenizer={bleu_tokenizer!r}: {one_line(error)}") from None
-    return {
-        "BLEU": bleu,
-        "chrF": CHRF(),
-        "TER": TER(),
-        "CER": _Rate("CER", functools.partial(_edits, list)),  # characters
-        "WER": _Rate("WER", functools.partial(_edits, str.split)),  # words, separated by spaces
-        "exact match": _Rate("exact match", lambda text, references: (text in references, 1)),
-    }
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """A measure of a corpus of texts."""
-
-    score: float
-    margin: float  # half of the 95% confidence interval, by bootstrap (Koehn 2004)
-    signature: str  # sacrebleu's, for others to measure the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,8 +117,8 @@ class Evaluation:
         """The exponential of the loss: the effective number of tokens that the model chooses between."""
         return math.inf if self.loss > 700 else math.exp(self.loss)
 
-    def as_dict(self, worst: int = 5) -> dict:
-        """A summary for JSON: everything except the texts, with scores by length and the worst texts."""
+    def as_dict(self, worst: int = 5, confusions: int = 5) -> dict:
+        """A summary for JSON: everything except the texts, with scores by length, confusions and the worst texts."""
         names = ("loss", "perplexity", "accuracy", "seconds")
         return {
             "sources": len(self.sources),
@@ -191,12 +127,72 @@ class Evaluation:
             "scores": {name: dataclasses.asdict(measured) for name, measured in self.scores.items()},
             "stopped": {reason: self.stopped.count(reason) for reason in sorted(set(self.stopped) - {""})},
             "by_length": self.by_length(),
+            "confusions": self.confusions(confusions),
             "worst": self.worst(worst),
         }
 
     def by_length(self, parts: int = 5) -> list[dict]:
         """The scores of short and of long sources, as `scores_by_length` returns them."""
         return scores_by_length(self.sources, self.translations, self.references, parts, self.bleu_tokenizer)
+
+    def by_column(self, column: int, separator: str | None = None) -> list[dict]:
+        """The scores of the texts that have the same value in a source column, such as the same features.
+
+        Args:
+            column: which column, counted from 1.
+            separator: what separates several values in the column; the text then counts for each of them.
+
+        Returns:
+            [{"value": value, "texts": number, measure: score, ...}, ...], the most frequent value first; "" if a
+            column is empty.
+
+        Raises:
+            OptionError: if the sources have no such column.
+        """
+        check_number("column", column, least=1, most=self.source_columns)
+        texts_of: dict[str, list[int]] = {}
+        for number, source in enumerate(nfc(self.sources)):
+            text = [*source.split("\t"), *[""] * column][column - 1]
+            values = set(filter(None, text.split(separator))) if separator else {text}
+            for value in values or {""}:
+                texts_of.setdefault(value, []).append(number)
+        order = sorted(texts_of, key=lambda value: (-len(texts_of[value]), value))
+        return [{"value": value, **self._scores_of(texts_of[value])} for value in order]
+
+    def _scores_of(self, chosen):
+        translations, references = [self.translations[n] for n in chosen], [self.references[n] for n in chosen]
+        return {"texts": len(chosen), **corpus_scores(translations, references, self.bleu_tokenizer)}
+
+    def confusions(self, count: int = 10, unit: str | None = None) -> list[dict]:
+        """The tokens that are most often wrong: those that are replaced, deleted or inserted by the fewest edits from a
+        translation to its closest reference.
+
+        Args:
+            count: how many to return.
+            unit: "words", between spaces, which may be phones; or "characters". Default: as `unit` says.
+
+        Returns:
+            [{"translation": token, "reference": token, "times": number, "texts": number of texts with it}, ...], those
+            in most texts first. The translation is "" if a token is missing there, and the reference is "" if one is
+            superfluous.
+        """
+        splits: dict[str, Any] = {"words": str.split, "characters": list}
+        split = choose("unit", unit or self.unit, splits)
+        times: Counter = Counter()
+        texts: Counter = Counter()
+        for translation, references in zip(self.translations, self.references, strict=True):
+            edits = edited_tokens(split, translation.strip(), [text.strip() for text in references])
+            times.update(edits)
+            texts.update(set(edits))
+        order = sorted(times, key=lambda pair: (-texts[pair], -times[pair], pair))
+        names = ("translation", "reference", "times", "texts")
+        return [dict(zip(names, (*pair, times[pair], texts[pair]), strict=True)) for pair in order[:count]]
+
+    @property
+    def unit(self) -> str:
+        """What most references consist of: "words", if they have a space, else "characters"."""
+        spaced = sum(" " in text.strip() for those in self.references for text in those)
+        return "words" if 2 * spaced > sum(map(len, self.references)) else "characters"
 
     def by_text(self, measures: Sequence[str] = ("chrF", "TER", "CER", "WER", "exact match")) -> list[dict]:
         """The scores of each text, in their order: [{"source", "translation", "references", "stopped", measure: score,
@@ -231,7 +227,7 @@ class Evaluation:
         folder.mkdir(parents=True, exist_ok=True)
         files = {  # first the one by which `check_folder` recognizes the folder
             f"references.{n}.txt": [text or those[0] for text, those in zip(column, self.references, strict=True)]
-            for n, column in enumerate(_streams(self.references))
+            for n, column in enumerate(reference_streams(self.references))
         }
         files |= {"sources.txt": self.sources, "translations.txt": self.translations}
         for name, lines in files.items():
@@ -361,58 +357,6 @@ def _token_figures(model, batches):
     return [float(metric.result()) for metric in metrics]
 
 
-def corpus_scores(
-    translations: list[str], references: list[list[str]], bleu_tokenizer: str = "13a"
-) -> dict[str, float]:
-    """Score N texts against the references of each: {measure: score}."""
-    translations, streams = nfc(translations), _streams(references)
-    measures = metrics(bleu_tokenizer)
-    return {name: float(metric.corpus_score(translations, streams).score) for name, metric in measures.items()}
-
-
-def scores_by_length(
-    sources: list[str],
-    translations: list[str],
-    references: list[list[str]],
-    parts: int = 5,
-    bleu_tokenizer: str = "13a",
-) -> list[dict]:
-    """Score short and long sources separately, in parts of about equal size.
-
-    There are up to `parts` of them, and at most one for every 20 sources, as scores of fewer are too rough. Sources of
-    equal length are in the same part.
-
-    Returns:
-        [{"from": characters, "to": characters, "texts": number, measure: score, ...}, ...], the shortest first. Of
-        several source columns, the characters of the first are counted.
-    """
-    lengths = np.array([len(source.partition("\t")[0]) for source in nfc(sources)])
-    parts = max(1, min(parts, len(sources) // 20))
-    cuts = sorted(set(np.quantile(lengths, np.linspace(0, 1, parts + 1)[1:], method="inverted_cdf").tolist()))
-    part_of = np.searchsorted(cuts, lengths)
-    found = []
-    for part in range(len(cuts)):
-        (chosen,) = np.nonzero(part_of == part)
-        scores = corpus_scores([translations[n] for n in chosen], [references[n] for n in chosen], bleu_tokenizer)
-        span = {"from": int(lengths[chosen].min()), "to": int(lengths[chosen].max())}
-        found.append({**span, "texts": len(chosen), **scores})
-    return found
-
-
-def measure(
-    translations: list[str], references: list[list[str]], bleu_tokenizer: str = "13a", resamples: int = 1000
-) -> dict[str, Measured]:
-    """`corpus_scores` with confidence intervals and signatures: {measure: `Measured`}."""
-    measures = metrics(bleu_tokenizer)
-    named: list[tuple[str, Sequence[str]]] = [("translations", nfc(translations))]
-    signatures, results = PairedTest(named, measures, _streams(references), "bs", resamples)()
-    found: dict[str, Measured] = {}
-    for name, key in zip(measures, signatures, strict=True):  # sacrebleu names them otherwise, in the same order
-        result: Any = results[key][0]
-        found[name] = Measured(float(result.score), float(result.ci), str(signatures[key]))
-    return found
-
-
 class Tested(NamedTuple):
     """The score of one of several evaluations that are compared."""
 
@@ -448,7 +392,7 @@ def compare(first: Evaluation, *others: Evaluation, trials: int = 1000) -> dict[
         if first.bleu_tokenizer != other.bleu_tokenizer:
             both = f"{first.bleu_tokenizer!r} and, for number {number}, {other.bleu_tokenizer!r}"
             raise OptionError(f"compare: expected evaluations with the same BLEU tokenizer, not {both}")
-    systems, references = [nfc(each.translations) for each in (first, *others)], _streams(first.references)
+    systems, references = [nfc(each.translations) for each in (first, *others)], reference_streams(first.references)
     found = {}
     for name, metric in metrics(first.bleu_tokenizer).items():
         # `[N, M]` each: of each text, the M counts that a score is computed from when they are added up.
@@ -474,13 +418,3 @@ def _by_chance(metric, one, other, trials):
     least = difference(np.zeros(one.shape[1])) - 1e-9  # an equal difference may be rounded differently
     as_large = sum(difference(surplus[random.random(len(one)) < 0.5].sum(axis=0)) >= least for _ in range(trials))
     return float(as_large + 1) / (trials + 1)
-
-
-def _streams(references):
-    """The references as sacrebleu takes them: all first ones, all second ones, ...; None if a text has fewer."""
-    return list(itertools.zip_longest(*map(nfc, references)))
-
-
-def nfc(texts: Iterable[str]) -> list[str]:
-    """Texts in the Unicode form NFC, in which a letter and its accent are the same in all texts."""
-    return [unicodedata.normalize("NFC", text) for text in texts]

@@ -358,7 +358,7 @@ class Decoder(BaseDecoder):
         logits = self.output_layer(pairs)
         tokens = self.pointer(logits, pairs, prepared.copies[:, None]) if self.pointer else tf.nn.log_softmax(logits)
         tokens = rows_by_hypothesis(tokens, ids)  # [B, T, S, V]
-        positions, alignment = self.attention.align(output, ids, tokens, encoded, alignment)
+        positions, alignment = self.attention(output, ids, tokens, encoded, alignment)
         return tf.reduce_logsumexp(positions[..., None] + tokens, axis=2), tf.exp(positions), alignment
 
     def _halves_of_combine(self):

@@ -246,7 +246,7 @@ def draw_run(
         return drawn
     texts = translations_of(model, list(held_out))
     if can_measure():
-        from seq2seq.evaluation import scores_by_length
+        from seq2seq.scores import scores_by_length
 
         drawn.append(out / "error-rates.png")
         draw_error_rates(scores_by_length(list(held_out), texts, list(held_out.values())), drawn[-1])

@@ -62,12 +62,12 @@ def test_hard_attention_sums_over_all_ways_to_align_source_and_target(kind):
     """What it finds a token at a time, against every sequence of positions that there is."""
     random = np.random.default_rng(0)
     query, memory = random.normal(size=(1, 3, 2)).astype("float32"), random.normal(size=(1, 4, 2)).astype("float32")
-    said = tf.nn.log_softmax(random.normal(size=(1, 3, 4, 6))).numpy()
+    said = tf.nn.log_softmax(random.normal(size=(1, 3, 4, 6)).astype("float32")).numpy()
     tokens = [5, 3, 4]  # said at the three steps, each given to the next
     attention = HardAttention(2, kind)
     keys = attention.project(memory)
     encoded = Encoded(memory, tf.constant([[True, True, True, False]]), [], extra=Prepared(keys, None, None))
-    weights, _ = attention.align(query, tf.constant([[2, *tokens[:2]]]), said, encoded, attention.start(encoded, 6))
+    weights, _ = attention(query, tf.constant([[2, *tokens[:2]]]), said, encoded, attention.start(encoded, 6))
     found = [np.exp(weights[0, t]) @ np.exp(said[0, t, :, token]) for t, token in enumerate(tokens)]
 
     scores = (query @ keys.numpy().transpose(0, 2, 1))[0, :, :3]

@@ -56,6 +56,11 @@ def test_evaluate_prints_tables_or_json_and_writes_what_it_measured(folder, tmp_
     assert 0 <= found["scores"]["chrF"]["score"] <= 100 and sum(part["texts"] for part in found["by_length"]) == 2
 
 
+def test_a_run_of_one_source_column_has_no_columns_to_measure_separately(folder):
+    refused = seq2seq("evaluate", folder, "--by", "source")
+    assert refused.returncode == 2 and b"by=source: the run reads a single source column" in refused.stderr
+
+
 def test_evaluate_says_that_bleu_is_not_for_texts_of_few_words(folder, tsv):
     few, many = tsv("ab\tAB\n", "few.tsv"), tsv("ab\tA B C D\ncd\tA B C D\nef\tEF\n", "many.tsv")
     for path, options, said in ((few, [], True), (few, ["--bleu-tokenizer", "char"], False), (many, [], False)):

@@ -319,6 +319,30 @@ def test_a_source_of_several_columns_is_tab_separated_text(inflecting, tsv, tmp_
     assert (tmp_path / "out" / "references.0.txt").read_text() == "x\ny\n"
 
 
+def test_evaluate_shows_the_scores_of_each_feature_and_what_is_often_wrong(inflecting, tsv):
+    corpus = tsv("ab\tb y\tV;PST\nc\ty\t\nca\t y\tV\n")
+    options = ["--max-length", 1, "--by", "3", "--confusions", 2]
+    done = seq2seq("evaluate", inflecting, corpus, *options)
+    found = json.loads(seq2seq("evaluate", inflecting, corpus, *options, "--json").stdout)
+    assert [(part["value"], part["texts"]) for part in found["by_column"]] == [("V", 2), ("", 1), ("PST", 1)]
+    tables = done.stdout.decode().split("\n\n")
+    (shown,) = (table.splitlines() for table in tables if table.startswith("column 3 "))
+    assert [line.split()[:2] for line in shown[1:]] == [["V", "2"], ["(none)", "1"], ["PST", "1"]]
+    assert shown[1].split()[3] == f"{found['by_column'][0]['CER']:.1f}"
+    at = tables.index("The characters that are most often wrong:")
+    names = ("translation", "reference", "times", "texts")
+    expected = [[str(pair[name]).replace(" ", "␣") or "(none)" for name in names] for pair in found["confusions"]]
+    assert [line.split() for line in tables[at + 1].splitlines()[1:]] == expected and len(expected) == 2
+    assert b"most often wrong" not in seq2seq("evaluate", inflecting, corpus, *options[:2], "--confusions", 0).stdout
+    refused = seq2seq("evaluate", inflecting, corpus, "--by", "2")
+    assert refused.returncode == 2 and b"by='2': expected '1', '3'" in refused.stderr and not refused.stdout
+    named = tsv("features\tform\tlemma\nV;PST\tb\tab\n", "named.tsv")
+    done = seq2seq("evaluate", inflecting, named, "--columns", "lemma,features,form", "--by", "features")
+    assert b"\ncolumn features " in done.stdout and done.returncode == 0
+    refused = seq2seq("evaluate", inflecting, named, "--columns", "lemma,features,form", "--by", "feature")
+    assert b"by='feature': expected 'lemma', 'features'; did you mean 'features'?" in refused.stderr
+
+
 def test_a_feature_that_training_did_not_have_is_said_once(inflecting):
     lines = b"ab\tV;pst\nc\t\nab\tpst;FUT;V\n"
     done = seq2seq("translate", inflecting, "--max-length", 4, stdin=lines)

@@ -16,8 +16,9 @@ from conftest import WORDS
 from pipelines import CharTokenizer, ColumnsTokenizer, CorpusError, OptionError, SeparatorTokenizer, read_pairs
 from seq2seq import BeamSearch, Evaluation, Seq2Seq, compare, evaluate
 from seq2seq.decoding import LONGEST_SOURCE
-from seq2seq.evaluation import check_folder, corpus_scores, measure, nfc, scores_by_length
+from seq2seq.evaluation import check_folder
 from seq2seq.metrics import TokenCrossentropy
+from seq2seq.scores import corpus_scores, measure, nfc, scores_by_length
 
 TRANSLATIONS = [
     "the old cat sat on a warm mat.",
@@ -176,6 +177,41 @@ def test_by_length_and_worst_tell_where_the_errors_are():
     with pytest.raises(OptionError, match=r"measures='chrf': .*did you mean 'chrF'"):
         found.by_text(["chrf"])
     assert json.loads(json.dumps(found.as_dict()))["stopped"] == {"end": 60}
+
+
+def test_confusions_are_edits_to_the_closest_reference_counted_once_for_each_text_too():
+    found = Evaluation.of_texts(
+        ["1", "2", "3", "4"],
+        [["dot", "xyz"], ["cad"], ["go"], [" same"]],
+        ["dat", "cada", "aaaa", "same"],
+        resamples=1,
+    )
+    assert found.unit == "characters"
+    names = ("translation", "reference", "times", "texts")
+    counted = [tuple(pair[name] for name in names) for pair in found.confusions()]
+    assert counted[:2] == [("a", "", 3, 2), ("a", "o", 2, 2)] and ("a", "g", 1, 1) in counted and len(counted) == 3
+    assert found.confusions(1) == [dict(zip(names, counted[0], strict=True))] and found.confusions(0) == []
+    phones = Evaluation.of_texts(["cat", "eye"], [["k æ t"], ["aɪ"]], ["k æ", "ɪ"], resamples=1)
+    assert phones.unit == "characters" and phones.confusions(unit="words")[:1] == [
+        {"translation": "", "reference": "t", "times": 1, "texts": 1}
+    ]
+    one_more = Evaluation.of_texts(["cat", "to", "eye"], [["k æ t"], ["t u"], ["aɪ"]], ["k æ", "t u", "ɪ"], resamples=1)
+    assert one_more.unit == "words" and one_more.as_dict()["confusions"] == one_more.confusions()
+    with pytest.raises(OptionError, match="unit='phones'"):
+        found.confusions(unit="phones")
+
+
+def test_scores_by_column_count_a_text_for_each_of_its_features():
+    sources = ["go\tV;PST", "see\tV;V;PRS", "cat\tN", "so\t"]
+    found = Evaluation.of_texts(sources, [["went"], ["sees"], ["cats"], ["so"]], ["went", "see", "cats", "so"])
+    parts = found.by_column(2, ";")
+    assert [(part["value"], part["texts"]) for part in parts] == [("V", 2), ("", 1), ("N", 1), ("PRS", 1), ("PST", 1)]
+    assert [part["exact match"] for part in parts] == [50, 100, 100, 0, 100]
+    assert [part["value"] for part in found.by_column(2)] == ["", "N", "V;PST", "V;V;PRS"]
+    assert [part["value"] for part in found.by_column(1)] == ["cat", "go", "see", "so"]
+    for column in (0, 3):
+        with pytest.raises(OptionError, match=f"column={column}: "):
+            found.by_column(column)
 
 
 def test_translations_that_are_there_already_are_measured_and_compared():

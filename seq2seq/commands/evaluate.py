@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from pipelines import CorpusError, OptionError, checksums
-from pipelines.formats import find_shards
+from pipelines import CorpusError, OptionError, checksums, choose
+from pipelines.formats import find_shards, numbered
 from pipelines.lines import as_line
 from pipelines.readers import corpus_names
 from seq2seq.commands.loading import (
@@ -55,6 +55,17 @@ def evaluate(
     max_length: MaxLength = None,
     batch_size: BatchSize = 256,
     bleu_tokenizer: BleuTokenizer = "13a",
+    by: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="Measure the sources of each value in this source column too, such as each feature. A name, or a "
+            "number as in --columns.",
+        ),
+    ] = None,
+    confusions: Annotated[
+        int, typer.Option(min=0, help="Show this many of the tokens that are most often confused, added or left out.")
+    ] = 5,
     worst: Annotated[int, typer.Option(min=0, help="Show this many of the worst translations.")] = 5,
     write: Annotated[
         Path | None,
@@ -83,7 +94,7 @@ def evaluate(
     from pipelines import corpus_errors
     from seq2seq.ensembles import ensemble
     from seq2seq.evaluation import evaluate as measure
-    from seq2seq.evaluation import metrics
+    from seq2seq.scores import metrics
 
     metrics(bleu_tokenizer)  # refuses an unknown tokenizer before the corpus is read
     strategy = search_strategy(search, options, beam_width=beam_width, length_penalty=length_penalty)
@@ -92,6 +103,7 @@ def evaluate(
         _check_write(write, corpus)
     models, seconds = _open("evaluate", runs, corpus, imports, given)
     model = ensemble(models, runs)
+    column = _column(by, given.get("columns") or read_record(runs[0]).config.columns, model.source_tokenizer)
     with corpus_errors(), reporting(given) as report:
         pairs = _pairs("evaluate", runs, models, corpus, given, report)
         found = measure(
@@ -106,9 +118,11 @@ def evaluate(
         )
     _say_oddities(runs, models, found.sources, pairs)
     if as_json:
-        typer.echo(json_line(found.as_dict(worst) | {"loading_seconds": seconds}))
+        of_column = {"by_column": found.by_column(*column)} if column else {}
+        typer.echo(json_line(found.as_dict(worst, confusions) | of_column | {"loading_seconds": seconds}))
     else:
-        _print_evaluation(found, worst)
+        parts = {f"column {by}": found.by_column(*column)} if column else {}
+        _print_evaluation(found, parts, confusions, worst)
     if write:
         found.write(write)
     say_speed(len(found.sources), found.seconds, seconds)
@@ -125,8 +139,24 @@ def _check_write(folder, corpus):
     check_writable("write", folder, folder=True)
 
 
-def _print_evaluation(found, worst):
-    """Print the figures of an `Evaluation` as tables."""
+def _column(by, columns, tokenizer):
+    """The arguments of `Evaluation.by_column` for the source column that --by names, or None without --by."""
+    from pipelines import SeparatorTokenizer, WhitespaceTokenizer
+
+    if not by:
+        return None
+    names = list(map(str, columns[:-1])) if numbered(columns) else tokenizer.column_names
+    if len(names) == 1:
+        raise OptionError(f"by={by}: the run reads a single source column")
+    place = names.index(choose("by", by, names))
+    of_column = tokenizer.of_columns[place]
+    if isinstance(of_column, WhitespaceTokenizer):
+        return place + 1, " "
+    return place + 1, of_column.separator if isinstance(of_column, SeparatorTokenizer) else None
+
+
+def _print_evaluation(found, by_column, confusions, worst):
+    """Print the figures of an `Evaluation` as tables; `by_column` holds the parts of columns, by name."""
     references = sum(map(len, found.references))
     typer.echo(f"{len(found.sources):,} sources, {references:,} references\n")
     few_words, names = _measures(found)
@@ -140,10 +170,14 @@ def _print_evaluation(found, worst):
         typer.echo(f"\n{_FEW_WORDS}")
     stopped = (f"{found.stopped.count(why) / len(found.stopped):.1%} {said}" for why, said in _STOPPED.items())
     typer.echo(f"\nTranslations: {', '.join(stopped)}")
-    typer.echo(f"\n{'characters':<12}{'sources':>8}" + "".join(f"{name.split()[0]:>8}" for name in names))
-    for part in found.by_length():
-        span = f"{part['from']}" if part["from"] == part["to"] else f"{part['from']}-{part['to']}"
-        typer.echo(f"{span:<12}{part['texts']:>8,}" + "".join(f"{part[name]:>8.1f}" for name in names))
+    spans = [{"value": "-".join(map(str, sorted({part["from"], part["to"]}))), **part} for part in found.by_length()]
+    for title, parts in {"characters": spans, **by_column}.items():
+        _print_parts(title, parts, names)
+    if wrong := found.confusions(confusions):
+        typer.echo(f"\nThe {found.unit} that are most often wrong:\n")
+        lines = [(*map(_visible, (it["translation"], it["reference"])), it["times"], it["texts"]) for it in wrong]
+        for row in [("translation", "reference", "times", "sources"), *lines]:
+            typer.echo("{:<20} {:<20} {:>7} {:>8}".format(*row))
     if worst:
         typer.echo("\nThe worst:")
     for text in found.worst(worst):
@@ -152,6 +186,20 @@ def _print_evaluation(found, worst):
     typer.echo()
     for name in ("BLEU", "chrF", "TER"):
         typer.echo(f"{name} {found.scores[name].signature}")
+
+
+def _print_parts(title, parts, names):
+    """Print the scores of parts of the sources, each with its "value"."""
+    width = max(11, len(title), *(len(part["value"]) for part in parts)) + 1
+    typer.echo(f"\n{title:<{width}}{'sources':>8}" + "".join(f"{name.split()[0]:>8}" for name in names))
+    for part in parts:
+        figures = "".join(f"{part[name]:>8.1f}" for name in names)
+        typer.echo(f"{part['value'] or '(none)':<{width}}{part['texts']:>8,}{figures}")
+
+
+def _visible(token):
+    """A token for a table; a blank one is made visible."""
+    return "(none)" if not token else "␣" if token.isspace() else token
 
 
 def _measures(found):
@@ -209,7 +257,7 @@ def compare(
     from pipelines import corpus_errors
     from seq2seq.evaluation import compare as test
     from seq2seq.evaluation import evaluate as measure
-    from seq2seq.evaluation import metrics
+    from seq2seq.scores import metrics
 
     metrics(bleu_tokenizer)
     expected = "expected RUN RUN [RUN]... [CORPUS]..."
@@ -299,7 +347,7 @@ def _pairs(command, runs, models, corpus, given, report):
 
 def _say_oddities(runs, models, sources, pairs):
     """Report the oddities of each run: sources that it may misread, and references that it cannot write."""
-    from seq2seq.evaluation import nfc
+    from seq2seq.scores import nfc
 
     sources = [source.encode() for source in sources]
     references = [target.decode() for _, target in pairs.as_numpy_iterator()]

@@ -70,8 +70,8 @@ def compare(run: Path, texts: list[str], references: list[str], folder: Path) ->
     import tensorflow as tf
 
     from seq2seq import BeamSearch, load_run
-    from seq2seq.evaluation import corpus_scores
     from seq2seq.onnx_runtime import Translator
+    from seq2seq.scores import corpus_scores
 
     model = load_run(run)
     model.export(folder / "savedmodel")

@@ -36,10 +36,10 @@ import tensorflow as tf
 
 from pipelines import CharTokenizer, group_by_source, read_pairs, split_by_hash
 from seq2seq import BeamSearch, Greedy
-from seq2seq.evaluation import measure as measure_texts
 from seq2seq.presets import PRESETS
 from seq2seq.records import read_record
 from seq2seq.runs import load_run
+from seq2seq.scores import measure as measure_texts
 from seq2seq.startup import start_tensorflow
 
 # Whatever a preset says, all learn from these pairs.

@@ -35,12 +35,12 @@ from seq2seq import BeamSearch, Config, Greedy
 from seq2seq.building import configure
 from seq2seq.config import ARCHITECTURES
 from seq2seq.epochs import validation_pairs
-from seq2seq.evaluation import corpus_scores
 from seq2seq.pictures import COLORS
 from seq2seq.presets import PRESETS, parse_setting
 from seq2seq.processes import in_processes
 from seq2seq.records import RunError, read_record
 from seq2seq.runs import load_runs
+from seq2seq.scores import corpus_scores
 from seq2seq.sweeps import finished_as
 from seq2seq.training import train
 
