@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
+from unicodedata import combining, east_asian_width
 
 import typer
 
@@ -177,7 +178,8 @@ def _print_evaluation(found, by_column, confusions, worst):
         typer.echo(f"\nThe {found.unit} that are most often wrong:\n")
         lines = [(*map(_visible, (it["translation"], it["reference"])), it["times"], it["texts"]) for it in wrong]
         for row in [("translation", "reference", "times", "sources"), *lines]:
-            typer.echo("{:<20} {:<20} {:>7} {:>8}".format(*row))
+            *texts, times, sources = row
+            typer.echo(f"{' '.join(map(_padded, texts))} {times:>7} {sources:>8}")
     if worst:
         typer.echo("\nThe worst:")
     for text in found.worst(worst):
@@ -195,6 +197,12 @@ def _print_parts(title, parts, names):
     for part in parts:
         figures = "".join(f"{part[name]:>8.1f}" for name in names)
         typer.echo(f"{part['value'] or '(none)':<{width}}{part['texts']:>8,}{figures}")
+
+
+def _padded(token):
+    """A token in a column of 20 places; a terminal shows combining marks in no place, and wide characters in two."""
+    places = sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in token)
+    return token + " " * (20 - places)
 
 
 def _visible(token):
