@@ -105,6 +105,8 @@ def batch_pairs(
             source, target = source_tokenizer.one_hot(source), target_tokenizer.one_hot(target)
         return source, target
 
+    for tokenizer in (source_tokenizer, target_tokenizer):
+        tokenizer.in_batches = tuple(tokenizer.vocabulary)
     windows = pairs.batch(window).enumerate().skip(skip // window)
     if epoch is None:
         seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)

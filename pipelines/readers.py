@@ -211,7 +211,8 @@ class Reader:
             return EMPTY, f"the {self.sources[0]} is empty{hint}"
         if not target.lstrip(INVISIBLE):
             return EMPTY, "the target is empty"
-        if self.max_length and (longest := max(len(source), len(target))) > self.max_length:
+        characters = len(source) - source.count("\t") if several else len(source)
+        if self.max_length and (longest := max(characters, len(target))) > self.max_length:
             return LENGTH, f"{longest} characters"
         if self.max_ratio and max(lengths := (len(first), len(target))) / min(lengths) > self.max_ratio:
             return RATIO, f"{lengths[0]} to {lengths[1]} characters"

@@ -68,10 +68,11 @@ def shuffle_corpus(
         lengths = collections.Counter[int](), collections.Counter[int]()
         count = 0
         buckets = [_Bucket(aside / f"bucket-{number}") for number in range(_BUCKETS)]
+        tabs = len(reader.sources) - 1
         for count, (source, target) in enumerate(reader.pairs(seed, report or Report()), start=1):
-            for counter, text in zip(lengths, (source, target), strict=True):
-                counter[len(text.decode())] += 1
-            buckets[rng.randrange(_BUCKETS)].add([*source.split(b"\t", len(reader.sources) - 1), target])
+            for counter, text, between in zip(lengths, (source, target), (tabs, 0), strict=True):
+                counter[len(text.decode()) - between] += 1
+            buckets[rng.randrange(_BUCKETS)].add([*source.split(b"\t", tabs), target])
             if progress and count % 4096 == 0:
                 progress(count)
         if count == 0:

@@ -204,6 +204,8 @@ class SeparatorTokenizer(Tokenizer):
             raise OptionError(f"separator={separator!r}: expected one character or several, and no tab")
         super().__init__(vocabulary, normal_form, lowercase)
         self.separator = separator
+        if not self.normalize([separator])[0].numpy():
+            raise OptionError(f"separator={separator!r}: normal form and case folding remove it from all texts")
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
         return without_empty(tf.strings.split(texts, self.normalize([self.separator])[0]))

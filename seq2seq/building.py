@@ -126,22 +126,29 @@ def _taken(config):
 
 
 def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2Seq:
-    """The `Seq2Seq` of a configuration, or a custom class derived from it, to be trained for this many steps."""
+    """The `Seq2Seq` of a configuration, or a custom class derived from it, to be trained for this many steps.
+
+    Raises:
+        MemoryError: if it does not fit into memory.
+    """
     encoder, decoder = _parts(config)
     options = {name: getattr(config, name) for name in model_options()} | dict(config.own or {})
     first, *last = config.teacher_forcing
-    return construct(
-        "model",
-        load_class("model", config.model) if config.model else Seq2Seq,
-        *tokenizers,
-        options=options,
-        encoder=encoder,
-        decoder=decoder,
-        label_smoothing=config.label_smoothing,
-        teacher_forcing=keras.optimizers.schedules.PolynomialDecay(first, steps, *last) if last else first,
-        dtype="float32" if config.precision == "float32" else f"mixed_{config.precision}",
-        **{name: options[name] for name in options if name in accepted(encoder) | accepted(decoder)},
-    )
+    try:
+        return construct(
+            "model",
+            load_class("model", config.model) if config.model else Seq2Seq,
+            *tokenizers,
+            options=options,
+            encoder=encoder,
+            decoder=decoder,
+            label_smoothing=config.label_smoothing,
+            teacher_forcing=keras.optimizers.schedules.PolynomialDecay(first, steps, *last) if last else first,
+            dtype="float32" if config.precision == "float32" else f"mixed_{config.precision}",
+            **{name: options[name] for name in options if name in accepted(encoder) | accepted(decoder)},
+        )
+    except tf.errors.ResourceExhaustedError as error:
+        raise MemoryError("out of memory for a model of this size; lower --units or --embedding") from error
 
 
 def _parts(config):

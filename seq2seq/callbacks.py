@@ -140,7 +140,7 @@ class WatchSteps(keras.callbacks.Callback):
         self.run, self.say = run, say
         self.looked = time.monotonic()
         self.pending: list[list[tf.Tensor]] = []  # the results of the steps since the last look
-        self.norm = 0.0  # of the last gradient
+        self.norm: float | None = None  # of the last gradient that was finite
         self.skipped = 0  # steps of the epoch that a `LossScaleOptimizer` has not taken
         self.running = False  # whether a step has begun that has not been noted
 
@@ -221,14 +221,15 @@ class WatchSteps(keras.callbacks.Callback):
             ]
             with whole_file(path) as aside:
                 aside.write_bytes(b"".join(b"%b\t%b\n" % pair for pair in zip(*texts, strict=True)))
-        said = (
-            f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the gradient norm is {norm}; one step earlier it "
-            f"was {self.norm:.3g}. The batch is in {path}"
-        )
-        if run.config.on_divergence == "stop":
+        before = "" if self.norm is None else f"; the last finite one was {self.norm:.3g}"
+        said = f"epoch {len(run.history) + 1}, step {run.step + 1:,}: the gradient norm is {norm}{before}"
+        said += f". The batch is in {path}"
+        broken = not all(tf.reduce_all(tf.math.is_finite(weight)) for weight in self.model.trainable_variables)
+        if run.config.on_divergence == "stop" or broken:
             kept = f"the model of epoch {run.kept()}" if run.history else "no model, because this was the first epoch"
             hint = "A smaller --learning-rate or --clip-norm may help"
-            raise DivergedError(f"{said}. The run folder holds {kept}. {hint}")
+            why = "; weights are not finite either, so nothing more can be learned" if broken else ""
+            raise DivergedError(f"{said}{why}. The run folder holds {kept}. {hint}")
         self.say(f"{said}; it was skipped")
 
     def _next_batch(self):
@@ -275,6 +276,7 @@ class SaveRun(keras.callbacks.Callback):
                 variable.assign(value)
             self.average.restore(self.run.state[len(variables) :])
             self.run.state = None
+        self._halve_on_plateau()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         due = self.chief and time.monotonic() >= self.saved + 60 * self.run.config.checkpoint_minutes
@@ -296,11 +298,15 @@ class SaveRun(keras.callbacks.Callback):
         if not run.measures(epoch + 1):
             return
         self.write()
-        if run.config.schedule == "plateau":
+
+    def _halve_on_plateau(self):
+        """Halve the learning rate of the last epoch, if it was measured and so was one more without an improvement."""
+        run = self.run
+        if run.config.schedule == "plateau" and run.history and run.measures(len(run.history)):
             neighbours = itertools.pairwise(run.history)
             changes = [row["epoch"] for row, after in neighbours if row["learning_rate"] != after["learning_rate"]]
             if run.measured_after(max([run.kept(), *changes])) >= 2:
-                self.model.optimizer.learning_rate = rate / 2
+                self.model.optimizer.learning_rate = run.history[-1]["learning_rate"] / 2
 
     def write(self) -> None:
         """Write the run folder after the last epoch of the history."""

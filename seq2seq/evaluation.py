@@ -81,7 +81,7 @@ class Evaluation:
         Args:
             sources: N texts.
             references: of each, one text or more.
-            translations: of each, one text.
+            translations: of each, one text; or a tensor, as `translate` returns it.
             bleu_tokenizer, resamples: as in `evaluate`.
 
         Returns:
@@ -98,7 +98,7 @@ class Evaluation:
             if isinstance(those, str | bytes) or not len(those):
                 raise OptionError(f"references: {those!r}; expected a list of one text or more for each source")
         check_number("resamples", resamples, least=1)
-        targets, texts = [list(dict.fromkeys(nfc(those))) for those in references], nfc(translations)
+        targets, texts = [list(dict.fromkeys(nfc(those))) for those in references], nfc(_strings(translations))
         return cls(
             list(sources),
             targets,
@@ -242,6 +242,11 @@ class Evaluation:
                 path.unlink()
 
 
+def _strings(texts):
+    """Texts, such as the tensor that `translate` returns, as `str`."""
+    return [text.decode() if isinstance(text, bytes) else text for text in getattr(texts, "numpy", lambda: texts)()]
+
+
 def check_folder(folder: Path) -> None:
     """Check that `Evaluation.write` may write to a folder: it is new, empty, or holds only files of an earlier
     evaluation, perhaps incomplete.
@@ -286,13 +291,15 @@ def evaluate(
         progress: a function to call now and then with the number of sources translated.
 
     Returns:
-        An `Evaluation`. Texts are scored with case, accents and spaces, in the Unicode form NFC, also if the model
-        cannot write all of them, as with `lowercase`. Only TER ignores case, like Tercom.
+        An `Evaluation`. Texts are scored with case, accents and spaces, except spaces at the ends, in the Unicode form
+        NFC, also if the model cannot write all of them, as with `lowercase`. Only TER ignores case, like Tercom.
 
     Raises:
         CorpusError: if there are no pairs.
         OptionError: for a BLEU tokenizer that is unknown or not installed, or no resamples.
     """
+    if not issubclass(kind := type(strategy), str | Strategy):
+        raise OptionError(f"strategy: expected a name or a Strategy, not a {kind.__name__}; pairs are a list of tuples")
     metrics(bleu_tokenizer)  # refuses an unknown tokenizer at once
     check_number("resamples", resamples, least=1)
     if not isinstance(pairs, tf.data.Dataset):
@@ -305,7 +312,7 @@ def evaluate(
 
     tokenizers = model.source_tokenizer, model.target_tokenizer
     # Not `pairs` again: standard input is read only once.
-    pairs = [(source, target) for source, those in targets.items() for target in those]
+    pairs = [(source, target) for source, those in targets.items() for target in dict.fromkeys(those)]
     again = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs, strict=True))))
     tokens = max(1024, (1 << 24) // max(1024, tokenizers[1].vocabulary_size))  # logits of 64 MB
     options = {"batch_tokens": tokens, "encoding": "ids", "longest_source": LONGEST_SOURCE, "shuffle": False, "seed": 0}

@@ -66,6 +66,11 @@ class BaseDecoder(BaseLayer):
     def compute_output_shape(self, shape: tuple) -> tuple:
         return *shape[:2], self.options["vocabulary_size"]
 
+    def check_started(self, encoded: Encoded) -> None:
+        """Refuse what the encoder returned, if `start` has not prepared it."""
+        if encoded.extra is None:
+            raise OptionError("encoded: not prepared; call `encoded, state = decoder.start(encoder(source))` first")
+
     def logits(self, output: tf.Tensor, weights: Any, copies: Any, encoded: Encoded) -> tf.Tensor:
         """Scores `[B, T, V]` of tokens, from the output `[B, T, D]` and the attention weights at each step."""
         logits = self.output_layer(output)
@@ -285,6 +290,7 @@ class Decoder(BaseDecoder):
         training: bool = False,
         return_attention: bool = False,
     ) -> tuple[tf.Tensor, list] | tuple[tf.Tensor, list, tf.Tensor]:
+        self.check_started(encoded)
         if self.input_feeding:
             vectors = self.vectors(target, training=training)
             output, after, weights = self._step_by_step(vectors, encoded, state, training)

@@ -87,6 +87,7 @@ class Perplexity(MeanTokenLoss):
 
     def __init__(self, name: str = "perplexity", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
+        self._direction = "down"  # where Keras's callbacks (3.15) look for what an improvement is
 
     def result(self) -> tf.Tensor:
         return tf.exp(super().result())
@@ -105,6 +106,8 @@ class OfTokens(keras.metrics.Metric):
     def __init__(self, metric: keras.metrics.Metric, name: str | None = None, dtype: str | None = None) -> None:
         super().__init__(name=name or metric.name, dtype=dtype or metric.dtype)
         self.metric = metric
+        if direction := getattr(metric, "_direction", None):  # as in `Perplexity`
+            self._direction = direction
 
     def update_state(self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
         logits = tf.reshape(logits, [-1, tf.shape(logits)[-1]])

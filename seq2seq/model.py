@@ -106,6 +106,8 @@ class Seq2Seq(Translator, Trainer):
         self.teacher_forcing = teacher_forcing
         taken = set().union(*(accepted(part) for part in (encoder, decoder) if isinstance(part, type)))
         for option in options:
+            if not taken:
+                raise OptionError(f"option={option!r}: encoder and decoder are made already; give it to their classes")
             choose("option", option, sorted(taken))
         self.encoder = self._part("encoder", encoder, source_tokenizer, options)
         self.decoder = self._part("decoder", decoder, target_tokenizer, options)
@@ -126,6 +128,9 @@ class Seq2Seq(Translator, Trainer):
         if not isinstance(part, type | keras.layers.Layer):
             raise OptionError(f"{name}={part!r}: expected a layer or a class, such as Transformer{name.capitalize()}")
         if not isinstance(part, type):
+            size = getattr(part, "options", {}).get("vocabulary_size", tokenizer.vocabulary_size)
+            if size != tokenizer.vocabulary_size:
+                raise OptionError(f"{name}: made for {size} tokens, but there are {tokenizer.vocabulary_size}")
             return part
         dtype = self.dtype_policy.name  # as a name, since Keras writes a `get_config` for classes without one
         return construct(name, part, tokenizer.vocabulary_size, options=options, name=name, dtype=dtype)

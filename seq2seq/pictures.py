@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.options import extra
+from pipelines.options import OptionError, extra
 from seq2seq.config import MONITORS
 
 with extra("plots"):
@@ -29,12 +29,13 @@ FONTS += ["Arial Unicode MS", "Hiragino Sans", "PingFang SC", "Kohinoor Devanaga
 FONTS += ["Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI"]  # Windows
 
 
-def draw_lengths(survey: "Survey", path: Path | str) -> Figure:
+def draw_lengths(survey: "Survey", path: Path | str | None = None) -> Figure:
     """Draw how many texts there are of each length, for both sides of a corpus.
 
     Args:
         survey: a `pipelines.Survey`.
-        path: the file to write, in the format of its ending (.png, .svg, .pdf).
+        path: the file to write, in the format of its ending (.png, .svg, .pdf); None for no file. A notebook shows the
+            result after `%matplotlib inline`.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -51,14 +52,21 @@ def draw_lengths(survey: "Survey", path: Path | str) -> Figure:
     return _save(figure, path)
 
 
-def draw_curves(history: Sequence[dict], path: Path | str, best: int | None = None) -> Figure:
+def draw_curves(history: Any, path: Path | str | None = None, best: int | None = None) -> Figure:
     """Draw loss, accuracy and, if they were measured, scores of translations, epoch by epoch.
 
     Args:
-        history: a dict of numbers for each epoch, as `read_history` of `seq2seq.records` reads it.
+        history: what `fit` returned; or a dict of numbers for each epoch, as `read_history` of `seq2seq.records` reads
+            it.
         path: as in `draw_lengths`.
         best: the epoch whose weights were kept.
     """
+    if hasattr(history, "history"):
+        columns = history.history.items()
+        history = [
+            {"epoch": epoch + 1, **{name: column[row] for name, column in columns if row < len(column)}}
+            for row, epoch in enumerate(history.epoch)
+        ]
     measured = set().union(*history)
     panels = {
         "loss": {"training": "loss", "held out": "val_loss"},
@@ -80,19 +88,25 @@ def draw_curves(history: Sequence[dict], path: Path | str, best: int | None = No
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if title != "loss":
             axes.yaxis.set_major_formatter("{x:g}%")
+            axes.set_ylim(top=min(100, axes.get_ylim()[1]))
         if best:
             axes.axvline(best, color="0.5", linewidth=0.8, zorder=0)
             axes.annotate("kept", (best, 1.02), xycoords=("data", "axes fraction"), ha="center", color="0.4")
     return _save(figure, path)
 
 
-def draw_attention(alignment: "Alignment", path: Path | str) -> Figure:
+def draw_attention(alignment: "Alignment", path: Path | str | None = None) -> Figure:
     """Draw the attention weights: a row for each target token, a column for each source token.
 
     Args:
         alignment: a `seq2seq.translation.Alignment`.
         path: as in `draw_lengths`.
+
+    Raises:
+        OptionError: for a list of alignments.
     """
+    if isinstance(alignment, list):
+        raise OptionError("alignment: expected one, not a list, such as model.attention(texts)[0]")
     return _save(_attention_figure(alignment), path)
 
 
@@ -161,7 +175,7 @@ def without_font(alignment: "Alignment") -> list[str]:
     return _fonts(alignment)[1]
 
 
-def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:
+def draw_error_rates(parts: Sequence[dict], path: Path | str | None = None) -> Figure:
     """Draw the error rates of translations of short and of long sources.
 
     Args:
@@ -182,7 +196,7 @@ def draw_error_rates(parts: Sequence[dict], path: Path | str) -> Figure:
     return _save(figure, path)
 
 
-def draw_table(table: Any, path: Path | str) -> Figure:
+def draw_table(table: Any, path: Path | str | None = None) -> Figure:
     """Draw a table: a panel for each measure, with a line for each row: the mean of its runs, the standard deviation
     as a bar, and a small dot for each run.
 
@@ -223,6 +237,8 @@ def _draw_lines(axes, lines, colors):
 
 
 def _save(figure, path, **how):
+    if path is None:
+        return figure
     with warnings.catch_warnings():  # a letter that no font has is drawn as a box
         warnings.filterwarnings("ignore", "Glyph .* missing from|Matplotlib currently does not support")
         figure.savefig(path, dpi=150, **how)

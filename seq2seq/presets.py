@@ -19,7 +19,6 @@ PRESETS = {
     "subword": {
         "source_tokenizer": "subword",
         "target_tokenizer": "subword",
-        "max_vocabulary": 1500,
         "units": 384,
         "embedding": 128,
         "attention": "dot",

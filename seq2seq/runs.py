@@ -193,7 +193,8 @@ def sample(pairs: tf.data.Dataset, target_tokenizer: Tokenizer) -> dict[str, lis
         return {}
     sources = random.Random(0).sample(list(references), min(500, len(references)))
     written = iter(target_tokenizer.written_form([text for source in sources for text in references[source]]).numpy())
-    return {source: [next(written).decode() for _ in references[source]] for source in sources}
+    texts = {source: [next(written).decode() for _ in references[source]] for source in sources}
+    return {source: list(dict.fromkeys(those)) for source, those in texts.items()}
 
 
 def can_measure() -> bool:

@@ -6,6 +6,7 @@ This module needs the extra `evaluation`: sacrebleu (Post 2018, arxiv.org/abs/18
 import dataclasses
 import functools
 import itertools
+import math
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -99,7 +100,7 @@ class Measured:
     """A measure of a corpus of texts."""
 
     score: float
-    margin: float  # half of the 95% confidence interval, by bootstrap (Koehn 2004)
+    margin: float  # half of the 95% confidence interval, by bootstrap (Koehn 2004); nan for a single text
     signature: str  # sacrebleu's, for others to measure the same
 
 
@@ -121,8 +122,8 @@ def scores_by_length(
 ) -> list[dict]:
     """Score short and long sources separately, in parts of about equal size.
 
-    There are up to `parts` of them, and at most one for every 20 sources, as scores of fewer are too rough. Sources of
-    equal length are in the same part.
+    There are up to `parts` of them, and at most one for every 20 sources, as scores of fewer are rough. Sources of
+    equal length are in the same part, so a part may have fewer than 20.
 
     Returns:
         [{"from": characters, "to": characters, "texts": number, measure: score, ...}, ...], the shortest first. Of
@@ -151,7 +152,8 @@ def measure(
     found: dict[str, Measured] = {}
     for name, key in zip(measures, signatures, strict=True):  # sacrebleu names them otherwise, in the same order
         result: Any = results[key][0]
-        found[name] = Measured(float(result.score), float(result.ci), str(signatures[key]))
+        margin = float(result.ci) if len(translations) > 1 else math.nan  # of one text, all samples are alike
+        found[name] = Measured(float(result.score), margin, str(signatures[key]))
     return found
 
 

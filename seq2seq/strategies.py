@@ -125,7 +125,7 @@ class BeamSearch(Strategy):
 
     def __post_init__(self):
         check_number("width", self.width, least=1)
-        check_number("length_penalty", self.length_penalty, float, least=0)
+        check_number("length_penalty", self.length_penalty, float, least=0, most=10)
         check_number("n_best", self.n_best, least=1, most=self.width)
 
     def search(self, step_for: StepFor, state: State, constraints: Constraints, loop: Loop | None = None) -> Hypotheses:
@@ -279,8 +279,9 @@ class Sampling(Strategy):
         steps = tf.range(self.n_best) * 2**17  # more than a sample has tokens, so each has its own random numbers
 
         def choose(logits, t, sources):
-            # Below a millionth, a division could overflow, and sampling is greedy search anyway.
-            probabilities, tokens = self.filter(logits / max(self.temperature, 1e-6))
+            # Below a millionth, a division could overflow, and sampling is greedy search anyway. Far above 1e30, the
+            # divisor would be infinite in float32, and all tokens are equally likely anyway.
+            probabilities, tokens = self.filter(logits / min(max(self.temperature, 1e-6), 1e30))
             # Inverse transform sampling: the token in whose part of the cumulative distribution the number falls.
             # On a GPU, a sum to which 0 is added may change in its last digit.
             cumulative = tf.where(probabilities > 0, tf.cumsum(probabilities, axis=1), 0)

@@ -115,13 +115,16 @@ def take_vocabularies(
         The sizes of each vocabulary before and after.
 
     Raises:
-        OptionError: if a vocabulary is empty.
+        OptionError: if a vocabulary is empty, or cannot have the size that is asked for.
     """
     counted = [found.tokens[0] + found.tokens[1]] * 2 if config.shared_vocabulary else found.tokens
     before = [tokenizer.vocabulary_size if config.warm_start else 0 for tokenizer in tokenizers]
     for side, tokenizer, counts in zip(("source", "target"), tokenizers, counted, strict=True):
         take = tokenizer.extend_vocabulary if config.warm_start else tokenizer.take_vocabulary
-        take(counts, config.min_frequency, config.max_vocabulary)
+        try:
+            take(counts, config.min_frequency, config.max_vocabulary)
+        except OptionError as error:
+            raise OptionError(f"{side}: {str(error).replace('max_size=', 'max_vocabulary=')}") from None
         if tokenizer.vocabulary_size <= len(RESERVED_TOKENS):
             raise OptionError(f"min_frequency={config.min_frequency}: no {side} token occurs that often")
     if config.copy:
@@ -131,7 +134,7 @@ def take_vocabularies(
         known = set(tokens) - {REPLACEMENT.encode()}
         if tokenizer.counts_tokens or config.warm_start:
             # The counts of a new subword vocabulary are of words, not of its tokens.
-            unknown = 1 - sum(own[token] for token in known) / own.total()
+            unknown = 1 - sum(own[token] for token in known) / max(1, own.total())
             if unknown > 0.05:
                 say(f"{side}: {unknown:.0%} of the tokens are not in the vocabulary of {len(known):,}")
         if config.warm_start:

@@ -48,12 +48,12 @@ class Row:
 
     def mean(self, measure: str) -> float:
         """The mean over seeds."""
-        return float(np.mean(self.figures[measure]))
+        return _mean(self.figures[measure])
 
     def deviation(self, measure: str) -> float | None:
         """The standard deviation over seeds, n - 1; None of one seed."""
         with np.errstate(invalid="ignore"):  # of infinite numbers
-            return float(np.std(self.figures[measure], ddof=1)) if len(self.runs) > 1 else None
+            return math.sqrt(_variance(self.figures[measure])) if len(self.runs) > 1 else None
 
 
 @dataclasses.dataclass
@@ -460,6 +460,16 @@ def _test(rows, first, measures, evaluations):
     return "No p: it needs two seeds or more in both rows, or one in each and a test corpus."
 
 
+def _mean(figures):
+    """The mean; of equal figures exactly that figure, without rounding, so that tied rows are seen to be tied."""
+    return float(figures[0] if len(set(figures)) == 1 else np.mean(figures))
+
+
+def _variance(figures):
+    """The variance, n - 1; of equal figures exactly 0."""
+    return 0.0 if len(set(figures)) == 1 and math.isfinite(figures[0]) else float(np.var(figures, ddof=1))
+
+
 def welch(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray) -> float:
     """Test whether two samples have the same mean, by Welch's t-test (Welch 1947, doi.org/10.1093/biomet/34.1-2.28).
 
@@ -471,7 +481,7 @@ def welch(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndar
     """
     samples = [np.asarray(sample, np.float64) for sample in (first, second)]
     with np.errstate(invalid="ignore"):  # of infinite numbers
-        parts = [sample.var(ddof=1) / len(sample) for sample in samples]
+        parts = [_variance(sample) / len(sample) for sample in samples]
         difference = samples[0].mean() - samples[1].mean()
     if not sum(parts) > 0:
         return math.nan

@@ -1,4 +1,4 @@
-"""Check texts, turn them into tensors and group them into batches of similar length."""
+"""Check texts, turn them into tensors and back, and group them into batches of similar length."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,6 +9,7 @@ import tensorflow as tf
 from pipelines import OptionError
 from pipelines.options import one_line
 from pipelines.tokens import PADDING
+from seq2seq.decoding import LIMITED, NEG_INF, STOPPED
 from seq2seq.layers import row_lengths
 
 _BATCH_LENGTH = 256  # from this length on, a batch holds fewer texts, so that memory does not grow with it
@@ -77,13 +78,21 @@ def bytes_or_tokens(texts: tf.Tensor) -> np.ndarray:
     return (tf.strings.length(texts) if texts.dtype == tf.string else row_lengths(texts)).numpy()
 
 
-def refuse_texts(method: str, x: Any) -> None:
-    """Refuse texts instead of batches, for which Keras has no helpful message."""
-    found = tf.nest.flatten(getattr(x, "element_spec", x))
-    if not found:
-        raise OptionError(f"{method}: expected batches of ids or one-hot rows, not {x!r}")
-    first = found[0]
-    kind = getattr(first, "dtype", None)
-    if isinstance(first, str | bytes) or kind == tf.string or getattr(kind, "kind", "") in ("U", "S", "O"):
-        instead = "`translate` takes texts" if method == "predict" else "batch_pairs makes them of pairs of texts"
-        raise OptionError(f"{method}: expected batches of ids or one-hot rows, not texts; {instead}")
+def as_python(strings: tf.Tensor) -> Any:
+    """A tensor of strings as `str`, or lists of it."""
+    return tf.nest.map_structure(bytes.decode, np.array(strings.numpy(), object).tolist())
+
+
+def first_different(count: int, texts: tf.Tensor, *known: tf.Tensor) -> list[tf.Tensor]:
+    """Of the texts of N hypotheses of each source, `[B, N]`, and the other parts of `Translations` if they are known,
+    the first so many with different texts.
+
+    If there are fewer, empty hypotheses follow, as in `BeamSearch`.
+    """
+    equal = tf.cast(texts[:, :, None] == texts[:, None], tf.int32)
+    repeated = tf.argmax(equal, axis=2, output_type=tf.int32) < tf.range(tf.shape(texts)[1])
+    order = tf.argsort(tf.cast(repeated, tf.int32), axis=1, stable=True)[:, :count]
+    nothing = "", NEG_INF, NEG_INF, STOPPED[LIMITED], PADDING
+    found = zip((texts, *known), nothing, strict=False)
+    where = {2: repeated, 3: repeated[:, :, None]}
+    return [tf.gather(tf.where(where[each.shape.rank], empty, each), order, batch_dims=1) for each, empty in found]

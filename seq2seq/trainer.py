@@ -15,12 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines import OptionError
-from pipelines.tokens import END, PADDING, START
+from pipelines.tokens import END, Tokenizer
+from seq2seq.checking import check_data, checked_batch, refuse_class_weight, refused_batches, with_checks
 from seq2seq.compilation import compiled_by_xla, is_deterministic, on_gpu, xla_works
 from seq2seq.distribution import mean_over_replicas, rows_of_replica, several_workers, whole_batches
-from seq2seq.layers import holds_token, token_ids
 from seq2seq.metrics import Perplexity, TokenCrossentropy, check_loss, of_tokens
-from seq2seq.texts import refuse_texts
 
 
 class Trainer(keras.Model):
@@ -31,6 +30,8 @@ class Trainer(keras.Model):
     `gradient_norm`, which holds the norm of the last batch's gradient before clipping.
     """
 
+    source_tokenizer: Tokenizer  # an attribute of the subclass
+    target_tokenizer: Tokenizer  # likewise
     train_step: Any  # a method of the subclass
     test_step: Any  # likewise
     count_lengths: Callable  # likewise
@@ -81,6 +82,7 @@ class Trainer(keras.Model):
         metrics = [metric for metric in map(of_tokens, default) if metric.name not in names] + own
         kwargs.setdefault("jit_compile", False)  # on a GPU, Keras would compile each shape of batch
         super().compile(optimizer, loss, loss_weights, weighted_metrics=metrics, **kwargs)
+        self._trained = [weight.trainable for weight in self.weights]
         self._functions = {}
         self._compiled_update = functools.lru_cache(maxsize=1)(self._compile_update)
         if loss is not None and type(loss) is not TokenCrossentropy:
@@ -127,12 +129,16 @@ class Trainer(keras.Model):
                 `jit_compile=True`, the last two are found only in arrays; in a dataset for validation, never.
         """
         self.check_vocabularies()
-        refuse_texts("fit", x)
-        _refuse_class_weight(class_weight)
-        _check_arrays("fit", x, y)
-        if isinstance(validation_data, tuple | list):
-            _check_arrays("validation_data", *validation_data)
+        refuse_class_weight(class_weight)
+        check_data("fit", self._tokenizers, x, y)
+        if validation_data is not None:
+            arrays = isinstance(validation_data, tuple | list)
+            check_data("validation_data", self._tokenizers, *(validation_data if arrays else [validation_data]))
+        if self.compiled and self._trained != [weight.trainable for weight in self.weights]:
+            raise OptionError("fit: weights were frozen or unfrozen after `compile`; compile again for this to apply")
         steps = self.optimizer.iterations.numpy() if self.compiled and self.optimizer else 0
+        # `BackupAndRestore` sets it when it restores, and Keras (3.15) would also skip these epochs in the next `fit`.
+        self._initial_epoch = None
         if steps and not tf.convert_to_tensor(self.optimizer.learning_rate).numpy():
             warnings.warn(
                 f"fit: the learning rate is 0 after {steps:,} steps, so nothing will be learned; if its schedule has "
@@ -144,10 +150,13 @@ class Trainer(keras.Model):
             shuffle = y is not None or isinstance(x, keras.utils.PyDataset)
         quiet = verbose == 0 and not any(map(_follows_steps, tf.nest.flatten(callbacks or [])))
         ends = kwargs.get("steps_per_epoch") or kwargs.get("validation_steps")
-        with self._steps(quiet), without_end_warning(ends), _refused_batches():
+        with self._steps(quiet), without_end_warning(ends), refused_batches(self._tokenizers):
             history = super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, validation_data=validation_data, shuffle=shuffle, **kwargs
             )
+        losses, of_validation = (np.array(history.history.get(name, [0.0])) for name in ("loss", "val_loss"))
+        if np.isnan(of_validation).all() and np.isfinite(losses).any():
+            warnings.warn("fit: validation_data has no batches, so all its figures are NaN", stacklevel=2)
         idle = self.optimizer and self.optimizer.iterations.numpy() == steps
         without_loss = np.isnan(history.history.get("loss", 0.0)).all()
         if history.epoch and idle and without_loss and np.isfinite(self.gradient_norm.numpy()):  # or all were skipped
@@ -163,25 +172,28 @@ class Trainer(keras.Model):
             OptionError: as `fit`.
         """
         self.check_vocabularies()
-        _refuse_class_weight(class_weight)
-        _check_arrays("train_on_batch", x, y)
+        refuse_class_weight(class_weight)
+        check_data("train_on_batch", self._tokenizers, x, y)
         with self._steps(quiet=False):
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
         """As `keras.Model.test_on_batch`; for data see `fit`."""
         self.check_vocabularies()
-        _check_arrays("test_on_batch", x, y)
+        check_data("test_on_batch", self._tokenizers, x, y)
         with self._steps(quiet=False):
             return super().test_on_batch(x, y, sample_weight, return_dict=return_dict)
 
     def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; for data see `fit`."""
         self.check_vocabularies()
-        refuse_texts("evaluate", x)
-        _check_arrays("evaluate", x, y)
+        check_data("evaluate", self._tokenizers, x, y)
         with without_end_warning(kwargs.get("steps")):
             return super().evaluate(whole_batches(self.distribute_strategy, x), y, *args, **kwargs)
+
+    @property
+    def _tokenizers(self):
+        return self.source_tokenizer, self.target_tokenizer
 
     @contextlib.contextmanager
     def _steps(self, quiet):
@@ -224,10 +236,11 @@ class Trainer(keras.Model):
         if not (self.optimizer and self.trainable_weights):
             reason = "all weights are frozen; set trainable=True" if self.optimizer else "there is no optimizer"
             raise OptionError(f"fit: {reason} and compile again, or use `evaluate`, which only measures")
-        data = data if on_gpu() else _with_checks(data)  # for a check on a GPU, the host would wait for the device
+        if not on_gpu():  # where the host would wait for the device
+            data = with_checks(data, self._tokenizers)
         batch = checked_batch(data)
-        for side in ("source", "target"):
-            if getattr(self, f"{side}_tokenizer").vocabulary_size == END + 1:
+        for side, tokenizer in zip(("source", "target"), self._tokenizers, strict=True):
+            if tokenizer.vocabulary_size == END + 1:
                 raise OptionError(f"fit: the {side} vocabulary is empty; call `adapt` before the model is made")
         self.count_lengths(*batch[:2])
         return self._after_reading(step, batch)
@@ -352,84 +365,6 @@ class Trainer(keras.Model):
         # which must then have equal shapes and belong to one process.
         if self.distribute_strategy.num_replicas_in_sync > 1:
             self.build_training()
-
-
-def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
-    """What Keras gives a step, as (source, target), or as (source, target, weights `[B, T]`) if there are weights.
-
-    Raises:
-        OptionError: for data of another form.
-    """
-    source, target, weights = keras.utils.unpack_x_y_sample_weight(data)
-    sides = tuple(
-        None if isinstance(side, tuple | list | dict | tf.RaggedTensor | None) else tf.convert_to_tensor(side)
-        for side in (source, target)
-    )
-    if any(side is None or side.dtype == tf.string or side.shape.rank not in (2, 3) for side in sides):
-        raise OptionError(
-            "fit, evaluate: expected (source, target), ids [B, S] and [B, T + 1] or their one-hot rows, as batch_pairs "
-            "makes them; the decoder's input and labels are made from the target"
-        )
-    for side in sides:
-        if side is not None and (side.shape.rank == 2) != side.dtype.is_integer:
-            raise OptionError(
-                "fit, evaluate: expected ids [B, S] of an integer type, or one-hot rows [B, S, V] of floats, not "
-                f"{side.dtype.name} {side.shape}"
-            )
-    if weights is None:
-        return sides
-    rows, length = tf.unstack(tf.shape(sides[1])[:2])
-    each = tf.reshape(tf.cast(weights, tf.float32), [rows, -1])  # of pairs `[B, 1]`, or of labels
-    return *sides, tf.broadcast_to(each, [rows, length - 1])
-
-
-def _check_arrays(place, source, target=None, *_):
-    """Refuse arrays that would teach or measure something else than what a model is used for. Without a target, the
-    source is a dataset; in `fit`, `_run_train_step` checks its batches."""
-    if target is None:
-        return
-    with tf.device("CPU"):
-        for wrong, fault in _faults(*checked_batch((source, target))):
-            if wrong:
-                raise OptionError(f"{place}: {fault}")
-
-
-def _faults(source, target):
-    """Yield (whether a batch has it, fault) for each fault that training would not notice."""
-    short = (tf.shape(source)[1] < 1) | (tf.shape(target)[1] < 2)
-    yield short, "expected one source token or more, and START with one target token or more"
-    for name, side in (("source", source), ("target", target)):
-        real = holds_token(side)
-        early = tf.reduce_any(real[:, 1:] & ~real[:, :-1])
-        yield early, f"a {name} has padding before a token; expected it after the last one"
-    first = token_ids(target[:, :1])
-    begun = tf.reduce_all((first == START) | (first == PADDING))
-    yield ~begun, "a target does not begin with START; `tokenize` adds it with start_end=True"
-
-
-def _with_checks(data):
-    """The data of a step; reading it fails if the batch has a fault, so before anything changes."""
-    checks = [tf.debugging.Assert(~wrong, [fault]) for wrong, fault in _faults(*checked_batch(data)[:2])]
-    with tf.control_dependencies(checks):
-        return tf.nest.map_structure(lambda part: None if part is None else tf.identity(part), data)
-
-
-@contextlib.contextmanager
-def _refused_batches():
-    """Raise an `OptionError` for a fault that `_with_checks` has found."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        nothing = tf.ones([1, 1], tf.int32)
-        for _, fault in _faults(nothing, nothing):
-            if fault in error.message:
-                raise OptionError(f"fit: {fault}") from None
-        raise
-
-
-def _refuse_class_weight(class_weight):
-    if class_weight is not None:
-        raise OptionError("class_weight: pairs have no classes; weight them, or their labels, with sample_weight")
 
 
 @contextlib.contextmanager

@@ -149,7 +149,8 @@ def _is_resumed(config, folder, overwrite):
         other = ", ".join(f"{name} {was}, not {is_now}" for (name, was), is_now in pairs if was != is_now)
         raise RunError(
             f"{folder} holds an unfinished run with other options ({other}); --resume continues it with its own "
-            "options, --overwrite starts from the beginning, --out chooses another folder"
+            "options, --overwrite starts from the beginning, --out chooses another folder (in Python, config=None "
+            "resumes, and overwrite=True starts from the beginning)"
         )
     if ended:
         Checkpoints(folder / "unfinished").remove()  # of a process that was killed before it had removed them
@@ -158,7 +159,7 @@ def _is_resumed(config, folder, overwrite):
     if ended and not overwrite:
         raise RunError(
             f"{folder} holds a finished run; --from {folder} trains it further into another folder, --overwrite "
-            "replaces it, --out chooses another folder"
+            "replaces it, --out chooses another folder (in Python: warm_start, overwrite=True)"
         )
     if ended is False and (folder / "model.keras").exists() and not overwrite:
         raise RunError(unfinished(folder))
@@ -292,6 +293,8 @@ def _fit(run, callbacks, say, track):
         for callback in own:
             callback.on_epoch_end(run.epochs - 1, row)
         save.write()
+        for callback in tell:
+            callback.on_epoch_end(run.epochs - 1, row)
 
     end = EndFit(run, measure_last)
     with tracked(track, config, model, run.folder) as trackers, deferred_signal() as save.signal:

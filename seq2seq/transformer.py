@@ -169,6 +169,7 @@ class TransformerDecoder(BaseDecoder):
     ) -> tuple[tf.Tensor, tuple | None] | tuple[tf.Tensor, tuple | None, tf.Tensor]:
         if state is None:
             raise OptionError("state=None: without steps, `start` is for a whole target in one call; give it steps")
+        self.check_started(encoded)
         (memories, copies), (past, caches) = encoded.extra, state
         length = tf.shape(target)[1]
         room = length if caches[0] is None else tf.shape(caches[0][0])[2]

@@ -14,19 +14,20 @@ import tensorflow as tf
 from pipelines import OptionError, check_number, choose
 from pipelines.files import whole_folder
 from pipelines.formats import wrong_columns
-from pipelines.options import one_line
+from pipelines.options import MissingExtra, one_line
 from pipelines.tokens import END, PADDING, START, UNKNOWN, Texts, prefix_ids, spelled, target_ids
 from seq2seq.attention import Encoded
+from seq2seq.checking import refuse_texts
 from seq2seq.compilation import full_precision, on_gpu, padded, parts_of_batch, side_by_side, threads
 from seq2seq.contract import check_strategy, encode, has_attention
-from seq2seq.decoding import LIMITED, LONGEST_SOURCE, NEG_INF, STOPPED
+from seq2seq.decoding import LONGEST_SOURCE, STOPPED
 from seq2seq.exporting import export
 from seq2seq.layers import row_lengths
 from seq2seq.litert_exporting import export_litert
 from seq2seq.onnx_exporting import export_onnx
 from seq2seq.records import RunError
 from seq2seq.strategies import STRATEGIES, BeamSearch, Greedy, Strategy
-from seq2seq.texts import as_strings, as_targets, bytes_or_tokens, in_batches, refuse_texts
+from seq2seq.texts import as_python, as_strings, as_targets, bytes_or_tokens, first_different, in_batches
 from seq2seq.trainer import without_end_warning
 from seq2seq.web_exporting import export_web
 
@@ -61,6 +62,14 @@ class Alignment(NamedTuple):
     target: list[str]  # T tokens, with END if there is one
     weights: np.ndarray  # [T, S], each row sums to 1; [T, 1] for an empty source
 
+    def _repr_html_(self):
+        """The picture that a notebook shows; None without the extra `plots`."""
+        try:
+            from seq2seq.pictures import attention_svg
+        except MissingExtra:
+            return None
+        return attention_svg(self)
+
 
 class Translator(keras.Model):
     """A `keras.Model` of two tokenizers, an encoder and a decoder, which takes strings and returns strings.
@@ -77,6 +86,16 @@ class Translator(keras.Model):
         self._translate_with = functools.lru_cache(maxsize=32)(self._compile_translate)  # a graph for each strategy
         self._graph_of = functools.cache(_graph)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `keras.Model`.
+
+        Raises:
+            OptionError: for texts.
+        """
+        if args:
+            refuse_texts("call", args[0])
+        return super().__call__(*args, **kwargs)
+
     def translate(
         self,
         texts: str | Texts | tf.data.Dataset,
@@ -89,7 +108,8 @@ class Translator(keras.Model):
         batch_size: int = 256,
         details: bool = False,
         scores: bool = True,
-    ) -> Any:  # tf.Tensor, or Translations with details
+        as_text: bool = False,
+    ) -> Any:  # tf.Tensor, or Translations with details, or with as_text str or lists of it
         """Translate texts.
 
         Args:
@@ -108,10 +128,12 @@ class Translator(keras.Model):
             details: whether to return scores, all n-best hypotheses and why each ended.
             scores: whether `details` have the scores of strategies that compute none themselves, which are greedy
                 search and sampling. This takes about as long as translating; without it, they are NaN.
+            as_text: whether to return strings of Python, `str`, instead of tensors of strings.
 
         Returns:
             A string tensor `[N]` in the order of `texts`; `[N, n]` if the strategy gives n > 1 hypotheses; without the
-            N for a single string. With `details` it is `Translations`, always `[N, n]`.
+            N for a single string. With `details` it is `Translations`, always `[N, n]`. With `as_text` it is a list of
+            `str`, of lists of `str`, or one `str`; of `Translations`, its `texts` and `stopped`.
 
         Raises:
             OptionError: for an unknown strategy or one that breaks the contract, a beam wider than the vocabulary,
@@ -160,15 +182,19 @@ class Translator(keras.Model):
         found = [each.to_tensor(PADDING) if isinstance(each, tf.RaggedTensor) else each for each in found]
         found = [tf.gather(each, order[:count]) for each in found]
         if details:
-            return Translations(*found)
-        return tf.reshape(found[0], [*shape, *found[0].shape[1:]] if found[0].shape[1] > 1 else shape)
+            result = Translations(*found)
+            names = ("texts", "stopped") if as_text else ()
+            return result._replace(**{name: as_python(getattr(result, name)) for name in names})
+        first = tf.reshape(found[0], [*shape, *found[0].shape[1:]] if found[0].shape[1] > 1 else shape)
+        return as_python(first) if as_text else first
 
     def _checked_strategy(self, strategy):
-        """The strategy of this name; a strategy is returned unchanged."""
-        if isinstance(strategy, str):
-            strategy = choose("strategy", strategy, STRATEGIES)()
-        check_strategy(strategy)
+        """The strategy of this name, with a beam that the vocabulary has room for; a strategy is returned unchanged."""
         tokens = self.target_tokenizer.vocabulary_size - END
+        if isinstance(strategy, str):
+            kind = choose("strategy", strategy, STRATEGIES)
+            strategy = BeamSearch(min(BeamSearch.width, tokens)) if kind is BeamSearch else kind()
+        check_strategy(strategy)
         if isinstance(strategy, BeamSearch) and strategy.width > tokens:
             raise OptionError(
                 f"width={strategy.width}: wider than the vocabulary, which has {tokens} tokens to choose from"
@@ -249,7 +275,7 @@ class Translator(keras.Model):
             found = [translations, likelihoods, ranked_by, tf.gather(tf.constant(STOPPED), stopped), ids]
             found = found if details else found[:1]
             if ids.shape[1] > strategy.n_best:
-                found = _first_different(strategy.n_best, *found)
+                found = first_different(strategy.n_best, *found)
             if details:
                 found[-1] = tf.RaggedTensor.from_tensor(found[-1], padding=PADDING, ragged_rank=2)
             return tuple(found)
@@ -468,18 +494,3 @@ def _join_ids(*parts):
     """All rows of ids `[b, S]`, whose S differ."""
     longest = tf.reduce_max([tf.shape(ids)[1] for ids in parts])
     return tf.concat([padded(ids, tf.shape(ids)[0], longest) for ids in parts], axis=0)
-
-
-def _first_different(count, texts, *known):
-    """Of the texts of N hypotheses of each source, `[B, N]`, and the other parts of `Translations` if they are known,
-    the first so many with different texts.
-
-    If there are fewer, empty hypotheses follow, as in `BeamSearch`.
-    """
-    equal = tf.cast(texts[:, :, None] == texts[:, None], tf.int32)
-    repeated = tf.argmax(equal, axis=2, output_type=tf.int32) < tf.range(tf.shape(texts)[1])
-    order = tf.argsort(tf.cast(repeated, tf.int32), axis=1, stable=True)[:, :count]
-    nothing = "", NEG_INF, NEG_INF, STOPPED[LIMITED], PADDING
-    found = zip((texts, *known), nothing, strict=False)
-    where = {2: repeated, 3: repeated[:, :, None]}
-    return [tf.gather(tf.where(where[each.shape.rank], empty, each), order, batch_dims=1) for each, empty in found]

@@ -307,7 +307,7 @@ def _objects(model, texts, found, attention):
 
     rows, count, length = found.ids.shape
     ids = found.ids.numpy().reshape(rows * count, length)
-    real = np.flatnonzero(ids[:, 0])  # a beam that finds too few hypotheses leaves empty slots
+    real = np.flatnonzero(ids.any(axis=1))  # a beam that finds too few hypotheses leaves empty slots
     ids, sources = ids[real], [texts[number] for number in real // count]
     columns = [part.numpy().reshape(-1)[real] for part in found[:4]]
     alignments = model.attention(sources, ids) if attention else [None] * len(real)
