@@ -32,6 +32,7 @@ from seq2seq.checkpoints import whole_file
 from seq2seq.decoding import LONGEST_SOURCE
 from seq2seq.metrics import MeanTokenLoss, of_tokens
 from seq2seq.model import Seq2Seq, teacher_forcing
+from seq2seq.reports import evaluation_text
 from seq2seq.scores import (
     Measured,
     corpus_scores,
@@ -55,7 +56,7 @@ class Evaluation:
     translations: list[str] = dataclasses.field(repr=False)  # N texts
     stopped: list[str] = dataclasses.field(repr=False)  # why each stopped: "end", "limit", "repetition"; "" if unknown
     scores: dict[str, Measured]  # by name
-    loss: float  # crossentropy of the tokens of the references, END included, in nats per token
+    loss: float  # crossentropy of the tokens of all targets, repeated ones too, END included, in nats per token
     accuracy: float  # the share of tokens predicted correctly, given the correct preceding ones
     seconds: float  # for translating, without loading and tracing; on a GPU, compiling for more sizes is included
     bleu_tokenizer: str
@@ -111,6 +112,9 @@ class Evaluation:
             bleu_tokenizer=bleu_tokenizer,
             source_columns=sources[0].count("\t") + 1,
         )
+
+    def __str__(self):
+        return evaluation_text(self)
 
     @property
     def perplexity(self) -> float:
@@ -226,7 +230,9 @@ class Evaluation:
         check_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         files = {  # first the one by which `check_folder` recognizes the folder
-            f"references.{n}.txt": [text or those[0] for text, those in zip(column, self.references, strict=True)]
+            f"references.{n}.txt": [
+                those[0] if text is None else text for text, those in zip(column, self.references, strict=True)
+            ]
             for n, column in enumerate(reference_streams(self.references))
         }
         files |= {"sources.txt": self.sources, "translations.txt": self.translations}
@@ -312,7 +318,7 @@ def evaluate(
 
     tokenizers = model.source_tokenizer, model.target_tokenizer
     # Not `pairs` again: standard input is read only once.
-    pairs = [(source, target) for source, those in targets.items() for target in dict.fromkeys(those)]
+    pairs = [(source, target) for source, those in targets.items() for target in those]
     again = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs, strict=True))))
     tokens = max(1024, (1 << 24) // max(1024, tokenizers[1].vocabulary_size))  # logits of 64 MB
     options = {"batch_tokens": tokens, "encoding": "ids", "longest_source": LONGEST_SOURCE, "shuffle": False, "seed": 0}

@@ -130,7 +130,8 @@ class Seq2Seq(Translator, Trainer):
         if not isinstance(part, type):
             size = getattr(part, "options", {}).get("vocabulary_size", tokenizer.vocabulary_size)
             if size != tokenizer.vocabulary_size:
-                raise OptionError(f"{name}: made for {size} tokens, but there are {tokenizer.vocabulary_size}")
+                kind, count = type(part).__name__, tokenizer.vocabulary_size
+                raise OptionError(f"{name}={kind}: made for {size} tokens, but the vocabulary has {count}")
             return part
         dtype = self.dtype_policy.name  # as a name, since Keras writes a `get_config` for classes without one
         return construct(name, part, tokenizer.vocabulary_size, options=options, name=name, dtype=dtype)
@@ -251,6 +252,7 @@ class Seq2Seq(Translator, Trainer):
             The mixture, of the form of `inputs`.
         """
         self.called |= {"scheduled_sampling"}
+        source, inputs = tf.convert_to_tensor(source), tf.convert_to_tensor(inputs)
         probability = self.teacher_forcing
         if callable(probability):
             probability = probability(self.optimizer.iterations)

@@ -28,8 +28,7 @@ import numpy as np
 PADDING, UNKNOWN, START, END = range(4)
 REPLACEMENT = "\ufffd"  # in text, an unknown token; in a vocabulary, the token that all unknown ones become
 STOPPED = ("end", "limit", "repetition")
-ENDED, LIMITED, REPEATED = range(3)
-RUNNING = -1
+RUNNING, ENDED, LIMITED, REPEATED = range(-1, 3)
 NEG_INF = np.float32("-inf")
 PHRASE = 8  # the longest phrase whose repetition is noticed, in tokens
 LEAST_REPETITION = 16  # tokens of repetition that are allowed, or half the limit if that is more
@@ -65,9 +64,8 @@ class Translator:
             self.limit, self.longest_source = saved["limit"], saved["longest_source"]
             self.steps = saved.get("steps", math.inf)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{folder / 'vocabulary.json'}: not the vocabulary of an exported model ({error!r})"
-            ) from None
+            path = folder / "vocabulary.json"
+            raise ValueError(f"{path}: not the vocabulary of an exported model ({error!r})") from None
         self.one_by_one = "steps" in saved  # LiteRT: all sizes are fixed, for one source and one hypothesis
         files = ("encoder.tflite", "decoder.tflite") if self.one_by_one else ("encoder.onnx", "decoder.onnx")
         self.encoder, self.decoder = (Graph(folder / name, threads) for name in files)
@@ -108,8 +106,13 @@ class Translator:
         most = 1 if beam_width is None else beam_width
         if not 1 <= n_best <= most:
             raise ValueError(f"n_best={n_best}: expected 1 or more, and at most the beam's width, {most}")
-        if max_length is not None and max_length < max(1, min_length):
-            raise ValueError(f"max_length={max_length}: expected {max(1, min_length)} or more")
+        longest = 100_000 if max_length is None else max_length
+        if not max(1, min_length) <= longest <= 100_000:
+            raise ValueError(f"max_length={longest}: expected {max(1, min_length)} or more, and at most 100,000")
+        if most > (tokens := self.target.size - END) or not 0 <= length_penalty <= 10:
+            raise ValueError(
+                f"beam_width={most}, length_penalty={length_penalty}: expected up to {tokens}, and 0 to 10"
+            )
         if self.one_by_one and beam_width:
             asked = f"beam_width={beam_width}" if beam_width > 1 else "scores (beam_width=1)"
             raise ValueError(f"{asked}: a LiteRT model supports greedy search only, without scores")
@@ -191,8 +194,8 @@ def _onnx(path, threads):
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_outputs()]
-    run = lambda tensors: dict(zip(names, session.run(names, tensors), strict=True))  # noqa: E731
-    return [node.name for node in session.get_inputs()], run
+    inputs = [node.name for node in session.get_inputs()]
+    return inputs, lambda tensors: dict(zip(names, session.run(names, tensors), strict=True))
 
 
 def _litert(path, threads):
@@ -236,8 +239,7 @@ def greedy(model: Steps, limits: np.ndarray, min_length: int) -> list[list[tuple
         running = why[sources] == RUNNING
         for source, token in zip(sources[running], tokens[running].tolist(), strict=True):
             ids[source].append(token)
-        now = why_stopped(tokens, t + 1, limits[sources], repetition.runs, min_length)
-        why[sources[running]] = now[running]
+        why[sources[running]] = why_stopped(tokens, t + 1, limits[sources], repetition.runs, min_length)[running]
         left = np.flatnonzero(why[sources] == RUNNING)
         if not len(left):
             break
@@ -406,6 +408,7 @@ class Tokenizer:
         self.ids = {token: number for number, token in enumerate(self.tokens) if number > END}
         self.scores = dict(zip(self.tokens[END + 1 :], saved.get("scores", ()), strict=False))
         self.longest = max(map(len, self.tokens))
+        self.size = END + 257 if self.kind == "bytes" else len(self.tokens)
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of a text."""
@@ -490,9 +493,8 @@ class Tokenizer:
 
 def main() -> None:
     """Translate the arguments, or standard input line by line, with the model in the folder of this file."""
-    translator = Translator(Path(__file__).parent)
     texts: list = sys.argv[1:] or [line.rstrip(b"\r\n") for line in sys.stdin.buffer]
-    for text in translator.translate(texts):
+    for text in Translator(Path(__file__).parent).translate(texts):
         print(" ".join(text.splitlines()))
 
 

@@ -387,7 +387,8 @@ def _incomparable(rows, records, measures, held_out, say):
     found = []
     for measure in measures:
         names = options_that_change(measure, firsts, held_out)
-        names += ("corpus",) if names else ()  # as the vocabulary is made from it
+        if measure.removeprefix("val_") in TOKEN_FIGURES:
+            names += ("corpus",)  # as the vocabulary is made from it
         if other := [name for name in names if len({repr(of.get(name)) for of in firsts}) > 1]:
             found.append(measure)
             say(f"{measure}: not comparable, because rows differ in {', '.join(other)}; no best row and no p")

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer
+from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer, WhitespaceTokenizer
 from pipelines.tokens import REPLACEMENT, UNKNOWN
-from seq2seq.attention import Attention, Encoded, HardAttention, Pointer, masked_softmax, rows_by_source
+from seq2seq.attention import Attention, Encoded, HardAttention, Pointer, copied_ids, masked_softmax, rows_by_source
 from seq2seq.contract import encode
 from seq2seq.layers import Decoder, Encoder, Prepared
 
@@ -135,6 +135,12 @@ def test_an_unknown_token_is_copied_as_the_replacement_character():
     assert pointer.copies(tf.constant([[4, UNKNOWN, 5, 0]])).numpy().argmax(-1).tolist() == [[0, 5, 4, 0]]
     pointer.take_tokenizers(CharTokenizer("ab"), CharTokenizer("ba"))
     assert pointer.copies(tf.constant([[4, UNKNOWN, 5, 0]])).numpy().argmax(-1).tolist() == [[5, 0, 4, 0]]
+
+
+def test_a_word_that_looks_like_a_reserved_token_is_copied_as_that_word_only():
+    words, others = WhitespaceTokenizer(["[END]", "a", "[START]"]), WhitespaceTokenizer(["a"])
+    assert copied_ids(words, words).tolist() == [0, 0, 0, 0, 4, 5, 6]
+    assert copied_ids(words, others).tolist() == [0, 0, 0, 0, 0, 4, 0]
 
 
 def test_rows_by_source_puts_hypotheses_side_by_side():

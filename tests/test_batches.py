@@ -102,6 +102,14 @@ def test_each_window_of_an_epoch_has_an_order_of_its_own():
     assert sorted(first + 8) == sorted(second) and (first + 8 != second).any()
 
 
+def test_an_epoch_has_another_order_for_another_seed(tokenizers):
+    def epoch(seed):
+        batches = batch_pairs(in_memory(LINES[:12]), *tokenizers, 3, encoding="ids", seed=seed, epoch=0)
+        return [source.numpy().tolist() for source, _ in batches]
+
+    assert epoch(1) != epoch(2)
+
+
 def test_pairs_are_skipped_only_in_the_order_of_a_given_epoch(tokenizers):
     for skip in (4, tf.constant(0)):
         with pytest.raises(OptionError, match="skip: needs epoch"):

@@ -4,12 +4,13 @@ import json
 import keras
 import numpy as np
 import pytest
-from conftest import QUICK
+from conftest import QUICK, make_run
 from test_runs import made
 
 from pipelines import OptionError, checksums
 from seq2seq.building import build_model, prepare
 from seq2seq.config import Config
+from seq2seq.records import RunError
 from seq2seq.runs import load_run
 from seq2seq.training import train
 
@@ -80,6 +81,30 @@ def test_a_transformer_may_decode_what_a_recurrent_encoder_reads(config):
     _, tokenizers = prepare(config)
     model = build_model(dataclasses.replace(config, decoder="transformer", heads=2), tokenizers, steps=1)
     assert halves(model) == ["Encoder", "TransformerDecoder"]
+
+
+def test_a_model_is_made_with_the_options_of_its_training(config):
+    options = {"label_smoothing": 0.1, "teacher_forcing": (1.0, 0.5), "precision": "bfloat16"}
+    options |= {"source_tokenizer": ";", "lowercase": True, "normal_form": "NFKC"}
+    config = dataclasses.replace(config, **options)
+    _, tokenizers = prepare(config)
+    model = build_model(config, tokenizers, steps=10)
+    assert (model.label_smoothing, model.dtype_policy.name) == (0.1, "mixed_bfloat16")
+    assert [float(model.teacher_forcing(step)) for step in (0, 5, 10)] == [1.0, 0.75, 0.5]
+    for tokenizer in tokenizers:
+        assert tokenizer.lowercase and tokenizer.normal_form == "NFKC"
+
+
+def test_what_cannot_be_started_from_is_refused(config, tmp_path):
+    options = {**QUICK, "units": 4, "attention": "dot", "embedding": None, "input_feeding": True}
+    make_run(tmp_path / "old", config.corpus, **options)
+    warm = Config(config.corpus, warm_start=str(tmp_path / "old"), **options)
+    with pytest.raises(OptionError, match="input_feeding=True: a warm start then needs an embedding"):
+        prepare(warm)
+    record = json.loads((tmp_path / "old" / "config.json").read_text())
+    (tmp_path / "old" / "config.json").write_text(json.dumps(record | {"plan": {}}))
+    with pytest.raises(RunError, match="old holds part of a run"):
+        prepare(warm)
 
 
 class Begun(keras.callbacks.Callback):

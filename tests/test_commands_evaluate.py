@@ -10,8 +10,8 @@ from command_line import in_process as seq2seq
 from conftest import make_run
 
 from seq2seq import evaluation
-from seq2seq.commands.evaluate import _print_comparison
 from seq2seq.records import read_record
+from seq2seq.reports import comparison_text
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +109,7 @@ def test_a_run_that_held_out_nothing_is_told_from_one_that_has(tmp_path, tsv):
         and b"run: its held-out set is empty, because its corpus has too few sources; name a corpus" in done.stderr
     )
     done = seq2seq("evaluate", tmp_path / "run", "-", stdin=b"Go.\tVe.\n")
-    unlike = b"run: 1 of 1 references are not what the model can write, such as 'Ve.' (it writes 've.'); scores count"
+    unlike = b"run: 1 of 1 targets are not what the model can write, such as 'Ve.' (it writes 've.'); scores count"
     assert done.returncode == 0 and unlike in done.stderr, done.stderr
 
 
@@ -148,7 +148,7 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(folder, tmp_path):
         assert message in done.stderr.decode() and done.stderr.count(b"\n") == 1
 
 
-def test_compare_tests_any_number_of_runs_on_a_corpus(home, capsys):
+def test_compare_tests_any_number_of_runs_on_a_corpus(home):
     runs = ["runs/toy", "runs/larger", "runs/toy"]
     (home / "test.tsv").write_text("x\tdd\tDD\nx\txy\tXY\nx\tij\tIJ\nx\tdd\tDd\n")
     done = seq2seq("compare", *runs, "test.tsv", "--json", "--columns", "2,3", cwd=home)
@@ -161,8 +161,7 @@ def test_compare_tests_any_number_of_runs_on_a_corpus(home, capsys):
     tested = {name: [evaluation.Tested(**one) for one in row] * 3 for name, row in found["scores"].items()}
     references = [["DD", "Dd"], ["XY"], ["IJ"]]
     sources = evaluation.Evaluation(["dd", "xy", "ij"], references, [], [], {}, 0.0, 1.0, 0.0, "13a")
-    _print_comparison(runs * 3, sources, tested)
-    lines = capsys.readouterr().out.splitlines()
+    lines = comparison_text(runs * 3, sources, tested).splitlines()
     assert lines[0] == "3 sources, 4 references" and lines[3] == "run 2  runs/larger"
     measures = [line.split()[0] for line in lines if re.match(r"exact|CER|WER|chrF|TER|BLEU ", line)]
     assert measures[:6] == ["exact", "CER", "WER", "chrF", "TER", "BLEU"]  # for references of one word

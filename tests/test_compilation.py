@@ -4,9 +4,42 @@ import pytest
 import tensorflow as tf
 
 from pipelines.tokens import PADDING
-from seq2seq import BeamSearch, Decoder, Seq2Seq
-from seq2seq.compilation import compiled_by_xla, rounded_up, side_by_side, xla_works
+from seq2seq import BeamSearch, Decoder, Encoder, Seq2Seq
+from seq2seq.compilation import (
+    compiled_by_xla,
+    exporting,
+    full_precision,
+    parts_of_batch,
+    rounded_up,
+    side_by_side,
+    xla_works,
+)
 from seq2seq.layers import token_ids
+
+
+@pytest.mark.parametrize(
+    ("threads", "each", "parts"), [(0, 0, 1), (2, 1, 2), (3, 1, 3), (4, 2, 2), (1, 2, 1), (4, 0, 1)]
+)
+def test_a_batch_has_as_many_parts_as_threads_are_set_for_on_a_cpu_and_not_in_exports(
+    monkeypatch, threads, each, parts
+):
+    monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: threads)
+    monkeypatch.setattr(tf.config.threading, "get_intra_op_parallelism_threads", lambda: each)
+    monkeypatch.setattr("seq2seq.compilation.on_gpu", lambda: False)
+    assert parts_of_batch() == parts
+    for to in ("tensorflow", "onnx"):
+        with exporting(to):
+            assert parts_of_batch() == 1
+    monkeypatch.setattr("seq2seq.compilation.on_gpu", lambda: True)
+    assert parts_of_batch() == 1
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_factors_are_rounded_afterwards_as_they_were_before(before, rounds):
+    tf.config.experimental.enable_tensor_float_32_execution(before)
+    with full_precision():
+        assert not rounds()
+    assert rounds() == before
 
 
 def test_where_xla_does_not_work_it_is_said_once_and_done_without():
@@ -90,3 +123,21 @@ def test_a_loss_that_a_layer_adds_counts_once_however_many_parts_a_batch_has(tok
     np.testing.assert_allclose(found, found[:1] * 2, rtol=1e-5)
     (own,) = model.losses
     np.testing.assert_allclose(own, added, rtol=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class CostlyEncoder(Encoder):
+    """An encoder with a loss of its own."""
+
+    def call(self, source, training=False):
+        if training:
+            self.add_loss(tf.reduce_mean(tf.convert_to_tensor(self.weights[0]) ** 2))
+        return super().call(source, training=training)
+
+
+def test_a_loss_that_an_encoder_adds_counts_once_too(tokenizers, batches, monkeypatch):
+    monkeypatch.setattr("seq2seq.model.parts_of_batch", lambda: 3)
+    model = Seq2Seq(*tokenizers, encoder=CostlyEncoder, units=8)
+    source, target = next(iter(batches))
+    model((source, target[:, :-1]), training=True)
+    assert len(model.losses) == 1

@@ -1,13 +1,14 @@
 """What a strategy of your own must be; of encoders, decoders and tokenizers see test_extension.py."""
 
 import dataclasses
+import functools
 import re
 
 import pytest
 import tensorflow as tf
 
 from pipelines import OptionError
-from pipelines.tokens import END
+from pipelines.tokens import END, UNKNOWN
 from seq2seq import BeamSearch, Greedy, Hypotheses, Sampling, Strategy, extend_each, mask_logits
 from seq2seq.contract import check_strategy, make_strategy
 
@@ -69,6 +70,11 @@ def in_python(step_for, state, constraints, loop):
     return Greedy().search(step_for, state, constraints, loop)
 
 
+def beginning_with(token):
+    """A function that replaces the first token of the source without a prefix."""
+    return lambda found: found._replace(ids=tf.tensor_scatter_nd_update(found.ids, [[2, 0, 0]], [token]))
+
+
 def of_any_number(found):
     """Hypotheses whose number nobody knows before they are found."""
     copies = tf.reduce_max(found.stopped) * 0 + 2
@@ -92,6 +98,9 @@ def of_any_number(found):
         ),
         (Own(lambda found: found._replace(ids=found.ids * 0 + END)), "do not begin with [5, 6], the prefix"),
         (Own(lambda found: found._replace(stopped=1 - found.stopped)), "for ids [5, 6, "),
+        (Own(lambda found: found._replace(stopped=tf.where(found.stopped == 0, 0, 3))), "stopped 3 for ids ["),
+        (Own(beginning_with(END)), "; expected at most 6 tokens, none below END=3, which ends them"),
+        (Own(beginning_with(UNKNOWN)), "; expected at most 6 tokens, none below END=3, which ends them"),
         (Own(instead=too_sure), "whose log-likelihood is "),
         (Own(instead=deaf), "do not begin with [5, 6], the prefix; see `mask_logits`"),
         (Own(instead=endless), "expected at most 3 tokens, none below END=3"),
@@ -149,6 +158,18 @@ def test_a_strategy_is_tried_in_a_graph_too():
 def test_a_strategy_that_equals_one_with_other_settings_is_refused(strategy):
     with pytest.raises(OptionError, match=f"strategy={type(strategy).__name__}: == does not compare all"):
         check_strategy(strategy)
+
+
+@dataclasses.dataclass(frozen=True)
+class Remembering(Greedy):
+    @functools.cached_property
+    def table(self):
+        return {"made": "once"}
+
+
+def test_what_a_strategy_keeps_for_itself_is_no_setting():
+    strategy = Remembering()
+    assert strategy.table and check_strategy(strategy) is strategy
 
 
 def test_a_strategy_is_tried_once_and_one_of_the_library_never():

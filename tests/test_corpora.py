@@ -112,6 +112,7 @@ def test_the_last_split_holds_out_the_end():
     training, validation = split_last(dataset([(str(n), "x") for n in range(10)]), 0.2)
     assert count_pairs(training) == 8
     assert strings(validation) == [("8", "x"), ("9", "x")]
+    assert count_pairs(split_last(dataset([("a", "x")] * 9), 0.2)[0]) == 8  # what is held out is rounded down
 
 
 def test_spa_eng_is_read_whole(spa_eng):
@@ -142,6 +143,7 @@ def test_shuffled_files_come_in_a_new_order_each_epoch_and_the_same_for_a_seed(t
     first = epochs(seed=1)
     assert first == epochs(seed=1) != epochs(seed=2)
     assert first[:9] != first[9:]
+    assert epochs(seed=1, epoch=4) != epochs(seed=4, epoch=1)
     fourth, fifth = epochs(seed=1, epoch=4), epochs(seed=1, epoch=5)
     assert fourth == epochs(seed=1, epoch=tf.constant(4)) != fifth
     assert sorted(first[:9]) == sorted(fourth) == sorted(fifth) == [(str(file), "x") for file in range(9)]
@@ -204,6 +206,7 @@ def test_after_reading_the_memory_of_large_arrays_is_used_again():
 
 def test_a_survey_counts_pairs_tokens_and_lengths():
     seen = []
+    assert survey(dataset([("a", "ñandú")]), CharTokenizer(), CharTokenizer()).longer == 5  # characters
     found = survey(dataset([("aab", "x"), ("a", "xyxyx")]), CharTokenizer(), CharTokenizer(), seen.append)
     assert (found.pairs, found.longer, seen) == (2, 3 + 5, [2])
     assert found.tokens == ({b"a": 3, b"b": 1}, {b"x": 4, b"y": 2})

@@ -7,11 +7,11 @@ import pytest
 import tensorflow as tf
 from command_line import in_process as seq2seq
 from command_line import load_runs
-from conftest import WORDS, save_run
+from conftest import QUICK, WORDS, ids_of, save_run
 
 from pipelines import CharTokenizer, LetterTokenizer, OptionError
 from pipelines.tokens import END, START
-from seq2seq import BeamSearch, Seq2Seq, ensemble, load_run
+from seq2seq import BeamSearch, Seq2Seq, TransformerDecoder, TransformerEncoder, ensemble, load_run
 from seq2seq.ensembles import EnsembleDecoder
 from seq2seq.records import RunError
 
@@ -107,6 +107,26 @@ def test_a_member_may_be_of_mixed_precision(members, tokenizers):
         model.export("onnx", format="onnx")
 
 
+def test_members_leave_numbers_out_in_training_only(tokenizers):
+    model = ensemble([Seq2Seq(*tokenizers, units=8, **QUICK, dropout=0.5) for _ in range(2)])
+    source, target = ids_of(model)
+    dropped, whole = (model.encoder(source, training=training) for training in (True, False))
+    assert all((each.memory.numpy() == 0).mean() > 0.2 for each in dropped.extra)
+    assert not any((each.memory.numpy() == 0).any() for each in whole.extra)
+    given = model.decoder.start(whole)
+    dropped, whole, same = (model.decoder(target, *given, training=training)[0] for training in (True, False, False))
+    np.testing.assert_array_equal(whole, same)
+    assert np.abs(whole - dropped).max() > 1e-3
+
+
+def test_members_without_recurrence_each_have_a_cache(tokenizers):
+    kinds = {"encoder": TransformerEncoder, "decoder": TransformerDecoder}
+    model = ensemble([Seq2Seq(*tokenizers, **kinds, units=8, heads=2, layers=1) for _ in range(2)])
+    source, _ = ids_of(model)
+    _, state = model.decoder.start(model.encoder(source), 5)
+    assert [caches[0][0].shape for _, caches in state] == [(3, 2, 5, 4)] * 2
+
+
 def test_on_a_gpu_the_members_are_checked_at_full_precision(members, monkeypatch, rounds):
     found, call = [], EnsembleDecoder.call
     monkeypatch.setattr(EnsembleDecoder, "call", lambda *given, **how: found.append(rounds()) or call(*given, **how))
@@ -133,6 +153,7 @@ def test_models_that_are_no_ensemble_are_refused(model, tokenizers):
         ((each for each in [model, 3]), r"models\[1\]=3: expected a Seq2Seq"),
         ([model, "runs/mine"], r"models\[1\]='runs/mine': expected a Seq2Seq"),
         ([model, model], "two of them share an encoder or decoder"),
+        ([model, Seq2Seq(*tokenizers, decoder=model.decoder, units=16, **QUICK)], "share an encoder or decoder"),
         (
             [made("aab", target), made("acde", target)],
             r"models\[1\]: its source_tokenizer differs from that of models\[0\]: "

@@ -1,12 +1,13 @@
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 
-from pipelines import CharTokenizer, ColumnsTokenizer, CorpusError, OptionError, corpus_errors
+from pipelines import CharTokenizer, ColumnsTokenizer, CorpusError, OptionError, Survey, corpus_errors
 from seq2seq.building import configure
 from seq2seq.config import Config
-from seq2seq.epochs import training_length, training_pairs, validation_pairs
+from seq2seq.epochs import count_batches, training_batches, training_length, training_pairs, validation_pairs
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,48 @@ def test_weights_draw_from_the_training_side_only(tsv):
             dataclasses.replace(config, **other)
 
 
+@pytest.fixture
+def seen(tsv):
+    """A function (pairs seen, options) -> the targets that training reads next, in two passes over 12 pairs."""
+    large = tsv("".join(f"{letter}\tx{letter}\n" for letter in "abcdefghi"), "large.tsv")
+    small = tsv("j\tyj\nk\tyk\nl\tyl\n", "small.tsv")
+    tokenizers = CharTokenizer("abcdefghijkl"), CharTokenizer("xyabcdefghijkl")
+    model = SimpleNamespace(source_tokenizer=tokenizers[0], target_tokenizer=tokenizers[1])
+
+    def read(already=0, pairs=12, **options):
+        config = Config((str(large), str(small)), validation_fraction=0.0, batch_size=3, **options)
+        batches = training_batches(SimpleNamespace(config=config, model=model, pairs=pairs), already)
+        ids = [target.numpy() for _, target in batches.take((24 - already) // 3)]
+        return [text.decode() for batch in ids for text in tokenizers[1].detokenize(batch).numpy()]
+
+    return read
+
+
+def test_each_pass_has_another_order_and_a_resumed_training_leaves_out_pairs_of_its_first_pass_only(seen):
+    both = seen()
+    first, second = both[:12], both[12:]
+    assert first != second and sorted(first) == sorted(second) and len(set(first)) == 12
+    assert seen(9) == both[9:]
+
+
+def test_the_order_of_training_follows_from_the_seed(seen):
+    assert seen(seed=1) != seen(seed=2)
+
+
+def test_a_pass_whose_pairs_end_early_reads_them_again(seen):
+    assert len(seen(pairs=20)) == 23  # a pass of 7 batches, one of which holds only 2 pairs, and a batch of the next
+
+
+@pytest.mark.parametrize(
+    ("options", "batches"), [({"batch_size": 5}, 3), ({"batch_tokens": 10}, 6), ({"batch_tokens": 64}, 1)]
+)
+def test_an_epoch_has_as_many_batches_as_hold_its_pairs(tsv, options, batches):
+    config = Config(str(tsv("abcd\tx\n" * 11)), validation_fraction=0.0, **options)
+    tokenizers = [CharTokenizer("abcd"), CharTokenizer("x")]
+    # By tokens: 11 sources of 4 letters, and as many tokens more, since targets have END.
+    assert count_batches(config, tokenizers, Survey(pairs=11, longer=44)) == batches
+
+
 @pytest.mark.parametrize("options", [{}, {"limit": 8}, {"split": "last"}], ids=str)
 def test_each_epoch_reads_files_in_another_order_unless_it_decides_which_pairs_are_trained_on(tsv, options):
     corpus = [str(tsv(f"first {number}\tx\nsecond {number}\ty\n", f"{number}.tsv")) for number in range(6)]
@@ -76,12 +119,16 @@ def test_each_epoch_reads_files_in_another_order_unless_it_decides_which_pairs_a
     )
     assert first == again and all(sorted(other) == sorted(first) for other in others)
     assert all(other == first for other in others) == bool(options)
+    pairs = training_pairs(dataclasses.replace(config, seed=1), CharTokenizer(), epoch=0)
+    assert (list(pairs.as_numpy_iterator()) == first) == bool(options)  # of another seed
 
 
 def test_the_held_out_corpus_must_have_the_source_columns_of_the_training_corpus(tsv):
     tokenizer = ColumnsTokenizer([CharTokenizer(), CharTokenizer()])
     config = Config("a.txt+b.txt+c.txt", validation=str(tsv("go\tV;PST\twent\n", "dev.tsv")))
     assert list(validation_pairs(config, tokenizer).as_numpy_iterator()) == [(b"go\tV;PST", b"went")]
+    skipping = dataclasses.replace(config, validation=str(tsv("go\twent\n", "two.tsv")), on_bad_line="skip")
+    assert list(validation_pairs(skipping, tokenizer)) == []
     config = dataclasses.replace(config, validation=str(tsv("go\twent\n", "two.tsv")))
     with pytest.raises(CorpusError, match=r"line 1: expected .* TAB target, found 2 columns"), corpus_errors():
         list(validation_pairs(config, tokenizer))

@@ -16,7 +16,7 @@ from conftest import WORDS
 from pipelines import CharTokenizer, ColumnsTokenizer, CorpusError, OptionError, SeparatorTokenizer, read_pairs
 from seq2seq import BeamSearch, Evaluation, Seq2Seq, compare, evaluate
 from seq2seq.decoding import LONGEST_SOURCE
-from seq2seq.evaluation import check_folder
+from seq2seq.evaluation import _translate, check_folder
 from seq2seq.metrics import TokenCrossentropy
 from seq2seq.scores import corpus_scores, measure, nfc, scores_by_length
 
@@ -95,6 +95,7 @@ def test_a_text_is_held_against_its_closest_reference():
     assert more["WER"].score == pytest.approx(100 * 1 / 6)
     assert more["exact match"].score == 50
     assert "nrefs:2" in more["WER"].signature
+    assert measure(["a"], [["b", "a c d"]])["WER"].score == pytest.approx(100 * 2 / 3)  # fewer errors for its length
 
 
 def test_texts_may_have_different_numbers_of_references(tmp_path):
@@ -105,6 +106,15 @@ def test_texts_may_have_different_numbers_of_references(tmp_path):
     found.write(tmp_path)
     second = (tmp_path / "references.1.txt").read_text().splitlines()
     assert second == [REFERENCES[0][1], *(" ".join(text.split(" ")) for text in TRANSLATIONS[1:])]
+
+
+def test_words_are_split_for_bleu_as_was_asked_for_wherever_it_is_measured():
+    found = Evaluation.of_texts(["x"], [["sentence"]], ["sentences"], bleu_tokenizer="char")
+    bleu = found.scores["BLEU"].score
+    assert bleu > 50  # of characters, since the word is wrong
+    again = found.by_length()[0], found.by_text(["BLEU"])[0]
+    assert [each["BLEU"] for each in again] == pytest.approx([bleu] * 2)
+    assert compare(found, found)["BLEU"][0].score == pytest.approx(bleu)
 
 
 def test_any_text_is_one_line_of_the_written_files(tmp_path):
@@ -121,6 +131,7 @@ def test_tabs_stay_between_the_columns_of_a_source_only(tmp_path):
     found.write(tmp_path)
     written = {path.name: path.read_text() for path in tmp_path.glob("*.txt")}
     assert written == {"references.0.txt": "a c\n", "sources.txt": "sol\tV;PST\n", "translations.txt": "a b\n"}
+    assert Evaluation.of_texts(found.sources, found.references, found.translations).source_columns == 2
 
 
 def test_spaces_around_a_text_are_no_error_of_it():
@@ -142,10 +153,20 @@ def test_few_sources_are_one_part_whatever_their_lengths(count):
     assert (part["from"], part["to"], part["texts"], part["chrF"]) == (1, count, count, 100)
 
 
+def test_the_lengths_of_sources_are_those_of_their_nfc():
+    (part,) = scores_by_length(["n\u0303u"], ["x"], [["x"]])
+    assert (part["from"], part["to"]) == (2, 2)
+
+
 def test_one_interval_belongs_to_each_figure():
     exact = measure(["a"] * 50 + ["b"] * 50, [["a"]] * 100)["exact match"]
     # Half of 95% of a binomial distribution of 100 draws: 1.96 * 5%.
     assert exact.score == 50 and exact.margin == pytest.approx(9.8, abs=1.5)
+
+
+def test_a_summary_counts_references_and_has_as_many_of_the_worst_texts_as_are_wanted():
+    summary = evaluation(TRANSLATIONS, REFERENCES).as_dict(worst=2)
+    assert (summary["sources"], summary["references"], len(summary["worst"])) == (5, 10, 2)
 
 
 def test_what_is_shown_of_an_evaluation_holds_no_texts():
@@ -340,11 +361,23 @@ def test_texts_are_translated_with_the_options_that_are_given_to_evaluate(monkey
     monkeypatch.setattr("seq2seq.evaluation._token_figures", lambda model, batches: [1.0, 0.5])
     model = SimpleNamespace(source_tokenizer=CharTokenizer(), target_tokenizer=CharTokenizer(), translate=translate)
     options = {"seed": (3, 2), "min_length": 4, "max_length": 5, "batch_size": 6}
-    found = evaluate(model, [("ñ", "Ñ")], "sampling", resamples=7, **options)
+    found = evaluate(model, [("ñ\tn", "Ñ")], "sampling", resamples=7, **options)
     for strategy, how in calls:  # to trace it, and for the result
         assert (strategy, how) == ("sampling", options | {"details": True, "scores": False})
-    assert len(calls) == 2 and found.translations == ["Ñ"]
+    assert len(calls) == 2 and found.translations == ["Ñ"] and found.source_columns == 1  # one that has a tab
     assert "bs:7" in found.scores["chrF"].signature.split("|")
+
+
+def test_a_sample_depends_on_the_place_of_its_source_in_the_whole_corpus():
+    calls, seen = [], []
+
+    def translate(texts, strategy, seed, **how):
+        calls.append((len(texts), seed))
+        return SimpleNamespace(texts=tf.fill([len(texts), 1], "x"), stopped=tf.fill([len(texts), 1], "end"))
+
+    found = _translate(SimpleNamespace(translate=translate), ["a"] * 3000, "sampling", seen.append, (3, 2), {})
+    assert calls[1:] == [(2048, (3, 2)), (952, (3, 2050))] and seen == [2048, 3000]
+    assert found[:2] == (["x"] * 3000, ["end"] * 3000)
 
 
 def test_evaluate_cuts_long_sources_like_score(shared_model):

@@ -156,6 +156,8 @@ def test_nothing_stays_of_what_cannot_be_exported(model, tmp_path):
         RunError, match=r"saved: Encoder and Decoder cannot be exported as a SavedModel \(.*not in a graph"
     ):
         model.export(tmp_path / "saved")
+    with pytest.raises(OptionError, match="input_signature: an exported model always takes strings"):
+        model.export(tmp_path / "saved", input_signature=[tf.TensorSpec([3], tf.string)])
     assert os.listdir(tmp_path) == ["pairs.tsv"]
 
 

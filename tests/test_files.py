@@ -11,7 +11,7 @@ import pytest
 from conftest import PAIRS, TSV
 
 from pipelines import CorpusError, as_seen_from, checksums, damaged_shards
-from pipelines.files import whole_folder
+from pipelines.files import parallel_names, whole_folder
 
 
 def test_a_zip_of_several_files_asks_which(read, tmp_path):
@@ -188,3 +188,10 @@ def test_a_folder_is_whole_or_not_there(tmp_path, monkeypatch):
         with pytest.raises(CorpusError, match=message), whole_folder(path, CorpusError):
             pass
     assert os.listdir(folder) == ["text"]
+
+
+def test_a_plus_belongs_to_the_longest_name_that_exists(tmp_path):
+    for name in ("x+y", "x+y+z"):
+        (tmp_path / name).touch()
+    for text, names in (("x+y+z", ["x+y+z"]), ("x+y+w", ["x+y", "w"]), ("v+x+y", ["v", "x+y"])):
+        assert parallel_names(text, tmp_path) == names

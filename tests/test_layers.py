@@ -172,6 +172,35 @@ def test_dropout_leaves_numbers_out_in_training_only():
     assert not direction.dropout and not direction.recurrent_dropout  # which cuDNN has not
 
 
+def test_dropout_is_for_the_vectors_of_tokens_and_for_what_each_layer_of_a_decoder_returns():
+    assert not np.any(TokenVectors(8, 4, 1.0).rows(SOURCE, training=True))
+    decoder = Decoder(8, 6, dropout=1.0)
+    encoded, state = decoder.start(encode(Encoder(8, 6), SOURCE))
+    for training in (True, False):
+        logits, _ = decoder(TARGET, encoded, state, training=training)
+        assert np.any(logits) != training  # of nothing, the logits are the biases, which are zeros
+
+
+def test_what_attention_found_and_the_output_are_combined_by_the_published_formula():
+    decoder, output = Decoder(8, 6, attention="dot"), 5 * tf.random.stateless_normal([2, 4, 6], [0, 1])
+    encoded, _ = decoder.start(encode(Encoder(8, 6), SOURCE))
+    found, weights = decoder._attend(output, encoded)
+    both = np.concatenate([weights @ encoded.memory, output], axis=-1)
+    np.testing.assert_allclose(found, np.tanh(both @ decoder.combine.kernel.numpy()), atol=1e-5)
+
+
+def test_hard_attention_predicts_probabilities_that_sum_to_one():
+    for kind in ("hard", "monotonic"):
+        _, _, logits = run((Encoder(8, 6), Decoder(8, 6, attention=kind)))
+        np.testing.assert_allclose(tf.reduce_sum(tf.exp(logits), axis=-1), np.ones((2, 4)), atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"embedding": 4, "tied": True}, {"attention": "dot", "copy": True}], ids=str)
+def test_logits_are_in_the_precision_of_the_weights(options):
+    _, _, logits = run([half(kind, {"dtype": "mixed_bfloat16", **options}) for kind in (Encoder, Decoder)])
+    assert logits.dtype == tf.float32
+
+
 def test_two_directions_read_the_source_from_both_ends():
     encoder = Encoder(8, 6, bidirectional=True)
     first = encoder(SOURCE).memory[0, 0]
@@ -223,6 +252,7 @@ def test_token_vectors_are_rows_of_the_embedding():
     vectors = TokenVectors(8, 4)
     np.testing.assert_array_equal(vectors(SOURCE), 2 * vectors.matrix.numpy()[SOURCE])  # the root of 4
     np.testing.assert_allclose(vectors(one_hot(SOURCE, 8))[0], vectors(SOURCE)[0], atol=1e-7)
+    np.testing.assert_array_equal(tf.gather(vectors.rows(SOURCE).matrix, SOURCE), vectors(SOURCE))
     np.testing.assert_array_equal(TokenVectors(8)(SOURCE), one_hot(SOURCE, 8))
 
 

@@ -157,3 +157,10 @@ def test_any_text_stands_in_one_column_of_one_line(text):
         return character == "\t" or len(f"{character}.".splitlines()) > 1
 
     assert line == "".join(" " if breaks(character) else character for character in text.replace("\r\n", "\n"))
+
+
+def test_another_standard_input_is_read_anew(monkeypatch):
+    monkeypatch.setattr("pipelines.lines._standard_input", None)
+    for line in (b"a", b"b"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(line + b"\n")))
+        assert list(read_lines(None)) == [(1, line)]

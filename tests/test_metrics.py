@@ -41,7 +41,9 @@ def test_more_padding_changes_none_of_them():
 def test_label_smoothing_is_that_of_one_hot_labels():
     one_hot = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2, reduction="none")
     right = tf.reduce_sum(one_hot(np.eye(4)[LABELS], LOGITS) * WEIGHTS) / 3
-    tf.debugging.assert_near(TokenCrossentropy(0.2)(LABELS, LOGITS, WEIGHTS), tf.cast(right, tf.float32))
+    loss = TokenCrossentropy(0.2)
+    for same in (loss, keras.losses.deserialize(keras.losses.serialize(loss))):
+        tf.debugging.assert_near(same(LABELS, LOGITS, WEIGHTS), tf.cast(right, tf.float32))
 
 
 def test_crossentropy_and_its_gradient_are_those_of_tensorflow():
@@ -66,3 +68,5 @@ def test_a_loss_that_smooths_gets_the_label_smoothing_of_the_configuration():
 def test_a_metric_with_the_name_of_a_usual_one_is_refused():
     with pytest.raises(OptionError, match="metrics=Perplexity: another metric is already called 'perplexity'"):
         make_metrics(Config(metrics=("seq2seq.metrics:Perplexity",)))
+    with pytest.raises(OptionError, match="another metric is already called 'mean_squared_error'"):
+        make_metrics(Config(metrics=("keras.metrics:MeanSquaredError",) * 2))

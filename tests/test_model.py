@@ -101,6 +101,37 @@ def test_lengths_seen_in_training_are_kept_and_limit_each_translation(tokenizers
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "x.keras").length_ratios, model.length_ratios)
 
 
+def test_the_longest_ratio_of_equal_ratios_is_that_ratio_however_sums_are_rounded(model):
+    for ratio, count in ((0.3, 7), (0.7, 10), (1.3, 10), (2.0, 5)):
+        model.length_ratios.assign([sum([each] * count) for each in (1.0, ratio, ratio**2)])
+        np.testing.assert_allclose(model.longest_ratio(), ratio, rtol=1e-6)
+
+
+def test_a_translation_may_be_told_to_be_longer_than_its_own_limit(model, monkeypatch):
+    monkeypatch.setattr("seq2seq.decoding.LEAST_REPETITION", 1000)  # an untrained model may repeat itself
+    model.decoder.output_layer.bias.assign(-100 * tf.one_hot(END, model.decoder.output_layer.bias.shape[0]))
+    source = model.source_tokenizer.tokenize(["sol"])
+    longer = int(model.limits(source)[0]) + 5
+    assert model.decode(source, max_length=longer).ids.shape == (1, 1, longer)
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_each_half_leaves_numbers_out_in_training_only(tokenizers, half):
+    rates = {"encoder": 0.0, "decoder": 0.0, half: 0.5}
+    encoder = Encoder(tokenizers[0].vocabulary_size, 8, "gru", dropout=rates["encoder"])
+    decoder = Decoder(tokenizers[1].vocabulary_size, 8, "gru", attention="dot", dropout=rates["decoder"])
+    model = Seq2Seq(*tokenizers, encoder=encoder, decoder=decoder)
+    model.compile(keras.optimizers.SGD(0.0))
+    ids = ids_of(model)
+    for compute, kinds in (
+        (lambda training: model.log_likelihood(*ids, training=training), (False, False, True)),
+        (lambda step: step(ids)["loss"], (model.test_step, model.test_step, model.train_step)),
+    ):
+        whole, same, dropped = map(compute, kinds)
+        np.testing.assert_array_equal(whole, same)
+        assert np.abs(whole - dropped).max() > 1e-3
+
+
 def test_a_vocabulary_that_has_changed_since_the_model_was_made_is_refused(model, tmp_path):
     ids, tokenizer = ids_of(model), model.target_tokenizer
     other = Seq2Seq(model.source_tokenizer, tokenizer, units=4, **QUICK)
@@ -185,7 +216,7 @@ def test_what_no_model_can_be_made_with_is_refused(tokenizers):
         ({"label_smoothing": 1.5}, "label_smoothing=1.5: expected a number, at least 0 and below 1"),
         ({"teacher_forcing": 7}, "teacher_forcing=7: expected a number, at least 0 and at most 1"),
         ({"layers": 0}, "layers=0: expected a whole number, at least 1"),
-        ({"encoder": Encoder(5, units=8)}, r"encoder=Encoder: fails on source ids .* is not in \[0, 5\)"),
+        ({"encoder": Encoder(5, units=8)}, "encoder=Encoder: made for 5 tokens, but the vocabulary has"),
         ({"encoder": "transformer"}, "encoder='transformer': expected a layer or a class, such as TransformerEncoder"),
     ):
         with pytest.raises(OptionError, match=message):
@@ -212,6 +243,13 @@ def test_a_decoder_that_starts_from_the_mean_of_a_memory_needs_its_size():
         Decoder(9, 8).start(memory)
 
 
+def test_a_decoder_starts_from_the_mean_of_a_memory_without_a_state():
+    memory, mask = tf.reshape(tf.range(24.0), [1, 3, 8]), tf.constant([[True, True, False]])
+    _, state = Decoder(9, 8, layers=2).start(Encoded(memory, mask))
+    for part in tf.nest.flatten(state):
+        np.testing.assert_array_equal(part, [np.arange(4.0, 12.0)])
+
+
 def test_few_rows_stay_few_when_decoding_is_compiled_on_a_cpu(tokenizers, monkeypatch):
     model = Seq2Seq(*tokenizers, units=8)
     model.compiles_decoding, seen = True, []
@@ -219,7 +257,7 @@ def test_few_rows_stay_few_when_decoding_is_compiled_on_a_cpu(tokenizers, monkey
     monkeypatch.setattr(model.encoder, "call", lambda source, **options: seen.append(source.shape) or call(source))
     for count, min_length in ((1, 0), (1, 2), (3, 2)):
         source = tokenizers[0].tokenize(["sol"] * count)
-        model.decode(source, min_length=min_length, max_length=4)
+        assert model.decode(source, min_length=min_length, max_length=4).ids.shape[2] <= 4
     assert seen[0] == (1, 16) and len(seen) == 2  # the encoder is in it, and `min_length` makes no difference
 
 
@@ -256,12 +294,22 @@ def test_scheduled_sampling_puts_guesses_in_the_place_of_right_tokens(tokenizers
 
 def test_teacher_forcing_may_follow_a_schedule(tokenizers, batches, tmp_path):
     schedule = keras.optimizers.schedules.PolynomialDecay(1.0, 10, 0.25)
-    model = Seq2Seq(*tokenizers, units=8, **QUICK, teacher_forcing=schedule)
+    model = Seq2Seq(*tokenizers, units=8, **QUICK, teacher_forcing=schedule, label_smoothing=0.1)
     model.compile()
     model.fit(batches, verbose=0, shuffle=False)
     model.save(tmp_path / "x.keras")
     again = keras.models.load_model(tmp_path / "x.keras")
-    assert again.teacher_forcing.get_config() == schedule.get_config()
+    assert again.teacher_forcing.get_config() == schedule.get_config() and again.label_smoothing == 0.1
+
+
+def test_a_schedule_of_teacher_forcing_counts_the_steps_of_the_optimizer(tokenizers):
+    schedule = keras.optimizers.schedules.PolynomialDecay(1.0, 10, 0.0)
+    model = Seq2Seq(*tokenizers, units=8, **QUICK, teacher_forcing=schedule)
+    model.compile()
+    source, target = map(tf.constant, ids_of(model))
+    assert (model.scheduled_sampling(source, target) == target).numpy().all()
+    model.optimizer.iterations.assign(10)
+    assert (model.scheduled_sampling(source, target) != target).numpy().any()
 
 
 @keras.saving.register_keras_serializable("tests")

@@ -6,7 +6,7 @@ import pytest
 
 import pipelines
 import seq2seq
-from pipelines import OptionError, choose, load_class
+from pipelines import OptionError, check_number, choose, load_class
 from pipelines.options import MissingExtra, accepted, construct, extra, one_line
 
 
@@ -141,6 +141,13 @@ MODULES = [
     for module in pkgutil.iter_modules(package.__path__)
     if module.name != "cli"  # typer could not do without
 ]
+
+
+def test_a_whole_number_of_more_than_31_bits_needs_a_bound_that_allows_it():
+    for bound in ({"below": 2**32}, {"most": 2**32}):
+        check_number("seed", 2**32 - 1, **bound)
+    with pytest.raises(OptionError, match="seed=2147483648: expected a whole number, below 2,147,483,648"):
+        check_number("seed", 2**31)
 
 
 @pytest.mark.parametrize("module", MODULES)

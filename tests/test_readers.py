@@ -136,6 +136,8 @@ def test_each_line_or_record_of_other_formats_gives_a_pair_or_none(tsv, tmp_path
     assert lines("+".join(map(str, sides)), **skip) == ["Go.", None, None, None]
     with pytest.raises(CorpusError, match="they must have the same number"):
         lines(f"{sides[0]}+{tsv('Ve.', 'short')}", **skip)
+    with pytest.raises(CorpusError, match="line 1: the target is empty"):  # which is no empty line
+        lines(f"{sides[0]}+{tsv(chr(10) * 4, 'untranslated')}")
     with tf.io.TFRecordWriter(str(tmp_path / "rows.tfrecord")) as file:
         for texts in (("Go.", "Ve."), ("", ""), ("Hi.", "Hola.")):
             features = {
@@ -161,6 +163,12 @@ def test_duplicates_are_found_within_a_window(read, tsv, monkeypatch):
     assert len(read(tsv("\n".join(far)), drop_duplicates=True)) == 26
     often = [f"{n}\tx" if n % 8 else "often\tx" for n in range(100)]
     assert [source for source, _ in read(tsv("\n".join(often)), drop_duplicates=True)].count("often") == 1
+
+
+def test_another_translation_of_a_source_is_no_duplicate(read, tsv):
+    pairs = [("Go.", "Ve."), ("Go.", "Vaya."), ("Move.", "Ve.")]
+    path = tsv("".join(f"{source}\t{target}\n" for source, target in [*pairs, pairs[1]]))
+    assert read(path, drop_duplicates=True) == pairs
 
 
 @pytest.mark.parametrize(("files", "num_shards"), [(1, 3), (5, 3), (2, 3), (4, 1), (3, 3)])
@@ -195,6 +203,11 @@ def test_weights_mix_corpora_evenly_until_each_has_been_read(read, tsv):
     assert [source for source, _ in mixed].count("large") == 300
     assert {target for source, target in mixed if source == "small"} == {str(n) for n in range(40)}
     assert report.pairs == 340, "each is counted once"
+    for number in range(9):
+        tsv(f"{number}\tx\n", f"many{number}.tsv")
+    corpora, options = [str(large.parent / "many*"), small], {"weights": (1, 1), "shuffle_files": True}
+    first, again, other = (read(corpora, seed=seed, **options) for seed in (1, 1, 2))
+    assert first == again != other
     for weights, message in (
         ((1,), r"weights=\(1,\): expected one number for each corpus \(2\)"),
         ((1, 0), "weights=0: expected a number, above 0"),

@@ -60,6 +60,22 @@ def test_parts_of_a_corpus_are_found_by_what_they_hold(config, tmp_path, monkeyp
         record.find_corpus()
 
 
+def test_a_corpus_whose_files_come_in_another_order_is_another_corpus(tsv):
+    paths = [str(tsv(f"{name}\tx\n", f"{name}.tsv")) for name in "ab"]
+    record = Record({"options": {"corpus": paths}, "checksums": checksums(paths)})
+    assert record.changed_files(paths) == [] and record.changed_files(paths[::-1]) == paths[::-1]
+
+
+def test_only_a_hash_split_of_one_corpus_keeps_what_is_held_out_from_training():
+    for more, options, may in (
+        ({}, {}, False),
+        ({}, {"split": "last"}, True),
+        ({}, {"validation": "dev.tsv"}, True),
+        ({"from": {"options": {}}}, {}, True),
+    ):
+        assert Record({"options": options, **more}).may_have_learned == may
+
+
 def test_a_run_folder_and_its_file_are_the_same_record(trained):
     assert read_record(trained.folder) == read_record(trained.folder / "config.json")
 

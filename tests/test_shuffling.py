@@ -28,6 +28,12 @@ def test_shards_hold_every_pair_once_in_random_order(tsv, tmp_path, format):
     assert sorted(path.name for path in folder.iterdir()) == sorted([*manifest["shards"], "manifest.json"])
 
 
+def test_a_bucket_is_shuffled_too(tsv, tmp_path, monkeypatch):
+    monkeypatch.setattr(shuffling, "_BUCKETS", 1)
+    shuffle_corpus(tsv("\n".join(LINES[:50])), tmp_path / "s", shards=1)
+    assert sorted(read := strings(tmp_path / "s")) == sorted(LINES[:50]) and read != LINES[:50]
+
+
 def test_a_bucket_gives_back_every_pair_in_its_order_however_often_it_was_written(tmp_path, monkeypatch):
     monkeypatch.setattr(shuffling, "_BUFFER", 1)
     bucket, rows = shuffling._Bucket(tmp_path / "bucket"), [[b"a", b"b"], [b"c", b"d"], [b"e", b"f"]]

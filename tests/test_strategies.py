@@ -33,7 +33,8 @@ from seq2seq import BeamSearch, Greedy, Sampling
 from seq2seq.compilation import on_gpu
 from seq2seq.contract import make_strategy
 from seq2seq.decoding import ENDED
-from seq2seq.strategies import STRATEGIES
+from seq2seq.strategies import STRATEGIES, _uniform
+from seq2seq.translation import LONGEST_TRANSLATION
 
 # Prefixes
 
@@ -410,6 +411,36 @@ def test_samples_of_a_source_do_not_draw_the_same_numbers_at_other_steps():
     assert (first[1:] != second[:-1]).any()
 
 
+def test_samples_of_a_source_draw_numbers_of_their_own_at_each_step_of_the_longest_text(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "seq2seq.strategies._uniform", lambda seeds, t: drawn.append(t + 0 * seeds) or tf.zeros(tf.shape(t + seeds))
+    )
+    step = lambda tokens, _: (tf.zeros([tf.size(tokens), END + 2]), ())  # noqa: E731
+    search(Sampling(n_best=10_000), step, (), [1])
+    first = np.sort(tf.reshape(drawn[0], [-1]).numpy())
+    assert len(first) == 10_000 and first[0] == 0 and np.diff(first).min() > LONGEST_TRANSLATION
+
+
+def test_random_numbers_are_the_published_hash_of_both_halves_of_a_seed_and_the_step():
+    seeds, steps = np.array([[0], [7], [2**40 + 3]]), np.array([0, 5])
+    words = (seeds + 0 * steps) & 0xFFFFFFFF, (seeds + 0 * steps) >> 32, 0 * seeds + steps
+    words = (word.astype(np.uint32) * np.uint32(1664525) + np.uint32(1013904223) for word in words)
+
+    def mixed(x, y, z):
+        x = x + y * z
+        y = y + z * x
+        return x, y, z + x * y
+
+    x, _, _ = mixed(*(word ^ (word >> 16) for word in mixed(*words)))
+    np.testing.assert_array_equal(_uniform(tf.constant(seeds), tf.constant(steps)), (x >> 8) / 2**24)
+
+
+def test_a_nucleus_is_no_larger_than_it_must_be():
+    step = lambda tokens, _: (tf.zeros([tf.size(tokens), END + 2]), ())  # noqa: E731
+    assert texts(search(Sampling(top_p=0.5), step, (), [9] * 30)) == [[[END]]] * 30  # one of two has this probability
+
+
 def test_the_lowest_random_number_draws_no_token_that_is_not_allowed(monkeypatch):
     monkeypatch.setattr("seq2seq.strategies._uniform", lambda seeds, t: tf.zeros_like(seeds + t, tf.float32))
     found = search(Sampling(), lambda tokens, _: (tf.zeros([tf.size(tokens), 6]), ()), (), [4], min_length=3)
@@ -436,7 +467,7 @@ def test_all_samples_come_as_often_as_they_are_likely():
     [
         ("beam", {"width": 0}, "width=0: expected a whole number, at least 1"),
         ("beam", {"width": -(10**400)}, f"width={-(10**400)}: expected a whole number, at least 1"),
-        ("beam", {"length_penalty": -0.5}, "length_penalty=-0.5: expected a number, at least 0"),
+        ("beam", {"length_penalty": -0.5}, "length_penalty=-0.5: expected a number, at least 0 and at most 10"),
         ("beam", {"width": 2, "n_best": 3}, "n_best=3: expected a whole number, at least 1 and at most 2"),
         ("beam", {"n_best": 0}, "n_best=0: expected a whole number, at least 1 and at most 5"),
         ("sampling", {"temperature": 0}, "temperature=0: expected a number, above 0"),

@@ -6,15 +6,31 @@ import subprocess
 import time
 
 import numpy as np
+import optuna
 import pytest
 from command_line import SEQ2SEQ, seq2seq
 from conftest import GRID, SMALL
+from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 from pipelines import OptionError
 from seq2seq import sweep, table
+from seq2seq.config import Config
 from seq2seq.records import RunError, finished
 from seq2seq.runs import load_run
-from seq2seq.sweeps import Range, _as_fields, _as_floats, _refuse_another, _settings, read_grid
+from seq2seq.sweeps import (
+    Range,
+    _as_fields,
+    _as_floats,
+    _distribution,
+    _folder_name,
+    _refuse_another,
+    _Runs,
+    _search,
+    _settings,
+    _suggested,
+    finished_as,
+    read_grid,
+)
 
 
 def as_arguments(options):
@@ -246,6 +262,13 @@ def test_a_search_that_was_interrupted_tries_the_settings_that_it_would_have_tri
     assert "learning_rate=" in table(home / "again").text()
 
 
+@pytest.mark.parametrize("name", ["seeds", "trials", "jobs"])
+def test_a_number_of_runs_below_one_is_refused(tmp_path, name):
+    with pytest.raises(OptionError, match=f"{name}=0: expected a whole number, at least 1"):
+        sweep("pairs.tsv", tmp_path / "refused", {"units": [8]}, **{name: 0})
+    assert not (tmp_path / "refused").exists()
+
+
 def test_a_search_checks_each_value_once_and_a_grid_each_combination():
     values = {"cell": ["gru", "lstm"], "units": Range(8, 16), "layers": [1, 2, 3]}
     checked = _settings(values, trials=5)
@@ -265,6 +288,85 @@ def test_a_search_goes_on_after_a_combination_that_is_refused(home, monkeypatch)
         assert [type(error) for error in results.values()] == [OptionError]
         (line,) = said
         assert line.startswith("schedule=inverse_sqrt,warmup=0/seed-0  schedule='inverse_sqrt' and warmup=0 cannot be")
+
+
+class Untrained(_Runs):
+    """Runs that are not trained: the figure of each is its number of units plus its seed."""
+
+    asked = ()  # how many settings each call was given
+
+    def train(self, settings):
+        self.asked = *self.asked, len(settings)
+        monitor = self.given.get("monitor", "val_loss")
+        for setting in settings:
+            for seed, folder in enumerate(self.folders(setting)):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "history.csv").write_text(f"epoch,{monitor}\n1,{setting['units'] + seed}\n")
+                record = {"options": {"monitor": monitor}, "plan": {}, "training": {}}
+                (folder / "config.json").write_text(json.dumps(record))
+                self.results[folder] = None
+
+
+@pytest.mark.parametrize(("given", "goal"), [({"monitor": "val_accuracy"}, "MAXIMIZE"), ({}, "MINIMIZE")], ids=str)
+def test_a_search_looks_for_the_best_mean_over_seeds_as_often_as_it_is_told(tmp_path, given, goal):
+    values = {"units": Range(4, 1000)}
+    first, more = (Untrained(tmp_path, given, "default", 2, 0, 4, (), None, None) for _ in range(2))
+    _search(first, values, 3)
+    assert first.asked == (2, 1)  # two settings of two seeds are four jobs
+    _search(more, values, 4)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "trials.log")))
+    study = optuna.load_study(study_name="sweep", storage=storage)
+    assert more.asked == (1,) and study.direction.name == goal
+    units = [trial.params["units"] for trial in study.trials]
+    assert [trial.value for trial in study.trials] == [number + 0.5 for number in units] and len(set(units)) == 4
+
+
+def test_a_setting_without_a_finite_figure_is_none_that_a_search_follows(tmp_path):
+    runs = Untrained(tmp_path, {}, "default", 1, 0, 1, (), None, None)
+    _search(runs, {"units": [np.inf, 4]}, 3)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "trials.log")))
+    trials = optuna.load_study(study_name="sweep", storage=storage).trials
+    assert {(trial.params["units"], trial.state.name) for trial in trials} <= {(0, "FAIL"), (1, "COMPLETE")}
+    assert len(trials) == 3
+
+
+def test_a_search_draws_numbers_of_the_kind_and_on_the_scale_of_their_range():
+    ends = (1, 10), (1, 9), (0, 10), (-5, 5), (1e-4, 1e-3), (1, 10.0)
+    found = [_distribution(Range(*each)) for each in ends]
+    assert [each.log for each in found] == [True, False, False, False, True, True]
+    assert [type(each).__name__[:3] for each in found] == ["Int"] * 4 + ["Flo"] * 2
+
+
+def test_a_number_that_a_search_has_drawn_is_rounded_within_its_range():
+    values = {"rate": Range(0.00012344, 0.00098766), "units": Range(4, 8), "cell": ["gru", "lstm"]}
+    for rate, rounded in ((0.00012344, 0.00012344), (0.00098766, 0.00098766), (0.00023456, 0.0002346)):
+        found = _suggested(values, {"rate": rate, "units": 5, "cell": 1})
+        assert found == {"rate": rounded, "units": 5, "cell": "lstm"}
+
+
+def test_a_setting_has_one_folder_of_its_own_whatever_is_in_it():
+    assert _folder_name({"units": 8, "layers": 2}) == _folder_name({"layers": 2, "units": 8}) == "layers=2,units=8"
+    names = [_folder_name({"note": text}) for text in ("a/b", "a b", "a_b", "x" * 300, "x" * 301)]
+    assert len(set(names)) == 5 and all(re.fullmatch(r"[\w.,=+-]{1,160}", name) for name in names)
+
+
+def test_a_search_may_have_more_trials_later_but_no_other_seeds_or_values(tmp_path):
+    record = {"preset": None, "seeds": 2, "trials": 3, "options": {}, "checksums": {}, "grid": {"units": [4, 8]}}
+    (tmp_path / "sweep.json").write_text(json.dumps(record))
+    _refuse_another(tmp_path, record | {"trials": 5})
+    for change in ({"trials": 2}, {"seeds": 3}, {"grid": {"units": [4, 8, 16]}}):
+        with pytest.raises(RunError, match="holds another sweep"):
+            _refuse_another(tmp_path, record | change)
+
+
+def test_a_run_with_other_options_is_not_taken_for_a_finished_one(tmp_path):
+    record = {"options": {"units": 8}, "plan": {}}
+    for content, ended in ((record, False), (record | {"training": {}}, True)):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        assert finished_as(tmp_path, Config(units=8)) is ended
+        with pytest.raises(RunError, match="has units=8; choose another --out, or delete that run"):
+            finished_as(tmp_path, Config(units=4))
+    assert not finished_as(tmp_path / "none", Config())
 
 
 def test_an_option_of_a_custom_class_joins_those_of_all_runs():

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import in_process as seq2seq
-from conftest import LINES
+from conftest import LINES, make_run
 from matplotlib.image import imread
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer
-from seq2seq import Seq2Seq, compare, evaluate, load_run, table
-from seq2seq.config import Config
+from seq2seq import BeamSearch, Evaluation, Greedy, Seq2Seq, compare, evaluate, load_run, table
+from seq2seq.config import Config, reading_options
 from seq2seq.pictures import draw_table
 from seq2seq.records import Record, RunError
 from seq2seq.tables import (
@@ -271,6 +271,9 @@ def test_a_row_is_named_by_settings_in_any_order_that_only_it_has():
     for name in ("attention=dot", "0.5", "run 4"):
         with pytest.raises(OptionError, match=f"baseline='{name}': expected 'run 0', "):
             _baseline_row(rows, name)
+    for number in (0, 5):
+        with pytest.raises(OptionError, match=f"baseline={number}: expected a number up to 4"):
+            _baseline_row(rows, number)
 
 
 @pytest.mark.slow
@@ -301,6 +304,20 @@ def test_single_runs_on_a_test_corpus_are_compared_by_randomization_over_its_sou
     assert "approximate randomization over the sources" in found.note and "25 sources of" in found.note
     assert re.fullmatch(r"units=8: trained on the sources of (19|2\d) of 25 test pairs", said[0])
     assert "test.tsv, greedy search." in found.note
+
+
+def test_a_test_corpus_is_translated_by_the_strategy_that_is_given(tmp_path, tsv, monkeypatch):
+    corpus, used = str(tsv("ab\tAB\n")), []
+
+    def evaluate(model, pairs, strategy):
+        used.append(strategy)
+        return Evaluation.of_texts(["ab"], [["AB"]], ["AB"], resamples=2)
+
+    monkeypatch.setattr("seq2seq.evaluation.evaluate", evaluate)
+    make_run(tmp_path / "run", corpus)
+    for strategy, name in ((Greedy(), "greedy search"), (BeamSearch(2), str(BeamSearch(2)))):
+        found = table(tmp_path / "run", corpus, ["chrf"], strategy=strategy)
+        assert used[-1] == strategy and found.rows[0].mean("chrf") == 100 and f"{corpus}, {name}." in found.note
 
 
 @pytest.mark.slow
@@ -403,6 +420,7 @@ def test_welch_says_nothing_of_samples_that_do_not_vary():
 
 
 def test_token_figures_depend_on_whatever_changes_the_vocabulary():
+    assert {"min_frequency", "max_vocabulary", "shared_vocabulary"} <= set(options_that_change("loss", [{}]))
     assert "weights" in options_that_change("loss", [{}]) and "weights" not in options_that_change("chrf", [{}])
     assert "label_smoothing" not in options_that_change("loss", [{}], held_out=False)
     for held_out in (False, True):  # references are then written as the model writes
@@ -428,7 +446,7 @@ def of_figures(*figures, incomparable=()):
 def test_the_best_is_the_lowest_or_the_highest_of_the_numbers_that_may_be_compared():
     found = of_figures(math.nan, 1.0, 3.0, 2.0)
     assert (found.best("loss"), found.best("chrf")) == (1.0, 3.0)
-    assert of_figures(math.nan, 1.0).best("loss") is None
+    assert of_figures(math.nan, 1.0).best("loss") is None and of_figures(math.inf, 1.0).best("loss") == 1.0
     found = of_figures(1.0, 2.0, incomparable=["loss"])
     assert (found.best("loss"), found.best("chrf")) == (None, 2.0)
 
@@ -455,6 +473,36 @@ def test_held_out_pairs_are_those_of_the_validation_files_or_of_a_part_of_the_co
     assert not {"lowercase", "split"} & set(options_of_held_out(Config("a", validation="b")))
     assert "lowercase" in options_of_held_out(Config("a", split="hash"))
     assert "lowercase" not in options_of_held_out(Config("a", split="last"))
+
+
+def test_token_figures_and_held_out_pairs_depend_on_all_that_decides_which_pairs_are_read():
+    reading = {*reading_options(Config()), "limit", "split", "validation_fraction"} - {"on_bad_line"}
+    assert reading <= set(options_that_change("accuracy", [{}])) and reading <= set(options_of_held_out(Config("a")))
+    assert {"columns", "reverse"} <= set(options_of_held_out(Config("a", validation="b")))
+
+
+def test_token_figures_of_runs_that_were_trained_on_other_corpora_are_not_compared(tmp_path):
+    for corpus in ("a.tsv", "b.tsv"):
+        made(tmp_path / corpus, corpus=corpus, validation="dev.tsv")
+    said = []
+    assert table(tmp_path, say=said.append).incomparable == ["loss"]
+    assert said == ["loss: not comparable, because rows differ in corpus; no best row and no p"]
+
+
+@pytest.mark.parametrize("options", [{"reverse": True}, {"columns": (2, 1)}], ids=str)
+def test_runs_that_read_other_columns_have_no_test_corpus_in_common(tmp_path, options):
+    made(tmp_path / "one")
+    made(tmp_path / "other", **options)
+    with pytest.raises(OptionError, match="test: these runs read different columns, so no test corpus fits all"):
+        table(tmp_path, "test.tsv")
+
+
+def test_rows_of_equally_many_seeds_that_are_not_the_same_are_told(tmp_path):
+    for units, seed in ((4, 0), (4, 1), (8, 0), (8, 2)):
+        made(tmp_path / f"{units}-{seed}", units=units, seed=seed)
+    said = []
+    table(tmp_path, say=said.append)
+    assert said == ["The rows have different seeds (units=4: 0 1; units=8: 0 2)"]
 
 
 def test_a_table_has_the_measures_of_all_runs_and_needs_one(tmp_path):

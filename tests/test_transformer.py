@@ -148,6 +148,54 @@ def test_dropout_is_for_the_result_of_each_sublayer():
         assert np.array_equal(found, x) == training
 
 
+@pytest.mark.parametrize("kind", [TransformerEncoder, TransformerDecoder])
+def test_dropout_is_for_the_vectors_of_tokens_and_for_every_layer(kind):
+    layer, ids = kind(8, units=8, heads=2, layers=2, dropout=1.0), tf.constant([[4, 5, 6]])
+
+    def run():
+        if kind is TransformerEncoder:
+            return layer(ids, training=True).memory
+        started = layer.start(Encoded(tf.ones([1, 3, 8]), tf.ones([1, 3], tf.bool)))
+        return layer(ids, *started, training=True)[0]
+
+    assert not np.any(run())  # nothing is left of the tokens,
+    layer.vectors.drop.rate = 0.0
+    undropped = layer.norm(layer.vectors(ids))  # and no layer adds to them
+    np.testing.assert_allclose(run(), undropped if kind is TransformerEncoder else layer.output_layer(undropped))
+
+
+def test_a_layer_is_the_published_formula_normalised_before_each_sublayer():
+    keras.utils.set_random_seed(1)
+    block, nowhere = Block(4, 1, None, 0.0, of_decoder=True), tf.zeros([1, 3], tf.int32)  # where nothing is turned
+    x, memory = (3 * tf.random.stateless_normal([1, 3, 4], [seed, 0]).numpy() for seed in (1, 2))
+    whole, encoded = tf.ones([1, 3, 3]) > 0, Encoded(memory, tf.ones([1, 3]) > 0)
+    source = block.source_attention.project(memory, nowhere)
+    found, *_ = block(x, nowhere, whole, None, source, encoded)
+
+    def normal(y):
+        return (y - y.mean(axis=-1, keepdims=True)) / np.sqrt(y.var(axis=-1, keepdims=True) + 1e-3)
+
+    def attended(layer, y, to):
+        scores = np.exp((y @ layer.query.kernel.numpy()) @ (to @ layer.key.kernel.numpy()).transpose(0, 2, 1) / 2)
+        seen = scores / scores.sum(axis=-1, keepdims=True) @ (to @ layer.value.kernel.numpy())
+        return seen @ layer.combine.kernel.numpy()
+
+    x = x + attended(block.attention, normal(x), normal(x))
+    x = x + attended(block.source_attention, normal(x), memory)
+    x = x + np.maximum(normal(x) @ block.wide.kernel.numpy(), 0) @ block.narrow.kernel.numpy()
+    np.testing.assert_allclose(found, x, atol=1e-4)
+
+
+def test_what_the_last_layer_returns_is_normalised():
+    encoder, decoder = (kind(8, units=8, heads=2, layers=1) for kind in (TransformerEncoder, TransformerDecoder))
+    encoded = encode(encoder, tf.constant([[4, 5, 6]]))
+    logits = [decoder(tf.constant([[2, 4]]), *decoder.start(encoded))[0]]
+    for layer in (encoder, decoder):
+        layer.norm.gamma.assign(tf.zeros([8]))
+    logits.append(decoder(tf.constant([[2, 4]]), *decoder.start(encoded))[0])
+    assert np.any(logits[0]) and not np.any(logits[1]) and not np.any(encoder(tf.constant([[4, 5, 6]])).memory)
+
+
 def test_the_hidden_layer_is_four_times_as_large_unless_a_size_is_given():
     assert [Block(8, 2, size, 0.0).wide.units for size in (None, 10)] == [32, 10]
 

@@ -17,7 +17,7 @@ from seq2seq import (
     Seq2Seq,
     Strategy,
 )
-from seq2seq.translation import _first_different
+from seq2seq.texts import first_different
 
 
 def test_sources_with_a_wrong_number_of_columns_are_refused():
@@ -175,7 +175,7 @@ def test_if_too_few_hypotheses_are_different_empty_ones_follow():
     texts = tf.constant([["a", "a", "b", "a"], ["a", "b", "c", "b"]])
     scores, ranked_by = tf.constant([[-1.0, -2, -3, -4]] * 2), tf.constant([[-0.1, -0.2, -0.3, -0.4]] * 2)
     stopped, ids = tf.fill([2, 4], "end"), tf.constant([[[4, END], [5, END], [6, END], [7, END]]] * 2)
-    found = _first_different(3, texts, scores, ranked_by, stopped, ids)
+    found = first_different(3, texts, scores, ranked_by, stopped, ids)
     right = (
         [[b"a", b"b", b""], [b"a", b"b", b"c"]],
         np.float32([[-1, -3, -np.inf], [-1, -2, -3]]).tolist(),
@@ -463,6 +463,7 @@ def test_attention_in_batches_is_the_same_and_keeps_no_more_than_it_returns(shar
         assert one[:2] == other[:2] and one.weights.base is None
         np.testing.assert_allclose(one.weights, other.weights, atol=1e-6)
     assert [len(row.source) for row in together] == list(map(len, words))
+    assert together[1].weights.tolist() == [[1.0]]  # of END to the one step of an empty source
     assert shared_model.attention([]) == [] and shared_model.attention("sol")[0].source == list("sol")
     with pytest.raises(OptionError, match="targets: expected as many as sources, 2, not 1"):
         shared_model.attention(["sol", "mar"], ["SOL"])

@@ -6,13 +6,11 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Annotated
-from unicodedata import combining, east_asian_width
 
 import typer
 
 from pipelines import CorpusError, OptionError, checksums, choose
 from pipelines.formats import find_shards, numbered
-from pipelines.lines import as_line
 from pipelines.readers import corpus_names
 from seq2seq.commands.loading import (
     MORE_UNKNOWN,
@@ -42,6 +40,7 @@ from seq2seq.commands.options import (
 )
 from seq2seq.commands.terminal import check_writable, command_line, counter, json_line, reporting, say, say_speed
 from seq2seq.records import RunError, read_record
+from seq2seq.reports import comparison_text, evaluation_text
 
 
 @with_config_options("limit", "columns", "reverse", "on_bad_line")
@@ -123,7 +122,7 @@ def evaluate(
         typer.echo(json_line(found.as_dict(worst, confusions) | of_column | {"loading_seconds": seconds}))
     else:
         parts = {f"column {by}": found.by_column(*column)} if column else {}
-        _print_evaluation(found, parts, confusions, worst)
+        typer.echo(evaluation_text(found, parts, confusions, worst))
     if write:
         found.write(write)
     say_speed(len(found.sources), found.seconds, seconds)
@@ -154,80 +153,6 @@ def _column(by, columns, tokenizer):
     if isinstance(of_column, WhitespaceTokenizer):
         return place + 1, " "
     return place + 1, of_column.separator if isinstance(of_column, SeparatorTokenizer) else None
-
-
-def _print_evaluation(found, by_column, confusions, worst):
-    """Print the figures of an `Evaluation` as tables; `by_column` holds the parts of columns, by name."""
-    references = sum(map(len, found.references))
-    typer.echo(f"{len(found.sources):,} sources, {references:,} references\n")
-    few_words, names = _measures(found)
-    for name in names:
-        measured = found.scores[name]
-        typer.echo(f"{name:<12}{measured.score:>8.1f}  \u00b1 {measured.margin:.1f}   {_EXPLAINED[name]}")
-    typer.echo(
-        f"{'perplexity':<12}{found.perplexity:>8.2f}          per token of the references (loss {found.loss:.3f})"
-    )
-    if few_words:
-        typer.echo(f"\n{_FEW_WORDS}")
-    stopped = (f"{found.stopped.count(why) / len(found.stopped):.1%} {said}" for why, said in _STOPPED.items())
-    typer.echo(f"\nTranslations: {', '.join(stopped)}")
-    spans = [{"value": "-".join(map(str, sorted({part["from"], part["to"]}))), **part} for part in found.by_length()]
-    for title, parts in {"characters": spans, **by_column}.items():
-        _print_parts(title, parts, names)
-    if wrong := found.confusions(confusions):
-        typer.echo(f"\nThe {found.unit} that are most often wrong:\n")
-        lines = [(*map(_visible, (it["translation"], it["reference"])), it["times"], it["texts"]) for it in wrong]
-        for row in [("translation", "reference", "times", "sources"), *lines]:
-            *texts, times, sources = row
-            typer.echo(f"{' '.join(map(_padded, texts))} {times:>7} {sources:>8}")
-    if worst:
-        typer.echo("\nThe worst:")
-    for text in found.worst(worst):
-        line = f"    {text['source']}  ->  {text['translation']}   ({' | '.join(text['references'])})"
-        typer.echo(as_line(line.encode()))
-    typer.echo()
-    for name in ("BLEU", "chrF", "TER"):
-        typer.echo(f"{name} {found.scores[name].signature}")
-
-
-def _print_parts(title, parts, names):
-    """Print the scores of parts of the sources, each with its "value"."""
-    width = max(11, len(title), *(len(part["value"]) for part in parts)) + 1
-    typer.echo(f"\n{title:<{width}}{'sources':>8}" + "".join(f"{name.split()[0]:>8}" for name in names))
-    for part in parts:
-        figures = "".join(f"{part[name]:>8.1f}" for name in names)
-        typer.echo(f"{part['value'] or '(none)':<{width}}{part['texts']:>8,}{figures}")
-
-
-def _padded(token):
-    """A token in a column of 20 places; a terminal shows combining marks in no place, and wide characters in two."""
-    places = sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in token)
-    return token + " " * (20 - places)
-
-
-def _visible(token):
-    """A token for a table; a blank one is made visible."""
-    return "(none)" if not token else "␣" if token.isspace() else token
-
-
-def _measures(found):
-    """Return whether most references have too few words for BLEU, and the names of the measures, best suited first."""
-    texts = [text for those in found.references for text in those]
-    short = sum(len(text.split()) < 4 for text in texts) > len(texts) / 2
-    few_words = short and found.bleu_tokenizer in ("13a", "intl", "none")
-    return few_words, ["exact match", "CER", "WER", "chrF", "TER", "BLEU"] if few_words else list(found.scores)
-
-
-_FEW_WORDS = "BLEU counts n-grams of up to four words. Most references have fewer words."
-_EXPLAINED = {
-    "BLEU": "word n-grams that are in a reference",
-    "chrF": "character n-grams that are in a reference",
-    "TER": "words to edit or move, in percent; lower is better",
-    "CER": "characters to edit, in percent; lower is better",
-    "WER": "words (or phones, or other tokens between spaces) to edit, in percent; lower is better",
-    "exact match": "percent identical to a reference",
-}
-_STOPPED = {"end": "complete", "limit": "cut off at the limit", "repetition": "stopped for repetition"}
 
 
 @with_config_options("limit", "columns", "reverse", "on_bad_line")
@@ -292,25 +217,7 @@ def compare(
         counts = {"sources": len(evaluations[0].sources), "runs": [str(run) for run in folders]}
         typer.echo(json_line(counts | {"scores": scores}))
     else:
-        _print_comparison(folders, evaluations[0], found)
-
-
-def _print_comparison(runs, evaluation, found):
-    """Print the scores of several runs on one corpus as a table, and how significant each difference is."""
-    typer.echo(f"{len(evaluation.sources):,} sources, {sum(map(len, evaluation.references)):,} references\n")
-    for number, run in enumerate(runs, start=1):
-        typer.echo(f"run {number}  {run}")
-    few_words, names = _measures(evaluation)
-    for start in range(1, len(runs), 7):  # with the first one, eight columns fit into 80 characters
-        columns = [0, *range(start, min(start + 7, len(runs)))]
-        typer.echo("\n" + f"{'score':<12}" + "".join(f"{f'run {n + 1}':>8}" for n in columns))
-        for name in names:
-            typer.echo(f"{name:<12}" + "".join(f"{found[name][n].score:>8.1f}" for n in columns))
-        typer.echo("\n" + f"{'p, against run 1':<20}" + "".join(f"{f'run {n + 1}':>8}" for n in columns[1:]))
-        for name in names:
-            typer.echo(f"{name:<20}" + "".join(f"{found[name][n].p:>8.3f}" for n in columns[1:]))
-    if few_words:
-        typer.echo(f"\n{_FEW_WORDS}")
+        typer.echo(comparison_text(folders, evaluations[0], found))
 
 
 def _open(command, runs, corpus, imports, given):
@@ -371,7 +278,7 @@ def _say_oddities(runs, models, sources, pairs):
         differ = map(operator.ne, nfc(references), nfc(written))
         if other := list(itertools.compress(zip(references, written, strict=True), differ)):
             texts = "{!r} (it writes {!r})".format(*(text[:60] for text in other[0]))
-            share = f"{len(other):,} of {len(references):,} references"
+            share = f"{len(other):,} of {len(references):,} targets"
             say(f"{run}: {share} are not what the model can write, such as {texts}; scores count this as errors")
 
 
