@@ -110,9 +110,7 @@ class Translator:
         if not max(1, min_length) <= longest <= 100_000:
             raise ValueError(f"max_length={longest}: expected {max(1, min_length)} or more, and at most 100,000")
         if most > (tokens := self.target.size - END) or not 0 <= length_penalty <= 10:
-            raise ValueError(
-                f"beam_width={most}, length_penalty={length_penalty}: expected up to {tokens}, and 0 to 10"
-            )
+            raise ValueError(f"beam_width={most}, length_penalty={length_penalty}: expected 1 to {tokens}, 0 to 10")
         if self.one_by_one and beam_width:
             asked = f"beam_width={beam_width}" if beam_width > 1 else "scores (beam_width=1)"
             raise ValueError(f"{asked}: a LiteRT model supports greedy search only, without scores")
