@@ -56,7 +56,7 @@ def check_data(place: str, tokenizers: tuple[Tokenizer, Tokenizer], source: Any,
         if shape.rank == 3 and shape[2] not in (None, size):
             raise OptionError(
                 f"{place}: one-hot {name} rows of {shape[2]} tokens, but the {name} vocabulary has {size}; "
-                "make batches with the model's tokenizers, after `adapt`"
+                "make batches with the tokenizers of the model, after `adapt`"
             )
     if target is not None:
         with tf.device("CPU"):
@@ -72,7 +72,7 @@ def _faults(batch, tokenizers):
     yield short, "expected one source token or more, and START with one target token or more"
     for name, side, tokenizer in zip(("source", "target"), (source, target), tokenizers, strict=True):
         unknown = tf.reduce_any(token_ids(side) >= tokenizer.vocabulary_size)
-        yield unknown, f"a {name} has an id that its vocabulary lacks; make batches with the model's tokenizers"
+        yield unknown, f"a {name} has an id that its vocabulary lacks; make batches with the tokenizers of the model"
         real = holds_token(side)
         early = tf.reduce_any(real[:, 1:] & ~real[:, :-1])
         yield early, f"a {name} has padding before a token; expected it after the last one"

@@ -7,7 +7,7 @@ import pytest
 from conftest import QUICK, make_run
 from test_runs import made
 
-from pipelines import OptionError, checksums
+from pipelines import CharTokenizer, OptionError, checksums
 from seq2seq.building import build_model, prepare
 from seq2seq.config import Config
 from seq2seq.records import RunError
@@ -174,3 +174,9 @@ def test_one_vocabulary_cannot_be_of_several_source_columns(tsv):
     config = Config(str(tsv("gehen\tV;PST\tging\n")), columns=(1, 2, 3), shared_vocabulary=True)
     with pytest.raises(OptionError, match="shared_vocabulary=True: the source has several columns"):
         prepare(config)
+
+
+def test_a_model_too_large_for_memory_is_said_to_be(config):
+    config = dataclasses.replace(config, units=2**31 - 2, attention=None)
+    with pytest.raises(MemoryError, match="out of memory for a model of this size; lower --units"):
+        build_model(config, [CharTokenizer("ab"), CharTokenizer("AB")], steps=1)

@@ -162,6 +162,21 @@ def test_batches_without_a_finite_gradient_are_left_out_and_named_however_seldom
     assert (run / "diverged.tsv").read_bytes().splitlines() == [b"%b\t%b" % pair for pair in zip(*texts, strict=True)]
 
 
+@pytest.mark.parametrize("step", [0, 3])
+def test_weights_that_are_no_numbers_end_training_even_if_batches_may_be_skipped(config, tmp_path, step):
+    class Spoil(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == step:
+                kernel = self.model.decoder.output_layer.kernel
+                kernel.assign(kernel * np.nan)
+
+    config = dataclasses.replace(config, on_divergence="skip", validation_fraction=0)
+    before = r"; the last finite one was [\d.]+" if step else ""
+    message = rf"step {step + 1}: the gradient norm is nan{before}\. The batch is .*; weights are not finite either"
+    with pytest.raises(DivergedError, match=message):
+        train(config, tmp_path / "run", callbacks=[Spoil()])
+
+
 @pytest.mark.slow
 def test_a_scale_too_large_for_float16_is_no_divergence_but_weights_that_are_no_numbers_are(config, tmp_path):
     scales, said = [], []

@@ -447,3 +447,11 @@ def test_what_cannot_be_asked_of_translate_exits_2(folder):
         done = seq2seq("translate", folder, "ab", *options)
         assert (done.returncode, done.stdout) == (2, b"") and message in done.stderr.decode(), done.stderr
         assert done.stderr.count(b"\n") == 1
+
+
+def test_a_model_that_finds_no_translation_says_so_in_json(tmp_path):
+    model = Seq2Seq(CharTokenizer("ab"), CharTokenizer("AB"), units=4, attention="dot")
+    model.set_weights([weight * np.nan for weight in model.get_weights()])
+    save_run(model, tmp_path)
+    done = seq2seq("translate", tmp_path, "--json", "--attention", "--beam-width", 3, "ab")
+    assert done.returncode == 0 and json.loads(done.stdout) == {"source": "ab", "translations": []}

@@ -453,3 +453,34 @@ def test_a_loss_is_finite_even_if_its_exponential_is_not(model, pairs):
     scores = model.score(WORDS, [word.upper() for word in WORDS])
     loss = -float(tf.reduce_sum(scores)) / sum(len(word) + 1 for word in WORDS)
     assert found.loss == pytest.approx(loss, rel=1e-4) and loss > 1000 and math.isinf(found.perplexity)
+
+
+def test_what_translate_returns_can_be_measured(model):
+    texts = ["sol", "mar"]
+    found = model.translate(texts, max_length=3)
+    expected = [text.decode() for text in found.numpy()]
+    for translations in (found, found.numpy(), expected):
+        assert Evaluation.of_texts(texts, [["S"], ["M"]], translations, resamples=1).translations == expected
+
+
+def test_two_lists_are_not_taken_for_pairs(model):
+    with pytest.raises(OptionError, match="strategy: expected a name or a Strategy, not a list; pairs are a list of"):
+        evaluate(model, ["sol"], ["SOL"])
+
+
+def test_an_evaluation_prints_its_tables_and_leaves_out_what_is_unknown():
+    found = evaluation(TRANSLATIONS, REFERENCES)
+    shown = str(found).splitlines()
+    assert shown[0] == "5 sources, 10 references" and any(line.startswith("perplexity") for line in shown)
+    assert "Translations: 100.0% complete, 0.0% cut off at the limit, 0.0% stopped for repetition" in shown
+    one = Evaluation.of_texts(["1"], [["a b"]], ["a c"])
+    shown = str(one)
+    assert math.isnan(one.scores["CER"].margin) and "±" not in shown and "nan" not in shown
+    assert "perplexity" not in shown and "Translations:" not in shown
+    wide = str(Evaluation.of_texts(["1", "2"], [["你好"], ["e\u0301\u0323"]], ["你们", "e"])).splitlines()
+    assert "们                   好                         1        1" in wide
+
+
+def test_an_empty_reference_is_written_as_such(tmp_path):
+    evaluation(["a", "b"], [["a", ""], ["b"]]).write(tmp_path)
+    assert (tmp_path / "references.1.txt").read_text() == "\nb\n"

@@ -9,7 +9,7 @@ import tensorflow as tf
 from conftest import QUICK, WORDS, decoded, ids_of
 
 from pipelines import CharTokenizer, ColumnsTokenizer, OptionError, SeparatorTokenizer, batch_pairs
-from pipelines.tokens import END, PADDING
+from pipelines.tokens import END, PADDING, START
 from seq2seq import (
     BeamSearch,
     Decoder,
@@ -560,3 +560,19 @@ def test_samples_of_equal_sources_differ(model):
     source = model.source_tokenizer.tokenize(["sol"] * 8)
     found = model.decode(source, Sampling(2.0), max_length=5)
     assert len({tuple(row) for row in found.ids[:, 0].numpy().tolist()}) > 1
+
+
+def test_options_are_refused_if_both_layers_are_made(tokenizers):
+    encoder, decoder = (
+        kind(tokenizer.vocabulary_size, units=4) for kind, tokenizer in zip((Encoder, Decoder), tokenizers, strict=True)
+    )
+    with pytest.raises(OptionError, match="option='units': encoder and decoder are made already; give it to their"):
+        Seq2Seq(*tokenizers, encoder=encoder, decoder=decoder, units=4)
+
+
+@pytest.mark.parametrize("parts", [(Encoder, Decoder), (TransformerEncoder, TransformerDecoder)], ids=["lstm", "mha"])
+def test_a_decoder_asks_for_what_start_prepares(tokenizers, parts):
+    model = Seq2Seq(*tokenizers, units=8, encoder=parts[0], decoder=parts[1])
+    encoded = model.encode(["sol"])
+    with pytest.raises(OptionError, match=r"encoded: not prepared; call `encoded, state = decoder\.start"):
+        model.decoder(tf.constant([[START]]), encoded, encoded.state or ())

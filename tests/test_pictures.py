@@ -2,12 +2,13 @@ import collections
 import itertools
 from xml.etree import ElementTree
 
+import keras
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.image import imread
 
-from pipelines import Survey
+from pipelines import OptionError, Survey
 from seq2seq import pictures
 from seq2seq.pictures import (
     COLORS,
@@ -165,3 +166,20 @@ def test_lengths_of_both_sides_are_told_apart(tmp_path):
     assert (source.get_fill(), target.get_fill()) == (True, False)
     assert [to_hex(color).upper() for color in (source.get_facecolor(), target.get_edgecolor())] == COLORS[:2]
     assert (axes.get_title(), len(axes.texts)) == ("4,001 pairs; 2 texts are longer", 0)
+
+
+def test_what_fit_returned_is_drawn_as_a_history():
+    history = keras.callbacks.History()
+    history.epoch = [0, 1, 2]
+    history.history = {"loss": [3.0, 2.0, 1.0], "accuracy": [0.5, 0.6, 1.0], "val_loss": [3.5, 2.5]}
+    loss, accuracy = draw_curves(history).axes
+    assert lines(loss) == {"training": [[1, 3.0], [2, 2.0], [3, 1.0]], "held out": [[1, 3.5], [2, 2.5]]}
+    assert accuracy.get_ylim()[1] == 100
+
+
+def test_a_notebook_shows_an_alignment_as_a_picture_and_a_list_is_refused():
+    drawn = alignment("ab", "c")
+    assert "<svg" in drawn._repr_html_()
+    assert draw_attention(drawn).axes
+    with pytest.raises(OptionError, match=r"alignment: expected one, not a list, such as model\.attention"):
+        draw_attention([drawn])

@@ -27,7 +27,7 @@ def test_impossible_options_are_refused_before_reading(tsv, options):
 def test_the_first_column_of_a_source_may_not_be_empty_and_counts_for_the_length_ratio(read, tsv):
     path = tsv("\tV\tx\na\tV;PST;3;SG\tab\nab\tN\taaaaaa\nabcd\tV;PST;3;SG\tab\n")
     report = Report()
-    options = {"columns": (1, 2, 3), "on_bad_line": "skip", "max_ratio": 2, "max_length": 13}
+    options = {"columns": (1, 2, 3), "on_bad_line": "skip", "max_ratio": 2, "max_length": 11}
     assert read(path, report, **options) == [("a\tV;PST;3;SG", "ab")]
     assert report.dropped == {"empty side": 1, "length ratio": 1, "too long": 1}
     with pytest.raises(CorpusError, match="line 1: the source 1 is empty"):

@@ -152,3 +152,9 @@ def test_a_manifest_without_checksums_is_refused_by_name(tsv, tmp_path):
     path.write_text(json.dumps(found | {"shards": dict.fromkeys(found["shards"], 5)}))
     with pytest.raises(CorpusError, match=r"manifest\.json: damaged: shard-.* has no sha256"):
         damaged_shards(tmp_path / "shards")
+
+
+def test_tabs_between_columns_are_no_characters(tmp_path):
+    pairs = [("ab\tV;PST", "c"), ("a\tV", "c")]
+    lengths = shuffle_corpus(pairs, tmp_path / "s", shards=1, source_columns=("lemma", "features"))["lengths"]
+    assert lengths["source"] == {"2": 1, "7": 1}

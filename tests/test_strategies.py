@@ -353,6 +353,7 @@ def frequencies(strategy, rows=4000):
         (Sampling(), PROBABILITIES),
         (Sampling(temperature=2.0), PROBABILITIES**0.5),
         (Sampling(temperature=0.5), PROBABILITIES**2),
+        (Sampling(temperature=1e300), PROBABILITIES**0),
         (Sampling(temperature=1e-50), PROBABILITIES * [0, 1, 0, 0, 0, 0]),
         (Sampling(top_k=3), PROBABILITIES * [0, 1, 1, 1, 0, 0]),
         (Sampling(top_k=99), PROBABILITIES),

@@ -1,9 +1,11 @@
 import dataclasses
+import itertools
 
 import pytest
 
 from pipelines import CharTokenizer, CorpusError, OptionError
 from pipelines.tokens import REPLACEMENT
+from seq2seq import configure
 from seq2seq.building import prepare
 from seq2seq.config import Config
 from seq2seq.records import Record
@@ -91,6 +93,28 @@ def test_what_a_source_cannot_name_has_no_token_in_targets(tsv, kind):
 def test_an_empty_vocabulary_is_refused(tsv):
     with pytest.raises(OptionError, match="min_frequency=1000: no source token occurs that often"):
         survey(Config(str(tsv("a\tb\n")), validation_fraction=0, units=4, min_frequency=1000))
+
+
+def test_a_side_without_a_token_is_refused(tsv):
+    options = {"source_tokenizer": ";", "target_tokenizer": ";", "shared_vocabulary": True}
+    found, (source, _) = survey(Config(str(tsv(";\tA;B\n;;\tA\n")), validation_fraction=0, units=4, **options))
+    assert source.tokens == ["A", "B"] and not found.tokens[0]
+
+
+def test_a_size_that_a_vocabulary_cannot_have_is_refused_by_the_name_of_the_option(tsv):
+    corpus = str(tsv("".join(f"{chr(0xAC00 + n)}\tx\n" for n in range(50))))
+    config = Config(corpus, validation_fraction=0, units=4, source_tokenizer="subword")
+    with pytest.raises(OptionError, match="source: max_vocabulary=20: expected 51 or more, the number of characters"):
+        survey(dataclasses.replace(config, max_vocabulary=20))
+    with pytest.raises(OptionError, match="target: max_vocabulary=20: bytes are a fixed vocabulary"):
+        survey(dataclasses.replace(config, source_tokenizer="char", target_tokenizer="byte", max_vocabulary=20))
+
+
+def test_the_preset_for_pieces_takes_a_language_of_many_characters(tsv):
+    syllables = [chr(0xAC00 + n) for n in range(1600)]
+    corpus = str(tsv("".join(f"{a}{b} {a}\tword\n" for a, b in itertools.pairwise(syllables))))
+    _, (source, _) = survey(configure("subword", corpus=corpus, validation_fraction=0, units=4))
+    assert set(syllables) <= set("".join(source.tokens)) and len(source.tokens) > 1600
 
 
 def test_lines_that_the_default_length_leaves_out_are_told_and_refused_for_validation(tsv):

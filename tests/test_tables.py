@@ -416,6 +416,10 @@ def test_rows_with_another_number_of_seeds_are_named_in_the_note():
 
 def test_welch_says_nothing_of_samples_that_do_not_vary():
     assert math.isnan(welch([1, 1], [2, 2])) and math.isnan(welch([1, math.inf], [1, 2]))
+    assert math.isnan(welch([0.1] * 3, [0.2] * 3)) and math.isnan(welch([0.1] * 3, [0.1] * 6))  # whose sums are rounded
+    assert math.isnan(welch([math.inf] * 2, [1, 2]))
+    rows = [Row({}, [Path("run")] * n, [0] * n, figures={"chrf": np.array([0.1] * n)}) for n in (1, 3)]
+    assert [row.mean("chrf") for row in rows] == [0.1, 0.1] and rows[1].deviation("chrf") == 0
     assert welch([1, 1], [1, 1.5]) == pytest.approx(0.5)  # t = 1 with one degree of freedom, of Cauchy's distribution
 
 

@@ -589,6 +589,9 @@ def test_what_columns_and_separators_cannot_be_is_an_error():
     for separator in ("", "a\tb"):
         with pytest.raises(OptionError, match="separator="):
             SeparatorTokenizer(separator)
+    SeparatorTokenizer("\u00ad")
+    with pytest.raises(OptionError, match="separator='\\\\xad': normal form and case folding remove it"):
+        SeparatorTokenizer("\u00ad", lowercase=True)
     with pytest.raises(OptionError, match=r"names=\['lemma'\]: 1 for 2 tokenizers"):
         ColumnsTokenizer([CharTokenizer(), CharTokenizer()], ["lemma"])
 

@@ -368,7 +368,10 @@ def test_fit_and_evaluate_say_what_they_are_to_be_given(model, pairs, batches):
         (lambda: model.fit(source, target, class_weight={1: 2.0}), "class_weight: .* sample_weight"),
         (lambda: model.train_on_batch(source, target, class_weight={1: 2.0}), "class_weight: .* sample_weight"),
         (lambda: model.train_on_batch(source, target[:, 1:]), "train_on_batch: a target does not begin with START"),
+        (lambda: model.fit(batches, validation_data=pairs), "validation_data: expected batches of ids .* not texts"),
         (lambda: model(source), r"call: expected \(source, target so far\)"),
+        (lambda: model("sol"), "call: .*`translate` takes texts"),
+        (lambda: model(["sol"]), "call: .*`translate` takes texts"),
         (lambda: model.export("x", format="openvino"), "format='openvino': expected .*'tf_saved_model'"),
         (lambda: model.export("x", input_signature=[]), "input_signature: .*strings"),
         (lambda: model.save("x.h5"), r"x.h5: .*\.keras"),
@@ -579,3 +582,69 @@ def test_a_batch_that_would_teach_something_else_is_refused(model, weights, eage
         for one, other in zip(before, model.get_weights(), strict=True):
             np.testing.assert_array_equal(one, other)
     model.fit(tf.data.Dataset.from_tensors((source, target, *weights)), verbose=0)
+
+
+def test_fit_trains_again_after_a_backup_was_restored(model, batches, tmp_path):
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(batches, epochs=4, verbose=0, callbacks=[backup, Interrupt()])
+    assert model.fit(batches, epochs=4, verbose=0, callbacks=[backup]).epoch == [2, 3]
+    assert model.fit(batches, epochs=2, verbose=0).epoch == [0, 1]
+
+
+def test_freezing_needs_compile_to_have_an_effect_and_fit_says_so(model, batches):
+    model.encoder.trainable = False
+    with pytest.raises(OptionError, match="weights were frozen or unfrozen after `compile`; compile again"):
+        model.fit(batches, verbose=0)
+    model.compile()
+    before = [weight.numpy() for weight in model.encoder.weights]
+    model.fit(batches, verbose=0)
+    assert all((old == new.numpy()).all() for old, new in zip(before, model.encoder.weights, strict=True))
+
+
+@pytest.mark.parametrize("encoding", ["one_hot", "ids"])
+def test_batches_of_other_tokenizers_are_refused(model, pairs, tokenizers, encoding):
+    few = CharTokenizer("a"), CharTokenizer("".join(map(chr, range(300, 400))) + "SOLMAR")  # whose ids are large
+    batches = [batch_pairs(pairs, *each, batch_size=5, encoding=encoding) for each in (tokenizers, few)]
+    message = {"one_hot": "one-hot source rows of 5 tokens, but the source vocabulary has", "ids": "a target has an id"}
+    with pytest.raises(OptionError, match=f"fit: {message[encoding]}"):
+        model.fit(batches[1], verbose=0)
+    assert model.optimizer.iterations == 0
+    model.fit(batches[0], validation_data=batches[0], verbose=0)
+    if encoding == "one_hot":
+        with pytest.raises(OptionError, match=f"validation_data: {message[encoding]}"):
+            model.fit(batches[0], validation_data=batches[1])
+        with pytest.raises(OptionError, match=f"evaluate: {message[encoding]}"):
+            model.evaluate(batches[1])
+    source, target = ids_of(model)
+    with pytest.raises(OptionError, match="evaluate: a target has an id that its vocabulary lacks"):
+        model.evaluate(source, np.where(target == START, START, target + 100))
+
+
+def test_batches_made_before_a_tokenizer_was_adapted_are_warned_of(pairs):
+    tokenizers = CharTokenizer(), CharTokenizer()
+    for tokenizer in tokenizers:
+        tokenizer.adapt(["sol"])
+    batch_pairs(pairs, *tokenizers)
+    tokenizers[0].adapt(["los"])  # the same tokens
+    with pytest.warns(UserWarning, match="batches made with this tokenizer keep its old ids; call batch_pairs again"):
+        tokenizers[0].adapt(["mar"])
+    tokenizers[0].adapt(["sol"])
+
+
+def test_validation_without_batches_is_warned_of(model, batches):
+    with pytest.warns(UserWarning, match="fit: validation_data has no batches, so all its figures are NaN"):
+        model.fit(batches, validation_data=batches.take(0), verbose=0)
+
+
+def test_callbacks_know_that_a_lower_perplexity_is_better(model, batches):
+    stop = keras.callbacks.EarlyStopping("val_perplexity", patience=3)
+    model.compile(metrics=[keras.metrics.SparseTopKCategoricalAccuracy(2, name="top")])
+    rates = keras.callbacks.EarlyStopping("val_top")
+    model.fit(batches, validation_data=batches, epochs=2, verbose=0, callbacks=[stop, rates])
+    assert stop.monitor_op(1, 2) and rates.monitor_op(2, 1)

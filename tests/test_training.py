@@ -215,8 +215,13 @@ def test_the_best_measured_epoch_is_kept_and_training_stops_when_patience_runs_o
 
 def test_a_plateau_halves_the_learning_rate(config, tmp_path):
     options = {"schedule": "plateau", "monitor": "val_loss", "epochs": 7, "learning_rate": 0.004}
-    train(dataclasses.replace(config, **options), tmp_path / "run", callbacks=[Worsen()])
+    seen: list[float] = []
+    worsen = Worsen()
+    rate = lambda: float(worsen.model.optimizer.learning_rate)  # noqa: E731
+    see = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: seen.append(rate()))
+    train(dataclasses.replace(config, **options), tmp_path / "run", callbacks=[worsen, see])
     rates = [float(row["learning_rate"]) for row in read_history(tmp_path / "run")]
+    np.testing.assert_allclose(seen, rates)  # which trackers show, too
     assert rates == [0.004] * 5 + [0.002] * 2  # two epochs after the third, and again two after that
 
 
@@ -294,6 +299,7 @@ def test_the_epoch_in_which_a_callback_ends_training_is_measured_and_saved(confi
     config = dataclasses.replace(config, epochs=82, schedule="constant", warmup=0)
     model = train(config, tmp_path / "run", callbacks=stop, say=said.append)
     assert notices(said) == ["A callback has stopped training in epoch 2"]
+    assert [line.count("held out") for line in said if line.startswith("Epoch ")] == [1, 0, 1]
     first, second = read_history(tmp_path / "run")
     assert all(float(row[name]) > 0 for row in (first, second) for name in ("loss", "val_loss", "val_chrf"))
     assert float(first["learning_rate"]) > float(second["learning_rate"]) == pytest.approx(1e-5)

@@ -506,3 +506,23 @@ def test_many_strategies_bring_no_warning_of_many_traces(model, monkeypatch):
     for number in range(1, 9):
         model.translate(["a"], Sampling(temperature=number))
     assert not said
+
+
+def test_translations_are_str_if_asked_for(shared_model):
+    texts, model = ["sol", "mar", "ñ"], shared_model
+    expected = [text.decode() for text in model.translate(texts).numpy()]
+    assert model.translate(texts, as_text=True) == expected
+    assert model.translate("sol", as_text=True) == expected[0] and model.translate([], as_text=True) == []
+    strategy = BeamSearch(2, n_best=2)
+    plain, found = (model.translate(texts, strategy, details=True, as_text=each) for each in (False, True))
+    assert found.texts == [[text.decode() for text in row] for row in plain.texts.numpy()]
+    assert {why for row in found.stopped for why in row} <= {"end", "limit", "repetition"} and len(found.texts) == 3
+    assert model.translate(texts, strategy, as_text=True) == found.texts
+
+
+def test_a_beam_by_name_is_no_wider_than_a_small_vocabulary():
+    model = Seq2Seq(CharTokenizer("01"), CharTokenizer("01"), units=4)
+    expected = model.translate(["01"], BeamSearch(3), details=True)
+    np.testing.assert_allclose(model.translate(["01"], "beam", details=True).scores, expected.scores)
+    with pytest.raises(OptionError, match="width=5: wider than the vocabulary, which has 3 tokens"):
+        model.translate(["01"], BeamSearch(5))
