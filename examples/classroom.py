@@ -10,7 +10,6 @@ import random
 import string
 
 import keras
-import tensorflow as tf
 
 from pipelines import CharTokenizer, batch_pairs, read_pairs
 from seq2seq import Seq2Seq
@@ -40,11 +39,11 @@ def learn(task, pairs, epochs, **options):
     model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.01, epochs * len(training) // 64)))
     model.fit(batch_pairs(read_pairs(training), source, target, batch_size=64), epochs=epochs, verbose=2)
 
-    answers = model.translate([question for question, _ in held_out])
-    right = tf.reduce_mean(tf.cast(answers == [answer for _, answer in held_out], tf.float32))
-    for (question, answer), given in list(zip(held_out, answers.numpy(), strict=True))[:3]:
-        print(f"    {question}  ->  {given.decode()}   ({answer})")
-    print(f"{task}: {right:.1%} of {len(held_out)} held-out pairs right")
+    found = model.translate([question for question, _ in held_out], as_text=True)
+    for (question, answer), given in list(zip(held_out, found, strict=True))[:3]:
+        print(f"    {question}  ->  {given}   ({answer})")
+    right = sum(answer == given for (_, answer), given in zip(held_out, found, strict=True))
+    print(f"{task}: {right / len(held_out):.1%} of {len(held_out)} held-out pairs right")
 
 
 if __name__ == "__main__":

@@ -110,11 +110,11 @@ def main():
     model = load_run("phrasebook")
     w = weights_of(model)
     texts = ["Good morning.", "Where is the station?", "I don't understand."]
-    sources, theirs = model.source_tokenizer.tokenize(texts), model.translate(texts)
-    for source, text, by_library in zip(sources.numpy(), texts, theirs.numpy(), strict=True):
+    sources, theirs = model.source_tokenizer.tokenize(texts), model.translate(texts, as_text=True)
+    for source, text, by_library in zip(sources.numpy(), texts, theirs, strict=True):
         ids = translate(w, source[source > 0])
         ours = model.target_tokenizer.detokenize([ids]).numpy()[0]
-        print(f"    {text}  ->  {ours.decode()}   (the library: {by_library.decode()})")
+        print(f"    {text}  ->  {ours.decode()}   (the library: {by_library})")
 
     source, target = sources.numpy()[0], model.target_tokenizer.tokenize(["Buenos días."]).numpy()[0]
     ours = log_likelihood(w, source[source > 0], target)

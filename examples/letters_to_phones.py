@@ -41,7 +41,7 @@ def main(folder):
     small = {"cell": "gru", "units": 64, "learning_rate": 0.01, "dropout": 0.1, "updates": 400}
     model = train(Config(str(folder / "words.tsv"), **tokens, **small), folder / "run")
 
-    found = [text.decode() for text in model.translate([word for word, _ in held_out], "beam").numpy()]
+    found = model.translate([word for word, _ in held_out], "beam", as_text=True)
     for (word, right), text in list(zip(held_out, found, strict=True))[::30]:
         print(f"    {word}  ->  {text}   ({right})")
     wrong = sum(text != right for (_, right), text in zip(held_out, found, strict=True))

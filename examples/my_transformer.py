@@ -52,7 +52,7 @@ def main(epochs=15):
     model.compile(keras.optimizers.Adam(schedule))
     model.fit(batch_pairs(read_pairs(training), source, target, batch_size=64), epochs=epochs, verbose=2)
 
-    found = [text.decode() for text in model.translate([digits for digits, _ in held_out]).numpy()]
+    found = model.translate([digits for digits, _ in held_out], as_text=True)
     for (digits, right), text in list(zip(held_out, found, strict=True))[100::150]:
         print(f"    {digits}  ->  {text}   ({right})")
     right = sum(text == answer for text, (_, answer) in zip(found, held_out, strict=True))

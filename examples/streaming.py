@@ -50,7 +50,7 @@ def main(steps=240):
 
     drawn = random.Random(1)
     texts, right = zip(*(written(day, drawn) for day in range(0, DAYS, 100)), strict=True)
-    found = [text.decode() for text in model.translate(texts).numpy()]
+    found = model.translate(texts, as_text=True)
     for text, iso in zip(texts[:4], found, strict=False):
         print(f"    {text}  ->  {iso}")
     correct = sum(one == other for one, other in zip(found, right, strict=True))

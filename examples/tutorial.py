@@ -102,8 +102,8 @@ often finds a better one.
 # %%
 sentences = ["Good morning.", "Where is the station?", "My brother lives here."]
 for search in ("greedy", "beam"):
-    for sentence, text in zip(sentences, model.translate(sentences, search).numpy(), strict=True):
-        print(f"{search:6}  {sentence}  ->  {text.decode()}")
+    for sentence, text in zip(sentences, model.translate(sentences, search, as_text=True), strict=True):
+        print(f"{search:6}  {sentence}  ->  {text}")
 
 # %% [markdown]
 """

@@ -49,10 +49,10 @@ def main(folder):
     model = train(Config(str(folder / "nouns.tsv"), **reading, **small), folder / "run")
 
     asked = [row for noun in REAL for row in forms(noun)]
-    found = model.translate([f"{noun}\t{features}" for noun, _, features in asked]).numpy()
+    found = model.translate([f"{noun}\t{features}" for noun, _, features in asked], as_text=True)
     for (noun, form, features), answer in list(zip(asked, found, strict=True))[8::20]:
-        print(f"    {noun}, {features}  ->  {answer.decode()}   ({form})")
-    right = sum(answer.decode() == form for (_, form, _), answer in zip(asked, found, strict=True))
+        print(f"    {noun}, {features}  ->  {answer}   ({form})")
+    right = sum(answer == form for (_, form, _), answer in zip(asked, found, strict=True))
     print(f"{right / len(asked):.1%} of {len(asked)} forms of real nouns right")
 
 

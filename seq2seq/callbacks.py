@@ -22,7 +22,7 @@ from seq2seq.epochs import training_batches
 from seq2seq.layers import token_ids
 from seq2seq.process import clocks, device_name, peak_memory, stop_for
 from seq2seq.progress import TrainingRun
-from seq2seq.runs import kept_epochs, translations_of
+from seq2seq.runs import kept_epochs
 
 
 class DivergedError(RuntimeError):
@@ -81,7 +81,7 @@ class ScoreTranslations(keras.callbacks.Callback):
 
         if not self.run.measures(epoch + 1):
             return
-        scores = corpus_scores(translations_of(self.model, self.sources), self.references)
+        scores = corpus_scores(self.model.translate(self.sources, as_text=True), self.references)
         # All workers use the scores of the first one, so that all make the same decisions.
         chief = is_chief(self.run.strategy)
         decided = sums_of_workers(self.run.strategy, [score if chief else 0.0 for score in scores.values()])
@@ -107,7 +107,7 @@ class SayEpochs(keras.callbacks.Callback):
         self.say(f"{line}  |  {time.monotonic() - self.started:.1f} s")
         if "val_loss" not in logs:
             return  # this epoch was not measured
-        translations = translations_of(self.model, [source for source, _ in self.examples])
+        translations = self.model.translate([source for source, _ in self.examples], as_text=True)
         for (source, target), translation in zip(self.examples, translations, strict=True):
             line = "    {}  ->  {}   ({})".format(*map(_beginning, (source, translation, target)))
             self.say(as_line(line.encode()).decode())  # even if texts contain line breaks
@@ -335,7 +335,7 @@ class SaveRun(keras.callbacks.Callback):
         with contextlib.suppress(OSError):
             (folder / "epochs").rmdir()  # if it is empty
         if best:
-            translations = translations_of(self.model, self.probe)
+            translations = self.model.translate(self.probe, as_text=True)
             write_json(folder / "probe.json", dict(zip(self.probe, translations, strict=True)))
 
     def _write_history(self):

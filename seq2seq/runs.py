@@ -245,7 +245,7 @@ def draw_run(
             say(f"{error}; only the curves are drawn")
     if not held_out:
         return drawn
-    texts = translations_of(model, list(held_out))
+    texts = model.translate(list(held_out), as_text=True)
     if can_measure():
         from seq2seq.scores import scores_by_length
 
@@ -260,11 +260,6 @@ def draw_run(
             some = " ".join(boxes[:5])
             say(f"no installed font has {some}, so attention pictures show boxes; Noto Sans has most scripts")
     return drawn
-
-
-def translations_of(model: Seq2Seq, sources: list[str]) -> list[str]:
-    """The greedy translations of texts, as text."""
-    return [text.decode() for text in model.translate(sources).numpy()]
 
 
 def kept_epochs(folder: Path | str) -> dict[int, Path]:
@@ -316,7 +311,7 @@ def average(folder: Path | str, out: Path | str, last: int | None = None) -> Seq
         for name in ("history.csv", "survey.json"):
             shutil.copy(folder / name, aside)
         sources = list(probe(folder))
-        write_json(aside / "probe.json", dict(zip(sources, translations_of(model, sources), strict=True)))
+        write_json(aside / "probe.json", dict(zip(sources, model.translate(sources, as_text=True), strict=True)))
         write_json(aside / "config.json", record | {"averaged": {"run": str(folder.resolve()), "epochs": epochs}})
         model.save(aside / "model.keras")
     return load_run(out)
@@ -336,7 +331,7 @@ def export_runs(folders: Sequence[Path | str], out: Path | str, format: str = "t
     for folder in folders:
         check_finished(folder)
         model, kept = load_run(folder), probe(folder)
-        now = dict(zip(kept, translations_of(model, list(kept)), strict=True))
+        now = dict(zip(kept, model.translate(list(kept), as_text=True), strict=True))
         changed = [source for source in kept if now[source] != kept[source]]
         if 5 * len(changed) > len(kept):
             change = f"{changed[0]!r} was {kept[changed[0]]!r} after training, and is now {now[changed[0]]!r}"
