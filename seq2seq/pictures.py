@@ -19,7 +19,6 @@ with extra("plots"):
 
 if TYPE_CHECKING:  # pictures do not need TensorFlow
     from pipelines import Survey
-    from seq2seq.translation import Alignment
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#AA3377"]  # distinguishable for colour-blind people
 
@@ -95,11 +94,11 @@ def draw_curves(history: Any, path: Path | str | None = None, best: int | None =
     return _save(figure, path)
 
 
-def draw_attention(alignment: "Alignment", path: Path | str | None = None) -> Figure:
+def draw_attention(alignment: Any, path: Path | str | None = None) -> Figure:
     """Draw the attention weights: a row for each target token, a column for each source token.
 
     Args:
-        alignment: a `seq2seq.translation.Alignment`.
+        alignment: a `seq2seq.Alignment`, as `Seq2Seq.attention` returns it in a list.
         path: as in `draw_lengths`.
 
     Raises:
@@ -110,7 +109,7 @@ def draw_attention(alignment: "Alignment", path: Path | str | None = None) -> Fi
     return _save(_attention_figure(alignment), path)
 
 
-def attention_svg(alignment: "Alignment") -> str:
+def attention_svg(alignment: Any) -> str:
     """The picture of `draw_attention` as SVG for a browser, a string.
 
     Tokens stay text, so the browser shows scripts that matplotlib has no font for, or whose letters it cannot join.
@@ -170,7 +169,7 @@ def _code_points(font):
     return frozenset(get_font(findfont(FontProperties(family=font))).get_charmap())
 
 
-def without_font(alignment: "Alignment") -> list[str]:
+def without_font(alignment: Any) -> list[str]:
     """The characters of an alignment's tokens that no installed font has: `draw_attention` draws them as boxes."""
     return _fonts(alignment)[1]
 
