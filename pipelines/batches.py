@@ -106,7 +106,7 @@ def batch_pairs(
         return source, target
 
     for tokenizer in (source_tokenizer, target_tokenizer):
-        tokenizer.in_batches = tuple(tokenizer.vocabulary)
+        tokenizer.batched_vocabulary = tuple(tokenizer.vocabulary)
     windows = pairs.batch(window).enumerate().skip(skip // window)
     if epoch is None:
         seeds = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)

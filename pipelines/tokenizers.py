@@ -204,7 +204,9 @@ class SeparatorTokenizer(Tokenizer):
             raise OptionError(f"separator={separator!r}: expected one character or several, and no tab")
         super().__init__(vocabulary, normal_form, lowercase)
         self.separator = separator
-        if not self.normalize([separator])[0].numpy():
+        with tf.init_scope():  # also if a graph is being made
+            normal = self.normalize([separator])[0].numpy()
+        if not normal:
             raise OptionError(f"separator={separator!r}: normal form and case folding remove it from all texts")
 
     def split(self, texts: tf.Tensor) -> tf.RaggedTensor:

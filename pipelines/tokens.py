@@ -54,7 +54,7 @@ class Tokenizer(tf.Module):
     """
 
     ordered = True  # whether the order of the tokens has a meaning; if not, they are a set
-    in_batches: tuple[str, ...] | None = None  # the vocabulary whose ids `batch_pairs` has used last
+    batched_vocabulary: tuple[str, ...] | None = None  # the vocabulary whose ids `batch_pairs` has used last
     column_names: tuple[str, ...] = ("source",)  # of a text's columns, between tabs; several in `ColumnsTokenizer`
 
     def __init__(
@@ -147,8 +147,8 @@ class Tokenizer(tf.Module):
         for tokens, numbers, _ in texts.batch(4096).map(count).as_numpy_iterator():
             counts.update(dict(zip(tokens.tolist(), numbers.tolist(), strict=True)))
         self.take_vocabulary(counts, min_frequency, max_size)
-        if self.in_batches not in (None, tuple(self.vocabulary)):
-            self.in_batches = None
+        if self.batched_vocabulary not in (None, tuple(self.vocabulary)):
+            self.batched_vocabulary = None
             warnings.warn("batches made with this tokenizer keep its old ids; call batch_pairs again", stacklevel=2)
 
     def count(self, texts: Texts) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -148,7 +148,8 @@ def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2
             **{name: options[name] for name in options if name in accepted(encoder) | accepted(decoder)},
         )
     except tf.errors.ResourceExhaustedError as error:
-        raise MemoryError("out of memory for a model of this size; lower --units or --embedding") from error
+        lower = "lower --units, --embedding or --max-vocabulary"
+        raise MemoryError(f"out of memory for a model of this size; {lower}") from error
 
 
 def _parts(config):

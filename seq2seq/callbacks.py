@@ -26,7 +26,8 @@ from seq2seq.runs import kept_epochs
 
 
 class DivergedError(RuntimeError):
-    """A batch had no finite gradient. The message names the step and a file with the batch."""
+    """A batch had no finite gradient, or the weights are not finite. The message names the step and a file with the
+    batch."""
 
 
 class AverageWeights(keras.callbacks.Callback):
@@ -295,12 +296,11 @@ class SaveRun(keras.callbacks.Callback):
         rate = float(str(np.float32(exact)))  # 0.1 and not 0.10000000149
         run.history.append({"epoch": epoch + 1, **logs, "learning_rate": rate})
         run.step = 0
-        if not run.measures(epoch + 1):
-            return
-        self.write()
+        if run.measures(epoch + 1):
+            self.write()
 
     def _halve_on_plateau(self):
-        """Halve the learning rate of the last epoch, if it was measured and so was one more without an improvement."""
+        """Halve the learning rate if two measured epochs have passed since the best one and since the last change."""
         run = self.run
         if run.config.schedule == "plateau" and run.history and run.measures(len(run.history)):
             neighbours = itertools.pairwise(run.history)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from pipelines import OptionError
 from pipelines.tokens import PADDING, START, Tokenizer
-from seq2seq.layers import holds_token, token_ids
+from seq2seq.layers import token_ids
 
 
 def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
@@ -42,27 +42,41 @@ def checked_batch(data: Any) -> tuple[tf.Tensor, ...]:
 
 
 def check_data(place: str, tokenizers: tuple[Tokenizer, Tokenizer], source: Any, target: Any = None, *_: Any) -> None:
-    """Check that data is what a model with these tokenizers learns from: a source and a target array, or a dataset, of
-    which this reads no batch.
+    """Check data for a model with these tokenizers: two arrays, or a dataset. No batch of a dataset is read.
 
     Raises:
         OptionError: for texts, one-hot rows of other sizes, and what `with_checks` finds in arrays.
     """
     refuse_texts(place, source)
-    sides = getattr(source, "element_spec", ()) if target is None else (source, target)
-    names = ("source", "target")
-    for name, side, tokenizer in zip(names, sides if isinstance(sides, tuple) else (), tokenizers, strict=False):
+    if target is None:
+        sides = getattr(source, "element_spec", None)
+        check_sizes(place, tokenizers, sides if isinstance(sides, tuple) else ())
+        return
+    check_sizes(place, tokenizers, (source, target))
+    with tf.device("CPU"):
+        for wrong, fault in _faults(checked_batch((source, target)), tokenizers):
+            if wrong:
+                raise OptionError(f"{place}: {fault}")
+
+
+def check_sizes(place: str, tokenizers: tuple[Tokenizer, Tokenizer], sides: tuple) -> None:
+    """Check that one-hot rows have a place for each token of the vocabulary.
+
+    Args:
+        place: the method that was called.
+        tokenizers: those of the model.
+        sides: source and target, tensors or what describes them; what follows is ignored.
+
+    Raises:
+        OptionError: if not.
+    """
+    for name, side, tokenizer in zip(("source", "target"), sides, tokenizers, strict=False):
         shape, size = tf.TensorShape(getattr(side, "shape", None)), tokenizer.vocabulary_size
         if shape.rank == 3 and shape[2] not in (None, size):
             raise OptionError(
                 f"{place}: one-hot {name} rows of {shape[2]} tokens, but the {name} vocabulary has {size}; "
                 "make batches with the tokenizers of the model, after `adapt`"
             )
-    if target is not None:
-        with tf.device("CPU"):
-            for wrong, fault in _faults(checked_batch((source, target)), tokenizers):
-                if wrong:
-                    raise OptionError(f"{place}: {fault}")
 
 
 def _faults(batch, tokenizers):
@@ -71,9 +85,10 @@ def _faults(batch, tokenizers):
     short = (tf.shape(source)[1] < 1) | (tf.shape(target)[1] < 2)
     yield short, "expected one source token or more, and START with one target token or more"
     for name, side, tokenizer in zip(("source", "target"), (source, target), tokenizers, strict=True):
-        unknown = tf.reduce_any(token_ids(side) >= tokenizer.vocabulary_size)
+        ids = token_ids(side)
+        unknown = tf.reduce_any(ids >= tokenizer.vocabulary_size)
         yield unknown, f"a {name} has an id that its vocabulary lacks; make batches with the tokenizers of the model"
-        real = holds_token(side)
+        real = ids != PADDING
         early = tf.reduce_any(real[:, 1:] & ~real[:, :-1])
         yield early, f"a {name} has padding before a token; expected it after the last one"
     first = token_ids(target[:, :1])

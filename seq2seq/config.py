@@ -281,7 +281,7 @@ class Config:
     on_divergence: str = _option(
         "stop",
         TRAINING,
-        "What to do when a batch has no finite gradient: stop, or skip that batch.",
+        "What to do when a batch has no finite gradient: stop, or skip that batch (unless weights are not finite).",
         choices=("stop", "skip"),
     )
     checkpoint_minutes: float = _option(

@@ -110,7 +110,7 @@ class Evaluation:
             accuracy=math.nan,
             seconds=math.nan,
             bleu_tokenizer=bleu_tokenizer,
-            source_columns=sources[0].count("\t") + 1,
+            source_columns=max(source.count("\t") for source in sources) + 1,
         )
 
     def __str__(self):
@@ -168,7 +168,7 @@ class Evaluation:
         return {"texts": len(chosen), **corpus_scores(translations, references, self.bleu_tokenizer)}
 
     def confusions(self, count: int = 10, unit: str | None = None) -> list[dict]:
-        """The tokens that are most often wrong: those that are replaced, deleted or inserted by the fewest edits from a
+        """The tokens that are most often wrong: the substitutions, insertions and deletions in a minimal edit from a
         translation to its closest reference.
 
         Args:

@@ -28,7 +28,7 @@ from seq2seq.decoding import (
     padded_to_few_shapes,
     shrinking_loop,
 )
-from seq2seq.layers import Decoder, Encoder, row_lengths, token_ids
+from seq2seq.layers import BaseLayer, Decoder, Encoder, row_lengths, token_ids
 from seq2seq.metrics import token_losses
 from seq2seq.strategies import Strategy
 from seq2seq.trainer import Trainer
@@ -106,7 +106,7 @@ class Seq2Seq(Translator, Trainer):
         self.teacher_forcing = teacher_forcing
         taken = set().union(*(accepted(part) for part in (encoder, decoder) if isinstance(part, type)))
         for option in options:
-            if not taken:
+            if not any(isinstance(part, type) for part in (encoder, decoder)):
                 raise OptionError(f"option={option!r}: encoder and decoder are made already; give it to their classes")
             choose("option", option, sorted(taken))
         self.encoder = self._part("encoder", encoder, source_tokenizer, options)
@@ -128,8 +128,7 @@ class Seq2Seq(Translator, Trainer):
         if not isinstance(part, type | keras.layers.Layer):
             raise OptionError(f"{name}={part!r}: expected a layer or a class, such as Transformer{name.capitalize()}")
         if not isinstance(part, type):
-            size = getattr(part, "options", {}).get("vocabulary_size", tokenizer.vocabulary_size)
-            if size != tokenizer.vocabulary_size:
+            if isinstance(part, BaseLayer) and (size := part.options["vocabulary_size"]) != tokenizer.vocabulary_size:
                 kind, count = type(part).__name__, tokenizer.vocabulary_size
                 raise OptionError(f"{name}={kind}: made for {size} tokens, but the vocabulary has {count}")
             return part

@@ -59,13 +59,11 @@ def draw_curves(history: Any, path: Path | str | None = None, best: int | None =
             it.
         path: as in `draw_lengths`.
         best: the epoch whose weights were kept.
+
+    Raises:
+        OptionError: if `fit` has not measured `validation_data` in each epoch.
     """
-    if hasattr(history, "history"):
-        columns = history.history.items()
-        history = [
-            {"epoch": epoch + 1, **{name: column[row] for name, column in columns if row < len(column)}}
-            for row, epoch in enumerate(history.epoch)
-        ]
+    history = _rows(history) if hasattr(history, "history") else history
     measured = set().union(*history)
     panels = {
         "loss": {"training": "loss", "held out": "val_loss"},
@@ -92,6 +90,14 @@ def draw_curves(history: Any, path: Path | str | None = None, best: int | None =
             axes.axvline(best, color="0.5", linewidth=0.8, zorder=0)
             axes.annotate("kept", (best, 1.02), xycoords=("data", "axes fraction"), ha="center", color="0.4")
     return _save(figure, path)
+
+
+def _rows(fitted):
+    """What `fit` returned, as a dict for each epoch."""
+    columns = {"epoch": [epoch + 1 for epoch in fitted.epoch], **fitted.history}
+    if len(set(map(len, columns.values()))) > 1:
+        raise OptionError("history: with validation_freq, it does not say which epochs its values belong to")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def draw_attention(alignment: Any, path: Path | str | None = None) -> Figure:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unicodedata import combining, east_asian_width
+from unicodedata import category, east_asian_width
 
 from pipelines.lines import as_line
 
@@ -68,18 +68,23 @@ def _evaluation_lines(found, by_column, confusions, worst):
 
 def _parts(title: str, parts: list[dict], names: Sequence[str]) -> Iterator[str]:
     """The lines of a table of the scores of parts of the sources, each with its "value"."""
-    width = max(11, len(title), *(len(part["value"]) for part in parts)) + 1
-    yield from ("", f"{title:<{width}}{'sources':>8}" + "".join(f"{name.split()[0]:>8}" for name in names))
+    width = max(11, *map(_places, [title, *(part["value"] for part in parts)])) + 1
+    yield from ("", f"{_in_column(title, width)}{'sources':>8}" + "".join(f"{name.split()[0]:>8}" for name in names))
     for part in parts:
         figures = "".join(f"{part[name]:>8.1f}" for name in names)
         yield f"{_in_column(part['value'], width)}{part['texts']:>8,}{figures}"
 
 
 def _in_column(text, width):
-    """Text in a column of a table. A terminal shows combining marks in no place, and wide characters in two."""
-    text = "(none)" if not text else "␣" if text.isspace() else text
-    places = sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
-    return text + " " * (width - places)
+    """Text in a column of a table; what could not be seen is named."""
+    shown = "".join(c if c.isprintable() else f"U+{ord(c):04X}" for c in text) if text.strip(" ") else "␣" * len(text)
+    shown = shown or "(none)"
+    return shown + " " * (width - _places(shown))
+
+
+def _places(text):
+    """How many places of a terminal a text takes: marks none, wide characters two."""
+    return sum(0 if category(c) in ("Mn", "Me") else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def comparison_text(runs: Sequence[Path | str], evaluation: Any, found: Mapping[str, list]) -> str:

@@ -132,9 +132,9 @@ def take_vocabularies(
     for side, tokenizer, size, own in zip(("source", "target"), tokenizers, before, found.tokens, strict=True):
         tokens = [token if isinstance(token, bytes) else token.encode() for token in tokenizer.tokens]
         known = set(tokens) - {REPLACEMENT.encode()}
-        if tokenizer.counts_tokens or config.warm_start:
+        if own and (tokenizer.counts_tokens or config.warm_start):
             # The counts of a new subword vocabulary are of words, not of its tokens.
-            unknown = 1 - sum(own[token] for token in known) / max(1, own.total())
+            unknown = 1 - sum(own[token] for token in known) / own.total()
             if unknown > 0.05:
                 say(f"{side}: {unknown:.0%} of the tokens are not in the vocabulary of {len(known):,}")
         if config.warm_start:

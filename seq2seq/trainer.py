@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from pipelines import OptionError
 from pipelines.tokens import END, Tokenizer
-from seq2seq.checking import check_data, checked_batch, refuse_class_weight, refused_batches, with_checks
+from seq2seq.checking import check_data, check_sizes, checked_batch, refuse_class_weight, refused_batches, with_checks
 from seq2seq.compilation import compiled_by_xla, is_deterministic, on_gpu, xla_works
 from seq2seq.distribution import mean_over_replicas, rows_of_replica, several_workers, whole_batches
 from seq2seq.metrics import Perplexity, TokenCrossentropy, check_loss, of_tokens
@@ -110,7 +110,7 @@ class Trainer(keras.Model):
         class_weight: None = None,
         **kwargs: Any,
     ) -> keras.callbacks.History:
-        """As `keras.Model.fit`, with a warning if the learning rate has fallen to 0.
+        """As `keras.Model.fit`, with a warning if the learning rate has fallen to 0, or if validation has no batches.
 
         `x` holds batches (source, target) as `batch_pairs` makes them. Or it is an array of sources, ids or one-hot,
         and `y` an array of targets. Weights, of pairs `[B]` or of labels `[B, T]`, are a third part of each batch or,
@@ -124,18 +124,16 @@ class Trainer(keras.Model):
         `distribution.distribute` returns; with several workers, the latter.
 
         Raises:
-            OptionError: for data of another form or without batches, a `class_weight`, a vocabulary that has changed,
-                or nothing to train; for padding before a token or targets without START. On a GPU or with
-                `jit_compile=True`, the last two are found only in arrays; in a dataset for validation, never.
+            OptionError: for data of another form or without batches, one-hot rows of another size than the vocabulary,
+                a `class_weight`, a vocabulary that has changed, nothing to train, or weights frozen after `compile`;
+                for ids that the vocabulary lacks, padding before a token, or targets without START. On a GPU or with
+                `jit_compile=True`, the last three are found only in arrays; in a dataset for validation, never.
         """
-        self.check_vocabularies()
-        refuse_class_weight(class_weight)
+        self._check_ready("fit", class_weight)
         check_data("fit", self._tokenizers, x, y)
         if validation_data is not None:
             arrays = isinstance(validation_data, tuple | list)
             check_data("validation_data", self._tokenizers, *(validation_data if arrays else [validation_data]))
-        if self.compiled and self._trained != [weight.trainable for weight in self.weights]:
-            raise OptionError("fit: weights were frozen or unfrozen after `compile`; compile again for this to apply")
         steps = self.optimizer.iterations.numpy() if self.compiled and self.optimizer else 0
         # `BackupAndRestore` sets it when it restores, and Keras (3.15) would also skip these epochs in the next `fit`.
         self._initial_epoch = None
@@ -154,8 +152,8 @@ class Trainer(keras.Model):
             history = super().fit(
                 x, y, batch_size, epochs, verbose, callbacks, validation_data=validation_data, shuffle=shuffle, **kwargs
             )
-        losses, of_validation = (np.array(history.history.get(name, [0.0])) for name in ("loss", "val_loss"))
-        if np.isnan(of_validation).all() and np.isfinite(losses).any():
+        of_validation = [figures for name, figures in history.history.items() if name.startswith("val_")]
+        if of_validation and np.isnan(of_validation).all():  # the accuracy of a model that has diverged is 0
             warnings.warn("fit: validation_data has no batches, so all its figures are NaN", stacklevel=2)
         idle = self.optimizer and self.optimizer.iterations.numpy() == steps
         without_loss = np.isnan(history.history.get("loss", 0.0)).all()
@@ -171,8 +169,7 @@ class Trainer(keras.Model):
         Raises:
             OptionError: as `fit`.
         """
-        self.check_vocabularies()
-        refuse_class_weight(class_weight)
+        self._check_ready("train_on_batch", class_weight)
         check_data("train_on_batch", self._tokenizers, x, y)
         with self._steps(quiet=False):
             return super().train_on_batch(x, y, sample_weight, return_dict=return_dict)
@@ -190,6 +187,13 @@ class Trainer(keras.Model):
         check_data("evaluate", self._tokenizers, x, y)
         with without_end_warning(kwargs.get("steps")):
             return super().evaluate(whole_batches(self.distribute_strategy, x), y, *args, **kwargs)
+
+    def _check_ready(self, place, class_weight):
+        """Check that a model may be trained as it is."""
+        self.check_vocabularies()
+        refuse_class_weight(class_weight)
+        if self.compiled and self._trained != [weight.trainable for weight in self.weights]:
+            raise OptionError(f"{place}: weights were frozen or unfrozen after `compile`, so compile again")
 
     @property
     def _tokenizers(self):
@@ -239,6 +243,7 @@ class Trainer(keras.Model):
         if not on_gpu():  # where the host would wait for the device
             data = with_checks(data, self._tokenizers)
         batch = checked_batch(data)
+        check_sizes("fit", self._tokenizers, batch)
         for side, tokenizer in zip(("source", "target"), self._tokenizers, strict=True):
             if tokenizer.vocabulary_size == END + 1:
                 raise OptionError(f"fit: the {side} vocabulary is empty; call `adapt` before the model is made")

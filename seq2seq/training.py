@@ -103,7 +103,7 @@ def train(
     Raises:
         RunError: if the folder is in use, may not be overwritten, or holds nothing to resume.
         DivergedError: if the gradient of a batch is not finite.
-        MemoryError: if a batch does not fit into memory. Saved files stay.
+        MemoryError: if the model or a batch does not fit into memory. Saved files stay.
         CorpusError: if a corpus cannot be read, holds nothing to train on, or has changed since the run to resume
             began.
         OptionError: if options contradict each other, a name in them is unknown, or a tracker cannot start.
@@ -149,8 +149,8 @@ def _is_resumed(config, folder, overwrite):
         other = ", ".join(f"{name} {was}, not {is_now}" for (name, was), is_now in pairs if was != is_now)
         raise RunError(
             f"{folder} holds an unfinished run with other options ({other}); --resume continues it with its own "
-            "options, --overwrite starts from the beginning, --out chooses another folder (in Python, config=None "
-            "resumes, and overwrite=True starts from the beginning)"
+            "options, --overwrite starts from the beginning, --out chooses another folder. In Python, config=None "
+            "resumes, and overwrite=True starts from the beginning"
         )
     if ended:
         Checkpoints(folder / "unfinished").remove()  # of a process that was killed before it had removed them
@@ -159,7 +159,7 @@ def _is_resumed(config, folder, overwrite):
     if ended and not overwrite:
         raise RunError(
             f"{folder} holds a finished run; --from {folder} trains it further into another folder, --overwrite "
-            "replaces it, --out chooses another folder (in Python: warm_start, overwrite=True)"
+            "replaces it, --out chooses another folder. In Python: warm_start, overwrite=True"
         )
     if ended is False and (folder / "model.keras").exists() and not overwrite:
         raise RunError(unfinished(folder))
@@ -293,7 +293,7 @@ def _fit(run, callbacks, say, track):
         for callback in own:
             callback.on_epoch_end(run.epochs - 1, row)
         save.write()
-        for callback in tell:
+        for callback in tell if held_out else []:
             callback.on_epoch_end(run.epochs - 1, row)
 
     end = EndFit(run, measure_last)

@@ -128,12 +128,13 @@ class Translator(keras.Model):
             details: whether to return scores, all n-best hypotheses and why each ended.
             scores: whether `details` have the scores of strategies that compute none themselves, which are greedy
                 search and sampling. This takes about as long as translating; without it, they are NaN.
-            as_text: whether to return strings of Python, `str`, instead of tensors of strings.
+            as_text: whether to return `str` instead of tensors of strings. Default: no.
 
         Returns:
             A string tensor `[N]` in the order of `texts`; `[N, n]` if the strategy gives n > 1 hypotheses; without the
-            N for a single string. With `details` it is `Translations`, always `[N, n]`. With `as_text` it is a list of
-            `str`, of lists of `str`, or one `str`; of `Translations`, its `texts` and `stopped`.
+            N for a single string. With `details` it is `Translations`, always `[N, n]`. With
+            `as_text`: of one text a `str`, of N texts a list of `str`, or of lists if n > 1; of `Translations`, only
+            `texts` and `stopped` are converted.
 
         Raises:
             OptionError: for an unknown strategy or one that breaks the contract, a beam wider than the vocabulary,

@@ -335,12 +335,17 @@ def test_evaluate_shows_the_scores_of_each_feature_and_what_is_often_wrong(infle
     assert [line.split() for line in tables[at + 1].splitlines()[1:]] == expected and len(expected) == 2
     assert b"most often wrong" not in seq2seq("evaluate", inflecting, corpus, *options[:2], "--confusions", 0).stdout
     refused = seq2seq("evaluate", inflecting, corpus, "--by", "2")
-    assert refused.returncode == 2 and b"by='2': expected '1', '3'" in refused.stderr and not refused.stdout
+    assert refused.returncode == 2 and b"by='2': expected '1', '3', 'lemma', 'features'" in refused.stderr
     named = tsv("features\tform\tlemma\nV;PST\tb\tab\n", "named.tsv")
     done = seq2seq("evaluate", inflecting, named, "--columns", "lemma,features,form", "--by", "features")
     assert b"\ncolumn features " in done.stdout and done.returncode == 0
     refused = seq2seq("evaluate", inflecting, named, "--columns", "lemma,features,form", "--by", "feature")
-    assert b"by='feature': expected 'lemma', 'features'; did you mean 'features'?" in refused.stderr
+    assert b"'lemma', 'features'; did you mean 'features'?" in refused.stderr
+    for by in ("2", "lemma"):
+        done = seq2seq("evaluate", inflecting, named, "--columns", "lemma,features,form", "--by", by)
+        assert f"\ncolumn {by} ".encode() in done.stdout
+    done = seq2seq("evaluate", inflecting, "-", "--by", "2", stdin=b"ab\tV;PST\tb\n")
+    assert b"\ncolumn 2 " in done.stdout and b"\nPST " in done.stdout
 
 
 def test_a_feature_that_training_did_not_have_is_said_once(inflecting):

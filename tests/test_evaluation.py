@@ -479,6 +479,8 @@ def test_an_evaluation_prints_its_tables_and_leaves_out_what_is_unknown():
     assert "perplexity" not in shown and "Translations:" not in shown
     wide = str(Evaluation.of_texts(["1", "2"], [["你好"], ["e\u0301\u0323"]], ["你们", "e"])).splitlines()
     assert "们                   好                         1        1" in wide
+    hidden = Evaluation.of_texts(["1"], [["b\u200cc"]], ["b\u202fc"])
+    assert f"{'U+202F':<20} {'U+200C':<20}       1        1" in str(hidden).splitlines()
 
 
 def test_an_empty_reference_is_written_as_such(tmp_path):

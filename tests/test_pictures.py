@@ -171,10 +171,13 @@ def test_lengths_of_both_sides_are_told_apart(tmp_path):
 def test_what_fit_returned_is_drawn_as_a_history():
     history = keras.callbacks.History()
     history.epoch = [0, 1, 2]
-    history.history = {"loss": [3.0, 2.0, 1.0], "accuracy": [0.5, 0.6, 1.0], "val_loss": [3.5, 2.5]}
+    history.history = {"loss": [3.0, 2.0, 1.0], "accuracy": [0.5, 0.6, 1.0], "val_loss": [3.5, 2.5, 2.0]}
     loss, accuracy = draw_curves(history).axes
-    assert lines(loss) == {"training": [[1, 3.0], [2, 2.0], [3, 1.0]], "held out": [[1, 3.5], [2, 2.5]]}
+    assert lines(loss) == {"training": [[1, 3.0], [2, 2.0], [3, 1.0]], "held out": [[1, 3.5], [2, 2.5], [3, 2.0]]}
     assert accuracy.get_ylim()[1] == 100
+    history.history["val_loss"] = [2.5]  # of validation_freq=2
+    with pytest.raises(OptionError, match="history: with validation_freq"):
+        draw_curves(history)
 
 
 def test_a_notebook_shows_an_alignment_as_a_picture_and_a_list_is_refused():

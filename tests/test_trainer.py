@@ -598,9 +598,10 @@ def test_fit_trains_again_after_a_backup_was_restored(model, batches, tmp_path):
 
 
 def test_freezing_needs_compile_to_have_an_effect_and_fit_says_so(model, batches):
-    model.encoder.trainable = False
-    with pytest.raises(OptionError, match="weights were frozen or unfrozen after `compile`; compile again"):
-        model.fit(batches, verbose=0)
+    model.encoder.trainable, ids = False, ids_of(model)
+    for place, train in (("fit", lambda: model.fit(batches)), ("train_on_batch", lambda: model.train_on_batch(*ids))):
+        with pytest.raises(OptionError, match=f"{place}: weights were frozen or unfrozen after `compile`, so compile"):
+            train()
     model.compile()
     before = [weight.numpy() for weight in model.encoder.weights]
     model.fit(batches, verbose=0)

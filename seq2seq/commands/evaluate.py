@@ -59,7 +59,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="COLUMN",
-            help="Measure the sources of each value in this source column too, such as each feature. A name, or a "
+            help="Also print scores for each value of this source column, for example each feature. A name, or a "
             "number as in --columns.",
         ),
     ] = None,
@@ -103,7 +103,8 @@ def evaluate(
         _check_write(write, corpus)
     models, seconds = _open("evaluate", runs, corpus, imports, given)
     model = ensemble(models, runs)
-    column = _column(by, given.get("columns") or read_record(runs[0]).config.columns, model.source_tokenizer)
+    columns = None if "-" in corpus else given.get("columns") or read_record(runs[0]).config.columns
+    column = _column(by, columns, model.source_tokenizer)
     with corpus_errors(), reporting(given) as report:
         pairs = _pairs("evaluate", runs, models, corpus, given, report)
         found = measure(
@@ -145,10 +146,13 @@ def _column(by, columns, tokenizer):
 
     if not by:
         return None
-    names = list(map(str, columns[:-1])) if numbered(columns) else tokenizer.column_names
+    names = tokenizer.column_names
     if len(names) == 1:
         raise OptionError(f"by={by}: the run reads a single source column")
-    place = names.index(choose("by", by, names))
+    numbers = columns[:-1] if numbered(columns) else range(1, len(names) + 1)
+    of_file = () if numbered(columns) else (columns or ())[:-1]
+    places = {str(name): place for some in (numbers, of_file, names) for place, name in enumerate(some)}
+    place = choose("by", by, places)
     of_column = tokenizer.of_columns[place]
     if isinstance(of_column, WhitespaceTokenizer):
         return place + 1, " "
