@@ -1,9 +1,10 @@
 """Build the tokenizers and the model of a `Config`, new or from another run. Options that cannot work are refused."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -125,6 +126,16 @@ def _taken(config):
     return {"architecture", "encoder", "decoder", "model", "own"} | accepted(encoder) | accepted(decoder)
 
 
+@contextlib.contextmanager
+def fitting_into_memory() -> Iterator[None]:
+    """Raise a `MemoryError` that says what to lower, if a model or its optimizer does not fit into memory."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        lower = "lower --units, --embedding or --max-vocabulary"
+        raise MemoryError(f"out of memory for a model of this size; {lower}") from error
+
+
 def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2Seq:
     """The `Seq2Seq` of a configuration, or a custom class derived from it, to be trained for this many steps.
 
@@ -134,7 +145,7 @@ def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2
     encoder, decoder = _parts(config)
     options = {name: getattr(config, name) for name in model_options()} | dict(config.own or {})
     first, *last = config.teacher_forcing
-    try:
+    with fitting_into_memory():
         return construct(
             "model",
             load_class("model", config.model) if config.model else Seq2Seq,
@@ -147,9 +158,6 @@ def build_model(config: Config, tokenizers: list[Tokenizer], steps: int) -> Seq2
             dtype="float32" if config.precision == "float32" else f"mixed_{config.precision}",
             **{name: options[name] for name in options if name in accepted(encoder) | accepted(decoder)},
         )
-    except tf.errors.ResourceExhaustedError as error:
-        lower = "lower --units, --embedding or --max-vocabulary"
-        raise MemoryError(f"out of memory for a model of this size; {lower}") from error
 
 
 def _parts(config):

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from pipelines import CorpusError, OptionError, checksums, corpus_errors, load_class
 from pipelines.options import one_line
-from seq2seq.building import build_model, copy_weights, prepare
+from seq2seq.building import build_model, copy_weights, fitting_into_memory, prepare
 from seq2seq.callbacks import AverageWeights, EndFit, SaveRun, SayEpochs, ScoreTranslations, WatchSteps, resources
 from seq2seq.checkpoints import Checkpoints, locked, whole_file, write_json
 from seq2seq.config import Config, own_classes
@@ -342,9 +342,9 @@ def _end(run, say):
 def _compile(run):
     """Compile the model of a run for training."""
     config, model = run.config, run.model
-    with model.distribute_strategy.scope():
+    with model.distribute_strategy.scope(), fitting_into_memory():
         compile_model(model, config, run.steps * run.epochs)
-    model.build_training()
+        model.build_training()
 
 
 def _first_sources(run):

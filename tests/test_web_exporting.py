@@ -135,12 +135,16 @@ def test_options_that_contradict_each_other_are_refused_as_in_python(page, site)
         (["sol"], {"n_best": 2}, {"nBest": 2}),
         (["sol"], {"beam_width": 2, "n_best": 3}, {"beamWidth": 2, "nBest": 3}),
         (["sol"], {"min_length": 3, "max_length": 2}, {"minLength": 3, "maxLength": 2}),
+        (["sol"], {"max_length": 100_001}, {"maxLength": 100_001}),
+        (["sol"], {"beam_width": 1000}, {"beamWidth": 1000}),
+        (["sol"], {"length_penalty": 11}, {"lengthPenalty": 11}),
     ]
     for texts, python, options in wrong:
         with pytest.raises(ValueError) as error:
             Translator(site).search(texts, **python)
         said = page.evaluate("given => translator.search(...given).catch((error) => error.message)", [texts, options])
         camel = {"n_best": "nBest", "max_length": "maxLength"}
+        camel |= {"beam_width": "beamWidth", "length_penalty": "lengthPenalty"}
         assert said == functools.reduce(lambda text, name: text.replace(name, camel[name]), camel, str(error.value))
 
 

@@ -63,8 +63,12 @@ export class Translator {
     if (typeof texts === "string") throw new RangeError("texts: expected a list of texts; for a single one, [text]");
     if (!(nBest >= 1 && nBest <= (beamWidth ?? 1)))
       throw new RangeError(`nBest=${nBest}: expected 1 or more, and at most the beam's width, ${beamWidth ?? 1}`);
-    if (maxLength !== null && maxLength < Math.max(1, minLength))
-      throw new RangeError(`maxLength=${maxLength}: expected ${Math.max(1, minLength)} or more`);
+    const [least, longest] = [Math.max(1, minLength), maxLength ?? 100_000];
+    if (!(least <= longest && longest <= 100_000))
+      throw new RangeError(`maxLength=${longest}: expected ${least} or more, and at most 100,000`);
+    const [width, tokens] = [beamWidth ?? 1, this.target.size - END];
+    if (!(width <= tokens && lengthPenalty >= 0 && lengthPenalty <= 10))
+      throw new RangeError(`beamWidth=${width}, lengthPenalty=${lengthPenalty}: expected 1 to ${tokens}, 0 to 10`);
     const found = [];
     for (const text of texts) {
       const read = this.source.lookUp(text).slice(0, this.longestSource);
