@@ -157,7 +157,7 @@ def measure(
     return found
 
 
-def reference_streams(references):
+def reference_streams(references: Iterable[Iterable[str]]) -> list[tuple]:
     """The references as sacrebleu takes them: all first ones, all second ones, ...; None if a text has fewer."""
     return list(itertools.zip_longest(*map(nfc, references)))
 

@@ -111,7 +111,7 @@ def test_a_missing_extra_is_named(tsv, tmp_path, monkeypatch):
         "sacrebleu": ("evaluation", ["evaluate", "phrasebook"]),
         "optuna": ("sweep", ["sweep", tsv("a\tb\n"), "--grid", "units=4,8", "--trials", 2, "--out", tmp_path / "runs"]),
     }
-    for module in ("demo", "evaluation", "pictures"):
+    for module in ("demo", "evaluation", "scores", "pictures"):
         monkeypatch.delitem(sys.modules, f"seq2seq.{module}", raising=False)
     for name, (extra, command) in commands.items():
         for module in [name, *(loaded for loaded in sys.modules if loaded.startswith(f"{name}."))]:
