@@ -35,15 +35,16 @@ from seq2seq.model import Seq2Seq, teacher_forcing
 from seq2seq.reports import evaluation_text
 from seq2seq.scores import (
     Measured,
-    corpus_scores,
     edited_tokens,
     measure,
     metrics,
     nfc,
     reference_streams,
     scores_by_length,
+    scores_of_part,
 )
 from seq2seq.strategies import Strategy
+from seq2seq.texts import as_python, as_strings
 from seq2seq.translation import MANY_TEXTS
 
 
@@ -99,7 +100,10 @@ class Evaluation:
             if isinstance(those, str | bytes) or not len(those):
                 raise OptionError(f"references: {those!r}; expected a list of one text or more for each source")
         check_number("resamples", resamples, least=1)
-        targets, texts = [list(dict.fromkeys(nfc(those))) for those in references], nfc(_strings(translations))
+        targets, texts = (
+            [list(dict.fromkeys(nfc(those))) for those in references],
+            nfc(as_python(as_strings("translations", translations))),
+        )
         return cls(
             list(sources),
             targets,
@@ -161,11 +165,8 @@ class Evaluation:
             for value in values or {""}:
                 texts_of.setdefault(value, []).append(number)
         order = sorted(texts_of, key=lambda value: (-len(texts_of[value]), value))
-        return [{"value": value, **self._scores_of(texts_of[value])} for value in order]
-
-    def _scores_of(self, chosen):
-        translations, references = [self.translations[n] for n in chosen], [self.references[n] for n in chosen]
-        return {"texts": len(chosen), **corpus_scores(translations, references, self.bleu_tokenizer)}
+        texts = self.translations, self.references, self.bleu_tokenizer
+        return [{"value": value, **scores_of_part(texts_of[value], *texts)} for value in order]
 
     def confusions(self, count: int = 10, unit: str | None = None) -> list[dict]:
         """The tokens that are most often wrong: the substitutions, insertions and deletions in a minimal edit from a
@@ -173,7 +174,7 @@ class Evaluation:
 
         Args:
             count: how many to return.
-            unit: "words", between spaces, which may be phones; or "characters". Default: as `unit` says.
+            unit: "words", between spaces, which may be phones; or "characters". Default: `self.unit`.
 
         Returns:
             [{"translation": token, "reference": token, "times": number, "texts": number of texts with it}, ...], those
@@ -246,11 +247,6 @@ class Evaluation:
         for path in folder.glob("references.*.txt"):
             if path.name not in files:  # of a corpus with more references
                 path.unlink()
-
-
-def _strings(texts):
-    """Texts, such as the tensor that `translate` returns, as `str`."""
-    return [text.decode() if isinstance(text, bytes) else text for text in getattr(texts, "numpy", lambda: texts)()]
 
 
 def check_folder(folder: Path) -> None:

@@ -99,7 +99,7 @@ class Translator:
             For each text its hypotheses, the best first. If a beam finds fewer different ones, empty ones follow.
 
         Raises:
-            ValueError: if the options contradict each other.
+            ValueError: if the options contradict each other or are out of range.
         """
         if isinstance(texts, str | bytes):
             raise ValueError("texts: expected a list of texts; for a single one, [text]")

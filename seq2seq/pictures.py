@@ -1,4 +1,4 @@
-"""Pictures by matplotlib (extra `plots`). Each `draw_` function writes a file and returns its `Figure`."""
+"""Pictures by matplotlib (extra `plots`). Each `draw_` function returns a `Figure` and can write it to a file."""
 
 import functools
 import io

@@ -1,5 +1,6 @@
 """Evaluations and comparisons as text, for the command line and for `print`."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,9 @@ def _evaluation_lines(found, by_column, confusions, worst):
     yield from (_counts(found), "")
     for name in names:
         measured = found.scores[name]
-        margin = "      " if measured.margin != measured.margin else f"\u00b1 {measured.margin:.1f}"  # nan: of one text
+        margin = "      " if math.isnan(measured.margin) else f"\u00b1 {measured.margin:.1f}"  # nan: of one text
         yield f"{name:<12}{measured.score:>8.1f}  {margin}   {_EXPLAINED[name]}"
-    if found.loss == found.loss:  # nan: of translations that do not come from a model
+    if not math.isnan(found.loss):  # nan: of translations that do not come from a model
         tokens = "per token of all targets, repeated ones too"
         yield f"{'perplexity':<12}{found.perplexity:>8.2f}          {tokens} (loss {found.loss:.3f})"
     if few_words:

@@ -52,22 +52,24 @@ class _Rate(Metric):
         return Score(self.name, 100 * float(part) / max(float(whole), 1.0))
 
 
+def _closest(split, text, references):
+    """The reference that takes the fewest edits for its length: their number, and the tokens of text and reference."""
+    left = split(text)
+    counted = [(Levenshtein.distance(left, right), right) for right in map(split, references)]
+    edits, right = min(counted, key=lambda each: (each[0] / max(len(each[1]), 1), each[0], len(each[1])))
+    return edits, left, right
+
+
 def _edits(split, text, references):
-    """The number of tokens to insert, delete or replace to turn a text into a reference, and the number of tokens of
-    that reference. Of several references, it is the one with the lowest ratio."""
-    tokens = split(text)
-    counts = [(Levenshtein.distance(tokens, right), len(right)) for right in map(split, references)]
-    return min(counts, key=_by_rate)
-
-
-def _by_rate(count):
-    edits, tokens = count
-    return edits / max(tokens, 1), count
+    """The number of tokens to insert, delete or replace to turn a text into its closest reference, and the number of
+    tokens of that reference."""
+    edits, _, right = _closest(split, text, references)
+    return edits, len(right)
 
 
 def edited_tokens(split: Callable[[str], Sequence[str]], text: str, references: list[str]) -> list[tuple[str, str]]:
     """The edits that `_edits` counts: (token of the text, token of the reference) of each, "" for none."""
-    left, right = split(text), split(min(references, key=lambda each: _by_rate(_edits(split, text, [each]))))
+    _, left, right = _closest(split, text, references)
     return [
         ("" if edit.tag == "insert" else left[edit.src_pos], "" if edit.tag == "delete" else right[edit.dest_pos])
         for edit in Levenshtein.editops(left, right)
@@ -113,6 +115,17 @@ def corpus_scores(
     return {name: float(metric.corpus_score(translations, streams).score) for name, metric in measures.items()}
 
 
+def scores_of_part(
+    chosen: Sequence[int] | np.ndarray,
+    translations: list[str],
+    references: list[list[str]],
+    bleu_tokenizer: str = "13a",
+) -> dict:
+    """`corpus_scores` of the texts with these numbers, and their count: {"texts": count, measure: score, ...}."""
+    some, of_them = [translations[number] for number in chosen], [references[number] for number in chosen]
+    return {"texts": len(some), **corpus_scores(some, of_them, bleu_tokenizer)}
+
+
 def scores_by_length(
     sources: list[str],
     translations: list[str],
@@ -136,9 +149,8 @@ def scores_by_length(
     found = []
     for part in range(len(cuts)):
         (chosen,) = np.nonzero(part_of == part)
-        scores = corpus_scores([translations[n] for n in chosen], [references[n] for n in chosen], bleu_tokenizer)
         span = {"from": int(lengths[chosen].min()), "to": int(lengths[chosen].max())}
-        found.append({**span, "texts": len(chosen), **scores})
+        found.append({**span, **scores_of_part(chosen, translations, references, bleu_tokenizer)})
     return found
 
 

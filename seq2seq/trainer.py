@@ -30,12 +30,14 @@ class Trainer(keras.Model):
     `gradient_norm`, which holds the norm of the last batch's gradient before clipping.
     """
 
-    source_tokenizer: Tokenizer  # an attribute of the subclass
-    target_tokenizer: Tokenizer  # likewise
-    train_step: Any  # a method of the subclass
-    test_step: Any  # likewise
-    count_lengths: Callable  # likewise
-    check_vocabularies: Callable  # likewise
+    # Of the subclass:
+    source_tokenizer: Tokenizer
+    target_tokenizer: Tokenizer
+    train_step: Any
+    test_step: Any
+    count_lengths: Callable
+    check_vocabularies: Callable
+
     train_function: Any  # Keras builds it from `train_step`
     test_function: Any  # and this from `test_step`
 

@@ -132,9 +132,9 @@ class Translator(keras.Model):
 
         Returns:
             A string tensor `[N]` in the order of `texts`; `[N, n]` if the strategy gives n > 1 hypotheses; without the
-            N for a single string. With `details` it is `Translations`, always `[N, n]`. With
-            `as_text`: of one text a `str`, of N texts a list of `str`, or of lists if n > 1; of `Translations`, only
-            `texts` and `stopped` are converted.
+            N for a single string. With `details` it is `Translations`, always `[N, n]`. With `as_text`: of one text a
+            `str`, of N texts a list of `str`, or of lists if n > 1; of `Translations`, only `texts` and `stopped` are
+            converted.
 
         Raises:
             OptionError: for an unknown strategy or one that breaks the contract, a beam wider than the vocabulary,
@@ -184,8 +184,7 @@ class Translator(keras.Model):
         found = [tf.gather(each, order[:count]) for each in found]
         if details:
             result = Translations(*found)
-            names = ("texts", "stopped") if as_text else ()
-            return result._replace(**{name: as_python(getattr(result, name)) for name in names})
+            return result._replace(texts=as_python(found[0]), stopped=as_python(found[3])) if as_text else result
         first = tf.reshape(found[0], [*shape, *found[0].shape[1:]] if found[0].shape[1] > 1 else shape)
         return as_python(first) if as_text else first
 

@@ -118,12 +118,12 @@ def evaluate(
             progress=counter("translated"),
         )
     _say_oddities(runs, models, found.sources, pairs)
+    parts = found.by_column(*column) if column else []
     if as_json:
-        of_column = {"by_column": found.by_column(*column)} if column else {}
-        typer.echo(json_line(found.as_dict(worst, confusions) | of_column | {"loading_seconds": seconds}))
+        more = {"by_column": parts} if parts else {}
+        typer.echo(json_line(found.as_dict(worst, confusions) | more | {"loading_seconds": seconds}))
     else:
-        parts = {f"column {by}": found.by_column(*column)} if column else {}
-        typer.echo(evaluation_text(found, parts, confusions, worst))
+        typer.echo(evaluation_text(found, {f"column {by}": parts} if parts else {}, confusions, worst))
     if write:
         found.write(write)
     say_speed(len(found.sources), found.seconds, seconds)
