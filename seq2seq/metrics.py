@@ -17,28 +17,38 @@ from pipelines.tokens import END, PADDING, START
 from seq2seq.config import Config
 
 
-@tf.custom_gradient
-def token_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+def token_losses(labels: tf.Tensor, logits: tf.Tensor, label_smoothing: float = 0.0) -> tf.Tensor:
     """The crossentropy of each token, -log P(token), for custom losses.
 
-    The same as `tf.nn.sparse_softmax_cross_entropy_with_logits`, which is several times slower if results must be
-    deterministic.
+    Without smoothing, the same as `tf.nn.sparse_softmax_cross_entropy_with_logits`, which is several times slower if
+    results must be deterministic.
 
     Args:
         labels: ids `[B, T]`.
         logits: `[B, T, V]`.
+        label_smoothing: share of each label that is spread evenly over all tokens (Szegedy et al. 2016,
+            arxiv.org/abs/1512.00567).
 
     Returns:
         Nats `[B, T]`. At padding they have no meaning; weights exclude them.
     """
-    labels = tf.cast(labels, tf.int32)
-    log_probabilities = tf.nn.log_softmax(logits)
+    labels, size = tf.cast(labels, tf.int32), tf.shape(logits)[-1]
 
-    def gradient(upstream):
-        missed = tf.exp(log_probabilities) - tf.one_hot(labels, tf.shape(logits)[-1], dtype=logits.dtype)
-        return None, missed * upstream[..., None]
+    @tf.custom_gradient  # because TensorFlow's own gradient passes over [B, T, V] twice as often
+    def losses(logits):
+        log_probabilities = tf.nn.log_softmax(logits)
+        nats = -tf.gather(log_probabilities, labels, batch_dims=2)
+        if label_smoothing:
+            nats -= label_smoothing * (nats + tf.reduce_mean(log_probabilities, axis=-1))
 
-    return -tf.gather(log_probabilities, labels, batch_dims=2), gradient
+        def gradient(upstream):
+            spread = label_smoothing / tf.cast(size, logits.dtype)
+            wanted = tf.one_hot(labels, size, 1 - label_smoothing + spread, spread)
+            return (tf.exp(log_probabilities) - wanted) * upstream[..., None]
+
+        return nats, gradient
+
+    return losses(logits)
 
 
 @keras.saving.register_keras_serializable("seq2seq")
@@ -64,11 +74,7 @@ class TokenCrossentropy(keras.losses.Loss):
         self.label_smoothing = label_smoothing
 
     def call(self, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-        nats = token_losses(labels, logits)
-        if self.label_smoothing:
-            of_all = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
-            nats += self.label_smoothing * (of_all - nats)
-        return nats
+        return token_losses(labels, logits, self.label_smoothing)
 
     def get_config(self) -> dict:
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
@@ -91,6 +97,22 @@ class Perplexity(MeanTokenLoss):
 
     def result(self) -> tf.Tensor:
         return tf.exp(super().result())
+
+
+@keras.saving.register_keras_serializable("seq2seq")
+class Accuracy(keras.metrics.Mean):
+    """The share of tokens that are predicted correctly, given the correct ones before them.
+
+    The same as Keras's, whose `argmax` (3.15) passes over `[B, T, V]` several times more, to tell 0 from -0.
+    """
+
+    def __init__(self, name: str = "accuracy", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self._direction = "up"  # as in `Perplexity`
+
+    def update_state(self, labels: tf.Tensor, logits: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
+        right = tf.argmax(logits, axis=-1) == tf.cast(labels, tf.int64)
+        super().update_state(_flat(tf.cast(right, tf.float32)), _flat(sample_weight))
 
 
 @keras.saving.register_keras_serializable("seq2seq")
@@ -134,7 +156,7 @@ def of_tokens(metric: str | Callable | keras.metrics.Metric) -> keras.metrics.Me
         OptionError: if it takes probabilities, or Keras has no metric of this name.
     """
     if metric in ("accuracy", "acc"):
-        metric = keras.metrics.SparseCategoricalAccuracy(name=metric)
+        return Accuracy(metric)
     try:
         found = keras.metrics.get(metric)
     except ValueError as error:

@@ -1,3 +1,5 @@
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -20,6 +22,17 @@ def test_loss_accuracy_and_perplexity_count_real_tokens_only():
         metric.update_state(LABELS, LOGITS, sample_weight=WEIGHTS)
     np.testing.assert_allclose(accuracy.result(), 2 / 3, rtol=1e-6)
     np.testing.assert_allclose(perplexity.result(), np.exp(np.mean(NATS)), rtol=1e-6)
+
+
+def test_accuracy_is_that_of_keras_over_real_tokens():
+    logits = tf.random.stateless_normal([4, 6, 3], seed=[1, 2])
+    labels, weights = np.arange(24).reshape(4, 6) % 3, np.tri(4, 6)
+    ours, theirs = of_tokens("acc"), keras.metrics.SparseCategoricalAccuracy()
+    ours.update_state(labels, logits, weights)
+    theirs.update_state(labels.reshape(-1), tf.reshape(logits, [-1, 3]), weights.reshape(-1))
+    np.testing.assert_allclose(ours.result(), theirs.result(), rtol=1e-6)
+    assert ours.name == "acc" and 0 < ours.result() < 1
+    assert isinstance(keras.metrics.deserialize(keras.metrics.serialize(ours)), type(ours))
 
 
 def test_each_token_of_an_epoch_counts_the_same_however_long_its_batch_is():
@@ -46,15 +59,20 @@ def test_label_smoothing_is_that_of_one_hot_labels():
         tf.debugging.assert_near(same(LABELS, LOGITS, WEIGHTS), tf.cast(right, tf.float32))
 
 
-def test_crossentropy_and_its_gradient_are_those_of_tensorflow():
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_crossentropy_and_its_gradient_are_those_of_tensorflow(smoothing):
     logits = tf.random.stateless_normal([3, 5, 7], seed=[1, 2])
     labels = tf.constant(np.arange(15).reshape(3, 5) % 7, tf.int32)
+    smoothed = tf.one_hot(labels, 7, 1 - smoothing + smoothing / 7, smoothing / 7)
     of_each = tf.random.stateless_uniform([3, 5], seed=[3, 4])
     found = []
-    for function in (token_losses, lambda x, y: tf.nn.sparse_softmax_cross_entropy_with_logits(x, y)):
+    for function, right in (
+        (functools.partial(token_losses, label_smoothing=smoothing), labels),
+        (tf.nn.softmax_cross_entropy_with_logits, smoothed),
+    ):
         with tf.GradientTape() as tape:
             tape.watch(logits)
-            nats = function(labels, logits)
+            nats = function(right, logits)
         found.append((nats, tape.gradient(nats, logits, of_each)))
     for ours, theirs in zip(*found, strict=True):
         tf.debugging.assert_near(ours, theirs)
