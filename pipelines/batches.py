@@ -8,7 +8,7 @@ import tensorflow as tf
 from pipelines.corpora import WITHOUT_AUTOTUNE
 from pipelines.formats import check_pairs
 from pipelines.options import OptionError, check_number, choose
-from pipelines.tokens import Tokenizer, target_ids
+from pipelines.tokens import Tokenizer, check_tokenizers, target_ids
 
 
 def batch_pairs(
@@ -53,10 +53,11 @@ def batch_pairs(
         all-zero rows on the right; with `encoding="ids"`, int32 `[B, S]` and `[B, T + 1]`, padding as 0.
 
     Raises:
-        OptionError: for pairs that are not a dataset, an encoding that is neither of the two, a size below 1, or a
-            `skip` that is negative or without `epoch`.
+        OptionError: for pairs that are not a dataset, tokenizers that are not `Tokenizer`, an encoding that is neither
+            of the two, a size below 1, or a `skip` that is negative or without `epoch`.
     """
     check_pairs(pairs)
+    check_tokenizers(source_tokenizer, target_tokenizer)
     choose("encoding", encoding, ("one_hot", "ids"))
     check_number("batch_size", batch_size, least=1)
     check_number("batch_tokens", batch_tokens, least=1, optional=True)

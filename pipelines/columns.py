@@ -1,6 +1,7 @@
 """Columns: a tokenizer of texts with several columns."""
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 import keras
 import numpy as np
@@ -128,7 +129,7 @@ class ColumnsTokenizer(Tokenizer):
         }
 
     @classmethod
-    def from_config(cls, config: dict) -> "Tokenizer":
+    def from_config(cls, config: dict) -> Self:
         parts = [keras.saving.deserialize_keras_object(part) for part in config["tokenizers"]]
         return cls(**{**config, "tokenizers": parts})
 

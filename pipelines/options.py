@@ -102,7 +102,7 @@ def choose(argument: str, name: str | None, choices: Collection, other: str = ""
     if name not in choices:
         expected = f"{', '.join(map(repr, choices))}{other}"
         raise OptionError(f"{argument}={name!r}: expected {expected}{nearest(name, choices)}")
-    return choices[name] if isinstance(choices, dict) else name
+    return choices[name] if isinstance(choices, Mapping) else name
 
 
 def choose_class(argument: str, name: str, kinds: dict[str, type]) -> type:

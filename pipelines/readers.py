@@ -22,7 +22,7 @@ from pipelines.formats import (
     numbered,
     wrong_columns,
 )
-from pipelines.options import OptionError, check_number, choose
+from pipelines.options import OptionError, check_number, choose, nearest
 
 _OPEN_FILES = 16  # read in turns if files are shuffled
 _TURN = 256  # pairs read from a file before it is the next one's turn
@@ -268,7 +268,15 @@ def open_corpora(corpus: Corpora, **options: Any) -> Reader:
     Args:
         corpus: as `read_pairs` takes it.
         **options: the further arguments of `Reader`.
+
+    Raises:
+        CorpusError: for an empty list, or what is no corpus.
+        OptionError: if there is no such option.
     """
+    names = [field.name for field in dataclasses.fields(Reader) if field.name != "shards"]
+    for name in options:
+        if name not in names:
+            raise OptionError(f"{name}: there is no such option{nearest(name, names)}")
     corpora = _as_list(corpus)
     if not corpora:
         raise CorpusError("corpus: an empty list; expected a corpus, or several")

@@ -5,6 +5,7 @@ import collections
 import io
 import re
 from collections.abc import Mapping
+from typing import Self
 
 import keras
 import numpy as np
@@ -114,7 +115,7 @@ class SubwordTokenizer(Tokenizer):
         return {"model": model, "normal_form": self.normal_form, "lowercase": self.lowercase}
 
     @classmethod
-    def from_config(cls, config: dict) -> "Tokenizer":
+    def from_config(cls, config: dict) -> Self:
         return cls(**{**config, "model": base64.b64decode(config["model"])})
 
     def _start_over(self):

@@ -110,7 +110,8 @@ class ByteTokenizer(Tokenizer):
     """
 
     def __init__(self, normal_form: str | None = "NFC", lowercase: bool = False) -> None:
-        super().__init__([bytes([byte]) for byte in range(256)], normal_form, lowercase)
+        super().__init__((), normal_form, lowercase)
+        self._set_tokens([bytes([byte]) for byte in range(256)])
 
     @property
     def vocabulary(self) -> list[str]:

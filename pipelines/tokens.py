@@ -5,14 +5,14 @@ import reprlib
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import keras
 import numpy as np
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from pipelines.options import OptionError, check_number, choose
+from pipelines.options import OptionError, check_number, choose, one_line
 
 # The first ids of every vocabulary. END is the last of them, so that a decoder may emit the slice [END, ...).
 PADDING, UNKNOWN, START, END = range(4)
@@ -50,7 +50,8 @@ class Tokenizer(tf.Module):
             becomes "strasse", "½" becomes "1⁄2", and invisible characters such as joiners (U+200C, U+200D) are removed.
 
     Raises:
-        OptionError: for an unknown normal form, or a token in the vocabulary that is empty or occurs twice.
+        OptionError: for an unknown normal form, or a token in the vocabulary that is not a string, is empty or occurs
+            twice.
     """
 
     ordered = True  # whether the order of the tokens has a meaning; if not, they are a set
@@ -58,16 +59,18 @@ class Tokenizer(tf.Module):
     column_names: tuple[str, ...] = ("source",)  # of a text's columns, between tabs; several in `ColumnsTokenizer`
 
     def __init__(
-        self, vocabulary: Iterable[str | bytes] = (), normal_form: str | None = "NFC", lowercase: bool = False
+        self, vocabulary: Iterable[str] = (), normal_form: str | None = "NFC", lowercase: bool = False
     ) -> None:
         super().__init__()
         choose("normal_form", normal_form, NORMAL_FORMS)
         self.normal_form = normal_form
         self.lowercase = lowercase
         counts = collections.Counter(vocabulary := list(vocabulary))
+        if wrong := [token for token in counts if not isinstance(token, str)]:
+            raise OptionError(f"vocabulary: {wrong[0]!r} is a token; expected strings")
         if twice := [token for token, count in counts.items() if count > 1]:
             raise OptionError(f"vocabulary: {twice[0]!r} occurs {counts[twice[0]]} times; expected each token once")
-        if {"", b""} & counts.keys():  # Keras would take it for the unknown token
+        if "" in counts:  # Keras would take it for the unknown token
             raise OptionError("vocabulary: a token is empty; give `Tokenizer.tokens`, without the reserved tokens")
         self._set_tokens(vocabulary)
 
@@ -241,7 +244,7 @@ class Tokenizer(tf.Module):
         return one_hot(ids, self.vocabulary_size)
 
     def detokenize(
-        self, ids: tf.Tensor | Sequence[Sequence[int]], unknown: tf.Tensor | tf.RaggedTensor | None = None
+        self, ids: tf.Tensor | np.ndarray | Sequence[Sequence[int]], unknown: tf.Tensor | tf.RaggedTensor | None = None
     ) -> tf.Tensor:
         """Turn ids `[B, T]` back into texts `[B]`.
 
@@ -256,7 +259,10 @@ class Tokenizer(tf.Module):
         Raises:
             OptionError: if the ids are not whole numbers `[B, T]`.
         """
-        ids = tf.convert_to_tensor(ids)
+        try:
+            ids = tf.convert_to_tensor(ids)
+        except (TypeError, ValueError) as error:  # a ragged tensor or list
+            raise OptionError(f"ids: expected whole numbers [B, T], padded ({one_line(error)})") from None
         if ids.shape.rank not in (2, None) or not ids.dtype.is_integer:
             raise OptionError(f"ids: expected whole numbers [B, T], not {ids.dtype.name} {ids.shape}")
         ended = tf.cumsum(tf.cast(ids == END, tf.int32), axis=1) > 0
@@ -274,7 +280,7 @@ class Tokenizer(tf.Module):
         return {"vocabulary": list(self.tokens), "normal_form": self.normal_form, "lowercase": self.lowercase}
 
     @classmethod
-    def from_config(cls, config: dict) -> "Tokenizer":
+    def from_config(cls, config: dict) -> Self:
         return cls(**config)
 
     def __repr__(self):
@@ -333,6 +339,13 @@ def strings(texts: Texts) -> tf.Tensor:
     except (TypeError, ValueError, tf.errors.InvalidArgumentError):
         found = reprlib.repr(texts)
         raise OptionError(f"texts={found}: expected a list, an array or a tensor of strings, [B]") from None
+
+
+def check_tokenizers(source_tokenizer: Tokenizer, target_tokenizer: Tokenizer) -> None:
+    """Raise an `OptionError` for anything but tokenizers."""
+    for side, tokenizer in (("source_tokenizer", source_tokenizer), ("target_tokenizer", target_tokenizer)):
+        if not isinstance(tokenizer, Tokenizer):
+            raise OptionError(f"{side}={tokenizer!r}: expected a tokenizer, such as CharTokenizer()")
 
 
 def without_empty(tokens: tf.RaggedTensor) -> tf.RaggedTensor:

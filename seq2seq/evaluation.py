@@ -27,6 +27,7 @@ from pipelines import (
     group_by_source,
     read_pairs,
 )
+from pipelines.formats import Corpora
 from pipelines.lines import as_line
 from seq2seq.checkpoints import whole_file
 from seq2seq.decoding import LONGEST_SOURCE
@@ -269,7 +270,7 @@ def check_folder(folder: Path) -> None:
 
 def evaluate(
     model: Seq2Seq,
-    pairs: tf.data.Dataset,
+    pairs: Corpora,
     strategy: str | Strategy = "greedy",
     *,
     bleu_tokenizer: str = "13a",
@@ -317,8 +318,9 @@ def evaluate(
     pairs = [(source, target) for source, those in targets.items() for target in those]
     again = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*pairs, strict=True))))
     tokens = max(1024, (1 << 24) // max(1024, tokenizers[1].vocabulary_size))  # logits of 64 MB
-    options = {"batch_tokens": tokens, "encoding": "ids", "longest_source": LONGEST_SOURCE, "shuffle": False, "seed": 0}
-    batches = batch_pairs(again, *tokenizers, **options)
+    batches = batch_pairs(
+        again, *tokenizers, batch_tokens=tokens, encoding="ids", longest_source=LONGEST_SOURCE, shuffle=False, seed=0
+    )
     loss, accuracy = _token_figures(model, batches)
 
     how = {"min_length": min_length, "max_length": max_length, "batch_size": batch_size}

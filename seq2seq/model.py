@@ -8,14 +8,15 @@ import functools
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import pipelines.tokenizers  # noqa: F401 (Keras loads only classes that are imported)
 from pipelines import OptionError, accepted, check_number, choose, construct
-from pipelines.tokens import END, PADDING, Tokenizer, one_hot
+from pipelines.tokens import END, PADDING, Tokenizer, check_tokenizers, one_hot
 from seq2seq.compilation import is_exporting, on_gpu, parts_of_batch, side_by_side
 from seq2seq.contract import check_contract, check_savable, encode, serialized, start, take_tokenizers
 from seq2seq.decoding import (
@@ -93,9 +94,7 @@ class Seq2Seq(Translator, Trainer):
                 f"floatx is {keras.config.floatx()!r}: 16 bits hold no large ids, so Keras would round labels; call "
                 f"keras.config.set_floatx('float32') and use dtype='mixed_{keras.config.floatx()}'"
             )
-        for side, tokenizer in (("source_tokenizer", source_tokenizer), ("target_tokenizer", target_tokenizer)):
-            if not isinstance(tokenizer, Tokenizer):
-                raise OptionError(f"{side}={tokenizer!r}: expected a tokenizer, such as CharTokenizer()")
+        check_tokenizers(source_tokenizer, target_tokenizer)
         self.source_tokenizer = source_tokenizer
         self.target_tokenizer = target_tokenizer
         check_number("label_smoothing", label_smoothing, float, least=0, below=1)
@@ -267,7 +266,11 @@ class Seq2Seq(Translator, Trainer):
         return mixed if inputs.dtype.is_integer else one_hot(mixed, inputs.shape[-1], inputs.dtype)
 
     def log_likelihood(
-        self, source: tf.Tensor, target: tf.Tensor, training: bool = False, per_token: bool = False
+        self,
+        source: tf.Tensor | np.ndarray,
+        target: tf.Tensor | np.ndarray,
+        training: bool = False,
+        per_token: bool = False,
     ) -> tf.Tensor:
         """The log-likelihood of target ids, given source ids; it is differentiable, for custom losses.
 
@@ -288,7 +291,7 @@ class Seq2Seq(Translator, Trainer):
     @tf.autograph.experimental.do_not_convert  # as `_run`
     def decode(
         self,
-        source: tf.Tensor,
+        source: tf.Tensor | np.ndarray,
         strategy: str | Strategy = "greedy",
         min_length: int | tf.Tensor = 0,
         max_length: int | tf.Tensor = -1,
@@ -393,7 +396,7 @@ class Seq2Seq(Translator, Trainer):
     def __repr__(self):
         sides = f"{self.source_tokenizer!r}, {self.target_tokenizer!r}"
         layers = f"{type(self.encoder).__name__}, {type(self.decoder).__name__}"
-        return f"Seq2Seq({sides}, {layers}, {self.count_params():,} parameters)"
+        return f"{type(self).__name__}({sides}, {layers}, {self.count_params():,} parameters)"
 
     def get_config(self) -> dict:
         names = "source_tokenizer", "target_tokenizer", "encoder", "decoder", "teacher_forcing"
@@ -401,7 +404,7 @@ class Seq2Seq(Translator, Trainer):
         return {**super().get_config(), **parts, "label_smoothing": self.label_smoothing}
 
     @classmethod
-    def from_config(cls, config: dict) -> "Seq2Seq":
+    def from_config(cls, config: dict) -> Self:
         return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
 
 

@@ -52,7 +52,9 @@ def survey_corpus(
             say(notice)
 
     cleaning = Report()
-    found = survey(training_pairs(config, tokenizers[0], epoch=0, report=cleaning), *tokenizers, progress)
+    found = survey(
+        training_pairs(config, tokenizers[0], epoch=0, report=cleaning), tokenizers[0], tokenizers[1], progress
+    )
     say_report(cleaning)
     if config.max_length == Config.max_length and (count := cleaning.dropped[LENGTH]):
         (warnings.warn if warns else say)(

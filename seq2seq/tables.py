@@ -73,6 +73,9 @@ class Table:
             return None
         return max(means) if MONITORS[f"val_{measure}"] == "max" else min(means)
 
+    def __str__(self):
+        return self.text()
+
     def text(self, format: str = "text") -> str:
         """The table as "text", "md" (Markdown), "latex" (for booktabs), or "csv" (all digits, a number in a column)."""
         if choose("format", format, FORMATS) == "csv":

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NamedTuple
@@ -98,7 +98,7 @@ class Translator(keras.Model):
 
     def translate(
         self,
-        texts: str | Texts | tf.data.Dataset,
+        texts: str | bytes | Texts | Iterable[str] | tf.data.Dataset,
         strategy: str | Strategy = "greedy",
         *,
         prefixes: str | Texts | None = None,

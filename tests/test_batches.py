@@ -50,6 +50,8 @@ def test_every_pair_comes_once_an_epoch_as_one_hot_rows(pairs, tokenizers):
 def test_a_list_of_pairs_is_refused_with_a_hint(tokenizers):
     with pytest.raises(OptionError, match=r"pairs: expected a tf\.data\.Dataset, not a list; read_pairs makes one"):
         batch_pairs([("sol", "SOL")], *tokenizers)
+    with pytest.raises(OptionError, match="target_tokenizer='char': expected a tokenizer, such as Char"):
+        batch_pairs(read_pairs([("a", "b")]), CharTokenizer(), "char")
     with pytest.raises(OptionError, match="not a zip"):
         batch_pairs(zip(["sol"], ["SOL"], strict=True), *tokenizers)
 

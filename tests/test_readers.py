@@ -8,7 +8,7 @@ from conftest import PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import CorpusError, OptionError, Report
+from pipelines import CorpusError, OptionError, Report, read_pairs
 from pipelines.formats import find_shards
 from pipelines.readers import Reader, open_corpora
 
@@ -22,6 +22,11 @@ from pipelines.readers import Reader, open_corpora
 def test_impossible_options_are_refused_before_reading(tsv, options):
     with pytest.raises(OptionError, match=f"{next(iter(options))}=.*: expected "):
         open_corpora(tsv("a\tb\n"), **options)
+
+
+def test_an_option_that_does_not_exist_is_refused_with_the_nearest_one():
+    with pytest.raises(OptionError, match="^colums: there is no such option; did you mean 'columns'"):
+        read_pairs("phrasebook", colums=(1, 2))
 
 
 def test_the_first_column_of_a_source_may_not_be_empty_and_counts_for_the_length_ratio(read, tsv):

@@ -98,6 +98,7 @@ def test_csv_has_means_deviations_and_p_of_each_setting_with_all_digits(swept):
 def test_each_format_says_the_same_and_marks_the_best(swept, format, cells, bold):
     folder, *_ = swept
     found = table(folder, measures=["val_loss", "chrf"], baseline=LABELS[1])
+    assert str(found) == found.text()
     lines = found.text(format).splitlines()
     heads = ["setting", "seeds", "val_loss", "val_chrf", "parameters"]
     start = next(n for n, line in enumerate(lines) if "setting" in line)

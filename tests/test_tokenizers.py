@@ -274,6 +274,8 @@ def test_a_vocabulary_has_each_token_once():
         WhitespaceTokenizer(WhitespaceTokenizer(["a", "b"]).vocabulary)  # which begins with the reserved tokens
     with pytest.raises(OptionError, match="vocabulary: 'a' occurs 2 times; expected each token once"):
         CharTokenizer(["a", "b", "a"])
+    with pytest.raises(OptionError, match="vocabulary: b'ab' is a token; expected strings"):
+        WhitespaceTokenizer([b"ab"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -637,6 +639,8 @@ ONLY_STRINGS = "texts=.*: expected a list, an array or a tensor of strings, [B]"
         ),
         (lambda: TOKENIZER.detokenize([4, 5]), "ids: expected whole numbers [B, T], not int32 (2,)"),
         (lambda: TOKENIZER.detokenize([[4.0]]), "ids: expected whole numbers [B, T], not float32 (1, 1)"),
+        (lambda: TOKENIZER.detokenize([[4, 5], [6]]), "ids: expected whole numbers [B, T], padded (ValueError"),
+        (lambda: TOKENIZER.detokenize(tf.ragged.constant([[4], []])), "ids: expected whole numbers [B, T], padded ("),
         (lambda: CharTokenizer(["ab"]), "vocabulary: expected single characters, not 'ab'"),
     ],
 )

@@ -1,0 +1,42 @@
+# The public names, for type checkers and editors; `__init__.py` reads them from here too.
+from .attention import Attention as Attention
+from .attention import Encoded as Encoded
+from .attention import rows_by_hypothesis as rows_by_hypothesis
+from .attention import rows_by_source as rows_by_source
+from .building import configure as configure
+from .callbacks import DivergedError as DivergedError
+from .config import Config as Config
+from .decoding import Constraints as Constraints
+from .decoding import Hypotheses as Hypotheses
+from .distribution import WorkerLostError as WorkerLostError
+from .ensembles import ensemble as ensemble
+from .evaluation import Evaluation as Evaluation
+from .evaluation import compare as compare
+from .evaluation import evaluate as evaluate
+from .layers import Decoder as Decoder
+from .layers import Encoder as Encoder
+from .layers import TokenVectors as TokenVectors
+from .layers import source_mask as source_mask
+from .metrics import Perplexity as Perplexity
+from .metrics import token_losses as token_losses
+from .model import Seq2Seq as Seq2Seq
+from .model import teacher_forcing as teacher_forcing
+from .optimizers import InverseSqrt as InverseSqrt
+from .records import RunError as RunError
+from .runs import average as average
+from .runs import load_run as load_run
+from .strategies import BeamSearch as BeamSearch
+from .strategies import Greedy as Greedy
+from .strategies import Sampling as Sampling
+from .strategies import Strategy as Strategy
+from .strategies import extend_each as extend_each
+from .strategies import mask_logits as mask_logits
+from .sweeps import sweep as sweep
+from .tables import table as table
+from .training import train as train
+from .transformer import TransformerDecoder as TransformerDecoder
+from .transformer import TransformerEncoder as TransformerEncoder
+from .translation import Alignment as Alignment
+from .translation import Translations as Translations
+
+__version__: str
