@@ -25,7 +25,7 @@ def test_impossible_options_are_refused_before_reading(tsv, options):
 
 
 def test_an_option_that_does_not_exist_is_refused_with_the_nearest_one():
-    with pytest.raises(OptionError, match="^colums: there is no such option; did you mean 'columns'"):
+    with pytest.raises(OptionError, match=r"^colums: there is no such option; did you mean 'columns'"):
         read_pairs("phrasebook", colums=(1, 2))
 
 
