@@ -98,10 +98,9 @@ def load_model(folder: Path, name: str) -> Seq2Seq:
         model_class = keras.saving.get_registered_object(config["registered_name"])
         if not (model_class and issubclass(model_class, Seq2Seq)):
             raise RunError(f"{path}: a {config['class_name']}, not a Seq2Seq")
-        for module, kind, registered in _saved_classes(config):
+        for module, kind, name in _saved_classes(config):
             # Keras loads only its own classes and registered ones, but it has more than models here need.
-            layers = own and module == "keras.layers"
-            if not (layers or module in _KERAS_MODULES or keras.saving.get_registered_object(registered)):
+            if not (keras.saving.get_registered_object(name) or _is_harmless(module, kind, layers=bool(own))):
                 raise RunError(f"{path}: uses {module}.{kind}, which is neither part of this library nor imported")
         return keras.models.load_model(path)
     except RunError:
@@ -121,18 +120,40 @@ def compile_model(model: Seq2Seq, config: Config, steps: int) -> None:
 
 
 # Of the Keras classes in saved models: those that only hold numbers and schedules, and neither read files nor run code.
-_KERAS_MODULES = ("keras", *(f"keras.{name}" for name in ("initializers", "losses", "metrics", "optimizers")))
-_KERAS_MODULES += ("keras.dtype_policies", "keras.optimizers.schedules")
+_KERAS_MODULES = {f"keras.{name}" for name in ("initializers", "losses", "metrics", "optimizers")}
+_KERAS_MODULES |= {"keras.dtype_policies", "keras.optimizers.schedules"}
+_HARMFUL_LAYERS = (
+    "Lambda",
+    "TFSMLayer",
+    "IntegerLookup",
+    "StringLookup",
+    "TextVectorization",
+)  # call functions, read files
+
+
+def _is_harmless(module, kind, layers):
+    """Whether a class of Keras, or with `layers` a layer, may be loaded from an untrusted file.
+
+    `kind` must be a plain name: Keras also follows a path such as "layers.Lambda", and for "function" it takes any
+    function of its own, of which some write files.
+    """
+    if not str(kind).isidentifier() or kind == "function":
+        return False
+    if module == "keras.layers":
+        return layers and kind not in _HARMFUL_LAYERS
+    return module in _KERAS_MODULES or (module, kind) == ("keras", "DTypePolicy")
 
 
 def _saved_classes(config):
-    """The (module, class, registered name) of all objects in a saved configuration."""
+    """The (module, class, registered name) of all objects in a saved configuration; for a function, Keras looks for
+    the name in "config" among those registered."""
     if not isinstance(config, dict | list):
         return []
     parts = list(config.values()) if isinstance(config, dict) else config
     found = [found for part in parts for found in _saved_classes(part)]
     if isinstance(config, dict) and "class_name" in config:
-        found.append((config.get("module"), config["class_name"], config.get("registered_name")))
+        name = config.get("config" if config["class_name"] == "function" else "registered_name")
+        found.append((config.get("module"), config["class_name"], name if isinstance(name, str) else None))
     return found
 
 
