@@ -54,7 +54,7 @@ def demo_page(model: Seq2Seq, examples: Sequence[str] = (), search: Strategy | N
     kinds = ["greedy", "beam", *more]
 
     def translate(kind, width, *columns):
-        first, *others = (" ".join(column.split()) for column in columns)  # on one line, as in a corpus
+        first, *others = (" ".join((column or "").split()) for column in columns)  # on one line, as in a corpus
         if not first:
             return "", "", None
         text = "\t".join([first, *others])

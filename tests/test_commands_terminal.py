@@ -27,6 +27,13 @@ def test_a_file_that_cannot_be_written_is_named_before_the_work(tsv, tmp_path):
         assert (done.returncode, done.stdout) == (2, b"") and message in done.stderr.decode(), done.stderr
 
 
+def test_text_of_strangers_cannot_control_the_terminal(tmp_path, capfd):
+    terminal.say("a\tb\x1b[2J\x07\r\x9b31m\nnext: é")
+    assert capfd.readouterr().err == "a\tb\\x1b[2J\\x07\\r\\x9b31m\nnext: é\n"
+    done = seq2seq("translate", tmp_path / "no\x1b[31m", "Go.")
+    assert done.returncode == 2 and b"no\\x1b[31m" in done.stderr and b"\x1b" not in done.stderr
+
+
 def test_a_state_is_shown_on_a_terminal_only_and_the_next_line_replaces_it(monkeypatch):
     said, seconds = [], itertools.count()
     monkeypatch.setattr(typer, "echo", lambda text, **_: said.append(text))

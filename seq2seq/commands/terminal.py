@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -18,6 +19,7 @@ from pipelines import OptionError
 
 SECONDS_BETWEEN_LINES = 60  # of progress, if stderr is not a terminal
 _CLEAR = "\r\033[K"  # the terminal's line
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # without tabs and line breaks
 
 
 def is_terminal() -> bool:
@@ -26,7 +28,11 @@ def is_terminal() -> bool:
 
 
 def say(text: str) -> None:
-    """Write a line to stderr; on a terminal it replaces what `show` has written."""
+    """Write a line to stderr; on a terminal it replaces what `show` has written.
+
+    Control characters are escaped: text from a corpus or a run could otherwise rewrite what the terminal shows.
+    """
+    text = _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
     typer.echo(f"{_CLEAR}{text}" if is_terminal() else text, err=True)
 
 
