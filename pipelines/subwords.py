@@ -36,7 +36,7 @@ class SubwordTokenizer(Tokenizer):
         OptionError: if another program made the model.
     """
 
-    DEFAULT_SIZE = 1500
+    DEFAULT_SIZE = 4000
     # They end in a space, which no word has: training would take these names out of words.
     _RESERVED_PIECES = ("[PADDING] ", "[UNK] ", "[START] ", "[END] ")
 
@@ -64,7 +64,7 @@ class SubwordTokenizer(Tokenizer):
         Args:
             counts: a mapping of words, as UTF-8, to their counts.
             min_frequency: leave out rarer words.
-            max_size: the maximum number of pieces, without the reserved tokens; few words give fewer. None for 1,500 or
+            max_size: the maximum number of pieces, without the reserved tokens; few words give fewer. None for 4,000 or
                 twice the number of characters, whichever is more.
 
         Raises:

@@ -400,7 +400,7 @@ def test_subwords_are_those_of_frequent_words_and_a_rare_character_is_one_of_the
 
 def test_there_may_be_as_many_subwords_as_characters_and_by_default_more():
     assert trained({"abc": 1}, max_size=4) == {"", *"abc"}
-    characters = "".join(chr(0x4E00 + number) for number in range(2100))
+    characters = "".join(chr(0x4E00 + number) for number in range(4100))
     assert trained({characters: 1}) >= set(characters)
 
 
