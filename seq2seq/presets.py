@@ -23,7 +23,7 @@ PRESETS = {
         "embedding": 128,
         "attention": "dot",
         "tied": True,
-        "dropout": 0.15,
+        "dropout": 0.1,
         "learning_rate": 2e-3,
     },
     # Letters to phones, "cat TAB k æ t", which are in the same order. Phones are spelled, because t͡ʃ and t͡ʃʼ have
