@@ -21,9 +21,10 @@ from seq2seq.records import RunError
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path` to write to. That file replaces `path` atomically, once it is on the disk.
 
-    After an error, `path` is unchanged.
+    After an error, `path` is unchanged. Symbolic links are replaced, not followed: an untrusted run may contain some.
     """
     aside = path.with_name(f"aside-{path.name}")  # with the suffix, which Keras checks
+    aside.unlink(missing_ok=True)
     try:
         yield aside
         _flush(aside)
@@ -76,9 +77,13 @@ def locked(folder: Path) -> Iterator[None]:
                 raise
             raise RunError(f"{str(folder)[:99]}: cannot be made: {error.strerror}") from None
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except FileNotFoundError:
             continue  # the folder was removed, as above
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR):
+                raise
+            raise RunError(f"{path} was not written by a run; choose another folder") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -103,6 +108,9 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(file)
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+_STATES = 12 * "[0-9]" + ".npz"  # files with the number of updates as their name
 
 
 class Checkpoints:
@@ -167,11 +175,11 @@ class Checkpoints:
 
     def _paths(self):
         """The newest first."""
-        return sorted(self.folder.glob("[0-9]*.npz"), reverse=True)
+        return sorted(self.folder.glob(_STATES), reverse=True)
 
     def remove(self) -> None:
         """Remove what training began with, then the states; then the folder, if nothing else is in it."""
-        for name in ("begun.keras", "aside-begun.keras", "[0-9]*.npz", "aside-[0-9]*.npz"):
+        for name in ("begun.keras", "aside-begun.keras", _STATES, f"aside-{_STATES}"):
             for path in self.folder.glob(name):
                 path.unlink()
         with contextlib.suppress(OSError):

@@ -1,6 +1,7 @@
 """A finished run folder: its model, its training and held-out sets, its pictures, averages and exports."""
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 import random
@@ -9,7 +10,7 @@ import shutil
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import tensorflow as tf
 from pipelines import CorpusError, OptionError, Tokenizer, check_number, group_by_source, sources_in
 from pipelines.files import needs_download, whole_folder
 from pipelines.options import one_line
-from seq2seq.checkpoints import write_json
+from seq2seq.checkpoints import whole_file, write_json
 from seq2seq.config import Config, own_classes
 from seq2seq.ensembles import ensemble
 from seq2seq.epochs import training_pairs, validation_pairs
@@ -68,7 +69,7 @@ def load_run(folder: Path | str) -> Seq2Seq:
         raise RunError(f"{folder}: not a run folder, it holds no model.keras{why}")
     config = dataclasses.replace(read_record(folder).config, schedule="constant", warmup=0)
     model = load_model(folder, "model.keras")
-    if all(map(_imported, own_classes(config))):
+    if all(_imported(name, option) for name, option in own_classes(config).items()):
         compile_model(model, config, steps=1)
     model.teacher_forcing = config.teacher_forcing[-1]
     return model
@@ -87,9 +88,7 @@ def load_model(folder: Path, name: str) -> Seq2Seq:
     """
     path = folder / name
     own = own_classes(read_record(folder).config, training=False)
-    for one in own:
-        if not _imported(one):
-            raise RunError(f"{folder}: uses {one}, which is not part of this library; import it first (--import {one})")
+    check_imported(folder, own)
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
@@ -109,9 +108,43 @@ def load_model(folder: Path, name: str) -> Seq2Seq:
         raise RunError(f"{path}: damaged, or not a model of this version of the library ({one_line(error)})") from error
 
 
-def _imported(name):
-    """Whether the module of a class, `module:Class`, has been imported, so that its code may run."""
-    return name.partition(":")[0] in sys.modules
+def check_imported(folder: Path | str, classes: Mapping[str, str]) -> None:
+    """Check that code may run which a run names: the run may be untrusted, and would import any module.
+
+    Args:
+        folder: the run.
+        classes: those to check, as `own_classes` returns them.
+
+    Raises:
+        RunError: if one has not been imported, or is no class for its option.
+    """
+    for name, option in classes.items():
+        if not _imported(name, option):
+            hint = f"import it first (--import {name})"
+            raise RunError(f"{folder}: uses {name} as {option}, which is not part of this library; {hint}")
+
+
+def _imported(name, option):
+    """Whether a class, `module:Class`, has been imported and is one for this option, so that its code may run.
+
+    Only the kind tells the user's classes from those of modules that are always imported, such as `subprocess:Popen`.
+    """
+    module, _, kind = name.partition(":")
+    found = getattr(sys.modules.get(module), kind, None)
+    if not (isinstance(found, type) and issubclass(found, _KINDS[option])):
+        return False
+    return not found.__module__.startswith("keras.") or _is_harmless(module, kind, layers=True)
+
+
+_KINDS = {
+    "source_tokenizer": Tokenizer,
+    "target_tokenizer": Tokenizer,
+    "encoder": keras.Layer,
+    "decoder": keras.Layer,
+    "model": Seq2Seq,
+    "loss": keras.losses.Loss,
+    "metrics": keras.metrics.Metric,
+}
 
 
 def compile_model(model: Seq2Seq, config: Config, steps: int) -> None:
@@ -122,26 +155,22 @@ def compile_model(model: Seq2Seq, config: Config, steps: int) -> None:
 # Of the Keras classes in saved models: those that only hold numbers and schedules, and neither read files nor run code.
 _KERAS_MODULES = {f"keras.{name}" for name in ("initializers", "losses", "metrics", "optimizers")}
 _KERAS_MODULES |= {"keras.dtype_policies", "keras.optimizers.schedules"}
-_HARMFUL_LAYERS = (
-    "Lambda",
-    "TFSMLayer",
-    "IntegerLookup",
-    "StringLookup",
-    "TextVectorization",
-)  # call functions, read files
+# These call functions, run other formats' models or read files.
+_HARMFUL_LAYERS = {"Lambda", "TFSMLayer", "IntegerLookup", "StringLookup", "TextVectorization"}
+_HARMFUL_LAYERS |= {"FlaxLayer", "JaxLayer", "TorchModuleWrapper"}
 
 
 def _is_harmless(module, kind, layers):
     """Whether a class of Keras, or with `layers` a layer, may be loaded from an untrusted file.
 
-    `kind` must be a plain name: Keras also follows a path such as "layers.Lambda", and for "function" it takes any
-    function of its own, of which some write files.
+    It must be a class of that module: Keras also follows a path such as "layers.Lambda", and for "function" it takes
+    any function of its own, of which some write files.
     """
-    if not str(kind).isidentifier() or kind == "function":
-        return False
     if module == "keras.layers":
-        return layers and kind not in _HARMFUL_LAYERS
-    return module in _KERAS_MODULES or (module, kind) == ("keras", "DTypePolicy")
+        allowed = layers and kind not in _HARMFUL_LAYERS
+    else:
+        allowed = module in _KERAS_MODULES or (module, kind) == ("keras", "DTypePolicy")
+    return allowed and isinstance(getattr(importlib.import_module(module), str(kind), None), type)
 
 
 def _saved_classes(config):
@@ -255,9 +284,15 @@ def draw_run(
     config = record.config
     out = Path(out or folder)
     out.mkdir(parents=True, exist_ok=True)
-    drawn = [out / "curves.png"]
+    drawn = []
+
+    def write(name, draw, *figures, **options):
+        drawn.append(out / name)
+        with whole_file(drawn[-1]) as path:  # it does not follow links, which an untrusted run may contain
+            draw(*figures, path=path, **options)
+
     marked = config.monitor and "averaged" not in record.content
-    draw_curves(history, drawn[0], best=best_epoch(history, config.monitor) if marked else None)
+    write("curves.png", draw_curves, history, best=best_epoch(history, config.monitor) if marked else None)
     held_out: dict[str, list[str]] = {}
     if config.validation or config.validation_fraction:
         try:
@@ -270,13 +305,12 @@ def draw_run(
     if can_measure():
         from seq2seq.scores import scores_by_length
 
-        drawn.append(out / "error-rates.png")
-        draw_error_rates(scores_by_length(list(held_out), texts, list(held_out.values())), drawn[-1])
+        found = scores_by_length(list(held_out), texts, list(held_out.values()))
+        write("error-rates.png", draw_error_rates, found)
     if model.has_attention:
         alignments = model.attention(list(held_out)[:4], texts[:4])
         for number, alignment in enumerate(alignments, start=1):
-            drawn.append(out / f"attention-{number}.png")
-            draw_attention(alignment, drawn[-1])
+            write(f"attention-{number}.png", draw_attention, alignment)
         if boxes := sorted({character for alignment in alignments for character in without_font(alignment)}):
             some = " ".join(boxes[:5])
             say(f"no installed font has {some}, so attention pictures show boxes; Noto Sans has most scripts")

@@ -33,7 +33,7 @@ from seq2seq.model import Seq2Seq
 from seq2seq.process import be_reproducible, clocks, deferred_signal, restored_determinism, stop_for
 from seq2seq.progress import TrainingRun
 from seq2seq.records import Record, RunError, find_run, finished, read_record, resumable, unfinished
-from seq2seq.runs import can_measure, compile_model, load_model, load_run, sample
+from seq2seq.runs import can_measure, check_imported, compile_model, load_model, load_run, sample
 from seq2seq.surveying import say_leaks, survey_corpus, take_vocabularies
 from seq2seq.tracking import check_trackers, tracked
 from seq2seq.trainer import without_end_warning
@@ -152,8 +152,6 @@ def _is_resumed(config, folder, overwrite):
             "options, --overwrite starts from the beginning, --out chooses another folder. In Python, config=None "
             "resumes, and overwrite=True starts from the beginning"
         )
-    if ended:
-        Checkpoints(folder / "unfinished").remove()  # of a process that was killed before it had removed them
     if config is None:
         raise RunError(f"{folder}: no unfinished run to resume" + "; its training has ended" * bool(ended))
     if ended and not overwrite:
@@ -234,6 +232,7 @@ def _resume(folder, given, say, strategy):
     """
     checkpoints = Checkpoints(folder / "unfinished")
     record = read_record(folder)
+    check_imported(folder, own_classes(record.config))
     config, corpus = record.config, record.find_corpus()
     validation = record.find_corpus("validation") if config.validation else None
     for name, found in (("corpus", corpus), ("validation", validation)):

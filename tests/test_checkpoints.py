@@ -33,6 +33,20 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert path.read_text() == "after" and os.listdir(tmp_path) == ["text"]
 
 
+def test_links_are_replaced_and_not_followed(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("of the user")
+    for name in ("text", "aside-text", "lock"):
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / name).symlink_to(elsewhere)
+    with whole_file(tmp_path / "run" / "text") as aside:
+        aside.write_text("new")
+    assert (tmp_path / "run" / "text").read_text() == "new"
+    with pytest.raises(RunError, match="run/lock was not written by a run"), locked(tmp_path / "run"):
+        pass
+    assert elsewhere.read_text() == "of the user"
+
+
 def test_a_folder_is_one_processes_own_until_it_ends(tmp_path):
     folder = tmp_path / "run"
     with (
@@ -56,7 +70,7 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "gone").mkdir()
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "lock").symlink_to("nowhere/at/all")
-    with pytest.raises(RunError, match="linked/lock: cannot be made"), locked(tmp_path / "linked"):
+    with pytest.raises(RunError, match="linked/lock was not written by a run"), locked(tmp_path / "linked"):
         pass
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()

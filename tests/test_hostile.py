@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from pipelines import ByteTokenizer, CharTokenizer, WhitespaceTokenizer
 from seq2seq import BeamSearch, Greedy, Sampling, Seq2Seq
 from seq2seq.config import Config
 from seq2seq.records import RunError
-from seq2seq.runs import load_run
+from seq2seq.runs import draw_run, load_run
 from seq2seq.training import train
 from seq2seq.translation import LONGEST_SOURCE
 
@@ -157,6 +158,47 @@ def test_a_model_of_other_classes_is_refused_before_anything_is_made(wild_run, t
     with pytest.raises(RunError, match=f"uses {module}.{kind}, which is neither part of this library nor imported"):
         load_run(tmp_path)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("loss", "unwanted:Loss"),
+        ("loss", "subprocess:Popen"),
+        ("metrics", ["unwanted:Metric"]),
+        ("decoder", "keras.layers:TFSMLayer"),
+        ("source_tokenizer", "unwanted:Tokenizer"),
+    ],
+)
+def test_no_class_that_a_run_names_is_imported(wild_run, tmp_path, monkeypatch, option, named):
+    marker = tmp_path / "marker"
+    (tmp_path / "unwanted.py").write_text(f"open({str(marker)!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    run = shutil.copytree(wild_run, tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    record["options"] |= {option: named, "own": {"args": ["touch", str(marker)], "filepath": str(wild_run)}}
+    (run / "config.json").write_text(json.dumps(record))
+    ways = [["--from", run], ["--config", run]]
+    (run / "unfinished").mkdir()
+    (run / "unfinished" / "begun.keras").write_bytes((run / "model.keras").read_bytes())
+    for way in (*ways, ["--resume"]):
+        if way == ["--resume"]:
+            del record["training"]
+            (run / "config.json").write_text(json.dumps(record))
+        corpus, out = record["options"]["corpus"], run if way == ["--resume"] else tmp_path / "out"
+        done = seq2seq("train", *([] if way == ["--resume"] else [corpus]), *way, "--out", out)
+        name = named if isinstance(named, str) else named[0]
+        assert done.returncode == 2 and f"uses {name} as {option}, which is not part".encode() in done.stderr
+    assert not marker.exists()
+
+
+def test_pictures_do_not_follow_links(wild_run, tmp_path):
+    run = shutil.copytree(wild_run, tmp_path / "run")
+    (tmp_path / "precious").write_text("of the user")
+    (run / "curves.png").unlink(missing_ok=True)
+    (run / "curves.png").symlink_to(tmp_path / "precious")
+    assert draw_run(run, load_run(run)) == [run / "curves.png"]
+    assert (tmp_path / "precious").read_text() == "of the user" and not (run / "curves.png").is_symlink()
 
 
 def _resident():

@@ -66,6 +66,7 @@ def train(  # longer than 60 lines: its signature declares the options
     from seq2seq.building import applicable, check_taken
     from seq2seq.callbacks import DivergedError
     from seq2seq.distribution import WorkerLostError, is_chief, open_strategy
+    from seq2seq.runs import check_imported
     from seq2seq.training import train as train_run
 
     opened = open_strategy(strategy)  # before anything is computed
@@ -82,6 +83,8 @@ def train(  # longer than 60 lines: its signature declares the options
         if [Path(name).name for name in used] != [Path(name).name for name in corpus]:
             raise OptionError(f"resume continues with the corpus {' '.join(used)}; name no other")
     load_classes("import", imports)
+    inherited = {name: option for name, option in own_classes(settings).items() if option not in given}
+    check_imported(config or given.get("warm_start", ""), inherited)
     check_taken(settings, given)
     settings = applicable(settings, given)
     before = _modified(folder)
