@@ -14,7 +14,7 @@ import tensorflow as tf
 from pipelines import OptionError, check_number, choose
 from pipelines.files import whole_folder
 from pipelines.formats import wrong_columns
-from pipelines.options import MissingExtra, one_line
+from pipelines.options import MissingExtra, accepted, one_line
 from pipelines.tokens import END, PADDING, START, UNKNOWN, Texts, prefix_ids, spelled, target_ids
 from seq2seq.attention import Encoded
 from seq2seq.checking import refuse_texts
@@ -464,12 +464,14 @@ class Translator(keras.Model):
         `litert_exporting.export_litert`, with "web" of `web_exporting.export_web`.
 
         Raises:
-            OptionError: for an unknown format, or signatures other than that of texts.
+            OptionError: for an unknown format or option, or signatures other than that of texts.
             RunError: if the folder exists and is not empty, or as those functions.
         """
         if input_signature is not None:
             raise OptionError("input_signature: an exported model always takes strings [N], for any N")
         write = choose("format", format, EXPORTERS)
+        for name in options:
+            choose("option", name, accepted(write) - {"model", "folder"})
         self.check_vocabularies()
         with whole_folder(Path(filepath), RunError) as aside, full_precision():
             try:

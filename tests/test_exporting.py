@@ -158,6 +158,8 @@ def test_nothing_stays_of_what_cannot_be_exported(model, tmp_path):
         model.export(tmp_path / "saved")
     with pytest.raises(OptionError, match="input_signature: an exported model always takes strings"):
         model.export(tmp_path / "saved", input_signature=[tf.TensorSpec([3], tf.string)])
+    with pytest.raises(OptionError, match="option='probes': expected 'probe'; did you mean 'probe'"):
+        model.export(tmp_path / "saved", format="onnx", probes=["a"])
     assert os.listdir(tmp_path) == ["pairs.tsv"]
 
 
