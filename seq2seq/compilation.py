@@ -15,6 +15,14 @@ from tensorflow.python.framework import config as determinism  # no public funct
 
 from pipelines.options import one_line
 
+# What XLA raises if it cannot compile; the last two if it lacks parts of CUDA.
+XLA_ERRORS = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.UnimplementedError,
+    tf.errors.InternalError,
+    tf.errors.NotFoundError,
+)
+
 _exporting_to = contextvars.ContextVar("exporting_to", default="")
 
 
@@ -146,3 +154,9 @@ def padded(tokens: tf.Tensor, rows: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     """Ids `[B, T]`, or their one-hot form, padded to this many rows and tokens."""
     more = [rows, length] - tf.shape(tokens)[:2]
     return tf.pad(tokens, [[0, more[0]], [0, more[1]], *[[0, 0]] * (tokens.shape.rank - 2)])
+
+
+def join_rows(*parts: tf.Tensor) -> tf.Tensor:
+    """All rows of ids `[b, T]`, of which each part has another T."""
+    longest = tf.reduce_max([tf.shape(ids)[1] for ids in parts])
+    return tf.concat([padded(ids, tf.shape(ids)[0], longest) for ids in parts], axis=0)

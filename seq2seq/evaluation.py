@@ -51,18 +51,31 @@ from seq2seq.translation import MANY_TEXTS
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The result of `evaluate`: N translations and their scores. `of_texts` makes one of other translations."""
+    """The result of `evaluate`: N translations and their scores. `of_texts` makes one of other translations.
 
-    sources: list[str] = dataclasses.field(repr=False)  # N texts
-    references: list[list[str]] = dataclasses.field(repr=False)  # of each, one text or more
-    translations: list[str] = dataclasses.field(repr=False)  # N texts
-    stopped: list[str] = dataclasses.field(repr=False)  # why each stopped: "end", "limit", "repetition"; "" if unknown
-    scores: dict[str, Measured]  # by name
-    loss: float  # crossentropy of the tokens of all targets, repeated ones too, END included, in nats per token
-    accuracy: float  # the share of tokens predicted correctly, given the correct preceding ones
-    seconds: float  # for translating, without loading and tracing; on a GPU, compiling for more sizes is included
+    Attributes:
+        sources: N texts.
+        references: of each source, one text or more.
+        translations: N texts.
+        stopped: why each translation ended: "end", "limit", "repetition"; "" if unknown.
+        scores: by name, such as "BLEU".
+        loss: crossentropy of the tokens of all targets, repeated ones too, END included, in nats per token.
+        accuracy: the share of tokens predicted correctly, given the correct preceding ones.
+        seconds: for translating, without loading and tracing; on a GPU, compiling for more sizes is included.
+        bleu_tokenizer: how BLEU split words.
+        source_columns: how many columns, between tabs, a source has.
+    """
+
+    sources: list[str] = dataclasses.field(repr=False)
+    references: list[list[str]] = dataclasses.field(repr=False)
+    translations: list[str] = dataclasses.field(repr=False)
+    stopped: list[str] = dataclasses.field(repr=False)
+    scores: dict[str, Measured]
+    loss: float
+    accuracy: float
+    seconds: float
     bleu_tokenizer: str
-    source_columns: int = 1  # how many columns, between tabs, a source has
+    source_columns: int = 1
 
     @classmethod
     def of_texts(

@@ -18,7 +18,7 @@ from pipelines.options import MissingExtra, accepted, one_line
 from pipelines.tokens import END, PADDING, START, UNKNOWN, Texts, prefix_ids, spelled, target_ids
 from seq2seq.attention import Encoded
 from seq2seq.checking import refuse_texts
-from seq2seq.compilation import full_precision, on_gpu, padded, parts_of_batch, side_by_side, threads
+from seq2seq.compilation import XLA_ERRORS, full_precision, join_rows, on_gpu, parts_of_batch, side_by_side, threads
 from seq2seq.contract import check_strategy, encode, has_attention
 from seq2seq.decoding import LONGEST_SOURCE, STOPPED
 from seq2seq.exporting import export
@@ -34,33 +34,38 @@ from seq2seq.web_exporting import export_web
 LONGEST_TRANSLATION = 100_000  # tokens
 _TEXTS, _IDS = tf.TensorSpec([None], tf.string), tf.TensorSpec([None, None], tf.int32)  # arguments of graphs
 MANY_TEXTS = 64  # from this number on, the cores translate parts of a batch in parallel
-# What XLA raises if it cannot compile; the last two if it lacks parts of CUDA.
-_XLA_ERRORS = (
-    tf.errors.InvalidArgumentError,
-    tf.errors.UnimplementedError,
-    tf.errors.InternalError,
-    tf.errors.NotFoundError,
-)
 
 
 class Translations(NamedTuple):
-    """The detailed result of `Seq2Seq.translate` for N texts, n hypotheses each: the best first, samples as drawn."""
+    """The detailed result of `Seq2Seq.translate` for N texts, n hypotheses each: the best first, samples as drawn.
 
-    # Strings [N, n]. Those of a beam differ; if fewer of its 2 n best hypotheses do, the last texts are empty.
+    Attributes:
+        texts: strings `[N, n]`. Those of a beam differ; if fewer of its 2 n best hypotheses do, the last texts are "".
+        scores: float32 `[N, n]` log-likelihoods, in nats; -inf for an empty place.
+        ranked_by: float32 `[N, n]` what the order follows: of a beam, the score over its length penalty.
+        stopped: strings `[N, n]` why each ended: "end", "limit" or "repetition".
+        ids: int32 `[N, n, T]` target ids with END, then padding. `score` and `attention` take the ids of one rank.
+    """
+
     texts: tf.Tensor
-    scores: tf.Tensor  # float32 [N, n] log-likelihood, in nats; -inf for an empty place
-    ranked_by: tf.Tensor  # float32 [N, n] what the order follows: of a beam, the score over its length penalty
-    stopped: tf.Tensor  # strings [N, n] why it ended: "end", "limit" or "repetition"
-    # int32 [N, n, T] target ids with END, then padding. `score` and `attention` take the ids of one rank.
+    scores: tf.Tensor
+    ranked_by: tf.Tensor
+    stopped: tf.Tensor
     ids: tf.Tensor
 
 
 class Alignment(NamedTuple):
-    """The attention of the decoder while it wrote one text."""
+    """The attention of the decoder while it wrote one text.
 
-    source: list[str]  # S tokens
-    target: list[str]  # T tokens, with END if there is one
-    weights: np.ndarray  # [T, S], each row sums to 1; [T, 1] for an empty source
+    Attributes:
+        source: S tokens.
+        target: T tokens, with END if there is one.
+        weights: `[T, S]`, each row sums to 1; `[T, 1]` for an empty source.
+    """
+
+    source: list[str]
+    target: list[str]
+    weights: np.ndarray
 
     def _repr_html_(self):
         """The picture that a notebook shows; None without the extra `plots`."""
@@ -170,7 +175,7 @@ class Translator(keras.Model):
 
         try:
             done, order = in_batches(run, lengths, batch_size)
-        except (ValueError, *_XLA_ERRORS) as error:
+        except (ValueError, *XLA_ERRORS) as error:
             if not self.compiles_decoding:
                 raise
             warnings.warn(
@@ -293,7 +298,7 @@ class Translator(keras.Model):
 
     def _source_ids(self, texts, parts=1):
         """The ids `[B, S]` of texts `[B]`, cut to `LONGEST_SOURCE`."""
-        return side_by_side(self.source_tokenizer.tokenize, parts, texts, join=_join_ids)[:, :LONGEST_SOURCE]
+        return side_by_side(self.source_tokenizer.tokenize, parts, texts, join=join_rows)[:, :LONGEST_SOURCE]
 
     def predict(self, x: Any, batch_size: int | None = None, *args: Any, **kwargs: Any) -> np.ndarray:
         """Translate batches, as `batch_pairs` makes them, or an array of ids or one-hot rows, greedily.
@@ -490,9 +495,3 @@ def _graph(run, *signature):
     """A graph of a function, of tensors with these signatures."""
     # TensorFlow counts traces by the code of a function, and warns of the fifth; a `partial` is counted by itself.
     return tf.function(functools.partial(run), input_signature=signature, autograph=False)
-
-
-def _join_ids(*parts):
-    """All rows of ids `[b, S]`, whose S differ."""
-    longest = tf.reduce_max([tf.shape(ids)[1] for ids in parts])
-    return tf.concat([padded(ids, tf.shape(ids)[0], longest) for ids in parts], axis=0)
