@@ -13,9 +13,9 @@ from pipelines import OptionError, choose, open_corpora
 from seq2seq.config import ARCHITECTURES, CORPUS, Config, as_saved, read_option, reading_options
 
 PRESETS = {
-    # Characters: for all tasks, and best for little text.
+    # Characters: for all tasks, and needs no extra.
     "default": {},
-    # Pieces of words: a quarter as many steps as characters, for sentences, if there are enough to learn pieces from.
+    # Pieces of words, for sentences: a quarter as many steps as characters, and better translations.
     "subword": {
         "source_tokenizer": "subword",
         "target_tokenizer": "subword",
@@ -63,7 +63,10 @@ PRESETS = {
     },
 }
 
-SUBWORD_PAIRS = 20_000  # from this number of pairs of sentences on, `choose_preset` chooses subwords
+# From this number of pairs of sentences on, `choose_preset` chooses subwords. In the sources, there are this many
+# different words or more; phones, syllables and spelled words, with spaces between them, are fewer.
+SUBWORD_PAIRS = 2_000
+SUBWORD_WORDS = 500
 
 
 _EXCLUDES = {
@@ -81,12 +84,15 @@ _EXCLUDES = {
 
 
 def choose_preset(config: Config, given: Collection[str] = ()) -> str:
-    """The preset for a corpus: "subword" if it holds 20,000 pairs of sentences or more, else "default".
+    """The preset for a corpus: "subword" if it holds 2,000 pairs of sentences or more, else "default".
 
-    Sentences are texts of three words or more, on average: for single words, or words that are written without spaces,
-    characters are better. With other tokenizers or several source columns, or if a tokenizer is among the options that
-    were `given`, it is also "default". Only the first 20,000 pairs are read.
+    Sentences are texts of three words or more, on average, with 500 different words or more: for single words, and for
+    phones or letters with spaces between them, characters are better. With other tokenizers or several source columns,
+    or if a tokenizer is among the options that were `given`, it is also "default"; and for the phrasebook, so that its
+    model is the same with and without the extra `subword`. Only the first 2,000 pairs are read.
     """
+    if config.corpus in ("phrasebook", ("phrasebook",)):
+        return "default"
     if {"source_tokenizer", "target_tokenizer"}.intersection(given):
         return "default"
     if (config.source_tokenizer, config.target_tokenizer) != (Config.source_tokenizer, Config.target_tokenizer):
@@ -95,8 +101,10 @@ def choose_preset(config: Config, given: Collection[str] = ()) -> str:
     if len(reader.sources) > 1 or not all(shard.files for shard in reader.shards):
         return "default"  # what can be read only once is not trained on
     pairs = itertools.islice(reader.pairs(), min(SUBWORD_PAIRS, config.limit or SUBWORD_PAIRS))
-    words = [len(source.split()) for source, _ in pairs]
-    return "subword" if len(words) == SUBWORD_PAIRS and sum(words) >= 3 * len(words) else "default"
+    sources = [source.split() for source, _ in pairs]
+    words = list(itertools.chain(*sources))
+    sentences = len(words) >= 3 * len(sources) and len(set(words)) >= SUBWORD_WORDS
+    return "subword" if len(sources) == SUBWORD_PAIRS and sentences else "default"
 
 
 def usual_options(preset: str, given: dict) -> dict:

@@ -170,7 +170,7 @@ def test_a_transformer_has_its_own_defaults_when_the_corpus_decides_the_preset(t
 
 @pytest.mark.slow
 def test_the_corpus_decides_the_preset(tmp_path, training_calls, monkeypatch):
-    (tmp_path / "sentences.tsv").write_text("I saw him there.\tLo vi ahí.\n" * 20_000)
+    (tmp_path / "sentences.tsv").write_text("".join(f"I saw {number}.\tVi a {number}.\n" for number in range(2000)))
     done = seq2seq("train", "sentences.tsv", cwd=tmp_path)
     assert (
         training_calls[0][0].source_tokenizer == "subword"

@@ -10,6 +10,7 @@ from seq2seq.config import Config
 from seq2seq.presets import (
     PRESETS,
     SUBWORD_PAIRS,
+    SUBWORD_WORDS,
     choose_preset,
     parse_setting,
     usual_options,
@@ -76,19 +77,25 @@ def test_the_tutorial_preset_is_the_tutorial():
 @pytest.mark.parametrize(
     ("line", "count", "preset"),
     [
-        ("I saw him there.\tLo vi ahí.\n", SUBWORD_PAIRS - 1, "default"),
-        ("saw\tS AO\n", SUBWORD_PAIRS, "default"),
-        ("saw him\tlo vi ahí\n", SUBWORD_PAIRS, "default"),
-        ("I saw him\tlo vi\n", SUBWORD_PAIRS, "subword"),
-        ("我在那里看见他了。\tLo vi ahí.\n", SUBWORD_PAIRS, "default"),
+        ("I saw {0}.\tVi a {0}.\n", SUBWORD_PAIRS - 1, "default"),
+        ("{0}\tS AO\n", SUBWORD_PAIRS, "default"),
+        ("saw {0}\tvi a {0}\n", SUBWORD_PAIRS, "default"),
+        ("I saw {0}.\tVi a {0}.\n", SUBWORD_PAIRS, "subword"),
+        ("S AO {1}\tsaw\n", SUBWORD_PAIRS, "default"),
+        ("我在那里看见他了{0}。\tVi a {0}.\n", SUBWORD_PAIRS, "default"),
     ],
 )
 def test_many_sentences_are_cut_into_subwords_and_all_else_into_characters(tsv, line, count, preset):
-    assert choose_preset(Config(str(tsv(line * count)))) == preset
+    text = "".join(line.format(number, number % (SUBWORD_WORDS - 3)) for number in range(count))
+    assert choose_preset(Config(str(tsv(text)))) == preset
+
+
+def test_the_phrasebook_needs_no_extra():
+    assert choose_preset(Config("phrasebook")) == choose_preset(Config(("phrasebook",))) == "default"
 
 
 def test_a_preset_is_chosen_by_what_is_read(tsv):
-    path = tsv("x\tI saw him there.\tLo vi ahí.\n" * SUBWORD_PAIRS)
+    path = tsv("".join(f"x\tI saw {number}.\tLo vi ahí.\n" for number in range(SUBWORD_PAIRS)))
     assert choose_preset(Config(str(path), columns=(2, 3))) == "subword"
     assert choose_preset(Config(str(path), columns=(1, 3))) == "default"
     assert choose_preset(Config(str(path), columns=(2, 3), limit=SUBWORD_PAIRS - 1)) == "default"

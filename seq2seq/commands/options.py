@@ -15,8 +15,8 @@ from seq2seq.presets import parse_setting
 from seq2seq.records import find_run
 
 PRESET_HELP = (
-    "The options to start from: default (characters, for little text and single words), subword (pieces of words, for "
-    "20000 pairs of sentences or more), grapheme-to-phoneme (letters to phones), inflection (lemma TAB form TAB "
+    "The options to start from: default (characters, for single words and little text), subword (pieces of words, for "
+    "2000 pairs of sentences or more), grapheme-to-phoneme (letters to phones), inflection (lemma TAB form TAB "
     "features), tutorial (those of the Keras tutorial). Default: one of the first two, depending on the corpus."
 )
 _CORPUS = (
