@@ -26,7 +26,7 @@ from seq2seq.config import (
 from seq2seq.layers import Decoder, Encoder
 from seq2seq.model import Seq2Seq
 from seq2seq.optimizers import takes
-from seq2seq.presets import usual_options
+from seq2seq.presets import choose_preset, usual_options
 from seq2seq.records import check_finished, read_record
 from seq2seq.runs import compile_model, load_run
 from seq2seq.transformer import TransformerDecoder, TransformerEncoder
@@ -86,21 +86,24 @@ def check_taken(config: Config, names: Iterable[str]) -> None:
         raise OptionError(f"option={name!r}: neither Config nor a class that is named here has this option{hint}")
 
 
-def configure(preset: str, **options: Any) -> Config:
-    """The configuration of `seq2seq train --preset`.
+def configure(preset: str | None = None, **options: Any) -> Config:
+    """The configuration of `seq2seq train`, with or without `--preset`.
 
     ```python
     train(configure("inflection", corpus="words.tsv", seed=1), "runs/words")
     ```
 
     Args:
-        preset: "default", "subword", "grapheme-to-phoneme", "inflection" or "tutorial".
+        preset: "default", "subword", "grapheme-to-phoneme", "inflection" or "tutorial". Default: one of the first two,
+            as the corpus suggests; see `presets.choose_preset`.
         **options: fields of `Config`, which replace options of the preset. "transformer" as `architecture` has other
             defaults. A `warm_start` needs the options of that run.
 
     Raises:
         OptionError: for an unknown preset, and as `Config`.
+        CorpusError: if the corpus that should suggest one cannot be read.
     """
+    preset = preset or choose_preset(configure("default", **options), options)
     return applicable(Config(**usual_options(preset, options) | options), options)
 
 

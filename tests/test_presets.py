@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from command_line import in_process
 
-from pipelines import OptionError
+from pipelines import CorpusError, OptionError
 from seq2seq.building import configure, prepare
 from seq2seq.commands.options import PRESET_HELP
 from seq2seq.config import Config
@@ -88,6 +88,15 @@ def test_the_tutorial_preset_is_the_tutorial():
 def test_many_sentences_are_cut_into_subwords_and_all_else_into_characters(tsv, line, count, preset):
     text = "".join(line.format(number, number % (SUBWORD_WORDS - 3)) for number in range(count))
     assert choose_preset(Config(str(tsv(text)))) == preset
+
+
+def test_python_can_choose_the_preset_as_the_command_line_does(tsv):
+    sentences = str(tsv("".join(f"I saw {number}.\tVi a {number}.\n" for number in range(SUBWORD_PAIRS))))
+    assert configure(corpus=sentences, units=8) == configure("subword", corpus=sentences, units=8)
+    assert configure(corpus=sentences, source_tokenizer="char").dropout == Config.dropout
+    assert configure(corpus="phrasebook", seed=3) == Config("phrasebook", seed=3)
+    with pytest.raises(CorpusError, match="No such file"):
+        configure(corpus="nowhere.tsv")
 
 
 def test_the_phrasebook_needs_no_extra():
