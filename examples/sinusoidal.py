@@ -11,7 +11,6 @@ import keras
 import tensorflow as tf
 
 from seq2seq import Encoded, TokenVectors, rows_by_hypothesis, rows_by_source, source_mask
-from seq2seq.layers import token_ids
 
 
 class _Sinusoidal(keras.layers.Layer):
@@ -51,7 +50,7 @@ class _Sinusoidal(keras.layers.Layer):
 @keras.saving.register_keras_serializable("sinusoidal")
 class SinusoidalEncoder(_Sinusoidal):
     def call(self, source, training=False):
-        mask, x = source_mask(source), self.place(token_ids(source), training)
+        mask, x = source_mask(source), self.place(source, training)
         for n, attention in enumerate(self.attention):
             x = self.norms[2 * n](x + attention(x, x, attention_mask=mask[:, None], training=training))
             x = self.norms[2 * n + 1](x + self.output_of[n](self.hidden[n](x)))
@@ -71,7 +70,7 @@ class SinusoidalDecoder(_Sinusoidal):
         return encoded, tf.zeros([tf.shape(encoded.memory)[0], 0], tf.int32)  # the state: all tokens so far
 
     def call(self, target, encoded, state, training=False):
-        ids = tf.concat([state, token_ids(target)], axis=1)
+        ids = tf.concat([state, target], axis=1)
         x = self.place(ids, training)
         for n, attention in enumerate(self.attention):
             x = self.norms[3 * n](x + attention(x, x, use_causal_mask=True, training=training))

@@ -32,8 +32,9 @@ def take_tokenizers(part: keras.layers.Layer, source_tokenizer: Tokenizer, targe
 
 
 def encode(encoder: keras.layers.Layer, source: tf.Tensor, training: bool = False) -> Encoded:
-    """Call the encoder, and add the source's ids to its result, for decoders that copy from the source."""
-    return encoder(source, training=training)._replace(source=token_ids(source))
+    """Call the encoder with the ids of a source, and add them to its result, for decoders that copy from the source."""
+    ids = token_ids(source)
+    return encoder(ids, training=training)._replace(source=ids)
 
 
 def start(decoder: keras.layers.Layer, encoded: Encoded, steps: int | tf.Tensor | None = None) -> Any:
@@ -67,7 +68,7 @@ def check_contract(
     """Run an encoder and a decoder on two short rows, which makes their weights, and check the results.
 
     Args:
-        encoder: a layer, (source ids `[B, S]` or one-hot) -> `Encoded`, independent of the padding of a row.
+        encoder: a layer, source ids `[B, S]` -> `Encoded`, independent of the padding of a row.
         decoder: a layer with `start(encoded)`, or `start(encoded, steps)`, -> (encoded, state), and (target `[B, T]`,
             encoded, state) -> (logits `[B, T, V]`, state). It must give the same logits for the whole target at once
             and token by token, also with K rows of target and state for each row of `encoded`, and must ignore padding.

@@ -98,7 +98,7 @@ class EnsembleEncoder(_Members):
     """Several encoders, `members`, each of which reads the source.
 
     Call arguments:
-        source: one-hot `[B, S, Vs]` or ids `[B, S]`, padded on the right.
+        source: ids `[B, S]`, padded on the right.
 
     Returns:
         The first member's `Encoded`, with a list of the results of all members in `extra`.
@@ -116,7 +116,7 @@ class EnsembleDecoder(_Members):
         P(token) = (P_1(token) + ... + P_n(token)) / n
 
     Call arguments:
-        target: the tokens so far, one-hot `[B, T, Vt]` or ids `[B, T]`, padded on the right.
+        target: ids of the tokens so far `[B, T]`, padded on the right.
         encoded: the `Encoded` source, as `start` returned it.
         state: a list of the members' states, from `start` or the call for the tokens before.
         return_attention: whether to return the mean of the members' attention weights too.

@@ -226,8 +226,9 @@ class Evaluation:
         return found
 
     def worst(self, count: int = 5) -> list[dict]:
-        """The texts with the most errors for their length, with their "CER", as in `by_text`."""
-        return sorted(self.by_text(["CER"]), key=lambda text: -text["CER"])[:count]
+        """The texts with the most errors for their length, with their "CER", as in `by_text`; none without errors."""
+        wrong = [text for text in self.by_text(["CER"]) if text["CER"]]
+        return sorted(wrong, key=lambda text: -text["CER"])[:count]
 
     def write(self, folder: Path | str) -> None:
         """Write sources.txt, translations.txt, references.0.txt and so on, one text per line, for other tools; and

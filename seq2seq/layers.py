@@ -96,7 +96,7 @@ class Prepared(NamedTuple):
     keys: tf.Tensor | None  # [B, S, D] of `Attention.project`; None without attention
     product: tf.Tensor | None  # [V, G] as in `Rows`, if there are few target tokens
     copies: tf.Tensor | None  # [B, S, V] of `Pointer.copies`
-    memory: tf.Tensor | None = None  # [B, S, D] the projected memory, for hard attention
+    projected_memory: tf.Tensor | None = None  # [B, S, D] by its half of `combine`, for hard attention
 
 
 @keras.saving.register_keras_serializable("seq2seq")
@@ -115,7 +115,7 @@ class Encoder(BaseLayer):
             (Zaremba et al. 2014, arxiv.org/abs/1409.2329), which the fused GPU kernels do not support.
 
     Call arguments:
-        source: one-hot `[B, S, Vs]` or ids `[B, S]`, padded on the right.
+        source: ids `[B, S]`, padded on the right.
 
     Returns:
         `Encoded`; its state is the one after each row's last token.
@@ -185,7 +185,7 @@ class Decoder(BaseDecoder):
             needs `take_tokenizers`, and returns log-probabilities as logits.
 
     Call arguments:
-        target: the tokens so far, one-hot `[B, T, Vt]` or ids `[B, T]`, padded on the right.
+        target: ids of the tokens so far `[B, T]`, padded on the right.
         encoded: the `Encoded` source, as `start` returned it.
         state: the state that `start`, or the call for the previous tokens, returned.
         return_attention: whether to return the attention weights too.
@@ -267,7 +267,7 @@ class Decoder(BaseDecoder):
             keys=self.attention.project(encoded.memory) if self.attention else None,
             product=self.recurrent[0].multiply(self.vectors.matrix_of_rows()) if few else None,
             copies=self.pointer.copies(encoded.source) if self.pointer else None,
-            memory=tf.tensordot(encoded.memory, self._halves_of_combine()[0], 1) if self.hard else None,
+            projected_memory=tf.tensordot(encoded.memory, self._halves_of_combine()[0], 1) if self.hard else None,
         )
         state = list(first)
         if self.hard:
@@ -299,10 +299,11 @@ class Decoder(BaseDecoder):
             vectors = self.vectors.rows(target, training=training)
             if isinstance(vectors, Rows):
                 vectors = vectors._replace(product=encoded.extra.product)
-            *before, alignment = state if self.hard else [*state, None]
-            output, after = self._recur(vectors, before, training)
             if self.hard:
-                logits, weights, alignment = self._attend_hard(output, token_ids(target), encoded, alignment)
+                *state, alignment = state
+            output, after = self._recur(vectors, state, training)
+            if self.hard:
+                logits, weights, alignment = self._attend_hard(output, target, encoded, alignment)
                 after.append(alignment)
             else:
                 output, weights = self._attend(output, encoded)
@@ -360,7 +361,7 @@ class Decoder(BaseDecoder):
         """
         prepared = encoded.extra
         pairs = rows_by_source(tf.tensordot(output, self._halves_of_combine()[1], 1), encoded)
-        pairs = tf.tanh(pairs[:, :, None] + prepared.memory[:, None])  # `combine` of all pairs of positions
+        pairs = tf.tanh(pairs[:, :, None] + prepared.projected_memory[:, None])  # `combine` of all pairs of positions
         logits = self.output_layer(pairs)
         tokens = self.pointer(logits, pairs, prepared.copies[:, None]) if self.pointer else tf.nn.log_softmax(logits)
         tokens = rows_by_hypothesis(tokens, ids)  # [B, T, S, V]
@@ -389,7 +390,7 @@ def token_ids(tokens: tf.Tensor) -> tf.Tensor:
 
 
 def source_mask(source: tf.Tensor) -> tf.Tensor:
-    """Which positions of a source, ids `[B, S]` or one-hot `[B, S, V]`, an encoder reads: bool `[B, S]`."""
+    """Which positions of source ids `[B, S]` an encoder reads: bool `[B, S]`."""
     filled = holds_token(source)
     # An empty source counts as one step of padding: cuDNN refuses rows that are masked from end to end.
     return tf.concat([tf.ones_like(filled[:, :1]), filled[:, 1:]], axis=1)
@@ -397,7 +398,7 @@ def source_mask(source: tf.Tensor) -> tf.Tensor:
 
 @keras.saving.register_keras_serializable("seq2seq")
 class TokenVectors(keras.layers.Layer):
-    """Vectors of tokens, given as ids `[B, T]` or as one-hot rows `[B, T, V]`, with the same result.
+    """Vectors of tokens, given as ids `[B, T]`.
 
     Args:
         vocabulary_size: V.
@@ -421,17 +422,13 @@ class TokenVectors(keras.layers.Layer):
 
     def call(self, tokens: tf.Tensor, training: bool = False) -> tf.Tensor:
         if not self.embedding:
-            is_ids = tokens.dtype.is_integer
-            return one_hot(token_ids(tokens), self.vocabulary_size, self.compute_dtype) if is_ids else tokens
+            return one_hot(tokens, self.vocabulary_size, self.compute_dtype)
         # Rows of length 1, times the square root of E (Vaswani et al. 2017, section 3.4): large
         # enough as a cell's input, small enough as weights of the tied output, and quick to learn.
         matrix, scale = tf.cast(self.matrix, self.compute_dtype), self.embedding**0.5
-        if training:
-            # Its gradient is dense. With a sparse one, Keras's Adam squares the contributions of a token one by one,
-            # which makes steps too large for frequent tokens.
-            vectors = tf.gather(matrix * scale, token_ids(tokens))
-        else:
-            vectors = tf.gather(matrix, token_ids(tokens)) * scale
+        # The product in training makes the gradient dense. With a sparse one, Keras's Adam squares the contributions of
+        # a token one by one, which makes steps too large for frequent tokens.
+        vectors = tf.gather(matrix * scale, tokens) if training else tf.gather(matrix, tokens) * scale
         return self.drop(vectors, training=training)
 
     @property
@@ -444,7 +441,7 @@ class TokenVectors(keras.layers.Layer):
         drops = training and self.embedding and self.drop.rate
         if not self.few or drops:
             return self(tokens, training=training)
-        return Rows(token_ids(tokens), self.matrix_of_rows())
+        return Rows(tokens, self.matrix_of_rows())
 
     def matrix_of_rows(self) -> tf.Tensor | None:
         """All vectors `[V, E]`, without dropout; None for one-hot rows."""

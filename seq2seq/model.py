@@ -16,7 +16,7 @@ import tensorflow as tf
 
 import pipelines.tokenizers  # noqa: F401 (Keras loads only classes that are imported)
 from pipelines import OptionError, accepted, check_number, choose, construct
-from pipelines.tokens import END, PADDING, Tokenizer, check_tokenizers, one_hot
+from pipelines.tokens import END, PADDING, Tokenizer, check_tokenizers
 from seq2seq.compilation import is_exporting, on_gpu, parts_of_batch, side_by_side
 from seq2seq.contract import check_contract, check_savable, encode, serialized, start, take_tokenizers
 from seq2seq.decoding import (
@@ -86,14 +86,7 @@ class Seq2Seq(Translator, Trainer):
         **options: Any,
     ) -> None:
         super().__init__(name=name, trainable=trainable, dtype=dtype)
-        if self.dtype_policy.variable_dtype not in ("float32", "float64"):
-            half = self.dtype_policy.name
-            raise OptionError(f"dtype={half!r}: 16-bit weights are too coarse for training; use 'mixed_{half}'")
-        if keras.config.floatx() not in ("float32", "float64"):
-            raise OptionError(
-                f"floatx is {keras.config.floatx()!r}: 16 bits hold no large ids, so Keras would round labels; call "
-                f"keras.config.set_floatx('float32') and use dtype='mixed_{keras.config.floatx()}'"
-            )
+        self._check_precision()
         check_tokenizers(source_tokenizer, target_tokenizer)
         self.source_tokenizer = source_tokenizer
         self.target_tokenizer = target_tokenizer
@@ -152,6 +145,16 @@ class Seq2Seq(Translator, Trainer):
                 weight.trainable = False  # Keras made these weights after the layer was frozen
         self.built = True
 
+    def _check_precision(self):
+        if self.dtype_policy.variable_dtype not in ("float32", "float64"):
+            half = self.dtype_policy.name
+            raise OptionError(f"dtype={half!r}: 16-bit weights are too coarse for training; use 'mixed_{half}'")
+        if keras.config.floatx() not in ("float32", "float64"):
+            raise OptionError(
+                f"floatx is {keras.config.floatx()!r}: 16 bits hold no large ids, so Keras would round labels; call "
+                f"keras.config.set_floatx('float32') and use dtype='mixed_{keras.config.floatx()}'"
+            )
+
     def call(
         self, inputs: tuple[tf.Tensor, tf.Tensor], training: bool = False, return_attention: bool = False
     ) -> tf.Tensor | tuple[tf.Tensor, tf.Tensor]:
@@ -180,7 +183,7 @@ class Seq2Seq(Translator, Trainer):
     def _run(self, source, target, training=False, return_attention=False):
         encoded, state = start(self.decoder, encode(self.encoder, source, training))
         options = {"return_attention": True} if return_attention else {}  # which not every decoder has
-        logits, _, *weights = self.decoder(target, encoded, state, training=training, **options)
+        logits, _, *weights = self.decoder(token_ids(target), encoded, state, training=training, **options)
         logits = tf.cast(logits, tf.float32)  # a custom decoder may return others
         return (logits, *weights) if return_attention else logits
 
@@ -189,12 +192,10 @@ class Seq2Seq(Translator, Trainer):
 
         The decoder reads the correct tokens so far and predicts the next one, at all positions of the target at once.
         Its loss is the cross-entropy of these predictions, averaged over real tokens. A batch whose gradient is not
-        finite does not change the model. A loop of your own should call `count_lengths` with each batch:
-        `translate` learns from it how long translations may become, see `limits`.
+        finite does not change the model.
         """
         (source, inputs), labels, weights = teacher_forcing(*data)
-        if self.teacher_forcing != 1.0:
-            inputs = self.scheduled_sampling(source, inputs)
+        inputs = self.scheduled_sampling(source, inputs)
         with tf.GradientTape() as tape:
             logits = self((source, inputs), training=True)
             loss = self.compute_loss((source, inputs), labels, logits, weights)
@@ -227,7 +228,8 @@ class Seq2Seq(Translator, Trainer):
         return [[part.tokens for part in side.of_columns] for side in (self.source_tokenizer, self.target_tokenizer)]
 
     def count_lengths(self, source: tf.Tensor, target: tf.Tensor) -> None:
-        """Add a batch to the statistics of the ratio of target to source lengths; see `limits`."""
+        """Add a batch to the statistics of the ratio of target to source lengths, from which `translate` learns how
+        long translations may become; see `limits`. `fit` does; a loop of your own should call it with each batch."""
         labels = token_ids(target[:, 1:])
         targets = tf.cast(tf.math.count_nonzero(labels != PADDING, axis=1), tf.float64)
         ratios = targets / tf.cast(tf.maximum(row_lengths(source), 1), tf.float64)
@@ -236,7 +238,7 @@ class Seq2Seq(Translator, Trainer):
 
     def scheduled_sampling(self, source: tf.Tensor, inputs: tf.Tensor) -> tf.Tensor:
         """Replace some of the decoder's correct tokens by its own predictions. Each stays with the probability
-        `self.teacher_forcing`.
+        `self.teacher_forcing`; with 1, all do.
 
         Every token is predicted from the correct ones before it, all in one pass, and a second pass trains on the
         mixture (Mihaylova & Martins 2019, arxiv.org/abs/1906.07651; Duckworth et al. 2019, arxiv.org/abs/1906.04331).
@@ -247,23 +249,23 @@ class Seq2Seq(Translator, Trainer):
             inputs: the decoder's input from `teacher_forcing`, ids `[B, T]` or their one-hot form.
 
         Returns:
-            The mixture, of the form of `inputs`.
+            The mixture, ids int32 `[B, T]`; or `inputs`, if all tokens stay.
         """
         self.called |= {"scheduled_sampling"}
-        source, inputs = tf.convert_to_tensor(source), tf.convert_to_tensor(inputs)
         probability = self.teacher_forcing
+        if probability == 1.0:
+            return inputs
         if callable(probability):
             probability = probability(self.optimizer.iterations)
-        ids = token_ids(inputs)
-        logits = self((source, inputs))
+        ids = token_ids(tf.convert_to_tensor(inputs))
+        logits = self((tf.convert_to_tensor(source), ids))
         rows, length, size = (tf.shape(logits)[axis] for axis in range(3))
         allowed = tf.reshape(logits, [-1, size])[:, END:]  # as in decoding
         drawn = END + keras.random.categorical(allowed, 1, dtype="int32", seed=self.sampling_seed)
         sampled = tf.concat([ids[:, :1], tf.reshape(drawn, [rows, length])[:, :-1]], axis=1)
         chance = keras.random.uniform([rows, length], dtype="float32", seed=self.sampling_seed)
         correct = chance < tf.cast(probability, "float32")
-        mixed = tf.where(correct | (ids == PADDING), ids, sampled)
-        return mixed if inputs.dtype.is_integer else one_hot(mixed, inputs.shape[-1], inputs.dtype)
+        return tf.where(correct | (ids == PADDING), ids, sampled)
 
     def log_likelihood(
         self,

@@ -57,9 +57,9 @@ def _evaluation_lines(found, by_column, confusions, worst):
         for pair in wrong:
             tokens = " ".join(_in_column(pair[side], 20) for side in ("translation", "reference"))
             yield f"{tokens} {pair['times']:>7,} {pair['texts']:>8,}"
-    if worst:
+    if texts := found.worst(worst):
         yield from ("", "The worst:")
-    for text in found.worst(worst):
+    for text in texts:
         line = f"    {text['source']}  ->  {text['translation']}   ({' | '.join(text['references'])})"
         yield as_line(line.encode()).decode()
     yield ""

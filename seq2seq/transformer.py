@@ -15,7 +15,7 @@ import tensorflow as tf
 from pipelines import OptionError
 from pipelines.tokens import Tokenizer
 from seq2seq.attention import Encoded, masked_softmax, rows_by_hypothesis, rows_by_source
-from seq2seq.layers import BaseDecoder, BaseLayer, TokenVectors, checked_arguments, source_mask, token_ids
+from seq2seq.layers import BaseDecoder, BaseLayer, TokenVectors, checked_arguments, source_mask
 
 
 @keras.saving.register_keras_serializable("seq2seq")
@@ -34,7 +34,7 @@ class TransformerEncoder(BaseLayer):
         dropout: rate, in training, for the embedding and for the result of each sublayer.
 
     Call arguments:
-        source: one-hot `[B, S, Vs]` or ids `[B, S]`, padded on the right.
+        source: ids `[B, S]`, padded on the right.
 
     Returns:
         `Encoded`.
@@ -74,11 +74,11 @@ class TransformerEncoder(BaseLayer):
             self.build((None, None))
 
     def call(self, source: tf.Tensor, training: bool = False) -> Encoded:
-        mask, ids = source_mask(source), token_ids(source)
-        positions = _source_positions(mask, ids, self.in_order, of_sets=0)
+        mask = source_mask(source)
+        positions = _source_positions(mask, source, self.in_order, of_sets=0)
         x = self.vectors(source, training=training)
         if self.types:
-            x += self.types(tf.gather(self.columns, ids))
+            x += self.types(tf.gather(self.columns, source))
         for block in self.blocks:
             x, *_ = block(x, positions, mask[:, None], training=training)
         return Encoded(self.norm(x), mask)

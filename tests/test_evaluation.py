@@ -184,6 +184,7 @@ def test_by_length_and_worst_tell_where_the_errors_are():
     columns = evaluation(translations, [[text.upper()] for text in sources], [f"{text}\tV;PST" for text in sources])
     assert columns.by_length(3) == columns.by_length() == parts  # of at least 20 sources
     assert [text["source"] for text in found.worst(20)] == sources[40:]
+    assert len(found.worst(50)) == 20  # the others are right
     assert found.worst(1)[0] == {
         "source": "a" * 20,
         "translation": "X" * 20,

@@ -68,17 +68,9 @@ def computed(layers):
     return run(layers)
 
 
-def test_ids_and_one_hot_rows_compute_the_same(layers, computed):
-    encoded, _, logits = computed
-    same, _, from_rows = run(layers, one_hot(SOURCE, 8), one_hot(TARGET, 8))
-    real = TARGET != 0
-    np.testing.assert_allclose(encoded.memory[encoded.mask], same.memory[same.mask], atol=1e-6)
-    np.testing.assert_allclose(logits[real], from_rows[real], atol=1e-6)
-    assert encoded.memory.shape == (2, 3, 6) and logits.shape == (2, 4, 8)
-
-
 def test_padding_changes_nothing(layers, computed):
-    _, _, logits = computed
+    encoded, _, logits = computed
+    assert encoded.memory.shape == (2, 3, 6) and logits.shape == (2, 4, 8)
     _, _, same = run(layers, tf.pad(SOURCE, [[0, 0], [0, 4]]), tf.pad(TARGET, [[0, 0], [0, 2]]))
     np.testing.assert_allclose(logits, same[:, :4], atol=1e-6)
 
@@ -251,7 +243,6 @@ def test_keras_finds_the_layers_fit_for_cudnn(cell, bidirectional, monkeypatch):
 def test_token_vectors_are_rows_of_the_embedding():
     vectors = TokenVectors(8, 4)
     np.testing.assert_array_equal(vectors(SOURCE), 2 * vectors.matrix.numpy()[SOURCE])  # the root of 4
-    np.testing.assert_allclose(vectors(one_hot(SOURCE, 8))[0], vectors(SOURCE)[0], atol=1e-7)
     np.testing.assert_array_equal(tf.gather(vectors.rows(SOURCE).matrix, SOURCE), vectors(SOURCE))
     np.testing.assert_array_equal(TokenVectors(8)(SOURCE), one_hot(SOURCE, 8))
 

@@ -118,6 +118,8 @@ def evaluate(
             progress=counter("translated"),
         )
     _say_oddities(runs, models, found.sources, pairs)
+    if len(runs) > 1:
+        say(f"An ensemble of {len(runs)} runs; `seq2seq compare` measures each")
     parts = found.by_column(*column) if column else []
     if as_json:
         more = {"by_column": parts} if parts else {}
