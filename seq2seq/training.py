@@ -152,6 +152,8 @@ def _is_resumed(config, folder, overwrite):
             "options, --overwrite starts from the beginning, --out chooses another folder. In Python, config=None "
             "resumes, and overwrite=True starts from the beginning"
         )
+    if ended:
+        Checkpoints(folder / "unfinished").remove()  # of a process that was killed before it had removed them
     if config is None:
         raise RunError(f"{folder}: no unfinished run to resume" + "; its training has ended" * bool(ended))
     if ended and not overwrite:

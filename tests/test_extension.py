@@ -655,12 +655,13 @@ def test_a_configuration_keeps_the_options_of_custom_classes_that_are_not_given_
     record = json.loads((covered / "config.json").read_text())
     record["options"] |= {"loss": "focal:FocalLoss", "own": {"kernel": 5, "gamma": 1.0}}
     Path("config.json").write_text(json.dumps(record))
-    done = in_process("train", "--config", "config.json", "--set", "gamma=2", "--out", "again")
+    imports = ["--import", "coverage:CoverageDecoder", "--import", "focal:FocalLoss"]
+    done = in_process("train", "--config", "config.json", "--set", "gamma=2", "--out", "again", *imports)
     assert done.returncode == 0, done.stderr.decode()
     ((config, *_),) = training_calls
     assert (config.decoder, config.loss) == ("coverage:CoverageDecoder", "focal:FocalLoss")
     assert config.own == {"kernel": 5, "gamma": 2}
-    assert _imports_for(config) == ["--import", "coverage:CoverageDecoder", "--import", "focal:FocalLoss"]
+    assert _imports_for(config) == imports
     assert _imports_for(config, training=False) == ["--import", "coverage:CoverageDecoder"]
 
 
