@@ -47,7 +47,7 @@ BROKEN_DECODERS = {
         "returns probabilities; expected logits, without a softmax",
     ),
     "no state": ("return self.output_layer(x), ids[:, length:]", "return self.output_layer(x)", "(logits, state)"),
-    "forgets what came before": ("tf.concat([state, token", "tf.concat([0 * state, token", "one token after another"),
+    "forgets what came before": ("tf.concat([state, target", "tf.concat([0 * state, target", "one token after another"),
     "remembers the wrong tokens": ("ids[:, length:]", "ids[:, : self.n - 1]", "one token after another"),
     "looks ahead": (
         "vectors[:, place : place + length]",

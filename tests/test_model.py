@@ -23,6 +23,7 @@ from seq2seq import (
     ensemble,
     teacher_forcing,
 )
+from seq2seq.layers import token_ids
 
 
 @pytest.mark.slow
@@ -404,7 +405,7 @@ class HalfDecoder(Decoder):
 
 @pytest.mark.slow
 def test_mixed_precision_trains_saves_and_translates(tokenizers, batches, tmp_path):
-    source, target = next(iter(batches))
+    source, target = map(token_ids, next(iter(batches)))
     models = [
         Seq2Seq(*tokenizers, units=8, **QUICK, attention="dot", decoder=HalfDecoder, dtype=dtype)
         for dtype in ("mixed_float16", "float32")
