@@ -81,22 +81,24 @@ class Table:
         if choose("format", format, FORMATS) == "csv":
             return self._csv()
         head = ["setting", "seeds", *(self.prefix + measure for measure in self.measures), "parameters"]
-        lines = []
+        lines, several = [], len(self.rows) > 1
         for row in self.rows:
             cells = (self._cell(row, measure, format) for measure in self.measures)
             lines.append([row.label, str(len(row.seeds)), *cells, f"{row.parameters:,}" if row.parameters else ""])
         if format == "md":
             lines = [[cell.replace("|", r"\|") for cell in line] for line in [head, ["---"] * len(head), *lines]]
-            return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", f"{self.note} Bold: best mean."])
+            return "\n".join(
+                [*(f"| {' | '.join(line)} |" for line in lines), "", self.note + " Bold: best mean." * several]
+            )
         if format == "latex":
             head, lines = [*map(_latex, head)], [[_latex(label), *rest] for label, *rest in lines]
             parts = [" & ".join(line) + r" \\" for line in [head, *lines]]
             parts = [r"\toprule", parts[0], r"\midrule", *parts[1:], r"\bottomrule", r"\end{tabular}"]
             begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
-            return "\n".join([f"% {self.note} Bold: best mean.", begin, *parts])
+            return "\n".join([f"% {self.note}" + " Bold: best mean." * several, begin, *parts])
         first, *widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
         fitted = ["  ".join([label.ljust(first), *map(str.rjust, rest, widths)]) for label, *rest in [head, *lines]]
-        return "\n".join([*fitted, "", textwrap.fill(f"{self.note} *: best mean.", 100)])
+        return "\n".join([*fitted, "", textwrap.fill(self.note + " *: best mean." * several, 100)])
 
     def _cell(self, row, measure, format):
         digits = 3 if measure in TOKEN_FIGURES else 1
@@ -201,7 +203,7 @@ def table(
         row.parameters = records[row.runs[0]].content.get("training", {}).get("parameters")
     incomparable = _incomparable(rows, records, wanted, test is None, say)
     tested = _test(rows, first, [name for name in wanted if name not in incomparable], evaluations)
-    note = f"Mean ± standard deviation (n - 1) over seeds. {note} {tested}"
+    note = f"Mean ± standard deviation (n - 1) over seeds. {note} {tested}".rstrip()
     return Table(rows, wanted, incomparable, note, "val_" if test is None else "")
 
 
@@ -461,7 +463,7 @@ def _test(rows, first, measures, evaluations):
         for number, row in enumerate(tested):
             row.p = {name: scores[name][number].p for name in measures if name in scores}
         return f"p: approximate randomization over the sources (Riezler and Maxwell 2005), {against}"
-    return "No p: it needs two seeds or more in both rows, or one in each and a test corpus."
+    return "No p: it needs two seeds or more in both rows, or one in each and a test corpus." if others else ""
 
 
 def _mean(figures):

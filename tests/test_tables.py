@@ -330,6 +330,9 @@ def test_a_row_whose_setting_is_long_has_the_name_of_its_run(copied):
     assert any(text.startswith(f"{runs[0]}: ") and "learning_rate=0.0123" in text for text in said)
     alone = list(csv.DictReader(io.StringIO(table(runs[:1]).text("csv"))))
     assert [row["setting"] for row in alone] == [str(runs[0])]
+    for form in ("text", "md", "latex"):
+        assert "kept epoch of each run" in table(runs[:1]).text(form)
+        assert "best mean" not in table(runs[:1]).text(form) and "No p" not in table(runs[:1]).text(form)
 
 
 @pytest.mark.slow
