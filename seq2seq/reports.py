@@ -38,7 +38,7 @@ def _evaluation_lines(found, by_column, confusions, worst):
     yield from (_counts(found), "")
     for name in names:
         measured = found.scores[name]
-        margin = "      " if math.isnan(measured.margin) else f"\u00b1 {measured.margin:.1f}"  # nan: of one text
+        margin = "      " if math.isnan(measured.margin) else f"\u00b1 {measured.margin:.1f}"
         yield f"{name:<12}{measured.score:>8.1f}  {margin}   {_EXPLAINED[name]}"
     if not math.isnan(found.loss):  # nan: of translations that do not come from a model
         tokens = "per token of all targets, repeated ones too"

@@ -102,7 +102,8 @@ class Measured:
     """A measure of a corpus of texts."""
 
     score: float
-    margin: float  # half of the 95% confidence interval, by bootstrap (Koehn 2004); nan for a single text
+    # Half of the 95% confidence interval, by bootstrap (Koehn 2004); nan if all texts score alike, as one text does
+    margin: float
     signature: str  # sacrebleu's, for others to measure the same
 
 
@@ -164,7 +165,7 @@ def measure(
     found: dict[str, Measured] = {}
     for name, key in zip(measures, signatures, strict=True):  # sacrebleu names them otherwise, in the same order
         result: Any = results[key][0]
-        margin = float(result.ci) if len(translations) > 1 else math.nan  # of one text, all samples are alike
+        margin = float(result.ci) or math.nan  # 0: all samples are alike, which says nothing about other texts
         found[name] = Measured(float(result.score), margin, str(signatures[key]))
     return found
 

@@ -162,6 +162,7 @@ def test_one_interval_belongs_to_each_figure():
     exact = measure(["a"] * 50 + ["b"] * 50, [["a"]] * 100)["exact match"]
     # Half of 95% of a binomial distribution of 100 draws: 1.96 * 5%.
     assert exact.score == 50 and exact.margin == pytest.approx(9.8, abs=1.5)
+    assert math.isnan(measure(["a"] * 100, [["a"]] * 100)["exact match"].margin)  # not 0: the next text may be wrong
 
 
 def test_a_summary_counts_references_and_has_as_many_of_the_worst_texts_as_are_wanted():
