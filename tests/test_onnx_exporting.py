@@ -119,7 +119,7 @@ class PairsDecoder(Decoder):
     def start(self, encoded):
         encoded, state = super().start(encoded)
         flat = tf.reshape(encoded.memory, [-1, 8])
-        return encoded._replace(extra=encoded.extra._replace(memory=flat)), state
+        return encoded._replace(extra=encoded.extra._replace(projected_memory=flat)), state
 
 
 def test_what_has_no_onnx_form_says_why_and_leaves_nothing(model, tmp_path):
